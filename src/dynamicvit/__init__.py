@@ -1,0 +1,19 @@
+"""Vision transformers that drop the patches they don't need (DynamicViT, NeurIPS 2021)."""
+
+from dynamicvit._version import __version__
+from dynamicvit.errors import InputError, UnsupportedBackboneError
+from dynamicvit.model import DynamicViT, MaskedOutput, PrunedOutput, sparsify
+from dynamicvit.prediction import PredictionModule
+from dynamicvit.schedule import Schedule
+
+__all__ = [
+    "DynamicViT",
+    "InputError",
+    "MaskedOutput",
+    "PredictionModule",
+    "PrunedOutput",
+    "Schedule",
+    "UnsupportedBackboneError",
+    "__version__",
+    "sparsify",
+]

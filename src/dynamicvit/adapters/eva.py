@@ -1,0 +1,108 @@
+"""timm's ``Eva``: EVA-02 and its kin, with rotary positions gathered for each image."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat
+from timm.models.eva import Eva, EvaAttention, EvaBlock
+from torch import Tensor, nn
+
+from dynamicvit.adapters.timm_common import TimmAdapter
+from dynamicvit.adapters.vit import project
+from dynamicvit.attention import attend
+from dynamicvit.tokens import Tokens
+
+
+class EvaAdapter(TimmAdapter):
+    """Pre-norm blocks with rotary positions, split or fused query, key and value."""
+
+    family = "timm Eva (EVA, EVA-02)"
+    model_classes = (Eva,)
+    block_classes = (EvaBlock,)
+    attention_classes = (EvaAttention,)
+
+    def embed(self, backbone: nn.Module, images: Tensor) -> tuple[Tokens, Tensor | None]:
+        x, rope = backbone._pos_embed(backbone.patch_embed(images))
+        return Tokens(backbone.norm_pre(x), backbone.num_prefix_tokens), rope
+
+    def block(
+        self, block: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
+    ) -> Tensor:
+        x = tokens.x
+        rope = rotary(position, depth, tokens.index)
+        attended = self.attention(block.attn, block.norm1(x), tokens.key_decision(), rope)
+        x = x + block.drop_path1(scaled(block.gamma_1, attended))
+        return x + block.drop_path2(scaled(block.gamma_2, block.mlp(block.norm2(x))))
+
+    def pools_prefix(self, backbone: nn.Module) -> bool:
+        return backbone.global_pool == "map"
+
+    def attention(
+        self, attn: nn.Module, x: Tensor, decision: Tensor | None, rope: Tensor | None
+    ) -> Tensor:
+        """Self-attention of ``(B, T, C)`` under a key decision ``(B, T)``."""
+        query, key, value = split_heads(attn, x)
+        query, key = attn.q_norm(query), attn.k_norm(key)
+        if rope is not None:
+            query = rotate(attn, query, rope).type_as(value)
+            key = rotate(attn, key, rope).type_as(value)
+        out = attend(
+            query,
+            key,
+            value,
+            decision=decision,
+            dropout_p=attn.attn_drop.p if attn.training else 0.0,
+        )
+        return project(attn, x, out)
+
+
+def split_heads(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value ``(B, H, T, D)`` of an attention whose key has no bias."""
+    batch, length, _ = x.shape
+    if attn.qkv is None:
+        parts = (attn.q_proj(x), attn.k_proj(x), attn.v_proj(x))
+        query, key, value = (
+            part.reshape(batch, length, attn.num_heads, -1).transpose(1, 2) for part in parts
+        )
+        return query, key, value
+    bias = None
+    if attn.q_bias is not None:
+        bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+    qkv = F.linear(x, attn.qkv.weight, bias)
+    query, key, value = qkv.reshape(batch, length, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    return query, key, value
+
+
+def rotary(rope: Tensor | None, depth: int, index: Tensor | None) -> Tensor | None:
+    """The rotary table of the held patches.
+
+    Args:
+        rope: ``(N, D)`` for all blocks, or ``(depth, H, N, D)`` with one table for each block.
+        depth: which block asks.
+        index: ``(B, M)`` original patch of each held token, or ``None`` when all are held.
+
+    Returns:
+        The block's table as it is, or ``(B, 1 or H, M, D)`` gathered for each image.
+    """
+    if rope is None:
+        return None
+    if rope.ndim == 4:
+        rope = rope[depth]
+    if index is None:
+        return rope
+    if rope.ndim == 2:
+        return rope[index].unsqueeze(1)
+    return rope[:, index].transpose(0, 1)
+
+
+def rotate(attn: nn.Module, x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate the patch tokens of ``(B, H, P + M, D)``; prefix tokens have no place to rotate to."""
+    prefix, patches = x[:, :, : attn.num_prefix_tokens], x[:, :, attn.num_prefix_tokens :]
+    half = getattr(attn, "rotate_half", False)
+    return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=half)], dim=2)
+
+
+def scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
+    """Layer scale, where the block has one."""
+    return x if gamma is None else gamma * x

@@ -1,0 +1,151 @@
+"""What timm's vision transformers have in common: patch grid, pooling, head."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from timm.layers import AttentionPoolLatent, PatchEmbed
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dynamicvit.adapters.base import Adapter
+from dynamicvit.attention import attend
+from dynamicvit.errors import InputError
+from dynamicvit.pooling import masked_max, masked_mean
+from dynamicvit.tokens import Tokens
+
+POOLS = ("token", "avg", "avgmax", "max", "map")
+
+
+class TimmAdapter(Adapter):
+    """Base of the timm families; each adds its classes, its embedding and its block."""
+
+    #: The exact classes of model, block and attention that the family's code was written for. A
+    #: subclass may compute something else, so it is not taken for its parent.
+    model_classes: tuple[type, ...]
+    block_classes: tuple[type, ...]
+    attention_classes: tuple[type, ...]
+
+    def claims(self, backbone: nn.Module) -> bool:
+        return type(backbone) in self.model_classes
+
+    def why_not(self, backbone: nn.Module) -> str | None:
+        for block in backbone.blocks:
+            if type(block) not in self.block_classes:
+                return f"its block class {type(block).__name__}"
+            if type(block.attn) not in self.attention_classes:
+                return f"its attention class {type(block.attn).__name__}"
+        if type(backbone.patch_embed) is not PatchEmbed:
+            return f"its patch embedding class {type(backbone.patch_embed).__name__}"
+        if not isinstance(getattr(backbone, "patch_drop", None), (nn.Identity, type(None))):
+            return "patch_drop_rate > 0 (tokens would be dropped twice)"
+        if backbone.global_pool not in POOLS:
+            return f"global_pool={backbone.global_pool!r} (one of {', '.join(POOLS)} is needed)"
+        pool = getattr(backbone, "attn_pool", None)
+        if pool is not None and type(pool) is not AttentionPoolLatent:
+            return f"its attention pooling class {type(pool).__name__}"
+        return None
+
+    def blocks(self, backbone: nn.Module) -> nn.ModuleList | nn.Sequential:
+        return backbone.blocks
+
+    def width(self, backbone: nn.Module) -> int:
+        return backbone.embed_dim
+
+    def grid_size(self, backbone: nn.Module, height: int, width: int) -> tuple[int, int]:
+        embed = backbone.patch_embed
+        rows, columns = embed.patch_size
+        if embed.strict_img_size and embed.img_size is not None:
+            if (height, width) != tuple(embed.img_size):
+                raise InputError(
+                    f"images of {height}x{width}, but this backbone takes "
+                    f"{embed.img_size[0]}x{embed.img_size[1]} (create it with another img_size, "
+                    f"or with dynamic_img_size=True)"
+                )
+        elif not embed.dynamic_img_pad and (height % rows or width % columns):
+            raise InputError(
+                f"images of {height}x{width}, but this backbone takes multiples of its "
+                f"{rows}x{columns} patches"
+            )
+        return embed.dynamic_feat_size((height, width))
+
+    def run_block(
+        self, backbone: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
+    ) -> Tensor:
+        block = backbone.blocks[depth]
+        if tokens.x.shape[1] == 0:  # no prefix token and nothing kept: nothing to compute
+            return tokens.x
+        if backbone.grad_checkpointing and torch.is_grad_enabled():
+
+            def run(x: Tensor, decision: Tensor | None) -> Tensor:
+                held = Tokens(x, tokens.num_prefix, tokens.index, decision)
+                return self.block(block, depth, held, position)
+
+            return checkpoint(run, tokens.x, tokens.decision, use_reentrant=False)
+        return self.block(block, depth, tokens, position)
+
+    @abstractmethod
+    def block(
+        self, block: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
+    ) -> Tensor:
+        """One block under the tokens' decision: ``(B, P + M, C)``."""
+
+    def finish(self, backbone: nn.Module, x: Tensor) -> Tensor:
+        return backbone.norm(x)
+
+    def head(self, backbone: nn.Module, tokens: Tokens, pre_logits: bool = False) -> Tensor:
+        x = backbone.fc_norm(self.pool(backbone, tokens))
+        x = backbone.head_drop(x)
+        return x if pre_logits else backbone.head(x)
+
+    def pool(self, backbone: nn.Module, tokens: Tokens) -> Tensor:
+        """``(B, C)``: the class token, or the backbone's pool over the kept tokens."""
+        kind = backbone.global_pool
+        if kind == "token":
+            return tokens.x[:, 0]
+        if self.pools_prefix(backbone):
+            x, decision = tokens.x, tokens.key_decision()
+        else:
+            x, decision = tokens.patches, tokens.decision
+        if kind == "map":
+            return attention_pool(backbone.attn_pool, x, decision)
+        if kind == "avg":
+            return masked_mean(x, decision)
+        if kind == "max":
+            return masked_max(x, decision)
+        return 0.5 * (masked_max(x, decision) + masked_mean(x, decision))
+
+    def pools_prefix(self, backbone: nn.Module) -> bool:
+        """Whether prefix tokens are pooled along with the patches."""
+        return getattr(backbone, "pool_include_prefix", False)
+
+
+def attention_pool(pool: nn.Module, x: Tensor, decision: Tensor | None) -> Tensor:
+    """timm's ``AttentionPoolLatent`` over the kept tokens.
+
+    Args:
+        pool: the backbone's pooling module.
+        x: ``(B, M, C)``.
+        decision: ``(B, M)`` or ``None``.
+
+    Returns:
+        ``(B, C)``; zero for an image that keeps nothing.
+    """
+    batch, length, _ = x.shape
+    if length == 0:
+        return x.new_zeros(batch, pool.out_features)
+    latent = pool.latent.expand(batch, -1, -1)
+    query = pool.q(latent).reshape(batch, pool.latent_len, pool.num_heads, pool.head_dim)
+    key, value = (
+        pool.kv(x).reshape(batch, length, 2, pool.num_heads, pool.head_dim).permute(2, 0, 3, 1, 4)
+    )
+    query, key = pool.q_norm(query.transpose(1, 2)), pool.k_norm(key)
+    out = attend(query, key, value, decision=decision, keep_self=False)
+    out = pool.proj_drop(pool.proj(out.transpose(1, 2).reshape(batch, pool.latent_len, -1)))
+    if pool.mlp is not None:
+        out = out + pool.mlp(pool.norm(out))
+    out = out[:, 0] if pool.pool == "token" else out.mean(dim=1)
+    if decision is None:
+        return out
+    return torch.where(decision.sum(dim=1, keepdim=True) > 0.5, out, torch.zeros_like(out))

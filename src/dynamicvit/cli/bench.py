@@ -1,0 +1,1 @@
+"""`dynamicvit bench`: to be written."""

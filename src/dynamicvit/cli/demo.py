@@ -1,0 +1,1 @@
+"""`dynamicvit demo`: to be written."""

@@ -1,0 +1,1 @@
+"""`dynamicvit evaluate`: to be written."""

@@ -1,0 +1,1 @@
+"""`dynamicvit train`: to be written."""

@@ -1,0 +1,1 @@
+"""`dynamicvit visualize`: to be written."""

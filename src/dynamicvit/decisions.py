@@ -1,0 +1,120 @@
+"""Decisions: which tokens stay. Drawing them, cutting at the best k, and leading them back.
+
+Training draws decisions from the keep probabilities so that the choice is differentiable
+(Section 3.2, Eq. 6-7); inference keeps the k best (Section 3.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dynamicvit.prediction import KEEP
+from dynamicvit.tokens import Tokens
+
+Sampler = Callable[[Tensor, Tensor, int], Tensor]
+"""How training draws a stage's decisions.
+
+Called with the log-probabilities ``(B, M, 2)``, the decisions so far ``(B, M)`` and k, the number
+of tokens the schedule keeps; returns this stage's decisions ``(B, M)``, 0 or 1 in the forward pass
+and differentiable in the log-probabilities.
+"""
+
+
+def gumbel_sampler(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
+    """The paper's draw: each token for itself, by Gumbel-Softmax with temperature 1 (Eq. 6).
+
+    How many tokens stay is left to chance and to the ratio loss; ``k`` is not used.
+
+    Args:
+        log_probs: ``(B, M, 2)``.
+        decision: ``(B, M)`` decisions so far; not used, a dropped token stays dropped anyway.
+        k: not used.
+
+    Returns:
+        ``(B, M)`` with a straight-through gradient.
+    """
+    del decision, k
+    return F.gumbel_softmax(log_probs, tau=1.0, hard=True, dim=-1)[..., KEEP]
+
+
+def gumbel_top_k_sampler(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
+    """A draw of exactly k tokens, as inference makes it: the k best by perturbed keep score.
+
+    The same Gumbel noise as in :func:`gumbel_sampler` is added to both columns, but the tokens of
+    an image then compete for the k places instead of being drawn one by one. So the network trains
+    with the number of tokens it will have at inference, from the first step on. The gradient is
+    that of a sigmoid around the image's own cut (midway between the k-th and the next).
+
+    Args:
+        log_probs: ``(B, M, 2)``.
+        decision: ``(B, M)`` decisions so far; dropped tokens do not compete.
+        k: the number of tokens to keep; an image with fewer tokens left keeps them all.
+
+    Returns:
+        ``(B, M)`` with a straight-through gradient.
+    """
+    noise = -torch.empty_like(log_probs).exponential_().log()
+    score = (log_probs + noise).diff(dim=-1).squeeze(-1).neg()  # keep minus drop
+    alive = decision.detach() > 0.5
+    if k >= score.shape[1]:  # nothing to cut
+        hard, cut = torch.ones_like(score), torch.zeros_like(score[:, :1])
+    else:
+        best = score.detach().masked_fill(~alive, float("-inf")).topk(k + 1, dim=1)
+        hard = torch.zeros_like(score).scatter(1, best.indices[:, :k], 1.0)
+        cut = best.values[:, k - 1 :].mean(dim=1, keepdim=True)
+        cut = torch.where(cut.isfinite(), cut, torch.zeros_like(cut))  # fewer than k + 1 were left
+    soft = torch.sigmoid(score - cut)
+    return hard + (soft - soft.detach())
+
+
+def top_k(keep_score: Tensor, k: int) -> Tensor:
+    """Positions of the k highest keep scores, in ascending order (Section 3.4).
+
+    Args:
+        keep_score: ``(B, M)``.
+        k: how many to keep, 0 to M.
+
+    Returns:
+        ``(B, k)`` positions among the M held tokens. Ascending, so that tokens stay in image order.
+    """
+    return keep_score.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+def gather_patches(tokens: Tokens, position: Tensor) -> Tokens:
+    """Keep the prefix and the patch tokens at the given positions; the others are gone.
+
+    Args:
+        tokens: M held patch tokens.
+        position: ``(B, K)`` positions among the held patch tokens, ascending.
+
+    Returns:
+        The tokens with K patches, their original indices and, if there was one, their decision.
+    """
+    batch, width = tokens.x.shape[0], tokens.x.shape[2]
+    prefix = torch.arange(tokens.num_prefix, device=position.device).expand(batch, -1)
+    rows = torch.cat([prefix, position + tokens.num_prefix], dim=1)
+    x = tokens.x.gather(1, rows[..., None].expand(-1, -1, width))
+    index = position if tokens.index is None else tokens.index.gather(1, position)
+    decision = None if tokens.decision is None else tokens.decision.gather(1, position)
+    return Tokens(x, tokens.num_prefix, index, decision)
+
+
+def to_image(values: Tensor, index: Tensor | None, num_patches: int, fill: float = 0.0) -> Tensor:
+    """Lead per-token values back to the patches of the image.
+
+    Args:
+        values: ``(B, M)`` one value for each held token.
+        index: ``(B, M)`` original patch of each token; ``None`` when they are all there, in order.
+        num_patches: N, the number of patches of the image.
+        fill: what a patch gets whose token is gone.
+
+    Returns:
+        ``(B, N)``, differentiable in ``values``.
+    """
+    if index is None:
+        return values
+    return values.new_full((values.shape[0], num_patches), fill).scatter(1, index, values)

@@ -1,0 +1,67 @@
+"""The prediction module: how much is each patch token worth? (Section 3.2 of the paper.)"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dynamicvit.errors import InputError
+from dynamicvit.pooling import masked_mean
+
+#: Column of the module's output that means "keep". The paper's text says 1, the released weights
+#: use 0.
+KEEP = 0
+
+
+class PredictionModule(nn.Module):
+    """Scores every patch token from its own and from the image's features (Eq. 1-5).
+
+    A first layer gives each token C features. Half of them stay with the token (local); the other
+    half is averaged over the tokens that are still kept and given to all (global). A small MLP
+    turns the two into the log-probabilities of keeping and dropping the token.
+
+    Args:
+        dim: C, the width of the tokens; a multiple of 4.
+
+    Raises:
+        InputError: if ``dim`` is not a multiple of 4.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim % 4:
+            raise InputError(f"the prediction module needs a width divisible by 4, got {dim}")
+        self.norm = nn.LayerNorm(dim)
+        self.project = nn.Linear(dim, dim)
+        self.head = nn.Sequential(
+            nn.Linear(dim, dim // 2),
+            nn.GELU(),
+            nn.Linear(dim // 2, dim // 4),
+            nn.GELU(),
+            nn.Linear(dim // 4, 2),
+        )
+        self.act = nn.GELU()
+        self.apply(_init_weights)
+
+    def forward(self, patches: Tensor, decision: Tensor | None = None) -> Tensor:
+        """Log-probabilities of keeping and dropping each token.
+
+        Args:
+            patches: ``(B, M, C)`` patch tokens.
+            decision: ``(B, M)`` decisions so far, or ``None`` when all are kept. Only kept tokens
+                enter the global feature; where none is kept it is zero.
+
+        Returns:
+            ``(B, M, 2)`` log-probabilities, column 0 "keep", column 1 "drop".
+        """
+        features = self.act(self.project(self.norm(patches)))
+        local_features, global_features = features.chunk(2, dim=-1)
+        pooled = masked_mean(global_features, decision)[:, None].expand_as(global_features)
+        return self.head(torch.cat([local_features, pooled], dim=-1)).float().log_softmax(dim=-1)
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

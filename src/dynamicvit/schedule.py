@@ -1,0 +1,94 @@
+"""Where and how much to drop (Section 3.1 and 4 of the paper)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dynamicvit.errors import InputError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The stages of a network and the share of the original patches that each leaves.
+
+    Attributes:
+        stages: indices of the blocks before which tokens are dropped, ascending.
+        keep_ratios: share of the original N patches kept from that stage on; never growing.
+    """
+
+    stages: tuple[int, ...]
+    keep_ratios: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.stages) != len(self.keep_ratios):
+            raise InputError(
+                f"{len(self.stages)} stages {self.stages} need {len(self.stages)} keep ratios, "
+                f"got {len(self.keep_ratios)}: {self.keep_ratios}"
+            )
+        if list(self.stages) != sorted(set(self.stages)):
+            raise InputError(f"stages must ascend and not repeat, got {self.stages}")
+        for ratio in self.keep_ratios:
+            check_keep_ratio(ratio)
+        for before, after in zip(self.keep_ratios, self.keep_ratios[1:], strict=False):
+            if after > before:
+                raise InputError(
+                    f"keep ratios are shares of the original patches and can't grow from stage to "
+                    f"stage, got {self.keep_ratios}"
+                )
+
+    @classmethod
+    def for_depth(
+        cls,
+        depth: int,
+        keep_ratio: float | Sequence[float] = 0.7,
+        stages: Sequence[int] | None = None,
+    ) -> Schedule:
+        """The schedule of a network with ``depth`` blocks.
+
+        Args:
+            depth: number of blocks.
+            keep_ratio: ρ, from which the stages keep ρ, ρ², ρ³, ...; or one ratio for each stage.
+            stages: block indices; by default 1/4, 2/4 and 3/4 of the depth (3, 6, 9 of 12).
+
+        Raises:
+            InputError: for a stage outside the depth or given twice, a ratio outside (0, 1],
+                growing ratios, or another number of ratios than stages.
+        """
+        if stages is None:
+            stages = [depth * quarter // 4 for quarter in (1, 2, 3)]
+            if depth < 4:
+                raise InputError(f"{depth} blocks are too few for default stages: give stages")
+        for stage in stages:
+            if not 0 <= stage < depth:
+                raise InputError(f"stage {stage} is outside the depth: 0 to {depth - 1} exist")
+        if isinstance(keep_ratio, Sequence):
+            return cls(tuple(stages), tuple(float(ratio) for ratio in keep_ratio))
+        return cls(tuple(stages), geometric(keep_ratio, len(stages)))
+
+    @property
+    def keep_ratio(self) -> float | None:
+        """ρ, if the ratios are ρ, ρ², ρ³, ...; else ``None``."""
+        if not self.keep_ratios:
+            return 1.0
+        rho = self.keep_ratios[0]
+        same = zip(self.keep_ratios, geometric(rho, len(self.keep_ratios)), strict=True)
+        return rho if all(math.isclose(a, b) for a, b in same) else None
+
+    def kept(self, num_patches: int) -> tuple[int, ...]:
+        """How many of ``num_patches`` are left after each stage: floor(N · ratio), at least one."""
+        # 0.7 ** 2 * 100 is 48.99999...: the small term gives the 49 that was meant.
+        return tuple(max(1, math.floor(num_patches * r + 1e-9)) for r in self.keep_ratios)
+
+
+def geometric(keep_ratio: float, num_stages: int) -> tuple[float, ...]:
+    """ρ, ρ², ρ³, ... (Section 4)."""
+    check_keep_ratio(keep_ratio)
+    return tuple(float(keep_ratio) ** (stage + 1) for stage in range(num_stages))
+
+
+def check_keep_ratio(keep_ratio: float) -> None:
+    """Raise ``InputError`` unless ``0 < keep_ratio <= 1``."""
+    if not isinstance(keep_ratio, (int, float)) or not 0 < keep_ratio <= 1:
+        raise InputError(f"a keep ratio lies in (0, 1], got {keep_ratio!r}")
