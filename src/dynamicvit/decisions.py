@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dynamicvit.prediction import KEEP
@@ -38,7 +37,8 @@ def gumbel_sampler(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
         ``(B, M)`` with a straight-through gradient.
     """
     del decision, k
-    return F.gumbel_softmax(log_probs, tau=1.0, hard=True, dim=-1)[..., KEEP]
+    score = _perturbed_score(log_probs)
+    return _straight_through((score >= 0).to(score.dtype), torch.sigmoid(score))
 
 
 def gumbel_top_k_sampler(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
@@ -57,8 +57,7 @@ def gumbel_top_k_sampler(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
     Returns:
         ``(B, M)`` with a straight-through gradient.
     """
-    noise = -torch.empty_like(log_probs).exponential_().log()
-    score = (log_probs + noise).diff(dim=-1).squeeze(-1).neg()  # keep minus drop
+    score = _perturbed_score(log_probs)
     alive = decision.detach() > 0.5
     if k >= score.shape[1]:  # nothing to cut
         hard, cut = torch.ones_like(score), torch.zeros_like(score[:, :1])
@@ -67,7 +66,21 @@ def gumbel_top_k_sampler(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
         hard = torch.zeros_like(score).scatter(1, best.indices[:, :k], 1.0)
         cut = best.values[:, k - 1 :].mean(dim=1, keepdim=True)
         cut = torch.where(cut.isfinite(), cut, torch.zeros_like(cut))  # fewer than k + 1 were left
-    soft = torch.sigmoid(score - cut)
+    return _straight_through(hard, torch.sigmoid(score - cut))
+
+
+def _perturbed_score(log_probs: Tensor) -> Tensor:
+    """``(B, M)``: keep minus drop after Gumbel noise on both.
+
+    Between two classes the Gumbel-Softmax with temperature 1 is the sigmoid of this difference, and
+    its argmax the sign. Written so, an infinite noise gives 0 or 1 instead of NaN.
+    """
+    noisy = log_probs - torch.empty_like(log_probs).exponential_().log()
+    return noisy[..., KEEP] - noisy[..., 1 - KEEP]
+
+
+def _straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """Exactly ``hard`` in the forward pass, the gradient of ``soft`` in the backward pass."""
     return hard + (soft - soft.detach())
 
 
@@ -101,6 +114,20 @@ def gather_patches(tokens: Tokens, position: Tensor) -> Tokens:
     index = position if tokens.index is None else tokens.index.gather(1, position)
     decision = None if tokens.decision is None else tokens.decision.gather(1, position)
     return Tokens(x, tokens.num_prefix, index, decision)
+
+
+def gather_alive(tokens: Tokens, alive: Tensor) -> Tokens:
+    """Let the patch tokens leave that are not alive.
+
+    Args:
+        tokens: M held patch tokens.
+        alive: ``(B, M)``, 0 or 1. Images with fewer alive tokens than the fullest image of the
+            batch keep some of the others, to fill the rows.
+    """
+    fullest = int(alive.detach().sum(dim=1).amax().round())
+    if fullest == tokens.num_patches:
+        return tokens
+    return gather_patches(tokens, top_k(alive.detach(), fullest))
 
 
 def to_image(values: Tensor, index: Tensor | None, num_patches: int, fill: float = 0.0) -> Tensor:

@@ -16,11 +16,37 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit.adapters import adapter_for
-from dynamicvit.decisions import Sampler, gather_patches, gumbel_sampler, to_image, top_k
+from dynamicvit.decisions import (
+    Sampler,
+    gather_alive,
+    gather_patches,
+    gumbel_sampler,
+    to_image,
+    top_k,
+)
 from dynamicvit.errors import InputError
 from dynamicvit.prediction import KEEP, PredictionModule
 from dynamicvit.schedule import Schedule
 from dynamicvit.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Stem:
+    """The tokens before the first stage, where none has been dropped yet.
+
+    A dense teacher with the same weights up to here can go on from the same stem.
+
+    Attributes:
+        tokens: all N patch tokens.
+        position: what the backbone's blocks need to know of places, or ``None``.
+        grid: rows and columns of patches; N is their product.
+        depth: how many blocks have run.
+    """
+
+    tokens: Tokens
+    position: Tensor | None
+    grid: tuple[int, int]
+    depth: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +101,11 @@ class DynamicViT(nn.Module):
     Attributes:
         sampler: how training draws decisions, :func:`~dynamicvit.decisions.gumbel_sampler` unless
             set to another :data:`~dynamicvit.decisions.Sampler`.
+        drop_late: whether the masked path lets a token that one stage dropped leave memory at the
+            next, from which on nothing can bring it back. Outputs are the same and training is
+            faster. Gradients are the same too with a sampler in which dropped tokens don't compete
+            (:func:`~dynamicvit.decisions.gumbel_top_k_sampler`); with the paper's independent
+            draws, the later blocks' part of a dropped token's gradient is left out. Off by default.
 
     Raises:
         UnsupportedBackboneError: if no adapter covers the backbone.
@@ -98,6 +129,7 @@ class DynamicViT(nn.Module):
             raise InputError(f"{len(schedule.stages)} stages, but {len(predictors)} predictors")
         self.predictors = nn.ModuleList(predictors)
         self.sampler: Sampler = gumbel_sampler
+        self.drop_late = False
 
     # ---------------------------------------------------------------- budget
 
@@ -134,13 +166,15 @@ class DynamicViT(nn.Module):
         """
         if self.training:
             return self.forward_masked(images)
-        return self.forward_head(self._prune(images)[0])
+        return self.forward_head(self._prune(self.stem(images))[0])
 
     def forward_features(self, images: Tensor) -> Tokens:
-        """The final tokens after the final norm: kept ones only in ``eval()``, with decisions in
-        ``train()``.
+        """The final tokens after the final norm.
+
+        In ``eval()`` only the kept ones, in ``train()`` with the decision that pooling needs.
         """
-        return self._mask(images)[0] if self.training else self._prune(images)[0]
+        stem = self.stem(images)
+        return self._mask(stem)[0] if self.training else self._prune(stem)[0]
 
     def forward_head(self, features: Tokens, pre_logits: bool = False) -> Tensor:
         """Pool the kept tokens and classify: ``(B, classes)``, or ``(B, C)`` before the classifier.
@@ -151,17 +185,40 @@ class DynamicViT(nn.Module):
         """
         return self._adapter.head(self.backbone, features, pre_logits)
 
-    def forward_masked(
-        self, images: Tensor, decisions: Sequence[Tensor] | None = None
-    ) -> MaskedOutput:
-        """The masked path: dropped tokens stay in memory, but no other token sees them.
+    def stem(self, images: Tensor) -> Stem:
+        """Embed the images and run the blocks before the first stage.
 
         Args:
             images: ``(B, channels, height, width)``.
+        """
+        grid = self._grid(images)
+        tokens, position = self._adapter.embed(self.backbone, images)
+        first = self._schedule.stages[0] if self._schedule.stages else self.depth
+        return Stem(self._run(tokens, position, 0, first), position, grid, first)
+
+    def forward_masked(
+        self, images: Tensor | Stem, decisions: Sequence[Tensor] | None = None
+    ) -> MaskedOutput:
+        """The masked path: no token sees a dropped one, though it may stay in memory.
+
+        Args:
+            images: ``(B, channels, height, width)``, or their stem.
             decisions: for each stage ``(B, N)`` with 0 or 1, in place of the model's own draw.
         """
-        features, taken, grid = self._mask(images, decisions)
-        return MaskedOutput(self.forward_head(features), features, taken, grid)
+        stem = images if isinstance(images, Stem) else self.stem(images)
+        features, taken = self._mask(stem, decisions)
+        return MaskedOutput(self.forward_head(features), features, taken, stem.grid)
+
+    def forward_dense(self, images: Tensor | Stem) -> tuple[Tensor, Tokens]:
+        """The backbone's own dense output, as a teacher gives it: logits and final tokens.
+
+        Args:
+            images: ``(B, channels, height, width)``, or a stem of this or of another model with
+                the same weights up to there.
+        """
+        stem = images if isinstance(images, Stem) else self.stem(images)
+        tokens = self._finish(self._run(stem.tokens, stem.position, stem.depth, self.depth))
+        return self.forward_head(tokens), tokens
 
     def forward_pruned(
         self, images: Tensor, decisions: Sequence[Tensor] | None = None
@@ -175,9 +232,11 @@ class DynamicViT(nn.Module):
                 they are then run one by one.
         """
         if decisions is None:
-            features, survived, scores, grid = self._prune(images)
-            return PrunedOutput(self.forward_head(features), survived, scores, grid)
-        self._check_decisions(images, decisions)
+            stem = self.stem(images)
+            features, survived, scores = self._prune(stem)
+            return PrunedOutput(self.forward_head(features), survived, scores, stem.grid)
+        grid = self._grid(images)
+        self._check_decisions(len(images), grid, decisions)
         survived = tuple(accumulate((drawn > 0.5 for drawn in decisions), torch.logical_and))
         groups: Sequence[Tensor] = (
             [torch.arange(len(images), device=images.device)]
@@ -188,27 +247,20 @@ class DynamicViT(nn.Module):
             self.forward_head(self._prune_given(images[rows], [kept[rows] for kept in survived]))
             for rows in groups
         ]
-        return PrunedOutput(torch.cat(logits), survived, (), self._grid(images))
-
-    def forward_dense(self, images: Tensor) -> tuple[Tensor, Tokens]:
-        """The backbone's own dense output, as a teacher gives it: logits and final tokens."""
-        tokens, position, _ = self._embed(images)
-        tokens = self._finish(self._run(tokens, position, 0, self.depth))
-        return self.forward_head(tokens), tokens
+        return PrunedOutput(torch.cat(logits), survived, (), grid)
 
     # ---------------------------------------------------------------- inside
 
     def _mask(
-        self, images: Tensor, decisions: Sequence[Tensor] | None = None
-    ) -> tuple[Tokens, tuple[Tensor, ...], tuple[int, int]]:
-        tokens, position, grid = self._embed(images)
+        self, stem: Stem, decisions: Sequence[Tensor] | None = None
+    ) -> tuple[Tokens, tuple[Tensor, ...]]:
+        """Final tokens under the last decision, and each stage's decisions ``(B, N)``."""
+        tokens, block, num_patches = stem.tokens, stem.depth, stem.tokens.num_patches
         if decisions is not None:
-            self._check_decisions(images, decisions)
+            self._check_decisions(len(tokens.x), stem.grid, decisions)
         taken = []
-        block = 0
-        budgets = self._schedule.kept(tokens.num_patches)
-        for stage, budget in enumerate(budgets):
-            tokens = self._run(tokens, position, block, self._schedule.stages[stage])
+        for stage, budget in enumerate(self._schedule.kept(num_patches)):
+            tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
             block = self._schedule.stages[stage]
             before = tokens.decision
             if before is None:
@@ -218,45 +270,40 @@ class DynamicViT(nn.Module):
                 drawn = self.sampler(log_probs, before, budget)
             else:
                 drawn = decisions[stage].to(before.dtype)
-            tokens = Tokens(tokens.x, tokens.num_prefix, tokens.index, drawn * before)
-            taken.append(tokens.decision)
-        tokens = self._run(tokens, position, block, self.depth)
-        return self._finish(tokens), tuple(taken), grid
+                drawn = drawn if tokens.index is None else drawn.gather(1, tokens.index)
+            decision = drawn * before
+            taken.append(to_image(decision, tokens.index, num_patches))
+            tokens = Tokens(tokens.x, tokens.num_prefix, tokens.index, decision)
+            if self.drop_late:
+                tokens = gather_alive(tokens, before)
+        tokens = self._run(tokens, stem.position, block, self.depth)
+        return self._finish(tokens), tuple(taken)
 
-    def _prune(
-        self, images: Tensor
-    ) -> tuple[Tokens, tuple[Tensor, ...], tuple[Tensor, ...], tuple[int, int]]:
-        tokens, position, grid = self._embed(images)
-        num_patches = tokens.num_patches
+    def _prune(self, stem: Stem) -> tuple[Tokens, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Final tokens, and for each stage the survivors and keep scores ``(B, N)``."""
+        tokens, block, num_patches = stem.tokens, stem.depth, stem.tokens.num_patches
         survived, scores = [], []
-        block = 0
         for stage, budget in enumerate(self._schedule.kept(num_patches)):
-            tokens = self._run(tokens, position, block, self._schedule.stages[stage])
+            tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
             block = self._schedule.stages[stage]
             score = self.predictors[stage](tokens.patches)[..., KEEP]
             scores.append(to_image(score, tokens.index, num_patches, fill=float("-inf")))
             if budget < tokens.num_patches:
                 tokens = gather_patches(tokens, top_k(score, budget))
             survived.append(_survivors(tokens, num_patches))
-        tokens = self._run(tokens, position, block, self.depth)
-        return self._finish(tokens), tuple(survived), tuple(scores), grid
+        tokens = self._run(tokens, stem.position, block, self.depth)
+        return self._finish(tokens), tuple(survived), tuple(scores)
 
     def _prune_given(self, images: Tensor, survived: Sequence[Tensor]) -> Tokens:
-        """The pruned path for given cumulative decisions of equal size in every image."""
-        tokens, position, _ = self._embed(images)
-        block = 0
+        """Final tokens for given cumulative decisions of equal size in every image."""
+        stem = self.stem(images)
+        tokens, block = stem.tokens, stem.depth
         for stage, kept in enumerate(survived):
-            tokens = self._run(tokens, position, block, self._schedule.stages[stage])
+            tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
             block = self._schedule.stages[stage]
             held = kept if tokens.index is None else kept.gather(1, tokens.index)
-            position_of_kept = held.nonzero()[:, 1].reshape(len(held), -1)
-            tokens = gather_patches(tokens, position_of_kept)
-        return self._finish(self._run(tokens, position, block, self.depth))
-
-    def _embed(self, images: Tensor) -> tuple[Tokens, Tensor | None, tuple[int, int]]:
-        grid = self._grid(images)
-        tokens, position = self._adapter.embed(self.backbone, images)
-        return tokens, position, grid
+            tokens = gather_patches(tokens, held.nonzero()[:, 1].reshape(len(held), -1))
+        return self._finish(self._run(tokens, stem.position, block, self.depth))
 
     def _run(self, tokens: Tokens, position: Tensor | None, start: int, stop: int) -> Tokens:
         for depth in range(start, stop):
@@ -277,9 +324,10 @@ class DynamicViT(nn.Module):
             raise InputError(f"images must be floating point and normalised, got {images.dtype}")
         return self._adapter.grid_size(self.backbone, images.shape[2], images.shape[3])
 
-    def _check_decisions(self, images: Tensor, decisions: Sequence[Tensor]) -> None:
-        rows, columns = self._grid(images)
-        shape = (len(images), rows * columns)
+    def _check_decisions(
+        self, batch: int, grid: tuple[int, int], decisions: Sequence[Tensor]
+    ) -> None:
+        shape = (batch, grid[0] * grid[1])
         if len(decisions) != len(self._schedule.stages) or any(d.shape != shape for d in decisions):
             raise InputError(
                 f"decisions must be {len(self._schedule.stages)} tensors of shape {shape}, "

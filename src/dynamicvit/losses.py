@@ -1,0 +1,151 @@
+"""The losses of the paper (Section 3.3, Eq. 12-16), each part by its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor
+
+from dynamicvit.errors import InputError
+from dynamicvit.model import MaskedOutput
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the parts; the defaults are the paper's for DeiT-S and LV-ViT.
+
+    Attributes:
+        classification: cross-entropy with the labels; 0 for images without labels.
+        distillation: KL divergence of the logits from the teacher's.
+        token: distance of the surviving tokens from the teacher's.
+        ratio: squared distance of the kept fraction from the schedule.
+    """
+
+    classification: float = 1.0
+    distillation: float = 0.5
+    token: float = 0.5
+    ratio: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name, weight in vars(self).items():
+            if not weight >= 0:
+                raise InputError(f"the {name} loss weight can't be negative, got {weight}")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Each part unweighted, and their weighted sum; scalars.
+
+    A part whose weight is zero is not computed and reads zero.
+    """
+
+    total: Tensor
+    classification: Tensor
+    distillation: Tensor
+    token: Tensor
+    ratio: Tensor
+
+
+def dynamicvit_loss(
+    output: MaskedOutput,
+    keep_ratios: tuple[float, ...],
+    *,
+    labels: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
+    teacher_patches: Tensor | None = None,
+    weights: LossWeights | None = None,
+) -> Losses:
+    """The training loss (Eq. 16): classification, distillation, tokens and ratio.
+
+    Args:
+        output: what the masked path gave.
+        keep_ratios: the share of patches that each stage should keep.
+        labels: ``(B,)`` class indices, or ``(B, classes)`` probabilities (mixup).
+        teacher_logits: ``(B, classes)`` of the dense network.
+        teacher_patches: ``(B, N, C)`` final patch tokens of the dense network.
+        weights: of the parts. A weight of zero leaves a part out, and its input is not needed.
+
+    Raises:
+        InputError: if a part has a weight but its input is missing.
+    """
+    weights = LossWeights() if weights is None else weights
+    zero = output.logits.new_zeros((), dtype=torch.float32)
+    classification = distillation = token = ratio = zero
+    if weights.classification:
+        labels = _needed(labels, "labels", "classification")
+        classification = classification_loss(output.logits, labels)
+    if weights.distillation:
+        teacher_logits = _needed(teacher_logits, "teacher_logits", "distillation")
+        distillation = distillation_loss(output.logits, teacher_logits)
+    if weights.token:
+        teacher_patches = _needed(teacher_patches, "teacher_patches", "token")
+        token = token_loss(output, teacher_patches)
+    if weights.ratio:
+        ratio = ratio_loss(output.decisions, keep_ratios)
+    total = (
+        weights.classification * classification
+        + weights.distillation * distillation
+        + weights.token * token
+        + weights.ratio * ratio
+    )
+    return Losses(total, classification, distillation, token, ratio)
+
+
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy (Eq. 12) with class indices ``(B,)`` or probabilities ``(B, classes)``."""
+    if labels.ndim == 2:
+        return SoftTargetCrossEntropy()(logits.float(), labels)
+    return F.cross_entropy(logits.float(), labels)
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL divergence of the student's class probabilities from the teacher's (Eq. 14)."""
+    return F.kl_div(
+        logits.float().log_softmax(dim=-1),
+        teacher_logits.float().log_softmax(dim=-1),
+        log_target=True,
+        reduction="batchmean",
+    )
+
+
+def token_loss(output: MaskedOutput, teacher_patches: Tensor) -> Tensor:
+    """Mean squared distance of the surviving tokens from the teacher's (Eq. 13).
+
+    The mean runs over all surviving tokens of the batch and their channels; zero if none survived.
+
+    Args:
+        output: the student's.
+        teacher_patches: ``(B, N, C)`` after the teacher's final norm.
+    """
+    features = output.features
+    patches = features.patches.float()
+    if features.index is not None:
+        rows = features.index[..., None].expand(-1, -1, teacher_patches.shape[-1])
+        teacher_patches = teacher_patches.gather(1, rows)
+    distance = (patches - teacher_patches.float()).square().mean(dim=-1)
+    if features.decision is None:
+        return distance.mean()
+    # Which tokens survived is not what this loss should change: no gradient to the decision.
+    survived = features.decision.detach()
+    return (distance * survived).sum() / survived.sum().clamp(min=1.0)
+
+
+def ratio_loss(decisions: tuple[Tensor, ...], keep_ratios: tuple[float, ...]) -> Tensor:
+    """Squared distance of each image's kept fraction from the schedule (Eq. 15).
+
+    Mean over images, then over stages.
+    """
+    parts = [
+        (decision.float().mean(dim=1) - ratio).square().mean()
+        for decision, ratio in zip(decisions, keep_ratios, strict=True)
+    ]
+    return torch.stack(parts).mean()
+
+
+def _needed(value: Tensor | None, name: str, part: str) -> Tensor:
+    if value is None:
+        raise InputError(f"the {part} loss has a weight, so {name} must be given")
+    return value
