@@ -50,10 +50,29 @@ def attend(
     logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias
-    weights = decided_softmax(logits.float(), decision.float(), keep_self=keep_self)
+    # At least fp32: half precision can't hold exp(gap), and fp64 is not to be lost.
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    weights = decided_softmax(logits.to(precise), decision.to(precise), keep_self=keep_self)
     if dropout_p > 0.0:
         weights = F.dropout(weights, dropout_p)
     return weights.to(value.dtype) @ value
+
+
+def attention_received(query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:
+    """How much attention each key gets, on average over heads and queries.
+
+    Args:
+        query: ``(B, H, Q, D)``.
+        key: ``(B, H, M, D)``.
+        bias: broadcastable to ``(B, H, Q, M)``, added to the logits.
+
+    Returns:
+        ``(B, M)``; each row sums to 1.
+    """
+    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if bias is not None:
+        logits = logits + bias
+    return logits.softmax(dim=-1).mean(dim=(1, 2), dtype=torch.float32)
 
 
 def decided_softmax(logits: Tensor, decision: Tensor, *, keep_self: bool = True) -> Tensor:

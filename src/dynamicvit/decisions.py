@@ -57,7 +57,30 @@ def gumbel_top_k_sampler(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
     Returns:
         ``(B, M)`` with a straight-through gradient.
     """
-    score = _perturbed_score(log_probs)
+    return _cut_at_k(_perturbed_score(log_probs), decision, k)
+
+
+def best_k_sampler(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
+    """No draw: the k best, by the rule that inference uses; training then sees what inference sees.
+
+    Args:
+        log_probs: ``(B, M, 2)``.
+        decision: ``(B, M)`` decisions so far; dropped tokens do not compete.
+        k: the number of tokens to keep; an image with fewer tokens left keeps them all.
+
+    Returns:
+        ``(B, M)`` with a straight-through gradient.
+    """
+    return _cut_at_k(log_odds(log_probs), decision, k)
+
+
+def log_odds(log_probs: Tensor) -> Tensor:
+    """``(B, M)``: log-probability of keeping minus that of dropping, from ``(B, M, 2)``."""
+    return log_probs[..., KEEP] - log_probs[..., 1 - KEEP]
+
+
+def _cut_at_k(score: Tensor, decision: Tensor, k: int) -> Tensor:
+    """1 for the k highest scores among the alive, with the gradient of a sigmoid at the cut."""
     alive = decision.detach() > 0.5
     if k >= score.shape[1]:  # nothing to cut
         hard, cut = torch.ones_like(score), torch.zeros_like(score[:, :1])
@@ -75,8 +98,7 @@ def _perturbed_score(log_probs: Tensor) -> Tensor:
     Between two classes the Gumbel-Softmax with temperature 1 is the sigmoid of this difference, and
     its argmax the sign. Written so, an infinite noise gives 0 or 1 instead of NaN.
     """
-    noisy = log_probs - torch.empty_like(log_probs).exponential_().log()
-    return noisy[..., KEEP] - noisy[..., 1 - KEEP]
+    return log_odds(log_probs - torch.empty_like(log_probs).exponential_().log())
 
 
 def _straight_through(hard: Tensor, soft: Tensor) -> Tensor:

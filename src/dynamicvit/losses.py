@@ -22,12 +22,15 @@ class LossWeights:
         distillation: KL divergence of the logits from the teacher's.
         token: distance of the surviving tokens from the teacher's.
         ratio: squared distance of the kept fraction from the schedule.
+        guidance: how far the ranking of the tokens is from the dense network's attention. Not in
+            the paper, so zero by default; see :func:`guidance_loss`.
     """
 
     classification: float = 1.0
     distillation: float = 0.5
     token: float = 0.5
     ratio: float = 2.0
+    guidance: float = 0.0
 
     def __post_init__(self) -> None:
         for name, weight in vars(self).items():
@@ -47,6 +50,7 @@ class Losses:
     distillation: Tensor
     token: Tensor
     ratio: Tensor
+    guidance: Tensor
 
 
 def dynamicvit_loss(
@@ -56,6 +60,7 @@ def dynamicvit_loss(
     labels: Tensor | None = None,
     teacher_logits: Tensor | None = None,
     teacher_patches: Tensor | None = None,
+    teacher_attention: Tensor | None = None,
     weights: LossWeights | None = None,
 ) -> Losses:
     """The training loss (Eq. 16): classification, distillation, tokens and ratio.
@@ -66,6 +71,7 @@ def dynamicvit_loss(
         labels: ``(B,)`` class indices, or ``(B, classes)`` probabilities (mixup).
         teacher_logits: ``(B, classes)`` of the dense network.
         teacher_patches: ``(B, N, C)`` final patch tokens of the dense network.
+        teacher_attention: ``(B, N)`` attention that each patch gets in the dense network.
         weights: of the parts. A weight of zero leaves a part out, and its input is not needed.
 
     Raises:
@@ -73,7 +79,7 @@ def dynamicvit_loss(
     """
     weights = LossWeights() if weights is None else weights
     zero = output.logits.new_zeros((), dtype=torch.float32)
-    classification = distillation = token = ratio = zero
+    classification = distillation = token = ratio = guidance = zero
     if weights.classification:
         labels = _needed(labels, "labels", "classification")
         classification = classification_loss(output.logits, labels)
@@ -85,13 +91,17 @@ def dynamicvit_loss(
         token = token_loss(output, teacher_patches)
     if weights.ratio:
         ratio = ratio_loss(output.decisions, keep_ratios)
+    if weights.guidance:
+        teacher_attention = _needed(teacher_attention, "teacher_attention", "guidance")
+        guidance = guidance_loss(output.log_odds, teacher_attention)
     total = (
         weights.classification * classification
         + weights.distillation * distillation
         + weights.token * token
         + weights.ratio * ratio
+        + weights.guidance * guidance
     )
-    return Losses(total, classification, distillation, token, ratio)
+    return Losses(total, classification, distillation, token, ratio, guidance)
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -142,6 +152,28 @@ def ratio_loss(decisions: tuple[Tensor, ...], keep_ratios: tuple[float, ...]) ->
         (decision.float().mean(dim=1) - ratio).square().mean()
         for decision, ratio in zip(decisions, keep_ratios, strict=True)
     ]
+    return torch.stack(parts).mean()
+
+
+def guidance_loss(log_odds: tuple[Tensor, ...], teacher_attention: Tensor) -> Tensor:
+    """KL divergence of each stage's ranking from the attention that the patches get.
+
+    Among the tokens that enter a stage, the softmax of their log-odds of being kept should be the
+    share of attention that the dense network will give them later. The straight-through gradient
+    of the decisions needs many images before the ranking is better than chance; this is a direct
+    answer for the price of a few attention rows. Not in the paper.
+
+    Args:
+        log_odds: for each stage ``(B, N)``, ``-inf`` where a token was gone before the stage.
+        teacher_attention: ``(B, N)``.
+    """
+    parts = []
+    for odds in log_odds:
+        entered = odds > float("-inf")
+        target = teacher_attention.float() * entered
+        target = target / target.sum(dim=1, keepdim=True)
+        share = odds.float().log_softmax(dim=1).masked_fill(~entered, 0.0)
+        parts.append(F.kl_div(share, target, reduction="batchmean"))
     return torch.stack(parts).mean()
 
 

@@ -67,6 +67,15 @@ class Adapter(ABC):
         """Block ``depth`` under the tokens' decision: ``(B, P + M, C)``."""
 
     @abstractmethod
+    def attention_received(
+        self, backbone: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
+    ) -> Tensor:
+        """How much attention block ``depth`` gives each patch token: ``(B, M)``.
+
+        The mean over heads and over all tokens that look, when every held token is kept.
+        """
+
+    @abstractmethod
     def finish(self, backbone: nn.Module, x: Tensor) -> Tensor:
         """The final norm, where the backbone has one before pooling: ``(B, P + M, C)``."""
 

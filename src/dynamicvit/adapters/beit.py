@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from timm.models.beit import Attention, Beit, Block
 from torch import Tensor, nn
 
-from dynamicvit.adapters.eva import scaled, split_heads
-from dynamicvit.adapters.timm_common import TimmAdapter
-from dynamicvit.adapters.vit import project
-from dynamicvit.attention import attend
+from dynamicvit.adapters.eva import gamma_scaled, split_heads
+from dynamicvit.adapters.timm_common import Heads, TimmAdapter
 from dynamicvit.tokens import Tokens
 
 
@@ -25,38 +25,23 @@ class BeitAdapter(TimmAdapter):
         x = backbone.patch_embed(images)
         x = torch.cat([backbone.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if backbone.pos_embed is not None:
-            x = x + backbone.pos_embed
+            x = x + cast(Tensor, backbone.pos_embed)
         shared = None if backbone.rel_pos_bias is None else backbone.rel_pos_bias()
         return Tokens(backbone.pos_drop(x), backbone.num_prefix_tokens), shared
 
-    def block(
-        self, block: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
-    ) -> Tensor:
-        x, attn = tokens.x, block.attn
-        bias = position
+    def heads(
+        self, attn: nn.Module, x: Tensor, depth: int, tokens: Tokens, position: Tensor | None
+    ) -> Heads:
+        bias = position  # shared by the blocks
         if attn.relative_position_bias_table is not None:
             own = attn._get_rel_pos_bias()[0]
-            bias = own if position is None else own + position
-        attended = self.attention(
-            attn, block.norm1(x), tokens.key_decision(), pair_bias(bias, tokens.index)
-        )
-        x = x + block.drop_path1(scaled(block.gamma_1, attended))
-        return x + block.drop_path2(scaled(block.gamma_2, block.mlp(block.norm2(x))))
-
-    def attention(
-        self, attn: nn.Module, x: Tensor, decision: Tensor | None, bias: Tensor | None
-    ) -> Tensor:
-        """Self-attention of ``(B, T, C)`` under a key decision ``(B, T)`` and a pair bias."""
+            bias = own if bias is None else own + bias
         query, key, value = split_heads(attn, x)
-        out = attend(
-            query,
-            key,
-            value,
-            decision=decision,
-            bias=None if bias is None else bias.to(query.dtype),
-            dropout_p=attn.attn_drop.p if attn.training else 0.0,
-        )
-        return project(attn, x, out)
+        bias = pair_bias(bias, tokens.index)
+        return Heads(query, key, value, None if bias is None else bias.to(query.dtype))
+
+    def layer_scale(self, block: nn.Module, branch: int, x: Tensor) -> Tensor:
+        return gamma_scaled(block, branch, x)
 
 
 def pair_bias(bias: Tensor | None, index: Tensor | None) -> Tensor | None:

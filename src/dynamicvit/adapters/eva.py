@@ -8,9 +8,7 @@ from timm.layers import apply_rot_embed_cat
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from torch import Tensor, nn
 
-from dynamicvit.adapters.timm_common import TimmAdapter
-from dynamicvit.adapters.vit import project
-from dynamicvit.attention import attend
+from dynamicvit.adapters.timm_common import Heads, TimmAdapter
 from dynamicvit.tokens import Tokens
 
 
@@ -26,35 +24,22 @@ class EvaAdapter(TimmAdapter):
         x, rope = backbone._pos_embed(backbone.patch_embed(images))
         return Tokens(backbone.norm_pre(x), backbone.num_prefix_tokens), rope
 
-    def block(
-        self, block: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
-    ) -> Tensor:
-        x = tokens.x
-        rope = rotary(position, depth, tokens.index)
-        attended = self.attention(block.attn, block.norm1(x), tokens.key_decision(), rope)
-        x = x + block.drop_path1(scaled(block.gamma_1, attended))
-        return x + block.drop_path2(scaled(block.gamma_2, block.mlp(block.norm2(x))))
-
-    def pools_prefix(self, backbone: nn.Module) -> bool:
-        return backbone.global_pool == "map"
-
-    def attention(
-        self, attn: nn.Module, x: Tensor, decision: Tensor | None, rope: Tensor | None
-    ) -> Tensor:
-        """Self-attention of ``(B, T, C)`` under a key decision ``(B, T)``."""
+    def heads(
+        self, attn: nn.Module, x: Tensor, depth: int, tokens: Tokens, position: Tensor | None
+    ) -> Heads:
         query, key, value = split_heads(attn, x)
         query, key = attn.q_norm(query), attn.k_norm(key)
+        rope = rotary(position, depth, tokens.index)
         if rope is not None:
             query = rotate(attn, query, rope).type_as(value)
             key = rotate(attn, key, rope).type_as(value)
-        out = attend(
-            query,
-            key,
-            value,
-            decision=decision,
-            dropout_p=attn.attn_drop.p if attn.training else 0.0,
-        )
-        return project(attn, x, out)
+        return Heads(query, key, value)
+
+    def layer_scale(self, block: nn.Module, branch: int, x: Tensor) -> Tensor:
+        return gamma_scaled(block, branch, x)
+
+    def pools_prefix(self, backbone: nn.Module) -> bool:
+        return backbone.global_pool == "map"
 
 
 def split_heads(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,6 +88,7 @@ def rotate(attn: nn.Module, x: Tensor, rope: Tensor) -> Tensor:
     return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=half)], dim=2)
 
 
-def scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
-    """Layer scale, where the block has one."""
+def gamma_scaled(block: nn.Module, branch: int, x: Tensor) -> Tensor:
+    """Layer scale by the block's ``gamma_1`` or ``gamma_2``, where it has them."""
+    gamma = block.gamma_1 if branch == 1 else block.gamma_2
     return x if gamma is None else gamma * x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import NamedTuple, cast
 
 import torch
 from timm.layers import AttentionPoolLatent, PatchEmbed
@@ -10,12 +11,28 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dynamicvit.adapters.base import Adapter
-from dynamicvit.attention import attend
+from dynamicvit.attention import attend, attention_received
 from dynamicvit.errors import InputError
 from dynamicvit.pooling import masked_max, masked_mean
 from dynamicvit.tokens import Tokens
 
 POOLS = ("token", "avg", "avgmax", "max", "map")
+
+
+class Heads(NamedTuple):
+    """What attention works on.
+
+    Attributes:
+        query: ``(B, H, T, D)``, normed and rotated.
+        key: likewise.
+        value: ``(B, H, T, D)``.
+        bias: broadcastable to ``(B, H, T, T)``, or ``None``.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    bias: Tensor | None = None
 
 
 class TimmAdapter(Adapter):
@@ -31,7 +48,7 @@ class TimmAdapter(Adapter):
         return type(backbone) in self.model_classes
 
     def why_not(self, backbone: nn.Module) -> str | None:
-        for block in backbone.blocks:
+        for block in self.blocks(backbone):
             if type(block) not in self.block_classes:
                 return f"its block class {type(block).__name__}"
             if type(block.attn) not in self.attention_classes:
@@ -48,14 +65,14 @@ class TimmAdapter(Adapter):
         return None
 
     def blocks(self, backbone: nn.Module) -> nn.ModuleList | nn.Sequential:
-        return backbone.blocks
+        return cast(nn.ModuleList, backbone.blocks)
 
     def width(self, backbone: nn.Module) -> int:
-        return backbone.embed_dim
+        return cast(int, backbone.embed_dim)
 
     def grid_size(self, backbone: nn.Module, height: int, width: int) -> tuple[int, int]:
         embed = backbone.patch_embed
-        rows, columns = embed.patch_size
+        rows, columns = cast("tuple[int, int]", embed.patch_size)
         if embed.strict_img_size and embed.img_size is not None:
             if (height, width) != tuple(embed.img_size):
                 raise InputError(
@@ -85,11 +102,40 @@ class TimmAdapter(Adapter):
             return checkpoint(run, tokens.x, tokens.decision, use_reentrant=False)
         return self.block(block, depth, tokens, position)
 
-    @abstractmethod
     def block(
         self, block: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
     ) -> Tensor:
-        """One block under the tokens' decision: ``(B, P + M, C)``."""
+        """One pre-norm block under the tokens' decision: ``(B, P + M, C)``."""
+        x, attn = tokens.x, block.attn
+        normed = block.norm1(x)
+        heads = self.heads(attn, normed, depth, tokens, position)
+        attended = attend(
+            heads.query,
+            heads.key,
+            heads.value,
+            decision=tokens.key_decision(),
+            bias=heads.bias,
+            dropout_p=attn.attn_drop.p if attn.training else 0.0,
+        )
+        x = x + block.drop_path1(self.layer_scale(block, 1, project(attn, normed, attended)))
+        return x + block.drop_path2(self.layer_scale(block, 2, block.mlp(block.norm2(x))))
+
+    @abstractmethod
+    def heads(
+        self, attn: nn.Module, x: Tensor, depth: int, tokens: Tokens, position: Tensor | None
+    ) -> Heads:
+        """Query, key and value of the block's normed input ``x``, and the bias of their pairs."""
+
+    @abstractmethod
+    def layer_scale(self, block: nn.Module, branch: int, x: Tensor) -> Tensor:
+        """Scale the output of branch 1 (attention) or 2 (MLP), where the block does that."""
+
+    def attention_received(
+        self, backbone: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
+    ) -> Tensor:
+        block = self.blocks(backbone)[depth]
+        heads = self.heads(block.attn, block.norm1(tokens.x), depth, tokens, position)
+        return attention_received(heads.query, heads.key, heads.bias)[:, tokens.num_prefix :]
 
     def finish(self, backbone: nn.Module, x: Tensor) -> Tensor:
         return backbone.norm(x)
@@ -149,3 +195,24 @@ def attention_pool(pool: nn.Module, x: Tensor, decision: Tensor | None) -> Tenso
     if decision is None:
         return out
     return torch.where(decision.sum(dim=1, keepdim=True) > 0.5, out, torch.zeros_like(out))
+
+
+def project(attn: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+    """What follows attention in timm's attention classes: inner norm, gate, projection.
+
+    Args:
+        attn: the attention module.
+        x: ``(B, T, C)``, its input.
+        out: ``(B, H, T, D)``, the attended values.
+
+    Returns:
+        ``(B, T, C)``.
+    """
+    out = out.transpose(1, 2).flatten(2)
+    norm = getattr(attn, "norm", None)
+    if norm is not None:
+        out = norm(out)
+    gate = getattr(attn, "gate", None)
+    if gate is not None:
+        out = out * gate(x).sigmoid()
+    return attn.proj_drop(attn.proj(out))

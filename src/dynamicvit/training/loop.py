@@ -1,0 +1,369 @@
+"""Fine-tuning a sparsified backbone against its own dense self (Section 3.3), top to bottom."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from dynamicvit.data import UNLABELLED, Batch
+from dynamicvit.decisions import (
+    Sampler,
+    best_k_sampler,
+    gumbel_sampler,
+    gumbel_top_k_sampler,
+)
+from dynamicvit.errors import InputError
+from dynamicvit.losses import Losses, dynamicvit_loss
+from dynamicvit.model import DynamicViT, MaskedOutput
+from dynamicvit.schedule import Schedule
+from dynamicvit.training.checkpoint import load_checkpoint, save_checkpoint
+from dynamicvit.training.optimizer import LearningRate, create_optimizer
+from dynamicvit.training.recipe import Recipe, dump_recipe
+
+SAMPLERS: dict[str, Sampler] = {
+    "independent": gumbel_sampler,
+    "top-k": gumbel_top_k_sampler,
+    "best-k": best_k_sampler,
+}
+
+#: The last third of the teacher's blocks says which patches were worth attending to.
+WATCHED = 1 / 3
+
+#: So many non-finite losses in a row are no accident.
+MAX_BAD_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a run, for whoever shows it.
+
+    Attributes:
+        step: counted from 0.
+        steps: of the whole run.
+        images: seen so far.
+        images_per_second: of this run of the program, reading included.
+        losses: each part by name, unweighted, and the total.
+        kept: for each stage the mean share of patches that the step's decisions kept.
+        learning_rates: of prediction modules and backbone.
+        gradient_norm: before clipping.
+    """
+
+    step: int
+    steps: int
+    images: int
+    images_per_second: float
+    losses: dict[str, float]
+    kept: tuple[float, ...]
+    learning_rates: dict[str, float]
+    gradient_norm: float
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What a finished run did.
+
+    Attributes:
+        steps: optimiser steps.
+        images: images seen.
+        seconds: spent training, over all its runs.
+        kept: for each stage the mean share of patches kept by the decisions of the last tenth of
+            the run: what the network was trained with.
+        skipped: unreadable images, by name.
+        bad_steps: steps left out because the loss was not finite.
+    """
+
+    steps: int
+    images: int
+    seconds: float
+    kept: tuple[float, ...]
+    skipped: tuple[str, ...]
+    bad_steps: int
+
+
+class Batches(Protocol):
+    """What training reads: :class:`~dynamicvit.data.Loader`, or anything like it."""
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Begin the next iteration at batch ``start`` of an epoch."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during training; the state has been saved."""
+
+
+def train(
+    model: DynamicViT,
+    loader: Batches,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> TrainingReport:
+    """Fine-tune a model in place, and leave a log and a checkpoint to go on from.
+
+    The teacher is the dense backbone as it is when this is called, copied and frozen.
+
+    Args:
+        model: a sparsified backbone with its pretrained weights.
+        loader: the training images; shuffled.
+        recipe: what to do.
+        folder: gets ``recipe.yaml``, ``log.jsonl`` and ``checkpoint.pt``; created if missing.
+        resume: go on from the folder's checkpoint.
+        device: where to train.
+        precision: dtype of autocast, or none for full precision.
+        on_step: called after each step.
+
+    Returns:
+        What was done. The model then holds the final weights (averaged ones with ``ema``).
+
+    Raises:
+        InputError: for unlabelled images with a classification loss, or a checkpoint that does not
+            fit.
+        Interrupted: on Ctrl-C, after saving.
+        RuntimeError: if the loss stays non-finite.
+    """
+    device = torch.device(device)
+    model.to(device).train()
+    teacher = dense_teacher(model)
+    model.sampler = SAMPLERS[recipe.decisions]
+    model.leave = recipe.leave
+    optimizer = create_optimizer(model, recipe)
+    steps = total_steps(recipe, loader)
+    rate = LearningRate(optimizer, recipe, steps)
+    # A decay meant for a long run would never leave the start in a short one: ramp it up.
+    ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+    mixup = _mixup(recipe, model.num_classes)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(folder, model, optimizer, ema, teacher)
+    if resume:
+        run.restore(recipe)
+    else:
+        torch.manual_seed(recipe.seed)
+        (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+        (folder / "log.jsonl").write_text("")
+
+    began, images_before = time.perf_counter(), run.images
+    try:
+        for batch in batches(loader, run.step, steps):
+            rate.set(run.step)
+            run.skipped.extend(batch.skipped)
+            if not len(batch):  # every image of it was unreadable
+                run.step += 1
+                continue
+            batch = batch.to(device)
+            output, losses = step_losses(model, teacher, batch, recipe, precision, mixup)
+            norm = run.update(losses.total, recipe.clip_grad)
+            run.seconds += time.perf_counter() - began
+            run.images += len(batch)
+            began, elapsed = time.perf_counter(), run.seconds - run.seconds_before
+            progress = Progress(
+                step=run.step,
+                steps=steps,
+                images=run.images,
+                images_per_second=(run.images - images_before) / elapsed,
+                losses={name: float(part.detach()) for name, part in vars(losses).items()},
+                kept=tuple(float(d.detach().mean()) for d in output.decisions),
+                learning_rates={str(g["name"]): float(g["lr"]) for g in optimizer.param_groups},
+                gradient_norm=norm,
+            )
+            run.step += 1
+            run.log(progress)
+            if on_step is not None:
+                on_step(progress)
+    except KeyboardInterrupt:
+        run.save(recipe)
+        raise Interrupted from None
+    run.save(recipe)
+    if ema is not None:
+        model.load_state_dict(ema.module.state_dict())
+    model.eval()
+    return run.report()
+
+
+def step_losses(
+    model: DynamicViT,
+    teacher: DynamicViT,
+    batch: Batch,
+    recipe: Recipe,
+    precision: torch.dtype | None,
+    mixup: Mixup | None = None,
+) -> tuple[MaskedOutput, Losses]:
+    """Teacher, student under its decisions, and the losses (Eq. 12-16) of one batch."""
+    images, labels = batch.images, batch.labels
+    if recipe.losses.classification and (labels == UNLABELLED).any():
+        raise InputError(
+            "some images have no label, which the classification loss needs: set "
+            "losses.classification=0 to learn from the dense network alone"
+        )
+    if mixup is not None:
+        even = len(images) - len(images) % 2  # timm's mixup pairs images
+        images, labels = mixup(images[:even], labels[:even])
+    with torch.autocast(images.device.type, precision, enabled=precision is not None):
+        with torch.no_grad():
+            # The teacher's stem serves both: the student's is never trained, so it is the same.
+            depth = model.schedule.stages[0]
+            start = teacher.stem(images, depth) if recipe.share_stem else images
+            watched = round(WATCHED * teacher.depth) if recipe.losses.guidance else 0
+            dense = teacher.forward_teacher(start, watched)
+        output = model.forward_masked(start)
+        losses = dynamicvit_loss(
+            output,
+            model.schedule.keep_ratios,
+            labels=labels,
+            teacher_logits=dense.logits,
+            teacher_patches=dense.features.patches,
+            teacher_attention=dense.attention_received,
+            weights=recipe.losses.weights(),
+        )
+    return output, losses
+
+
+def dense_teacher(model: DynamicViT) -> DynamicViT:
+    """A frozen copy of the backbone, with no stage at all."""
+    teacher = DynamicViT(copy.deepcopy(model.backbone), Schedule((), ()))
+    return teacher.eval().requires_grad_(False)
+
+
+def total_steps(recipe: Recipe, loader: Batches) -> int:
+    """Optimiser steps of a run."""
+    if recipe.images is not None:
+        return max(1, math.ceil(recipe.images / recipe.batch_size))
+    assert recipe.epochs is not None  # the recipe has one of the two
+    return recipe.epochs * len(loader)
+
+
+def batches(loader: Batches, start: int, stop: int) -> Iterator[Batch]:
+    """Batches ``start`` to ``stop`` of an endless row of epochs; unreadable ones are passed on."""
+    step = start
+    while step < stop:
+        epoch, done = divmod(step, len(loader))
+        loader.set_epoch(epoch, done)
+        for batch in loader:
+            yield batch
+            step += 1
+            if step == stop:
+                return
+
+
+def _mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
+    augment = recipe.augment
+    if not recipe.losses.classification or not (augment.mixup or augment.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=augment.mixup,
+        cutmix_alpha=augment.cutmix,
+        label_smoothing=augment.smoothing,
+        num_classes=num_classes,
+    )
+
+
+class _Run:
+    """What a run must not lose: counters, weights, optimiser, averages, random generator."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: DynamicViT,
+        optimizer: torch.optim.Optimizer,
+        ema: ModelEmaV3 | None,
+        teacher: nn.Module,
+    ) -> None:
+        self.folder = folder
+        self.model = model
+        self.optimizer = optimizer
+        self.ema = ema
+        self.teacher = teacher
+        self.step = self.images = self.bad_steps = self.bad_in_a_row = 0
+        self.seconds = self.seconds_before = 0.0
+        self.skipped: list[str] = []
+        self.kept: list[tuple[float, ...]] = []
+
+    def update(self, loss: Tensor, clip: float | None) -> float:
+        """One optimiser step, left out when the loss is not finite; the gradient norm."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if not torch.isfinite(loss):
+            self.bad_steps += 1
+            self.bad_in_a_row += 1
+            if self.bad_in_a_row == MAX_BAD_STEPS:
+                raise RuntimeError(
+                    f"the loss was not finite {MAX_BAD_STEPS} steps in a row (step {self.step}): "
+                    "lower learning_rate, set clip_grad, or train in full precision"
+                )
+            return math.nan
+        self.bad_in_a_row = 0
+        loss.backward()
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.step)
+        return float(norm)
+
+    def log(self, progress: Progress) -> None:
+        """One line of JSON for each step."""
+        self.kept.append(progress.kept)
+        with open(self.folder / "log.jsonl", "a") as file:
+            file.write(json.dumps(asdict(progress)) + "\n")
+
+    def save(self, recipe: Recipe) -> None:
+        """Write everything that going on needs."""
+        state: dict[str, Any] = {
+            "recipe": dump_recipe(recipe),
+            "model": self.model.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "rng": torch.get_rng_state(),
+            "counters": {name: getattr(self, name) for name in self._counters},
+        }
+        save_checkpoint(state, self.folder / "checkpoint.pt")
+
+    def restore(self, recipe: Recipe) -> None:
+        """Go on from the folder's checkpoint."""
+        path = self.folder / "checkpoint.pt"
+        state = load_checkpoint(path)
+        if state.get("recipe") != dump_recipe(recipe):
+            raise InputError(f"{path} belongs to another recipe; see {self.folder}/recipe.yaml")
+        self.model.load_state_dict(state["model"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        torch.set_rng_state(state["rng"])
+        for name in self._counters:
+            setattr(self, name, state["counters"][name])
+        self.seconds_before = self.seconds
+
+    _counters = ("step", "images", "bad_steps", "bad_in_a_row", "seconds", "skipped", "kept")
+
+    def report(self) -> TrainingReport:
+        """What was done."""
+        last = self.kept[-max(1, len(self.kept) // 10) :]
+        return TrainingReport(
+            steps=self.step,
+            images=self.images,
+            seconds=self.seconds,
+            kept=tuple(sum(stage) / len(last) for stage in zip(*last, strict=True)),
+            skipped=tuple(dict.fromkeys(self.skipped)),
+            bad_steps=self.bad_steps,
+        )

@@ -1,0 +1,70 @@
+"""The paper's learning-rate rule: prediction modules at full rate, the backbone at a fraction."""
+
+from __future__ import annotations
+
+from timm.optim import create_optimizer_v2
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from dynamicvit.model import DynamicViT
+from dynamicvit.training.recipe import Recipe
+
+
+def create_optimizer(model: DynamicViT, recipe: Recipe) -> Optimizer:
+    """AdamW over four groups: prediction modules and backbone, each with and without decay."""
+    spared = model.no_weight_decay()
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        part, _, rest = name.partition(".")
+        if part == "backbone" and rest in recipe.frozen:
+            parameter.requires_grad_(False)
+        if not parameter.requires_grad:
+            continue
+        decay = 0.0 if parameter.ndim <= 1 or name in spared else recipe.weight_decay
+        groups.setdefault((part, decay), []).append(parameter)
+    return create_optimizer_v2(
+        [
+            {
+                "params": parameters,
+                "weight_decay": decay,
+                "name": part,
+                "lr_scale": recipe.backbone_lr_scale if part == "backbone" else 1.0,
+            }
+            for (part, decay), parameters in groups.items()
+        ],
+        opt="adamw",
+        lr=recipe.learning_rate,
+    )
+
+
+class LearningRate:
+    """Warm-up and cosine for each step, and the backbone's frozen start.
+
+    Args:
+        optimizer: of :func:`create_optimizer`.
+        recipe: the rates and shares of the run.
+        steps: of the whole run.
+    """
+
+    def __init__(self, optimizer: Optimizer, recipe: Recipe, steps: int) -> None:
+        warmup = round(recipe.warmup * steps)
+        self.optimizer = optimizer
+        self.frozen_steps = round(recipe.backbone_frozen * steps)
+        self.cosine = CosineLRScheduler(
+            optimizer,
+            t_initial=max(2, steps - warmup),
+            lr_min=min(recipe.min_learning_rate, recipe.learning_rate),
+            warmup_t=warmup,
+            warmup_lr_init=min(recipe.min_learning_rate, recipe.learning_rate),
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+
+    def set(self, step: int) -> None:
+        """Set the rates for a step, counted from 0."""
+        self.cosine.step_update(step)
+        if step < self.frozen_steps:
+            for group in self.optimizer.param_groups:
+                if group["name"] == "backbone":
+                    group["lr"] = 0.0

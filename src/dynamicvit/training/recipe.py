@@ -1,0 +1,208 @@
+"""What a training run does, as values that check themselves."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dynamicvit.errors import InputError
+from dynamicvit.losses import LossWeights
+from dynamicvit.model import Leave
+
+Decisions = Literal["independent", "top-k", "best-k"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LossRecipe(_Strict):
+    """Weights of the loss parts, see :class:`~dynamicvit.losses.LossWeights`."""
+
+    classification: float = Field(1.0, ge=0)
+    distillation: float = Field(0.5, ge=0)
+    token: float = Field(0.5, ge=0)
+    ratio: float = Field(2.0, ge=0)
+    guidance: float = Field(0.0, ge=0)
+
+    def weights(self) -> LossWeights:
+        """The weights as the loss takes them."""
+        return LossWeights(**self.model_dump())
+
+
+class AugmentRecipe(_Strict):
+    """Augmentation, all of it timm's."""
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    hflip: float = Field(0.5, ge=0, le=1)
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    re_prob: float = Field(0.25, ge=0, le=1)
+    mixup: float = Field(0.8, ge=0)
+    cutmix: float = Field(1.0, ge=0)
+    smoothing: float = Field(0.1, ge=0, lt=1)
+
+    def transform_arguments(self) -> dict[str, Any]:
+        """What of it happens to single images, as timm's transform takes it."""
+        return self.model_dump(include={"scale", "hflip", "auto_augment", "re_prob"})
+
+
+class Recipe(_Strict):
+    """A training run; the defaults are the paper's recipe for DeiT-S (released code).
+
+    Attributes:
+        model: timm's name of the backbone; a command's ``--model`` goes first.
+        keep_ratio: ρ, or one ratio for each stage.
+        stages: block indices; by default at 1/4, 2/4 and 3/4 of the depth.
+        epochs: how long; or
+        images: the number of images to see instead of epochs.
+        batch_size: images in a step.
+        learning_rate: of the prediction modules, at its peak.
+        backbone_lr_scale: the backbone's share of it.
+        backbone_frozen: share of the run in which the backbone does not learn (5 of 30 epochs).
+        warmup: share of the run in which the learning rate rises.
+        min_learning_rate: where the cosine ends.
+        weight_decay: of AdamW; not for biases, norms and position embeddings.
+        clip_grad: largest gradient norm, or none.
+        ema: decay of the averaged weights, which are the ones that are saved; or none.
+        drop_path: stochastic depth of the backbone.
+        decisions: "independent" draws each token for itself, as the paper does; "top-k" draws as
+            many as inference keeps, so that no ratio loss is needed; "best-k" does not draw but
+            keeps those that inference keeps.
+        leave: when dropped tokens leave memory: "never", "late" or "at once"; see
+            :class:`~dynamicvit.model.DynamicViT`.
+        share_stem: leave the blocks before the first stage as they are and run them once for
+            student and teacher: where nothing has been dropped yet, the dense weights are right.
+        losses: weights of the loss parts. Without classification no labels are needed.
+        augment: what happens to images.
+        frozen: parameters of the backbone that never learn.
+        hold_out: share of the labelled training images to keep aside and evaluate on.
+        seed: of everything.
+    """
+
+    model: str | None = None
+    keep_ratio: float | tuple[float, ...] = 0.7
+    stages: tuple[int, ...] | None = None
+    epochs: int | None = Field(None, gt=0)
+    images: int | None = Field(None, gt=0)
+    batch_size: int = Field(1024, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    backbone_lr_scale: float = Field(0.01, ge=0)
+    backbone_frozen: float = Field(5 / 30, ge=0, le=1)
+    warmup: float = Field(5 / 30, ge=0, lt=1)
+    min_learning_rate: float = Field(1e-6, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    clip_grad: float | None = Field(None, gt=0)
+    ema: float | None = Field(0.9999, gt=0, lt=1)
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    decisions: Decisions = "independent"
+    leave: Leave = "never"
+    share_stem: bool = False
+    losses: LossRecipe = LossRecipe()
+    augment: AugmentRecipe = AugmentRecipe()
+    frozen: tuple[str, ...] = ("cls_token", "pos_embed")
+    hold_out: float = Field(0.0, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        if (self.epochs is None) == (self.images is None):
+            raise ValueError("give either epochs or images (how many to see)")
+        if self.share_stem and self.drop_path:
+            raise ValueError("share_stem needs drop_path 0: the teacher must not see dropped paths")
+        if self.leave != "never" and self.decisions == "independent":
+            raise ValueError(
+                f"leave: {self.leave} needs decisions that keep as many tokens of each image: "
+                "top-k or best-k"
+            )
+        if self.leave == "at once" and not self.losses.guidance:
+            raise ValueError(
+                "leave: at once gives the decisions no gradient: set losses.guidance as well"
+            )
+        return self
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        name_or_path: a built-in recipe (:func:`recipe_names`) or a YAML file.
+        overrides: ``key=value`` with dots into the parts, ``losses.classification=0``.
+
+    Raises:
+        InputError: for a recipe that does not exist, an unknown key (with the nearest one), or a
+            value that can't be.
+    """
+    values = _read(name_or_path)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"recipe {name_or_path}: {_first_problem(error)}") from None
+
+
+def recipe_names() -> list[str]:
+    """The built-in recipes."""
+    folder = resources.files("dynamicvit.recipes")
+    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, which :func:`load_recipe` reads back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    path = Path(name_or_path)
+    if name_or_path in recipe_names():
+        text = (resources.files("dynamicvit.recipes") / f"{name_or_path}.yaml").read_text()
+    elif path.is_file():
+        text = path.read_text()
+    else:
+        raise InputError(
+            f"no recipe {name_or_path!r}: give a YAML file or one of {', '.join(recipe_names())}"
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"recipe {name_or_path} is not YAML: {' '.join(str(error).split())}"
+        ) from None
+    if not isinstance(values, dict):
+        raise InputError(f"recipe {name_or_path} must hold keys and values")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise InputError(f"override {override!r} must be key=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise InputError(f"override {override!r}: {parent} has no parts")
+    values[last] = yaml.safe_load(text)
+    if last in ("epochs", "images") and values[last] is not None:  # one replaces the other
+        values["images" if last == "epochs" else "epochs"] = None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(problem["loc"]), n=1)
+        return f"unknown key {place!r}" + (f", did you mean {near[0]!r}?" if near else "")
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}, got {problem['input']!r}" if place else message
+
+
+def _keys(location: Sequence[int | str]) -> Mapping[str, Any]:
+    parts = {"losses": LossRecipe, "augment": AugmentRecipe}
+    return (parts.get(str(location[0]), Recipe) if len(location) > 1 else Recipe).model_fields
