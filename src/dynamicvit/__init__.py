@@ -1,9 +1,11 @@
 """Vision transformers that drop the patches they don't need (DynamicViT, NeurIPS 2021)."""
 
+import dynamicvit.registry  # noqa: F401 (timm finds our models by name from here on)
 from dynamicvit._version import __version__
 from dynamicvit.errors import InputError, UnsupportedBackboneError
 from dynamicvit.model import DynamicViT, MaskedOutput, PrunedOutput, sparsify
 from dynamicvit.prediction import PredictionModule
+from dynamicvit.released import load_released
 from dynamicvit.schedule import Schedule
 
 __all__ = [
@@ -15,5 +17,6 @@ __all__ = [
     "Schedule",
     "UnsupportedBackboneError",
     "__version__",
+    "load_released",
     "sparsify",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,17 @@ from dynamicvit.decisions import (
     gather_alive,
     gather_patches,
     gumbel_sampler,
+    log_odds,
     to_image,
     top_k,
 )
 from dynamicvit.errors import InputError
+from dynamicvit.hub import HubMixin
 from dynamicvit.prediction import KEEP, PredictionModule
 from dynamicvit.schedule import Schedule
 from dynamicvit.tokens import Tokens
+
+Leave = Literal["never", "late", "at once"]
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,32 @@ class MaskedOutput:
         features: the final tokens after the final norm, with the last stage's decision.
         decisions: for each stage ``(B, N)``, 1 where the patch is still kept, 0 where it has been
             dropped there or before; differentiable in the prediction modules.
+        log_odds: for each stage ``(B, N)``, log-odds of keeping each patch that entered the stage,
+            ``-inf`` for those that had left memory. Empty when the decisions were given.
         grid: rows and columns of patches; N is their product.
     """
 
     logits: Tensor
     features: Tokens
     decisions: tuple[Tensor, ...]
+    log_odds: tuple[Tensor, ...]
     grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class DenseOutput:
+    """What the dense network teaches.
+
+    Attributes:
+        logits: ``(B, classes)``.
+        features: the final tokens after the final norm.
+        attention_received: ``(B, N)``, how much attention each patch got in the blocks that were
+            watched, on average over blocks, heads and tokens; ``None`` when none was watched.
+    """
+
+    logits: Tensor
+    features: Tokens
+    attention_received: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -85,7 +108,7 @@ class PrunedOutput:
     grid: tuple[int, int]
 
 
-class DynamicViT(nn.Module):
+class DynamicViT(nn.Module, HubMixin):
     """A vision transformer with prediction modules that drop patch tokens in stages.
 
     In ``eval()`` calling the model gives logits ``(B, classes)`` through the pruned path; in
@@ -101,11 +124,12 @@ class DynamicViT(nn.Module):
     Attributes:
         sampler: how training draws decisions, :func:`~dynamicvit.decisions.gumbel_sampler` unless
             set to another :data:`~dynamicvit.decisions.Sampler`.
-        drop_late: whether the masked path lets a token that one stage dropped leave memory at the
-            next, from which on nothing can bring it back. Outputs are the same and training is
-            faster. Gradients are the same too with a sampler in which dropped tokens don't compete
-            (:func:`~dynamicvit.decisions.gumbel_top_k_sampler`); with the paper's independent
-            draws, the later blocks' part of a dropped token's gradient is left out. Off by default.
+        leave: when a dropped token leaves memory in the masked path. ``"never"``, as in the paper;
+            ``"late"``, one stage after the one that dropped it, from which on nothing can bring it
+            back; ``"at once"``, as in the pruned path. Outputs are the same, training is faster.
+            "late" keeps the gradients too with a sampler in which dropped tokens don't compete
+            (:func:`~dynamicvit.decisions.gumbel_top_k_sampler`). "at once" cuts the decisions'
+            gradient: the prediction modules then learn from the guidance loss only.
 
     Raises:
         UnsupportedBackboneError: if no adapter covers the backbone.
@@ -129,7 +153,7 @@ class DynamicViT(nn.Module):
             raise InputError(f"{len(schedule.stages)} stages, but {len(predictors)} predictors")
         self.predictors = nn.ModuleList(predictors)
         self.sampler: Sampler = gumbel_sampler
-        self.drop_late = False
+        self.leave: Leave = "never"
 
     # ---------------------------------------------------------------- budget
 
@@ -185,16 +209,18 @@ class DynamicViT(nn.Module):
         """
         return self._adapter.head(self.backbone, features, pre_logits)
 
-    def stem(self, images: Tensor) -> Stem:
-        """Embed the images and run the blocks before the first stage.
+    def stem(self, images: Tensor, depth: int | None = None) -> Stem:
+        """Embed the images and run the first blocks, where nothing has been dropped yet.
 
         Args:
             images: ``(B, channels, height, width)``.
+            depth: how many blocks; by default those before the first stage.
         """
+        if depth is None:
+            depth = self._schedule.stages[0] if self._schedule.stages else self.depth
         grid = self._grid(images)
         tokens, position = self._adapter.embed(self.backbone, images)
-        first = self._schedule.stages[0] if self._schedule.stages else self.depth
-        return Stem(self._run(tokens, position, 0, first), position, grid, first)
+        return Stem(self._run(tokens, position, 0, depth), position, grid, depth)
 
     def forward_masked(
         self, images: Tensor | Stem, decisions: Sequence[Tensor] | None = None
@@ -206,19 +232,38 @@ class DynamicViT(nn.Module):
             decisions: for each stage ``(B, N)`` with 0 or 1, in place of the model's own draw.
         """
         stem = images if isinstance(images, Stem) else self.stem(images)
-        features, taken = self._mask(stem, decisions)
-        return MaskedOutput(self.forward_head(features), features, taken, stem.grid)
+        features, taken, scores = self._mask(stem, decisions)
+        return MaskedOutput(self.forward_head(features), features, taken, scores, stem.grid)
 
     def forward_dense(self, images: Tensor | Stem) -> tuple[Tensor, Tokens]:
-        """The backbone's own dense output, as a teacher gives it: logits and final tokens.
+        """The backbone's own dense output: logits and final tokens.
 
         Args:
             images: ``(B, channels, height, width)``, or a stem of this or of another model with
                 the same weights up to there.
         """
+        output = self.forward_teacher(images, watched=0)
+        return output.logits, output.features
+
+    def forward_teacher(self, images: Tensor | Stem, watched: int) -> DenseOutput:
+        """The backbone's own dense output, and how much attention each patch gets at its end.
+
+        Args:
+            images: ``(B, channels, height, width)``, or their stem.
+            watched: in how many of the last blocks attention is read, 0 for none.
+        """
         stem = images if isinstance(images, Stem) else self.stem(images)
-        tokens = self._finish(self._run(stem.tokens, stem.position, stem.depth, self.depth))
-        return self.forward_head(tokens), tokens
+        first = max(stem.depth, self.depth - watched)
+        tokens = self._run(stem.tokens, stem.position, stem.depth, first)
+        received = []
+        for depth in range(first, self.depth):
+            received.append(
+                self._adapter.attention_received(self.backbone, depth, tokens, stem.position)
+            )
+            tokens = self._run(tokens, stem.position, depth, depth + 1)
+        tokens = self._finish(tokens)
+        attention = torch.stack(received).mean(dim=0) if received else None
+        return DenseOutput(self.forward_head(tokens), tokens, attention)
 
     def forward_pruned(
         self, images: Tensor, decisions: Sequence[Tensor] | None = None
@@ -253,12 +298,12 @@ class DynamicViT(nn.Module):
 
     def _mask(
         self, stem: Stem, decisions: Sequence[Tensor] | None = None
-    ) -> tuple[Tokens, tuple[Tensor, ...]]:
-        """Final tokens under the last decision, and each stage's decisions ``(B, N)``."""
+    ) -> tuple[Tokens, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Final tokens under the last decision; each stage's decisions and log-odds ``(B, N)``."""
         tokens, block, num_patches = stem.tokens, stem.depth, stem.tokens.num_patches
         if decisions is not None:
             self._check_decisions(len(tokens.x), stem.grid, decisions)
-        taken = []
+        taken, scores = [], []
         for stage, budget in enumerate(self._schedule.kept(num_patches)):
             tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
             block = self._schedule.stages[stage]
@@ -267,17 +312,25 @@ class DynamicViT(nn.Module):
                 before = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
             if decisions is None:
                 log_probs = self.predictors[stage](tokens.patches, tokens.decision)
+                odds = log_odds(log_probs)
+                scores.append(to_image(odds, tokens.index, num_patches, fill=float("-inf")))
                 drawn = self.sampler(log_probs, before, budget)
             else:
                 drawn = decisions[stage].to(before.dtype)
                 drawn = drawn if tokens.index is None else drawn.gather(1, tokens.index)
             decision = drawn * before
+            if self.leave == "at once":
+                decision = decision.detach()
             taken.append(to_image(decision, tokens.index, num_patches))
             tokens = Tokens(tokens.x, tokens.num_prefix, tokens.index, decision)
-            if self.drop_late:
+            if self.leave == "late":
                 tokens = gather_alive(tokens, before)
+            elif self.leave == "at once":
+                tokens = gather_alive(tokens, decision)
+                if decision.sum(dim=1).unique().numel() == 1:  # so nothing is hidden any more
+                    tokens = Tokens(tokens.x, tokens.num_prefix, tokens.index)
         tokens = self._run(tokens, stem.position, block, self.depth)
-        return self._finish(tokens), tuple(taken)
+        return self._finish(tokens), tuple(taken), tuple(scores)
 
     def _prune(self, stem: Stem) -> tuple[Tokens, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Final tokens, and for each stage the survivors and keep scores ``(B, N)``."""
@@ -315,13 +368,16 @@ class DynamicViT(nn.Module):
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         """Check the batch; rows and columns of its patches."""
-        channels = self.backbone.in_chans
+        channels = self.in_chans
         if images.ndim != 4 or images.shape[1] != channels:
             raise InputError(
                 f"images must be (batch, {channels}, height, width), got {tuple(images.shape)}"
             )
         if not images.is_floating_point():
             raise InputError(f"images must be floating point and normalised, got {images.dtype}")
+        weights = next(self.backbone.parameters()).dtype
+        if images.dtype != weights and not torch.is_autocast_enabled(images.device.type):
+            raise InputError(f"images must be {weights} like the weights, got {images.dtype}")
         return self._adapter.grid_size(self.backbone, images.shape[2], images.shape[3])
 
     def _check_decisions(
@@ -364,7 +420,7 @@ class DynamicViT(nn.Module):
     @property
     def in_chans(self) -> int:
         """Number of image channels."""
-        return self.backbone.in_chans
+        return self._adapter.in_chans(self.backbone)
 
     def get_classifier(self) -> nn.Module:
         """The backbone's classifier."""
@@ -406,8 +462,12 @@ def sparsify(
 
     Raises:
         UnsupportedBackboneError: naming the class that is not supported, and the families.
-        InputError: for a ratio or stage that can't be.
+        InputError: for a ratio or stage that can't be, or something that is no dense model.
     """
+    if isinstance(model, DynamicViT):
+        raise InputError("the model is a DynamicViT already: set its keep_ratio instead")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"sparsify takes a model, as timm.create_model makes it, got {model!r}")
     depth = len(adapter_for(model).blocks(model))
     return DynamicViT(model, Schedule.for_depth(depth, keep_ratio, stages))
 

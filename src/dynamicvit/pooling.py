@@ -20,10 +20,11 @@ def masked_mean(x: Tensor, decision: Tensor | None = None) -> Tensor:
         return x.new_zeros(x.shape[0], x.shape[2])
     if decision is None:
         return x.mean(dim=1)
-    decision = decision.to(x.dtype)
+    decision = decision.to(torch.promote_types(x.dtype, torch.float32))
     count = decision.sum(dim=1, keepdim=True)
-    total = torch.einsum("bmc,bm->bc", x, decision)
-    return total / torch.where(count > 0.5, count, torch.ones_like(count))
+    # Divided before the sum: half precision can neither count past 256 nor hold a large total.
+    weight = decision / torch.where(count > 0.5, count, torch.ones_like(count))
+    return torch.einsum("bmc,bm->bc", x, weight.to(x.dtype))
 
 
 def masked_max(x: Tensor, decision: Tensor | None = None) -> Tensor:

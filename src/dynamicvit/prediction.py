@@ -57,7 +57,8 @@ class PredictionModule(nn.Module):
         features = self.act(self.project(self.norm(patches)))
         local_features, global_features = features.chunk(2, dim=-1)
         pooled = masked_mean(global_features, decision)[:, None].expand_as(global_features)
-        return self.head(torch.cat([local_features, pooled], dim=-1)).float().log_softmax(dim=-1)
+        scores = self.head(torch.cat([local_features, pooled], dim=-1))
+        return scores.log_softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from dynamicvit.errors import InputError
 
@@ -60,12 +61,12 @@ class Schedule:
             stages = [depth * quarter // 4 for quarter in (1, 2, 3)]
             if depth < 4:
                 raise InputError(f"{depth} blocks are too few for default stages: give stages")
-        for stage in stages:
-            if not 0 <= stage < depth:
-                raise InputError(f"stage {stage} is outside the depth: 0 to {depth - 1} exist")
-        if isinstance(keep_ratio, Sequence):
-            return cls(tuple(stages), tuple(float(ratio) for ratio in keep_ratio))
-        return cls(tuple(stages), geometric(keep_ratio, len(stages)))
+        stages = check_stages(stages, depth)
+        if isinstance(keep_ratio, Sequence) and not isinstance(keep_ratio, str):
+            for ratio in keep_ratio:
+                check_keep_ratio(ratio)
+            return cls(stages, tuple(float(ratio) for ratio in keep_ratio))
+        return cls(stages, geometric(keep_ratio, len(stages)))
 
     @property
     def keep_ratio(self) -> float | None:
@@ -90,5 +91,17 @@ def geometric(keep_ratio: float, num_stages: int) -> tuple[float, ...]:
 
 def check_keep_ratio(keep_ratio: float) -> None:
     """Raise ``InputError`` unless ``0 < keep_ratio <= 1``."""
-    if not isinstance(keep_ratio, (int, float)) or not 0 < keep_ratio <= 1:
-        raise InputError(f"a keep ratio lies in (0, 1], got {keep_ratio!r}")
+    number = isinstance(keep_ratio, Real) and not isinstance(keep_ratio, bool)
+    if not number or not 0 < keep_ratio <= 1:
+        raise InputError(f"a keep ratio is a number in (0, 1], got {keep_ratio!r}")
+
+
+def check_stages(stages: Sequence[int], depth: int) -> tuple[int, ...]:
+    """The stages as a tuple of int, or ``InputError`` if they are not blocks of this depth."""
+    if isinstance(stages, str) or not isinstance(stages, Iterable):
+        raise InputError(f"stages are a sequence of block indices, got {stages!r}")
+    stages = tuple(stages)
+    for stage in stages:
+        if not isinstance(stage, Integral) or isinstance(stage, bool) or not 0 <= stage < depth:
+            raise InputError(f"stage {stage!r} is not a block index: 0 to {depth - 1} exist")
+    return tuple(int(stage) for stage in stages)

@@ -40,6 +40,10 @@ class Adapter(ABC):
         """C, the width of the tokens."""
 
     @abstractmethod
+    def in_chans(self, backbone: nn.Module) -> int:
+        """Number of image channels."""
+
+    @abstractmethod
     def grid_size(self, backbone: nn.Module, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches that an image of this size gives.
 

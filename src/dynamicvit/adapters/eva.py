@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
@@ -91,4 +93,4 @@ def rotate(attn: nn.Module, x: Tensor, rope: Tensor) -> Tensor:
 def gamma_scaled(block: nn.Module, branch: int, x: Tensor) -> Tensor:
     """Layer scale by the block's ``gamma_1`` or ``gamma_2``, where it has them."""
     gamma = block.gamma_1 if branch == 1 else block.gamma_2
-    return x if gamma is None else gamma * x
+    return x if gamma is None else cast(Tensor, gamma) * x

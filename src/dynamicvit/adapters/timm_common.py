@@ -70,6 +70,11 @@ class TimmAdapter(Adapter):
     def width(self, backbone: nn.Module) -> int:
         return cast(int, backbone.embed_dim)
 
+    def in_chans(self, backbone: nn.Module) -> int:
+        # Older timm keeps the number in the patch embedding only.
+        known = getattr(backbone, "in_chans", None)
+        return cast(int, known or backbone.patch_embed.proj.in_channels)
+
     def grid_size(self, backbone: nn.Module, height: int, width: int) -> tuple[int, int]:
         embed = backbone.patch_embed
         rows, columns = cast("tuple[int, int]", embed.patch_size)

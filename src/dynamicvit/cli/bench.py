@@ -1,1 +1,343 @@
-"""`dynamicvit bench`: to be written."""
+"""`dynamicvit bench`: how much faster a model is when it drops patches, on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dynamicvit.benchmark import (
+    BenchRow,
+    MemoryRow,
+    Spread,
+    available_cores,
+    bench,
+    peak_memory,
+    processor_name,
+)
+from dynamicvit.cli import app
+from dynamicvit.errors import InputError
+from dynamicvit.loading import load_model
+from dynamicvit.macs import (
+    DENSE,
+    Budget,
+    count_macs,
+    keep_ratio_for,
+    parse_budget,
+    resolve_image_size,
+    schedule_macs,
+)
+from dynamicvit.model import DynamicViT
+
+
+@app.command("bench")
+def bench_command(
+    model_name: Annotated[
+        str,
+        typer.Option("--model", "-m", help="A timm name, or the folder of a saved model."),
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights for the model; times do not depend on them.")
+    ] = None,
+    keep_ratio: Annotated[
+        float | None, typer.Option(help="Keep ratio ρ; the stages keep ρ, ρ², ρ³, ...")
+    ] = None,
+    macs: Annotated[
+        str | None,
+        typer.Option(help="Instead of a keep ratio: at most so much, as 3.0G or 60% (of dense)."),
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="Images in a batch; may be repeated. [default: 1 8 32]")
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="fp32 or bf16 (autocast); may be repeated. [default: both]"),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads. [default: all cores]", show_default=False)
+    ] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Side of the image in pixels, or HEIGHTxWIDTH.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Time for each row, at least 5 pairs.")] = 10.0,
+    samples: Annotated[
+        int | None, typer.Option(help="Instead of a time: pairs of runs for each row.")
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also measure peak memory, at the largest batch.")
+    ] = False,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write the numbers; - prints them.")
+    ] = None,
+) -> None:
+    """Time a model dense and pruned, in turn, and print the speed-up with its spread.
+
+    Nothing is downloaded: without a saved model or a checkpoint the weights are random, which
+    changes neither times nor MACs.
+    """
+    budget = _budget(keep_ratio, macs)
+    target = _writable(json_file)
+    console = Console(stderr=json_file == "-")
+    model = load_model(model_name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=False)
+    size = _set_image_size(model, image_size)
+    if budget is not None:
+        model.keep_ratio = keep_ratio_for(
+            model, macs=budget.macs, fraction=budget.fraction, image_size=size
+        )
+    report = Report(
+        model=model_name,
+        weights="random" if checkpoint is None and _by_name(model_name) else "given",
+        stages=model.schedule.stages,
+        keep_ratios=model.schedule.keep_ratios,
+        image_size=size,
+        dense_macs=schedule_macs(model, DENSE, size),
+        pruned_macs=count_macs(model, size),
+        torch=torch.__version__,
+        threads=available_cores() if threads is None else threads,
+        processor=processor_name(),
+    )
+    plan: dict[str, Any] = {
+        "batch_sizes": batch_size or [1, 8, 32],
+        "precisions": precision or ["fp32", "bf16"],
+        "threads": report.threads,
+        "seconds": seconds,
+        "samples": samples,
+    }
+    rows = _timed(model, size, plan, Console(stderr=True))
+    peaks = _measured(model, size, plan) if memory else []
+    _print_times(console, report, rows)
+    if peaks:
+        _print_memory(console, report, peaks)
+    _write(target, report, rows, peaks)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, and where; a table of it says how much.
+
+    Attributes:
+        model: as it was asked for.
+        weights: "random" or "given".
+        stages: blocks before which tokens are dropped.
+        keep_ratios: share of the patches that each stage leaves.
+        image_size: height and width in pixels.
+        dense_macs: of one image.
+        pruned_macs: of one image, prediction modules included.
+        torch: version.
+        threads: CPU threads.
+        processor: name of the CPU.
+    """
+
+    model: str
+    weights: str
+    stages: tuple[int, ...]
+    keep_ratios: tuple[float, ...]
+    image_size: tuple[int, int]
+    dense_macs: int
+    pruned_macs: int
+    torch: str
+    threads: int
+    processor: str
+
+
+# ---------------------------------------------------------------- what is asked for
+
+
+def _budget(keep_ratio: float | None, macs: str | None) -> Budget | None:
+    if macs is None:
+        return None
+    if keep_ratio is not None:
+        raise InputError(f"--keep-ratio {keep_ratio} and --macs {macs} both set it: give one")
+    return parse_budget(macs)
+
+
+def _by_name(model_name: str) -> bool:
+    """Whether a timm name was given, not a saved model (a folder, a file, or one on the Hub)."""
+    return "/" not in model_name and not Path(model_name).exists()
+
+
+def _writable(json_file: str | None) -> Path | None:
+    """Where the numbers go; refused before minutes are spent on measuring them."""
+    if json_file is None or json_file == "-":
+        return None if json_file is None else Path("-")
+    path = Path(json_file)
+    if path.is_dir():
+        raise InputError(f"--json {json_file} is a folder: give a file")
+    if not path.parent.is_dir():
+        raise InputError(f"--json {json_file}: the folder {path.parent} does not exist")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"--json {json_file}: no permission to write there")
+    return path
+
+
+def _set_image_size(model: DynamicViT, text: str | None) -> tuple[int, int]:
+    """Height and width of the images; the backbone is led to take them, by timm's own means."""
+    if text is None:
+        return resolve_image_size(model)
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise InputError(f"an image size is written 384 or 224x320, got {text!r}")
+    size = (int(sides[0]), int(sides[-1]))
+    backbone: Any = model.backbone
+    rows, columns = backbone.patch_embed.patch_size
+    fits = size[0] % rows == 0 and size[1] % columns == 0
+    if fits and size != resolve_image_size(model) and hasattr(backbone, "set_input_size"):
+        backbone.set_input_size(img_size=size)
+    return resolve_image_size(model, size)
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def _timed(
+    model: DynamicViT, size: tuple[int, int], plan: dict[str, Any], console: Console
+) -> list[BenchRow]:
+    settings = len(plan["batch_sizes"]) * len(plan["precisions"])
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("warming up", total=settings)
+        done = 0
+
+        def progress(batch_size: int, precision: str, share: float) -> None:
+            nonlocal done
+            name = f"batch {batch_size}, {precision}"
+            bar.update(task, description=name, completed=done + share)
+            done += share >= 1
+
+        return bench(model, image_size=size, progress=progress, **plan)
+
+
+def _measured(model: DynamicViT, size: tuple[int, int], plan: dict[str, Any]) -> list[MemoryRow]:
+    """Peak memory at the largest batch, without and with a graph for the backward pass."""
+    return [
+        peak_memory(
+            model,
+            max(plan["batch_sizes"]),
+            precision=plan["precisions"][0],
+            image_size=size,
+            threads=plan["threads"],
+            graph=graph,
+        )
+        for graph in (False, True)
+    ]
+
+
+# ---------------------------------------------------------------- printing
+
+
+def _print_times(console: Console, report: Report, rows: list[BenchRow]) -> None:
+    ratios = ", ".join(f"{ratio:.3g}" for ratio in report.keep_ratios)
+    height, width = report.image_size
+    _say(
+        console,
+        f"{report.model} ({report.weights} weights), {height}x{width} px, keeps {ratios} of the "
+        f"patches from blocks {', '.join(map(str, report.stages))} on",
+    )
+    _say(
+        console,
+        f"GMACs {report.dense_macs / 1e9:.3g} dense, {report.pruned_macs / 1e9:.3g} pruned: "
+        f"{report.dense_macs / report.pruned_macs:.2f} times fewer",
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("batch", "type", "dense\nms", "pruned\nms", "dense\nimg/s", "pruned\nimg/s"):
+        table.add_column(name, justify="right", vertical="bottom")
+    table.add_column(escape("speed-up [quartiles]"), no_wrap=True)
+    table.add_column("pairs", justify="right")
+    for row in rows:
+        table.add_row(
+            str(row.batch_size),
+            row.precision,
+            f"{row.dense_seconds.median * 1e3:.4g}",
+            f"{row.pruned_seconds.median * 1e3:.4g}",
+            f"{row.dense_throughput:.4g}",
+            f"{row.pruned_throughput:.4g}",
+            escape(_speedup(row.speedup, row.conclusive)),
+            str(row.pairs),
+        )
+    console.print(table)
+    if not all(row.conclusive for row in rows):
+        _say(
+            console,
+            "unclear: the quartiles lie further apart than the speed-up is from 1; measure for "
+            "longer (--seconds), or on a quieter machine",
+        )
+    _say(console, f"torch {report.torch}, {report.threads} threads, {report.processor}")
+
+
+def _speedup(spread: Spread, conclusive: bool) -> str:
+    text = f"{spread.median:.2f} [{spread.low:.2f}–{spread.high:.2f}]"
+    return text if conclusive else f"{text} unclear"
+
+
+def _print_memory(console: Console, report: Report, peaks: list[MemoryRow]) -> None:
+    first = peaks[0]
+    _say(console, f"\npeak memory in MiB, batch {first.batch_size}, {first.precision}")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in ("dense\nprocess", "pruned\nprocess", "dense\nbatch", "pruned\nbatch"):
+        table.add_column(name, justify="right")
+    for row in peaks:
+        sizes = (
+            row.dense.total,
+            row.pruned.total,
+            row.dense.inference,
+            row.pruned.inference,
+        )
+        table.add_row(
+            "eval(), graph kept" if row.graph else "inference mode",
+            *(f"{size / 2**20:.0f}" for size in sizes),
+        )
+    console.print(table)
+    if report.stages and report.stages[0] > 0:
+        _say(
+            console,
+            f"inference mode holds one block's activations at a time: the first {report.stages[0]} "
+            "blocks, which see every patch, set its peak",
+        )
+
+
+def _say(console: Console, line: str) -> None:
+    """Print a line as it is: not coloured, not wrapped where there is no terminal."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _write(
+    target: Path | None, report: Report, rows: list[BenchRow], peaks: list[MemoryRow]
+) -> None:
+    if target is None:
+        return
+    numbers = {
+        **asdict(report),
+        "rows": [
+            {
+                **asdict(row),
+                "dense_throughput": row.dense_throughput,
+                "pruned_throughput": row.pruned_throughput,
+                "conclusive": row.conclusive,
+            }
+            for row in rows
+        ],
+        "memory": [asdict(row) for row in peaks],
+    }
+    text = json.dumps(numbers, indent=2)
+    if target == Path("-"):
+        typer.echo(text)
+        return
+    draft = target.with_name(f"{target.name}.part")
+    draft.write_text(text + "\n")
+    draft.replace(target)

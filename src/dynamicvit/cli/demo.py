@@ -1,1 +1,118 @@
-"""`dynamicvit demo`: to be written."""
+"""`dynamicvit demo`: see token dropping work in minutes, without data or downloads."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from dynamicvit.cli import app
+from dynamicvit.cli.options import Threads
+from dynamicvit.demo import experiment
+from dynamicvit.demo.experiment import Row, Size
+from dynamicvit.model import DynamicViT
+from dynamicvit.training.loop import Progress
+from dynamicvit.visualization import figure, save_figure
+
+DEMO = Path("demo")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the picture.")] = Path(
+        "demo"
+    ),
+    quick: Annotated[
+        bool, typer.Option(help="A minute instead of four, with fewer scenes.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of scenes and training.")] = 0,
+    threads: Threads = None,
+) -> None:
+    """Find the digit: drop most of a cluttered scene and still read what is written in it.
+
+    A small vision transformer reads one handwritten digit among pieces of others, over a
+    photograph. It is sparsified, fine-tuned before your eyes against its own dense self, and
+    compared with the dense network and with dropping tokens at random.
+    """
+    console = Console()
+    size = experiment.QUICK if quick else experiment.FULL
+    if threads:
+        torch.set_num_threads(threads)
+    output.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    torch.manual_seed(seed)
+    table: list[Row] = [experiment.dense_row(size, seed)]
+    console.print(
+        f"dense: {table[0].top1:.1%} of {size.score_scenes} fresh scenes, "
+        f"{table[0].gmacs:.2f} GMACs an image"
+    )
+    for name in ("DynamicViT", "random"):
+        model = experiment.sparse_model(random=name == "random")
+        _fine_tune(model, name, size, seed, console)
+        table.extend(experiment.rows(model, name, size, seed))
+        if name == "DynamicViT":
+            picture = _picture(model, seed, output)
+    console.print(_table(table, size, seed))
+    for shortcoming in experiment.shortcomings(table):
+        console.print(f"[yellow]falls short:[/yellow] {shortcoming}")
+    console.print(f"picture: {picture}   ({time.perf_counter() - began:.0f} s, seed {seed})")
+
+
+def _fine_tune(model: DynamicViT, name: str, size: Size, seed: int, console: Console) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeRemainingColumn(),
+    )
+    with ProgressBar(*columns, console=console) as bar:
+        task = bar.add_task(f"fine-tuning ({name})", total=None, state="")
+
+        def show(progress: Progress) -> None:
+            bar.update(
+                task,
+                total=progress.steps,
+                completed=progress.step + 1,
+                state=f"{progress.images_per_second:.0f} scenes/s "
+                f"loss {progress.losses['total']:.3f}",
+            )
+
+        experiment.fine_tune(model, size, seed, show)
+
+
+def _picture(model: DynamicViT, seed: int, output: Path) -> Path:
+    scenes = experiment.picture_scenes(seed)
+    with torch.inference_mode():
+        result = model.forward_pruned(scenes.images)
+    shown = figure(
+        scenes.images * experiment.STD + experiment.MEAN,
+        result,
+        names=[str(digit) for digit in range(10)],
+        labels=scenes.labels.tolist(),
+        dense_logits=experiment.dense_logits(scenes.images),
+    )
+    return save_figure(shown, output / "demo.png")
+
+
+def _table(rows: list[Row], size: Size, seed: int) -> Table:
+    table = Table(title=f"top-1 on {size.score_scenes} fresh scenes (seed {seed})")
+    for heading in ("", "ρ", "top-1", "GMACs", "speed-up, batch 32", "digit kept", "rest kept"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for row in rows:
+        table.add_row(
+            row.name,
+            "-" if row.keep_ratio is None else f"{row.keep_ratio}",
+            f"{row.top1:.1%}",
+            f"{row.gmacs:.3f}",
+            "1" if row.speedup is None else f"{row.speedup:.2f}x",
+            f"{row.digit_kept:.0%}",
+            f"{row.background_kept:.0%}",
+        )
+    return table

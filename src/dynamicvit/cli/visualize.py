@@ -1,1 +1,224 @@
-"""`dynamicvit visualize`: to be written."""
+"""`dynamicvit visualize`: which patches of an image a model keeps, as a picture."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image, ImageOps
+from timm.data.readers.img_extensions import get_img_extensions, is_img_extension
+
+from dynamicvit.cli import app
+from dynamicvit.data import eval_transform
+from dynamicvit.errors import InputError
+from dynamicvit.loading import load_model
+from dynamicvit.model import DynamicViT, PrunedOutput
+from dynamicvit.prediction import PredictionModule
+from dynamicvit.visualization import class_names, denormalise, figure, save_figure, top_classes
+
+_OWN_PICTURE = re.compile(r"_dynamicvit(-\d+)?\.png$")
+
+
+@app.command()
+def visualize(
+    # readable=False: this file says itself what can't be read, and goes on with the rest.
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE", help="Image files, or folders.", readable=False),
+    ],
+    model_name: Annotated[
+        str,
+        typer.Option("--model", "-m", help="timm's name, a saved folder, or user/name on the Hub."),
+    ],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Weights for the model, prediction modules included.", readable=False),
+    ] = None,
+    keep_ratio: Annotated[
+        float | None, typer.Option(help="Keep ratio ρ; the stages keep ρ, ρ², ρ³, ...")
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder for the pictures.", readable=False),
+    ] = Path("runs/visualize"),
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the square the model sees; by default its own.")
+    ] = None,
+    crop_pct: Annotated[
+        float | None, typer.Option(help="Share of the short side that the centre crop takes.")
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained/--no-pretrained", help="Load timm's weights.")
+    ] = True,
+) -> None:
+    """Show which patches a model keeps: one picture for each image, and its classes by name."""
+    _check_folder(output)
+    sources = _find_images(images)
+    model = load_model(
+        model_name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=pretrained
+    ).eval()
+    if image_size is not None:
+        _resize(model, image_size)
+    transform = eval_transform(model, image_size, crop_pct)
+    if _untrained(model):
+        typer.echo(
+            f"note: the prediction modules of {model_name} are untrained, so what they keep means "
+            "nothing yet; give --checkpoint, or the folder of a trained model",
+            err=True,
+        )
+    names = class_names(model)
+    failed = 0
+    for source, target in zip(sources, _targets(sources, output), strict=True):
+        try:
+            image = _read(source, model.in_chans)
+        except InputError as error:
+            failed += 1
+            typer.echo(f"dynamicvit: {error}", err=True)
+            continue
+        _draw(model, transform(image)[None], names, source, target)
+    if failed:
+        raise typer.Exit(2)
+
+
+@torch.inference_mode()
+def _draw(
+    model: DynamicViT, batch: torch.Tensor, names: Sequence[str], source: Path, target: Path
+) -> None:
+    """Draw one image, ``(1, C, H, W)`` normalised, and print what the model says."""
+    pruned = model.forward_pruned(batch)
+    dense_logits, _ = model.forward_dense(batch)
+    picture = figure(
+        denormalise(batch, model), pruned, names=names or None, dense_logits=dense_logits
+    )
+    save_figure(picture, target)
+    typer.echo(f"{source} -> {target}")
+    typer.echo(f"  {_kept(pruned)}")
+    if not names:  # a backbone without a classifier
+        return
+    for guess in top_classes(pruned.logits[0], names):
+        typer.echo(f"  {guess.probability:6.1%}  {guess.name}")
+    [dense] = top_classes(dense_logits[0], names, k=1)
+    typer.echo(f"  dense: {dense.name} ({dense.probability:.1%})")
+
+
+def _kept(pruned: PrunedOutput) -> str:
+    patches = pruned.grid[0] * pruned.grid[1]
+    kept = [int(survived.sum()) for survived in pruned.survived]
+    if not kept:
+        return f"all {patches} patches kept: the model has no stages"
+    shares = ", ".join(f"{share / patches:.0%}" for share in kept)
+    return f"kept {', '.join(map(str, kept))} of {patches} patches ({shares})"
+
+
+# ---------------------------------------------------------------- images in, pictures out
+
+
+def _find_images(given: Iterable[Path]) -> list[Path]:
+    """The files given and those inside the folders given, each once.
+
+    Raises:
+        InputError: for a folder without images.
+    """
+    found: dict[Path, Path] = {}
+    for path in given:
+        inside = _images_in(path) if path.is_dir() else [path]
+        if not inside:
+            kinds = ", ".join(get_img_extensions())
+            raise InputError(f"{path} holds no images ({kinds})")
+        for file in inside:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """The images below a folder, without this command's own pictures."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if is_img_extension(path.suffix.lower())
+        and not path.name.startswith(".")
+        and not _OWN_PICTURE.search(path.name)
+        and path.is_file()
+    )
+
+
+def _read(path: Path, channels: int) -> Image.Image:
+    """The image as people see it: upright, in colour or grey as the model takes it.
+
+    Raises:
+        InputError: naming the file, if it can't be read.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            return upright.convert("L" if channels == 1 else "RGB")
+    # Broken files raise whatever the decoder stumbles over: OSError, SyntaxError, ValueError,
+    # struct.error, zlib.error, DecompressionBombError ...
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise InputError(
+            f"{path} can't be read as an image ({reason or type(error).__name__})"
+        ) from error
+
+
+def _targets(sources: Sequence[Path], folder: Path) -> list[Path]:
+    """A picture's path for each image: no two the same, none of them an image that was given."""
+    # Case is folded, as file systems exist where Cat.png and cat.png are one file.
+    taken = {str(source.resolve()).casefold() for source in sources}
+    targets = []
+    for source in sources:
+        for number in count(1):
+            ending = f"-{number}" if number > 1 else ""
+            target = folder / f"{source.stem}_dynamicvit{ending}.png"
+            key = str(target.resolve()).casefold()
+            if key not in taken:
+                break
+        taken.add(key)
+        targets.append(target)
+    return targets
+
+
+def _check_folder(folder: Path) -> None:
+    """Find out before the work whether pictures can be written there.
+
+    Raises:
+        InputError: if it is a file, or must not be written.
+    """
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"--output {folder}: {existing} is not a folder; give a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"--output {folder}: no permission to write in {existing}")
+
+
+# ---------------------------------------------------------------- the model
+
+
+def _resize(model: DynamicViT, image_size: int) -> None:
+    """Let the backbone take square images of another size, by timm's own means.
+
+    Raises:
+        InputError: for a size that it can't take.
+    """
+    backbone: Any = model.backbone
+    rows, columns = backbone.patch_embed.patch_size
+    if image_size < max(rows, columns) or image_size % rows or image_size % columns:
+        raise InputError(
+            f"image size {image_size}: this model takes multiples of its {rows}x{columns} patches"
+        )
+    if hasattr(backbone, "set_input_size"):
+        backbone.set_input_size(img_size=(image_size, image_size))
+
+
+def _untrained(model: DynamicViT) -> bool:
+    """Whether the prediction modules are as initialised: with biases of exactly zero."""
+    own = (module for module in model.predictors.modules() if isinstance(module, PredictionModule))
+    return any(not module.head[-1].bias.any() for module in own)

@@ -1,0 +1,49 @@
+# make demo, make test: each makes .venv and installs what it needs; a second call starts at once.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    train and compare on made-up scenes: no data, no downloads (ARGS=--quick)"
+	@echo "make test    run the tests (ARGS=tests/test_model.py)"
+	@echo "make lint    ruff and pyright"
+	@echo "make clean   remove .venv and caches"
+	@echo "With another Python than $(PYTHON): make PYTHON=python3.12 demo"
+
+demo: $(STAMP)
+	$(BIN)/dynamicvit demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist build
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last: an interrupted installation is taken up again.
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "$(PYTHON) not found: install Python 3.10 or newer" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed, but $(PYTHON) is `$(PYTHON) -V 2>&1`;" \
+		"name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) can't make virtual environments: its venv or ensurepip module is" \
+		"missing (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing torch, timm and the rest: about two minutes, this once."
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@

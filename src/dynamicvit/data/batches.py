@@ -1,0 +1,202 @@
+"""Batches: a deterministic order, augmentation that does not depend on workers, nothing hidden."""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dynamicvit.data.images import Sample, Unreadable
+from dynamicvit.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images, and the names of those that should have been among them.
+
+    Attributes:
+        images: ``(B, 3, H, W)``; B is smaller than asked for where images were unreadable, and
+            ``(0, 3, 0, 0)`` where all were.
+        labels: ``(B,)`` int64, :data:`~dynamicvit.data.UNLABELLED` for images without one.
+        skipped: paths of the unreadable images.
+    """
+
+    images: Tensor
+    labels: Tensor
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+        return Batch(
+            self.images.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.skipped,
+        )
+
+
+class Loader:
+    """Batches of a data set; iterating it again gives the same batches until the epoch is set.
+
+    The order depends on the seed and the epoch; the augmentation of an image on the seed, the
+    epoch and its index. Neither depends on the number of workers, and neither touches the global
+    random generators of the calling process. Each unreadable image is logged once.
+
+    Args:
+        data: :class:`~dynamicvit.data.ImageData`, or a :class:`torch.utils.data.ConcatDataset` of
+            several, labelled and not.
+        batch_size: images in a batch.
+        shuffle: a new order in every epoch; else the data set's own.
+        seed: of order and augmentation.
+        num_workers: processes that read images; 0 reads in the calling one.
+        drop_last: leave out a last batch that is smaller than the others.
+
+    Raises:
+        InputError: for a batch size or number of workers that can't be; while iterating, for an
+            unreadable image if its data set is strict, and if no image at all could be read.
+    """
+
+    def __init__(
+        self,
+        data: Dataset[Sample | Unreadable],
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        num_workers: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch size must be at least 1, got {batch_size}")
+        if num_workers < 0:
+            raise InputError(f"number of workers must be at least 0, got {num_workers}")
+        if seed < 0:
+            raise InputError(f"seed must be at least 0, got {seed}")
+        if drop_last and len(data) < batch_size:
+            raise InputError(f"batch size {batch_size} is more than the {len(data)} images")
+        self.data = data
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.num_workers = num_workers
+        self.drop_last = drop_last
+        self._epoch = 0
+        self._start = 0
+        self._logged: set[str] = set()
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch to iterate over.
+
+        Args:
+            epoch: counted from 0.
+            start: how many of its batches to leave out, to go on inside an epoch.
+        """
+        self._epoch = epoch
+        self._start = start
+
+    @property
+    def num_images(self) -> int:
+        """How many images a whole epoch asks for, readable or not."""
+        return len(self) * self.batch_size if self.drop_last else len(self.data)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        full, rest = divmod(len(self.data), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = DataLoader(
+            _Seeded(self.data, self.seed),
+            batch_sampler=self._keys(),
+            collate_fn=_collate,
+            num_workers=self.num_workers,
+            worker_init_fn=_leave_interrupts_to_parent,
+            generator=torch.Generator(),  # or it would draw from the global one
+        )
+        read = 0
+        skipped: list[Unreadable] = []
+        for batch, failures in batches:
+            self._report(failures)
+            read += len(batch)
+            skipped += failures
+            yield batch
+        if skipped and not read and not self._start:
+            raise InputError(
+                f"none of the {len(skipped)} images can be read; the first is "
+                f"{skipped[0].path} ({skipped[0].reason})"
+            )
+
+    def _keys(self) -> list[list[tuple[int, int]]]:
+        """For each batch, epoch and index of each of its images."""
+        order = np.arange(len(self.data))
+        if self.shuffle:
+            np.random.default_rng((self.seed, self._epoch)).shuffle(order)
+        starts = range(self._start * self.batch_size, len(self) * self.batch_size, self.batch_size)
+        return [
+            [(self._epoch, int(index)) for index in order[start : start + self.batch_size]]
+            for start in starts
+        ]
+
+    def _report(self, failures: Sequence[Unreadable]) -> None:
+        """Here and not in a worker, where an exception would come with its traceback as text."""
+        for failure in failures:
+            if failure.fatal:
+                raise InputError(f"{failure.path} can't be read as an image ({failure.reason})")
+            if failure.path not in self._logged:
+                self._logged.add(failure.path)
+                _log.warning("left out %s: %s", failure.path, failure.reason)
+
+
+class _Seeded(Dataset):
+    """A data set whose random augmentation depends on seed, epoch and index only."""
+
+    def __init__(self, data: Dataset[Sample | Unreadable], seed: int) -> None:
+        self.data = data
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | Unreadable:
+        epoch, index = key
+        with _random_generators(self.seed, epoch, index):
+            return self.data[index]
+
+
+@contextmanager
+def _random_generators(*entropy: int) -> Iterator[None]:
+    """Seed the generators that timm's transforms draw from, and put them back afterwards."""
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - timm's RandAugment uses the global generator
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.default_generator.set_state(before[2])
+
+
+def _collate(samples: Sequence[Sample | Unreadable]) -> tuple[Batch, list[Unreadable]]:
+    failures = [sample for sample in samples if isinstance(sample, Unreadable)]
+    good = [sample for sample in samples if isinstance(sample, Sample)]
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0, 3, 0, 0)
+    labels = torch.tensor([label for _, label in good], dtype=torch.int64)
+    return Batch(images, labels, tuple(path for path, _, _ in failures)), failures
+
+
+def _leave_interrupts_to_parent(worker: int) -> None:
+    """Ctrl-C goes to every process of the terminal; workers would each print a traceback."""
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,93 @@
+"""From an image to the tensor a model wants: timm's transforms with the model's own settings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+
+from dynamicvit.errors import InputError
+
+Size = int | tuple[int, int]
+Transform = Callable[[Image.Image], Tensor]
+
+
+def eval_transform(
+    model: nn.Module, image_size: Size | None = None, crop_pct: float | None = None
+) -> Transform:
+    """Resize the short side, crop the centre, normalise: the transform to evaluate a model with.
+
+    Args:
+        model: whose ``pretrained_cfg`` gives interpolation, mean, standard deviation.
+        image_size: side, or height and width, of the crop; the model's own by default.
+        crop_pct: the crop's share of the resized short side (0.875: 224 of 256); by default what
+            the model's weights were published with.
+
+    Returns:
+        A function from an RGB image to ``(3, height, width)``.
+
+    Raises:
+        InputError: for a size that is not positive, or a share outside (0, 1].
+    """
+    config = _config(model, image_size)
+    if crop_pct is not None:
+        if not 0 < crop_pct <= 1:
+            raise InputError(f"crop_pct must be in (0, 1], got {crop_pct}")
+        config["crop_pct"] = crop_pct
+    return cast(Transform, create_transform(**config))
+
+
+def train_transform(
+    model: nn.Module, image_size: Size | None = None, **augmentation: Any
+) -> Transform:
+    """Random resized crop and flip, and what more is asked for: the transform to train with.
+
+    Args:
+        model: whose ``pretrained_cfg`` gives interpolation, mean, standard deviation.
+        image_size: side, or height and width, of the crop; the model's own by default.
+        **augmentation: further arguments of :func:`timm.data.create_transform`, among them
+            ``scale=(0.08, 1)``, ``hflip=0.5``, ``color_jitter=None`` (timm's own default is 0.4),
+            ``auto_augment=None`` (``"rand-m9-n2-mstd0.5"``), ``re_prob=0`` (random erasing).
+
+    Returns:
+        A function from an RGB image to ``(3, height, width)``. It draws from the global random
+        generators: :class:`~dynamicvit.data.Loader` seeds them for each image.
+
+    Raises:
+        InputError: for an argument that timm does not know or can't use.
+    """
+    settings = {**_config(model, image_size), "color_jitter": None, **augmentation}
+    known = inspect.signature(create_transform).parameters
+    unknown = sorted(augmentation.keys() - known.keys())
+    if unknown:
+        raise InputError(f"unknown augmentation {unknown[0]!r}; timm knows {', '.join(known)}")
+    try:
+        return cast(Transform, create_transform(is_training=True, **settings))
+    except (AssertionError, TypeError, ValueError, KeyError) as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(f"augmentation {augmentation} can't be used: {reason}") from error
+
+
+def _config(model: nn.Module, image_size: Size | None) -> dict[str, Any]:
+    """timm's settings for a model, at the size it was built for."""
+    config = resolve_model_data_config(model)
+    size = image_size if image_size is not None else _own_size(model)
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        if min(height, width) < 1:
+            raise InputError(f"image size must be positive, got {image_size}")
+        config["input_size"] = (config["input_size"][0], height, width)
+    return config
+
+
+def _own_size(model: nn.Module) -> Size | None:
+    """Height and width the model was built for.
+
+    ``pretrained_cfg`` says what the weights were trained at, which ``img_size=...`` leaves behind.
+    """
+    backbone = getattr(model, "backbone", model)
+    return getattr(getattr(backbone, "patch_embed", None), "img_size", None)

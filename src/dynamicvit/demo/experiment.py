@@ -1,0 +1,207 @@
+"""The demo's experiment: sparsify, fine-tune, and compare with the dense network and with chance.
+
+Nothing is downloaded: the scenes are drawn, and the dense network's weights come with the package.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dynamicvit.baselines import RandomScores
+from dynamicvit.benchmark import bench
+from dynamicvit.data import Batch
+from dynamicvit.demo.dense import load_dense
+from dynamicvit.demo.scenes import MEAN, STD, SceneBatch, Scenes
+from dynamicvit.macs import count_macs
+from dynamicvit.model import DynamicViT, sparsify
+from dynamicvit.training import Recipe, load_recipe, train
+from dynamicvit.training.loop import Progress
+
+TRAINED_RATIO = 0.7
+RATIOS = (0.9, 0.7, 0.5)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the demo is.
+
+    Attributes:
+        train_scenes: to fine-tune on.
+        score_scenes: fresh ones to score on, with digits and backgrounds never trained on.
+        bench_seconds: of timing for each row.
+    """
+
+    train_scenes: int
+    score_scenes: int
+    bench_seconds: float
+
+
+FULL = Size(train_scenes=9_984, score_scenes=2_000, bench_seconds=4.0)
+QUICK = Size(train_scenes=1_536, score_scenes=500, bench_seconds=1.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the demo's table.
+
+    Attributes:
+        name: of the way to choose tokens.
+        keep_ratio: ρ; None for the dense network.
+        top1: share of the scenes whose digit was named, in 0..1.
+        gmacs: of one image, prediction modules included.
+        speedup: throughput over the dense network's at batch 32, median of pairs; None for dense.
+        digit_kept: share of the digit's patches that are left after the last stage.
+        background_kept: share of the other patches.
+    """
+
+    name: str
+    keep_ratio: float | None
+    top1: float
+    gmacs: float
+    speedup: float | None
+    digit_kept: float
+    background_kept: float
+
+
+class SceneLoader:
+    """Fresh training scenes as the training loop takes them: no scene comes twice."""
+
+    def __init__(self, scenes: Scenes, count: int, batch_size: int) -> None:
+        self.scenes = scenes
+        self.batch_size = batch_size
+        self._length = count // batch_size
+        self._first = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Begin at a batch of an epoch."""
+        self._first = epoch * self._length + start
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(self._first, self._first // self._length * self._length + self._length):
+            scene = self.scenes.batch(number * self.batch_size, self.batch_size)
+            yield Batch(scene.images, scene.labels)
+
+
+def sparse_model(random: bool = False) -> DynamicViT:
+    """The demo's dense network, sparsified; with chance in place of the prediction modules."""
+    model = sparsify(load_dense(), TRAINED_RATIO)
+    if random:
+        chance = [RandomScores() for _ in model.predictors]
+        model = DynamicViT(model.backbone, model.schedule, chance)
+    model.backbone.pretrained_cfg = {
+        "input_size": (3, 96, 96),
+        "mean": (MEAN,) * 3,
+        "std": (STD,) * 3,
+        "label_names": [str(digit) for digit in range(10)],
+    }
+    return model
+
+
+def recipe(size: Size, seed: int) -> Recipe:
+    """The small-data recipe, over fresh scenes."""
+    return load_recipe(
+        "small_data", [f"images={size.train_scenes}", f"seed={seed}", "batch_size=64"]
+    )
+
+
+def fine_tune(
+    model: DynamicViT, size: Size, seed: int, on_step: Callable[[Progress], None] | None = None
+) -> None:
+    """Fine-tune in place on fresh training scenes."""
+    plan = recipe(size, seed)
+    loader = SceneLoader(Scenes("train", seed=seed + 1), size.train_scenes, plan.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        train(model, loader, plan, Path(folder), precision=torch.bfloat16, on_step=on_step)
+
+
+@torch.inference_mode()
+def score(
+    model: DynamicViT,
+    size: Size,
+    seed: int,
+    on_batch: Callable[[int], None] | None = None,
+) -> tuple[float, float, float]:
+    """Top-1 and the share of digit and background patches left, over the scoring scenes."""
+    right = digit = digit_kept = background = background_kept = 0
+    model.eval()
+    for start in range(0, size.score_scenes, 100):
+        scene = Scenes("score", seed=seed).batch(start, min(100, size.score_scenes - start))
+        output = model.forward_pruned(scene.images)
+        left = output.survived[-1]
+        right += int((output.logits.argmax(dim=1) == scene.labels).sum())
+        digit += int(scene.digit_patches.sum())
+        digit_kept += int((left & scene.digit_patches).sum())
+        background += int((~scene.digit_patches).sum())
+        background_kept += int((left & ~scene.digit_patches).sum())
+        if on_batch is not None:
+            on_batch(len(scene.images))
+    return right / size.score_scenes, digit_kept / digit, background_kept / background
+
+
+def dense_row(size: Size, seed: int) -> Row:
+    """The dense network, the same scenes."""
+    model = DynamicViT(load_dense(), sparse_model().schedule)
+    model.keep_ratio = 1.0
+    top1, digit, background = score(model, size, seed)
+    return Row("dense", None, top1, count_macs(model.backbone) / 1e9, None, digit, background)
+
+
+def rows(model: DynamicViT, name: str, size: Size, seed: int) -> Iterator[Row]:
+    """The model at each budget: the same weights, only ``keep_ratio`` is changed."""
+    model.eval()
+    for ratio in RATIOS:
+        model.keep_ratio = ratio
+        top1, digit, background = score(model, size, seed)
+        timing = bench(model, batch_sizes=(32,), precisions=("fp32",), seconds=size.bench_seconds)[
+            0
+        ]
+        gmacs = count_macs(model) / 1e9
+        yield Row(name, ratio, top1, gmacs, timing.speedup.median, digit, background)
+    model.keep_ratio = TRAINED_RATIO
+
+
+def picture_scenes(seed: int) -> SceneBatch:
+    """Some scoring scenes for the picture."""
+    return Scenes("score", seed=seed).batch(0, 6)
+
+
+def shortcomings(rows: list[Row]) -> list[str]:
+    """What the measured rows do not live up to; empty if all went as expected."""
+    dense = rows[0]
+    ours = {row.keep_ratio: row for row in rows if row.name == "DynamicViT"}
+    chance = {row.keep_ratio: row for row in rows if row.name == "random"}
+    found = []
+    if dense.top1 < 0.9:
+        found.append(f"the dense network is right on {dense.top1:.1%}, expected 90 % or more")
+    if ours[0.7].top1 < dense.top1 - 0.01:
+        found.append(
+            f"at 0.7 it loses {100 * (dense.top1 - ours[0.7].top1):.1f} points, expected 1"
+        )
+    if ours[0.5].top1 < chance[0.5].top1 + 0.05:
+        found.append(
+            f"at 0.5 it is {100 * (ours[0.5].top1 - chance[0.5].top1):.1f} points above random, "
+            "expected 5 or more"
+        )
+    for ratio in (0.7, 0.5):
+        row = ours[ratio]
+        if row.digit_kept < 2 * row.background_kept:
+            found.append(
+                f"at {ratio} digit patches are kept {row.digit_kept / row.background_kept:.1f} "
+                "times as often as background, expected 2 or more"
+            )
+    return found
+
+
+def dense_logits(images: Tensor) -> Tensor:
+    """The dense network's logits ``(B, 10)``."""
+    with torch.inference_mode():
+        return load_dense()(images)

@@ -1,0 +1,271 @@
+"""Synthetic scenes: one handwritten digit hidden in a photograph, among pieces of other digits.
+
+Everything comes with scikit-learn (its 8x8 handwritten digits and its two photographs), so nothing
+is downloaded. The question is always *which digit is it*, and only the patches under the whole
+digit hold the answer: a model that drops the wrong ones has to guess.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits, load_sample_images
+from torch import Tensor
+
+IMAGE_SIZE = 96
+PATCH_SIZE = 8
+GRID = IMAGE_SIZE // PATCH_SIZE
+NUM_CLASSES = 10
+MEAN = 0.5
+"""Mean of the normalisation, the same for the three channels."""
+STD = 0.25
+"""Standard deviation of the normalisation, the same for the three channels."""
+
+TRAIN_DIGITS_PER_CLASS = 140
+PATCH_INK = 1 / 16
+"""A patch is the digit's when at least this share of its area is the digit's ink."""
+
+_CANVAS = 32  # A glyph is drawn on a canvas of this many pixels, then pasted.
+_MAX_FRAGMENTS = 6
+_FLAT = 0.3  # Brightness of the background where there is no clutter.
+_PHOTOGRAPH = 0.5  # Contrast of the photographs at full clutter: ink must stand out on foliage too.
+_GLYPHS = 1 + _MAX_FRAGMENTS  # Glyph 0 is the digit.
+_DRAWS_PER_GLYPH = 10
+_DRAWS_PER_SCENE = 8 + _GLYPHS * _DRAWS_PER_GLYPH
+_SPLITS = ("train", "score")
+
+Split = Literal["train", "score"]
+
+
+class SceneBatch(NamedTuple):
+    """A batch of scenes.
+
+    Attributes:
+        images: Normalised images, (B, 3, 96, 96), float32.
+        labels: The digit in each image, (B,), int64.
+        digit_patches: True for the patches that the digit covers, (B, 144), in row-major order.
+    """
+
+    images: Tensor
+    labels: Tensor
+    digit_patches: Tensor
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """An endless, indexable collection of scenes.
+
+    Scene `i` of a `(split, seed)` is always the same, whatever batch it is drawn in. The two splits
+    share no digit image and no pixel of the photographs.
+
+    Attributes:
+        split: `"train"` or `"score"`.
+        seed: Another seed gives other scenes.
+        clutter: From 0 (a flat grey background and nothing but the digit) to 1 (a photograph
+            behind it and six pieces of other digits around it).
+    """
+
+    split: Split = "train"
+    seed: int = 0
+    clutter: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.split not in _SPLITS:
+            raise ValueError(f"split is {self.split!r}; it must be one of {_SPLITS}")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+        if not 0 <= self.clutter <= 1:
+            raise ValueError(f"clutter is {self.clutter}; it must lie in [0, 1]")
+
+    def batch(self, start: int | Sequence[int], size: int | None = None) -> SceneBatch:
+        """Draws the scenes `start … start + size - 1`, or those of a sequence of indices.
+
+        Args:
+            start: The first index, or all the indices.
+            size: How many scenes, when `start` is one index.
+
+        Returns:
+            The scenes in the order of their indices.
+        """
+        return self.render(start, size)
+
+    def render(
+        self, start: int | Sequence[int], size: int | None = None, *, with_digit: bool = True
+    ) -> SceneBatch:
+        """As `batch`; without the digit, everything else stays where it was."""
+        if isinstance(start, int):
+            if size is None:
+                raise ValueError("size is missing: how many scenes from this index on?")
+            indices: Sequence[int] = range(start, start + size)
+        elif size is not None:
+            raise ValueError(f"size is {size}, yet the indices already say how many scenes")
+        else:
+            indices = start
+        draws = self._draws(indices)
+        scene, glyph = draws[:, :8], draws[:, 8:].unflatten(1, (_GLYPHS, _DRAWS_PER_GLYPH))
+
+        background = self._backgrounds(scene)
+        alpha, labels = self._glyphs(glyph)
+        corner = (glyph[..., 3:5] * (IMAGE_SIZE - _CANVAS + 1)).long()  # (B, G, 2): y, x
+        # Each glyph is light over dark and dark over light, so that it can always be read.
+        light = _brightness_under(background, corner) < 0.5  # (B, G)
+        strength = 0.8 + 0.2 * glyph[..., 5]
+        alpha = alpha * strength[..., None, None]
+        present = glyph[..., 6] < self.clutter
+        present[:, 0] = True
+        alpha = alpha * present[..., None, None]
+
+        pieces, whole = alpha[:, 1:], alpha[:, :1]
+        dark_ink = _paste(pieces * ~light[:, 1:, None, None], corner[:, 1:])
+        light_ink = _paste(pieces * light[:, 1:, None, None], corner[:, 1:])
+        # No piece touches the digit: it must be hard to find, never impossible to read.
+        clear = _paste(torch.ones_like(whole), corner[:, :1]) == 0
+        dark_ink, light_ink = dark_ink * clear, light_ink * clear
+        digit_ink = _paste(whole, corner[:, :1])
+        if with_digit:
+            dark_ink = torch.where(light[:, 0, None, None], dark_ink, dark_ink + digit_ink)
+            light_ink = torch.where(light[:, 0, None, None], light_ink + digit_ink, light_ink)
+
+        dark = 0.12 * scene[:, 5:8, None, None]
+        images = background + dark_ink[:, None] * (dark - background)
+        images = images + light_ink[:, None] * (1 - dark - images)
+        share = F.avg_pool2d((digit_ink > 0.4).float()[:, None], PATCH_SIZE).flatten(1)
+        return SceneBatch((images - MEAN) / STD, labels, share >= PATCH_INK)
+
+    def _draws(self, indices: Sequence[int]) -> Tensor:
+        """All the random numbers of the scenes, uniform in [0, 1), (B, D): one stream per scene."""
+        split = _SPLITS.index(self.split)
+        streams = (np.random.default_rng((self.seed, split, int(i))) for i in indices)
+        draws = [stream.random(_DRAWS_PER_SCENE, dtype=np.float32) for stream in streams]
+        return torch.from_numpy(np.stack(draws))
+
+    def _backgrounds(self, scene: Tensor) -> Tensor:
+        """Crops of the photographs in [0, 1], (B, 3, 96, 96), flattened as the clutter asks."""
+        bands = photograph_bands(self.split)  # (2, 3, H, W)
+        rows, columns = (side - IMAGE_SIZE + 1 for side in bands.shape[-2:])
+        crops = []
+        for photo, y, x, flip in scene[:, :4].tolist():
+            y, x = int(y * rows), int(x * columns)
+            crop = bands[int(photo * len(bands)), :, y : y + IMAGE_SIZE, x : x + IMAGE_SIZE]
+            crops.append(crop.flip(-1) if flip < 0.5 else crop)
+        photographs = torch.stack(crops)
+        return _FLAT + _PHOTOGRAPH * self.clutter * (photographs - _FLAT)
+
+    def _glyphs(self, glyph: Tensor) -> tuple[Tensor, Tensor]:
+        """Draws the digit and the pieces of others, each on its own canvas.
+
+        Args:
+            glyph: Random numbers, (B, G, D).
+
+        Returns:
+            The ink in [0, 1], (B, G, 32, 32), and the digit's label, (B,).
+        """
+        inks, labels = digit_glyphs(self.split)
+        which = (glyph[..., 0] * len(inks)).long()  # (B, G)
+        size = 22 + 6 * glyph[..., 1]
+        angle = math.radians(12) * (2 * glyph[..., 2] - 1)
+        shear = 0.15 * (2 * glyph[..., 7] - 1)
+        # The grid runs from the canvas back to the digit: zoom in, turn, slant.
+        zoom = _CANVAS / size
+        cos, sin = zoom * angle.cos(), zoom * angle.sin()
+        nothing = torch.zeros_like(size)
+        rows = [torch.stack([cos, shear - sin, nothing], -1), torch.stack([sin, cos, nothing], -1)]
+        theta = torch.stack(rows, -2).flatten(0, 1)  # (B·G, 2, 3)
+        sources = inks[which].flatten(0, 1)[:, None]
+        grid = F.affine_grid(theta, [len(theta), 1, _CANVAS, _CANVAS], align_corners=False)
+        ink = F.grid_sample(sources, grid, align_corners=False)
+        ink = ink.unflatten(0, which.shape).squeeze(2)
+        # A piece is an upper or lower half, or a quarter: never as tall as a digit.
+        pieces = _pieces()[(glyph[..., 8] * len(_pieces())).long()]
+        pieces[:, 0] = 1
+        return ink * pieces, labels[which[:, 0]]
+
+
+@cache
+def digit_indices(split: Split) -> np.ndarray:
+    """The images of scikit-learn's digits that a split may use, sorted."""
+    labels = load_digits().target
+    shuffle = np.random.RandomState(0)
+    chosen = []
+    for label in range(NUM_CLASSES):
+        order = shuffle.permutation(np.flatnonzero(labels == label))
+        train, score = order[:TRAIN_DIGITS_PER_CLASS], order[TRAIN_DIGITS_PER_CLASS:]
+        chosen.append(train if split == "train" else score)
+    return np.sort(np.concatenate(chosen))
+
+
+@cache
+def digit_glyphs(split: Split) -> tuple[Tensor, Tensor]:
+    """The split's digits as ink in [0, 1], (D, 32, 32), and their labels, (D,)."""
+    digits = load_digits()
+    chosen = digit_indices(split)
+    ink = torch.from_numpy(digits.images[chosen]).float()[:, None] / 16
+    ink = F.interpolate(ink, size=(_CANVAS, _CANVAS), mode="bicubic", align_corners=False)
+    ink = ((ink - 0.2) / 0.5).clamp(0, 1)  # Enlarged strokes are blurred: sharpen their edges.
+    return ink.squeeze(1), torch.from_numpy(digits.target[chosen]).long()
+
+
+def photograph_columns(split: Split, width: int) -> slice:
+    """The columns of a photograph that a split may use: the left two thirds train."""
+    border = width * 2 // 3
+    return slice(0, border) if split == "train" else slice(border, width)
+
+
+@cache
+def photograph_bands(split: Split) -> Tensor:
+    """The split's part of each photograph in [0, 1], (2, 3, H, W)."""
+    photographs = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2)
+    columns = photograph_columns(split, photographs.shape[-1])
+    return photographs[..., columns].float() / 255
+
+
+@cache
+def _pieces() -> Tensor:
+    """The shapes a digit is cut to, as masks of the canvas, (6, 32, 32)."""
+    half = _CANVAS // 2
+    first, last, whole = slice(half), slice(half, None), slice(None)
+    cuts = [(first, whole), (last, whole)]
+    cuts += [(y, x) for y in (first, last) for x in (first, last)]
+    masks = torch.zeros(len(cuts), _CANVAS, _CANVAS)
+    for mask, cut in zip(masks, cuts, strict=True):
+        mask[cut] = 1
+    return masks
+
+
+def _brightness_under(background: Tensor, corner: Tensor) -> Tensor:
+    """Mean brightness of the background under each glyph's canvas, (B, G)."""
+    sums = F.pad(background.mean(1).cumsum(1).cumsum(2), (1, 0, 1, 0))  # Summed-area table.
+    y, x = corner.unbind(-1)
+    scene = torch.arange(len(background))[:, None]
+
+    def at(y: Tensor, x: Tensor) -> Tensor:
+        return sums[scene, y, x]
+
+    far_y, far_x = y + _CANVAS, x + _CANVAS
+    return (at(far_y, far_x) - at(y, far_x) - at(far_y, x) + at(y, x)) / _CANVAS**2
+
+
+def _paste(canvases: Tensor, corner: Tensor) -> Tensor:
+    """Lays canvases on empty images; where some overlap, the strongest ink stays.
+
+    Args:
+        canvases: (B, G, 32, 32).
+        corner: Where each canvas begins, y and x, (B, G, 2).
+
+    Returns:
+        The ink, (B, 96, 96).
+    """
+    steps = torch.arange(_CANVAS)
+    y = corner[..., 0, None, None] + steps[:, None]
+    x = corner[..., 1, None, None] + steps
+    ink = canvases.new_zeros(len(canvases), IMAGE_SIZE * IMAGE_SIZE)
+    where = (y * IMAGE_SIZE + x).flatten(1)
+    ink.scatter_reduce_(1, where, canvases.flatten(1), "amax")
+    return ink.unflatten(1, (IMAGE_SIZE, IMAGE_SIZE))

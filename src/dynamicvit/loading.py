@@ -1,0 +1,221 @@
+"""One way for every command to get a model from what the user names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub.constants import CONFIG_NAME
+from timm.models import is_model
+from torch import Tensor, nn
+
+from dynamicvit.errors import InputError
+from dynamicvit.model import DynamicViT, sparsify
+from dynamicvit.registry import PREFIX
+from dynamicvit.released import is_released, load_released, rename_released
+from dynamicvit.weights import first_line, load_exactly, read_weights
+
+_HUB_PREFIX = "hf-hub:"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+#: Weights whose first dimension is the number of classes; the second is DeiT distilled's.
+_CLASSIFIERS = ("head", "head_dist")
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    keep_ratio: float | Sequence[float] | None = None,
+    stages: Sequence[int] | None = None,
+    num_classes: int | None = None,
+    pretrained: bool = True,
+) -> DynamicViT:
+    """The DynamicViT that a user names.
+
+    Args:
+        name_or_path: one of
+
+            - a folder that ``save_pretrained`` wrote;
+            - a checkpoint file of the released implementation;
+            - ``user/name`` or ``hf-hub:user/name`` on the Hugging Face Hub;
+            - timm's name of a vision transformer, with or without ``dynamicvit_`` in front: the
+              dense network is built and sparsified, with fresh prediction modules.
+        checkpoint: a file of weights for a timm name, dense or with prediction modules, in place
+            of timm's pretrained ones; for the others, weights that replace their own.
+        keep_ratio: ρ, or one ratio for each stage; by default what the model was saved with, or
+            :func:`~dynamicvit.sparsify`'s default.
+        stages: blocks before which tokens are dropped; can't move those of a saved model.
+        num_classes: with another number than the weights have, the classifier is a fresh one.
+        pretrained: whether a timm name without a checkpoint gets timm's pretrained weights,
+            downloaded if need be; otherwise they are random.
+
+    Returns:
+        The model in ``eval()``.
+
+    Raises:
+        InputError: for an unknown name (with near matches), weights of another architecture, a
+            broken file, or a failed download.
+    """
+    name = str(name_or_path)
+    path = Path(name)
+    if path.is_file():
+        model = load_released(path, keep_ratio, stages=stages)
+    elif _is_saved(path) or _on_hub(name):
+        model = DynamicViT.from_pretrained(name.removeprefix(_HUB_PREFIX))
+        _check_stages(model, stages, name)
+    else:
+        backbone_name = _backbone_name(name)
+        tensors = None if checkpoint is None else _read(checkpoint)
+        if tensors is None or not _has_predictors(tensors):
+            backbone = _backbone(backbone_name, tensors, checkpoint, num_classes, pretrained)
+            return _sparsify(backbone, keep_ratio, stages).eval()
+        backbone = _build(backbone_name, _classes_in(tensors), pretrained=False)
+        model = _sparsify(backbone, keep_ratio, stages)
+    if checkpoint is not None:
+        load_exactly(model, _read(checkpoint), f"{checkpoint}: does not fit {name}")
+    if keep_ratio is not None:
+        model.keep_ratio = keep_ratio
+    if num_classes is not None and num_classes != model.num_classes:
+        model.reset_classifier(num_classes)
+    return model.eval()
+
+
+def load_backbone(
+    name: str,
+    checkpoint: str | Path | None = None,
+    *,
+    num_classes: int | None = None,
+    pretrained: bool = True,
+) -> nn.Module:
+    """A dense vision transformer by timm's name.
+
+    Args:
+        name: timm's, such as ``deit_tiny_patch16_224``; ``dynamicvit_`` in front is left out.
+        checkpoint: a file of its weights, in place of timm's pretrained ones.
+        num_classes: with another number than the weights have, the classifier is a fresh one.
+        pretrained: whether to take timm's pretrained weights where no checkpoint is given.
+
+    Returns:
+        The network in ``eval()``.
+
+    Raises:
+        InputError: for an unknown name (with near matches), weights of another architecture, a
+            broken file, or a failed download.
+    """
+    tensors = None if checkpoint is None else _read(checkpoint)
+    return _backbone(_backbone_name(name), tensors, checkpoint, num_classes, pretrained).eval()
+
+
+# ---------------------------------------------------------------- names
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether this is a folder of a model; a folder that only shares a model's name is not."""
+    return path.is_dir() and ((path / CONFIG_NAME).exists() or not is_model(str(path)))
+
+
+def _on_hub(name: str) -> bool:
+    """Whether this names a repository on the Hub rather than a path or a model of timm's."""
+    if name.startswith(_HUB_PREFIX):
+        return True
+    looks_like_file = name.endswith(_FILE_SUFFIXES) or name.startswith(".")
+    return _HUB_ID.fullmatch(name) is not None and not looks_like_file
+
+
+def _backbone_name(name: str) -> str:
+    """timm's name of the dense network.
+
+    Raises:
+        InputError: if timm does not know it.
+    """
+    if "/" in name or "\\" in name or name.endswith(_FILE_SUFFIXES):
+        raise InputError(f"{name}: no such file or folder")
+    dense = name.removeprefix(PREFIX)
+    architecture, _, tag = dense.partition(".")
+    if not is_model(architecture):
+        raise InputError(f"timm knows no model {name!r}{_near(architecture, timm.list_models())}")
+    tagged = timm.list_models(f"{architecture}.*", pretrained=True)
+    if tag and dense not in tagged:
+        raise InputError(f"timm knows no weights {tag!r} of {architecture}{_near(dense, tagged)}")
+    return dense
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _check_stages(model: DynamicViT, stages: Sequence[int] | None, name: str) -> None:
+    if stages is not None and tuple(stages) != model.schedule.stages:
+        raise InputError(
+            f"{name} drops tokens before blocks {model.schedule.stages}, where its prediction "
+            f"modules were trained; stages can't be moved to {tuple(stages)}"
+        )
+
+
+# ---------------------------------------------------------------- networks and weights
+
+
+def _build(name: str, num_classes: int | None, pretrained: bool) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise InputError(
+            f"no pretrained weights of {name} ({first_line(error)}); give their file with "
+            f"--checkpoint FILE, or --no-pretrained for random weights"
+        ) from error
+
+
+def _backbone(
+    name: str,
+    tensors: Mapping[str, Tensor] | None,
+    checkpoint: str | Path | None,
+    num_classes: int | None,
+    pretrained: bool,
+) -> nn.Module:
+    """The dense network with the checkpoint's tensors, timm's weights, or random ones."""
+    if tensors is None:
+        return _build(name, num_classes, pretrained)
+    if _has_predictors(tensors):
+        raise InputError(f"{checkpoint}: holds prediction modules, where dense weights are needed")
+    backbone = _build(name, _classes_in(tensors), pretrained=False)
+    load_exactly(backbone, tensors, f"{checkpoint}: does not fit {name}")
+    if num_classes is not None and num_classes != backbone.num_classes:
+        backbone.reset_classifier(num_classes)
+    return backbone
+
+
+def _sparsify(
+    backbone: nn.Module,
+    keep_ratio: float | Sequence[float] | None,
+    stages: Sequence[int] | None,
+) -> DynamicViT:
+    args: dict[str, Any] = {} if keep_ratio is None else {"keep_ratio": keep_ratio}
+    return sparsify(backbone, stages=stages, **args)
+
+
+def _read(checkpoint: str | Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors under our names."""
+    tensors, _ = read_weights(checkpoint)
+    return rename_released(tensors) if is_released(tensors) else tensors
+
+
+def _has_predictors(tensors: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith("predictors.") for name in tensors)
+
+
+def _classes_in(tensors: Mapping[str, Tensor]) -> int | None:
+    """How many classes the weights have; ``None`` if they have no plain classifier."""
+    for prefix in ("", "backbone."):
+        for classifier in _CLASSIFIERS:
+            weight = tensors.get(f"{prefix}{classifier}.weight")
+            if weight is not None:
+                return weight.shape[0]
+    return None

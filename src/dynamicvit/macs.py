@@ -1,0 +1,384 @@
+"""What an image costs: counted on the graph that really ran, and in closed form for a schedule.
+
+A MAC is one multiply-add (two FLOPs). Only products of matrices, attention and convolutions count,
+as in the papers. Unlike the published numbers, the prediction modules are counted too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dynamicvit.adapters import Adapter, adapter_for
+from dynamicvit.adapters.timm_common import TimmAdapter
+from dynamicvit.errors import InputError, UnsupportedBackboneError
+from dynamicvit.model import DynamicViT
+from dynamicvit.prediction import PredictionModule
+from dynamicvit.schedule import Schedule
+
+#: No stage: the backbone's own dense network.
+DENSE = Schedule((), ())
+
+#: Keep ratios for a budget are whole multiples of this.
+RATIO_STEP = 1e-4
+
+ImageSize = int | Sequence[int] | None
+"""Side of a square image, height and width, or ``None`` for the size the backbone was made for."""
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+# -------------------------------------------------------------------------------- counted
+
+
+def count_macs(model: nn.Module, image_size: ImageSize = None) -> int:
+    """MACs of one image's inference, counted by torch on the operations that ran.
+
+    A :class:`DynamicViT` is counted on its pruned path with its schedule of the moment, any other
+    module as it is. What runs is a copy without weights on the meta device: nothing is computed
+    and the model itself is not touched.
+
+    Args:
+        model: the network.
+        image_size: side of a square image, or height and width, in pixels; by default the size the
+            backbone was made for.
+
+    Raises:
+        InputError: for an image size that the backbone refuses.
+    """
+    height, width = resolve_image_size(model, image_size)
+    twin = meta_copy(model).eval().requires_grad_(False)
+    weights = (parameter.dtype for parameter in twin.parameters() if parameter.is_floating_point())
+    channels = getattr(_backbone(model), "in_chans", 3)
+    # The flop counter misses fused attention on the CPU in some releases of torch. The math
+    # backend takes attention apart into matrix products, which every release counts.
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        dtype = next(weights, torch.float32)
+        twin(torch.empty(1, channels, height, width, dtype=dtype, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+def meta_copy(model: _Module) -> _Module:
+    """A copy of the module with the shapes of its weights, but not the weights (meta device)."""
+    model = _unwrapped(model)
+    memo: dict[int, object] = {}
+    for parameter in model.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def resolve_image_size(model: nn.Module, image_size: ImageSize = None) -> tuple[int, int]:
+    """Height and width in pixels of the images a network gets.
+
+    Args:
+        model: the network.
+        image_size: side of a square image, or height and width; by default the size the backbone
+            was made for.
+
+    Raises:
+        InputError: for an image size that the backbone refuses.
+    """
+    backbone = _backbone(model)
+    size = _own_image_size(backbone) if image_size is None else image_size
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
+        raise InputError(f"an image size is one or two positive whole numbers, got {image_size!r}")
+    try:
+        adapter = adapter_for(backbone)
+    except UnsupportedBackboneError:  # counted, but not pruned: it checks its images itself
+        return sides
+    adapter.grid_size(backbone, *sides)
+    return sides
+
+
+def _own_image_size(backbone: Any) -> tuple[int, int]:
+    made_for = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
+    if made_for is not None:
+        return tuple(made_for)
+    channels_and_size = getattr(backbone, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
+    return tuple(channels_and_size[1:])
+
+
+# -------------------------------------------------------------------------------- closed form
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The MACs of a network's parts for one image, by the tokens that enter them.
+
+    Attributes:
+        num_patches: N, patch tokens of the image.
+        num_prefix: P, tokens that are never dropped.
+        embed: patch embedding.
+        block_token: for each block, what one token costs in its linear layers.
+        block_pair: for each block, what one pair of tokens costs in attention.
+        predictor: for each stage, what one patch token costs in its prediction module.
+        head: pooling and classifier, the part that does not depend on the tokens left.
+        head_token: pooling, for each patch token left.
+    """
+
+    num_patches: int
+    num_prefix: int
+    embed: int
+    block_token: tuple[int, ...]
+    block_pair: tuple[int, ...]
+    predictor: tuple[int, ...]
+    head: int
+    head_token: int
+
+    def total(self, schedule: Schedule) -> int:
+        """MACs of one image under a schedule with as many stages as there are predictors."""
+        total = self.embed + self.head
+        held = self.num_patches
+        kept = dict(zip(schedule.stages, schedule.kept(self.num_patches), strict=True))
+        predictor = iter(self.predictor)
+        for block, (token, pair) in enumerate(zip(self.block_token, self.block_pair, strict=True)):
+            if block in kept:
+                total += next(predictor) * held
+                held = kept[block]
+            tokens = self.num_prefix + held
+            total += token * tokens + pair * tokens**2
+        return total + self.head_token * held
+
+
+def schedule_macs(model: nn.Module, schedule: Schedule, image_size: ImageSize = None) -> int:
+    """MACs of one image's inference under a schedule, from the layers' shapes, without running.
+
+    Args:
+        model: a :class:`DynamicViT` (its own schedule is not looked at), or a supported backbone.
+        schedule: where and how much to drop; without stages (:data:`DENSE`) the dense network.
+        image_size: side of a square image, or height and width, in pixels; by default the size the
+            backbone was made for.
+
+    Raises:
+        UnsupportedBackboneError: if no adapter covers the backbone.
+        InputError: for a stage outside the depth, or an image size that the backbone refuses.
+    """
+    return costs_of(model, len(schedule.stages), image_size).total(_fitting(model, schedule))
+
+
+def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) -> Costs:
+    """The costs of a network's parts, for any schedule with ``num_stages`` stages.
+
+    Args:
+        model: a :class:`DynamicViT`, or a supported backbone.
+        num_stages: how many prediction modules are counted. Those of a :class:`DynamicViT` with
+            as many are measured as they are; else they are taken to be the paper's.
+        image_size: see :func:`schedule_macs`.
+    """
+    backbone: Any = _backbone(model)
+    adapter = adapter_for(backbone)
+    height, width = resolve_image_size(model, image_size)
+    rows, columns = adapter.grid_size(backbone, height, width)
+    blocks: Any = adapter.blocks(backbone)
+    head, head_token = _head(adapter, backbone)
+    return Costs(
+        num_patches=rows * columns,
+        num_prefix=backbone.num_prefix_tokens,
+        embed=_convolutions(backbone.patch_embed, height, width),
+        block_token=tuple(_linear(block) for block in blocks),
+        # Query times key and weights times value: each as wide as the heads are together.
+        block_pair=tuple(2 * block.attn.proj.in_features for block in blocks),
+        predictor=_predictors(model, num_stages),
+        head=head,
+        head_token=head_token,
+    )
+
+
+def _linear(module: nn.Module) -> int:
+    """Weights of all linear layers: the MACs of one token that passes through each once."""
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def _convolutions(embed: Any, height: int, width: int) -> int:
+    """MACs of a patch embedding: convolutions one after the other."""
+    if getattr(embed, "dynamic_img_pad", False):
+        rows, columns = embed.patch_size
+        height, width = -(-height // rows) * rows, -(-width // columns) * columns
+    total = 0
+    size = (height, width)
+    for conv in embed.modules():
+        if isinstance(conv, nn.Conv2d):
+            geometry = zip(size, conv.kernel_size, conv.stride, conv.padding, strict=True)
+            size = tuple((side + 2 * int(p) - k) // s + 1 for side, k, s, p in geometry)
+            total += conv.weight.numel() * size[0] * size[1]
+    return total
+
+
+def _predictors(model: nn.Module, num_stages: int) -> tuple[int, ...]:
+    """MACs of each stage's prediction module for one patch token."""
+    inner = _unwrapped(model)
+    if isinstance(inner, DynamicViT) and len(inner.predictors) == num_stages:
+        return tuple(_linear(predictor) for predictor in inner.predictors)
+    if num_stages == 0:
+        return ()
+    backbone = _backbone(model)
+    with torch.device("meta"):
+        predictor = PredictionModule(adapter_for(backbone).width(backbone))
+    return (_linear(predictor),) * num_stages
+
+
+def _head(adapter: Adapter, backbone: Any) -> tuple[int, int]:
+    """MACs of pooling and classifiers: those of an image, and those of each patch token left."""
+    # The distilled DeiT has two classifiers; LV-ViT has one that scores every patch.
+    classifiers = (getattr(backbone, name, None) for name in ("head", "head_dist"))
+    image = sum(_linear(classifier) for classifier in classifiers if classifier is not None)
+    per_patch = _linear(getattr(backbone, "aux_head", None) or nn.Identity())
+    pool = getattr(backbone, "attn_pool", None)
+    if pool is not None:
+        # Every pooled token gives a key and a value; the latent queries pass through the rest.
+        width = pool.num_heads * pool.head_dim
+        pooled = _linear(pool.kv) + 2 * pool.latent_len * width
+        image += (_linear(pool) - _linear(pool.kv)) * pool.latent_len
+        per_patch += pooled
+        if isinstance(adapter, TimmAdapter) and adapter.pools_prefix(backbone):
+            image += pooled * backbone.num_prefix_tokens
+    return image, per_patch
+
+
+# -------------------------------------------------------------------------------- budgets
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an image may cost at most: a number of MACs, or a fraction of the dense network's.
+
+    Attributes:
+        macs: MACs of one image, or ``None``.
+        fraction: share of the dense network's MACs, or ``None``. Exactly one of the two is given.
+
+    Raises:
+        InputError: unless exactly one is given and it is positive.
+    """
+
+    macs: float | None = None
+    fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.macs is None) == (self.fraction is None):
+            raise InputError("a budget is either macs (3e9) or fraction (0.6) of dense: give one")
+        value = self.macs if self.macs is not None else self.fraction
+        if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            name = "macs" if self.macs is not None else "fraction"
+            raise InputError(f"a budget is positive, got {name}={value!r}")
+
+    def of(self, dense: int) -> float:
+        """The budget in MACs, for a network whose dense MACs are given."""
+        return self.macs if self.macs is not None else dense * (self.fraction or 0.0)
+
+
+_UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+def parse_budget(text: str | float) -> Budget:
+    """A budget as people write it: ``"3.0G"``, ``"900M"``, ``"60%"``, ``"0.6"`` or ``0.6``.
+
+    A bare number up to 1 is a fraction of the dense network's MACs; larger numbers need a unit.
+
+    Raises:
+        InputError: if it can't be read, or is not positive.
+    """
+    hint = f"a budget is written like 3.0G, 900M or 60% (of dense), got {str(text)!r}"
+    written = str(text).strip().upper().removesuffix("MACS").strip()
+    unit = written[-1:]
+    try:
+        number = float(written[:-1] if unit == "%" or unit in _UNITS else written)
+    except ValueError:
+        raise InputError(hint) from None
+    if not 0 < number < float("inf"):
+        raise InputError(hint)
+    if unit == "%":
+        return Budget(fraction=number / 100)
+    if unit in _UNITS:
+        return Budget(macs=number * _UNITS[unit])
+    if number > 1:
+        raise InputError(hint)
+    return Budget(fraction=number)
+
+
+def keep_ratio_for(
+    model: nn.Module,
+    *,
+    macs: float | None = None,
+    fraction: float | None = None,
+    image_size: ImageSize = None,
+    stages: Sequence[int] | None = None,
+) -> float:
+    """The largest ρ (in steps of 1e-4) whose MACs do not exceed a budget.
+
+    The prediction modules are part of the cost at every ρ, 1 included: a budget of exactly the
+    dense MACs gives a ρ a little below 1. A budget that pays for both gives 1.
+
+    Args:
+        model: a :class:`DynamicViT`, or a supported backbone.
+        macs: the budget in MACs of one image ("at most 3e9").
+        fraction: or as a share of the dense network's MACs ("0.6 of dense").
+        image_size: see :func:`schedule_macs`.
+        stages: block indices; by default those of the :class:`DynamicViT`, or 1/4, 2/4 and 3/4 of
+            the backbone's depth.
+
+    Raises:
+        InputError: if the budget is below what keeping one token per stage costs (the message
+            says how much that is), not positive, or not exactly one of the two is given.
+    """
+    budget = Budget(macs, fraction)
+    depth = len(adapter_for(_backbone(model)).blocks(_backbone(model)))
+    inner = _unwrapped(model)
+    if stages is None and isinstance(inner, DynamicViT):
+        stages = inner.schedule.stages
+    schedule = Schedule.for_depth(depth, 1.0, stages)
+    costs = costs_of(model, len(schedule.stages), image_size)
+    limit = budget.of(schedule_macs(model, DENSE, image_size))
+
+    def cost(step: int) -> int:
+        return costs.total(Schedule.for_depth(depth, step * RATIO_STEP, schedule.stages))
+
+    top = round(1 / RATIO_STEP)
+    if cost(top) <= limit:
+        return 1.0
+    if cost(1) > limit:
+        raise InputError(
+            f"a budget of {limit / 1e9:.3g} GMACs is too small: with one token kept at stages "
+            f"{schedule.stages} an image still costs {cost(1) / 1e9:.3g} GMACs"
+        )
+    low, high = 1, top  # cost(low) fits and cost(high) does not; the cost never falls with ρ
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= limit else (low, middle)
+    return round(low * RATIO_STEP, 4)
+
+
+# -------------------------------------------------------------------------------- inside
+
+
+def _unwrapped(model: _Module) -> _Module:
+    """The module that ``torch.compile`` may have wrapped."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    model = _unwrapped(model)
+    return model.backbone if isinstance(model, DynamicViT) else model
+
+
+def _fitting(model: nn.Module, schedule: Schedule) -> Schedule:
+    """The schedule, checked against the model's depth."""
+    if not schedule.stages:
+        return schedule
+    depth = len(adapter_for(_backbone(model)).blocks(_backbone(model)))
+    return Schedule.for_depth(depth, schedule.keep_ratios, schedule.stages)

@@ -1,0 +1,159 @@
+"""Small backbones of every supported family, with weights at which errors can't hide.
+
+One table, :data:`FAMILIES`; a test that takes ``family`` runs once for each row::
+
+    @each_family
+    def test_something(family: Family) -> None: ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from dynamicvit import DynamicViT, sparsify
+
+NUM_CLASSES = 7
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row: a name in timm, what is changed of it, and the image size in patches.
+
+    Attributes:
+        name: how tests call it.
+        model: the name in timm.
+        kwargs: arguments over timm's own for this model.
+        patch: side of a patch.
+        grid: rows and columns of patches. Not square, so that a swapped axis shows.
+    """
+
+    name: str
+    model: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    patch: int = 16
+    grid: tuple[int, int] = (4, 5)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.grid[0] * self.patch, self.grid[1] * self.patch
+
+    @property
+    def num_patches(self) -> int:
+        """N."""
+        return self.grid[0] * self.grid[1]
+
+    def backbone(self, depth: int = 4, seed: int = 0, **kwargs: Any) -> nn.Module:
+        """The dense network in eval mode, 48 wide, with random weights."""
+        small = dict(embed_dim=48, num_heads=3, depth=depth, num_classes=NUM_CLASSES)
+        arguments = {"img_size": self.size, **small, **self.kwargs, **kwargs}
+        return randomise(timm.create_model(self.model, pretrained=False, **arguments), seed).eval()
+
+    def sparse(
+        self,
+        keep_ratio: float | Sequence[float] = 0.7,
+        stages: Sequence[int] | None = None,
+        depth: int = 4,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> DynamicViT:
+        """The backbone with prediction modules whose scores are well apart, in eval mode."""
+        model = sparsify(self.backbone(depth, seed, **kwargs), keep_ratio, stages)
+        randomise(model.predictors, seed + 1)
+        for predictor in model.predictors:  # of every image some are kept and some dropped
+            predictor.head[-1].weight.data *= 0.3
+            predictor.head[-1].bias.data.copy_(torch.tensor([0.5, -0.5]))
+        return model.eval()
+
+    def images(self, batch: int = 2, seed: int = 0) -> Tensor:
+        """Noise of this family's image size."""
+        return torch.randn(batch, 3, *self.size, generator=torch.Generator().manual_seed(seed))
+
+    def decisions(
+        self, batch: int = 2, stages: int = 3, share: float = 0.7, seed: int = 0
+    ) -> list[Tensor]:
+        """Random decisions for each stage, not yet multiplied by those before."""
+        random = torch.Generator().manual_seed(seed)
+        shape = (batch, self.num_patches)
+        return [(torch.rand(shape, generator=random) < share).float() for _ in range(stages)]
+
+
+NO_BIAS = {"use_rel_pos_bias": False}
+
+FAMILIES = (
+    Family("deit", "deit_tiny_patch16_224"),
+    Family("deit_distilled", "deit_tiny_distilled_patch16_224"),
+    Family("deit3", "deit3_small_patch16_224"),
+    Family("augreg", "vit_tiny_patch16_224"),
+    Family("registers", "vit_betwixt_patch16_reg4_gap_256"),
+    Family("dinov2", "vit_small_patch14_dinov2", patch=14),
+    Family("dinov2_registers", "vit_small_patch14_reg4_dinov2", patch=14),
+    Family("clip", "vit_base_patch16_clip_224"),
+    Family("siglip", "vit_base_patch16_siglip_224"),
+    Family("siglip_gap", "vit_base_patch16_siglip_gap_224"),
+    Family("eva01", "eva_giant_patch14_224", {"mlp_ratio": 4.0}, patch=14),
+    Family("eva02_fused", "eva02_tiny_patch14_224", patch=14),
+    Family("eva02_split", "eva02_base_patch14_224", patch=14),
+    Family("eva02_clip", "eva02_large_patch14_clip_224", patch=14),
+    Family("eva_qk_norm", "eva02_tiny_patch14_224", {"qk_norm": True}, patch=14),
+    Family("eva_mixed_rope", "eva02_tiny_patch14_224", {"rope_type": "mixed"}, patch=14),
+    Family("eva_map", "eva02_tiny_patch14_224", {"global_pool": "map"}, patch=14),
+    Family("dinov3", "vit_small_patch16_dinov3"),
+    Family("beit", "beit_base_patch16_224"),
+    Family("beitv2", "beitv2_base_patch16_224"),
+    Family("beit_shared", "beit_base_patch16_224", {**NO_BIAS, "use_shared_rel_pos_bias": True}),
+    Family("beit_both", "beit_base_patch16_224", {"use_shared_rel_pos_bias": True}),
+    Family("beit_absolute", "beit_base_patch16_224", {**NO_BIAS, "use_abs_pos_emb": True}),
+    Family("max", "vit_tiny_patch16_224", {"global_pool": "max"}),
+    Family("avgmax", "vit_tiny_patch16_224", {"global_pool": "avgmax"}),
+    Family("avg_all", "vit_tiny_patch16_224", {"global_pool": "avg", "pool_include_prefix": True}),
+    Family("map_all", "vit_tiny_patch16_224", {"global_pool": "map", "pool_include_prefix": True}),
+    Family("qk_norm", "vit_tiny_patch16_224", {"qk_norm": True}),
+    Family("inner_norms", "vit_tiny_patch16_224", {"scale_attn_norm": True, "init_values": 0.1}),
+)
+
+BY_NAME = {family.name: family for family in FAMILIES}
+DEIT = BY_NAME["deit"]
+
+each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+
+#: One family for each way to pool or place tokens, for tests that are too slow for all rows.
+few_families = pytest.mark.parametrize(
+    "family",
+    [BY_NAME[name] for name in ("deit", "registers", "siglip", "eva02_split", "beit")],
+    ids=lambda family: family.name,
+)
+
+
+@torch.no_grad()
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Random values for every parameter, of a size that keeps the signal alive.
+
+    Fresh networks hide errors: layer scales of 1e-5, classifiers and relative biases of zero.
+    """
+    random = torch.Generator().manual_seed(seed)
+    for name, value in module.named_parameters():
+        noise = torch.randn(value.shape, generator=random, dtype=value.dtype)
+        last = name.rpartition(".")[-1]
+        if "gamma" in last or (last == "weight" and value.ndim == 1):  # layer scale, norm
+            value.copy_(1 + 0.3 * noise)
+        elif last == "weight":
+            value.copy_(noise * 1.5 * value[0].numel() ** -0.5)
+        elif last == "relative_position_bias_table":
+            value.copy_(noise)
+        else:  # biases, positions, prefix tokens
+            value.copy_(0.3 * noise)
+    return module
+
+
+def assert_agree(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Equal up to ``tolerance`` of the largest value, or of 1 if that is larger."""
+    scale = max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(actual, expected, rtol=0.0, atol=tolerance * scale)

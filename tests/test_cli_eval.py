@@ -1,0 +1,280 @@
+"""`dynamicvit eval`: what it prints and writes, and what bad input leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import dynamicvit.cli
+from dynamicvit import DynamicViT, sparsify
+from dynamicvit.cli import app
+from dynamicvit.cli import evaluate as command
+from dynamicvit.data import ImageData, eval_transform
+
+Main = Callable[..., int]
+
+# Python warns where a process with threads forks; that is torch's affair.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def model() -> DynamicViT:
+    torch.manual_seed(0)
+    backbone = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=32,
+        depth=4,
+        num_heads=2,
+        num_classes=6,
+    )
+    torch.nn.init.normal_(backbone.head.weight)
+    return sparsify(backbone, keep_ratio=0.7).eval()
+
+
+@pytest.fixture(scope="module")
+def saved(model: DynamicViT, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six classes of two images."""
+    root = tmp_path / "images"
+    generator = torch.Generator().manual_seed(0)
+    for index in range(12):
+        path = root / f"class{index % 6}" / f"{index:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (5, 6, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).resize((60, 50)).save(path)
+    return root
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Main:
+    """The command as the shell runs it; gives the exit code."""
+
+    def run(*arguments: object) -> int:
+        words = ["dynamicvit", "eval", *map(str, arguments), "--workers", "0"]
+        monkeypatch.setattr(sys, "argv", words)
+        try:
+            dynamicvit.cli.main()
+        except SystemExit as exit:
+            return int(exit.code or 0)
+        return 0
+
+    return run
+
+
+@pytest.fixture
+def numbers(main: Main, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict]:
+    """The command's numbers, as ``--json -`` prints them."""
+
+    def run(*arguments: object) -> dict:
+        assert main(*arguments, "--json", "-") == 0
+        return json.loads(capsys.readouterr().out)  # nothing but JSON on standard output
+
+    return run
+
+
+def answers(model: DynamicViT, folder: Path, **settings: object) -> list[torch.Tensor]:
+    """By hand: for each image the sparse and the dense answer, and the label."""
+    data = ImageData(folder, transform=eval_transform(model, **settings))
+    images = torch.stack([data[index].image for index in range(len(data))])
+    with torch.no_grad():
+        sparse = model.eval()(images).argmax(1)
+        return [sparse, model.backbone(images).argmax(1), torch.from_numpy(data.labels)]
+
+
+def test_the_table(saved: Path, folder: Path) -> None:
+    result = CliRunner().invoke(app, ["eval", str(folder), "--model", str(saved)])
+    assert result.exit_code == 0, result.output
+    for part in ("6 class folders in natural order", "keeps 0.7, 0.49, 0.343", "top-1", "top-5"):
+        assert part in result.output
+    assert "agreement" not in result.output
+
+
+def test_the_numbers_are_right(
+    model: DynamicViT, saved: Path, folder: Path, numbers: Callable[..., dict]
+) -> None:
+    sparse, dense, labels = answers(model, folder)
+    assert (sparse != dense).any(), "else agreement tests nothing"
+    found = numbers(folder, "--model", saved, "--compare-dense", "--batch-size", 5)
+    assert found["images"] == found["labelled"] == 12
+    assert found["top1"] == pytest.approx(float((sparse == labels).float().mean()))
+    assert found["dense_top1"] == pytest.approx(float((dense == labels).float().mean()))
+    assert found["agreement"] == pytest.approx(float((sparse == dense).float().mean()))
+    assert found["keep_ratios"] == pytest.approx([0.7, 0.49, 0.343])
+    assert found["image_size"] == [32, 32]
+    alone = numbers(folder, "--model", saved, "--dense", "--compare-dense")
+    assert alone["agreement"] == 1
+    assert alone["top1"] == found["dense_top1"]
+    assert alone["keep_ratios"] == []
+
+
+def test_keep_ratio_one_drops_nothing(
+    saved: Path, folder: Path, numbers: Callable[..., dict]
+) -> None:
+    found = numbers(folder, "--model", saved, "--keep-ratio", 1, "--compare-dense")
+    assert found["agreement"] == 1
+    assert found["keep_ratios"] == [1, 1, 1]
+
+
+def test_image_size_crop_and_precision(
+    model: DynamicViT, saved: Path, folder: Path, numbers: Callable[..., dict], monkeypatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    evaluate = command.evaluate
+
+    def spy(network, batches, **options):
+        batches = list(batches)
+        seen.append(batches[0].images)
+        assert options["amp_dtype"] == torch.bfloat16
+        return evaluate(network, batches, **options)
+
+    monkeypatch.setattr(command, "evaluate", spy)
+    options = ("--image-size", 48, "--crop-pct", 0.5, "--precision", "bf16", "--compare-dense")
+    found = numbers(folder, "--model", saved, *options)
+    assert found["image_size"] == [48, 48]
+    expected = ImageData(folder, transform=eval_transform(model, 48, 0.5))[0].image
+    assert torch.equal(seen[0][0], expected)
+
+
+def test_agreement_with_other_dense_weights(
+    model: DynamicViT, folder: Path, tmp_path: Path, numbers, monkeypatch
+) -> None:
+    """As after training: the model's own backbone is no longer what it was trained from."""
+    trained, original = tmp_path / "trained", tmp_path / "original.safetensors"
+    model.save_pretrained(trained)
+    save_file(model.backbone.state_dict(), original)
+    asked = []
+
+    def load_backbone(name: str, checkpoint: Path) -> torch.nn.Module:
+        asked.append((name, checkpoint))
+        return torch.nn.Sequential(model.backbone, torch.nn.Softmin(1))  # answers the worst class
+
+    monkeypatch.setattr(command, "load_backbone", load_backbone)
+    found = numbers(folder, "--model", trained, "--dense-checkpoint", original)
+    assert asked == [("vit_tiny_patch16_224", original)]
+    own = numbers(folder, "--model", trained, "--compare-dense")
+    assert found["agreement"] < own["agreement"]
+
+
+def test_a_class_map_file(saved: Path, folder: Path, tmp_path: Path, numbers) -> None:
+    by_line = tmp_path / "names.txt"
+    by_line.write_text("".join(f"class{number}\n" for number in (5, 4, 3, 2, 1, 0)))
+    found = numbers(folder, "--model", saved, "--class-map", by_line)
+    assert found["class_map"] == "as given"
+    turned = tmp_path / "turned"
+    for number in range(6):  # the same labels by another way
+        (turned / f"class{5 - number}").mkdir(parents=True)
+        for path in (folder / f"class{number}").iterdir():
+            path.rename(turned / f"class{5 - number}" / path.name)
+    assert numbers(turned, "--model", saved)["top1"] == found["top1"]
+
+
+def test_images_without_labels(
+    saved: Path, folder: Path, numbers: Callable[..., dict], main: Main, capsys
+) -> None:
+    found = numbers(folder, "--model", saved, "--unlabelled", "--compare-dense")
+    assert found["top1"] is None
+    assert found["images"] == 12
+    assert found["class_map"] is None
+    flat = folder / "class0"
+    assert numbers(flat, "--model", saved, "--compare-dense")["images"] == 2
+    assert main(flat, "--model", saved) == 2
+    assert "has no labels to count right answers by: add --compare-dense" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_named_and_not_counted(
+    saved: Path, folder: Path, numbers: Callable[..., dict], main: Main, capsys
+) -> None:
+    bad = folder / "class0" / "00.png"
+    bad.write_bytes(bad.read_bytes()[:100])
+    found = numbers(folder, "--model", saved)
+    assert found["images"] == 11
+    assert found["skipped"] == [str(bad)]
+    assert main(folder, "--model", saved) == 0
+    assert str(bad) in capsys.readouterr().out.replace("\n", "")
+    assert main(folder, "--model", saved, "--strict") == 2
+    assert one_line(capsys).startswith(f"{bad} can't be read as an image")
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on standard error, without the command's name."""
+    error = capsys.readouterr().err
+    assert error.startswith("dynamicvit: ")
+    assert error.count("\n") == 1
+    return error.removeprefix("dynamicvit: ").strip()
+
+
+def test_bad_input_is_one_line_and_exit_code_2(
+    saved: Path, folder: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "numbers.json"
+    (tmp_path / "empty").mkdir()
+    common = ("--model", saved, "--json", out)
+    for arguments, said in (
+        ((tmp_path / "nowhere", *common), "nowhere does not exist"),
+        ((tmp_path / "empty", *common), "empty holds no images"),
+        ((folder, "--model", "deit_tinny_patch16_224", "--json", out), "deit_tiny"),
+        ((folder, "--model", tmp_path / "nowhere", "--json", out), "nowhere"),
+        ((folder, *common, "--keep-ratio", 1.5), "1.5"),
+        ((folder, *common, "--crop-pct", 2), "crop_pct"),
+        ((folder, *common, "--image-size", 30), "multiples of its 8x8 patches"),
+        ((folder, *common, "--class-map", "imagenet"), "not in the class map"),
+        ((folder, *common, "--class-map", tmp_path / "no.txt"), "no.txt"),
+        ((folder, *common, "--dense-checkpoint", tmp_path / "no.safetensors"), "no.safetensors"),
+        ((folder, "--model", saved, "--json", tmp_path), "is a folder"),
+        ((folder, "--model", saved, "--json", tmp_path / "no" / "x.json"), "does not exist"),
+    ):
+        assert main(*arguments) == 2
+        assert said in one_line(capsys), arguments
+    assert not list(tmp_path.glob("numbers*"))
+
+
+def test_no_permission_to_write(
+    saved: Path, folder: Path, tmp_path: Path, main: Main, capsys, monkeypatch
+) -> None:
+    def access(path: Path, mode: int) -> bool:  # root, who may run this, is refused nothing
+        return not (mode == os.W_OK and Path(path) == tmp_path)
+
+    monkeypatch.setattr(command.os, "access", access)
+    monkeypatch.setattr(command, "evaluate", None)  # refused before the work
+    assert main(folder, "--model", saved, "--json", tmp_path / "x.json") == 2
+    assert "no permission" in one_line(capsys)
+
+
+def test_the_json_file_replaces_the_old_one_when_all_is_done(
+    saved: Path, folder: Path, tmp_path: Path, main: Main
+) -> None:
+    out = tmp_path / "numbers.json"
+    out.write_text("old")
+    assert main(folder, "--model", saved, "--crop-pct", 7, "--json", out) == 2
+    assert out.read_text() == "old"
+    assert main(folder, "--model", saved, "--json", out) == 0
+    assert json.loads(out.read_text())["images"] == 12
+    assert [path.name for path in tmp_path.glob("numbers*")] == ["numbers.json"]
+
+
+def test_workers_read_the_same_images(saved: Path, folder: Path) -> None:
+    arguments = ["eval", str(folder), "--model", str(saved), "--json", "-"]
+    found = [
+        json.loads(CliRunner().invoke(app, [*arguments, "--workers", workers]).stdout)
+        for workers in ("0", "2")
+    ]
+    assert found[0]["top1"] == found[1]["top1"]
+    assert found[0]["images"] == found[1]["images"] == 12

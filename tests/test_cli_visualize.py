@@ -1,0 +1,287 @@
+"""`dynamicvit visualize`: pictures, printed classes, and what bad input leaves behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+from typer.testing import CliRunner
+
+import dynamicvit.cli
+from dynamicvit import DynamicViT, InputError, sparsify
+from dynamicvit.cli import app
+from dynamicvit.cli import visualize as command
+
+Main = Callable[..., int]
+
+
+@pytest.fixture
+def model() -> DynamicViT:
+    torch.manual_seed(0)
+    backbone = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=7
+    )
+    model = sparsify(backbone, keep_ratio=0.7)
+    for predictor in model.predictors:
+        torch.nn.init.normal_(predictor.head[-1].bias)  # as if trained
+    return model
+
+
+@pytest.fixture
+def asked(model: DynamicViT, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Puts the tiny model in place of any that is asked for; tells what was asked."""
+    asked: dict[str, Any] = {}
+
+    def load_model(name: str, **arguments: Any) -> DynamicViT:
+        asked.update(name=name, **arguments)
+        return model
+
+    monkeypatch.setattr(command, "load_model", load_model)
+    return asked
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three photographs: a/cat.jpg, b/cat.png, and dog.jpg above them."""
+    generator = torch.Generator().manual_seed(0)
+    folder = tmp_path / "photos"
+    for name in ("a/cat.jpg", "b/cat.png", "dog.jpg"):
+        pixels = torch.randint(256, (40, 56, 3), generator=generator, dtype=torch.uint8)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Main:
+    """The command as the shell runs it; gives the exit code."""
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["dynamicvit", "visualize", *map(str, arguments)])
+        try:
+            dynamicvit.cli.main()
+        except SystemExit as exit:
+            return int(exit.code or 0)
+        return 0
+
+    return run
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_picture_and_the_classes_by_name(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = CliRunner().invoke(
+        app, ["visualize", str(photos / "dog.jpg"), "--model", "tiny", "-o", str(out)]
+    )
+    assert result.exit_code == 0, result.output
+    assert files_in(out) == ["dog_dynamicvit.png"]
+    with Image.open(out / "dog_dynamicvit.png") as picture:
+        picture.load()
+    lines = result.output.splitlines()
+    assert lines[0] == f"{photos / 'dog.jpg'} -> {out / 'dog_dynamicvit.png'}"
+    # floor of 16 x 0.7, 0.49, 0.343
+    assert lines[1] == "  kept 11, 7, 5 of 16 patches (69%, 44%, 31%)"
+    assert [line.split()[1] for line in lines[2:7]] == ["class"] * 5
+    shares = [float(line.split("%")[0]) for line in lines[2:7]]
+    assert shares == sorted(shares, reverse=True)
+    assert lines[7].startswith("  dense: class ")
+    assert len(lines) == 8
+
+
+def test_the_classes_are_the_models_own(
+    asked: dict[str, Any],
+    model: DynamicViT,
+    photos: Path,
+    tmp_path: Path,
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    del asked
+    with torch.no_grad():
+        model.backbone.head.bias[3] = 50
+    dense = torch.zeros(1, 7).index_fill(1, torch.tensor([5]), 50.0)
+    monkeypatch.setattr(model, "forward_dense", lambda _: (dense, None))
+    assert main(photos / "dog.jpg", "--model", "tiny", "-o", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "100.0%  class 3" in said
+    assert "dense: class 5 (100.0%)" in said
+
+
+def test_options_reach_the_model(asked: dict[str, Any], photos: Path, tmp_path: Path, main: Main):
+    checkpoint = tmp_path / "weights.safetensors"
+    options = ("--checkpoint", checkpoint, "--keep-ratio", "0.5", "--no-pretrained")
+    assert main(photos / "dog.jpg", "-m", "deit", *options, "-o", tmp_path / "out") == 0
+    assert asked == {
+        "name": "deit",
+        "checkpoint": checkpoint,
+        "keep_ratio": 0.5,
+        "pretrained": False,
+    }
+
+
+@pytest.mark.usefixtures("asked")
+def test_image_size_and_crop_are_what_the_model_sees(
+    photos: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ("-o", tmp_path / "out")
+    assert main(photos / "dog.jpg", "-m", "tiny", *out, "--image-size", 64) == 0
+    assert "of 64 patches" in capsys.readouterr().out
+    assert main(photos / "dog.jpg", "-m", "tiny", *out, "--crop-pct", 1) == 0
+    narrow = (tmp_path / "out" / "dog_dynamicvit.png").read_bytes()
+    assert main(photos / "dog.jpg", "-m", "tiny", *out, "--crop-pct", 0.5) == 0
+    assert (tmp_path / "out" / "dog_dynamicvit.png").read_bytes() != narrow
+    for wrong in (("--image-size", 30), ("--image-size", 0), ("--crop-pct", 0)):
+        capsys.readouterr()
+        assert main(photos / "dog.jpg", "-m", "tiny", "-o", tmp_path / "none", *wrong) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("dynamicvit: ")
+        assert error.count("\n") == 1
+        assert str(wrong[1]) in error
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.usefixtures("asked")
+def test_folders_and_equal_names(photos: Path, tmp_path: Path, main: Main) -> None:
+    out = tmp_path / "out"
+    # dog.jpg is named twice, and drawn once.
+    assert main(photos, photos / "a" / ".." / "dog.jpg", "-m", "tiny", "-o", out) == 0
+    assert files_in(out) == ["cat_dynamicvit-2.png", "cat_dynamicvit.png", "dog_dynamicvit.png"]
+
+
+@pytest.mark.usefixtures("asked")
+def test_no_input_is_overwritten_and_own_pictures_are_no_input(
+    photos: Path, tmp_path: Path, main: Main
+) -> None:
+    # A photograph that carries the name of a picture, in the folder of the pictures.
+    taken = photos / "dog_dynamicvit.png"
+    (photos / "b" / "cat.png").rename(taken)
+    before = taken.read_bytes()
+    assert main(photos / "dog.jpg", taken, "-m", "tiny", "-o", photos) == 0
+    assert taken.read_bytes() == before
+    pictures = ["dog_dynamicvit-2.png", "dog_dynamicvit_dynamicvit.png"]
+    assert [file for file in files_in(photos) if file in pictures] == pictures
+    count = len(files_in(photos))
+    taken.unlink()
+    # A second run over the folder draws the photographs, not the pictures of the first.
+    assert main(photos, "-m", "tiny", "-o", photos) == 0
+    assert len(files_in(photos)) == count - 1 + len(["cat_dynamicvit.png", "dog_dynamicvit.png"])
+
+
+@pytest.mark.usefixtures("asked")
+def test_an_unreadable_image_is_named_and_the_others_go_on(
+    photos: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, text = photos / "a" / "cat.jpg", photos / "text.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    text.write_text("no image")
+    missing = photos / "nowhere.png"
+    out = tmp_path / "out"
+    assert main(photos, missing, "-m", "tiny", "-o", out) == 2
+    assert files_in(out) == ["cat_dynamicvit-2.png", "dog_dynamicvit.png"]
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    for path, error in zip((broken, text, missing), errors, strict=True):
+        assert error.startswith(f"dynamicvit: {path} can't be read as an image (")
+
+
+def test_a_photo_is_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera on its side
+    Image.new("RGB", (20, 10)).save(tmp_path / "side.jpg", exif=exif)
+    assert command._read(tmp_path / "side.jpg", channels=3).size == (10, 20)
+    assert command._read(tmp_path / "side.jpg", channels=1).mode == "L"
+
+
+def test_bad_places_are_refused_before_any_work(
+    photos: Path,
+    tmp_path: Path,
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def load_model(*_: object, **__: object) -> DynamicViT:
+        raise AssertionError("nothing should be loaded")
+
+    monkeypatch.setattr(command, "load_model", load_model)
+    file = photos / "dog.jpg"
+    before = files_in(tmp_path)
+
+    def error(*arguments: object) -> str:
+        assert main(*arguments, "-m", "tiny") == 2
+        line = capsys.readouterr().err
+        assert line.startswith("dynamicvit: ")
+        assert line.count("\n") == 1
+        return line
+
+    assert f"{file} is not a folder" in error(file, "-o", file)
+    assert f"{file} is not a folder" in error(file, "-o", file / "below")
+    (tmp_path / "empty").mkdir()
+    assert f"{tmp_path / 'empty'} holds no images" in error(tmp_path / "empty", "-o", tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    assert f"no permission to write in {tmp_path}" in error(file, "-o", tmp_path / "new" / "out")
+    assert files_in(tmp_path) == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.usefixtures("asked")
+def test_untrained_prediction_modules_are_owned_up_to(
+    model: DynamicViT, photos: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (photos / "dog.jpg", "-m", "tiny", "-o", tmp_path / "out")
+    assert main(*arguments) == 0
+    assert "untrained" not in capsys.readouterr().err
+    torch.nn.init.zeros_(model.predictors[0].head[-1].bias)
+    assert main(*arguments) == 0
+    assert "prediction modules of tiny are untrained" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_backbone_without_classes(
+    model: DynamicViT, photos: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.backbone.reset_classifier(0)
+    assert main(photos / "dog.jpg", "-m", "tiny", "-o", tmp_path / "out") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert files_in(tmp_path / "out") == ["dog_dynamicvit.png"]
+
+
+def test_errors_of_loading_end_the_command(
+    photos: Path,
+    tmp_path: Path,
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def load_model(*_: object, **__: object) -> DynamicViT:
+        raise InputError("no such model")
+
+    monkeypatch.setattr(command, "load_model", load_model)
+    assert main(photos, "-m", "deti", "-o", tmp_path / "out") == 2
+    assert capsys.readouterr().err == "dynamicvit: no such model\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_with_a_real_model(
+    photos: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    name = "deit_tiny_patch16_224"
+    assert timm.is_model(name)
+    assert main(photos / "dog.jpg", "-m", name, "--no-pretrained", "-o", out) == 0
+    said = capsys.readouterr()
+    assert "kept 137, 96, 67 of 196 patches" in said.out
+    assert "untrained" in said.err
+    assert files_in(out) == ["dog_dynamicvit.png"]

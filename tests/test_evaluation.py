@@ -1,0 +1,171 @@
+"""Counting right answers: each image once, by hand-made logits whose counts are known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynamicvit import sparsify
+from dynamicvit.data import UNLABELLED, Batch
+from dynamicvit.errors import InputError
+from dynamicvit.evaluation import evaluate
+from families import FAMILIES
+
+
+class Oracle(nn.Module):
+    """Ranks the classes of an image in the order that its first pixels spell."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.dtype = (images @ images.transpose(2, 3)).dtype  # of a product under autocast
+        self.grad = torch.is_grad_enabled()
+        self.was_training = self.training
+        ranking = images[:, 0, 0].long()  # (B, classes), best first
+        return torch.zeros(ranking.shape).scatter(
+            1, ranking, torch.arange(ranking.shape[1], 0, -1.0).expand(ranking.shape)
+        )
+
+
+class Always(nn.Module):
+    """Answers the same class for every image."""
+
+    def __init__(self, answer: int, classes: int = 7) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(classes))
+        self.logits.data[answer] = 1
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits.expand(len(images), -1)
+
+
+def spelling(*rankings: list[int]) -> Tensor:
+    """Images ``(B, 3, 1, classes)`` that spell rankings of classes."""
+    return torch.tensor(rankings).float()[:, None, None, :].repeat(1, 3, 1, 1)
+
+
+SEVEN = list(range(7))
+BATCHES = [
+    # ranks of the label: 1st, 2nd, 5th
+    Batch(spelling(SEVEN, SEVEN, SEVEN), torch.tensor([0, 1, 4])),
+    # 6th, 1st
+    Batch(spelling(SEVEN, SEVEN[::-1]), torch.tensor([5, 6]), ("bad.jpg",)),
+]
+
+
+def test_top1_and_top5() -> None:
+    result = evaluate(Oracle(), BATCHES)
+    assert result.top1 == 2 / 5
+    assert result.top5 == 4 / 5
+    assert (result.images, result.labelled) == (5, 5)
+    assert result.skipped == ("bad.jpg",)
+    assert result.agreement is None
+    assert result.dense_top1 is None
+    assert result.images_per_second == pytest.approx(5 / result.seconds)
+
+
+def test_agreement_with_a_dense_model() -> None:
+    result = evaluate(Oracle(), BATCHES, dense=Always(6))
+    assert result.agreement == 1 / 5
+    assert result.dense_top1 == 1 / 5
+    assert result.top1 == 2 / 5
+    assert evaluate(Oracle(), BATCHES, dense=Always(0)).agreement == 4 / 5
+
+
+def test_images_without_labels_count_for_agreement_only() -> None:
+    unlabelled = Batch(spelling(SEVEN, SEVEN), torch.full((2,), UNLABELLED))
+    result = evaluate(Oracle(), [unlabelled], dense=Always(0))
+    assert (result.top1, result.top5, result.dense_top1) == (None, None, None)
+    assert result.agreement == 1
+    assert (result.images, result.labelled) == (2, 0)
+    mixed = evaluate(Oracle(), [*BATCHES, unlabelled], dense=Always(0))
+    assert (mixed.top1, mixed.top5) == (2 / 5, 4 / 5)
+    assert mixed.agreement == 6 / 7
+    assert (mixed.images, mixed.labelled) == (7, 5)
+
+
+def test_a_batch_of_unreadable_images_only() -> None:
+    empty = Batch(torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64), ("a.jpg", "b.jpg"))
+    done: list[int] = []
+    result = evaluate(Oracle(), [empty, *BATCHES], dense=Always(0), progress=done.append)
+    assert result.images == 5
+    assert result.skipped == ("a.jpg", "b.jpg", "bad.jpg")
+    assert done == [2, 3, 3]
+
+
+def test_fewer_classes_than_five() -> None:
+    batch = Batch(spelling([0, 1, 2], [1, 0, 2]), torch.tensor([2, 1]))
+    result = evaluate(Oracle(), [batch])
+    assert (result.top1, result.top5) == (1 / 2, 1)
+
+
+class Coarse(nn.Module):
+    """Many equal logits, as bf16 gives them."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(4, (len(images), 1000), generator=generator).float()
+
+
+def test_equal_logits_are_ordered_alike_for_every_count() -> None:
+    batch = Batch(torch.zeros(64, 3, 1, 1), torch.arange(64))
+    logits = Coarse()(batch.images)
+    first = torch.stack([(row == row.max()).nonzero()[0, 0] for row in logits])
+    result = evaluate(Coarse(), [Batch(batch.images, first)], dense=Coarse())
+    assert (result.top1, result.dense_top1, result.agreement) == (1, 1, 1)
+
+
+def test_nothing_to_count_is_an_error() -> None:
+    empty = Batch(torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64), ("a.jpg",))
+    for batches in ([], [empty]):
+        with pytest.raises(InputError, match="no readable image"):
+            evaluate(Oracle(), batches)
+
+
+@pytest.mark.parametrize("label", [7, -2])
+def test_labels_outside_the_models_classes(label: int) -> None:
+    batch = Batch(spelling(SEVEN), torch.tensor([label]))
+    with pytest.raises(InputError, match=f"label {label} is outside the model's 7 classes"):
+        evaluate(Oracle(), [batch])
+
+
+def test_a_dense_model_with_other_classes() -> None:
+    with pytest.raises(InputError, match="the dense model has 9 classes, the model 7"):
+        evaluate(Oracle(), BATCHES, dense=Always(0, classes=9))
+
+
+def test_autocast_and_no_gradients() -> None:
+    model = Oracle()
+    evaluate(model, BATCHES)
+    assert (model.dtype, model.grad) == (torch.float32, False)
+    evaluate(model, BATCHES, amp_dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+
+
+def test_modes_are_put_back_even_after_an_error() -> None:
+    model = nn.Sequential(Oracle(), nn.Dropout())
+    model[1].eval()
+    evaluate(model, BATCHES)
+    assert not model[0].was_training
+    assert [module.training for module in model.modules()] == [True, True, False]
+    with pytest.raises(InputError):
+        evaluate(model, [Batch(spelling(SEVEN), torch.tensor([9]))])
+    assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_a_dynamicvit_against_its_own_dense_output() -> None:
+    family = FAMILIES[0]
+    backbone = family.backbone()
+    images = torch.randn(8, 3, *family.size, generator=torch.Generator().manual_seed(0))
+    answers = backbone(images).argmax(1)
+    batches = [
+        Batch(part, label) for part, label in zip(images.split(3), answers.split(3), strict=True)
+    ]
+    model = sparsify(backbone, keep_ratio=1.0).train()
+    whole = evaluate(model, batches, dense=model.backbone)
+    assert (whole.top1, whole.agreement, whole.dense_top1) == (1, 1, 1)
+    assert model.training
+    model.keep_ratio = (0.1, 0.1, 0.1)
+    few = evaluate(model, batches, dense=model.backbone)
+    assert few.dense_top1 == 1
+    assert few.top1 == few.agreement == (model.eval()(images).argmax(1) == answers).float().mean()
+    assert few.agreement != 1

@@ -1,0 +1,354 @@
+"""Saving and loading through huggingface_hub's mixin, in local folders."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from huggingface_hub import HfApi, ModelHubMixin
+from timm.data import resolve_model_data_config
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from dynamicvit import DynamicViT, InputError, Schedule, sparsify
+
+SMALL = {"depth": 4, "embed_dim": 16, "num_heads": 2, "img_size": 32, "num_classes": 3}
+
+
+#: Newer timm remembers every argument of create_model; from older ones only some can be read off.
+needs_remembered_args = pytest.mark.skipif(
+    not hasattr(timm.models, "get_model_args"), reason="this timm forgets arguments"
+)
+
+
+def small(name: str = "deit_tiny_patch16_224", **kwargs: Any) -> DynamicViT:
+    torch.manual_seed(0)
+    backbone = timm.create_model(name, **{**SMALL, **kwargs})
+    return sparsify(backbone, keep_ratio=0.5).eval()
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def assert_same(loaded: DynamicViT, model: DynamicViT) -> None:
+    """Same tensors, schedule and logits."""
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    assert loaded.schedule == model.schedule
+    ours, theirs = model.state_dict(), loaded.state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    size = model.backbone.patch_embed.img_size
+    images = torch.randn(2, model.in_chans, *size)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
+
+
+@pytest.fixture
+def downloads_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise AssertionError(f"asked for a download: {args} {kwargs}")
+
+    monkeypatch.setattr("dynamicvit.hub.hf_hub_download", fail)
+    monkeypatch.setattr("timm.models._builder.load_pretrained", fail)
+
+
+# ------------------------------------------------------------------ round trips
+
+
+@pytest.mark.usefixtures("downloads_fail")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: small(),
+        lambda: small(img_size=64, in_chans=1),
+        pytest.param(
+            lambda: small(img_size=(32, 64), patch_size=8, mlp_ratio=2, qkv_bias=False),
+            marks=needs_remembered_args,
+        ),
+        lambda: small("deit_tiny_distilled_patch16_224"),
+        lambda: small("deit3_small_patch16_224"),
+        lambda: small("vit_tiny_patch16_224.augreg_in21k", drop_path_rate=0.3, drop_rate=0.1),
+        lambda: small("vit_small_patch14_reg4_dinov2", img_size=56),
+        lambda: small("vit_base_patch16_siglip_224", num_classes=0),
+        lambda: small("eva02_tiny_patch14_224", img_size=56),
+        lambda: small("beit_base_patch16_224", in_chans=1),
+        lambda: timm.create_model(
+            "dynamicvit_deit_tiny_patch16_224", **SMALL, stages=[0, 2], keep_ratio=0.8
+        ).eval(),
+    ],
+)
+def test_round_trip(tmp_path: Path, make: Callable[[], DynamicViT]) -> None:
+    model = make()
+    nn.init.normal_(model.predictors[0].head[4].weight)
+    model.save_pretrained(tmp_path / "a")
+    loaded = DynamicViT.from_pretrained(tmp_path / "a")
+    assert_same(loaded, model)
+    loaded.save_pretrained(tmp_path / "b")  # and once more: nothing is lost on the way
+    assert config_of(tmp_path / "b") == config_of(tmp_path / "a")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
+
+
+def test_the_config_holds_name_arguments_and_schedule(tmp_path: Path) -> None:
+    backbone = timm.create_model("deit_tiny_patch16_224", **SMALL)
+    model = DynamicViT(backbone, Schedule((1, 3), (0.9, 0.2)))
+    model.save_pretrained(tmp_path)
+    config = config_of(tmp_path)
+    assert config["architecture"] == "deit_tiny_patch16_224"
+    assert config["schedule"] == {"stages": [1, 3], "keep_ratios": [0.9, 0.2]}
+    assert config["model_args"]["depth"] == 4
+    assert config["model_args"]["num_classes"] == 3
+    loaded = DynamicViT.from_pretrained(tmp_path)
+    assert loaded.schedule == model.schedule
+    assert loaded.keep_ratio is None
+    card = (tmp_path / "README.md").read_text()
+    assert "library_name: dynamicvit" in card
+    assert "https://arxiv.org/abs/2106.02034" in card
+
+
+def test_a_budget_set_later_is_the_one_saved(tmp_path: Path) -> None:
+    model = small()
+    model.save_pretrained(tmp_path)
+    model.keep_ratio = [0.9, 0.9, 0.3]
+    model.save_pretrained(tmp_path)
+    assert_same(DynamicViT.from_pretrained(tmp_path), model)
+
+
+def test_after_a_fresh_classifier(tmp_path: Path) -> None:
+    model = small(num_classes=1000)
+    model.backbone.pretrained_cfg["label_names"] = tuple(f"class {i}" for i in range(1000))
+    model.save_pretrained(tmp_path)
+    loaded = DynamicViT.from_pretrained(tmp_path)
+    assert loaded.pretrained_cfg["label_names"][999] == "class 999"
+
+    loaded.reset_classifier(7)
+    loaded.save_pretrained(tmp_path)
+    again = DynamicViT.from_pretrained(tmp_path)
+    assert_same(again, loaded)
+    assert again.num_classes == again.pretrained_cfg["num_classes"] == 7
+    assert "label_names" not in again.pretrained_cfg  # those were other classes
+
+
+@needs_remembered_args
+def test_after_another_pool(tmp_path: Path) -> None:
+    model = small()
+    model.reset_classifier(5, "avg")  # timm leaves the norm where it was built
+    model.save_pretrained(tmp_path)
+    assert_same(DynamicViT.from_pretrained(tmp_path), model)
+
+
+def test_the_data_config_is_the_models(tmp_path: Path) -> None:
+    model = small("vit_base_patch16_siglip_224", img_size=384, embed_dim=8)
+    model.save_pretrained(tmp_path)
+    loaded = DynamicViT.from_pretrained(tmp_path)
+    config = resolve_model_data_config(loaded)
+    expected = resolve_model_data_config(model)
+    assert config["mean"] == expected["mean"] == (0.5, 0.5, 0.5)
+    assert config["interpolation"] == expected["interpolation"]
+    assert config["crop_pct"] == expected["crop_pct"]
+    assert config["input_size"] == (3, 384, 384)  # what the loaded model accepts
+    assert not any(key in config_of(tmp_path)["pretrained_cfg"] for key in ("url", "hf_hub_id"))
+    assert loaded(torch.randn(1, *config["input_size"])).shape == (1, 3)
+
+
+def test_a_copy_saves_too(tmp_path: Path) -> None:
+    model = small()
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(tmp_path)
+    loaded = DynamicViT.from_pretrained(tmp_path)
+    assert loaded.schedule == model.schedule
+    torch.testing.assert_close(
+        loaded.backbone.head.weight, model.backbone.head.weight, atol=1e-2, rtol=1e-2
+    )
+
+
+def test_push_to_hub_uploads_what_save_pretrained_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded: dict[str, bytes] = {}
+
+    class Url:
+        repo_id = "someone/a-model"
+
+    def upload(self: HfApi, *, repo_id: str, folder_path: str | Path, **kwargs: object) -> str:
+        uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()})
+        return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, **kwargs: Url)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    model = small()
+    assert isinstance(model, ModelHubMixin)
+    assert model.push_to_hub("a-model") == "https://hub/someone/a-model"
+    for name, content in uploaded.items():
+        (tmp_path / name).write_bytes(content)
+    assert_same(DynamicViT.from_pretrained(tmp_path), model)
+
+    uploaded.clear()
+    model.save_pretrained(tmp_path / "saved", push_to_hub=True, config={"mine": 1})
+    assert json.loads(uploaded["config.json"]) == config_of(tmp_path)
+
+
+def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    model.save_pretrained(tmp_path)
+    asked = []
+
+    def download(repo_id: str, filename: str, **kwargs: object) -> str:
+        asked.append((repo_id, filename, kwargs["revision"]))
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr("dynamicvit.hub.hf_hub_download", download)
+    assert_same(DynamicViT.from_pretrained("someone/a-model", revision="v1"), model)
+    assert asked == [
+        ("someone/a-model", "config.json", "v1"),
+        ("someone/a-model", "model.safetensors", "v1"),
+    ]
+
+
+# ------------------------------------------------------------------ backbones timm can't name
+
+
+def vision_transformer(**kwargs: Any) -> VisionTransformer:
+    args = {"img_size": 32, "embed_dim": 16, "depth": 4, "num_heads": 2, "num_classes": 3}
+    return VisionTransformer(**{**args, **kwargs})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"mlp_ratio": 2}, "other tensors .* blocks.0.mlp.fc1.weight"),
+        ({"class_token": False, "global_pool": "avg"}, "other tensors .* pos_embed"),
+        pytest.param(
+            {"num_heads": 6},
+            "other settings .* blocks.0.attn.num_heads is 3 instead of 6",
+            marks=needs_remembered_args,
+        ),
+        ({"norm_layer": nn.LayerNorm}, "other settings .*eps is 1e-06 instead of 1e-05"),
+    ],
+)
+def test_a_backbone_under_a_name_that_is_not_its_own(
+    tmp_path: Path, kwargs: dict[str, Any], message: str
+) -> None:
+    with torch.device("meta"):
+        deit_tiny = {"embed_dim": 192, "depth": 12, "num_heads": 3, "img_size": 224}
+        backbone = vision_transformer(**{**deit_tiny, **kwargs})
+    backbone.pretrained_cfg = timm.get_pretrained_cfg("deit_tiny_patch16_224").to_dict()
+    folder = tmp_path / "new"
+    with pytest.raises(InputError, match=f"deit_tiny_patch16_224 with.*{message}") as error:
+        sparsify(backbone).save_pretrained(folder)
+    assert "\n" not in str(error.value)
+    assert not folder.exists()  # nothing half-written
+
+
+@pytest.mark.parametrize("cfg", [None, {}, {"architecture": "my_own_vit"}])
+def test_a_hand_built_backbone(tmp_path: Path, cfg: dict[str, Any] | None) -> None:
+    backbone = vision_transformer()
+    if cfg is not None:
+        backbone.pretrained_cfg = cfg
+    with pytest.raises(InputError, match="timm knows no name for this VisionTransformer"):
+        sparsify(backbone).save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@needs_remembered_args
+def test_an_argument_that_json_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"act_layer=<class .*SiLU.*config.json can't hold"):
+        small(act_layer=nn.SiLU).save_pretrained(tmp_path)
+
+
+def test_other_predictors(tmp_path: Path) -> None:
+    model = small()
+    other = DynamicViT(model.backbone, model.schedule, [nn.Identity() for _ in range(3)])
+    with pytest.raises(InputError, match="a Identity in place of a PredictionModule"):
+        other.save_pretrained(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_one(tmp_path: Path) -> None:
+    model = small()
+    model.save_pretrained(tmp_path)
+    broken = small()
+    broken.backbone.pretrained_cfg = {}
+    with pytest.raises(InputError):
+        broken.save_pretrained(tmp_path)
+    assert_same(DynamicViT.from_pretrained(tmp_path), model)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/model: can't be written"):
+        small().save_pretrained(tmp_path / "file" / "model")
+
+
+# ------------------------------------------------------------------ broken folders
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    small().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def edit(folder: Path, **changes: object) -> None:
+    (folder / "config.json").write_text(json.dumps({**config_of(folder), **changes}))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(InputError, match=f"has no {name}"):
+        DynamicViT.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_truncated_file(saved: Path, name: str, share: float) -> None:
+    content = (saved / name).read_bytes()
+    (saved / name).write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError, match=rf"{name}: truncated or not"):
+        DynamicViT.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, "is of format 2, and this dynamicvit reads up to 1"),
+        ({"format_version": None}, "is not a DynamicViT's"),
+        ({"architecture": "vit_gigantic"}, "knows no architecture 'vit_gigantic'"),
+        ({"architecture": ["x"]}, "knows no architecture"),
+        ({"architecture": "resnet18"}, "does not describe a model"),
+        ({"model_args": {"no_such_argument": 1}}, "does not describe a model.*no_such_argument"),
+        ({"model_args": {"checkpoint_path": "x"}}, "model_args can't hold checkpoint_path"),
+        ({"model_args": None}, "model_args must be a mapping"),
+        ({"model_args": {"depth": 5}}, "does not fit .*config.json: "),
+        ({"schedule": {"stages": [1], "keep_ratios": 0.5}}, "keep_ratios must be a list"),
+        ({"schedule": {"stages": [1.5], "keep_ratios": [0.5]}}, "stages must be a list of numbers"),
+        ({"schedule": {"stages": [9], "keep_ratios": [0.5]}}, "stage 9 "),
+        ({"schedule": {"stages": [1], "keep_ratios": [0.5]}}, "unexpected predictors.1."),
+    ],
+)
+def test_a_config_that_does_not_fit(saved: Path, changes: dict[str, Any], message: str) -> None:
+    edit(saved, **changes)
+    with pytest.raises(InputError, match=message) as error:
+        DynamicViT.from_pretrained(saved)
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_that_is_no_mapping(saved: Path) -> None:
+    (saved / "config.json").write_text("[1, 2]")
+    with pytest.raises(InputError, match="is not a DynamicViT's"):
+        DynamicViT.from_pretrained(saved)
+
+
+def test_no_such_folder() -> None:
+    with pytest.raises(InputError, match=r"\./no/such/folder: no such folder, and no name"):
+        DynamicViT.from_pretrained("./no/such/folder")

@@ -1,0 +1,158 @@
+"""The law: for the same decisions the masked path and the pruned path give the same logits.
+
+For every backbone and any decisions: images of one batch that keep different numbers of patches,
+that keep all, that keep one, that keep none.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dynamicvit import DynamicViT, Schedule
+from families import BY_NAME, FAMILIES, NUM_CLASSES, Family, assert_agree, each_family
+
+SHARES = (0.0, 0.05, 0.3, 0.7, 1.0)
+
+
+@cache
+def backbone(name: str, depth: int) -> nn.Module:
+    return BY_NAME[name].backbone(depth)
+
+
+def sparse(name: str, depth: int, stages: tuple[int, ...]) -> DynamicViT:
+    """Decisions are given, so ratios and prediction modules play no part."""
+    ratios = (0.5,) * len(stages)
+    return DynamicViT(backbone(name, depth), Schedule(stages, ratios)).eval()
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Family, int, tuple[int, ...], list[Tensor], int]:
+    """A family, a depth, stages, decisions for each stage, and a seed."""
+    family = draw(st.sampled_from(FAMILIES))
+    depth = draw(st.integers(1, 5))
+    stages = tuple(sorted(draw(st.sets(st.integers(0, depth - 1), max_size=3))))
+    batch = draw(st.integers(1, 4))
+    seed = draw(st.integers(0, 2**16))
+    # How much an image keeps differs from image to image and from stage to stage.
+    share = st.lists(st.sampled_from(SHARES), min_size=batch, max_size=batch)
+    shares = draw(st.lists(share, min_size=len(stages), max_size=len(stages)))
+    random = torch.Generator().manual_seed(seed)
+    decisions = [
+        (torch.rand(batch, family.num_patches, generator=random) < torch.tensor(row)[:, None])
+        .float()
+        for row in shares
+    ]  # fmt: skip
+    return family, depth, stages, decisions, seed
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,  # the same examples in every run
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(cases())
+@torch.no_grad()
+def test_masked_and_pruned_logits_agree(
+    case: tuple[Family, int, tuple[int, ...], list[Tensor], int],
+) -> None:
+    family, depth, stages, decisions, seed = case
+    batch = len(decisions[0]) if decisions else 2
+    model, images = sparse(family.name, depth, stages), family.images(batch, seed)
+    masked = model.forward_masked(images, decisions)
+    pruned = model.forward_pruned(images, decisions)
+    assert masked.logits.shape == pruned.logits.shape == (batch, NUM_CLASSES)
+    assert_agree(masked.logits, pruned.logits)
+    for decision, survived in zip(masked.decisions, pruned.survived, strict=True):
+        assert torch.equal(decision > 0.5, survived)
+
+
+@each_family
+@torch.no_grad()
+def test_every_image_of_the_batch_keeps_another_number(family: Family) -> None:
+    """None, one, half and all, in one batch and for every family whatever hypothesis draws."""
+    model, images = sparse(family.name, 4, (1, 3)), family.images(4)
+    first = torch.zeros(4, family.num_patches)
+    first[1, 7] = 1
+    first[2, ::2] = 1
+    first[3] = 1
+    second = first.clone()
+    second[3, :3] = 0
+    masked = model.forward_masked(images, [first, second]).logits
+    assert masked.isfinite().all()
+    assert_agree(masked, model.forward_pruned(images, [first, second]).logits)
+
+
+@each_family
+@torch.no_grad()
+def test_the_surviving_tokens_agree_and_not_only_the_logits(family: Family) -> None:
+    """A class token could hide what pooling does not see."""
+    model, images = family.sparse(keep_ratio=0.5), family.images()
+    survived = model.forward_pruned(images).survived
+    pruned = model.forward_features(images)
+    masked = model.forward_masked(images, [kept.float() for kept in survived]).features
+    prefix = model.num_prefix_tokens
+    rows = pruned.index[..., None].expand(-1, -1, pruned.x.shape[-1])
+    held = torch.cat([masked.x[:, :prefix], masked.patches.gather(1, rows)], dim=1)
+    assert_agree(held, pruned.x)
+
+
+@each_family
+@torch.no_grad()
+def test_the_law_holds_where_attention_is_sharp(family: Family) -> None:
+    """Logits that differ by hundreds: a dropped key far above the kept ones changes nothing.
+
+    In fp64, because fp32 itself can't resolve such attention to 1e-5.
+    """
+    model = family.sparse(depth=3, stages=(1, 2)).double()
+    for block in model.backbone.blocks:
+        attention = block.attn
+        for name in ("qkv", "q_proj", "k_proj"):
+            projection = getattr(attention, name, None)
+            if projection is not None:
+                projection.weight.mul_(10)
+        for norm in (attention.q_norm, attention.k_norm) if family.name == "qk_norm" else ():
+            norm.weight.mul_(10)
+    images = family.images(3).double()
+    decisions = [d.double() for d in family.decisions(3, stages=2, share=0.5)]
+    masked = model.forward_masked(images, decisions).logits
+    assert masked.isfinite().all()
+    assert_agree(masked, model.forward_pruned(images, decisions).logits, tolerance=1e-9)
+
+
+@each_family
+def test_gradients_of_the_weights_agree(family: Family) -> None:
+    """Same logits from the same computation: the weights get the same gradient in both paths."""
+    model, images = family.sparse(), family.images()
+    decisions = family.decisions(share=0.6)
+    gradients = []
+    for path in (model.forward_masked, model.forward_pruned):
+        model.zero_grad()
+        path(images, decisions).logits.square().sum().backward()
+        gradients.append({n: p.grad.clone() for n, p in model.backbone.named_parameters()})
+    for name, masked in gradients[0].items():
+        assert_agree(masked, gradients[1][name], tolerance=1e-4)
+
+
+@pytest.mark.parametrize("name", ["deit", "beit", "eva02_split"])
+@torch.no_grad()
+def test_a_dropped_patch_has_no_influence(name: str) -> None:
+    """What is in the dropped patches' pixels does not matter once they are dropped at block 0."""
+    family = BY_NAME[name]
+    model, images = sparse(name, 3, (0,)), family.images()
+    decision = family.decisions(stages=1, share=0.5)[0]
+    other = images.clone()
+    for image, row in enumerate(decision):
+        for patch in (row < 0.5).nonzero().flatten().tolist():
+            top, left = (side * family.patch for side in divmod(patch, family.grid[1]))
+            other[image, :, top : top + family.patch, left : left + family.patch] = 9.0
+    for path in (model.forward_masked, model.forward_pruned):
+        assert_agree(path(other, [decision]).logits, path(images, [decision]).logits)
+    assert (model.backbone(other) - model.backbone(images)).abs().max() > 0.1

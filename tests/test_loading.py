@@ -1,0 +1,233 @@
+"""Models by name, folder and file, as the commands take them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from dynamicvit import DynamicViT, InputError, UnsupportedBackboneError, sparsify
+from dynamicvit.loading import load_backbone, load_model
+from released_state import WIDTH, released_state
+from shared import shared
+
+NAME = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let timm build every network small, and never ask the network."""
+    create = timm.create_model
+
+    def create_small(name: str, pretrained: bool = False, **kwargs: object) -> nn.Module:
+        if pretrained:
+            raise OSError("[Errno -2] Name or service not known\nand more")
+        small = {"depth": 4, "embed_dim": 16, "num_heads": 2, "img_size": 32}
+        return create(name, **{**small, **kwargs})
+
+    monkeypatch.setattr(timm, "create_model", create_small)
+
+
+def dense(num_classes: int = 5) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(NAME, num_classes=num_classes).eval()
+
+
+def test_a_timm_name_with_random_weights() -> None:
+    for name in (NAME, "dynamicvit_" + NAME, "vit_tiny_patch16_224.augreg_in21k"):
+        model = load_model(name, pretrained=False, num_classes=3)
+        assert isinstance(model, DynamicViT)
+        assert not model.training
+        assert not model.backbone.training
+        assert model.keep_ratio == 0.7
+        assert model.schedule.stages == (1, 2, 3)
+        assert model.num_classes == 3
+    model = load_model(NAME, pretrained=False, keep_ratio=[0.9, 0.3], stages=[0, 2])
+    assert model.schedule.keep_ratios == (0.9, 0.3)
+    assert model.schedule.stages == (0, 2)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_dense_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
+    original = dense()
+    path = tmp_path / f"dense.{suffix}"
+    if suffix == "pth":
+        torch.save({"state_dict": original.state_dict(), "epoch": 1}, path)
+    else:
+        save_file(original.state_dict(), path)
+    images = torch.randn(2, 3, 32, 32)
+    model = load_model(NAME, checkpoint=path)
+    assert model.num_classes == 5  # the file's, not ImageNet's 1,000
+    torch.testing.assert_close(model.backbone(images), original(images))
+    torch.testing.assert_close(load_backbone(NAME, path)(images), original(images))
+    assert not load_backbone(NAME, path).training
+
+    other = load_model(NAME, checkpoint=path, num_classes=7)  # weights kept, classifier fresh
+    assert other(images).shape == (2, 7)
+    weight = "blocks.3.mlp.fc2.weight"
+    torch.testing.assert_close(other.backbone.state_dict()[weight], original.state_dict()[weight])
+    assert load_backbone(NAME, path, num_classes=7)(images).shape == (2, 7)
+
+
+def test_a_sparse_state_dict_from_a_file(tmp_path: Path) -> None:
+    original = sparsify(dense(), keep_ratio=0.5, stages=[1, 3]).eval()
+    torch.save(original.state_dict(), tmp_path / "sparse.pth")
+    images = torch.randn(2, 3, 32, 32)
+    model = load_model(NAME, checkpoint=tmp_path / "sparse.pth", keep_ratio=0.5, stages=[1, 3])
+    torch.testing.assert_close(model(images), original(images))
+    with pytest.raises(InputError, match=r"sparse.pth: does not fit.*missing predictors\.2"):
+        load_model(NAME, checkpoint=tmp_path / "sparse.pth")  # three stages by default
+    with pytest.raises(InputError, match="holds prediction modules, where dense weights"):
+        load_backbone(NAME, tmp_path / "sparse.pth")
+    with pytest.raises(InputError, match=r"unexpected predictors.1.norm.weight"):
+        load_model(NAME, checkpoint=tmp_path / "sparse.pth", stages=[2])
+
+
+def test_a_saved_folder(tmp_path: Path) -> None:
+    original = sparsify(dense(), keep_ratio=0.5, stages=[1, 3]).eval()
+    original.save_pretrained(tmp_path / "saved")
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(load_model(tmp_path / "saved")(images), original(images))
+    assert load_model(str(tmp_path / "saved"), keep_ratio=0.9).keep_ratio == 0.9
+    assert load_model(tmp_path / "saved", stages=[1, 3], num_classes=4).num_classes == 4
+    with pytest.raises(InputError, match=r"blocks \(1, 3\).*can't be moved to \(1, 2\)"):
+        load_model(tmp_path / "saved", stages=[1, 2])
+
+    with torch.no_grad():
+        original.backbone.head.weight.add_(1.0)
+    torch.save(original.state_dict(), tmp_path / "newer.pth")
+    newer = load_model(tmp_path / "saved", checkpoint=tmp_path / "newer.pth")
+    torch.testing.assert_close(newer(images), original(images))
+
+
+def test_a_folder_that_only_shares_a_models_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAME).mkdir()
+    assert load_model(NAME, pretrained=False).depth == 4
+    (tmp_path / "results").mkdir()
+    with pytest.raises(InputError, match=r"results: has no config.json"):
+        load_model("results")
+
+
+def test_a_released_file(tmp_path: Path) -> None:
+    path = tmp_path / "released.safetensors"
+    save_file(released_state(), path, metadata={"num_heads": "2", "rho": "0.6"})
+    model = load_model(path)
+    assert model.keep_ratio == 0.6
+    assert model.num_classes == 5
+    assert load_model(path, keep_ratio=0.3, num_classes=9).keep_ratio == 0.3
+    with pytest.raises(InputError, match="3 prediction modules, but 2 stages"):
+        load_model(path, stages=[1, 2])
+    save_file(dense().state_dict(), path)
+    with pytest.raises(InputError, match="dense network; give its timm name, and this file as"):
+        load_model(path)
+    save_file(sparsify(dense()).state_dict(), path)
+    with pytest.raises(InputError, match=r"no released DynamicViT.*give its timm name, and this"):
+        load_model(path)
+
+
+def test_released_weights_for_a_timm_name(tmp_path: Path) -> None:
+    state = released_state()
+    state["patch_embed.proj.weight"] = torch.randn(WIDTH, 3, 16, 16)
+    for block in range(4):  # timm's MLP ratio is 4
+        state[f"blocks.{block}.mlp.fc1.weight"] = torch.randn(4 * WIDTH, WIDTH)
+        state[f"blocks.{block}.mlp.fc1.bias"] = torch.randn(4 * WIDTH)
+        state[f"blocks.{block}.mlp.fc2.weight"] = torch.randn(WIDTH, 4 * WIDTH)
+    torch.save({"model": state}, tmp_path / "released.pth")
+    model = load_model(NAME, checkpoint=tmp_path / "released.pth")
+    expected = state["score_predictor.1.out_conv.2.weight"]
+    assert torch.equal(model.predictors[1].head[2].weight, expected)
+
+
+# ------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize("load", [load_model, load_backbone])
+def test_unknown_names_get_near_matches(load: type) -> None:
+    with pytest.raises(InputError, match="'deit_tny_patch16_224'; did you mean deit_tiny_patch16"):
+        load("deit_tny_patch16_224")
+    with pytest.raises(InputError, match=r"knows no model 'dynamicvit_deit_smal.*deit_small_patch"):
+        load("dynamicvit_deit_smal_patch16_224")
+    with pytest.raises(InputError, match=r"knows no model 'xyzzy'$"):
+        load("xyzzy")
+    with pytest.raises(InputError, match=r"no weights 'fb_in1' of deit.*tiny_patch16_224.fb_in1k"):
+        load("deit_tiny_patch16_224.fb_in1")
+
+
+@pytest.mark.parametrize(
+    "name", ["./nothing", "/no/such/folder", "a/b/c", "runs/last.pth", "best.safetensors"]
+)
+def test_absent_paths(name: str) -> None:
+    with pytest.raises(InputError, match="no such file or folder"):
+        load_model(name)
+
+
+def test_an_id_on_the_hub_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def no_network(repo_id: str, filename: str, **kwargs: object) -> str:
+        asked.append(repo_id)
+        raise OSError("no network")
+
+    monkeypatch.setattr("dynamicvit.hub.hf_hub_download", no_network)
+    for name in ("someone/a-model", "hf-hub:someone/a-model"):
+        with pytest.raises(InputError, match=r"someone/a-model.*from the Hub \(no network\)"):
+            load_model(name)
+    assert asked == ["someone/a-model"] * 2
+
+
+def test_a_download_that_fails_says_what_else_works() -> None:
+    for load in (load_model, load_backbone):
+        with pytest.raises(InputError, match=r"not known.*--checkpoint FILE.*--no-pretrained") as e:
+            load(NAME)
+        assert "\n" not in str(e.value)
+
+
+def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
+    path = tmp_path / "deep.pth"
+    torch.save(timm.create_model(NAME, depth=6).state_dict(), path)
+    with pytest.raises(
+        InputError,
+        match=r"deep.pth: does not fit vit_tiny.*unexpected blocks.4.norm1.weight.* and 21 more",
+    ):
+        load_model(NAME, checkpoint=path)
+    torch.save(timm.create_model(NAME, embed_dim=32).state_dict(), path)
+    with pytest.raises(
+        InputError, match=r"of another shape cls_token \(1, 1, 32\) instead of \(1, 1, 16\)"
+    ):
+        load_backbone(NAME, path)
+    torch.save({"conv.weight": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match=r"missing cls_token.*unexpected conv.weight"):
+        load_model(NAME, checkpoint=path)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_truncated_checkpoints(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    if suffix == "pth":
+        torch.save(dense().state_dict(), path)
+    else:
+        save_file(dense().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r"cut.*truncated"):
+        load_model(NAME, checkpoint=path)
+    with pytest.raises(InputError, match="no such file"):
+        load_model(NAME, checkpoint=tmp_path / "absent.pth")
+
+
+def test_a_model_that_cannot_be_sparsified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with pytest.raises(UnsupportedBackboneError, match="ResNet is not supported"):
+        load_model("resnet10t", pretrained=False)
+
+
+def test_the_real_weights() -> None:
+    path = shared("data/deit_tiny_patch16_224.safetensors")
+    with pytest.raises(InputError, match="does not fit vit_tiny_patch16_224"):
+        load_model(NAME, checkpoint=path)

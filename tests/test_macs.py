@@ -1,0 +1,208 @@
+"""MACs: the counter against published numbers, the closed form against the counter, budgets."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from dynamicvit import InputError, Schedule, sparsify
+from dynamicvit.macs import (
+    DENSE,
+    Budget,
+    count_macs,
+    keep_ratio_for,
+    meta_copy,
+    parse_budget,
+    schedule_macs,
+)
+
+FAMILIES = {
+    "deit": "deit_tiny_patch16_224",
+    "distilled": "deit_tiny_distilled_patch16_224",
+    "deit3": "deit3_small_patch16_224",
+    "augreg": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    "reg4_gap": "vit_medium_patch16_reg4_gap_256",
+    "dinov2": "vit_small_patch14_dinov2",
+    "dinov2_reg": "vit_small_patch14_reg4_dinov2",
+    "clip": "vit_base_patch32_clip_224",
+    "siglip": "vit_base_patch16_siglip_224",
+    "eva02_split_qkv": "eva02_tiny_patch14_224",
+    "eva02_fused_qkv": "eva02_base_patch14_224",
+    "beit": "beit_base_patch16_224",
+}
+
+
+def make(name: str, **arguments) -> nn.Module:
+    """A backbone without weights, so that a base model costs nothing to make."""
+    with torch.device("meta"):
+        return timm.create_model(name, **arguments)
+
+
+@pytest.fixture(scope="module")
+def deit_small() -> nn.Module:
+    with torch.device("meta"):
+        return sparsify(timm.create_model("deit_small_patch16_224"), 0.7)
+
+
+def tiny(**arguments) -> nn.Module:
+    return timm.create_model(
+        "deit_tiny_patch16_224",
+        **{"depth": 4, "embed_dim": 32, "num_heads": 2, "num_classes": 5, **arguments},
+    )
+
+
+class TestCounted:
+    def test_deit_small_dense_is_the_published_number(self, deit_small):
+        assert count_macs(deit_small.backbone) == pytest.approx(4.60e9, rel=0.005)
+
+    def test_deit_small_at_07_with_prediction_modules(self, deit_small):
+        assert count_macs(deit_small) == pytest.approx(2.98e9, rel=0.005)
+
+    @pytest.mark.parametrize(("keep_ratio", "giga"), [(0.7, 9.65), (0.5, 7.19)])
+    def test_deit_small_at_384_pixels(self, keep_ratio, giga):
+        with torch.device("meta"):
+            backbone = timm.create_model("deit_small_patch16_224", img_size=384)
+            model = sparsify(backbone, keep_ratio)
+        assert count_macs(backbone) == pytest.approx(15.49e9, rel=0.005)
+        assert count_macs(model) == pytest.approx(giga * 1e9, rel=0.005)
+
+    def test_follows_the_budget_of_the_moment(self):
+        model = sparsify(tiny(), 0.9)
+        before = count_macs(model)
+        model.keep_ratio = 0.5
+        assert count_macs(model) < before
+
+    def test_leaves_the_model_alone(self):
+        model = sparsify(tiny()).train()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        count_macs(model)
+        assert model.training
+        assert all(p.device.type == "cpu" and p.requires_grad for p in model.parameters())
+        assert all(p.grad is None for p in model.parameters())
+        assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+    def test_in_other_modes(self):
+        model = sparsify(tiny())
+        expected = count_macs(model)
+        with torch.inference_mode():
+            assert count_macs(model) == expected
+        assert count_macs(torch.compile(model, backend="eager")) == expected
+        assert count_macs(model.to(torch.bfloat16)) == expected
+
+    def test_any_module(self):
+        assert count_macs(nn.Conv2d(3, 8, 3, padding=1), 10) == 8 * 3 * 9 * 100
+
+    def test_size_the_backbone_refuses(self):
+        with pytest.raises(InputError, match=r"384x384.*224x224"):
+            count_macs(sparsify(tiny()), 384)
+
+    def test_meta_copy_keeps_ties_and_holds_no_weights(self):
+        module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        module[1].weight = module[0].weight
+        twin = meta_copy(module)
+        assert twin[1].weight is twin[0].weight
+        assert twin[0].weight.is_meta
+        assert not module[0].weight.is_meta
+
+
+class TestClosedForm:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_agrees_with_the_counter(self, family):
+        backbone = make(FAMILIES[family], depth=4)
+        with torch.device("meta"):
+            model = sparsify(backbone, 0.7)
+        dense, pruned = count_macs(backbone), count_macs(model)
+        assert pruned < 0.8 * dense
+        assert schedule_macs(model, DENSE) == pytest.approx(dense, rel=0.005)
+        assert schedule_macs(model, model.schedule) == pytest.approx(pruned, rel=0.005)
+        assert schedule_macs(backbone, model.schedule) == pytest.approx(pruned, rel=0.005)
+
+    @pytest.mark.parametrize(
+        ("stages", "keep_ratio"),
+        [([0], 0.5), ([3], 0.1), ([1, 2], [0.6, 0.6]), ([0, 1, 2, 3], 0.8), ([1, 3], 1.0)],
+    )
+    def test_any_schedule(self, stages, keep_ratio):
+        model = sparsify(tiny(), keep_ratio, stages)
+        assert schedule_macs(model, model.schedule) == count_macs(model)
+
+    @pytest.mark.parametrize("pool", ["avg", "avgmax", "map", "token"])
+    def test_any_pool(self, pool):
+        model = sparsify(tiny(global_pool=pool, class_token=pool == "token"), 0.7)
+        assert schedule_macs(model, model.schedule) == count_macs(model)
+
+    def test_another_size_and_shape(self):
+        model = sparsify(tiny(dynamic_img_size=True), 0.7)
+        assert schedule_macs(model, model.schedule, (160, 320)) == count_macs(model, (160, 320))
+
+    def test_padded_images(self):
+        model = sparsify(tiny(dynamic_img_size=True, dynamic_img_pad=True), 0.7)
+        assert schedule_macs(model, model.schedule, (165, 170)) == count_macs(model, (165, 170))
+
+    def test_a_stage_outside_the_depth(self):
+        with pytest.raises(InputError, match="stage 4"):
+            schedule_macs(tiny(), Schedule((4,), (0.5,)))
+
+
+class TestBudget:
+    @pytest.mark.parametrize("budget", [{"macs": 3.0e9}, {"fraction": 0.6}, {"fraction": 1.0}])
+    def test_the_largest_that_fits(self, deit_small, budget):
+        limit = Budget(**budget).of(count_macs(deit_small.backbone))
+        rho = keep_ratio_for(deit_small, **budget)
+        schedule = Schedule.for_depth(12, rho)
+        above = Schedule.for_depth(12, rho + 1e-3)
+        assert schedule_macs(deit_small, schedule) <= limit
+        assert schedule_macs(deit_small, above) > limit
+
+    def test_what_people_ask_for(self, deit_small):
+        assert keep_ratio_for(deit_small, macs=3.0e9) == pytest.approx(0.7, abs=0.01)
+
+    def test_above_dense(self, deit_small):
+        assert keep_ratio_for(deit_small, fraction=1.1) == 1.0
+
+    def test_dense_does_not_pay_for_the_prediction_modules(self, deit_small):
+        assert keep_ratio_for(deit_small, fraction=1.0) < 1.0
+
+    def test_own_stages(self):
+        model = sparsify(tiny(), 0.7, stages=[1])
+        rho = keep_ratio_for(model, fraction=0.8)
+        assert rho == keep_ratio_for(model.backbone, fraction=0.8, stages=[1])
+        assert rho != keep_ratio_for(model.backbone, fraction=0.8)
+        model.keep_ratio = rho
+        assert count_macs(model) <= 0.8 * count_macs(model.backbone)
+
+    def test_less_than_one_token_costs(self):
+        model = sparsify(tiny(), 0.7)
+        least = schedule_macs(model, Schedule.for_depth(4, 1e-4))
+        with pytest.raises(InputError, match=f"still costs {least / 1e9:.3g} GMACs"):
+            keep_ratio_for(model, macs=least - 1)
+        assert keep_ratio_for(model, macs=least) < 0.1
+
+    @pytest.mark.parametrize("budget", [{}, {"macs": 1e9, "fraction": 0.5}])
+    def test_one_budget(self, budget):
+        with pytest.raises(InputError, match="give one"):
+            keep_ratio_for(tiny(), **budget)
+
+    @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
+    def test_positive(self, value):
+        with pytest.raises(InputError, match=f"positive, got macs={value}"):
+            keep_ratio_for(tiny(), macs=value)
+
+    @pytest.mark.parametrize(
+        ("text", "budget"),
+        [
+            ("3.0G", Budget(macs=3e9)),
+            ("3 GMACs", Budget(macs=3e9)),
+            ("900m", Budget(macs=9e8)),
+            ("60%", Budget(fraction=0.6)),
+            ("0.6", Budget(fraction=0.6)),
+            (0.6, Budget(fraction=0.6)),
+            ("1", Budget(fraction=1.0)),
+        ],
+    )
+    def test_as_people_write_it(self, text, budget):
+        assert parse_budget(text) == budget
+
+    @pytest.mark.parametrize("text", ["", "G", "abc", "3", "-3G", "0%", "nan", "infG", "3GG", 3])
+    def test_unreadable(self, text):
+        with pytest.raises(InputError, match=r"3\.0G, 900M or 60%"):
+            parse_budget(text)

@@ -1,0 +1,307 @@
+"""Parity with the released implementation, and what load_released refuses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dynamicvit import DynamicViT, InputError
+from dynamicvit.losses import dynamicvit_loss
+from dynamicvit.prediction import KEEP
+from dynamicvit.released import PREDICTOR_PARTS, load_released
+from released_state import DEPTH, HEADS, WIDTH, released_state
+from shared import shared
+
+# ------------------------------------------------------------------ golden tensors
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Tensor]:
+    with safe_open(shared("golden/deit_rho07.safetensors"), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def part(golden: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in golden.items() if n.startswith(prefix)}
+
+
+@pytest.fixture
+def student(golden: dict[str, Tensor]) -> DynamicViT:
+    return load_released(part(golden, "student."), keep_ratio=0.7, num_heads=3)
+
+
+def test_the_golden_file_tells_heads_and_ratio_by_itself(golden: dict[str, Tensor]) -> None:
+    model = load_released(shared("golden/deit_rho07.safetensors"))
+    assert not model.training
+    assert model.schedule.stages == (3, 6, 9)
+    assert model.keep_ratio == pytest.approx(0.7)
+    with torch.no_grad():
+        torch.testing.assert_close(model(golden["input"]), golden["eval.logits"], atol=1e-4, rtol=0)
+
+
+def test_inference_agrees_with_the_released_code(
+    golden: dict[str, Tensor], student: DynamicViT
+) -> None:
+    with torch.no_grad():
+        output = student.forward_pruned(golden["input"])
+    torch.testing.assert_close(output.logits, golden["eval.logits"], atol=1e-4, rtol=0)
+    held = torch.arange(196).expand(2, -1)  # the released code holds tokens best first
+    for stage, (survived, scores) in enumerate(
+        zip(output.survived, output.keep_scores, strict=True)
+    ):
+        expected = golden[f"eval.score.{stage}"]
+        torch.testing.assert_close(scores.gather(1, held), expected, atol=1e-4, rtol=0)
+        held = golden[f"eval.kept.{stage}"]
+        kept = torch.zeros(2, 196, dtype=torch.bool).scatter(1, held, True)
+        assert torch.equal(survived, kept)
+
+
+def test_training_losses_and_gradients_agree_with_the_released_code(
+    golden: dict[str, Tensor], student: DynamicViT
+) -> None:
+    student.train()
+    student.sampler = played_back([golden[f"train.draw.{stage}"] for stage in range(3)])
+    output = student(golden["input"])
+    close = {"atol": 1e-4, "rtol": 0.0}
+    torch.testing.assert_close(output.logits, golden["train.logits"], **close)
+    torch.testing.assert_close(output.features.patches, golden["train.tokens"], **close)
+    for stage, decision in enumerate(output.decisions):
+        torch.testing.assert_close(decision, golden[f"train.decision.{stage}"], **close)
+    assert torch.equal(output.features.decision, golden["train.final_mask"][..., 0])
+
+    teacher = dense_teacher(golden, student)
+    with torch.no_grad():
+        teacher_tokens = teacher.forward_features(golden["input"])
+        teacher_logits = teacher.forward_head(teacher_tokens)
+    torch.testing.assert_close(teacher_logits, golden["teacher.logits"], **close)
+    torch.testing.assert_close(teacher_tokens[:, 1:], golden["teacher.tokens"], **close)
+
+    losses = dynamicvit_loss(
+        output,
+        student.schedule.keep_ratios,
+        labels=golden["labels"],
+        teacher_logits=teacher_logits,
+        teacher_patches=teacher_tokens[:, 1:],
+    )
+    torch.testing.assert_close(losses.classification, golden["loss.classification"], **close)
+    torch.testing.assert_close(losses.distillation, golden["loss.logit_kl"], **close)
+    torch.testing.assert_close(losses.token, golden["loss.token"], **close)
+    torch.testing.assert_close(losses.ratio * 3, golden["loss.ratio"], **close)
+    torch.testing.assert_close(losses.total, golden["loss.total"], **close)
+
+    losses.total.backward()
+    gradients = {name: parameter.grad for name, parameter in student.named_parameters()}
+    expected = part(golden, "grad.")
+    assert len(expected) > 30
+    for name, value in expected.items():
+        ours = gradients[our_name(name)]
+        error = (ours - value).norm() / value.norm()
+        assert error < 1e-3, f"{name}: relative error {error:.1e}"
+
+
+def played_back(draws: list[Tensor]) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """A sampler that gives recorded draws, with the gradient of the keep probability."""
+    remaining = iter(draws)
+
+    def sample(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
+        del decision, k
+        probability = log_probs.exp()[..., KEEP]
+        return next(remaining) + (probability - probability.detach())
+
+    return sample
+
+
+def dense_teacher(golden: dict[str, Tensor], student: DynamicViT) -> torch.nn.Module:
+    teacher = timm.create_model(
+        "deit_tiny_patch16_224", embed_dim=48, depth=12, num_heads=3, num_classes=10
+    )
+    teacher.load_state_dict(
+        {n: t for n, t in part(golden, "teacher.").items() if n not in ("logits", "tokens")}
+    )
+    return teacher.eval()
+
+
+def our_name(released: str) -> str:
+    if not released.startswith("score_predictor."):
+        return f"backbone.{released}"
+    for theirs, ours in PREDICTOR_PARTS.items():
+        released = released.replace(theirs, ours)
+    return released.replace("score_predictor", "predictors")
+
+
+# ------------------------------------------------------------------ what shapes and metadata tell
+
+
+def test_shapes_tell_the_network() -> None:
+    state = released_state(side=3)
+    model = load_released(state, keep_ratio=0.5, num_heads=HEADS)
+    assert model.depth == DEPTH
+    assert model.schedule.stages == (1, 2, 3)
+    assert model.schedule.keep_ratios == (0.5, 0.25, 0.125)
+    assert model.backbone.patch_embed.img_size == (12, 12)
+    assert model.backbone.patch_embed.patch_size == (4, 4)
+    assert model.backbone.blocks[0].mlp.fc1.out_features == 3 * WIDTH
+    assert model.backbone.blocks[0].attn.num_heads == HEADS
+    assert model(torch.randn(1, 3, 12, 12)).shape == (1, 5)
+    ours = model.state_dict()
+    assert len(ours) == len(state)
+    assert torch.equal(ours["predictors.2.head.4.bias"], state["score_predictor.2.out_conv.4.bias"])
+
+
+def test_heads_are_width_over_64_unless_said() -> None:
+    model = load_released(released_state(width=128), keep_ratio=0.7)
+    assert model.backbone.blocks[0].attn.num_heads == 2
+    with pytest.raises(InputError, match=r"width 16 is no multiple of 64.*give num_heads"):
+        load_released(released_state(), keep_ratio=0.7)
+    with pytest.raises(InputError, match="num_heads must divide the width 16, got 3"):
+        load_released(released_state(), keep_ratio=0.7, num_heads=3)
+
+
+def test_metadata_answers_and_arguments_go_first(tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    metadata = {"num_heads": "4", "rho": "0.6", "stages": "[0, 2]"}
+    save_file(released_state(num_stages=2), path, metadata=metadata)
+    model = load_released(path)
+    assert model.backbone.blocks[0].attn.num_heads == 4
+    assert model.schedule.stages == (0, 2)
+    assert model.keep_ratio == 0.6
+    told = load_released(path, keep_ratio=[0.9, 0.1], num_heads=2, stages=[1, 3])
+    assert told.backbone.blocks[0].attn.num_heads == 2
+    assert told.schedule.stages == (1, 3)
+    assert told.schedule.keep_ratios == (0.9, 0.1)
+
+    save_file(released_state(), path, metadata={"num_heads": "2", "rho": "much"})
+    with pytest.raises(InputError, match="metadata has rho='much'"):
+        load_released(path)
+
+
+def test_a_file_without_ratio_asks_for_it() -> None:
+    with pytest.raises(InputError, match="give keep_ratio"):
+        load_released(released_state(), num_heads=HEADS)
+
+
+def test_as_many_stages_as_prediction_modules() -> None:
+    with pytest.raises(InputError, match=r"holds 2 prediction modules, but 3 stages.*give stages"):
+        load_released(released_state(num_stages=2), keep_ratio=0.7, num_heads=HEADS)
+
+
+@pytest.mark.parametrize("wrapper", ["model", "state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+def test_training_checkpoints_with_a_namespace(tmp_path: Path, wrapper: str, prefix: str) -> None:
+    state = released_state()
+    checkpoint = {
+        wrapper: {prefix + name: value for name, value in state.items()},
+        "epoch": 29,
+        "args": argparse.Namespace(lr=1e-3, base_rate=0.7),
+    }
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    model = load_released(str(tmp_path / "checkpoint.pth"), keep_ratio=0.7, num_heads=HEADS)
+    assert torch.equal(model.state_dict()["backbone.cls_token"], state["cls_token"])
+
+
+# ------------------------------------------------------------------ bad input
+
+
+class Malicious:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (os.mkdir, (str(self.path),))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pickled_code_is_refused_and_not_run(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "evil.pth"
+    torch.save(
+        {"model": released_state(), "extra": Malicious(tmp_path / "ran")},
+        path,
+        _use_new_zipfile_serialization=not legacy,
+    )
+    with pytest.raises(InputError, match=r"evil.pth: holds pickled code \(posix.mkdir\)") as error:
+        load_released(path, keep_ratio=0.7, num_heads=HEADS)
+    assert_one_line(error)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_truncated_files_are_refused(tmp_path: Path, suffix: str, share: float) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    if suffix == "pth":
+        torch.save({"model": released_state()}, path)
+    else:
+        save_file(released_state(), path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(InputError, match=r"cut.*truncated or not") as error:
+        load_released(path, keep_ratio=0.7, num_heads=HEADS)
+    assert_one_line(error)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        load_released(tmp_path / "absent.pth")
+    with pytest.raises(InputError, match="no such file"):
+        load_released(tmp_path)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(InputError, match="holds list, not a state dict"):
+        load_released(tmp_path / "list.pth")
+    torch.save({"epoch": 3}, tmp_path / "no_tensors.pth")
+    with pytest.raises(InputError, match="'epoch' is int, not a tensor"):
+        load_released(tmp_path / "no_tensors.pth")
+    (tmp_path / "text.pth").write_text(json.dumps({"hello": 1}))
+    with pytest.raises(InputError, match=r"text.pth: truncated or not a checkpoint"):
+        load_released(tmp_path / "text.pth")
+
+
+def without(*names: str) -> dict[str, Tensor]:
+    return {n: t for n, t in released_state().items() if not n.startswith(names)}
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (without("score_predictor."), "has no score_predictor, so it is a dense network"),
+        (without("score_predictor.1."), "has score_predictor.2 but no score_predictor.1"),
+        (without("blocks.2."), r"has blocks.3 but no blocks.2"),
+        (without("norm.bias"), "missing backbone.norm.bias"),
+        (without("head."), "has no head.weight, so it is no released DynamicViT"),
+        (without("pos_embed"), "has no pos_embed"),
+        (released_state() | {"dist_token": torch.zeros(1, 1, WIDTH)}, "unexpected.*dist_token"),
+        (released_state() | {"aux_head.weight": torch.zeros(5, WIDTH)}, "LV-ViT"),
+        (
+            released_state() | {"pos_embed": torch.zeros(1, 1 + 6, WIDTH)},
+            "6 patches, which is not a square grid",
+        ),
+        (released_state() | {"pos_embed": torch.zeros(5, WIDTH)}, "pos_embed has shape"),
+        (
+            released_state() | {"blocks.1.attn.proj.bias": torch.zeros(1)},
+            r"backbone.blocks.1.attn.proj.bias \(1,\) instead of \(16,\)",
+        ),
+        ({"model": {}}, "not a state dict"),
+    ],
+)
+def test_other_architectures_are_refused(state: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        load_released(state, keep_ratio=0.7, num_heads=HEADS)
+    assert_one_line(error)
+
+
+def test_the_golden_lvvit_file_is_named() -> None:
+    with pytest.raises(InputError, match=r"lvvit_s_rho07.*is an LV-ViT checkpoint"):
+        load_released(shared("golden/lvvit_s_rho07.safetensors"))
+
+
+def assert_one_line(error: pytest.ExceptionInfo) -> None:
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500

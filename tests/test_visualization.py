@@ -1,0 +1,368 @@
+"""The picture: what fades, what the map shows, whose names stand under it, how it is written."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from dynamicvit import DynamicViT, InputError, PrunedOutput, sparsify
+from dynamicvit.visualization import (
+    MAX_IMAGES,
+    class_names,
+    denormalise,
+    fade,
+    figure,
+    save_figure,
+    score_map,
+    top_classes,
+    visualize,
+)
+
+NAMES = ["tench, Tinca tinca", "cat", "$5 bill", "dog", "fox"]
+
+
+@pytest.fixture(scope="module")
+def model() -> DynamicViT:
+    """4 x 6 patches of 8, three stages, five classes."""
+    torch.manual_seed(0)
+    backbone = VisionTransformer(
+        img_size=(32, 48), patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=5
+    )
+    return sparsify(backbone, keep_ratio=0.7).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def output(model: DynamicViT, images: Tensor) -> PrunedOutput:
+    with torch.no_grad():
+        return model.forward_pruned(images)
+
+
+def texts(drawn: Figure) -> list[str]:
+    return [text.get_text() for text in drawn.texts]
+
+
+def pictures(drawn: Figure) -> list[np.ndarray]:
+    """What each axes shows, in the order they were made."""
+    return [axes.images[0].get_array() for axes in drawn.axes]
+
+
+# ------------------------------------------------------------------ fade and map
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    patch=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    channels=st.sampled_from([1, 3]),
+    seed=st.integers(0, 2**31),
+)
+def test_fade_touches_dropped_patches_only(
+    grid: tuple[int, int], patch: tuple[int, int], channels: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    (rows, columns), (high, wide) = grid, patch
+    image = torch.rand(channels, rows * high, columns * wide, generator=generator) * 0.9
+    survived = torch.rand(rows * columns, generator=generator) < 0.5
+    faded = fade(image, survived, grid, strength=0.75)
+    assert faded.shape == (3, rows * high, columns * wide)
+    for index, kept in enumerate(survived.tolist()):
+        row, column = divmod(index, columns)
+        place = (
+            slice(None),
+            slice(row * high, (row + 1) * high),
+            slice(column * wide, (column + 1) * wide),
+        )
+        before = image.expand(3, -1, -1)[place]
+        expected = before if kept else 0.25 * before + 0.75
+        torch.testing.assert_close(faded[place], expected)
+
+
+def test_fade_to_nothing_and_not_at_all() -> None:
+    image = torch.rand(3, 4, 4)
+    gone = torch.zeros(4, dtype=torch.bool)
+    assert torch.equal(fade(image, gone, (2, 2), strength=0), image)
+    torch.testing.assert_close(
+        fade(image, gone, (2, 2), strength=1, towards=0.5), torch.full((3, 4, 4), 0.5)
+    )
+
+
+def test_fade_leaves_its_image_alone() -> None:
+    image = torch.rand(3, 4, 4)
+    before = image.clone()
+    fade(image, torch.zeros(4, dtype=torch.bool), (2, 2))
+    assert torch.equal(image, before)
+
+
+def test_fade_names_what_does_not_fit() -> None:
+    with pytest.raises(InputError, match=r"grid of 2x3 patches needs 6 values, got shape \(4,"):
+        fade(torch.rand(3, 4, 4), torch.ones(4, dtype=torch.bool), (2, 3))
+    with pytest.raises(InputError, match=r"got \(2, 4, 4\)"):
+        fade(torch.rand(2, 4, 4), torch.ones(4, dtype=torch.bool), (2, 2))
+
+
+def test_score_map_is_in_image_order_and_blank_where_patches_are_gone() -> None:
+    scores = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 1.0]).log()
+    scores[3] = -torch.inf
+    shown = score_map(scores, (2, 3))
+    expected = torch.tensor([[0.1, 0.2, 0.3], [math.nan, 0.5, 1.0]])
+    torch.testing.assert_close(shown, expected, equal_nan=True)
+
+
+def test_a_probability_that_underflows_is_not_blank() -> None:
+    assert score_map(torch.tensor([-1000.0]), (1, 1)).item() == 0
+
+
+def test_denormalise_undoes_the_models_normalisation(model: DynamicViT, images: Tensor) -> None:
+    model.backbone.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
+    try:
+        mean, std = (torch.tensor(v)[:, None, None] for v in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
+        torch.testing.assert_close(denormalise((images - mean) / std, model), images)
+    finally:
+        del model.backbone.pretrained_cfg
+
+
+# ------------------------------------------------------------------ names
+
+
+def test_class_names(model: DynamicViT, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = model.backbone
+    assert class_names(model) == [f"class {index}" for index in range(5)]
+    monkeypatch.setattr(backbone, "pretrained_cfg", {"label_names": NAMES}, raising=False)
+    assert class_names(model) == NAMES
+    described = {"label_names": list("abcde"), "label_descriptions": {"a": "ant", "e": "eel"}}
+    monkeypatch.setattr(backbone, "pretrained_cfg", described)
+    assert class_names(model) == ["ant", "b", "c", "d", "eel"]
+    # A head of another size than the pretrained one: its names are not this head's.
+    monkeypatch.setattr(backbone, "pretrained_cfg", {"label_names": ["one", "two"]})
+    assert class_names(model)[4] == "class 4"
+
+
+@pytest.mark.parametrize(
+    ("count", "index", "name"),
+    [(1000, 283, "Persian cat"), (1000, 0, "tench, Tinca tinca"), (21843, 1, "benthos")],
+)
+def test_imagenets_names(
+    model: DynamicViT, monkeypatch: pytest.MonkeyPatch, count: int, index: int, name: str
+) -> None:
+    monkeypatch.setattr(model.backbone, "num_classes", count)
+    names = class_names(model)
+    assert len(names) == count
+    assert names[index] == name
+
+
+def test_top_classes() -> None:
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.25, 0.05]).log()
+    best = top_classes(logits, NAMES, k=3)
+    assert [guess.name for guess in best] == ["cat", "dog", "$5 bill"]
+    assert [guess.index for guess in best] == [1, 3, 2]
+    assert [guess.probability for guess in best] == pytest.approx([0.4, 0.25, 0.2])
+    assert len(top_classes(logits, NAMES, k=10)) == 5
+    with pytest.raises(InputError, match="2 class names"):
+        top_classes(logits, NAMES[:2])
+
+
+# ------------------------------------------------------------------ the figure
+
+
+def test_figure_shows_each_stage_of_each_image(images: Tensor, output: PrunedOutput) -> None:
+    drawn = figure(images, output)
+    # For each image: input, three stages, the map and its colour bar.
+    assert len(drawn.axes) == 2 * 6
+    shown = pictures(drawn)
+    for row, image in enumerate(images):
+        np.testing.assert_allclose(shown[6 * row], image.permute(1, 2, 0).numpy())
+        for stage, survived in enumerate(output.survived):
+            expected = fade(image, survived[row], (4, 6)).permute(1, 2, 0).numpy()
+            np.testing.assert_allclose(shown[6 * row + 1 + stage], expected)
+        scores = output.keep_scores[0][row].exp().reshape(4, 6).numpy()
+        np.testing.assert_allclose(shown[6 * row + 4], scores)
+
+
+def test_figure_says_how_much_is_kept(images: Tensor, output: PrunedOutput) -> None:
+    said = texts(figure(images, output))
+    # floor(24 x 0.7), floor(24 x 0.49), floor(24 x 0.343) of 24
+    for title in ("24 patches", "67% kept", "46% kept", "33% kept", "stage 3", "keep score"):
+        assert title in said
+
+
+def test_a_later_stages_map_is_blank_where_patches_had_gone(
+    images: Tensor, output: PrunedOutput
+) -> None:
+    drawn = figure(images, output, score_stage=2)
+    assert "at stage 3" in texts(drawn)
+    for row in range(2):
+        blank = pictures(drawn)[6 * row + 4].mask
+        np.testing.assert_array_equal(blank, ~output.survived[1][row].reshape(4, 6).numpy())
+
+
+def test_the_outline_lies_between_kept_and_dropped_patches() -> None:
+    survived = torch.ones(1, 6, dtype=torch.bool)
+    survived[0, 0] = False  # the upper left patch of 2 x 3
+    given = PrunedOutput(torch.zeros(1, 5), (survived,), (), (2, 3))
+    drawn = figure(torch.rand(1, 3, 16, 12), given)
+    [lines] = drawn.axes[1].collections
+    segments = {tuple(map(tuple, segment.vertices)) for segment in lines.get_paths()}
+    # Patches are 8 high and 4 wide; the first pixel's centre is at 0.
+    assert segments == {((-0.5, 7.5), (3.5, 7.5)), ((3.5, -0.5), (3.5, 7.5))}
+
+
+def test_captions_name_the_classes(images: Tensor, output: PrunedOutput) -> None:
+    logits = torch.tensor([[0.6, 0.1, 0.1, 0.1, 0.1], [0.05, 0.1, 0.7, 0.1, 0.05]]).log()
+    dense = logits.flip(0)
+    given = PrunedOutput(logits, output.survived, output.keep_scores, output.grid)
+    captions = texts(figure(images, given, names=NAMES, dense_logits=dense, labels=[0, 0]))[-2:]
+    assert captions == [
+        "DynamicViT: tench (60%) ✓     dense: $5 bill (70%) ✗     label: tench",
+        "DynamicViT: $5 bill (70%) ✗     dense: tench (60%) ✓     label: tench",
+    ]
+    assert texts(figure(images, given, names=NAMES))[-2:] == [
+        "DynamicViT: tench (60%)",
+        "DynamicViT: $5 bill (70%)",
+    ]
+
+
+def test_given_decisions_have_no_map(model: DynamicViT, images: Tensor, tmp_path: Path) -> None:
+    decisions = [torch.ones(2, 24), torch.ones(2, 24), torch.zeros(2, 24)]
+    decisions[2][0, :12] = 1
+    with torch.no_grad():
+        given = model.forward_pruned(images, decisions)
+    drawn = figure(images, given)
+    assert len(drawn.axes) == 2 * 4
+    assert "25% kept" in texts(drawn)  # 12 and 0 of 24
+    save_figure(drawn, tmp_path / "given.png")
+
+
+def test_no_stages_no_classes_no_names(images: Tensor, tmp_path: Path) -> None:
+    backbone = VisionTransformer(
+        img_size=(32, 48), patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=0
+    )
+    dense = sparsify(backbone, keep_ratio=[], stages=[]).eval()
+    drawn = visualize(dense, images)
+    assert len(drawn.axes) == 2
+    save_figure(drawn, tmp_path / "dense.png")
+
+
+def test_equal_scores_and_one_patch_can_be_drawn(tmp_path: Path) -> None:
+    scores = torch.full((1, 1), 0.5).log()
+    given = PrunedOutput(
+        torch.zeros(1, 5), (torch.ones(1, 1, dtype=torch.bool),), (scores,), (1, 1)
+    )
+    save_figure(figure(torch.rand(1, 1, 8, 8), given, names=NAMES), tmp_path / "one.png")
+
+
+def test_a_long_name_stays_on_the_page(images: Tensor, output: PrunedOutput) -> None:
+    drawn = figure(images, output, names=["x" * 1000] * 5)
+    canvas = drawn.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    caption = drawn.texts[-1]
+    assert caption.get_text().endswith("…")
+    assert caption.get_window_extent(canvas.get_renderer()).x1 <= drawn.bbox.x1
+
+
+def test_a_dollar_sign_is_no_mathematics(images: Tensor, output: PrunedOutput) -> None:
+    plain, dollars = (
+        figure(images, output, names=[name] * 5).texts[-1] for name in ("alpha", r"$\alpha$")
+    )
+    canvas = plain.get_figure().canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    width = [text.get_window_extent(canvas.get_renderer()).width for text in (plain, dollars)]
+    assert width[1] > width[0]  # as mathematics it would be one Greek letter
+
+
+def test_figure_names_what_does_not_fit(images: Tensor, output: PrunedOutput) -> None:
+    with pytest.raises(InputError, match="1 images, but the output of 2"):
+        figure(images[:1], output)
+    with pytest.raises(InputError, match="2 images, but 1 labels"):
+        figure(images, output, labels=[1])
+    with pytest.raises(InputError, match="2 images, but 1 rows of dense logits"):
+        figure(images, output, dense_logits=torch.zeros(1, 5))
+    with pytest.raises(InputError, match="score_stage 3 does not exist: 0 to 2 do"):
+        figure(images, output, score_stage=3)
+    with pytest.raises(InputError, match=f"1 to {MAX_IMAGES} images"):
+        figure(images[:0], output)
+
+
+def test_visualize_runs_both_and_takes_another_normalisation(
+    model: DynamicViT, images: Tensor
+) -> None:
+    mean, std = (0.5,) * 3, (0.25,) * 3
+    drawn = visualize(model, (images - 0.5) / 0.25, names=NAMES, mean_std=(mean, std))
+    np.testing.assert_allclose(pictures(drawn)[0], images[0].permute(1, 2, 0), atol=1e-6)
+    assert "dense: " in texts(drawn)[-1]
+    # The model's own names, where none are given.
+    assert "class " in texts(visualize(model, images))[-1]
+
+
+def test_pyplot_knows_nothing_of_it(images: Tensor, output: PrunedOutput) -> None:
+    from matplotlib import pyplot
+
+    before, settings_before = pyplot.get_fignums(), dict(matplotlib.rcParams)
+    drawn = figure(images, output)
+    assert isinstance(drawn.canvas, FigureCanvasAgg)
+    assert pyplot.get_fignums() == before
+    assert dict(matplotlib.rcParams) == settings_before
+
+
+# ------------------------------------------------------------------ writing it
+
+
+def test_save_figure_writes_a_picture(images: Tensor, output: PrunedOutput, tmp_path: Path) -> None:
+    path = save_figure(figure(images, output), tmp_path / "new" / "kept.png")
+    assert [file.name for file in path.parent.iterdir()] == ["kept.png"]
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert picture.width > picture.height > 300
+
+
+def test_save_figure_replaces_all_or_nothing(
+    images: Tensor, output: PrunedOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kept.png"
+    path.write_text("before")
+
+    def full(self: Path, content: bytes) -> int:
+        with open(self, "wb") as file:
+            file.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(InputError, match=r"kept\.png: can't be written \(No space left"):
+            save_figure(figure(images, output), path)
+    assert path.read_text() == "before"
+    assert os.listdir(tmp_path) == ["kept.png"]
+    save_figure(figure(images, output), path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_save_figure_names_what_can_not_be(
+    images: Tensor, output: PrunedOutput, tmp_path: Path
+) -> None:
+    drawn = figure(images, output)
+    with pytest.raises(InputError, match=r"kept\.xyz: .* got '\.xyz'"):
+        save_figure(drawn, tmp_path / "kept.xyz")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="can't be written"):
+        save_figure(drawn, tmp_path / "file" / "kept.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(InputError, match="can't be written"):
+        save_figure(drawn, tmp_path / "folder.png")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.png"]
