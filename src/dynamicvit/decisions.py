@@ -146,10 +146,17 @@ def gather_alive(tokens: Tokens, alive: Tensor) -> Tokens:
         alive: ``(B, M)``, 0 or 1. Images with fewer alive tokens than the fullest image of the
             batch keep some of the others, to fill the rows.
     """
-    fullest = int(alive.detach().sum(dim=1).amax().round())
+    fullest = int((alive.detach() > 0.5).sum(dim=1).amax())
     if fullest == tokens.num_patches:
         return tokens
     return gather_patches(tokens, top_k(alive.detach(), fullest))
+
+
+def unmask(tokens: Tokens) -> Tokens:
+    """The same tokens without their decision, if it hides none: attention then needs no mask."""
+    if tokens.decision is not None and (tokens.decision > 0.5).all():
+        return Tokens(tokens.x, tokens.num_prefix, tokens.index)
+    return tokens
 
 
 def to_image(values: Tensor, index: Tensor | None, num_patches: int, fill: float = 0.0) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from dynamicvit.decisions import (
     log_odds,
     to_image,
     top_k,
+    unmask,
 )
 from dynamicvit.errors import InputError
 from dynamicvit.hub import HubMixin
@@ -252,7 +253,7 @@ class DynamicViT(nn.Module, HubMixin):
             images: ``(B, channels, height, width)``, or their stem.
             watched: in how many of the last blocks attention is read, 0 for none.
         """
-        stem = images if isinstance(images, Stem) else self.stem(images)
+        stem = images if isinstance(images, Stem) else self.stem(images, depth=0)
         first = max(stem.depth, self.depth - watched)
         tokens = self._run(stem.tokens, stem.position, stem.depth, first)
         received = []
@@ -300,6 +301,8 @@ class DynamicViT(nn.Module, HubMixin):
         self, stem: Stem, decisions: Sequence[Tensor] | None = None
     ) -> tuple[Tokens, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Final tokens under the last decision; each stage's decisions and log-odds ``(B, N)``."""
+        if self.leave not in get_args(Leave):
+            raise InputError(f"leave is one of {get_args(Leave)}, got {self.leave!r}")
         tokens, block, num_patches = stem.tokens, stem.depth, stem.tokens.num_patches
         if decisions is not None:
             self._check_decisions(len(tokens.x), stem.grid, decisions)
@@ -326,9 +329,7 @@ class DynamicViT(nn.Module, HubMixin):
             if self.leave == "late":
                 tokens = gather_alive(tokens, before)
             elif self.leave == "at once":
-                tokens = gather_alive(tokens, decision)
-                if decision.sum(dim=1).unique().numel() == 1:  # so nothing is hidden any more
-                    tokens = Tokens(tokens.x, tokens.num_prefix, tokens.index)
+                tokens = unmask(gather_alive(tokens, decision))
         tokens = self._run(tokens, stem.position, block, self.depth)
         return self._finish(tokens), tuple(taken), tuple(scores)
 
@@ -430,10 +431,11 @@ class DynamicViT(nn.Module, HubMixin):
         """Give the backbone a fresh classifier; with another pool, if it can have it.
 
         Raises:
-            UnsupportedBackboneError: for a pool that leaves tokens unpooled.
+            InputError: for a pool that the backbone can't have, or that leaves tokens unpooled.
         """
+        if global_pool is not None:
+            self._adapter.check_pool(self.backbone, global_pool)
         self.backbone.reset_classifier(num_classes, global_pool)
-        adapter_for(self.backbone)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone."""

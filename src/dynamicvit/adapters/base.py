@@ -40,6 +40,10 @@ class Adapter(ABC):
         """C, the width of the tokens."""
 
     @abstractmethod
+    def check_pool(self, backbone: nn.Module, pool: str) -> None:
+        """Raise ``InputError`` unless the backbone can be given this pool."""
+
+    @abstractmethod
     def in_chans(self, backbone: nn.Module) -> int:
         """Number of image channels."""
 

@@ -29,6 +29,9 @@ class BeitAdapter(TimmAdapter):
         shared = None if backbone.rel_pos_bias is None else backbone.rel_pos_bias()
         return Tokens(backbone.pos_drop(x), backbone.num_prefix_tokens), shared
 
+    def can_pool(self, backbone: nn.Module, kind: str) -> bool:
+        return kind in ("token", "avg")
+
     def heads(
         self, attn: nn.Module, x: Tensor, depth: int, tokens: Tokens, position: Tensor | None
     ) -> Heads:

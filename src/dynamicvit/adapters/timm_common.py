@@ -70,6 +70,19 @@ class TimmAdapter(Adapter):
     def width(self, backbone: nn.Module) -> int:
         return cast(int, backbone.embed_dim)
 
+    def check_pool(self, backbone: nn.Module, pool: str) -> None:
+        possible = [kind for kind in POOLS if self.can_pool(backbone, kind)]
+        if pool not in possible:
+            raise InputError(
+                f"global_pool={pool!r} can't be had here: one of {', '.join(possible)} can"
+            )
+
+    def can_pool(self, backbone: nn.Module, kind: str) -> bool:
+        """Whether ``reset_classifier`` can give the backbone this pool."""
+        if kind == "token":
+            return getattr(backbone, "cls_token", None) is not None
+        return kind != "map" or getattr(backbone, "attn_pool", None) is not None
+
     def in_chans(self, backbone: nn.Module) -> int:
         # Older timm keeps the number in the patch embedding only.
         known = getattr(backbone, "in_chans", None)

@@ -34,6 +34,11 @@ class ViTAdapter(TimmAdapter):
     def layer_scale(self, block: nn.Module, branch: int, x: Tensor) -> Tensor:
         return (block.ls1 if branch == 1 else block.ls2)(x)
 
+    def can_pool(self, backbone: nn.Module, kind: str) -> bool:
+        if isinstance(backbone, VisionTransformerDistilled):
+            return kind == "token"  # its two heads read the two prefix tokens
+        return super().can_pool(backbone, kind)
+
     def head(self, backbone: nn.Module, tokens: Tokens, pre_logits: bool = False) -> Tensor:
         if not isinstance(backbone, VisionTransformerDistilled):
             return super().head(backbone, tokens, pre_logits)

@@ -41,12 +41,18 @@ def main() -> None:
     from dynamicvit.cli import commands  # noqa: F401
 
     try:
-        app()
+        # Not standalone: typer would swallow Ctrl-C without a word.
+        sys.exit(app(standalone_mode=False) or 0)
     except (InputError, OSError) as error:
         if os.environ.get("DYNAMICVIT_TRACEBACK"):
             raise
         typer.echo(f"dynamicvit: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("dynamicvit: interrupted", err=True)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("dynamicvit: interrupted; nothing half-written is left, run it again", err=True)
         sys.exit(130)
+    except Exception as error:
+        if not hasattr(error, "show") or not hasattr(error, "exit_code"):
+            raise
+        error.show()  # a usage error of click, which newer typer carries in its own copy
+        sys.exit(error.exit_code)

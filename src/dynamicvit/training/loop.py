@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
@@ -158,7 +159,6 @@ def train(
     if resume:
         run.restore(recipe)
     else:
-        torch.manual_seed(recipe.seed)
         (folder / "recipe.yaml").write_text(dump_recipe(recipe))
         (folder / "log.jsonl").write_text("")
 
@@ -171,6 +171,7 @@ def train(
                 run.step += 1
                 continue
             batch = batch.to(device)
+            seed_everything(recipe.seed, run.step)
             output, losses = step_losses(model, teacher, batch, recipe, precision, mixup)
             norm = run.update(losses.total, recipe.clip_grad)
             run.seconds += time.perf_counter() - began
@@ -238,6 +239,16 @@ def step_losses(
     return output, losses
 
 
+def seed_everything(seed: int, step: int) -> None:
+    """Seed what a step draws from, so that a run that goes on draws what it would have drawn.
+
+    torch draws decisions and dropped paths, numpy timm's mixup.
+    """
+    draw = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+    torch.manual_seed(draw)
+    np.random.seed(draw)  # noqa: NPY002 - timm's mixup uses the global generator
+
+
 def dense_teacher(model: DynamicViT) -> DynamicViT:
     """A frozen copy of the backbone, with no stage at all."""
     teacher = DynamicViT(copy.deepcopy(model.backbone), Schedule((), ()))
@@ -278,7 +289,7 @@ def _mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
 
 
 class _Run:
-    """What a run must not lose: counters, weights, optimiser, averages, random generator."""
+    """What a run must not lose: counters, weights, optimiser, averages."""
 
     def __init__(
         self,
@@ -333,7 +344,6 @@ class _Run:
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
-            "rng": torch.get_rng_state(),
             "counters": {name: getattr(self, name) for name in self._counters},
         }
         save_checkpoint(state, self.folder / "checkpoint.pt")
@@ -349,7 +359,6 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-        torch.set_rng_state(state["rng"])
         for name in self._counters:
             setattr(self, name, state["counters"][name])
         self.seconds_before = self.seconds

@@ -1,0 +1,153 @@
+"""The losses: each part against its formula, the label-free mode, the guidance."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dynamicvit import InputError
+from dynamicvit.losses import (
+    LossWeights,
+    classification_loss,
+    distillation_loss,
+    dynamicvit_loss,
+    guidance_loss,
+    ratio_loss,
+    token_loss,
+)
+from dynamicvit.model import MaskedOutput
+from dynamicvit.tokens import Tokens
+
+B, N, C, P, CLASSES = 3, 6, 4, 1, 5
+RATIOS = (0.5, 0.25)
+
+
+def output(index: torch.Tensor | None = None) -> MaskedOutput:
+    torch.manual_seed(0)
+    held = N if index is None else index.shape[1]
+    decisions = tuple((torch.rand(B, N) < ratio).float().requires_grad_() for ratio in RATIOS)
+    last = decisions[-1] if index is None else decisions[-1].gather(1, index)
+    features = Tokens(torch.randn(B, P + held, C, requires_grad=True), P, index, last)
+    odds = tuple(torch.randn(B, N, requires_grad=True) for _ in RATIOS)
+    return MaskedOutput(
+        torch.randn(B, CLASSES, requires_grad=True), features, decisions, odds, (2, 3)
+    )
+
+
+def test_total_is_the_weighted_sum_of_the_named_parts() -> None:
+    student = output()
+    weights = LossWeights(0.7, 0.3, 0.2, 1.5, 0.4)
+    losses = dynamicvit_loss(
+        student,
+        RATIOS,
+        labels=torch.tensor([0, 1, 2]),
+        teacher_logits=torch.randn(B, CLASSES),
+        teacher_patches=torch.randn(B, N, C),
+        teacher_attention=torch.rand(B, N),
+        weights=weights,
+    )
+    total = sum(getattr(weights, name) * getattr(losses, name) for name in vars(weights))
+    torch.testing.assert_close(losses.total, total)
+    assert all(float(part.detach()) > 0 for part in vars(losses).values())
+
+
+def test_the_default_weights_are_the_papers() -> None:
+    assert vars(LossWeights()) == {
+        "classification": 1.0,
+        "distillation": 0.5,
+        "token": 0.5,
+        "ratio": 2.0,
+        "guidance": 0.0,
+    }
+
+
+def test_classification_takes_indices_and_probabilities() -> None:
+    logits, labels = torch.randn(B, CLASSES), torch.tensor([0, 3, 4])
+    soft = F.one_hot(labels, CLASSES).float()
+    torch.testing.assert_close(
+        classification_loss(logits, labels), classification_loss(logits, soft)
+    )
+
+
+def test_distillation_is_zero_for_the_teachers_answers_and_only_then() -> None:
+    logits = torch.randn(B, CLASSES)
+    assert distillation_loss(logits + 3, logits).abs() < 1e-6  # a shift changes no probability
+    assert distillation_loss(-logits, logits) > 0.01
+
+
+def test_token_loss_looks_at_survivors_only() -> None:
+    student = output()
+    teacher = student.features.patches.detach().clone()
+    teacher[student.features.decision == 0] += 100.0
+    assert token_loss(student, teacher) == 0
+    teacher[student.features.decision == 1] += 2.0
+    torch.testing.assert_close(token_loss(student, teacher), torch.tensor(4.0))
+
+
+def test_token_loss_finds_the_teachers_token_of_a_gathered_one() -> None:
+    index = torch.tensor([[0, 2, 5], [1, 2, 3], [0, 1, 4]])
+    student = output(index)
+    teacher = torch.full((B, N, C), 100.0)
+    rows = index[..., None].expand(-1, -1, C)
+    teacher = teacher.scatter(1, rows, student.features.patches.detach())
+    assert token_loss(student, teacher) == 0
+
+
+def test_token_loss_of_a_batch_that_keeps_nothing_is_zero() -> None:
+    student = output()
+    nothing = Tokens(student.features.x, P, None, torch.zeros(B, N))
+    empty = MaskedOutput(student.logits, nothing, student.decisions, (), (2, 3))
+    assert token_loss(empty, torch.randn(B, N, C)) == 0
+
+
+def test_ratio_loss_is_the_mean_over_stages_of_the_mean_over_images() -> None:
+    decisions = (torch.tensor([[1.0, 1, 0, 0], [1, 1, 1, 1]]), torch.tensor([[1.0, 0, 0, 0]] * 2))
+    expected = ((0.0**2 + 0.5**2) / 2 + 0.0) / 2
+    assert math.isclose(float(ratio_loss(decisions, (0.5, 0.25))), expected)
+
+
+def test_guidance_is_zero_at_the_teachers_ranking_and_ignores_tokens_that_are_gone() -> None:
+    attention = torch.rand(B, N) + 0.1
+    exact = attention.log() + 3.0
+    assert guidance_loss((exact,), attention).abs() < 1e-6
+    gone = exact.clone()
+    gone[:, :2] = float("-inf")
+    assert guidance_loss((gone,), attention).abs() < 1e-6
+    assert guidance_loss((-exact,), attention) > 0.01
+
+
+def test_guidance_has_finite_gradients_with_tokens_gone() -> None:
+    odds = torch.randn(B, N, requires_grad=True)
+    gone = odds.masked_fill(torch.arange(N) < 2, float("-inf"))
+    guidance_loss((odds, gone), torch.rand(B, N)).backward()
+    assert odds.grad is not None
+    assert odds.grad.isfinite().all()
+    assert (odds.grad[:, 2:] != 0).all()
+
+
+def test_without_labels_nothing_of_the_labels_is_needed() -> None:
+    weights = LossWeights(classification=0.0, token=0.0)
+    losses = dynamicvit_loss(
+        output(), RATIOS, teacher_logits=torch.randn(B, CLASSES), weights=weights
+    )
+    assert losses.classification == 0
+    assert losses.token == 0
+    assert losses.distillation > 0
+
+
+@pytest.mark.parametrize("part", ["labels", "teacher_logits", "teacher_patches"])
+def test_a_part_with_a_weight_needs_its_input(part: str) -> None:
+    inputs = {
+        "labels": torch.zeros(B, dtype=torch.long),
+        "teacher_logits": torch.randn(B, CLASSES),
+        "teacher_patches": torch.randn(B, N, C),
+    }
+    del inputs[part]
+    with pytest.raises(InputError, match=part):
+        dynamicvit_loss(output(), RATIOS, **inputs)
+
+
+def test_a_negative_weight_is_refused() -> None:
+    with pytest.raises(InputError, match=r"token.*-1"):
+        LossWeights(token=-1)

@@ -1,0 +1,253 @@
+"""The training loop: it learns, keeps the teacher, spares what is frozen, and goes on."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynamicvit import DynamicViT, InputError
+from dynamicvit.data import UNLABELLED, Batch
+from dynamicvit.training import Recipe, load_recipe, loop, train
+from dynamicvit.training.checkpoint import load_checkpoint, save_checkpoint
+from dynamicvit.training.optimizer import LearningRate, create_optimizer
+from families import FAMILIES
+
+DEIT = FAMILIES[0]
+BATCH = 4
+
+
+class Memory:
+    """Batches that depend on epoch and place only."""
+
+    def __init__(self, length: int = 3, labelled: bool = True) -> None:
+        self.length, self.labelled = length, labelled
+        self.epoch = self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        for place in range(self.start, self.length):
+            draw = torch.Generator().manual_seed(100 * self.epoch + place)
+            images = torch.randn(BATCH, 3, *DEIT.size, generator=draw)
+            labels = torch.randint(7, (BATCH,), generator=draw)
+            yield Batch(images, labels if self.labelled else torch.full((BATCH,), UNLABELLED))
+
+
+def small(*overrides: str, steps: int = 6) -> Recipe:
+    return load_recipe("small_data", [f"images={BATCH * steps}", f"batch_size={BATCH}", *overrides])
+
+
+def paper(*overrides: str) -> Recipe:
+    return load_recipe("deit_small", ["epochs=2", f"batch_size={BATCH}", "ema=null", *overrides])
+
+
+def weights(model: DynamicViT) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+PLAIN = ("augment.mixup=0", "augment.cutmix=0")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [small(steps=24), paper("epochs=8", "backbone_frozen=0", "backbone_lr_scale=1", *PLAIN)],
+)
+def test_the_losses_fall(recipe: Recipe, tmp_path: Path) -> None:
+    class Same(Memory):
+        def set_epoch(self, epoch: int, start: int = 0) -> None:
+            super().set_epoch(0, start)
+
+    totals: list[float] = []
+
+    def log(progress: loop.Progress) -> None:
+        totals.append(progress.losses["total"])
+
+    train(DEIT.sparse(), Same(), recipe, tmp_path, on_step=log)
+    assert sum(totals[-3:]) < 0.9 * sum(totals[:3])
+
+
+def test_the_paper_recipe_trains_both_parts_and_the_frozen_stay(tmp_path: Path) -> None:
+    model = DEIT.sparse()
+    before = weights(model)
+    report = train(model, Memory(), paper("backbone_frozen=0"), tmp_path)
+    after = weights(model)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not {"backbone.cls_token", "backbone.pos_embed"} & changed
+    assert {name for name in before if name.startswith("predictors.")} <= changed
+    assert any(name.startswith("backbone.blocks.0.") for name in changed)
+    assert (report.steps, report.images, report.bad_steps) == (6, 24, 0)
+
+
+def test_the_backbone_is_frozen_for_its_share_of_the_run(tmp_path: Path) -> None:
+    model = DEIT.sparse()
+    before = weights(model)
+    train(model, Memory(), paper("backbone_frozen=1"), tmp_path)
+    after = weights(model)
+    assert all(
+        torch.equal(before[name], after[name]) for name in before if name.startswith("backbone.")
+    )
+
+
+def test_a_shared_stem_stays_as_it_was_and_the_rest_learns(tmp_path: Path) -> None:
+    model = DEIT.sparse()
+    before = weights(model)
+    train(model, Memory(labelled=False), small(), tmp_path)
+    changed = {
+        name for name, value in weights(model).items() if not torch.equal(before[name], value)
+    }
+    assert not any(
+        name.startswith(("backbone.patch_embed", "backbone.blocks.0.")) for name in changed
+    )
+    assert any(name.startswith("backbone.blocks.1.") for name in changed)
+
+
+def test_a_shared_stem_changes_no_loss() -> None:
+    model = DEIT.sparse().train()
+    teacher = loop.dense_teacher(model)
+    model.sampler = loop.SAMPLERS["best-k"]
+    batch = next(iter(Memory()))
+    apart = small("share_stem=false", "leave=late")
+    shared = small("share_stem=true", "leave=at once")
+    _, one = loop.step_losses(model, teacher, batch, apart, None)
+    model.leave = "at once"
+    _, other = loop.step_losses(model, teacher, batch, shared, None)
+    for name, part in vars(one).items():
+        torch.testing.assert_close(getattr(other, name), part, rtol=1e-4, atol=1e-5)
+
+
+def test_best_k_trains_with_the_number_of_tokens_of_inference(tmp_path: Path) -> None:
+    model = DEIT.sparse(keep_ratio=0.6)
+    report = train(model, Memory(), small("keep_ratio=0.6"), tmp_path)
+    kept = model.schedule.kept(DEIT.num_patches)
+    assert report.kept == pytest.approx([k / DEIT.num_patches for k in kept])
+
+
+def test_the_teacher_is_the_dense_network_at_the_start() -> None:
+    model = DEIT.sparse().train()
+    teacher = loop.dense_teacher(model)
+    images = next(iter(Memory())).images
+    with torch.no_grad():
+        expected = DEIT.sparse().backbone(images)
+        for parameter in model.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(teacher.forward_dense(images)[0], expected)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("recipe", [small(steps=8), paper("epochs=3", "ema=0.9")])
+def test_an_interrupted_run_goes_on_to_the_same_weights(recipe: Recipe, tmp_path: Path) -> None:
+    whole = DEIT.sparse()
+    train(whole, Memory(), recipe, tmp_path / "whole")
+
+    def stop(progress: loop.Progress) -> None:
+        if progress.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(loop.Interrupted):
+        train(DEIT.sparse(), Memory(), recipe, tmp_path / "halves", on_step=stop)
+    resumed = DEIT.sparse(seed=0)
+    report = train(resumed, Memory(), recipe, tmp_path / "halves", resume=True)
+    assert report.steps == len((tmp_path / "halves/log.jsonl").read_text().splitlines())
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_going_on_with_another_recipe_is_refused(tmp_path: Path) -> None:
+    train(DEIT.sparse(), Memory(), small(steps=1), tmp_path)
+    with pytest.raises(InputError, match="another recipe"):
+        train(DEIT.sparse(), Memory(), small(steps=2), tmp_path, resume=True)
+    with pytest.raises(InputError, match="no checkpoint"):
+        train(DEIT.sparse(), Memory(), small(), tmp_path / "empty", resume=True)
+
+
+def test_labels_are_needed_only_for_classification(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"losses\.classification=0"):
+        train(DEIT.sparse(), Memory(labelled=False), paper(), tmp_path)
+    train(DEIT.sparse(), Memory(labelled=False), paper("losses.classification=0"), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_is_left_out_and_ten_stop_the_run(tmp_path: Path) -> None:
+    class Poisoned(Memory):
+        bad = (1,)
+
+        def __iter__(self) -> Iterator[Batch]:
+            for place, batch in enumerate(super().__iter__()):
+                scale = math.nan if place in self.bad else 1.0
+                yield Batch(batch.images * scale, batch.labels)
+
+    model = DEIT.sparse()
+    report = train(model, Poisoned(), small(steps=3), tmp_path)
+    assert report.bad_steps == 1
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    Poisoned.bad = (0, 1, 2)
+    with pytest.raises(RuntimeError, match="10 steps in a row"):
+        train(DEIT.sparse(), Poisoned(), small(steps=30), tmp_path)
+
+
+def test_unreadable_images_are_counted_nowhere_and_named(tmp_path: Path) -> None:
+    class Broken(Memory):
+        def __iter__(self) -> Iterator[Batch]:
+            for place, batch in enumerate(super().__iter__()):
+                if place == 1:
+                    yield Batch(
+                        torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.long), ("x.jpg",)
+                    )
+                else:
+                    yield batch
+
+    report = train(DEIT.sparse(), Broken(), small(steps=3), tmp_path)
+    assert (report.images, report.skipped) == (2 * BATCH, ("x.jpg",))
+
+
+def test_the_log_names_every_part(tmp_path: Path) -> None:
+    train(DEIT.sparse(), Memory(), small(steps=2), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1]
+    assert set(lines[0]["losses"]) == {
+        "total", "classification", "distillation", "token", "ratio", "guidance"
+    }  # fmt: skip
+    assert set(lines[0]["learning_rates"]) == {"predictors", "backbone"}
+
+
+def test_the_learning_rate_rule() -> None:
+    recipe = paper("backbone_frozen=0.2", "warmup=0.1", "min_learning_rate=1e-6")
+    model = DEIT.sparse()
+    optimizer = create_optimizer(model, recipe)
+    rate = LearningRate(optimizer, recipe, steps=100)
+    seen: dict[str, list[float]] = {"predictors": [], "backbone": []}
+    for step in range(100):
+        rate.set(step)
+        for group in optimizer.param_groups:
+            seen[group["name"]].append(group["lr"])
+    predictors, backbone = seen["predictors"][::2], seen["backbone"][::2]
+    assert max(predictors) == pytest.approx(1e-3, rel=0.01)
+    assert predictors.index(max(predictors)) == 10
+    assert predictors[-1] < 1e-5
+    assert backbone[:20] == [0.0] * 20
+    assert backbone[20:] == pytest.approx([0.01 * lr for lr in predictors[20:]])
+
+
+def test_weight_decay_spares_biases_norms_and_positions() -> None:
+    model = DEIT.sparse()
+    optimizer = create_optimizer(model, paper("frozen=[]"))
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        spared = parameter.ndim == 1 or name in model.no_weight_decay()
+        assert (id(parameter) in decayed) != spared, name
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint({"step": torch.ones(1000)}, path)
+    assert load_checkpoint(path)["step"].sum() == 1000
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(InputError, match=r"checkpoint.pt is damaged"):
+        load_checkpoint(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
