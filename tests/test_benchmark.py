@@ -1,5 +1,7 @@
 """The benchmark: its statistics on known times, its runs on a tiny model, memory for real."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -188,3 +190,16 @@ class TestMemory:
         model.sampler = lambda log_probs, decision, k: decision
         with pytest.raises(InputError, match="process of its own"):
             peak_memory(model)
+
+
+def test_the_timer_is_imported_late_and_without_a_word() -> None:
+    """Importing it looks for a compiler, and complains where there is no CUDA."""
+    code = (
+        "import sys, dynamicvit.cli.commands\n"
+        "from dynamicvit.benchmark import _timer_class\n"
+        "assert 'torch.utils.benchmark' not in sys.modules\n"
+        "print(_timer_class().__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "Timer\n"
+    assert done.stderr == ""

@@ -252,7 +252,7 @@ def test_no_permission_to_write(
     def access(path: Path, mode: int) -> bool:  # root, who may run this, is refused nothing
         return not (mode == os.W_OK and Path(path) == tmp_path)
 
-    monkeypatch.setattr(command.os, "access", access)
+    monkeypatch.setattr(os, "access", access)
     monkeypatch.setattr(command, "evaluate", None)  # refused before the work
     assert main(folder, "--model", saved, "--json", tmp_path / "x.json") == 2
     assert "no permission" in one_line(capsys)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dynamicvit import DynamicViT, InputError, UnsupportedBackboneError, sparsify
-from dynamicvit.loading import load_backbone, load_model
+from dynamicvit.loading import load_backbone, load_model, set_drop_path, set_image_size
 from released_state import WIDTH, released_state
 from shared import shared
 
@@ -143,6 +143,40 @@ def test_released_weights_for_a_timm_name(tmp_path: Path) -> None:
     model = load_model(NAME, checkpoint=tmp_path / "released.pth")
     expected = state["score_predictor.1.out_conv.2.weight"]
     assert torch.equal(model.predictors[1].head[2].weight, expected)
+
+
+def test_another_image_size() -> None:
+    model = load_model(NAME, pretrained=False)
+    assert set_image_size(model, None) == (32, 32)
+    for size, expected in ((64, (64, 64)), ((32, 48), (32, 48))):
+        assert set_image_size(model, size) == expected
+        assert model(torch.randn(2, 3, *expected)).shape == (2, 1000)
+    with pytest.raises(InputError, match="32x48"):
+        model(torch.randn(2, 3, 32, 32))
+    backbone = dense()
+    assert set_image_size(backbone, 64) == (64, 64)
+    assert backbone(torch.randn(1, 3, 64, 64)).shape == (1, 5)
+    for wrong in (65, 0, -16, (64, 65)):
+        with pytest.raises(InputError, match="multiples of its 16x16 patches"):
+            set_image_size(model, wrong)
+    assert set_image_size(model, None) == (32, 48)
+
+
+def test_dropped_paths_are_those_of_timm() -> None:
+    model = load_model(NAME, pretrained=False)
+    expected = timm.create_model(NAME, drop_path_rate=0.3)
+    set_drop_path(model, 0.3)
+
+    def rates(backbone: nn.Module) -> list[float]:
+        return [
+            getattr(path, "drop_prob", 0.0)
+            for block in backbone.blocks
+            for path in (block.drop_path1, block.drop_path2)
+        ]
+
+    assert rates(model.backbone) == pytest.approx(rates(expected))
+    set_drop_path(model, 0.0)
+    assert rates(model.backbone) == [0.0] * 8
 
 
 # ------------------------------------------------------------------ bad input

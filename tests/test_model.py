@@ -685,8 +685,11 @@ def test_another_pool_for_the_new_classifier() -> None:
     model, images = DEIT.sparse(keep_ratio=1.0), DEIT.images()
     model.reset_classifier(3, "avg")
     assert_agree(model(images), model.backbone(images))
-    with pytest.raises(UnsupportedBackboneError, match="global_pool=''"):
-        model.reset_classifier(3, "")
+    for pool in ("", "map", "median"):  # unpooled, without the module for it, unknown
+        with pytest.raises(InputError, match=f"global_pool='{pool}'"):
+            model.reset_classifier(5, pool)
+    assert_agree(model(images), model.backbone(images))  # a refusal changes nothing
+    assert model.num_classes == 3
 
 
 # ---------------------------------------------------------------- torch.compile

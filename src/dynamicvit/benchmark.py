@@ -7,6 +7,7 @@ run and compared pair by pair; what is reported is the median of the pairs' rati
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -18,15 +19,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 from dynamicvit.errors import InputError
 from dynamicvit.macs import ImageSize, meta_copy, resolve_image_size
 from dynamicvit.model import DynamicViT
+
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Timer
 
 #: Precisions by name; ``None`` runs as the weights are (fp32), the others under autocast.
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
@@ -190,6 +193,7 @@ def _pairs(
 
 def _timer(network: nn.Module, images: Tensor, precision: str, threads: int) -> Timer:
     """Times one batch; autocast is entered for each batch, as evaluation loops do."""
+    timer = _timer_class()
     dtype = PRECISIONS[precision]
 
     def run() -> None:
@@ -200,7 +204,22 @@ def _timer(network: nn.Module, images: Tensor, precision: str, threads: int) -> 
         with torch.inference_mode():
             run()
 
-    return Timer("infer()", globals={"infer": infer}, num_threads=threads)
+    return timer("infer()", globals={"infer": infer}, num_threads=threads)
+
+
+def _timer_class() -> type[Timer]:
+    """torch's timer, imported only when it is needed, and without its word on compilers.
+
+    The import looks for CUDA's compiler, which nothing here uses, and logs that none works.
+    """
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        from torch.utils.benchmark import Timer
+    finally:
+        logger.setLevel(level)
+    return Timer
 
 
 # -------------------------------------------------------------------------------- memory

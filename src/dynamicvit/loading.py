@@ -10,10 +10,12 @@ from typing import Any
 
 import timm
 from huggingface_hub.constants import CONFIG_NAME
+from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import is_model
 from torch import Tensor, nn
 
 from dynamicvit.errors import InputError
+from dynamicvit.macs import resolve_image_size
 from dynamicvit.model import DynamicViT, sparsify
 from dynamicvit.registry import PREFIX
 from dynamicvit.released import is_released, load_released, rename_released
@@ -109,6 +111,50 @@ def load_backbone(
     """
     tensors = None if checkpoint is None else _read(checkpoint)
     return _backbone(_backbone_name(name), tensors, checkpoint, num_classes, pretrained).eval()
+
+
+def set_image_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Let a backbone take images of another size, by timm's own means.
+
+    Args:
+        model: a DynamicViT or a dense backbone; changed in place.
+        size: side of a square image, or height and width; ``None`` changes nothing.
+
+    Returns:
+        Height and width of the images that it takes now.
+
+    Raises:
+        InputError: for a size that it can't take.
+    """
+    own = resolve_image_size(model)
+    if size is None:
+        return own
+    height, width = (size, size) if isinstance(size, int) else size
+    backbone: Any = getattr(model, "backbone", model)
+    rows, columns = backbone.patch_embed.patch_size
+    if min(height, width) < 1 or height % rows or width % columns:
+        raise InputError(
+            f"images of {height}x{width}, but this backbone takes multiples of its "
+            f"{rows}x{columns} patches"
+        )
+    if (height, width) != own and hasattr(backbone, "set_input_size"):
+        backbone.set_input_size(img_size=(height, width))
+    return resolve_image_size(model, (height, width))
+
+
+def set_drop_path(model: DynamicViT, rate: float) -> None:
+    """Drop residual branches at random in training, as timm's ``drop_path_rate`` does.
+
+    Here for models that come with their own arguments: a saved folder, a checkpoint.
+
+    Args:
+        model: changed in place.
+        rate: of the last block; it grows from 0 at the first.
+    """
+    blocks: Any = model.backbone.blocks
+    for block, share in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
+        block.drop_path1 = DropPath(share) if share else nn.Identity()
+        block.drop_path2 = DropPath(share) if share else nn.Identity()
 
 
 # ---------------------------------------------------------------- names

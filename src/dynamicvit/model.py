@@ -64,7 +64,7 @@ class MaskedOutput:
         decisions: for each stage ``(B, N)``, 1 where the patch is still kept, 0 where it has been
             dropped there or before; differentiable in the prediction modules.
         log_odds: for each stage ``(B, N)``, log-odds of keeping each patch that entered the stage,
-            ``-inf`` for those that had left memory. Empty when the decisions were given.
+            ``-inf`` for those dropped before. Empty when the decisions were given.
         grid: rows and columns of patches; N is their product.
     """
 
@@ -315,7 +315,7 @@ class DynamicViT(nn.Module, HubMixin):
                 before = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
             if decisions is None:
                 log_probs = self.predictors[stage](tokens.patches, tokens.decision)
-                odds = log_odds(log_probs)
+                odds = log_odds(log_probs).masked_fill(before.detach() < 0.5, float("-inf"))
                 scores.append(to_image(odds, tokens.index, num_patches, fill=float("-inf")))
                 drawn = self.sampler(log_probs, before, budget)
             else:

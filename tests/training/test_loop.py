@@ -187,7 +187,7 @@ def test_a_loss_that_is_not_finite_is_left_out_and_ten_stop_the_run(tmp_path: Pa
     assert report.bad_steps == 1
     assert all(value.isfinite().all() for value in model.state_dict().values())
     Poisoned.bad = (0, 1, 2)
-    with pytest.raises(RuntimeError, match="10 steps in a row"):
+    with pytest.raises(InputError, match="10 steps in a row"):
         train(DEIT.sparse(), Poisoned(), small(steps=30), tmp_path)
 
 

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from dynamicvit._version import __version__
+from dynamicvit.cli.console import StoppedError
 from dynamicvit.errors import InputError
+
+
+class _Commands(TyperGroup):
+    """The commands, with a word on Ctrl-C, which typer would swallow."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, typer.Abort):
+            raise StoppedError(_INTERRUPTED) from None
+
+
+_INTERRUPTED = "interrupted; nothing half-written is left, run it again"
 
 app = typer.Typer(
     name="dynamicvit",
+    cls=_Commands,
     help="Faster vision transformers: learn which patches matter, drop the rest.",
     no_args_is_help=True,
     add_completion=False,
@@ -37,22 +55,36 @@ def _root(
 
 def main() -> None:
     """Run a command; bad input becomes one line on standard error and exit code 2."""
-    # Imported here, so that `import dynamicvit.cli.train` from a test does not register twice.
-    from dynamicvit.cli import commands  # noqa: F401
-
     try:
-        # Not standalone: typer would swallow Ctrl-C without a word.
+        # Imported here, so that `import dynamicvit.cli.train` from a test does not register twice.
+        from dynamicvit.cli import commands  # noqa: F401
+
+        # Not standalone: errors come out here, and not in a box of several lines.
         sys.exit(app(standalone_mode=False) or 0)
     except (InputError, OSError) as error:
         if os.environ.get("DYNAMICVIT_TRACEBACK"):
             raise
-        typer.echo(f"dynamicvit: {error}", err=True)
-        sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("dynamicvit: interrupted; nothing half-written is left, run it again", err=True)
-        sys.exit(130)
+        _fail(str(error), 2)
+    except (KeyboardInterrupt, StoppedError) as error:
+        _fail(str(error) or _INTERRUPTED, 130)
     except Exception as error:
-        if not hasattr(error, "show") or not hasattr(error, "exit_code"):
+        # A usage error of click's, which newer typer carries in its own copy: known by what it can.
+        if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):
             raise
-        error.show()  # a usage error of click, which newer typer carries in its own copy
-        sys.exit(error.exit_code)
+        _fail(_usage(error), error.exit_code)
+
+
+def _usage(error: Any) -> str:
+    """A usage error in words, with the value, which newer typer leaves out."""
+    message = error.format_message().replace("Value error, ", "")
+    problems = getattr(error.__cause__, "errors", None)  # pydantic's, under newer typer
+    if problems is None:
+        return message
+    value = repr(problems()[0]["input"])
+    return message if value in message else f"{message}, got {value}"
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if message.strip():  # empty where the help has been printed, for a command without arguments
+        typer.echo(f"dynamicvit: {' '.join(message.splitlines())}", err=True)
+    sys.exit(code)

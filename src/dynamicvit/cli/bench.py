@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +10,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dynamicvit.benchmark import (
@@ -25,15 +22,24 @@ from dynamicvit.benchmark import (
     processor_name,
 )
 from dynamicvit.cli import app
+from dynamicvit.cli.console import check_json, progress_bar, say, write_json
+from dynamicvit.cli.options import (
+    Checkpoint,
+    ImageSizeOption,
+    JsonFile,
+    KeepRatio,
+    Model,
+    Threads,
+    parse_image_size,
+)
 from dynamicvit.errors import InputError
-from dynamicvit.loading import load_model
+from dynamicvit.loading import load_model, set_image_size
 from dynamicvit.macs import (
     DENSE,
     Budget,
     count_macs,
     keep_ratio_for,
     parse_budget,
-    resolve_image_size,
     schedule_macs,
 )
 from dynamicvit.model import DynamicViT
@@ -41,33 +47,22 @@ from dynamicvit.model import DynamicViT
 
 @app.command("bench")
 def bench_command(
-    model_name: Annotated[
-        str,
-        typer.Option("--model", "-m", help="A timm name, or the folder of a saved model."),
-    ],
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights for the model; times do not depend on them.")
-    ] = None,
-    keep_ratio: Annotated[
-        float | None, typer.Option(help="Keep ratio ρ; the stages keep ρ, ρ², ρ³, ...")
-    ] = None,
+    model_name: Model,
+    checkpoint: Checkpoint = None,
+    keep_ratio: KeepRatio = None,
     macs: Annotated[
         str | None,
         typer.Option(help="Instead of a keep ratio: at most so much, as 3.0G or 60% (of dense)."),
     ] = None,
     batch_size: Annotated[
-        list[int] | None, typer.Option(help="Images in a batch; may be repeated. [default: 1 8 32]")
+        list[int] | None, typer.Option(help="Images in a batch; may be repeated; else 1, 8, 32.")
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help="fp32 or bf16 (autocast); may be repeated. [default: both]"),
+        typer.Option(help="fp32 or bf16 (autocast); may be repeated; else both."),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads. [default: all cores]", show_default=False)
-    ] = None,
-    image_size: Annotated[
-        str | None, typer.Option(help="Side of the image in pixels, or HEIGHTxWIDTH.")
-    ] = None,
+    threads: Threads = None,
+    image_size: ImageSizeOption = None,
     seconds: Annotated[float, typer.Option(help="Time for each row, at least 5 pairs.")] = 10.0,
     samples: Annotated[
         int | None, typer.Option(help="Instead of a time: pairs of runs for each row.")
@@ -75,9 +70,7 @@ def bench_command(
     memory: Annotated[
         bool, typer.Option("--memory", help="Also measure peak memory, at the largest batch.")
     ] = False,
-    json_file: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write the numbers; - prints them.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Time a model dense and pruned, in turn, and print the speed-up with its spread.
 
@@ -85,10 +78,11 @@ def bench_command(
     changes neither times nor MACs.
     """
     budget = _budget(keep_ratio, macs)
-    target = _writable(json_file)
+    size = parse_image_size(image_size)
+    check_json(json_file)
     console = Console(stderr=json_file == "-")
     model = load_model(model_name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=False)
-    size = _set_image_size(model, image_size)
+    size = set_image_size(model, size)
     if budget is not None:
         model.keep_ratio = keep_ratio_for(
             model, macs=budget.macs, fraction=budget.fraction, image_size=size
@@ -112,12 +106,12 @@ def bench_command(
         "seconds": seconds,
         "samples": samples,
     }
-    rows = _timed(model, size, plan, Console(stderr=True))
+    rows = _timed(model, size, plan)
     peaks = _measured(model, size, plan) if memory else []
     _print_times(console, report, rows)
     if peaks:
         _print_memory(console, report, peaks)
-    _write(target, report, rows, peaks)
+    _write(json_file, report, rows, peaks)
 
 
 @dataclass(frozen=True)
@@ -165,52 +159,13 @@ def _by_name(model_name: str) -> bool:
     return "/" not in model_name and not Path(model_name).exists()
 
 
-def _writable(json_file: str | None) -> Path | None:
-    """Where the numbers go; refused before minutes are spent on measuring them."""
-    if json_file is None or json_file == "-":
-        return None if json_file is None else Path("-")
-    path = Path(json_file)
-    if path.is_dir():
-        raise InputError(f"--json {json_file} is a folder: give a file")
-    if not path.parent.is_dir():
-        raise InputError(f"--json {json_file}: the folder {path.parent} does not exist")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"--json {json_file}: no permission to write there")
-    return path
-
-
-def _set_image_size(model: DynamicViT, text: str | None) -> tuple[int, int]:
-    """Height and width of the images; the backbone is led to take them, by timm's own means."""
-    if text is None:
-        return resolve_image_size(model)
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise InputError(f"an image size is written 384 or 224x320, got {text!r}")
-    size = (int(sides[0]), int(sides[-1]))
-    backbone: Any = model.backbone
-    rows, columns = backbone.patch_embed.patch_size
-    fits = size[0] % rows == 0 and size[1] % columns == 0
-    if fits and size != resolve_image_size(model) and hasattr(backbone, "set_input_size"):
-        backbone.set_input_size(img_size=size)
-    return resolve_image_size(model, size)
-
-
 # ---------------------------------------------------------------- measuring
 
 
-def _timed(
-    model: DynamicViT, size: tuple[int, int], plan: dict[str, Any], console: Console
-) -> list[BenchRow]:
+def _timed(model: DynamicViT, size: tuple[int, int], plan: dict[str, Any]) -> list[BenchRow]:
     settings = len(plan["batch_sizes"]) * len(plan["precisions"])
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("warming up", total=settings)
+    with progress_bar() as bar:
+        task = bar.add_task("warming up", total=settings, note="")
         done = 0
 
         def progress(batch_size: int, precision: str, share: float) -> None:
@@ -243,12 +198,12 @@ def _measured(model: DynamicViT, size: tuple[int, int], plan: dict[str, Any]) ->
 def _print_times(console: Console, report: Report, rows: list[BenchRow]) -> None:
     ratios = ", ".join(f"{ratio:.3g}" for ratio in report.keep_ratios)
     height, width = report.image_size
-    _say(
+    say(
         console,
         f"{report.model} ({report.weights} weights), {height}x{width} px, keeps {ratios} of the "
         f"patches from blocks {', '.join(map(str, report.stages))} on",
     )
-    _say(
+    say(
         console,
         f"GMACs {report.dense_macs / 1e9:.3g} dense, {report.pruned_macs / 1e9:.3g} pruned: "
         f"{report.dense_macs / report.pruned_macs:.2f} times fewer",
@@ -271,12 +226,12 @@ def _print_times(console: Console, report: Report, rows: list[BenchRow]) -> None
         )
     console.print(table)
     if not all(row.conclusive for row in rows):
-        _say(
+        say(
             console,
             "unclear: the quartiles lie further apart than the speed-up is from 1; measure for "
             "longer (--seconds), or on a quieter machine",
         )
-    _say(console, f"torch {report.torch}, {report.threads} threads, {report.processor}")
+    say(console, f"torch {report.torch}, {report.threads} threads, {report.processor}")
 
 
 def _speedup(spread: Spread, conclusive: bool) -> str:
@@ -286,7 +241,7 @@ def _speedup(spread: Spread, conclusive: bool) -> str:
 
 def _print_memory(console: Console, report: Report, peaks: list[MemoryRow]) -> None:
     first = peaks[0]
-    _say(console, f"\npeak memory in MiB, batch {first.batch_size}, {first.precision}")
+    say(console, f"\npeak memory in MiB, batch {first.batch_size}, {first.precision}")
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for name in ("dense\nprocess", "pruned\nprocess", "dense\nbatch", "pruned\nbatch"):
@@ -304,23 +259,16 @@ def _print_memory(console: Console, report: Report, peaks: list[MemoryRow]) -> N
         )
     console.print(table)
     if report.stages and report.stages[0] > 0:
-        _say(
+        say(
             console,
             f"inference mode holds one block's activations at a time: the first {report.stages[0]} "
             "blocks, which see every patch, set its peak",
         )
 
 
-def _say(console: Console, line: str) -> None:
-    """Print a line as it is: not coloured, not wrapped where there is no terminal."""
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
 def _write(
-    target: Path | None, report: Report, rows: list[BenchRow], peaks: list[MemoryRow]
+    json_file: str | None, report: Report, rows: list[BenchRow], peaks: list[MemoryRow]
 ) -> None:
-    if target is None:
-        return
     numbers = {
         **asdict(report),
         "rows": [
@@ -334,10 +282,4 @@ def _write(
         ],
         "memory": [asdict(row) for row in peaks],
     }
-    text = json.dumps(numbers, indent=2)
-    if target == Path("-"):
-        typer.echo(text)
-        return
-    draft = target.with_name(f"{target.name}.part")
-    draft.write_text(text + "\n")
-    draft.replace(target)
+    write_json(json_file, numbers)

@@ -9,28 +9,23 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from dynamicvit.cli import app
-from dynamicvit.cli.options import Threads
+from dynamicvit.cli.console import check_folder, progress_bar
+from dynamicvit.cli.options import Output, Threads, use_threads
 from dynamicvit.demo import experiment
 from dynamicvit.demo.experiment import Row, Size
 from dynamicvit.model import DynamicViT
 from dynamicvit.training.loop import Progress
 from dynamicvit.visualization import figure, save_figure
 
-DEMO = Path("demo")
-
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the picture.")] = Path(
-        "demo"
-    ),
+    output: Output = Path("demo"),
     quick: Annotated[
-        bool, typer.Option(help="A minute instead of four, with fewer scenes.")
+        bool, typer.Option("--quick", help="A minute instead of four, with fewer scenes.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of scenes and training.")] = 0,
     threads: Threads = None,
@@ -43,8 +38,8 @@ def demo(
     """
     console = Console()
     size = experiment.QUICK if quick else experiment.FULL
-    if threads:
-        torch.set_num_threads(threads)
+    check_folder(output)
+    use_threads(threads)
     output.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     torch.manual_seed(seed)
@@ -66,21 +61,15 @@ def demo(
 
 
 def _fine_tune(model: DynamicViT, name: str, size: Size, seed: int, console: Console) -> None:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeRemainingColumn(),
-    )
-    with ProgressBar(*columns, console=console) as bar:
-        task = bar.add_task(f"fine-tuning ({name})", total=None, state="")
+    with progress_bar(console, transient=False) as bar:
+        task = bar.add_task(f"fine-tuning ({name})", total=None, note="")
 
         def show(progress: Progress) -> None:
             bar.update(
                 task,
                 total=progress.steps,
                 completed=progress.step + 1,
-                state=f"{progress.images_per_second:.0f} scenes/s "
+                note=f"{progress.images_per_second:.0f} scenes/s "
                 f"loss {progress.losses['total']:.3f}",
             )
 

@@ -1,22 +1,93 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what their text means.
+
+Paths are taken as they are (``readable=False``): what can't be read is said by the code that reads
+it, in one line. Bounds of numbers are checked by the library for the same reason.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import typer
 
+from dynamicvit.errors import InputError
+
+_MODEL_FLAGS = ("--model", "-m")
+_MODEL = "timm's name, a saved folder, a released checkpoint, or user/name on the Hub."
+
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="Folder of class folders, a .tar of them, or a flat folder.", readable=False
+    ),
+]
+Model = Annotated[str, typer.Option(*_MODEL_FLAGS, help=_MODEL)]
+ModelOrRecipes = Annotated[
+    str | None, typer.Option(*_MODEL_FLAGS, help=f"{_MODEL[:-1]}; by default the recipe's.")
+]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="Weights for a timm name: .safetensors or .pth.")
+    Path | None,
+    typer.Option(help="Weights for the model: .safetensors or .pth.", readable=False),
+]
+NoPretrained = Annotated[
+    bool, typer.Option("--no-pretrained", help="Random weights where timm's would be loaded.")
+]
+KeepRatio = Annotated[
+    float | None, typer.Option(help="Keep ratio ρ; the stages keep ρ, ρ², ρ³, ...")
+]
+Output = Annotated[
+    Path,
+    typer.Option("--output", "-o", help="Folder to write into; made if need be.", readable=False),
 ]
 ClassMapOption = Annotated[
     str | None,
     typer.Option("--class-map", help="'imagenet', or a file with one folder name a line."),
 ]
-Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 runs under autocast.")]
-Strict = Annotated[bool, typer.Option(help="An unreadable image is an error.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that read images.")]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads of torch; all cores by default.")
+ImageSizeOption = Annotated[
+    str | None,
+    typer.Option("--image-size", help="Pixels, 384 or 224x320 (height x width); else its own."),
 ]
+CropPct = Annotated[
+    float | None, typer.Option(help="Share of the short side that the centre crop takes.")
+]
+Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 runs under autocast.")]
+Strict = Annotated[bool, typer.Option("--strict", help="An unreadable image is an error.")]
+Workers = Annotated[int, typer.Option(help="Processes that read images.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of torch; all cores by default.")]
+JsonFile = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write the numbers; - prints them.")
+]
+
+
+def parse_image_size(text: str | None) -> tuple[int, int] | None:
+    """Height and width from ``384`` or ``224x320``.
+
+    Raises:
+        InputError: for any other text.
+    """
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise InputError(f"an image size is written 384 or 224x320, got {text!r}")
+    return int(sides[0]), int(sides[-1])
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch compute with so many threads.
+
+    Raises:
+        InputError: for less than one.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"threads are at least 1, got {threads}")
+    torch.set_num_threads(threads)
+
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """What ``--precision`` means to autocast."""
+    return torch.bfloat16 if precision == "bf16" else None

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 from torch.utils.data import ConcatDataset
 
 from dynamicvit.cli import app
-from dynamicvit.cli.options import Checkpoint, ClassMapOption, Precision, Strict, Threads, Workers
+from dynamicvit.cli.console import (
+    StoppedError,
+    check_folder,
+    interrupts_between_steps,
+    progress_bar,
+    say,
+    write_json,
+)
+from dynamicvit.cli.options import (
+    Checkpoint,
+    ClassMapOption,
+    Data,
+    ModelOrRecipes,
+    NoPretrained,
+    Output,
+    Precision,
+    Strict,
+    Threads,
+    Workers,
+    autocast_dtype,
+    use_threads,
+)
 from dynamicvit.data import (
     ImageData,
     Loader,
@@ -26,7 +44,7 @@ from dynamicvit.data import (
 )
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation import evaluate
-from dynamicvit.loading import load_model
+from dynamicvit.loading import load_model, set_drop_path
 from dynamicvit.model import DynamicViT
 from dynamicvit.training import Recipe, TrainingReport, load_recipe
 from dynamicvit.training import loop as training
@@ -34,23 +52,25 @@ from dynamicvit.training import loop as training
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder of class folders, a tar, or a flat folder.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the trained model.")],
-    model: Annotated[
-        str | None, typer.Option(help="timm name, saved folder or checkpoint; else the recipe's.")
-    ] = None,
+    data: Data,
+    output: Output,
+    model_name: ModelOrRecipes = None,
     checkpoint: Checkpoint = None,
+    no_pretrained: NoPretrained = False,
     recipe: Annotated[str, typer.Option(help="Built-in recipe or YAML file.")] = "small_data",
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe."),
     ] = None,
     unlabelled: Annotated[
-        list[Path] | None, typer.Option(help="More images, without labels; may be repeated.")
+        list[Path] | None,
+        typer.Option(help="More images, without labels; may be repeated.", readable=False),
     ] = None,
     class_map: ClassMapOption = None,
     precision: Precision = "fp32",
-    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in the output.")
+    ] = False,
     strict: Strict = False,
     workers: Workers = 1,
     threads: Threads = None,
@@ -62,76 +82,104 @@ def train(
     """
     console = Console()
     plan = load_recipe(recipe, overrides or [])
-    name = model or plan.model
+    name = model_name or plan.model
     if name is None:
         raise InputError(f"recipe {recipe} names no model: give --model")
     _check_output(output, resume)
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
+    images = _training_images(plan, data, unlabelled or [], strict)
     torch.manual_seed(plan.seed)
-    arguments = {"drop_path_rate": plan.drop_path} if plan.drop_path else {}
     student = load_model(
-        name, checkpoint=checkpoint, keep_ratio=plan.keep_ratio, stages=plan.stages, **arguments
+        name,
+        checkpoint=checkpoint,
+        keep_ratio=plan.keep_ratio,
+        stages=plan.stages,
+        pretrained=not no_pretrained,
     )
-    loader, held_out = _loaders(
-        student, plan, data, unlabelled or [], class_map, strict, workers, console
-    )
+    if plan.drop_path:
+        set_drop_path(student, plan.drop_path)
+    loader, held_out = _loaders(student, plan, images, class_map, workers, console)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    amp_dtype = torch.bfloat16 if precision == "bf16" else None
-    report = _train_with_progress(student, loader, plan, output, resume, device, amp_dtype, console)
-    student.save_pretrained(output)
-    results = {"training": asdict(report), "keep_ratios": student.schedule.keep_ratios}
-    console.print(
-        f"trained on {report.images} images in {report.seconds:.0f} s "
-        f"({report.images / report.seconds:.1f} images/s); kept in training "
-        + "/".join(f"{kept:.2f}" for kept in report.kept)
-    )
-    if report.skipped:
-        console.print(f"left out {len(report.skipped)} unreadable images")
-    if held_out is not None:
-        result = evaluate(student, held_out, device=device, amp_dtype=amp_dtype)
-        results["held_out"] = asdict(result)
-        console.print(f"held-out top-1 {100 * (result.top1 or 0):.2f} % of {result.labelled}")
-    (output / "report.json").write_text(json.dumps(results, indent=1) + "\n")
-    console.print(f"saved {output}: dynamicvit eval DATA --model {output}")
+    amp_dtype = autocast_dtype(precision)
+    is_new = not output.exists()
+    try:
+        try:
+            report = _train_with_progress(
+                student, loader, plan, output, resume, device, amp_dtype, console
+            )
+            if not report.images:
+                raise InputError(f"none of the images of {data} that were drawn can be read")
+        except InputError:
+            # Found only while reading (an unreadable image with --strict): no trace stays.
+            if not resume:
+                _take_back(output, is_new)
+            raise
+        student.save_pretrained(output)
+        results = _results(student, report, held_out, device, amp_dtype, console)
+        write_json(output / "report.json", results)
+    except KeyboardInterrupt:
+        raise StoppedError(_how_to_go_on(output)) from None
+    say(console, f"saved {output}: dynamicvit eval DATA --model {output}")
+
+
+# ---------------------------------------------------------------- what goes in
 
 
 def _check_output(output: Path, resume: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output} is a file; give a folder")
-    if not resume and (output / "checkpoint.pt").exists():
+    check_folder(output)
+    checkpoint = output / "checkpoint.pt"
+    if resume:
+        if not checkpoint.exists():
+            raise InputError(f"--resume: {output} holds no checkpoint.pt to go on from")
+        return
+    if checkpoint.exists():
         raise InputError(f"{output} holds a run: go on with --resume, or choose another folder")
-    output.mkdir(parents=True, exist_ok=True)
-    probe = output / ".writable"
-    probe.touch()
-    probe.unlink()
+    if (output / "model.safetensors").exists():
+        raise InputError(f"{output} holds a model: choose another folder")
+
+
+def _training_images(
+    recipe: Recipe, root: Path, unlabelled: list[Path], strict: bool
+) -> list[ImageData]:
+    """The labelled images, if labels are needed, and those without; refused before any download.
+
+    Raises:
+        InputError: for a folder that can't be used, or has no labels where the recipe needs them.
+    """
+    needs_labels = recipe.losses.classification > 0 or recipe.hold_out > 0
+    images = ImageData(root, labelled=None if needs_labels else False, strict=strict)
+    if recipe.hold_out and not images.labelled:
+        raise InputError(f"hold_out {recipe.hold_out}: {root} has no labels to evaluate with")
+    if recipe.losses.classification and (unlabelled or not images.labelled):
+        raise InputError(
+            f"{root if not images.labelled else unlabelled[0]} has no labels, which the "
+            "classification loss needs: set losses.classification=0 to learn from the dense "
+            "network alone"
+        )
+    return [images, *(ImageData(path, labelled=False, strict=strict) for path in unlabelled)]
 
 
 def _loaders(
     model: DynamicViT,
     recipe: Recipe,
-    root: Path,
-    unlabelled: list[Path],
+    sources: list[ImageData],
     class_map: str | None,
-    strict: bool,
     workers: int,
     console: Console,
 ) -> tuple[Loader, Loader | None]:
     """The training batches, and those held out."""
-    needs_labels = recipe.losses.classification > 0 or recipe.hold_out > 0
-    images = ImageData(root, strict=strict)
-    if images.labelled and needs_labels:
+    images, *more = sources
+    if images.labelled:
         chosen = class_map_for(images, model.num_classes, class_map)
-        console.print(f"class map: {chosen.origin}")
         images = images.with_class_map(chosen.index)
+        say(console, f"class map: {chosen.origin}")
     held_out = None
     if recipe.hold_out:
         images, kept_aside = split(images, recipe.hold_out, recipe.seed)
         held_out = Loader(kept_aside.with_transform(eval_transform(model)), 32, num_workers=workers)
     transform = train_transform(model, **recipe.augment.transform_arguments())
-    sources = [images, *(ImageData(path, labelled=False, strict=strict) for path in unlabelled)]
     loader = Loader(
-        ConcatDataset([source.with_transform(transform) for source in sources]),
+        ConcatDataset([source.with_transform(transform) for source in (images, *more)]),
         recipe.batch_size,
         shuffle=True,
         seed=recipe.seed,
@@ -139,6 +187,9 @@ def _loaders(
         drop_last=True,
     )
     return loader, held_out
+
+
+# ---------------------------------------------------------------- running
 
 
 def _train_with_progress(
@@ -151,39 +202,71 @@ def _train_with_progress(
     amp_dtype: torch.dtype | None,
     console: Console,
 ) -> TrainingReport:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}"),
-    )
-    with ProgressBar(*columns, console=console) as bar:
-        steps = training.total_steps(recipe, loader)
-        task = bar.add_task("training", total=steps, rate="", state="")
+    with progress_bar(console, transient=False) as bar, interrupts_between_steps() as check:
+        task = bar.add_task("training", total=training.total_steps(recipe, loader), note="")
 
         def show(progress: training.Progress) -> None:
             kept = "/".join(f"{share:.2f}" for share in progress.kept)
             bar.update(
                 task,
                 completed=progress.step + 1,
-                rate=f"{progress.images_per_second:.1f} images/s",
-                state=f"loss {progress.losses['total']:.3f} kept {kept}",
+                note=f"{progress.images_per_second:.1f} images/s "
+                f"loss {progress.losses['total']:.3f} kept {kept}",
             )
+            check()
 
-        try:
-            return training.train(
-                model,
-                loader,
-                recipe,
-                output,
-                resume=resume,
-                device=device,
-                precision=amp_dtype,
-                on_step=show,
-            )
-        except training.Interrupted:
-            bar.stop()
-            console.print(f"interrupted; saved {output}. The same command with --resume goes on.")
-            raise typer.Exit(130) from None
+        return training.train(
+            model,
+            loader,
+            recipe,
+            output,
+            resume=resume,
+            device=device,
+            precision=amp_dtype,
+            on_step=show,
+        )
+
+
+def _how_to_go_on(output: Path) -> str:
+    if (output / "checkpoint.pt").exists():
+        return f"interrupted; {output} is saved, the same command with --resume goes on"
+    return "interrupted before there was anything to save; the same command starts anew"
+
+
+def _take_back(output: Path, is_new: bool) -> None:
+    """Remove what a run has written."""
+    for name in ("recipe.yaml", "log.jsonl", "checkpoint.pt"):
+        (output / name).unlink(missing_ok=True)
+    if is_new and output.is_dir() and not any(output.iterdir()):
+        output.rmdir()
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+def _results(
+    model: DynamicViT,
+    report: TrainingReport,
+    held_out: Loader | None,
+    device: str,
+    amp_dtype: torch.dtype | None,
+    console: Console,
+) -> dict[str, Any]:
+    """What the run did, printed and for `report.json`."""
+    say(
+        console,
+        f"trained on {report.images} images in {report.seconds:.0f} s "
+        f"({report.images / report.seconds:.1f} images/s); kept in training "
+        + "/".join(f"{kept:.2f}" for kept in report.kept),
+    )
+    if report.skipped:
+        say(console, f"left out {len(report.skipped)} unreadable images")
+    results: dict[str, Any] = {
+        "training": asdict(report),
+        "keep_ratios": model.schedule.keep_ratios,
+    }
+    if held_out is not None:
+        result = evaluate(model, held_out, device=device, amp_dtype=amp_dtype)
+        results["held_out"] = asdict(result)
+        say(console, f"held-out top-1 {100 * (result.top1 or 0):.2f} % of {result.labelled}")
+    return results

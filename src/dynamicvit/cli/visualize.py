@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -15,9 +14,20 @@ from PIL import Image, ImageOps
 from timm.data.readers.img_extensions import get_img_extensions, is_img_extension
 
 from dynamicvit.cli import app
+from dynamicvit.cli.console import check_folder
+from dynamicvit.cli.options import (
+    Checkpoint,
+    CropPct,
+    ImageSizeOption,
+    KeepRatio,
+    Model,
+    NoPretrained,
+    Output,
+    parse_image_size,
+)
 from dynamicvit.data import eval_transform
 from dynamicvit.errors import InputError
-from dynamicvit.loading import load_model
+from dynamicvit.loading import load_model, set_image_size
 from dynamicvit.model import DynamicViT, PrunedOutput
 from dynamicvit.prediction import PredictionModule
 from dynamicvit.visualization import class_names, denormalise, figure, save_figure, top_classes
@@ -32,46 +42,22 @@ def visualize(
         list[Path],
         typer.Argument(metavar="IMAGE", help="Image files, or folders.", readable=False),
     ],
-    model_name: Annotated[
-        str,
-        typer.Option("--model", "-m", help="timm's name, a saved folder, or user/name on the Hub."),
-    ],
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="Weights for the model, prediction modules included.", readable=False),
-    ] = None,
-    keep_ratio: Annotated[
-        float | None, typer.Option(help="Keep ratio ρ; the stages keep ρ, ρ², ρ³, ...")
-    ] = None,
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="Folder for the pictures.", readable=False),
-    ] = Path("runs/visualize"),
-    image_size: Annotated[
-        int | None, typer.Option(help="Side of the square the model sees; by default its own.")
-    ] = None,
-    crop_pct: Annotated[
-        float | None, typer.Option(help="Share of the short side that the centre crop takes.")
-    ] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained/--no-pretrained", help="Load timm's weights.")
-    ] = True,
+    model_name: Model,
+    checkpoint: Checkpoint = None,
+    keep_ratio: KeepRatio = None,
+    output: Output = Path("runs/visualize"),
+    image_size: ImageSizeOption = None,
+    crop_pct: CropPct = None,
+    no_pretrained: NoPretrained = False,
 ) -> None:
     """Show which patches a model keeps: one picture for each image, and its classes by name."""
-    _check_folder(output)
+    size = parse_image_size(image_size)
+    check_folder(output)
     sources = _find_images(images)
     model = load_model(
-        model_name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=pretrained
-    ).eval()
-    if image_size is not None:
-        _resize(model, image_size)
-    transform = eval_transform(model, image_size, crop_pct)
-    if _untrained(model):
-        typer.echo(
-            f"note: the prediction modules of {model_name} are untrained, so what they keep means "
-            "nothing yet; give --checkpoint, or the folder of a trained model",
-            err=True,
-        )
+        model_name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=not no_pretrained
+    )
+    transform = eval_transform(model, set_image_size(model, size), crop_pct)
     names = class_names(model)
     failed = 0
     for source, target in zip(sources, _targets(sources, output), strict=True):
@@ -82,6 +68,12 @@ def visualize(
             typer.echo(f"dynamicvit: {error}", err=True)
             continue
         _draw(model, transform(image)[None], names, source, target)
+    if failed < len(sources) and _untrained(model):
+        typer.echo(
+            f"note: the prediction modules of {model_name} are untrained, so what they keep means "
+            "nothing yet; give --checkpoint, or the folder of a trained model",
+            err=True,
+        )
     if failed:
         raise typer.Exit(2)
 
@@ -184,38 +176,7 @@ def _targets(sources: Sequence[Path], folder: Path) -> list[Path]:
     return targets
 
 
-def _check_folder(folder: Path) -> None:
-    """Find out before the work whether pictures can be written there.
-
-    Raises:
-        InputError: if it is a file, or must not be written.
-    """
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise InputError(f"--output {folder}: {existing} is not a folder; give a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"--output {folder}: no permission to write in {existing}")
-
-
 # ---------------------------------------------------------------- the model
-
-
-def _resize(model: DynamicViT, image_size: int) -> None:
-    """Let the backbone take square images of another size, by timm's own means.
-
-    Raises:
-        InputError: for a size that it can't take.
-    """
-    backbone: Any = model.backbone
-    rows, columns = backbone.patch_embed.patch_size
-    if image_size < max(rows, columns) or image_size % rows or image_size % columns:
-        raise InputError(
-            f"image size {image_size}: this model takes multiples of its {rows}x{columns} patches"
-        )
-    if hasattr(backbone, "set_input_size"):
-        backbone.set_input_size(img_size=(image_size, image_size))
 
 
 def _untrained(model: DynamicViT) -> bool:

@@ -139,8 +139,8 @@ def train(
     Raises:
         InputError: for unlabelled images with a classification loss, or a checkpoint that does not
             fit.
+        InputError: if the loss stays non-finite, with what to try.
         Interrupted: on Ctrl-C, after saving.
-        RuntimeError: if the loss stays non-finite.
     """
     device = torch.device(device)
     model.to(device).train()
@@ -316,7 +316,7 @@ class _Run:
             self.bad_steps += 1
             self.bad_in_a_row += 1
             if self.bad_in_a_row == MAX_BAD_STEPS:
-                raise RuntimeError(
+                raise InputError(
                     f"the loss was not finite {MAX_BAD_STEPS} steps in a row (step {self.step}): "
                     "lower learning_rate, set clip_grad, or train in full precision"
                 )

@@ -1,0 +1,128 @@
+"""What several commands print, check and write in the same way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dynamicvit.errors import InputError
+
+
+class StoppedError(Exception):
+    """Ctrl-C; the message says what is left and how to go on."""
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line as it is: not coloured, not wrapped where there is no terminal."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def progress_bar(console: Console | None = None, *, transient: bool = True) -> Progress:
+    """How much is done, a note, and the time left; its tasks have a field ``note``.
+
+    Args:
+        console: where; by default standard error, so that the output can be piped.
+        transient: take the bar away when all is done.
+
+    Returns:
+        A bar that shows itself on a terminal only.
+    """
+    console = console or Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=transient,
+        disable=not console.is_terminal,
+    )
+
+
+@contextmanager
+def interrupts_between_steps() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back until a step of the work is done; a second one comes at once.
+
+    In between it would leave a step half done, or be lost: Python ignores what is raised while the
+    data loader's ``__del__`` ends its workers.
+
+    Yields:
+        A function to call after each step, which raises ``KeyboardInterrupt`` if there was one.
+    """
+    asked = False
+
+    def note(signum: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+    check()
+
+
+def check_folder(folder: Path) -> None:
+    """Find out before the work whether files can be written into ``--output``; make nothing.
+
+    Raises:
+        InputError: if it is a file, or must not be written.
+    """
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"--output {folder}: {existing} is not a folder; give a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"--output {folder}: no permission to write in {existing}")
+
+
+def check_json(json_file: str | None) -> None:
+    """Find out before the work whether the file of ``--json`` can be written.
+
+    Raises:
+        InputError: if it is a folder, lies in none, or must not be written.
+    """
+    if json_file is None or json_file == "-":
+        return
+    path = Path(json_file)
+    if path.is_dir():
+        raise InputError(f"--json {path} is a folder: give a file")
+    if not path.parent.is_dir():
+        raise InputError(f"--json {path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise InputError(f"--json {path}: no permission to write there")
+
+
+def write_json(json_file: str | Path | None, numbers: dict[str, Any]) -> None:
+    """Write numbers into a file, whole or not at all; ``"-"`` prints them, ``None`` discards."""
+    if json_file is None:
+        return
+    text = json.dumps(numbers, indent=2)
+    if json_file == "-":
+        typer.echo(text)
+        return
+    path = Path(json_file)
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        draft.write_text(text + "\n")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

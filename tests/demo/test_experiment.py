@@ -1,0 +1,98 @@
+"""The demo's experiment: honest splits, the shipped weights, the table and the picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dynamicvit.cli import app
+from dynamicvit.cli import demo as command
+from dynamicvit.demo import experiment
+from dynamicvit.demo.dense import DENSE_WEIGHTS, load_dense
+from dynamicvit.demo.experiment import Row, SceneLoader, Size
+from dynamicvit.demo.scenes import Scenes
+
+TINY = Size(train_scenes=128, score_scenes=100, bench_seconds=0.2)
+
+
+def test_the_shipped_weights_are_small_and_read_digits_never_trained_on() -> None:
+    assert DENSE_WEIGHTS.stat().st_size < 5e6
+    model = load_dense()
+    assert sum(parameter.numel() for parameter in model.parameters()) < 2e6
+    scenes = Scenes("score", seed=7).batch(0, 300)
+    with torch.inference_mode():
+        right = (model(scenes.images).argmax(dim=1) == scenes.labels).float().mean()
+    assert right > 0.85
+
+
+def test_no_training_scene_comes_twice_and_a_run_can_go_on() -> None:
+    loader = SceneLoader(Scenes("train", seed=1), count=32, batch_size=8)
+    assert len(loader) == 4
+    first = [batch.images for batch in loader]
+    loader.set_epoch(1)
+    second = [batch.images for batch in loader]
+    assert not any(torch.equal(a, b) for a in first for b in second)
+    loader.set_epoch(0, start=2)
+    rest = [batch.images for batch in loader]
+    assert len(rest) == 2
+    assert torch.equal(rest[0], first[2])
+
+
+def test_random_scores_keep_as_many_tokens_by_chance() -> None:
+    model = experiment.sparse_model(random=True).eval()
+    images = Scenes("score").batch(0, 64).images
+    with torch.inference_mode():
+        survived = model.forward_pruned(images).survived
+    assert [int(kept[0].sum()) for kept in survived] == list(model.schedule.kept(144))
+    share = survived[-1].float().mean(dim=0)  # no patch is preferred
+    assert share.max() < 0.343 + 0.3
+    assert not torch.equal(survived[0][0], survived[0][1])
+
+
+def row(name: str, ratio: float | None, top1: float, digit: float, background: float) -> Row:
+    return Row(name, ratio, top1, 0.2, None if ratio is None else 1.3, digit, background)
+
+
+GOOD = [
+    row("dense", None, 0.94, 1.0, 1.0),
+    row("DynamicViT", 0.9, 0.94, 1.0, 0.7),
+    row("DynamicViT", 0.7, 0.935, 0.9, 0.3),
+    row("DynamicViT", 0.5, 0.90, 0.8, 0.1),
+    row("random", 0.7, 0.85, 0.34, 0.34),
+    row("random", 0.5, 0.70, 0.12, 0.12),
+]
+
+
+def test_good_rows_fall_short_of_nothing() -> None:
+    assert experiment.shortcomings(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "message"),
+    [
+        (0, {"top1": 0.80}, "dense network is right on 80.0%"),
+        (2, {"top1": 0.90}, "at 0.7 it loses 4.0 points"),
+        (3, {"top1": 0.72}, "at 0.5 it is 2.0 points above random"),
+        (3, {"digit_kept": 0.15}, "at 0.5 digit patches are kept 1.5 times"),
+    ],
+)
+def test_what_falls_short_is_said(place: int, change: dict[str, float], message: str) -> None:
+    rows = list(GOOD)
+    rows[place] = replace(rows[place], **change)
+    assert any(message in found for found in experiment.shortcomings(rows))
+
+
+def test_the_command_prints_every_row_and_draws_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command is not None  # registered
+    monkeypatch.setattr(experiment, "QUICK", TINY)
+    result = CliRunner().invoke(app, ["demo", "--quick", "-o", str(tmp_path), "--threads", "1"])
+    assert result.exit_code == 0, result.output
+    for text in ("dense", "DynamicViT", "random", "seed 0"):
+        assert text in result.output
+    assert (tmp_path / "demo.png").stat().st_size > 10_000
