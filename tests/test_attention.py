@@ -252,3 +252,17 @@ def test_attention_received_is_the_mean_over_heads_and_queries() -> None:
     torch.testing.assert_close(received, weights.mean(dim=1).mean(dim=1))
     torch.testing.assert_close(received.sum(dim=1), torch.ones(2))
     assert attention_received(query.bfloat16(), key.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_plain_products_of_bf16_training_agree_with_the_fused_kernel(with_bias: bool) -> None:
+    heads = [draw(2, 3, 9, 8, seed=seed) for seed in range(3)]
+    bias = draw(1, 3, 9, 9) if with_bias else None
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):  # fused, plain
+        query, key, value = (x.to(dtype, copy=True).requires_grad_() for x in heads)
+        out = attend(query, key, value, bias=None if bias is None else bias.to(dtype))
+        out.float().square().sum().backward()
+        results.append([out.detach(), query.grad, key.grad, value.grad])
+    for fused, plain in zip(*results, strict=True):
+        torch.testing.assert_close(plain.float(), fused, rtol=0.05, atol=0.05)
