@@ -10,7 +10,7 @@ import torch
 
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.data import UNLABELLED, Batch
-from dynamicvit.training import Recipe, load_recipe, loop, train
+from dynamicvit.training import Progress, Recipe, load_recipe, loop, train
 from dynamicvit.training.checkpoint import load_checkpoint, save_checkpoint
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from families import FAMILIES
@@ -66,7 +66,7 @@ def test_the_losses_fall(recipe: Recipe, tmp_path: Path) -> None:
 
     totals: list[float] = []
 
-    def log(progress: loop.Progress) -> None:
+    def log(progress: Progress) -> None:
         totals.append(progress.losses["total"])
 
     train(DEIT.sparse(), Same(), recipe, tmp_path, on_step=log)
@@ -146,7 +146,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(recipe: Recipe, tmp_path
     whole = DEIT.sparse()
     train(whole, Memory(), recipe, tmp_path / "whole")
 
-    def stop(progress: loop.Progress) -> None:
+    def stop(progress: Progress) -> None:
         if progress.step == 4:
             raise KeyboardInterrupt
 

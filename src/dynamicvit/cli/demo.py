@@ -17,7 +17,7 @@ from dynamicvit.cli.options import Output, Threads, use_threads
 from dynamicvit.demo import experiment
 from dynamicvit.demo.experiment import Row, Size
 from dynamicvit.model import DynamicViT
-from dynamicvit.training.loop import Progress
+from dynamicvit.training import Progress
 from dynamicvit.visualization import figure, save_figure
 
 

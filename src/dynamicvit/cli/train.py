@@ -46,7 +46,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.evaluation import evaluate
 from dynamicvit.loading import load_model, set_drop_path
 from dynamicvit.model import DynamicViT
-from dynamicvit.training import Recipe, TrainingReport, load_recipe
+from dynamicvit.training import Progress, Recipe, TrainingReport, load_recipe
 from dynamicvit.training import loop as training
 
 
@@ -205,7 +205,7 @@ def _train_with_progress(
     with progress_bar(console, transient=False) as bar, interrupts_between_steps() as check:
         task = bar.add_task("training", total=training.total_steps(recipe, loader), note="")
 
-        def show(progress: training.Progress) -> None:
+        def show(progress: Progress) -> None:
             kept = "/".join(f"{share:.2f}" for share in progress.kept)
             bar.update(
                 task,

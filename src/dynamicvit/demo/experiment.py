@@ -20,8 +20,7 @@ from dynamicvit.demo.dense import load_dense
 from dynamicvit.demo.scenes import MEAN, STD, SceneBatch, Scenes
 from dynamicvit.macs import count_macs
 from dynamicvit.model import DynamicViT, sparsify
-from dynamicvit.training import Recipe, load_recipe, train
-from dynamicvit.training.loop import Progress
+from dynamicvit.training import Progress, Recipe, load_recipe, train
 
 TRAINED_RATIO = 0.7
 RATIOS = (0.9, 0.7, 0.5)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
 
 from dynamicvit.data import UNLABELLED, Batch
 from dynamicvit.decisions import (
@@ -28,9 +25,9 @@ from dynamicvit.errors import InputError
 from dynamicvit.losses import Losses, dynamicvit_loss
 from dynamicvit.model import DynamicViT, MaskedOutput
 from dynamicvit.schedule import Schedule
-from dynamicvit.training.checkpoint import load_checkpoint, save_checkpoint
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.recipe import Recipe, dump_recipe
+from dynamicvit.training.state import Progress, RunState, TrainingReport
 
 SAMPLERS: dict[str, Sampler] = {
     "independent": gumbel_sampler,
@@ -40,56 +37,6 @@ SAMPLERS: dict[str, Sampler] = {
 
 #: The last third of the teacher's blocks says which patches were worth attending to.
 WATCHED = 1 / 3
-
-#: So many non-finite losses in a row are no accident.
-MAX_BAD_STEPS = 10
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One step of a run, for whoever shows it.
-
-    Attributes:
-        step: counted from 0.
-        steps: of the whole run.
-        images: seen so far.
-        images_per_second: of this run of the program, reading included.
-        losses: each part by name, unweighted, and the total.
-        kept: for each stage the mean share of patches that the step's decisions kept.
-        learning_rates: of prediction modules and backbone.
-        gradient_norm: before clipping.
-    """
-
-    step: int
-    steps: int
-    images: int
-    images_per_second: float
-    losses: dict[str, float]
-    kept: tuple[float, ...]
-    learning_rates: dict[str, float]
-    gradient_norm: float
-
-
-@dataclass(frozen=True)
-class TrainingReport:
-    """What a finished run did.
-
-    Attributes:
-        steps: optimiser steps.
-        images: images seen.
-        seconds: spent training, over all its runs.
-        kept: for each stage the mean share of patches kept by the decisions of the last tenth of
-            the run: what the network was trained with.
-        skipped: unreadable images, by name.
-        bad_steps: steps left out because the loss was not finite.
-    """
-
-    steps: int
-    images: int
-    seconds: float
-    kept: tuple[float, ...]
-    skipped: tuple[str, ...]
-    bad_steps: int
 
 
 class Batches(Protocol):
@@ -155,7 +102,7 @@ def train(
     mixup = _mixup(recipe, model.num_classes)
 
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(folder, model, optimizer, ema, teacher)
+    run = RunState(folder, model, optimizer, ema, teacher)
     if resume:
         run.restore(recipe)
     else:
@@ -286,93 +233,3 @@ def _mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
         label_smoothing=augment.smoothing,
         num_classes=num_classes,
     )
-
-
-class _Run:
-    """What a run must not lose: counters, weights, optimiser, averages."""
-
-    def __init__(
-        self,
-        folder: Path,
-        model: DynamicViT,
-        optimizer: torch.optim.Optimizer,
-        ema: ModelEmaV3 | None,
-        teacher: nn.Module,
-    ) -> None:
-        self.folder = folder
-        self.model = model
-        self.optimizer = optimizer
-        self.ema = ema
-        self.teacher = teacher
-        self.step = self.images = self.bad_steps = self.bad_in_a_row = 0
-        self.seconds = self.seconds_before = 0.0
-        self.skipped: list[str] = []
-        self.kept: list[tuple[float, ...]] = []
-
-    def update(self, loss: Tensor, clip: float | None) -> float:
-        """One optimiser step, left out when the loss is not finite; the gradient norm."""
-        self.optimizer.zero_grad(set_to_none=True)
-        if not torch.isfinite(loss):
-            self.bad_steps += 1
-            self.bad_in_a_row += 1
-            if self.bad_in_a_row == MAX_BAD_STEPS:
-                raise InputError(
-                    f"the loss was not finite {MAX_BAD_STEPS} steps in a row (step {self.step}): "
-                    "lower learning_rate, set clip_grad, or train in full precision"
-                )
-            return math.nan
-        self.bad_in_a_row = 0
-        loss.backward()
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update(self.model, step=self.step)
-        return float(norm)
-
-    def log(self, progress: Progress) -> None:
-        """One line of JSON for each step."""
-        self.kept.append(progress.kept)
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(asdict(progress)) + "\n")
-
-    def save(self, recipe: Recipe) -> None:
-        """Write everything that going on needs."""
-        state: dict[str, Any] = {
-            "recipe": dump_recipe(recipe),
-            "model": self.model.state_dict(),
-            "teacher": self.teacher.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
-            "counters": {name: getattr(self, name) for name in self._counters},
-        }
-        save_checkpoint(state, self.folder / "checkpoint.pt")
-
-    def restore(self, recipe: Recipe) -> None:
-        """Go on from the folder's checkpoint."""
-        path = self.folder / "checkpoint.pt"
-        state = load_checkpoint(path)
-        if state.get("recipe") != dump_recipe(recipe):
-            raise InputError(f"{path} belongs to another recipe; see {self.folder}/recipe.yaml")
-        self.model.load_state_dict(state["model"])
-        self.teacher.load_state_dict(state["teacher"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
-        for name in self._counters:
-            setattr(self, name, state["counters"][name])
-        self.seconds_before = self.seconds
-
-    _counters = ("step", "images", "bad_steps", "bad_in_a_row", "seconds", "skipped", "kept")
-
-    def report(self) -> TrainingReport:
-        """What was done."""
-        last = self.kept[-max(1, len(self.kept) // 10) :]
-        return TrainingReport(
-            steps=self.step,
-            images=self.images,
-            seconds=self.seconds,
-            kept=tuple(sum(stage) / len(last) for stage in zip(*last, strict=True)),
-            skipped=tuple(dict.fromkeys(self.skipped)),
-            bad_steps=self.bad_steps,
-        )
