@@ -57,6 +57,19 @@ def test_json_on_standard_output_is_only_json():
     assert row["speedup"]["low"] <= row["speedup"]["median"] <= row["speedup"]["high"]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_device_is_cuda_where_there_is_one(device, monkeypatch):
+    """As in eval and train."""
+    moved = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: device == "cuda")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(command.DynamicViT, "to", lambda model, place: moved.append(place))
+    monkeypatch.setattr(command, "_timed", lambda *_: [])
+    numbers = measured()
+    assert moved == [device] == [numbers["device"]]
+    assert (numbers["processor"] == "a GPU") == (device == "cuda")
+
+
 def test_json_in_a_file(tmp_path):
     target = tmp_path / "bench.json"
     result = run("--json", str(target))

@@ -162,6 +162,15 @@ def test_another_image_size() -> None:
     assert set_image_size(model, None) == (32, 48)
 
 
+def test_a_size_that_the_backbone_pads() -> None:
+    model = sparsify(timm.create_model(NAME, dynamic_img_size=True, dynamic_img_pad=True))
+    assert set_image_size(model, (50, 70)) == (50, 70)
+    assert model.forward_pruned(torch.randn(1, 3, 50, 70)).grid == (4, 5)
+    strict = sparsify(timm.create_model(NAME, dynamic_img_pad=True))
+    with pytest.raises(InputError, match="multiples of its 16x16 patches"):
+        set_image_size(strict, (50, 70))
+
+
 def test_dropped_paths_are_those_of_timm() -> None:
     model = load_model(NAME, pretrained=False)
     expected = timm.create_model(NAME, drop_path_rate=0.3)

@@ -126,6 +126,22 @@ def test_guidance_has_finite_gradients_with_tokens_gone() -> None:
     assert (odds.grad[:, 2:] != 0).all()
 
 
+def test_an_image_without_any_token_has_nothing_to_rank() -> None:
+    odds = torch.randn(B, N, requires_grad=True)
+    emptied = torch.cat([odds[:1].masked_fill(torch.ones(1, N) > 0, float("-inf")), odds[1:]])
+    loss = guidance_loss((emptied,), torch.rand(B, N))
+    loss.backward()
+    assert loss.isfinite()
+    assert odds.grad is not None
+    assert odds.grad.isfinite().all()
+
+
+def test_smoothing_is_for_indices() -> None:
+    logits, labels = torch.randn(B, CLASSES), torch.tensor([0, 3, 4])
+    expected = F.cross_entropy(logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(classification_loss(logits, labels, 0.1), expected)
+
+
 def test_without_labels_nothing_of_the_labels_is_needed() -> None:
     weights = LossWeights(classification=0.0, token=0.0)
     losses = dynamicvit_loss(

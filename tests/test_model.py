@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers import AttentionPoolLatent
 from timm.models.vision_transformer import (
     DiffParallelScalingBlock,
     ParallelScalingBlock,
@@ -263,6 +264,35 @@ def test_decisions_of_another_shape(decisions: list[Tensor]) -> None:
             path(images, decisions)
 
 
+@pytest.mark.parametrize("value", [0.7, 2.0, -1.0, float("nan")])
+def test_decisions_that_are_neither_0_nor_1(value: float) -> None:
+    """The paths would read them differently."""
+    model, images, decisions = DEIT.sparse(), DEIT.images(), DEIT.decisions()
+    decisions[1][0, 3] = value
+    for path in (model.forward_masked, model.forward_pruned):
+        with pytest.raises(InputError, match=rf"decisions must be 0 or 1, got {value:.4g}"):
+            path(images, decisions)
+
+
+@torch.no_grad()
+def test_decisions_with_a_rounding_error() -> None:
+    model, images, decisions = DEIT.sparse(), DEIT.images(), DEIT.decisions()
+    exact = model.forward_pruned(images, decisions).logits
+    rounded = [decision + 1e-3 * (torch.rand(decision.shape) - 0.5) for decision in decisions]
+    for path in (model.forward_masked, model.forward_pruned):
+        assert_agree(path(images, rounded).logits, exact)
+
+
+def test_an_empty_batch() -> None:
+    """timm's own attention has no answer to it either."""
+    model, images = DEIT.sparse(), DEIT.images()[:0]
+    decisions = [decision[:0] for decision in DEIT.decisions()]
+    for path in (model.forward_masked, model.forward_pruned):
+        for given in (None, decisions):
+            with pytest.raises(InputError, match=r"at least one, got \(0, 3, 64, 80\)"):
+                path(images, given)
+
+
 class OwnTransformer(VisionTransformer):
     """A subclass may compute anything."""
 
@@ -272,6 +302,18 @@ TINY = dict(embed_dim=48, num_heads=3, depth=4, img_size=64, num_classes=3)
 
 def tiny_vit(**kwargs: Any) -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", **TINY, **kwargs)
+
+
+def with_scale(scale: float) -> nn.Module:
+    backbone = tiny_vit()
+    backbone.blocks[2].attn.scale = scale
+    return backbone
+
+
+def with_pooled_places() -> nn.Module:
+    backbone = tiny_vit(global_pool="map")
+    backbone.attn_pool = AttentionPoolLatent(48, num_heads=3, feat_size=16, pos_embed="abs")
+    return backbone
 
 
 UNSUPPORTED = {
@@ -286,6 +328,8 @@ UNSUPPORTED = {
     "block class DiffParallelScalingBlock": lambda: tiny_vit(block_fn=DiffParallelScalingBlock),
     "block class ResPostBlock": lambda: tiny_vit(block_fn=ResPostBlock),
     "attention class DiffAttention": lambda: tiny_vit(attn_layer="diff"),
+    "attention scale 0.5 (heads of 16": lambda: with_scale(0.5),
+    "attention pooling (pos_embed)": with_pooled_places,
     "patch_drop_rate > 0": lambda: tiny_vit(patch_drop_rate=0.1),
     "global_pool=''": lambda: tiny_vit(global_pool=""),
     "global_pool='prr'": lambda: tiny_vit(global_pool="prr"),

@@ -3,6 +3,7 @@
 import dynamicvit.registry  # noqa: F401 (timm finds our models by name from here on)
 from dynamicvit._version import __version__
 from dynamicvit.errors import InputError, UnsupportedBackboneError
+from dynamicvit.macs import count_macs, keep_ratio_for, schedule_macs
 from dynamicvit.model import DynamicViT, MaskedOutput, PrunedOutput, sparsify
 from dynamicvit.prediction import PredictionModule
 from dynamicvit.released import load_released
@@ -17,6 +18,9 @@ __all__ = [
     "Schedule",
     "UnsupportedBackboneError",
     "__version__",
+    "count_macs",
+    "keep_ratio_for",
     "load_released",
+    "schedule_macs",
     "sparsify",
 ]

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from dynamicvit.errors import InputError
 from dynamicvit.macs import ImageSize, meta_copy, resolve_image_size
 from dynamicvit.model import DynamicViT
+from dynamicvit.networks import eval_mode
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Timer
@@ -130,7 +130,7 @@ def bench(
     height, width = resolve_image_size(model, image_size)
     device = next(model.parameters()).device
     rows = []
-    with _evaluating(model):
+    with eval_mode(model):
         for precision in precisions:
             for batch_size in batch_sizes:
                 shape = (batch_size, model.in_chans, height, width)
@@ -416,15 +416,3 @@ def _check_weights(model: nn.Module) -> None:
                 f"{name} is {parameter.dtype}, but precisions are compared from float32 weights "
                 f"(bf16 under autocast): call model.float() first"
             )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in ``eval()``, and every part back in its own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dynamicvit.data import UNLABELLED, Batch
 from dynamicvit.errors import InputError
+from dynamicvit.networks import eval_mode
 
 
 @dataclass(frozen=True)
@@ -160,15 +161,10 @@ def _evaluating(
 ) -> Iterator[None]:
     """Without gradients, in ``eval()``, under autocast; each module's own mode comes back."""
     models = [model] if dense is None else [model, dense]
-    modes = [(module, module.training) for model in models for module in model.modules()]
     for each in models:
-        each.to(device).eval()
+        each.to(device)
     autocast = torch.autocast(
         torch.device(device).type, dtype=amp_dtype, enabled=amp_dtype is not None
     )
-    try:
-        with torch.inference_mode(), autocast:
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with eval_mode(*models), torch.inference_mode(), autocast:
+        yield

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from huggingface_hub.constants import CONFIG_NAME
-from timm.layers import DropPath, calculate_drop_path_rates
+from timm.layers import DropPath
 from timm.models import is_model
 from torch import Tensor, nn
 
@@ -131,13 +132,17 @@ def set_image_size(model: nn.Module, size: int | tuple[int, int] | None) -> tupl
         return own
     height, width = (size, size) if isinstance(size, int) else size
     backbone: Any = getattr(model, "backbone", model)
-    rows, columns = backbone.patch_embed.patch_size
-    if min(height, width) < 1 or height % rows or width % columns:
+    embed = backbone.patch_embed
+    rows, columns = embed.patch_size
+    whole = height % rows == 0 and width % columns == 0
+    # With dynamic_img_size and dynamic_img_pad it takes any size as it is.
+    pads = embed.dynamic_img_pad and not embed.strict_img_size
+    if min(height, width) < 1 or not (whole or pads):
         raise InputError(
             f"images of {height}x{width}, but this backbone takes multiples of its "
             f"{rows}x{columns} patches"
         )
-    if (height, width) != own and hasattr(backbone, "set_input_size"):
+    if whole and (height, width) != own and hasattr(backbone, "set_input_size"):
         backbone.set_input_size(img_size=(height, width))
     return resolve_image_size(model, (height, width))
 
@@ -152,7 +157,8 @@ def set_drop_path(model: DynamicViT, rate: float) -> None:
         rate: of the last block; it grows from 0 at the first.
     """
     blocks: Any = model.backbone.blocks
-    for block, share in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
+    shares = torch.linspace(0, rate, len(blocks)).tolist()
+    for block, share in zip(blocks, shares, strict=True):
         block.drop_path1 = DropPath(share) if share else nn.Identity()
         block.drop_path2 = DropPath(share) if share else nn.Identity()
 

@@ -61,6 +61,7 @@ def dynamicvit_loss(
     teacher_logits: Tensor | None = None,
     teacher_patches: Tensor | None = None,
     teacher_attention: Tensor | None = None,
+    label_smoothing: float = 0.0,
     weights: LossWeights | None = None,
 ) -> Losses:
     """The training loss (Eq. 16): classification, distillation, tokens and ratio.
@@ -72,6 +73,7 @@ def dynamicvit_loss(
         teacher_logits: ``(B, classes)`` of the dense network.
         teacher_patches: ``(B, N, C)`` final patch tokens of the dense network.
         teacher_attention: ``(B, N)`` attention that each patch gets in the dense network.
+        label_smoothing: of labels that are class indices.
         weights: of the parts. A weight of zero leaves a part out, and its input is not needed.
 
     Raises:
@@ -82,7 +84,7 @@ def dynamicvit_loss(
     classification = distillation = token = ratio = guidance = zero
     if weights.classification:
         labels = _needed(labels, "labels", "classification")
-        classification = classification_loss(output.logits, labels)
+        classification = classification_loss(output.logits, labels, label_smoothing)
     if weights.distillation:
         teacher_logits = _needed(teacher_logits, "teacher_logits", "distillation")
         distillation = distillation_loss(output.logits, teacher_logits)
@@ -104,11 +106,14 @@ def dynamicvit_loss(
     return Losses(total, classification, distillation, token, ratio, guidance)
 
 
-def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy (Eq. 12) with class indices ``(B,)`` or probabilities ``(B, classes)``."""
+def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy (Eq. 12) with class indices ``(B,)`` or probabilities ``(B, classes)``.
+
+    Smoothing applies to indices: probabilities (of timm's mixup) have theirs already.
+    """
     if labels.ndim == 2:
         return SoftTargetCrossEntropy()(logits.float(), labels)
-    return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -171,8 +176,10 @@ def guidance_loss(log_odds: tuple[Tensor, ...], teacher_attention: Tensor) -> Te
     for odds in log_odds:
         entered = odds > float("-inf")
         target = teacher_attention.float() * entered
-        target = target / target.sum(dim=1, keepdim=True)
-        share = odds.float().log_softmax(dim=1).masked_fill(~entered, 0.0)
+        target = target / target.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        # A softmax over no token at all is NaN: such an image has nothing to rank.
+        empty = ~entered.any(dim=1, keepdim=True)
+        share = odds.float().masked_fill(empty, 0.0).log_softmax(dim=1).masked_fill(~entered, 0.0)
         parts.append(F.kl_div(share, target, reduction="batchmean"))
     return torch.stack(parts).mean()
 

@@ -20,6 +20,7 @@ from dynamicvit.adapters import Adapter, adapter_for
 from dynamicvit.adapters.timm_common import TimmAdapter
 from dynamicvit.errors import InputError, UnsupportedBackboneError
 from dynamicvit.model import DynamicViT
+from dynamicvit.networks import own_image_size
 from dynamicvit.prediction import PredictionModule
 from dynamicvit.schedule import Schedule
 
@@ -94,7 +95,7 @@ def resolve_image_size(model: nn.Module, image_size: ImageSize = None) -> tuple[
         InputError: for an image size that the backbone refuses.
     """
     backbone = _backbone(model)
-    size = _own_image_size(backbone) if image_size is None else image_size
+    size = own_image_size(backbone) if image_size is None else image_size
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
         raise InputError(f"an image size is one or two positive whole numbers, got {image_size!r}")
@@ -104,14 +105,6 @@ def resolve_image_size(model: nn.Module, image_size: ImageSize = None) -> tuple[
         return sides
     adapter.grid_size(backbone, *sides)
     return sides
-
-
-def _own_image_size(backbone: Any) -> tuple[int, int]:
-    made_for = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
-    if made_for is not None:
-        return tuple(made_for)
-    channels_and_size = getattr(backbone, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
-    return tuple(channels_and_size[1:])
 
 
 # -------------------------------------------------------------------------------- closed form

@@ -34,6 +34,9 @@ from dynamicvit.tokens import Tokens
 
 Leave = Literal["never", "late", "at once"]
 
+#: How far a given decision may be from 0 or 1: straight-through estimators leave a rounding error.
+_DECISION_ERROR = 1e-3
+
 
 @dataclass(frozen=True)
 class Stem:
@@ -320,6 +323,8 @@ class DynamicViT(nn.Module, HubMixin):
                 drawn = self.sampler(log_probs, before, budget)
             else:
                 drawn = decisions[stage].to(before.dtype)
+                # Without the rounding error, which the pruned path does not see; gradients stay.
+                drawn = drawn + (drawn.round() - drawn).detach()
                 drawn = drawn if tokens.index is None else drawn.gather(1, tokens.index)
             decision = drawn * before
             if self.leave == "at once":
@@ -374,6 +379,8 @@ class DynamicViT(nn.Module, HubMixin):
             raise InputError(
                 f"images must be (batch, {channels}, height, width), got {tuple(images.shape)}"
             )
+        if images.shape[0] == 0:
+            raise InputError(f"images must be at least one, got {tuple(images.shape)}")
         if not images.is_floating_point():
             raise InputError(f"images must be floating point and normalised, got {images.dtype}")
         weights = next(self.backbone.parameters()).dtype
@@ -390,6 +397,13 @@ class DynamicViT(nn.Module, HubMixin):
                 f"decisions must be {len(self._schedule.stages)} tensors of shape {shape}, "
                 f"got {[tuple(d.shape) for d in decisions]}"
             )
+        if torch.compiler.is_compiling():  # looking at values would break the graph
+            return
+        for decision in decisions:
+            values = decision.detach().float()
+            wrong = ~(torch.minimum(values.abs(), (values - 1).abs()) <= _DECISION_ERROR)
+            if wrong.any():
+                raise InputError(f"decisions must be 0 or 1, got {values[wrong][0].item():.4g}")
 
     # ---------------------------------------------------------------- timm citizenship
 

@@ -141,6 +141,10 @@ def _first_few(what: str, names: Sequence[str], limit: int = 3) -> str:
     return f"{what} {', '.join(names[:limit])}{more}"
 
 
-def first_line(error: BaseException) -> str:
-    """What another library's error says, short enough to be part of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """What another library's error says, in whole sentences short enough to be part of ours."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if len(line) <= limit:
+        return line
+    sentences, stop, _ = line[:limit].rpartition(". ")
+    return f"{sentences}." if stop else f"{line[:limit].rpartition(' ')[0] or line[:limit]}…"

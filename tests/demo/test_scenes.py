@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dynamicvit import InputError
 from dynamicvit.demo.scenes import (
     GRID,
     IMAGE_SIZE,
@@ -99,17 +100,17 @@ def test_every_digit_appears_about_as_often() -> None:
 
 @pytest.mark.parametrize("clutter", [-0.1, 1.1])
 def test_an_impossible_clutter_is_named(clutter: float) -> None:
-    with pytest.raises(ValueError, match=f"clutter is {clutter}"):
+    with pytest.raises(InputError, match=f"clutter is {clutter}"):
         Scenes(clutter=clutter)
 
 
 def test_an_unknown_split_is_named() -> None:
-    with pytest.raises(ValueError, match=r"'test'.*'train', 'score'"):
+    with pytest.raises(InputError, match=r"'test'.*'train', 'score'"):
         Scenes("test")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_range_needs_a_size_and_indices_bring_their_own() -> None:
-    with pytest.raises(ValueError, match="size is missing"):
+    with pytest.raises(InputError, match="size is missing"):
         Scenes().batch(0)
-    with pytest.raises(ValueError, match="size is 2"):
+    with pytest.raises(InputError, match="size is 2"):
         Scenes().batch([0, 1], 2)

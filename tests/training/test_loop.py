@@ -167,6 +167,52 @@ def test_going_on_with_another_recipe_is_refused(tmp_path: Path) -> None:
         train(DEIT.sparse(), Memory(), small(), tmp_path / "empty", resume=True)
 
 
+def test_going_on_with_another_model_is_refused(tmp_path: Path) -> None:
+    train(DEIT.sparse(), Memory(), small(steps=1), tmp_path)
+    with pytest.raises(InputError, match=r"of another model.*missing|of another shape"):
+        train(DEIT.sparse(depth=6), Memory(), small(steps=1), tmp_path, resume=True)
+
+
+def test_a_killed_run_goes_on_from_its_last_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+
+    def crash(progress: Progress) -> None:
+        if progress.step == 3:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train(DEIT.sparse(), Memory(), small(), tmp_path, on_step=crash)
+    with open(tmp_path / "log.jsonl", "a") as log:  # steps after the last save
+        log.write("{}\n{}\n")
+    report = train(DEIT.sparse(), Memory(), small(), tmp_path, resume=True)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(6))
+    assert report.steps == 6
+
+
+def test_the_model_draws_as_before_when_training_is_over(tmp_path: Path) -> None:
+    model = DEIT.sparse()
+    before = model.sampler, model.leave
+    train(model, Memory(), small(steps=1), tmp_path)
+    assert (model.sampler, model.leave) == before
+
+
+def test_a_model_without_stages_has_nothing_to_train(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no stage"):
+        train(DEIT.sparse(stages=()), Memory(), small(), tmp_path)
+
+
+def test_an_odd_batch_can_be_mixed(tmp_path: Path) -> None:
+    class Odd(Memory):
+        def __iter__(self) -> Iterator[Batch]:
+            for batch in super().__iter__():
+                yield Batch(batch.images[:1], batch.labels[:1])
+
+    assert train(DEIT.sparse(), Odd(), paper(), tmp_path).bad_steps == 0
+
+
 def test_labels_are_needed_only_for_classification(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"losses\.classification=0"):
         train(DEIT.sparse(), Memory(labelled=False), paper(), tmp_path)

@@ -50,6 +50,9 @@ def test_overrides_reach_into_parts_and_replace_the_length() -> None:
         ("batch_size", "must be key=value"),
         ("seed.deep=1", "seed has no parts"),
         ("leave=late", "leave: late needs decisions"),
+        ("stages=[]", "at least one"),
+        ("losses.token=[", "is not YAML"),
+        ("keep_ratio=most", "^recipe deit_small: keep_ratio: "),
         ("decisions=coin", "decisions: .*independent.*got 'coin'"),
     ],
 )

@@ -10,14 +10,9 @@ from dynamicvit.adapters.eva import EvaAdapter
 from dynamicvit.adapters.vit import ViTAdapter
 from dynamicvit.errors import UnsupportedBackboneError
 
-__all__ = ["Adapter", "adapter_for", "register_adapter"]
+__all__ = ["Adapter", "adapter_for"]
 
-_ADAPTERS: list[Adapter] = [ViTAdapter(), EvaAdapter(), BeitAdapter()]
-
-
-def register_adapter(adapter: Adapter) -> None:
-    """Add a family; it is asked before the built-in ones."""
-    _ADAPTERS.insert(0, adapter)
+_ADAPTERS: tuple[Adapter, ...] = (ViTAdapter(), EvaAdapter(), BeitAdapter())
 
 
 def adapter_for(backbone: nn.Module) -> Adapter:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from typing import NamedTuple, cast
+from collections.abc import Iterable
+from typing import Any, NamedTuple, cast
 
 import torch
 from timm.layers import AttentionPoolLatent, PatchEmbed
@@ -48,11 +50,15 @@ class TimmAdapter(Adapter):
         return type(backbone) in self.model_classes
 
     def why_not(self, backbone: nn.Module) -> str | None:
-        for block in self.blocks(backbone):
+        for block in cast("Iterable[Any]", self.blocks(backbone)):
             if type(block) not in self.block_classes:
                 return f"its block class {type(block).__name__}"
             if type(block.attn) not in self.attention_classes:
                 return f"its attention class {type(block.attn).__name__}"
+            head_dim = block.attn.proj.in_features // block.attn.num_heads
+            scale = getattr(block.attn, "scale", None)
+            if scale is not None and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-5):
+                return f"its attention scale {scale:.4g} (heads of {head_dim} need head_dim**-0.5)"
         if type(backbone.patch_embed) is not PatchEmbed:
             return f"its patch embedding class {type(backbone.patch_embed).__name__}"
         if not isinstance(getattr(backbone, "patch_drop", None), (nn.Identity, type(None))):
@@ -62,6 +68,8 @@ class TimmAdapter(Adapter):
         pool = getattr(backbone, "attn_pool", None)
         if pool is not None and type(pool) is not AttentionPoolLatent:
             return f"its attention pooling class {type(pool).__name__}"
+        if pool is not None and pool.pos_embed is not None:
+            return "the position embedding of its attention pooling (pos_embed)"
         return None
 
     def blocks(self, backbone: nn.Module) -> nn.ModuleList | nn.Sequential:

@@ -83,6 +83,8 @@ def bench_command(
     console = Console(stderr=json_file == "-")
     model = load_model(model_name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=False)
     size = set_image_size(model, size)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
     if budget is not None:
         model.keep_ratio = keep_ratio_for(
             model, macs=budget.macs, fraction=budget.fraction, image_size=size
@@ -97,7 +99,8 @@ def bench_command(
         pruned_macs=count_macs(model, size),
         torch=torch.__version__,
         threads=available_cores() if threads is None else threads,
-        processor=processor_name(),
+        device=device,
+        processor=torch.cuda.get_device_name() if device == "cuda" else processor_name(),
     )
     plan: dict[str, Any] = {
         "batch_sizes": batch_size or [1, 8, 32],
@@ -128,7 +131,8 @@ class Report:
         pruned_macs: of one image, prediction modules included.
         torch: version.
         threads: CPU threads.
-        processor: name of the CPU.
+        device: "cuda" where there is one, else "cpu"; memory is the CPU's all the same.
+        processor: name of the device.
     """
 
     model: str
@@ -140,6 +144,7 @@ class Report:
     pruned_macs: int
     torch: str
     threads: int
+    device: str
     processor: str
 
 

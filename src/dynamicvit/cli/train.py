@@ -111,7 +111,7 @@ def train(
                 raise InputError(f"none of the images of {data} that were drawn can be read")
         except InputError:
             # Found only while reading (an unreadable image with --strict): no trace stays.
-            if not resume:
+            if not resume and not (output / "checkpoint.pt").exists():
                 _take_back(output, is_new)
             raise
         student.save_pretrained(output)
@@ -235,7 +235,7 @@ def _how_to_go_on(output: Path) -> str:
 
 def _take_back(output: Path, is_new: bool) -> None:
     """Remove what a run has written."""
-    for name in ("recipe.yaml", "log.jsonl", "checkpoint.pt"):
+    for name in ("recipe.yaml", "log.jsonl"):
         (output / name).unlink(missing_ok=True)
     if is_new and output.is_dir() and not any(output.iterdir()):
         output.rmdir()

@@ -11,6 +11,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from dynamicvit.errors import InputError
+from dynamicvit.networks import own_image_size
 
 Size = int | tuple[int, int]
 Transform = Callable[[Image.Image], Tensor]
@@ -75,19 +76,9 @@ def train_transform(
 def _config(model: nn.Module, image_size: Size | None) -> dict[str, Any]:
     """timm's settings for a model, at the size it was built for."""
     config = resolve_model_data_config(model)
-    size = image_size if image_size is not None else _own_size(model)
-    if size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-        if min(height, width) < 1:
-            raise InputError(f"image size must be positive, got {image_size}")
-        config["input_size"] = (config["input_size"][0], height, width)
+    size = image_size if image_size is not None else own_image_size(model)
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise InputError(f"image size must be positive, got {image_size}")
+    config["input_size"] = (config["input_size"][0], height, width)
     return config
-
-
-def _own_size(model: nn.Module) -> Size | None:
-    """Height and width the model was built for.
-
-    ``pretrained_cfg`` says what the weights were trained at, which ``img_size=...`` leaves behind.
-    """
-    backbone = getattr(model, "backbone", model)
-    return getattr(getattr(backbone, "patch_embed", None), "img_size", None)

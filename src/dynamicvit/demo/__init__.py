@@ -1,6 +1,6 @@
 """A task that needs no data and no download: read the one whole digit in a cluttered scene."""
 
-from .dense import dense_model, load_dense
-from .scenes import SceneBatch, Scenes
+from dynamicvit.demo.dense import dense_model, load_dense
+from dynamicvit.demo.scenes import SceneBatch, Scenes
 
 __all__ = ["SceneBatch", "Scenes", "dense_model", "load_dense"]

@@ -11,13 +11,13 @@ from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from .scenes import GRID, IMAGE_SIZE, NUM_CLASSES, PATCH_SIZE
+from dynamicvit.demo.scenes import GRID, IMAGE_SIZE, NUM_CLASSES, PATCH_SIZE
 
 DENSE_WEIGHTS = Path(__file__).with_name("dense.safetensors")
 
 
 def dense_model() -> VisionTransformer:
-    """Builds the demo's model with fresh weights: 12 x 12 patches, 8 blocks, 1.7 M parameters.
+    """Build the demo's model with fresh weights: 12 x 12 patches, 8 blocks, 1.7 M parameters.
 
     Everything is timm's vision transformer but the projection of the patches: three strided
     convolutions, which learn from far fewer scenes what a stroke is, wherever it lies in a patch.
@@ -43,10 +43,10 @@ def dense_model() -> VisionTransformer:
 
 
 def load_dense(path: Path = DENSE_WEIGHTS) -> VisionTransformer:
-    """Loads the trained model, ready for inference.
+    """Load the trained model, ready for inference.
 
     Args:
-        path: The weights that `python -m dynamicvit.demo.train_dense` wrote. They are stored in
+        path: The weights that ``python -m dynamicvit.demo.train_dense`` wrote. They are stored in
             half precision; the model computes in single precision.
     """
     model = dense_model()
@@ -55,7 +55,7 @@ def load_dense(path: Path = DENSE_WEIGHTS) -> VisionTransformer:
 
 
 def _stem(width: int) -> nn.Sequential:
-    """Projects patches of 8 pixels, (B, 3, 96, 96) to (B, C, 12, 12), each seeing 15 pixels."""
+    """Project patches of 8 pixels, (B, 3, 96, 96) to (B, C, 12, 12), each seeing 15 pixels."""
     layers: list[nn.Module] = []
     channels = (3, 24, 48, 96)
     for inputs, outputs in pairwise(channels):

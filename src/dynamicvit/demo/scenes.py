@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
+from dynamicvit.errors import InputError
+
 IMAGE_SIZE = 96
 PATCH_SIZE = 8
 GRID = IMAGE_SIZE // PATCH_SIZE
@@ -62,11 +64,11 @@ class SceneBatch(NamedTuple):
 class Scenes:
     """An endless, indexable collection of scenes.
 
-    Scene `i` of a `(split, seed)` is always the same, whatever batch it is drawn in. The two splits
-    share no digit image and no pixel of the photographs.
+    Scene ``i`` of a ``(split, seed)`` is always the same, whatever batch it is drawn in. The two
+    splits share no digit image and no pixel of the photographs.
 
     Attributes:
-        split: `"train"` or `"score"`.
+        split: ``"train"`` or ``"score"``.
         seed: Another seed gives other scenes.
         clutter: From 0 (a flat grey background and nothing but the digit) to 1 (a photograph
             behind it and six pieces of other digits around it).
@@ -78,18 +80,18 @@ class Scenes:
 
     def __post_init__(self) -> None:
         if self.split not in _SPLITS:
-            raise ValueError(f"split is {self.split!r}; it must be one of {_SPLITS}")
+            raise InputError(f"split is {self.split!r}; it must be one of {_SPLITS}")
         if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+            raise InputError(f"seed is {self.seed}; it must be 0 or more")
         if not 0 <= self.clutter <= 1:
-            raise ValueError(f"clutter is {self.clutter}; it must lie in [0, 1]")
+            raise InputError(f"clutter is {self.clutter}; it must lie in [0, 1]")
 
     def batch(self, start: int | Sequence[int], size: int | None = None) -> SceneBatch:
-        """Draws the scenes `start … start + size - 1`, or those of a sequence of indices.
+        """Draw the scenes ``start … start + size - 1``, or those of a sequence of indices.
 
         Args:
             start: The first index, or all the indices.
-            size: How many scenes, when `start` is one index.
+            size: How many scenes, when ``start`` is one index.
 
         Returns:
             The scenes in the order of their indices.
@@ -99,13 +101,13 @@ class Scenes:
     def render(
         self, start: int | Sequence[int], size: int | None = None, *, with_digit: bool = True
     ) -> SceneBatch:
-        """As `batch`; without the digit, everything else stays where it was."""
+        """As ``batch``; without the digit, everything else stays where it was."""
         if isinstance(start, int):
             if size is None:
-                raise ValueError("size is missing: how many scenes from this index on?")
+                raise InputError("size is missing: how many scenes from this index on?")
             indices: Sequence[int] = range(start, start + size)
         elif size is not None:
-            raise ValueError(f"size is {size}, yet the indices already say how many scenes")
+            raise InputError(f"size is {size}, yet the indices already say how many scenes")
         else:
             indices = start
         draws = self._draws(indices)
@@ -159,7 +161,7 @@ class Scenes:
         return _FLAT + _PHOTOGRAPH * self.clutter * (photographs - _FLAT)
 
     def _glyphs(self, glyph: Tensor) -> tuple[Tensor, Tensor]:
-        """Draws the digit and the pieces of others, each on its own canvas.
+        """Draw the digit and the pieces of others, each on its own canvas.
 
         Args:
             glyph: Random numbers, (B, G, D).
@@ -253,7 +255,7 @@ def _brightness_under(background: Tensor, corner: Tensor) -> Tensor:
 
 
 def _paste(canvases: Tensor, corner: Tensor) -> Tensor:
-    """Lays canvases on empty images; where some overlap, the strongest ink stays.
+    """Lay canvases on empty images; where some overlap, the strongest ink stays.
 
     Args:
         canvases: (B, G, 32, 32).

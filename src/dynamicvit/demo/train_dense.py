@@ -1,4 +1,4 @@
-"""Trains the demo's dense model: `python -m dynamicvit.demo.train_dense --out FILE`.
+"""Train the demo's dense model: ``python -m dynamicvit.demo.train_dense --out FILE``.
 
 Trained on cluttered scenes from the start, the model stays at chance for a long time: it has to
 find the digit before it can learn what digits look like. So it begins with clean scenes seen
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,18 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from .dense import DENSE_WEIGHTS, dense_model
-from .scenes import GRID, Scenes
+from dynamicvit.demo.dense import DENSE_WEIGHTS, dense_model
+from dynamicvit.demo.scenes import GRID, Scenes
+from dynamicvit.errors import InputError
 
 FIRST_WINDOW = 5
 """Side of the first window, in patches: a digit is about three patches tall."""
+ARGUMENTS = ("images", "batch_size", "lr", "seed")
+"""What decides the weights, and is stored with them."""
 
 
 class Window(nn.Module):
-    """Keeps a square window of patch tokens per image, in the place of timm's patch dropout.
+    """A square window of patch tokens for each image, in the place of timm's patch dropout.
 
     The position embedding is already added, so the model learns the place of every patch from
     windows that lie anywhere.
@@ -46,14 +50,14 @@ class Window(nn.Module):
         self.tokens: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Keeps the class token and the window's tokens, (B, 1 + N, C) to (B, 1 + K, C)."""
+        """Keep the class token and the window's tokens, (B, 1 + N, C) to (B, 1 + K, C)."""
         if self.tokens is None:
             return x
         return x.gather(1, self.tokens[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def window_around(digit_patches: Tensor, side: int, draws: torch.Generator) -> Tensor | None:
-    """Places a random window that holds as much of the digit as it can.
+    """Place a random window that holds as much of the digit as it can.
 
     Args:
         digit_patches: Which patches the digit covers, (B, N).
@@ -82,7 +86,7 @@ def window_around(digit_patches: Tensor, side: int, draws: torch.Generator) -> T
 
 @torch.inference_mode()
 def top1(model: nn.Module, scenes: Scenes, count: int, batch_size: int = 100) -> float:
-    """Share of the first `count` scenes that the model reads right, in percent."""
+    """Share of the first ``count`` scenes that the model reads right, in percent."""
     model.eval()
     right = 0
     for start in range(0, count, batch_size):
@@ -92,7 +96,7 @@ def top1(model: nn.Module, scenes: Scenes, count: int, batch_size: int = 100) ->
 
 
 def curriculum(progress: float) -> tuple[float, int]:
-    """The clutter and the window's side at a point of the training, `progress` in [0, 1]."""
+    """The clutter and the window's side at a point of the training, ``progress`` in [0, 1]."""
 
     def growth(start: float, end: float) -> float:
         return min(max((progress - start) / (end - start), 0), 1)
@@ -112,7 +116,11 @@ def learning_rate(progress: float, peak: float, warmup: float = 0.04) -> float:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Trains, checkpoints, scores and writes the weights."""
+    """Train, checkpoint, score and write the weights.
+
+    Raises:
+        InputError: if the checkpoint to go on from was made with other arguments.
+    """
     torch.manual_seed(args.seed)
     console = Console()
     model = dense_model()
@@ -123,9 +131,11 @@ def train(args: argparse.Namespace) -> None:
         model, "adamw", lr=args.lr, weight_decay=0.05, betas=(0.9, 0.98)
     )
     checkpoint = args.out.with_suffix(".checkpoint.pt")
+    arguments = {name: getattr(args, name) for name in ARGUMENTS}
     steps, step = args.images // args.batch_size, 0
     if checkpoint.exists():
         state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+        _check_same(state.get("arguments"), arguments, checkpoint)
         model.load_state_dict(state["model"])
         ema.module.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
@@ -175,6 +185,7 @@ def train(args: argparse.Namespace) -> None:
                     "ema": ema.module.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "step": step,
+                    "arguments": arguments,
                 }
                 torch.save(state, checkpoint.with_suffix(".tmp"))
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
@@ -183,14 +194,23 @@ def train(args: argparse.Namespace) -> None:
     checkpoint.unlink()
 
 
+def _check_same(stored: object, arguments: dict[str, Any], checkpoint: Path) -> None:
+    """Refuse to go on with other arguments: the command stored with the weights would be false."""
+    if stored != arguments:
+        raise InputError(
+            f"{checkpoint} was made with {stored}, not {arguments}: go on with those, "
+            "or delete it to start anew"
+        )
+
+
 def save(model: VisionTransformer, args: argparse.Namespace, images: int, console: Console) -> None:
-    """Writes the weights in half precision, with what one needs to make them again."""
+    """Write the weights in half precision, with what one needs to make them again."""
     model = deepcopy(model).half()
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     accuracy = top1(model.float(), Scenes("score", seed=args.seed), args.score_scenes)
     facts = {
         "command": f"python -m dynamicvit.demo.train_dense --images {args.images} "
-        f"--batch-size {args.batch_size} --lr {args.lr:g} --seed {args.seed}",
+        f"--batch-size {args.batch_size} --lr {args.lr} --seed {args.seed}",
         "seed": str(args.seed),
         "images_seen": str(images),
         "top1": f"{accuracy:.2f}",
@@ -202,7 +222,7 @@ def save(model: VisionTransformer, args: argparse.Namespace, images: int, consol
 
 
 def main() -> None:
-    """Parses the command line and trains."""
+    """Parse the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m dynamicvit.demo.train_dense")
     parser.add_argument("--out", type=Path, default=DENSE_WEIGHTS, help="safetensors to write")
     parser.add_argument("--images", type=int, default=230_000, help="scenes to train on")
@@ -211,7 +231,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=300, help="steps between two scores")
     parser.add_argument("--score-scenes", type=int, default=2_000, help="scenes of the last score")
-    train(parser.parse_args())
+    try:
+        train(parser.parse_args())
+    except InputError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -35,6 +35,9 @@ SAMPLERS: dict[str, Sampler] = {
     "best-k": best_k_sampler,
 }
 
+#: How often a run is saved: what a crash can cost.
+SAVE_SECONDS = 300.0
+
 #: The last third of the teacher's blocks says which patches were worth attending to.
 WATCHED = 1 / 3
 
@@ -89,16 +92,17 @@ def train(
         InputError: if the loss stays non-finite, with what to try.
         Interrupted: on Ctrl-C, after saving.
     """
+    if not model.schedule.stages:
+        raise InputError("there is nothing to train: the schedule has no stage")
     device = torch.device(device)
     model.to(device).train()
     teacher = dense_teacher(model)
-    model.sampler = SAMPLERS[recipe.decisions]
-    model.leave = recipe.leave
+    was = model.sampler, model.leave
+    model.sampler, model.leave = SAMPLERS[recipe.decisions], recipe.leave
     optimizer = create_optimizer(model, recipe)
     steps = total_steps(recipe, loader)
     rate = LearningRate(optimizer, recipe, steps)
-    # A decay meant for a long run would never leave the start in a short one: ramp it up.
-    ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+    ema = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
     mixup = _mixup(recipe, model.num_classes)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +114,7 @@ def train(
         (folder / "log.jsonl").write_text("")
 
     began, images_before = time.perf_counter(), run.images
+    saved = began
     try:
         for batch in batches(loader, run.step, steps):
             rate.set(run.step)
@@ -136,11 +141,16 @@ def train(
             )
             run.step += 1
             run.log(progress)
+            if time.perf_counter() - saved > SAVE_SECONDS:
+                run.save(recipe)
+                saved = time.perf_counter()
             if on_step is not None:
                 on_step(progress)
     except KeyboardInterrupt:
         run.save(recipe)
         raise Interrupted from None
+    finally:
+        model.sampler, model.leave = was
     run.save(recipe)
     if ema is not None:
         model.load_state_dict(ema.module.state_dict())
@@ -164,14 +174,15 @@ def step_losses(
             "losses.classification=0 to learn from the dense network alone"
         )
     if mixup is not None:
-        even = len(images) - len(images) % 2  # timm's mixup pairs images
-        images, labels = mixup(images[:even], labels[:even])
+        if len(images) % 2:  # timm's mixup pairs images: one of them is its own partner
+            images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
+        images, labels = mixup(images, labels)
     with torch.autocast(images.device.type, precision, enabled=precision is not None):
         with torch.no_grad():
             # The teacher's stem serves both: the student's is never trained, so it is the same.
             depth = model.schedule.stages[0]
             start = teacher.stem(images, depth) if recipe.share_stem else images
-            watched = round(WATCHED * teacher.depth) if recipe.losses.guidance else 0
+            watched = math.ceil(WATCHED * teacher.depth) if recipe.losses.guidance else 0
             dense = teacher.forward_teacher(start, watched)
         output = model.forward_masked(start)
         losses = dynamicvit_loss(
@@ -181,6 +192,7 @@ def step_losses(
             teacher_logits=dense.logits,
             teacher_patches=dense.features.patches,
             teacher_attention=dense.attention_received,
+            label_smoothing=recipe.augment.smoothing,
             weights=recipe.losses.weights(),
         )
     return output, losses

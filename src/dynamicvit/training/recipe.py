@@ -37,7 +37,10 @@ class LossRecipe(_Strict):
 
 
 class AugmentRecipe(_Strict):
-    """Augmentation, all of it timm's."""
+    """Augmentation, all of it timm's.
+
+    Mixup, cutmix and smoothing are about labels: without the classification loss they are off.
+    """
 
     scale: tuple[float, float] = (0.08, 1.0)
     hflip: float = Field(0.5, ge=0, le=1)
@@ -120,6 +123,8 @@ class Recipe(_Strict):
                 f"leave: {self.leave} needs decisions that keep as many tokens of each image: "
                 "top-k or best-k"
             )
+        if self.stages == ():
+            raise ValueError("stages: at least one is needed to drop anything")
         if self.leave == "at once" and not self.losses.guidance:
             raise ValueError(
                 "leave: at once gives the decisions no gradient: set losses.guidance as well"
@@ -163,7 +168,10 @@ def _read(name_or_path: str) -> dict[str, Any]:
     if name_or_path in recipe_names():
         text = (resources.files("dynamicvit.recipes") / f"{name_or_path}.yaml").read_text()
     elif path.is_file():
-        text = path.read_text()
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            raise InputError(f"recipe {name_or_path} is not text") from None
     else:
         raise InputError(
             f"no recipe {name_or_path!r}: give a YAML file or one of {', '.join(recipe_names())}"
@@ -188,15 +196,21 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise InputError(f"override {override!r}: {parent} has no parts")
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"override {override!r}: {text!r} is not YAML") from None
     if last in ("epochs", "images") and values[last] is not None:  # one replaces the other
         values["images" if last == "epochs" else "epochs"] = None
 
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
+    # pydantic also names the member of a union; people know fields only.
+    known = {*Recipe.model_fields, *LossRecipe.model_fields, *AugmentRecipe.model_fields}
+    unknown = problem["type"] == "extra_forbidden"
+    place = ".".join(str(p) for p in problem["loc"] if unknown or p in known or isinstance(p, int))
+    if unknown:
         near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(problem["loc"]), n=1)
         return f"unknown key {place!r}" + (f", did you mean {near[0]!r}?" if near else "")
     message = problem["msg"].removeprefix("Value error, ")

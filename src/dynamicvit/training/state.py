@@ -16,6 +16,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.model import DynamicViT
 from dynamicvit.training.checkpoint import load_checkpoint, save_checkpoint
 from dynamicvit.training.recipe import Recipe, dump_recipe
+from dynamicvit.weights import load_exactly
 
 #: So many non-finite losses in a row are no accident.
 MAX_BAD_STEPS = 10
@@ -120,10 +121,8 @@ class RunState:
         """Write everything that going on needs."""
         state: dict[str, Any] = {
             "recipe": dump_recipe(recipe),
-            "model": self.model.state_dict(),
-            "teacher": self.teacher.state_dict(),
+            **{part: weights.state_dict() for part, weights in self._parts().items()},
             "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
             "counters": {name: getattr(self, name) for name in self._counters},
         }
         save_checkpoint(state, self.folder / "checkpoint.pt")
@@ -134,14 +133,19 @@ class RunState:
         state = load_checkpoint(path)
         if state.get("recipe") != dump_recipe(recipe):
             raise InputError(f"{path} belongs to another recipe; see {self.folder}/recipe.yaml")
-        self.model.load_state_dict(state["model"])
-        self.teacher.load_state_dict(state["teacher"])
+        for part, weights in self._parts().items():
+            load_exactly(weights, state[part], f"{path} is of another model")
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
         for name in self._counters:
             setattr(self, name, state["counters"][name])
         self.seconds_before = self.seconds
+        log = self.folder / "log.jsonl"  # what came after the checkpoint is done again
+        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+        log.write_text("".join(lines[: len(self.kept)]))
+
+    def _parts(self) -> dict[str, nn.Module]:
+        averaged = {} if self.ema is None else {"ema": self.ema.module}
+        return {"model": self.model, "teacher": self.teacher, **averaged}
 
     _counters = ("step", "images", "bad_steps", "bad_in_a_row", "seconds", "skipped", "kept")
 
