@@ -171,7 +171,7 @@ def rows(model: DynamicViT, name: str, size: Size, seed: int) -> Iterator[Row]:
 
 def picture_scenes(seed: int) -> SceneBatch:
     """Some scoring scenes for the picture."""
-    return Scenes("score", seed=seed).batch(0, 6)
+    return Scenes("score", seed=seed).batch(0, 4)
 
 
 def shortcomings(rows: list[Row]) -> list[str]:
