@@ -151,7 +151,8 @@ def train(
         raise Interrupted from None
     finally:
         model.sampler, model.leave = was
-    run.save(recipe)
+    if run.images:  # else no image could be read, and there is nothing to go on from
+        run.save(recipe)
     if ema is not None:
         model.load_state_dict(ema.module.state_dict())
     model.eval()
