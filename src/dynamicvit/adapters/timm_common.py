@@ -94,7 +94,10 @@ class TimmAdapter(Adapter):
     def in_chans(self, backbone: nn.Module) -> int:
         # Older timm keeps the number in the patch embedding only.
         known = getattr(backbone, "in_chans", None)
-        return cast(int, known or backbone.patch_embed.proj.in_channels)
+        if known is None:
+            convolutions = (m for m in backbone.patch_embed.modules() if isinstance(m, nn.Conv2d))
+            known = next(convolutions).in_channels
+        return cast(int, known)
 
     def grid_size(self, backbone: nn.Module, height: int, width: int) -> tuple[int, int]:
         embed = backbone.patch_embed
@@ -204,9 +207,9 @@ def attention_pool(pool: nn.Module, x: Tensor, decision: Tensor | None) -> Tenso
     Returns:
         ``(B, C)``; zero for an image that keeps nothing.
     """
-    batch, length, _ = x.shape
+    batch, length, width = x.shape  # the backbones' pools keep the width
     if length == 0:
-        return x.new_zeros(batch, pool.out_features)
+        return x.new_zeros(batch, width)
     latent = pool.latent.expand(batch, -1, -1)
     query = pool.q(latent).reshape(batch, pool.latent_len, pool.num_heads, pool.head_dim)
     key, value = (

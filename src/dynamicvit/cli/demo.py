@@ -25,7 +25,7 @@ from dynamicvit.visualization import figure, save_figure
 def demo(
     output: Output = Path("demo"),
     quick: Annotated[
-        bool, typer.Option("--quick", help="A minute instead of four, with fewer scenes.")
+        bool, typer.Option("--quick", help="One minute instead of three, with fewer scenes.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of scenes and training.")] = 0,
     threads: Threads = None,
