@@ -1,5 +1,26 @@
 """Small models: one thread is fastest for each, and ``make test`` runs as many tests as cores."""
 
+import sys
+from collections.abc import Callable
+
+import pytest
 import torch
 
+import dynamicvit.cli
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The program as the shell runs it; gives the exit code."""
+
+    def run(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["dynamicvit", *map(str, words)])
+        try:
+            dynamicvit.cli.main()
+        except SystemExit as exit:
+            return int(exit.code or 0)
+        return 0
+
+    return run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-import dynamicvit.cli
 from dynamicvit import DynamicViT, sparsify
 from dynamicvit.cli import app
 from dynamicvit.cli import evaluate as command
@@ -64,19 +62,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch) -> Main:
-    """The command as the shell runs it; gives the exit code."""
-
-    def run(*arguments: object) -> int:
-        words = ["dynamicvit", "eval", *map(str, arguments), "--workers", "0"]
-        monkeypatch.setattr(sys, "argv", words)
-        try:
-            dynamicvit.cli.main()
-        except SystemExit as exit:
-            return int(exit.code or 0)
-        return 0
-
-    return run
+def main(command: Main) -> Main:
+    """The command, with what every call has; gives the exit code."""
+    return lambda *arguments: command("eval", *arguments, "--workers", "0")
 
 
 @pytest.fixture

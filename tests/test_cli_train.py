@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import dynamicvit.cli
 from dynamicvit import DynamicViT, sparsify
 from dynamicvit.cli import app
 from dynamicvit.cli import train as command
@@ -82,19 +81,9 @@ def flat(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch) -> Main:
-    """A command as the shell runs it; gives the exit code."""
-
-    def run(*arguments: object) -> int:
-        words = ["dynamicvit", *map(str, arguments), "--workers", "0"]
-        monkeypatch.setattr(sys, "argv", words)
-        try:
-            dynamicvit.cli.main()
-        except SystemExit as exit:
-            return int(exit.code or 0)
-        return 0
-
-    return run
+def main(command: Main) -> Main:
+    """The command, with what every call has; gives the exit code."""
+    return lambda *arguments: command(*arguments, "--workers", "0")
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from typer.testing import CliRunner
 
-import dynamicvit.cli
 from dynamicvit import DynamicViT, InputError, sparsify
 from dynamicvit.cli import app
 from dynamicvit.cli import visualize as command
@@ -61,18 +59,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch) -> Main:
-    """The command as the shell runs it; gives the exit code."""
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["dynamicvit", "visualize", *map(str, arguments)])
-        try:
-            dynamicvit.cli.main()
-        except SystemExit as exit:
-            return int(exit.code or 0)
-        return 0
-
-    return run
+def main(command: Main) -> Main:
+    """The command, with what every call has; gives the exit code."""
+    return lambda *arguments: command("visualize", *arguments)
 
 
 def files_in(folder: Path) -> list[str]:

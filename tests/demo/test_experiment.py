@@ -96,3 +96,16 @@ def test_the_command_prints_every_row_and_draws_the_picture(
     for text in ("dense", "DynamicViT", "random", "seed 0"):
         assert text in result.output
     assert (tmp_path / "demo.png").stat().st_size > 10_000
+
+
+def test_the_speed_up_is_timed_with_the_threads_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    timing = experiment.bench
+
+    def recorded(*arguments: object, **options: object) -> object:
+        seen.append(options["threads"])
+        return timing(*arguments, **options)
+
+    monkeypatch.setattr(experiment, "bench", recorded)
+    list(experiment.rows(experiment.sparse_model(), "DynamicViT", TINY, seed=0))
+    assert seen == [torch.get_num_threads()] * len(experiment.RATIOS)

@@ -123,12 +123,7 @@ def fine_tune(
 
 
 @torch.inference_mode()
-def score(
-    model: DynamicViT,
-    size: Size,
-    seed: int,
-    on_batch: Callable[[int], None] | None = None,
-) -> tuple[float, float, float]:
+def score(model: DynamicViT, size: Size, seed: int) -> tuple[float, float, float]:
     """Top-1 and the share of digit and background patches left, over the scoring scenes."""
     torch.manual_seed(seed)  # chance, too, is to be had again
     right = digit = digit_kept = background = background_kept = 0
@@ -142,8 +137,6 @@ def score(
         digit_kept += int((left & scene.digit_patches).sum())
         background += int((~scene.digit_patches).sum())
         background_kept += int((left & ~scene.digit_patches).sum())
-        if on_batch is not None:
-            on_batch(len(scene.images))
     return right / size.score_scenes, digit_kept / digit, background_kept / background
 
 
@@ -161,9 +154,13 @@ def rows(model: DynamicViT, name: str, size: Size, seed: int) -> Iterator[Row]:
     for ratio in RATIOS:
         model.keep_ratio = ratio
         top1, digit, background = score(model, size, seed)
-        timing = bench(model, batch_sizes=(32,), precisions=("fp32",), seconds=size.bench_seconds)[
-            0
-        ]
+        (timing,) = bench(
+            model,
+            batch_sizes=(32,),
+            precisions=("fp32",),
+            threads=torch.get_num_threads(),
+            seconds=size.bench_seconds,
+        )
         gmacs = count_macs(model) / 1e9
         yield Row(name, ratio, top1, gmacs, timing.speedup.median, digit, background)
     model.keep_ratio = TRAINED_RATIO
