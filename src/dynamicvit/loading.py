@@ -11,13 +11,14 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub.constants import CONFIG_NAME
-from timm.layers import DropPath
 from timm.models import is_model
 from torch import Tensor, nn
 
+from dynamicvit.adapters import adapter_for
 from dynamicvit.errors import InputError
 from dynamicvit.macs import resolve_image_size
 from dynamicvit.model import DynamicViT, sparsify
+from dynamicvit.networks import backbone_of
 from dynamicvit.registry import PREFIX
 from dynamicvit.released import is_released, load_released, rename_released
 from dynamicvit.weights import first_line, load_exactly, read_weights
@@ -115,7 +116,7 @@ def load_backbone(
 
 
 def set_image_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Let a backbone take images of another size, by timm's own means.
+    """Let a backbone take images of another size, by its own library's means.
 
     Args:
         model: a DynamicViT or a dense backbone; changed in place.
@@ -127,23 +128,11 @@ def set_image_size(model: nn.Module, size: int | tuple[int, int] | None) -> tupl
     Raises:
         InputError: for a size that it can't take.
     """
-    own = resolve_image_size(model)
     if size is None:
-        return own
+        return resolve_image_size(model)
     height, width = (size, size) if isinstance(size, int) else size
-    backbone: Any = getattr(model, "backbone", model)
-    embed = backbone.patch_embed
-    rows, columns = embed.patch_size
-    whole = height % rows == 0 and width % columns == 0
-    # With dynamic_img_size and dynamic_img_pad it takes any size as it is.
-    pads = embed.dynamic_img_pad and not embed.strict_img_size
-    if min(height, width) < 1 or not (whole or pads):
-        raise InputError(
-            f"images of {height}x{width}, but this backbone takes multiples of its "
-            f"{rows}x{columns} patches"
-        )
-    if whole and (height, width) != own and hasattr(backbone, "set_input_size"):
-        backbone.set_input_size(img_size=(height, width))
+    backbone = backbone_of(model)
+    adapter_for(backbone).set_image_size(backbone, height, width)
     return resolve_image_size(model, (height, width))
 
 
@@ -155,12 +144,12 @@ def set_drop_path(model: DynamicViT, rate: float) -> None:
     Args:
         model: changed in place.
         rate: of the last block; it grows from 0 at the first.
+
+    Raises:
+        InputError: if the backbone can't drop branches.
     """
-    blocks: Any = model.backbone.blocks
-    shares = torch.linspace(0, rate, len(blocks)).tolist()
-    for block, share in zip(blocks, shares, strict=True):
-        block.drop_path1 = DropPath(share) if share else nn.Identity()
-        block.drop_path2 = DropPath(share) if share else nn.Identity()
+    rates = torch.linspace(0, rate, model.depth).tolist()
+    adapter_for(model.backbone).set_drop_path(model.backbone, rates)
 
 
 # ---------------------------------------------------------------- names

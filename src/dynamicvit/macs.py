@@ -9,18 +9,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynamicvit.adapters import Adapter, adapter_for
-from dynamicvit.adapters.timm_common import TimmAdapter
-from dynamicvit.errors import InputError, UnsupportedBackboneError
+from dynamicvit.adapters import adapter_for
+from dynamicvit.errors import InputError
+from dynamicvit.layer_macs import linear_macs
 from dynamicvit.model import DynamicViT
-from dynamicvit.networks import own_image_size
+from dynamicvit.networks import (
+    backbone_of,
+    core_of,
+    image_channels,
+    own_image_size,
+    supported,
+    without_compiler,
+)
 from dynamicvit.prediction import PredictionModule
 from dynamicvit.schedule import Schedule
 
@@ -57,7 +64,7 @@ def count_macs(model: nn.Module, image_size: ImageSize = None) -> int:
     height, width = resolve_image_size(model, image_size)
     twin = meta_copy(model).eval().requires_grad_(False)
     weights = (parameter.dtype for parameter in twin.parameters() if parameter.is_floating_point())
-    channels = getattr(_backbone(model), "in_chans", 3)
+    channels = image_channels(model)
     # The flop counter misses fused attention on the CPU in some releases of torch. The math
     # backend takes attention apart into matrix products, which every release counts.
     with (
@@ -73,7 +80,7 @@ def count_macs(model: nn.Module, image_size: ImageSize = None) -> int:
 
 def meta_copy(model: _Module) -> _Module:
     """A copy of the module with the shapes of its weights, but not the weights (meta device)."""
-    model = _unwrapped(model)
+    model = without_compiler(model)
     memo: dict[int, object] = {}
     for parameter in model.parameters():
         empty = torch.empty_like(parameter, device="meta")
@@ -94,16 +101,14 @@ def resolve_image_size(model: nn.Module, image_size: ImageSize = None) -> tuple[
     Raises:
         InputError: for an image size that the backbone refuses.
     """
-    backbone = _backbone(model)
-    size = own_image_size(backbone) if image_size is None else image_size
+    backbone = backbone_of(model)
+    size = own_image_size(model) if image_size is None else image_size
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
         raise InputError(f"an image size is one or two positive whole numbers, got {image_size!r}")
-    try:
-        adapter = adapter_for(backbone)
-    except UnsupportedBackboneError:  # counted, but not pruned: it checks its images itself
-        return sides
-    adapter.grid_size(backbone, *sides)
+    adapter = supported(backbone)
+    if adapter is not None:  # others are counted, but not pruned: they check their images
+        adapter.grid_size(backbone, *sides)
     return sides
 
 
@@ -174,74 +179,35 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
             as many are measured as they are; else they are taken to be the paper's.
         image_size: see :func:`schedule_macs`.
     """
-    backbone: Any = _backbone(model)
+    backbone = backbone_of(model)
     adapter = adapter_for(backbone)
     height, width = resolve_image_size(model, image_size)
     rows, columns = adapter.grid_size(backbone, height, width)
-    blocks: Any = adapter.blocks(backbone)
-    head, head_token = _head(adapter, backbone)
+    blocks = [adapter.block_macs(backbone, depth) for depth in range(len(adapter.blocks(backbone)))]
+    head, head_token = adapter.head_macs(backbone)
     return Costs(
         num_patches=rows * columns,
-        num_prefix=backbone.num_prefix_tokens,
-        embed=_convolutions(backbone.patch_embed, height, width),
-        block_token=tuple(_linear(block) for block in blocks),
-        # Query times key and weights times value: each as wide as the heads are together.
-        block_pair=tuple(2 * block.attn.proj.in_features for block in blocks),
+        num_prefix=adapter.num_prefix_tokens(backbone),
+        embed=adapter.embed_macs(backbone, height, width),
+        block_token=tuple(token for token, _ in blocks),
+        block_pair=tuple(pair for _, pair in blocks),
         predictor=_predictors(model, num_stages),
         head=head,
         head_token=head_token,
     )
 
 
-def _linear(module: nn.Module) -> int:
-    """Weights of all linear layers: the MACs of one token that passes through each once."""
-    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
-
-
-def _convolutions(embed: Any, height: int, width: int) -> int:
-    """MACs of a patch embedding: convolutions one after the other."""
-    if getattr(embed, "dynamic_img_pad", False):
-        rows, columns = embed.patch_size
-        height, width = -(-height // rows) * rows, -(-width // columns) * columns
-    total = 0
-    size = (height, width)
-    for conv in embed.modules():
-        if isinstance(conv, nn.Conv2d):
-            geometry = zip(size, conv.kernel_size, conv.stride, conv.padding, strict=True)
-            size = tuple((side + 2 * int(p) - k) // s + 1 for side, k, s, p in geometry)
-            total += conv.weight.numel() * size[0] * size[1]
-    return total
-
-
 def _predictors(model: nn.Module, num_stages: int) -> tuple[int, ...]:
     """MACs of each stage's prediction module for one patch token."""
-    inner = _unwrapped(model)
+    inner = core_of(model)
     if isinstance(inner, DynamicViT) and len(inner.predictors) == num_stages:
-        return tuple(_linear(predictor) for predictor in inner.predictors)
+        return tuple(linear_macs(predictor) for predictor in inner.predictors)
     if num_stages == 0:
         return ()
-    backbone = _backbone(model)
+    backbone = backbone_of(model)
     with torch.device("meta"):
         predictor = PredictionModule(adapter_for(backbone).width(backbone))
-    return (_linear(predictor),) * num_stages
-
-
-def _head(adapter: Adapter, backbone: Any) -> tuple[int, int]:
-    """MACs of pooling and classifiers: those of an image, and those of each patch token left."""
-    # The distilled DeiT has two classifiers; LV-ViT has one that scores every patch.
-    classifiers = (getattr(backbone, name, None) for name in ("head", "head_dist"))
-    image = sum(_linear(classifier) for classifier in classifiers if classifier is not None)
-    per_patch = _linear(getattr(backbone, "aux_head", None) or nn.Identity())
-    pool = getattr(backbone, "attn_pool", None)
-    if pool is not None:
-        # Every pooled token gives a key and a value; the latent queries pass through the rest.
-        width = pool.num_heads * pool.head_dim
-        pooled = _linear(pool.kv) + 2 * pool.latent_len * width
-        image += (_linear(pool) - _linear(pool.kv)) * pool.latent_len
-        per_patch += pooled
-        if isinstance(adapter, TimmAdapter) and adapter.pools_prefix(backbone):
-            image += pooled * backbone.num_prefix_tokens
-    return image, per_patch
+    return (linear_macs(predictor),) * num_stages
 
 
 # -------------------------------------------------------------------------------- budgets
@@ -330,8 +296,8 @@ def keep_ratio_for(
             says how much that is), not positive, or not exactly one of the two is given.
     """
     budget = Budget(macs, fraction)
-    depth = len(adapter_for(_backbone(model)).blocks(_backbone(model)))
-    inner = _unwrapped(model)
+    depth = len(adapter_for(backbone_of(model)).blocks(backbone_of(model)))
+    inner = core_of(model)
     if stages is None and isinstance(inner, DynamicViT):
         stages = inner.schedule.stages
     schedule = Schedule.for_depth(depth, 1.0, stages)
@@ -359,19 +325,9 @@ def keep_ratio_for(
 # -------------------------------------------------------------------------------- inside
 
 
-def _unwrapped(model: _Module) -> _Module:
-    """The module that ``torch.compile`` may have wrapped."""
-    return getattr(model, "_orig_mod", model)
-
-
-def _backbone(model: nn.Module) -> nn.Module:
-    model = _unwrapped(model)
-    return model.backbone if isinstance(model, DynamicViT) else model
-
-
 def _fitting(model: nn.Module, schedule: Schedule) -> Schedule:
     """The schedule, checked against the model's depth."""
     if not schedule.stages:
         return schedule
-    depth = len(adapter_for(_backbone(model)).blocks(_backbone(model)))
+    depth = len(adapter_for(backbone_of(model)).blocks(backbone_of(model)))
     return Schedule.for_depth(depth, schedule.keep_ratios, schedule.stages)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,10 @@ class MaskedOutput:
         log_odds: for each stage ``(B, N)``, log-odds of keeping each patch that entered the stage,
             ``-inf`` for those dropped before. Empty when the decisions were given.
         grid: rows and columns of patches; N is their product.
+        loss_logits: ``(B, classes)``, what classification and distillation look at. The same as
+            ``logits``, but for LV-ViT: the class token's alone, as the released code trains it.
+        patch_logits: ``(B, M, classes)`` of LV-ViT's second classifier for every held patch token,
+            which the token loss then looks at; ``None`` for other families.
     """
 
     logits: Tensor
@@ -76,6 +80,8 @@ class MaskedOutput:
     decisions: tuple[Tensor, ...]
     log_odds: tuple[Tensor, ...]
     grid: tuple[int, int]
+    loss_logits: Tensor
+    patch_logits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,15 @@ class DenseOutput:
         features: the final tokens after the final norm.
         attention_received: ``(B, N)``, how much attention each patch got in the blocks that were
             watched, on average over blocks, heads and tokens; ``None`` when none was watched.
+        loss_logits: ``(B, classes)``, as in :class:`MaskedOutput`.
+        patch_logits: ``(B, N, classes)`` or ``None``, as in :class:`MaskedOutput`.
     """
 
     logits: Tensor
     features: Tokens
     attention_received: Tensor | None
+    loss_logits: Tensor
+    patch_logits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,7 @@ class DynamicViT(nn.Module, HubMixin):
 
     In ``eval()`` calling the model gives logits ``(B, classes)`` through the pruned path; in
     ``train()`` it gives a :class:`MaskedOutput`. Each path can be called by name in either mode.
+    The backbone's batch norms keep their statistics in either mode (:meth:`train`).
 
     Args:
         backbone: a supported vision transformer. It is used as it is and not changed: calling it
@@ -164,7 +175,12 @@ class DynamicViT(nn.Module, HubMixin):
     @property
     def depth(self) -> int:
         """Number of transformer blocks."""
-        return len(self._adapter.blocks(self.backbone))
+        return len(self.blocks)
+
+    @property
+    def blocks(self) -> nn.ModuleList | nn.Sequential:
+        """The backbone's transformer blocks, in order."""
+        return self._adapter.blocks(self.backbone)
 
     @property
     def schedule(self) -> Schedule:
@@ -183,6 +199,23 @@ class DynamicViT(nn.Module, HubMixin):
     @keep_ratio.setter
     def keep_ratio(self, keep_ratio: float | Sequence[float]) -> None:
         self._schedule = Schedule.for_depth(self.depth, keep_ratio, self._schedule.stages)
+
+    # ---------------------------------------------------------------- the mode
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or inference; the statistics of batch norms stay the pretrained ones.
+
+        The released code lets LV-ViT's stem collect new ones. With frozen ones teacher and student
+        see the same stem, no image depends on its batch, and training sees what inference does.
+
+        Args:
+            mode: whether to train.
+        """
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
 
     # ---------------------------------------------------------------- the two paths
 
@@ -237,7 +270,10 @@ class DynamicViT(nn.Module, HubMixin):
         """
         stem = images if isinstance(images, Stem) else self.stem(images)
         features, taken, scores = self._mask(stem, decisions)
-        return MaskedOutput(self.forward_head(features), features, taken, scores, stem.grid)
+        logits, loss_logits, patch_logits = self._adapter.answers(self.backbone, features)
+        return MaskedOutput(
+            logits, features, taken, scores, stem.grid, loss_logits, patch_logits
+        )
 
     def forward_dense(self, images: Tensor | Stem) -> tuple[Tensor, Tokens]:
         """The backbone's own dense output: logits and final tokens.
@@ -267,7 +303,8 @@ class DynamicViT(nn.Module, HubMixin):
             tokens = self._run(tokens, stem.position, depth, depth + 1)
         tokens = self._finish(tokens)
         attention = torch.stack(received).mean(dim=0) if received else None
-        return DenseOutput(self.forward_head(tokens), tokens, attention)
+        logits, loss_logits, patch_logits = self._adapter.answers(self.backbone, tokens)
+        return DenseOutput(logits, tokens, attention, loss_logits, patch_logits)
 
     def forward_pruned(
         self, images: Tensor, decisions: Sequence[Tensor] | None = None
@@ -410,7 +447,7 @@ class DynamicViT(nn.Module, HubMixin):
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """timm's description of the backbone's weights and input."""
-        return getattr(self.backbone, "pretrained_cfg", {})
+        return self._adapter.pretrained_cfg(self.backbone)
 
     @property
     def default_cfg(self) -> dict[str, Any]:
@@ -420,17 +457,17 @@ class DynamicViT(nn.Module, HubMixin):
     @property
     def num_classes(self) -> int:
         """Number of classes of the head."""
-        return self.backbone.num_classes
+        return self._adapter.num_classes(self.backbone)
 
     @property
     def num_features(self) -> int:
-        """C, the width of the features before the classifier."""
-        return self.backbone.num_features
+        """Width of the pooled features that the classifier takes."""
+        return self._adapter.num_features(self.backbone)
 
     @property
     def num_prefix_tokens(self) -> int:
         """P, the tokens that are never dropped."""
-        return self.backbone.num_prefix_tokens
+        return self._adapter.num_prefix_tokens(self.backbone)
 
     @property
     def in_chans(self) -> int:
@@ -439,7 +476,7 @@ class DynamicViT(nn.Module, HubMixin):
 
     def get_classifier(self) -> nn.Module:
         """The backbone's classifier."""
-        return self.backbone.get_classifier()
+        return self._adapter.classifier(self.backbone)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the backbone a fresh classifier; with another pool, if it can have it.
@@ -447,17 +484,16 @@ class DynamicViT(nn.Module, HubMixin):
         Raises:
             InputError: for a pool that the backbone can't have, or that leaves tokens unpooled.
         """
-        if global_pool is not None:
-            self._adapter.check_pool(self.backbone, global_pool)
-        self.backbone.reset_classifier(num_classes, global_pool)
+        self._adapter.reset_classifier(self.backbone, num_classes, global_pool)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone."""
-        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+        names = self._adapter.no_weight_decay(self.backbone)
+        return {f"backbone.{name}" for name in names}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade computation for memory in training: blocks are run again in the backward pass."""
-        self.backbone.set_grad_checkpointing(enable)
+        self._adapter.set_grad_checkpointing(self.backbone, enable)
 
 
 def sparsify(
@@ -484,8 +520,9 @@ def sparsify(
         raise InputError("the model is a DynamicViT already: set its keep_ratio instead")
     if not isinstance(model, nn.Module):
         raise InputError(f"sparsify takes a model, as timm.create_model makes it, got {model!r}")
-    depth = len(adapter_for(model).blocks(model))
-    return DynamicViT(model, Schedule.for_depth(depth, keep_ratio, stages))
+    adapter = adapter_for(model)
+    depth = len(adapter.blocks(model))
+    return adapter.wrap(DynamicViT(model, Schedule.for_depth(depth, keep_ratio, stages)))
 
 
 def _survivors(tokens: Tokens, num_patches: int) -> Tensor:

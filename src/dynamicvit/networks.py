@@ -1,25 +1,64 @@
-"""What several parts ask of any network, a DynamicViT or a dense one."""
+"""What several parts ask of any network: a DynamicViT, a model around one, or a dense one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
 from torch import nn
+
+from dynamicvit.adapters import Adapter, adapter_for
+from dynamicvit.errors import UnsupportedBackboneError
+from dynamicvit.model import DynamicViT
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def without_compiler(model: _Module) -> _Module:
+    """The module that ``torch.compile`` wrapped."""
+    return getattr(model, "_orig_mod", model)
+
+
+def core_of(model: nn.Module) -> nn.Module:
+    """The DynamicViT inside a model that speaks another library's language; others as they are."""
+    model = without_compiler(model)
+    inner = getattr(model, "dynamicvit", None)
+    return inner if isinstance(inner, DynamicViT) else model
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The dense network inside, or the model itself."""
+    core = core_of(model)
+    return core.backbone if isinstance(core, DynamicViT) else core
+
+
+def supported(backbone: nn.Module) -> Adapter | None:
+    """The adapter that covers a dense network, or ``None``."""
+    try:
+        return adapter_for(backbone)
+    except UnsupportedBackboneError:
+        return None
 
 
 def own_image_size(model: nn.Module) -> tuple[int, int]:
     """Height and width in pixels that a network was built for.
 
-    ``pretrained_cfg`` says what the weights were trained at, which ``img_size=...`` leaves behind.
+    Of a network that no adapter covers: what timm's ``pretrained_cfg`` says, or 224.
     """
-    backbone: Any = getattr(model, "backbone", model)
-    built_for = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
-    if built_for is not None:
-        return tuple(built_for)
+    backbone = backbone_of(model)
+    adapter = supported(backbone)
+    if adapter is not None:
+        return adapter.image_size(backbone)
     config = getattr(backbone, "pretrained_cfg", None) or {}
     return tuple(config.get("input_size", (3, 224, 224))[1:])
+
+
+def image_channels(model: nn.Module) -> int:
+    """Number of channels of the images that a network takes."""
+    backbone = backbone_of(model)
+    adapter = supported(backbone)
+    return getattr(backbone, "in_chans", 3) if adapter is None else adapter.in_chans(backbone)
 
 
 @contextmanager

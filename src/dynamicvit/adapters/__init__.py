@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import NamedTuple
+
 from torch import nn
 
-from dynamicvit.adapters.base import Adapter
+from dynamicvit.adapters.base import Adapter, Heads
 from dynamicvit.adapters.beit import BeitAdapter
 from dynamicvit.adapters.eva import EvaAdapter
+from dynamicvit.adapters.lvvit import LVViTAdapter
 from dynamicvit.adapters.vit import ViTAdapter
-from dynamicvit.errors import UnsupportedBackboneError
+from dynamicvit.errors import InputError, UnsupportedBackboneError
 
-__all__ = ["Adapter", "adapter_for"]
+__all__ = ["Adapter", "Heads", "adapter_for", "adapter_from", "register_adapter"]
 
-_ADAPTERS: tuple[Adapter, ...] = (ViTAdapter(), EvaAdapter(), BeitAdapter())
+
+class _Optional(NamedTuple):
+    """Families of a library that need not be installed: imported when a model of it comes.
+
+    Attributes:
+        families: as error messages list them before that.
+        module: registers their adapters when it is imported.
+    """
+
+    families: str
+    module: str
+
+
+_ADAPTERS: list[Adapter] = [ViTAdapter(), EvaAdapter(), BeitAdapter(), LVViTAdapter()]
+
+_OPTIONAL: dict[str, _Optional] = {}
+
+
+def register_adapter(adapter: Adapter) -> None:
+    """Support one more family of backbones.
+
+    It is asked before those that are there, and takes the place of one of the same class.
+
+    Args:
+        adapter: of the new family.
+    """
+    same = [known for known in _ADAPTERS if type(known).__qualname__ == type(adapter).__qualname__]
+    for known in same:  # a notebook's cell, run again
+        _ADAPTERS.remove(known)
+    _ADAPTERS.insert(0, adapter)
 
 
 def adapter_for(backbone: nn.Module) -> Adapter:
@@ -21,14 +54,50 @@ def adapter_for(backbone: nn.Module) -> Adapter:
     Raises:
         UnsupportedBackboneError: naming the class that is not supported and the families that are.
     """
+    _import_families_of(backbone)
     name = f"{type(backbone).__module__}.{type(backbone).__qualname__}"
-    families = "; ".join(adapter.family for adapter in _ADAPTERS)
     for adapter in _ADAPTERS:
         if adapter.claims(backbone):
             reason = adapter.why_not(backbone)
             if reason is None:
                 return adapter
             raise UnsupportedBackboneError(
-                f"{name} is not supported because of {reason}. Supported families: {families}"
+                f"{name} is not supported because of {reason}. Supported families: {_families()}"
             )
-    raise UnsupportedBackboneError(f"{name} is not supported. Supported families: {families}")
+    raise UnsupportedBackboneError(f"{name} is not supported. Supported families: {_families()}")
+
+
+def adapter_from(source: str) -> Adapter:
+    """An adapter that builds backbones from descriptions of a source (``Adapter.source``).
+
+    Raises:
+        InputError: if there is none.
+    """
+    if source in _OPTIONAL:
+        _import(source)
+    for adapter in _ADAPTERS:
+        if adapter.source == source != "":
+            return adapter
+    known = sorted({adapter.source for adapter in _ADAPTERS} - {""})
+    raise InputError(
+        f"no adapter builds backbones from {source!r} (those registered: {', '.join(known)}); "
+        f"register_adapter adds one"
+    )
+
+
+def _import_families_of(backbone: nn.Module) -> None:
+    for ancestor in type(backbone).__mro__:
+        library = ancestor.__module__.partition(".")[0]
+        if library in _OPTIONAL:
+            _import(library)
+
+
+def _import(library: str) -> None:
+    module = _OPTIONAL[library].module
+    import_module(module)
+    del _OPTIONAL[library]
+
+
+def _families() -> str:
+    families = [adapter.family for adapter in _ADAPTERS]
+    return "; ".join([*families, *(optional.families for optional in _OPTIONAL.values())])

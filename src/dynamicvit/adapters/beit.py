@@ -8,8 +8,9 @@ import torch
 from timm.models.beit import Attention, Beit, Block
 from torch import Tensor, nn
 
+from dynamicvit.adapters.base import Heads
 from dynamicvit.adapters.eva import gamma_scaled, split_heads
-from dynamicvit.adapters.timm_common import Heads, TimmAdapter
+from dynamicvit.adapters.timm_common import TimmAdapter
 from dynamicvit.tokens import Tokens
 
 

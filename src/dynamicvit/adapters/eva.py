@@ -10,7 +10,8 @@ from timm.layers import apply_rot_embed_cat
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from torch import Tensor, nn
 
-from dynamicvit.adapters.timm_common import Heads, TimmAdapter
+from dynamicvit.adapters.base import Heads
+from dynamicvit.adapters.timm_common import TimmAdapter
 from dynamicvit.tokens import Tokens
 
 

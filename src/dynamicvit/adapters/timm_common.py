@@ -1,48 +1,34 @@
-"""What timm's vision transformers have in common: patch grid, pooling, head."""
+"""What timm's vision transformers have in common: patch grid, block, pooling, head."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
-from timm.layers import AttentionPoolLatent, PatchEmbed
+from timm.layers import AttentionPoolLatent, DropPath, PatchEmbed
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from dynamicvit.adapters.base import Adapter
-from dynamicvit.attention import attend, attention_received
+from dynamicvit.adapters import timm_config
+from dynamicvit.adapters.base import Adapter, Heads
+from dynamicvit.attention import attend
 from dynamicvit.errors import InputError
+from dynamicvit.layer_macs import convolution_macs, linear_macs
 from dynamicvit.pooling import masked_max, masked_mean
 from dynamicvit.tokens import Tokens
 
 POOLS = ("token", "avg", "avgmax", "max", "map")
 
 
-class Heads(NamedTuple):
-    """What attention works on.
-
-    Attributes:
-        query: ``(B, H, T, D)``, normed and rotated.
-        key: likewise.
-        value: ``(B, H, T, D)``.
-        bias: broadcastable to ``(B, H, T, T)``, or ``None``.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    bias: Tensor | None = None
-
-
 class TimmAdapter(Adapter):
     """Base of the timm families; each adds its classes, its embedding and its block."""
 
-    #: The exact classes of model, block and attention that the family's code was written for. A
+    #: The exact classes of model, embedding, block and attention that the family's code was written for. A
     #: subclass may compute something else, so it is not taken for its parent.
     model_classes: tuple[type, ...]
+    embed_classes: tuple[type, ...] = (PatchEmbed,)
     block_classes: tuple[type, ...]
     attention_classes: tuple[type, ...]
 
@@ -59,7 +45,7 @@ class TimmAdapter(Adapter):
             scale = getattr(block.attn, "scale", None)
             if scale is not None and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-5):
                 return f"its attention scale {scale:.4g} (heads of {head_dim} need head_dim**-0.5)"
-        if type(backbone.patch_embed) is not PatchEmbed:
+        if type(backbone.patch_embed) not in self.embed_classes:
             return f"its patch embedding class {type(backbone.patch_embed).__name__}"
         if not isinstance(getattr(backbone, "patch_drop", None), (nn.Identity, type(None))):
             return "patch_drop_rate > 0 (tokens would be dropped twice)"
@@ -78,26 +64,14 @@ class TimmAdapter(Adapter):
     def width(self, backbone: nn.Module) -> int:
         return cast(int, backbone.embed_dim)
 
-    def check_pool(self, backbone: nn.Module, pool: str) -> None:
-        possible = [kind for kind in POOLS if self.can_pool(backbone, kind)]
-        if pool not in possible:
-            raise InputError(
-                f"global_pool={pool!r} can't be had here: one of {', '.join(possible)} can"
-            )
+    def num_prefix_tokens(self, backbone: nn.Module) -> int:
+        return cast(int, backbone.num_prefix_tokens)
 
-    def can_pool(self, backbone: nn.Module, kind: str) -> bool:
-        """Whether ``reset_classifier`` can give the backbone this pool."""
-        if kind == "token":
-            return getattr(backbone, "cls_token", None) is not None
-        return kind != "map" or getattr(backbone, "attn_pool", None) is not None
-
-    def in_chans(self, backbone: nn.Module) -> int:
-        # Older timm keeps the number in the patch embedding only.
-        known = getattr(backbone, "in_chans", None)
-        if known is None:
-            convolutions = (m for m in backbone.patch_embed.modules() if isinstance(m, nn.Conv2d))
-            known = next(convolutions).in_channels
-        return cast(int, known)
+    def image_size(self, backbone: nn.Module) -> tuple[int, int]:
+        # pretrained_cfg says what the weights were trained at, which img_size=... leaves behind.
+        built_for = backbone.patch_embed.img_size
+        trained_at = self.pretrained_cfg(backbone).get("input_size", (3, 224, 224))[1:]
+        return tuple(built_for or trained_at)
 
     def grid_size(self, backbone: nn.Module, height: int, width: int) -> tuple[int, int]:
         embed = backbone.patch_embed
@@ -116,37 +90,16 @@ class TimmAdapter(Adapter):
             )
         return embed.dynamic_feat_size((height, width))
 
-    def run_block(
-        self, backbone: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
-    ) -> Tensor:
-        block = backbone.blocks[depth]
-        if tokens.x.shape[1] == 0:  # no prefix token and nothing kept: nothing to compute
-            return tokens.x
-        if backbone.grad_checkpointing and torch.is_grad_enabled():
-
-            def run(x: Tensor, decision: Tensor | None) -> Tensor:
-                held = Tokens(x, tokens.num_prefix, tokens.index, decision)
-                return self.block(block, depth, held, position)
-
-            return checkpoint(run, tokens.x, tokens.decision, use_reentrant=False)
-        return self.block(block, depth, tokens, position)
-
-    def block(
+    def attention_inputs(
         self, block: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
-    ) -> Tensor:
-        """One pre-norm block under the tokens' decision: ``(B, P + M, C)``."""
-        x, attn = tokens.x, block.attn
-        normed = block.norm1(x)
-        heads = self.heads(attn, normed, depth, tokens, position)
-        attended = attend(
-            heads.query,
-            heads.key,
-            heads.value,
-            decision=tokens.key_decision(),
-            bias=heads.bias,
-            dropout_p=attn.attn_drop.p if attn.training else 0.0,
-        )
-        x = x + block.drop_path1(self.layer_scale(block, 1, project(attn, normed, attended)))
+    ) -> Heads:
+        attn: Any = block.attn
+        heads = self.heads(attn, block.norm1(tokens.x), depth, tokens, position)
+        return heads._replace(dropout_p=attn.attn_drop.p if attn.training else 0.0)
+
+    def after_attention(self, block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
+        out = project(block.attn, block.norm1, x, attended)
+        x = x + block.drop_path1(self.layer_scale(block, 1, out))
         return x + block.drop_path2(self.layer_scale(block, 2, block.mlp(block.norm2(x))))
 
     @abstractmethod
@@ -158,13 +111,6 @@ class TimmAdapter(Adapter):
     @abstractmethod
     def layer_scale(self, block: nn.Module, branch: int, x: Tensor) -> Tensor:
         """Scale the output of branch 1 (attention) or 2 (MLP), where the block does that."""
-
-    def attention_received(
-        self, backbone: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
-    ) -> Tensor:
-        block = self.blocks(backbone)[depth]
-        heads = self.heads(block.attn, block.norm1(tokens.x), depth, tokens, position)
-        return attention_received(heads.query, heads.key, heads.bias)[:, tokens.num_prefix :]
 
     def finish(self, backbone: nn.Module, x: Tensor) -> Tensor:
         return backbone.norm(x)
@@ -194,6 +140,103 @@ class TimmAdapter(Adapter):
     def pools_prefix(self, backbone: nn.Module) -> bool:
         """Whether prefix tokens are pooled along with the patches."""
         return getattr(backbone, "pool_include_prefix", False)
+
+    # ---------------------------------------------------------------- the classifier
+
+    def classifier(self, backbone: nn.Module) -> nn.Module:
+        return backbone.get_classifier()
+
+    def num_classes(self, backbone: nn.Module) -> int:
+        return cast(int, backbone.num_classes)
+
+    def num_features(self, backbone: nn.Module) -> int:
+        return cast(int, backbone.num_features)
+
+    def reset_classifier(self, backbone: nn.Module, num_classes: int, pool: str | None) -> None:
+        if pool is not None:
+            possible = [kind for kind in POOLS if self.can_pool(backbone, kind)]
+            if pool not in possible:
+                raise InputError(
+                    f"global_pool={pool!r} can't be had here: one of {', '.join(possible)} can"
+                )
+        backbone.reset_classifier(num_classes, pool)
+
+    def can_pool(self, backbone: nn.Module, kind: str) -> bool:
+        """Whether ``reset_classifier`` can give the backbone this pool."""
+        if kind == "token":
+            return getattr(backbone, "cls_token", None) is not None
+        return kind != "map" or getattr(backbone, "attn_pool", None) is not None
+
+    # ---------------------------------------------------------------- training and input
+
+    def no_weight_decay(self, backbone: nn.Module) -> set[str]:
+        return set(backbone.no_weight_decay())
+
+    def set_grad_checkpointing(self, backbone: nn.Module, enable: bool) -> None:
+        backbone.set_grad_checkpointing(enable)
+
+    def set_drop_path(self, backbone: nn.Module, rates: list[float]) -> None:
+        for block, rate in zip(self.blocks(backbone), rates, strict=True):
+            block.drop_path1 = DropPath(rate) if rate else nn.Identity()
+            block.drop_path2 = DropPath(rate) if rate else nn.Identity()
+
+    def set_image_size(self, backbone: nn.Module, height: int, width: int) -> None:
+        embed: Any = backbone.patch_embed
+        rows, columns = embed.patch_size
+        whole = height % rows == 0 and width % columns == 0
+        # With dynamic_img_size and dynamic_img_pad it takes any size as it is.
+        pads = embed.dynamic_img_pad and not embed.strict_img_size
+        if min(height, width) < 1 or not (whole or pads):
+            raise InputError(
+                f"images of {height}x{width}, but this backbone takes multiples of its "
+                f"{rows}x{columns} patches"
+            )
+        differs = (height, width) != self.image_size(backbone)
+        if whole and differs and hasattr(backbone, "set_input_size"):
+            backbone.set_input_size(img_size=(height, width))
+        self.grid_size(backbone, height, width)
+
+    def pretrained_cfg(self, backbone: nn.Module) -> dict[str, Any]:
+        return getattr(backbone, "pretrained_cfg", None) or {}
+
+    # ---------------------------------------------------------------- closed form of the MACs
+
+    def embed_macs(self, backbone: nn.Module, height: int, width: int) -> int:
+        embed: Any = backbone.patch_embed
+        if embed.dynamic_img_pad:
+            rows, columns = embed.patch_size
+            height, width = -(-height // rows) * rows, -(-width // columns) * columns
+        return convolution_macs(embed.modules(), height, width)
+
+    def block_macs(self, backbone: nn.Module, depth: int) -> tuple[int, int]:
+        block: Any = self.blocks(backbone)[depth]
+        return linear_macs(block), 2 * block.attn.proj.in_features
+
+    def head_macs(self, backbone: nn.Module) -> tuple[int, int]:
+        # The distilled DeiT has two classifiers.
+        classifiers = (getattr(backbone, name, None) for name in ("head", "head_dist"))
+        image = sum(linear_macs(head) for head in classifiers if head is not None)
+        per_patch = 0
+        pool: Any = getattr(backbone, "attn_pool", None)
+        if pool is not None:
+            # Every pooled token gives a key and a value; the latent queries pass through the rest.
+            width = pool.num_heads * pool.head_dim
+            pooled = linear_macs(pool.kv) + 2 * pool.latent_len * width
+            image += (linear_macs(pool) - linear_macs(pool.kv)) * pool.latent_len
+            per_patch += pooled
+            if self.pools_prefix(backbone):
+                image += pooled * self.num_prefix_tokens(backbone)
+        return image, per_patch
+
+    # ---------------------------------------------------------------- saving
+
+    source = "timm"
+
+    def describe(self, backbone: nn.Module) -> dict[str, Any]:
+        return timm_config.describe(backbone)
+
+    def rebuild(self, description: dict[str, Any]) -> nn.Module:
+        return timm_config.rebuild(description)
 
 
 def attention_pool(pool: nn.Module, x: Tensor, decision: Tensor | None) -> Tensor:
@@ -226,22 +269,23 @@ def attention_pool(pool: nn.Module, x: Tensor, decision: Tensor | None) -> Tenso
     return torch.where(decision.sum(dim=1, keepdim=True) > 0.5, out, torch.zeros_like(out))
 
 
-def project(attn: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+def project(attn: nn.Module, norm: nn.Module, x: Tensor, out: Tensor) -> Tensor:
     """What follows attention in timm's attention classes: inner norm, gate, projection.
 
     Args:
         attn: the attention module.
-        x: ``(B, T, C)``, its input.
+        norm: the block's norm before attention.
+        x: ``(B, T, C)``, the block's input.
         out: ``(B, H, T, D)``, the attended values.
 
     Returns:
         ``(B, T, C)``.
     """
     out = out.transpose(1, 2).flatten(2)
-    norm = getattr(attn, "norm", None)
-    if norm is not None:
-        out = norm(out)
+    inner_norm = getattr(attn, "norm", None)
+    if inner_norm is not None:
+        out = inner_norm(out)
     gate = getattr(attn, "gate", None)
     if gate is not None:
-        out = out * gate(x).sigmoid()
+        out = out * gate(norm(x)).sigmoid()
     return attn.proj_drop(attn.proj(out))

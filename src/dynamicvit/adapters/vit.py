@@ -7,7 +7,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from dynamicvit.adapters.timm_common import Heads, TimmAdapter
+from dynamicvit.adapters.base import Heads
+from dynamicvit.adapters.timm_common import TimmAdapter
 from dynamicvit.tokens import Tokens
 
 
