@@ -1,6 +1,7 @@
 """The losses: each part against its formula, the label-free mode, the guidance."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from dynamicvit.losses import (
     ratio_loss,
     token_loss,
 )
-from dynamicvit.model import MaskedOutput
+from dynamicvit.model import DenseOutput, MaskedOutput
 from dynamicvit.tokens import Tokens
 
 B, N, C, P, CLASSES = 3, 6, 4, 1, 5
@@ -30,9 +31,29 @@ def output(index: torch.Tensor | None = None) -> MaskedOutput:
     last = decisions[-1] if index is None else decisions[-1].gather(1, index)
     features = Tokens(torch.randn(B, P + held, C, requires_grad=True), P, index, last)
     odds = tuple(torch.randn(B, N, requires_grad=True) for _ in RATIOS)
-    return MaskedOutput(
-        torch.randn(B, CLASSES, requires_grad=True), features, decisions, odds, (2, 3)
+    logits = torch.randn(B, CLASSES, requires_grad=True)
+    return MaskedOutput(logits, features, decisions, odds, (2, 3), logits)
+
+
+def classifying(student: MaskedOutput) -> MaskedOutput:
+    """The same from a family that trains the class token and each patch by themselves."""
+    held = student.features.num_patches
+    return replace(
+        student,
+        loss_logits=torch.randn(B, CLASSES, requires_grad=True),
+        patch_logits=torch.randn(B, held, CLASSES, requires_grad=True),
     )
+
+
+def teacher(
+    patches: torch.Tensor | None = None, patch_logits: torch.Tensor | None = None
+) -> DenseOutput:
+    torch.manual_seed(1)
+    x = torch.randn(B, P + N, C)
+    if patches is not None:
+        x[:, P:] = patches
+    logits, loss_logits = torch.randn(2, B, CLASSES)
+    return DenseOutput(logits, Tokens(x, P), torch.rand(B, N), loss_logits, patch_logits)
 
 
 def test_total_is_the_weighted_sum_of_the_named_parts() -> None:
@@ -42,9 +63,7 @@ def test_total_is_the_weighted_sum_of_the_named_parts() -> None:
         student,
         RATIOS,
         labels=torch.tensor([0, 1, 2]),
-        teacher_logits=torch.randn(B, CLASSES),
-        teacher_patches=torch.randn(B, N, C),
-        teacher_attention=torch.rand(B, N),
+        teacher=teacher(),
         weights=weights,
     )
     total = sum(getattr(weights, name) * getattr(losses, name) for name in vars(weights))
@@ -78,27 +97,62 @@ def test_distillation_is_zero_for_the_teachers_answers_and_only_then() -> None:
 
 def test_token_loss_looks_at_survivors_only() -> None:
     student = output()
-    teacher = student.features.patches.detach().clone()
-    teacher[student.features.decision == 0] += 100.0
-    assert token_loss(student, teacher) == 0
-    teacher[student.features.decision == 1] += 2.0
-    torch.testing.assert_close(token_loss(student, teacher), torch.tensor(4.0))
+    patches = student.features.patches.detach().clone()
+    patches[student.features.decision == 0] += 100.0
+    assert token_loss(student, teacher(patches)) == 0
+    patches[student.features.decision == 1] += 2.0
+    torch.testing.assert_close(token_loss(student, teacher(patches)), torch.tensor(4.0))
 
 
 def test_token_loss_finds_the_teachers_token_of_a_gathered_one() -> None:
     index = torch.tensor([[0, 2, 5], [1, 2, 3], [0, 1, 4]])
     student = output(index)
-    teacher = torch.full((B, N, C), 100.0)
+    patches = torch.full((B, N, C), 100.0)
     rows = index[..., None].expand(-1, -1, C)
-    teacher = teacher.scatter(1, rows, student.features.patches.detach())
-    assert token_loss(student, teacher) == 0
+    patches = patches.scatter(1, rows, student.features.patches.detach())
+    assert token_loss(student, teacher(patches)) == 0
 
 
 def test_token_loss_of_a_batch_that_keeps_nothing_is_zero() -> None:
     student = output()
     nothing = Tokens(student.features.x, P, None, torch.zeros(B, N))
-    empty = MaskedOutput(student.logits, nothing, student.decisions, (), (2, 3))
-    assert token_loss(empty, torch.randn(B, N, C)) == 0
+    assert token_loss(replace(student, features=nothing), teacher()) == 0
+    gone = Tokens(student.features.x[:, :P], P, torch.zeros(B, 0, dtype=torch.long))
+    assert token_loss(replace(student, features=gone), teacher()) == 0
+
+
+def test_a_family_that_classifies_patches_compares_those_logits_with_the_teachers() -> None:
+    student = classifying(output())
+    logits, kept = student.patch_logits.detach().clone(), student.features.decision == 1
+    shifted = logits + 3.0  # which changes no probability
+    shifted[~kept] = torch.randn(int((~kept).sum()), CLASSES)
+    assert token_loss(student, teacher(patch_logits=shifted)) < 1e-6
+
+    other = torch.randn(B, N, CLASSES)
+    expected, found = other.softmax(-1)[kept], logits.softmax(-1)[kept]
+    mean = (expected * (expected.log() - found.log())).sum() / kept.sum()
+    torch.testing.assert_close(token_loss(student, teacher(patch_logits=other)), mean)
+
+
+def test_patch_logits_find_the_teachers_of_a_gathered_token() -> None:
+    index = torch.tensor([[0, 2, 5], [1, 2, 3], [0, 1, 4]])
+    student = classifying(output(index))
+    logits = torch.randn(B, N, CLASSES)
+    rows = index[..., None].expand(-1, -1, CLASSES)
+    logits = logits.scatter(1, rows, student.patch_logits.detach())
+    assert token_loss(student, teacher(patch_logits=logits)) < 1e-6
+
+
+def test_classification_and_distillation_look_at_the_logits_that_are_trained() -> None:
+    student, dense, labels = classifying(output()), teacher(), torch.tensor([0, 1, 2])
+    weights = LossWeights(token=0.0, ratio=0.0)
+    losses = dynamicvit_loss(student, RATIOS, labels=labels, teacher=dense, weights=weights)
+    torch.testing.assert_close(
+        losses.classification, classification_loss(student.loss_logits, labels)
+    )
+    torch.testing.assert_close(
+        losses.distillation, distillation_loss(student.loss_logits, dense.loss_logits)
+    )
 
 
 def test_ratio_loss_is_the_mean_over_stages_of_the_mean_over_images() -> None:
@@ -144,24 +198,30 @@ def test_smoothing_is_for_indices() -> None:
 
 def test_without_labels_nothing_of_the_labels_is_needed() -> None:
     weights = LossWeights(classification=0.0, token=0.0)
-    losses = dynamicvit_loss(
-        output(), RATIOS, teacher_logits=torch.randn(B, CLASSES), weights=weights
-    )
+    losses = dynamicvit_loss(output(), RATIOS, teacher=teacher(), weights=weights)
     assert losses.classification == 0
     assert losses.token == 0
     assert losses.distillation > 0
 
 
-@pytest.mark.parametrize("part", ["labels", "teacher_logits", "teacher_patches"])
+@pytest.mark.parametrize("part", ["classification", "distillation", "token", "guidance"])
 def test_a_part_with_a_weight_needs_its_input(part: str) -> None:
-    inputs = {
-        "labels": torch.zeros(B, dtype=torch.long),
-        "teacher_logits": torch.randn(B, CLASSES),
-        "teacher_patches": torch.randn(B, N, C),
-    }
-    del inputs[part]
-    with pytest.raises(InputError, match=part):
-        dynamicvit_loss(output(), RATIOS, **inputs)
+    alone = LossWeights(**{name: float(name == part) for name in vars(LossWeights())})
+    missing = "labels" if part == "classification" else "teacher"
+    with pytest.raises(InputError, match=f"the {part} loss has a weight, so {missing} must"):
+        dynamicvit_loss(output(), RATIOS, weights=alone)
+
+
+def test_guidance_needs_a_teacher_that_was_watched() -> None:
+    unwatched = replace(teacher(), attention_received=None)
+    with pytest.raises(InputError, match=r"so teacher\.attention_received must be given"):
+        dynamicvit_loss(
+            output(),
+            RATIOS,
+            labels=torch.tensor([0, 1, 2]),
+            teacher=unwatched,
+            weights=LossWeights(guidance=1.0),
+        )
 
 
 def test_a_negative_weight_is_refused() -> None:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dynamicvit import DynamicViT, InputError
+from dynamicvit import DynamicViT, InputError, Schedule
 from dynamicvit.losses import dynamicvit_loss
 from dynamicvit.prediction import KEEP
 from dynamicvit.released import PREDICTOR_PARTS, load_released
@@ -79,19 +79,17 @@ def test_training_losses_and_gradients_agree_with_the_released_code(
         torch.testing.assert_close(decision, golden[f"train.decision.{stage}"], **close)
     assert torch.equal(output.features.decision, golden["train.final_mask"][..., 0])
 
-    teacher = dense_teacher(golden, student)
+    teacher = DynamicViT(dense_teacher(golden, student), Schedule((), ()))
     with torch.no_grad():
-        teacher_tokens = teacher.forward_features(golden["input"])
-        teacher_logits = teacher.forward_head(teacher_tokens)
-    torch.testing.assert_close(teacher_logits, golden["teacher.logits"], **close)
-    torch.testing.assert_close(teacher_tokens[:, 1:], golden["teacher.tokens"], **close)
+        dense = teacher.forward_teacher(golden["input"], watched=0)
+    torch.testing.assert_close(dense.logits, golden["teacher.logits"], **close)
+    torch.testing.assert_close(dense.features.patches, golden["teacher.tokens"], **close)
 
     losses = dynamicvit_loss(
         output,
         student.schedule.keep_ratios,
         labels=golden["labels"],
-        teacher_logits=teacher_logits,
-        teacher_patches=teacher_tokens[:, 1:],
+        teacher=dense,
     )
     torch.testing.assert_close(losses.classification, golden["loss.classification"], **close)
     torch.testing.assert_close(losses.distillation, golden["loss.logit_kl"], **close)

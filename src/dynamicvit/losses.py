@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,9 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
 from dynamicvit.errors import InputError
-from dynamicvit.model import MaskedOutput
+from dynamicvit.model import DenseOutput, MaskedOutput
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,7 @@ def dynamicvit_loss(
     keep_ratios: tuple[float, ...],
     *,
     labels: Tensor | None = None,
-    teacher_logits: Tensor | None = None,
-    teacher_patches: Tensor | None = None,
-    teacher_attention: Tensor | None = None,
+    teacher: DenseOutput | None = None,
     label_smoothing: float = 0.0,
     weights: LossWeights | None = None,
 ) -> Losses:
@@ -70,9 +71,7 @@ def dynamicvit_loss(
         output: what the masked path gave.
         keep_ratios: the share of patches that each stage should keep.
         labels: ``(B,)`` class indices, or ``(B, classes)`` probabilities (mixup).
-        teacher_logits: ``(B, classes)`` of the dense network.
-        teacher_patches: ``(B, N, C)`` final patch tokens of the dense network.
-        teacher_attention: ``(B, N)`` attention that each patch gets in the dense network.
+        teacher: what the dense network gave for the same images.
         label_smoothing: of labels that are class indices.
         weights: of the parts. A weight of zero leaves a part out, and its input is not needed.
 
@@ -84,18 +83,18 @@ def dynamicvit_loss(
     classification = distillation = token = ratio = guidance = zero
     if weights.classification:
         labels = _needed(labels, "labels", "classification")
-        classification = classification_loss(output.logits, labels, label_smoothing)
+        classification = classification_loss(output.loss_logits, labels, label_smoothing)
     if weights.distillation:
-        teacher_logits = _needed(teacher_logits, "teacher_logits", "distillation")
-        distillation = distillation_loss(output.logits, teacher_logits)
+        teacher = _needed(teacher, "teacher", "distillation")
+        distillation = distillation_loss(output.loss_logits, teacher.loss_logits)
     if weights.token:
-        teacher_patches = _needed(teacher_patches, "teacher_patches", "token")
-        token = token_loss(output, teacher_patches)
+        token = token_loss(output, _needed(teacher, "teacher", "token"))
     if weights.ratio:
         ratio = ratio_loss(output.decisions, keep_ratios)
     if weights.guidance:
-        teacher_attention = _needed(teacher_attention, "teacher_attention", "guidance")
-        guidance = guidance_loss(output.log_odds, teacher_attention)
+        attention = _needed(teacher, "teacher", "guidance").attention_received
+        attention = _needed(attention, "teacher.attention_received", "guidance")
+        guidance = guidance_loss(output.log_odds, attention)
     total = (
         weights.classification * classification
         + weights.distillation * distillation
@@ -117,35 +116,54 @@ def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float =
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL divergence of the student's class probabilities from the teacher's (Eq. 14)."""
+    """KL divergence of the student's class probabilities from the teacher's (Eq. 14).
+
+    Args:
+        logits: ``(B, classes)``.
+        teacher_logits: likewise.
+    """
+    return _divergence(logits, teacher_logits).mean()
+
+
+def token_loss(output: MaskedOutput, teacher: DenseOutput) -> Tensor:
+    """How far the surviving tokens are from the teacher's (Eq. 13); zero if none survived.
+
+    The mean over all surviving tokens of the batch: of the squared distance of the tokens,
+    averaged over their channels; for a family that classifies every patch (LV-ViT), of the KL
+    divergence of their class probabilities, as released.
+
+    Args:
+        output: the student's.
+        teacher: the dense network's, for the same images.
+    """
+    features = output.features
+    if output.patch_logits is None or teacher.patch_logits is None:
+        expected = _held(teacher.features.patches, features.index)
+        distance = (features.patches.float() - expected.float()).square().mean(dim=-1)
+    else:
+        expected = _held(teacher.patch_logits, features.index)
+        distance = _divergence(output.patch_logits, expected)
+    # Which tokens survived is not what this loss should change: no gradient to the decision.
+    decision = features.decision
+    survived = torch.ones_like(distance) if decision is None else decision.detach()
+    return (distance * survived).sum() / survived.sum().clamp(min=1.0)
+
+
+def _held(values: Tensor, index: Tensor | None) -> Tensor:
+    """Of ``(B, N, ...)`` the rows of the held tokens ``(B, M, ...)``; all without an index."""
+    if index is None:
+        return values
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL divergence of each row of class probabilities: ``(..., classes)`` to ``(...)``."""
     return F.kl_div(
         logits.float().log_softmax(dim=-1),
         teacher_logits.float().log_softmax(dim=-1),
         log_target=True,
-        reduction="batchmean",
-    )
-
-
-def token_loss(output: MaskedOutput, teacher_patches: Tensor) -> Tensor:
-    """Mean squared distance of the surviving tokens from the teacher's (Eq. 13).
-
-    The mean runs over all surviving tokens of the batch and their channels; zero if none survived.
-
-    Args:
-        output: the student's.
-        teacher_patches: ``(B, N, C)`` after the teacher's final norm.
-    """
-    features = output.features
-    patches = features.patches.float()
-    if features.index is not None:
-        rows = features.index[..., None].expand(-1, -1, teacher_patches.shape[-1])
-        teacher_patches = teacher_patches.gather(1, rows)
-    distance = (patches - teacher_patches.float()).square().mean(dim=-1)
-    if features.decision is None:
-        return distance.mean()
-    # Which tokens survived is not what this loss should change: no gradient to the decision.
-    survived = features.decision.detach()
-    return (distance * survived).sum() / survived.sum().clamp(min=1.0)
+        reduction="none",
+    ).sum(dim=-1)
 
 
 def ratio_loss(decisions: tuple[Tensor, ...], keep_ratios: tuple[float, ...]) -> Tensor:
@@ -184,7 +202,7 @@ def guidance_loss(log_odds: tuple[Tensor, ...], teacher_attention: Tensor) -> Te
     return torch.stack(parts).mean()
 
 
-def _needed(value: Tensor | None, name: str, part: str) -> Tensor:
+def _needed(value: T | None, name: str, part: str) -> T:
     if value is None:
         raise InputError(f"the {part} loss has a weight, so {name} must be given")
     return value

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -169,6 +169,7 @@ class DynamicViT(nn.Module, HubMixin):
         self.predictors = nn.ModuleList(predictors)
         self.sampler: Sampler = gumbel_sampler
         self.leave: Leave = "never"
+        self._freeze_statistics()
 
     # ---------------------------------------------------------------- budget
 
@@ -202,7 +203,7 @@ class DynamicViT(nn.Module, HubMixin):
 
     # ---------------------------------------------------------------- the mode
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> DynamicViT:
         """Training or inference; the statistics of batch norms stay the pretrained ones.
 
         The released code lets LV-ViT's stem collect new ones. With frozen ones teacher and student
@@ -212,10 +213,13 @@ class DynamicViT(nn.Module, HubMixin):
             mode: whether to train.
         """
         super().train(mode)
+        self._freeze_statistics()
+        return self
+
+    def _freeze_statistics(self) -> None:
         for module in self.backbone.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-        return self
 
     # ---------------------------------------------------------------- the two paths
 

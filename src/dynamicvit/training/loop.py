@@ -190,9 +190,7 @@ def step_losses(
             output,
             model.schedule.keep_ratios,
             labels=labels,
-            teacher_logits=dense.logits,
-            teacher_patches=dense.features.patches,
-            teacher_attention=dense.attention_received,
+            teacher=dense,
             label_smoothing=recipe.augment.smoothing,
             weights=recipe.losses.weights(),
         )
