@@ -100,29 +100,42 @@ def check_json(json_file: str | None) -> None:
     Raises:
         InputError: if it is a folder, lies in none, or must not be written.
     """
-    if json_file is None or json_file == "-":
-        return
-    path = Path(json_file)
+    if json_file is not None and json_file != "-":
+        check_file("--json", json_file)
+
+
+def check_file(option: str, file: str | Path) -> None:
+    """Find out before the work whether the file that an option names can be written.
+
+    Raises:
+        InputError: if it is a folder, lies in none, or must not be written.
+    """
+    path = Path(file)
     if path.is_dir():
-        raise InputError(f"--json {path} is a folder: give a file")
+        raise InputError(f"{option} {path} is a folder: give a file")
     if not path.parent.is_dir():
-        raise InputError(f"--json {path}: the folder {path.parent} does not exist")
+        raise InputError(f"{option} {path}: the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise InputError(f"--json {path}: no permission to write there")
+        raise InputError(f"{option} {path}: no permission to write there")
 
 
 def write_json(json_file: str | Path | None, numbers: dict[str, Any]) -> None:
     """Write numbers into a file, whole or not at all; ``"-"`` prints them, ``None`` discards."""
     if json_file is None:
         return
-    text = json.dumps(numbers, indent=2)
+    text = json.dumps(numbers, indent=2) + "\n"
     if json_file == "-":
-        typer.echo(text)
+        typer.echo(text, nl=False)
         return
-    path = Path(json_file)
+    write_text(json_file, text)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file in UTF-8, whole or not at all."""
+    path = Path(path)
     draft = path.with_name(f"{path.name}.part")
     try:
-        draft.write_text(text + "\n")
+        draft.write_text(text, encoding="utf-8")
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

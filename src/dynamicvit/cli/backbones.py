@@ -1,0 +1,46 @@
+"""`dynamicvit backbones`: what every registered model costs, as the page in docs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynamicvit.catalogue import check_page, describe, page, registered
+from dynamicvit.cli import app
+from dynamicvit.cli.console import check_file, progress_bar, write_text
+from dynamicvit.errors import InputError
+
+
+@app.command("backbones")
+def backbones_command(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write the page into.", readable=False),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(help="Compare this file with a fresh page instead.", readable=False),
+    ] = None,
+) -> None:
+    """Print what every registered model costs: parameters, MACs and kept patches, in Markdown."""
+    if output is not None and check is not None:
+        raise InputError(f"--output {output} writes and --check {check} only reads: give one")
+    if output is not None:
+        check_file("--output", output)
+    names = registered()
+    with progress_bar() as bar:
+        task = bar.add_task("backbones", total=len(names), note="")
+        entries = []
+        for name in names:
+            bar.update(task, note=name)
+            entries.append(describe(name))
+            bar.advance(task)
+    text = page(entries)
+    if check is not None:
+        check_page(check, text)
+    elif output is not None:
+        write_text(output, text)
+    else:
+        typer.echo(text, nl=False)
