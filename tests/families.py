@@ -32,6 +32,7 @@ class Family:
         kwargs: arguments over timm's own for this model.
         patch: side of a patch.
         grid: rows and columns of patches. Not square, so that a swapped axis shows.
+        one_classifier: whether the logits are those of one classifier on the pooled features.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Family:
     kwargs: dict[str, Any] = field(default_factory=dict)
     patch: int = 16
     grid: tuple[int, int] = (4, 5)
+    one_classifier: bool = True
 
     @property
     def size(self) -> tuple[int, int]:
@@ -89,7 +91,7 @@ NO_BIAS = {"use_rel_pos_bias": False}
 
 FAMILIES = (
     Family("deit", "deit_tiny_patch16_224"),
-    Family("deit_distilled", "deit_tiny_distilled_patch16_224"),
+    Family("deit_distilled", "deit_tiny_distilled_patch16_224", one_classifier=False),
     Family("deit3", "deit3_small_patch16_224"),
     Family("augreg", "vit_tiny_patch16_224"),
     Family("registers", "vit_betwixt_patch16_reg4_gap_256"),
@@ -111,6 +113,10 @@ FAMILIES = (
     Family("beit_shared", "beit_base_patch16_224", {**NO_BIAS, "use_shared_rel_pos_bias": True}),
     Family("beit_both", "beit_base_patch16_224", {"use_shared_rel_pos_bias": True}),
     Family("beit_absolute", "beit_base_patch16_224", {**NO_BIAS, "use_abs_pos_emb": True}),
+    Family("lvvit", "lvvit_s", {"stem_width": 16}, one_classifier=False),
+    Family(
+        "lvvit_third", "lvvit_l", {"patch_size": 8, "stem_width": 24}, patch=8, one_classifier=False
+    ),
     Family("max", "vit_tiny_patch16_224", {"global_pool": "max"}),
     Family("avgmax", "vit_tiny_patch16_224", {"global_pool": "avgmax"}),
     Family("avg_all", "vit_tiny_patch16_224", {"global_pool": "avg", "pool_include_prefix": True}),
@@ -136,7 +142,8 @@ few_families = pytest.mark.parametrize(
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     """Random values for every parameter, of a size that keeps the signal alive.
 
-    Fresh networks hide errors: layer scales of 1e-5, classifiers and relative biases of zero.
+    Fresh networks hide errors: layer scales of 1e-5, classifiers and relative biases of zero,
+    batch norms whose statistics change nothing.
     """
     random = torch.Generator().manual_seed(seed)
     for name, value in module.named_parameters():
@@ -150,6 +157,10 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
             value.copy_(noise)
         else:  # biases, positions, prefix tokens
             value.copy_(0.3 * noise)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0.0, 0.3, generator=random)
+            norm.running_var.uniform_(0.5, 2.0, generator=random)
     return module
 
 

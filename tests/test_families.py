@@ -87,7 +87,7 @@ def test_features_and_head_compose_to_forward(family: Family) -> None:
     assert torch.equal(model.forward_head(features), model(images))
     pooled = model.forward_head(features, pre_logits=True)
     assert pooled.shape == (2, 48)
-    if family.name != "deit_distilled":  # which has a head for each of its two pooled tokens
+    if family.one_classifier:
         assert torch.equal(model.get_classifier()(pooled), model(images))
 
     model.train()
@@ -233,6 +233,9 @@ def test_the_table_has_the_families_that_the_project_names() -> None:
     assert built["eva02_fused"].blocks[0].attn.qkv is not None
     assert built["eva02_split"].blocks[0].attn.qkv is None
     assert all(built[name].rope is not None for name in ("eva02_fused", "eva02_split", "dinov3"))
+    assert built["lvvit"].blocks[0].ls1.divisor == 2
+    assert built["lvvit_third"].blocks[0].ls1.divisor == 3
+    assert built["lvvit"].patch_embed.bn1.running_mean.abs().min() > 0
     assert built["beit"].blocks[0].attn.relative_position_bias_table is not None
     assert built["beit"].rel_pos_bias is None
     assert built["beit_shared"].blocks[0].attn.relative_position_bias_table is None
