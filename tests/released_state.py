@@ -1,27 +1,39 @@
-"""A small checkpoint under the released implementation's names."""
+"""Checkpoints under the released implementation's names, written down from it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from dynamicvit.released import Release
+
 WIDTH, DEPTH, HEADS = 16, 4, 2
 
+Shapes = dict[str, tuple[int, ...]]
 
-def released_state(num_stages: int = 3, width: int = WIDTH, side: int = 2) -> dict[str, Tensor]:
-    """A state dict under the released names, written down from the released implementation."""
-    torch.manual_seed(0)
-    state = {
-        "cls_token": torch.randn(1, 1, width),
-        "pos_embed": torch.randn(1, 1 + side * side, width),
-        "patch_embed.proj.weight": torch.randn(width, 3, 4, 4),
-        "patch_embed.proj.bias": torch.randn(width),
-        "norm.weight": torch.randn(width),
-        "norm.bias": torch.randn(width),
-        "head.weight": torch.randn(5, width),
-        "head.bias": torch.randn(5),
+
+def deit_shapes(
+    width: int = WIDTH,
+    depth: int = DEPTH,
+    mlp_ratio: int = 3,
+    side: int = 2,
+    patch: int = 4,
+    classes: int = 5,
+    num_stages: int = 3,
+) -> Shapes:
+    """Every name of a DynamicViT on DeiT, with its shape."""
+    hidden = mlp_ratio * width
+    shapes: Shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + side * side, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "head.weight": (classes, width),
+        "head.bias": (classes,),
     }
-    for block in range(DEPTH):
+    for block in range(depth):
         for name, shape in {
             "norm1.weight": (width,),
             "norm1.bias": (width,),
@@ -31,12 +43,12 @@ def released_state(num_stages: int = 3, width: int = WIDTH, side: int = 2) -> di
             "attn.proj.bias": (width,),
             "norm2.weight": (width,),
             "norm2.bias": (width,),
-            "mlp.fc1.weight": (3 * width, width),
-            "mlp.fc1.bias": (3 * width,),
-            "mlp.fc2.weight": (width, 3 * width),
+            "mlp.fc1.weight": (hidden, width),
+            "mlp.fc1.bias": (hidden,),
+            "mlp.fc2.weight": (width, hidden),
             "mlp.fc2.bias": (width,),
         }.items():
-            state[f"blocks.{block}.{name}"] = torch.randn(shape)
+            shapes[f"blocks.{block}.{name}"] = shape
     for stage in range(num_stages):
         for name, shape in {
             "in_conv.0.weight": (width,),
@@ -50,5 +62,66 @@ def released_state(num_stages: int = 3, width: int = WIDTH, side: int = 2) -> di
             "out_conv.4.weight": (2, width // 4),
             "out_conv.4.bias": (2,),
         }.items():
-            state[f"score_predictor.{stage}.{name}"] = torch.randn(shape)
+            shapes[f"score_predictor.{stage}.{name}"] = shape
+    return shapes
+
+
+def lvvit_shapes(
+    width: int = WIDTH,
+    depth: int = DEPTH,
+    side: int = 2,
+    patch: int = 4,
+    classes: int = 5,
+    num_stages: int = 3,
+    stem: int = 6,
+) -> Shapes:
+    """Every name of a DynamicViT on LV-ViT, with its shape."""
+    shapes = deit_shapes(width, depth, 3, side, patch, classes, num_stages)
+    for block in range(depth):
+        del shapes[f"blocks.{block}.attn.qkv.bias"]
+    shapes["patch_embed.proj.weight"] = (width, stem, patch // 2, patch // 2)
+    for layer, (channels, kernel) in enumerate(((3, 7), (stem, 3), (stem, 3)), start=1):
+        shapes[f"patch_embed.conv{layer}.weight"] = (stem, channels, kernel, kernel)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"patch_embed.bn{layer}.{name}"] = (stem,)
+        shapes[f"patch_embed.bn{layer}.num_batches_tracked"] = ()
+    shapes["aux_head.weight"] = (classes, width)
+    shapes["aux_head.bias"] = (classes,)
+    return shapes
+
+
+def shapes_of(release: Release) -> Shapes:
+    """Those of the released file: 224 px, patches of 16 px, 1,000 classes."""
+    architecture = release.architecture
+    size = {"width": architecture.width, "depth": architecture.depth}
+    image = {"side": 14, "patch": 16, "classes": 1000}
+    if architecture.layout == "LV-ViT":
+        return lvvit_shapes(**size, **image, stem=64)
+    return deit_shapes(**size, **image, mlp_ratio=4)
+
+
+def filled(shapes: Shapes) -> dict[str, Tensor]:
+    """Random tensors of these shapes."""
+    torch.manual_seed(0)
+    state = {name: torch.randn(shape) for name, shape in shapes.items()}
+    for name, value in state.items():
+        if name.endswith("running_var"):
+            state[name] = value.abs() + 0.5
+        elif name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(3)
     return state
+
+
+def meta(shapes: Shapes) -> dict[str, Tensor]:
+    """Tensors of these shapes without memory."""
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def released_state(num_stages: int = 3, width: int = WIDTH, side: int = 2) -> dict[str, Tensor]:
+    """A small DynamicViT on DeiT with random weights."""
+    return filled(deit_shapes(num_stages=num_stages, width=width, side=side))
+
+
+def lvvit_state() -> dict[str, Tensor]:
+    """A small DynamicViT on LV-ViT with random weights."""
+    return filled(lvvit_shapes())

@@ -19,7 +19,16 @@ from dynamicvit import DynamicViT, InputError, Schedule
 from dynamicvit.losses import dynamicvit_loss
 from dynamicvit.prediction import KEEP
 from dynamicvit.released import PREDICTOR_PARTS, load_released
-from released_state import DEPTH, HEADS, WIDTH, released_state
+from released_state import (
+    DEPTH,
+    HEADS,
+    WIDTH,
+    deit_shapes,
+    lvvit_shapes,
+    lvvit_state,
+    meta,
+    released_state,
+)
 from shared import shared
 
 # ------------------------------------------------------------------ golden tensors
@@ -137,6 +146,17 @@ def our_name(released: str) -> str:
     return released.replace("score_predictor", "predictors")
 
 
+def test_the_golden_lvvit_file_tells_all_by_itself() -> None:
+    path = shared("golden/lvvit_s_rho07.safetensors")
+    with safe_open(path, framework="pt") as file:
+        images, logits = file.get_tensor("input"), file.get_tensor("eval.logits")
+    model = load_released(path)
+    assert model.schedule.stages == (4, 8, 12)
+    assert model.keep_ratio == pytest.approx(0.7)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), logits, atol=1e-4, rtol=0)
+
+
 # ------------------------------------------------------------------ what shapes and metadata tell
 
 
@@ -156,13 +176,48 @@ def test_shapes_tell_the_network() -> None:
     assert torch.equal(ours["predictors.2.head.4.bias"], state["score_predictor.2.out_conv.4.bias"])
 
 
-def test_heads_are_width_over_64_unless_said() -> None:
+def test_shapes_tell_an_lvvit() -> None:
+    state = lvvit_state()
+    model = load_released(state, keep_ratio=0.5, num_heads=HEADS, residual_divisor=3.0)
+    backbone = model.backbone
+    assert backbone.patch_embed.img_size == (8, 8)
+    assert backbone.patch_embed.patch_size == (4, 4)
+    assert backbone.patch_embed.conv1.out_channels == 6
+    assert backbone.blocks[0].attn.qkv.bias is None
+    assert backbone.blocks[3].ls2.divisor == 3.0
+    ours = model.state_dict()
+    assert len(ours) == len(state)
+    assert torch.equal(ours["backbone.aux_head.weight"], state["aux_head.weight"])
+    variance = "patch_embed.bn2.running_var"
+    assert torch.equal(ours[f"backbone.{variance}"], state[variance])
+    other = load_released(state, keep_ratio=0.5, num_heads=HEADS, residual_divisor=1.0)
+    images = torch.randn(1, 3, 8, 8)
+    assert not torch.allclose(model(images), other(images), atol=1e-3)
+
+
+def test_what_a_size_outside_the_paper_leaves_open() -> None:
     model = load_released(released_state(width=128), keep_ratio=0.7)
     assert model.backbone.blocks[0].attn.num_heads == 2
-    with pytest.raises(InputError, match=r"width 16 is no multiple of 64.*give num_heads"):
+    with pytest.raises(InputError, match=r"DeiT of the paper is 16 wide.*give num_heads"):
         load_released(released_state(), keep_ratio=0.7)
     with pytest.raises(InputError, match="num_heads must divide the width 16, got 3"):
         load_released(released_state(), keep_ratio=0.7, num_heads=3)
+    with pytest.raises(InputError, match=r"LV-ViT of the paper is 16 wide with 4.*give num_heads"):
+        load_released(lvvit_state(), keep_ratio=0.7)
+    with pytest.raises(InputError, match="residual branches is open; give residual_divisor"):
+        load_released(lvvit_state(), keep_ratio=0.7, num_heads=HEADS)
+    with pytest.raises(InputError, match="residual_divisor must be positive, got 0"):
+        load_released(lvvit_state(), keep_ratio=0.7, num_heads=HEADS, residual_divisor=0)
+
+
+def test_a_small_lvvit_says_what_it_is_a_kind_of(tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    for metadata, divisor in (
+        ({"kind": "lvvit_l"}, 3.0),
+        ({"kind": "lvvit_l", "residual_divisor": "1.5"}, 1.5),
+    ):
+        save_file(lvvit_state(), path, metadata={"num_heads": "2", "rho": "0.6", **metadata})
+        assert load_released(path).backbone.blocks[0].ls1.divisor == divisor
 
 
 def test_metadata_answers_and_arguments_go_first(tmp_path: Path) -> None:
@@ -186,6 +241,29 @@ def test_metadata_answers_and_arguments_go_first(tmp_path: Path) -> None:
 def test_a_file_without_ratio_asks_for_it() -> None:
     with pytest.raises(InputError, match="give keep_ratio"):
         load_released(released_state(), num_heads=HEADS)
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio"),
+    [
+        ("dynamic-vit_384_r0.7.pth", 0.7),
+        ("dynamic-vit_lv-s_r0.5 (1).pth", 0.5),
+        ("dynamicvit-lvvit-s-0.5.pth", 0.5),
+        ("dynamic-vit_384.pth", None),
+        ("my_dynamic-vit_384_r0.7.pth", None),
+        ("checkpoint-0.7.pth", None),
+    ],
+)
+def test_the_name_of_a_file_may_tell_the_ratio(
+    tmp_path: Path, name: str, ratio: float | None
+) -> None:
+    torch.save({"model": released_state()}, tmp_path / name)
+    assert load_released(tmp_path / name, keep_ratio=0.9, num_heads=HEADS).keep_ratio == 0.9
+    if ratio is None:
+        with pytest.raises(InputError, match="give keep_ratio"):
+            load_released(tmp_path / name, num_heads=HEADS)
+    else:
+        assert load_released(tmp_path / name, num_heads=HEADS).keep_ratio == ratio
 
 
 def test_as_many_stages_as_prediction_modules() -> None:
@@ -266,17 +344,37 @@ def without(*names: str) -> dict[str, Tensor]:
     return {n: t for n, t in released_state().items() if not n.startswith(names)}
 
 
+def lvvit_without(*names: str) -> dict[str, Tensor]:
+    return {n: t for n, t in lvvit_state().items() if not n.startswith(names)}
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [
         (without("score_predictor."), "has no score_predictor, so it is a dense network"),
-        (without("score_predictor.1."), "has score_predictor.2 but no score_predictor.1"),
-        (without("blocks.2."), r"has blocks.3 but no blocks.2"),
-        (without("norm.bias"), "missing backbone.norm.bias"),
-        (without("head."), "has no head.weight, so it is no released DynamicViT"),
-        (without("pos_embed"), "has no pos_embed"),
-        (released_state() | {"dist_token": torch.zeros(1, 1, WIDTH)}, "unexpected.*dist_token"),
-        (released_state() | {"aux_head.weight": torch.zeros(5, WIDTH)}, "LV-ViT"),
+        (lvvit_without("score_predictor."), "has no score_predictor, so it is a dense network"),
+        (
+            without("score_predictor.1."),
+            r"nearest is a DynamicViT of DeiT: 76 of its 76 names understood: \w.* and 73 more; "
+            r"missing score_predictor.1.in_conv.0.weight, .* and 7 more; for another network",
+        ),
+        (without("blocks.2."), r"missing blocks.2.attn.qkv.weight, .* and 9 more"),
+        (without("norm.bias"), "missing norm.bias; for another"),
+        (without("head.", "pos_embed"), "missing pos_embed, head.weight, head.bias; for another"),
+        (lvvit_without("aux_head."), "nearest is a DynamicViT of LV-ViT:.*missing aux_head.weight"),
+        (
+            released_state() | {"dist_token": torch.zeros(1, 1, WIDTH)},
+            "86 of its 87 names understood.*; not understood dist_token; for another",
+        ),
+        (
+            without("score_predictor.") | {"dist_token": torch.zeros(1, 1, WIDTH)},
+            "nearest is a dense DeiT: .*not understood dist_token",
+        ),
+        (released_state() | {"blocks.9999999999.x": torch.zeros(1)}, "not understood blocks.99999"),
+        (
+            {f"layer{i}.conv.weight": torch.zeros(1) for i in range(9)},
+            "none of its 9 names understood; missing cls_token.*not understood layer0.* and 6 more",
+        ),
         (
             released_state() | {"pos_embed": torch.zeros(1, 1 + 6, WIDTH)},
             "6 patches, which is not a square grid",
@@ -291,13 +389,18 @@ def without(*names: str) -> dict[str, Tensor]:
 )
 def test_other_architectures_are_refused(state: dict, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
-        load_released(state, keep_ratio=0.7, num_heads=HEADS)
+        load_released(state, keep_ratio=0.7, num_heads=HEADS, residual_divisor=2.0)
     assert_one_line(error)
 
 
-def test_the_golden_lvvit_file_is_named() -> None:
-    with pytest.raises(InputError, match=r"lvvit_s_rho07.*is an LV-ViT checkpoint"):
-        load_released(shared("golden/lvvit_s_rho07.safetensors"))
+def test_a_dense_network_of_the_paper_is_named() -> None:
+    dense = {n: t for n, t in meta(deit_shapes(384, 12)).items() if "predictor" not in n}
+    with pytest.raises(InputError, match=r"--model deit_small_patch16_224 --checkpoint") as error:
+        load_released(dense)
+    assert_one_line(error)
+    dense = {n: t for n, t in meta(lvvit_shapes(512, 20)).items() if "predictor" not in n}
+    with pytest.raises(InputError, match=r"--model lvvit_m --checkpoint the state dict"):
+        load_released(dense)
 
 
 def assert_one_line(error: pytest.ExceptionInfo) -> None:

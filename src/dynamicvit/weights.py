@@ -6,6 +6,7 @@ import argparse
 import pickle
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,47 @@ from dynamicvit.errors import InputError
 
 #: Where training scripts put the state dict: timm's and DeiT's names.
 WRAPPERS = ("state_dict", "model")
+#: Where they put its moving average (EMA): timm's, DeiT's and two more.
+EMA_WRAPPERS = ("state_dict_ema", "model_ema", "module_ema", "ema")
 #: What DistributedDataParallel and torch.compile put before every name.
 NAME_PREFIXES = ("_orig_mod.", "module.")
+#: Before the names of the trained network in a state dict that holds its teacher too.
+STUDENT = "student."
+#: What torch's AveragedModel counts; no weight.
+_AVERAGE_COUNT = "n_averaged"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One network's state dict out of a file.
+
+    Attributes:
+        tensors: by name, without the prefixes of DistributedDataParallel and torch.compile.
+        metadata: of a safetensors header; else empty.
+        copy: under which name the file held them: ``"model"``, ``"model_ema"``, ``"student"``, ...;
+            empty where it held nothing else.
+        ema: the moving average that the file holds too and that was left; empty where none is.
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    copy: str = ""
+    ema: str = ""
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of :func:`open_weights`."""
+    weights = open_weights(path)
+    return weights.tensors, weights.metadata
+
+
+def open_weights(path: str | Path, ema: bool = False) -> Weights:
     """Read a state dict; nothing but tensors is loaded, no code in the file is run.
 
     Args:
         path: a ``.safetensors`` file, or anything that ``torch.save`` wrote: a state dict, or one
             wrapped in ``state_dict`` or ``model``.
-
-    Returns:
-        The tensors by name, without the prefixes of DistributedDataParallel and torch.compile,
-        and the header's metadata (empty unless safetensors).
+        ema: see :func:`weights_in`.
 
     Raises:
         InputError: if the file is missing, truncated, holds code, or no tensors.
@@ -39,35 +67,79 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a .safetensors or .pth file of weights")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return state_dict_of(_torch_load(path), str(path)), {}
+        checkpoint, metadata = _read_safetensors(path)
+    else:
+        checkpoint, metadata = _torch_load(path), {}
+    return weights_in(checkpoint, str(path), ema=ema, metadata=metadata)
 
 
-def state_dict_of(checkpoint: Any, source: str) -> dict[str, Tensor]:
+def weights_in(
+    checkpoint: Any, source: str, *, ema: bool = False, metadata: Mapping[str, str] | None = None
+) -> Weights:
     """The state dict inside a loaded checkpoint.
 
+    Of a student and its teacher the student is taken. Of weights and their moving average the
+    weights are, as in the released evaluation; the average only on demand, or where it is all
+    there is.
+
     Args:
-        checkpoint: a state dict, or a mapping that holds one under ``state_dict`` or ``model``.
+        checkpoint: a state dict; or a mapping that holds one under ``state_dict`` or ``model``, or
+            its moving average under one of :data:`EMA_WRAPPERS`; or a state dict in which those
+            words stand before every name of a network.
         source: what error messages call it.
+        ema: take the moving average.
+        metadata: to go with the tensors.
 
     Raises:
         InputError: if there is none.
     """
-    for wrapper in WRAPPERS:
-        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(wrapper), Mapping):
-            checkpoint = checkpoint[wrapper]
-            break
-    if not isinstance(checkpoint, Mapping) or not checkpoint:
+    held = _wrapped(checkpoint) or _prefixed(checkpoint)
+    averages = [name for name in held if name in EMA_WRAPPERS]
+    if ema and not averages:
         raise InputError(
-            f"{source}: holds {type(checkpoint).__name__}, not a state dict (names and tensors)"
+            f"{source}: holds no moving average (EMA) of the weights, under none of "
+            f"{', '.join(EMA_WRAPPERS)}; take the weights themselves"
         )
-    for name, value in checkpoint.items():
+    copy = (averages if ema else [*(name for name in held if name not in averages), *averages])[0]
+    state, ema_left = held[copy], averages[0] if averages and copy not in averages else ""
+    if not isinstance(state, Mapping) or not state:
+        raise InputError(
+            f"{source}: holds {type(state).__name__}, not a state dict (names and tensors)"
+        )
+    for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise InputError(
                 f"{source}: {name!r} is {type(value).__name__}, not a tensor; a state dict is "
                 f"needed, on its own or under 'state_dict' or 'model'"
             )
-    return {_bare(name): value for name, value in checkpoint.items()}
+    tensors = {_bare(name): value for name, value in state.items() if name != _AVERAGE_COUNT}
+    student = {_bare(name): value for name, value in _under(tensors, STUDENT).items()}
+    if student:
+        copy = f"{copy}.{STUDENT}".strip(".")
+    return Weights(student or tensors, dict(metadata or {}), copy, ema_left)
+
+
+def _wrapped(checkpoint: Any) -> dict[str, Any]:
+    """The state dicts that a training checkpoint holds, by the name of each."""
+    if not isinstance(checkpoint, Mapping):
+        return {}
+    names = (*WRAPPERS, *EMA_WRAPPERS)
+    return {name: checkpoint[name] for name in names if isinstance(checkpoint.get(name), Mapping)}
+
+
+def _prefixed(state: Any) -> dict[str, Any]:
+    """The same for a flat state dict, in which a word before the names tells the copies apart."""
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        return {"": state}
+    averages = {ema: _under(state, f"{ema}.") for ema in EMA_WRAPPERS}
+    averages = {ema: tensors for ema, tensors in averages.items() if tensors}
+    rest = {n: t for n, t in state.items() if n.partition(".")[0] not in averages}
+    return ({"": rest} if rest or not averages else {}) | averages
+
+
+def _under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """What has the prefix before its name, without it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -83,9 +155,9 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     """
     expected = module.state_dict()
     problems = [
-        _first_few("missing", [name for name in expected if name not in tensors]),
-        _first_few("unexpected", [name for name in tensors if name not in expected]),
-        _first_few(
+        first_few("missing", [name for name in expected if name not in tensors]),
+        first_few("unexpected", [name for name in tensors if name not in expected]),
+        first_few(
             "of another shape",
             [
                 f"{name} {tuple(tensors[name].shape)} instead of {tuple(value.shape)}"
@@ -96,16 +168,16 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     ]
     found = "; ".join(problem for problem in problems if problem)
     if found:
-        raise InputError(f"{source}: {found}")
+        known = sum(name in expected for name in tensors)
+        raise InputError(f"{source}: {known} of its {len(tensors)} names are known; {found}")
     module.load_state_dict(dict(tensors))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {_bare(name): file.get_tensor(name) for name in file.keys()}, (  # noqa: SIM118
-                file.metadata() or {}
-            )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: truncated or not safetensors ({first_line(error)})") from error
 
@@ -134,7 +206,8 @@ def _bare(name: str) -> str:
     return name
 
 
-def _first_few(what: str, names: Sequence[str], limit: int = 3) -> str:
+def first_few(what: str, names: Sequence[str], limit: int = 3) -> str:
+    """``what`` and the names, the rest of them counted; empty without names."""
     if not names:
         return ""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

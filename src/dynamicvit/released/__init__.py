@@ -1,0 +1,21 @@
+"""The checkpoints that the paper's authors released: what they are, where they are, how to load."""
+
+from dynamicvit.released.download import download
+from dynamicvit.released.layouts import PREDICTOR_PARTS, is_released, rename_released
+from dynamicvit.released.load import load_released
+from dynamicvit.released.recognise import Recognised, recognise
+from dynamicvit.released.zoo import RELEASES, Release, is_release, release_of
+
+__all__ = [
+    "PREDICTOR_PARTS",
+    "RELEASES",
+    "Recognised",
+    "Release",
+    "download",
+    "is_release",
+    "is_released",
+    "load_released",
+    "recognise",
+    "release_of",
+    "rename_released",
+]

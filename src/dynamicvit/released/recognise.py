@@ -1,0 +1,355 @@
+"""Which network a released checkpoint is of: from names, shapes, metadata and the file's name."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import timm
+from torch import Tensor
+
+import dynamicvit.backbones  # noqa: F401 (timm finds LV-ViT by name)
+from dynamicvit.errors import InputError
+from dynamicvit.model import DynamicViT, sparsify
+from dynamicvit.released.layouts import Layout, count, match_layout, rename_released
+from dynamicvit.released.zoo import ARCHITECTURES, Architecture, architecture_of, keep_ratio_in
+from dynamicvit.schedule import Schedule
+from dynamicvit.weights import Weights, load_exactly, open_weights, weights_in
+
+#: timm's network that one without a name of its own is built from, by layout.
+BUILT_FROM = {"DeiT": "deit_small_patch16_224", "LV-ViT": "lvvit_s"}
+#: Channels per head in every DeiT.
+HEAD_WIDTH = 64
+#: LV-ViT's stem halves the image before patches are taken from it.
+LVVIT_STEM_STRIDE = 2
+#: The authors' evaluation makes 224 px out of the middle of 256; timm's crop for DeiT is wider.
+CROP_PCT = 224 / 256
+_DEFAULT_STAGES = len(Schedule.for_depth(4).stages)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A released checkpoint, and what it was found to be.
+
+    Attributes:
+        source: what messages call it.
+        weights: its tensors under the released names.
+        layout: whose names they are.
+        shapes: what the shapes say.
+        architecture: the row of the paper's tables; ``None`` for a size that they lack.
+        num_heads: H.
+        residual_divisor: what each residual branch is divided by.
+        keep_ratio: ρ, or one ratio for each stage.
+        keep_ratio_from: where that was found: ``"as given"``, ``"from its metadata"`` or
+            ``"from its name"``.
+        stages: blocks before which tokens are dropped; ``None`` for 1/4, 2/4, 3/4 of the depth.
+    """
+
+    source: str
+    weights: Weights = field(repr=False)
+    layout: Layout
+    shapes: Shapes
+    architecture: Architecture | None
+    num_heads: int
+    residual_divisor: float
+    keep_ratio: float | Sequence[float]
+    keep_ratio_from: str
+    stages: Sequence[int] | None
+
+    @property
+    def name(self) -> str:
+        """The architecture's name, or its layout and size."""
+        if self.architecture is not None:
+            return self.architecture.name
+        return f"{self.layout.name} layout, {self.shapes.width} wide, {self.shapes.depth} blocks"
+
+    def build(self) -> DynamicViT:
+        """The model with these weights, in ``eval()``.
+
+        Raises:
+            InputError: if a tensor's shape does not go with the others.
+        """
+        known = self.architecture
+        args = self.shapes.backbone_args() | {"num_heads": self.num_heads}
+        if self.layout.name == "LV-ViT":
+            args["residual_divisor"] = self.residual_divisor
+        backbone = timm.create_model(
+            known.model if known else BUILT_FROM[self.layout.name],
+            pretrained_cfg_overlay={"crop_pct": CROP_PCT},
+            **args,
+        )
+        model = sparsify(backbone, self.keep_ratio, self.stages)
+        tensors = rename_released(self.weights.tensors)
+        load_exactly(model, tensors, f"{self.source}: does not fit {self.name}")
+        return model.eval()
+
+
+def recognise(
+    path_or_state_dict: str | Path | Mapping[str, Any],
+    keep_ratio: float | Sequence[float] | None = None,
+    num_heads: int | None = None,
+    *,
+    stages: Sequence[int] | None = None,
+    residual_divisor: float | None = None,
+    ema: bool = False,
+) -> Recognised:
+    """What a released checkpoint is of; see :func:`load_released` for what it takes.
+
+    Raises:
+        InputError: if the file can't be read, is of another architecture, or leaves open what
+            neither metadata nor arguments say.
+    """
+    if isinstance(path_or_state_dict, (str, Path)):
+        source, file_name = str(path_or_state_dict), Path(path_or_state_dict).name
+        weights = open_weights(path_or_state_dict, ema)
+    else:
+        source, file_name = "the state dict", ""
+        weights = weights_in(path_or_state_dict, source, ema=ema)
+    layout = _pruned_layout(weights.tensors, source)
+    shapes = Shapes.read(weights.tensors, layout, source)
+    said = _Metadata(weights.metadata, source)
+    architecture = architecture_of(layout.name, shapes.width, shapes.depth)
+    relative = architecture or said.relative()
+    num_heads = said.number_of_heads() if num_heads is None else num_heads
+    if residual_divisor is None:
+        residual_divisor = said.residual_divisor()
+    if residual_divisor is None and relative is not None:
+        residual_divisor = relative.residual_divisor
+    stages = said.stages() if stages is None else stages
+    return Recognised(
+        source,
+        weights,
+        layout,
+        shapes,
+        architecture,
+        _heads(num_heads, architecture, layout, shapes, source),
+        _divisor(residual_divisor, layout, shapes, source),
+        *_keep_ratio(keep_ratio, said.keep_ratio(), keep_ratio_in(file_name), source),
+        _stage_positions(stages, shapes, source),
+    )
+
+
+# ---------------------------------------------------------------- names
+
+
+def _pruned_layout(tensors: Mapping[str, Tensor], source: str) -> Layout:
+    """The layout, if it is one with prediction modules; else what to do with the file."""
+    instead = "give its timm name, and this file as its checkpoint"
+    if any(name.startswith("predictors.") for name in tensors):
+        raise InputError(
+            f"{source}: is no released DynamicViT, but this library's own state dict; {instead}"
+        )
+    try:
+        layout = match_layout(tensors, source)
+    except InputError as error:
+        raise InputError(f"{error}; for another network {instead}") from None
+    if layout.pruned:
+        return layout
+    shapes = Shapes.read(tensors, layout, source)
+    known = architecture_of(layout.name, shapes.width, shapes.depth)
+    example = f" (--model {known.model} --checkpoint {source})" if known else ""
+    raise InputError(
+        f"{source}: has no score_predictor, so it is a dense network; {instead}{example}"
+    )
+
+
+# ---------------------------------------------------------------- shapes
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the shapes of a released state dict say about its network.
+
+    Attributes:
+        width: C.
+        depth: number of blocks.
+        hidden: width inside each MLP.
+        grid: rows, and columns, of patches.
+        patch: height and width of a patch in pixels.
+        channels: of an image.
+        classes: number of them.
+        num_stages: prediction modules.
+        qkv_bias: whether queries, keys and values have one.
+        stem_width: channels of LV-ViT's stem; ``None`` for DeiT, which has none.
+    """
+
+    width: int
+    depth: int
+    hidden: int
+    grid: int
+    patch: tuple[int, int]
+    channels: int
+    classes: int
+    num_stages: int
+    qkv_bias: bool
+    stem_width: int | None
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], layout: Layout, source: str) -> Shapes:
+        """Read them from tensors that have the layout's names.
+
+        Raises:
+            InputError: if a tensor that they are read from has other dimensions.
+        """
+        ranks = {
+            "patch_embed.proj.weight": 4,
+            "patch_embed.conv1.weight": 4,
+            "pos_embed": 3,
+            "blocks.0.mlp.fc1.weight": 2,
+            "head.weight": 2,
+        }
+        for name, rank in ranks.items():
+            if name in tensors and tensors[name].ndim != rank:
+                raise InputError(
+                    f"{source}: {name} has shape {tuple(tensors[name].shape)}, where a "
+                    f"{layout.name}'s has {rank} dimensions"
+                )
+        width, embedded, *patch = tensors["patch_embed.proj.weight"].shape
+        stem_width, channels = None, embedded
+        if layout.name == "LV-ViT":
+            stem_width, channels, *_ = tensors["patch_embed.conv1.weight"].shape
+            patch = [LVVIT_STEM_STRIDE * side for side in patch]
+        num_patches = tensors["pos_embed"].shape[1] - 1
+        grid = math.isqrt(max(num_patches, 0))
+        if grid == 0 or grid * grid != num_patches:
+            raise InputError(
+                f"{source}: pos_embed holds {num_patches} patches, which is not a square grid"
+            )
+        return cls(
+            width=width,
+            depth=count(tensors, "blocks"),
+            hidden=tensors["blocks.0.mlp.fc1.weight"].shape[0],
+            grid=grid,
+            patch=(patch[0], patch[1]),
+            channels=channels,
+            classes=tensors["head.weight"].shape[0],
+            num_stages=count(tensors, "score_predictor"),
+            qkv_bias="blocks.0.attn.qkv.bias" in tensors,
+            stem_width=stem_width,
+        )
+
+    def backbone_args(self) -> dict[str, Any]:
+        """timm's arguments, but for what shapes can't tell."""
+        stem = {} if self.stem_width is None else {"stem_width": self.stem_width}
+        return stem | {
+            "img_size": (self.grid * self.patch[0], self.grid * self.patch[1]),
+            "patch_size": self.patch[0] if self.patch[0] == self.patch[1] else self.patch,
+            "in_chans": self.channels,
+            "num_classes": self.classes,
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "mlp_ratio": self.hidden / self.width,
+            "qkv_bias": self.qkv_bias,
+        }
+
+
+# ---------------------------------------------------------------- what shapes can't tell
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """What a safetensors file says about itself; ``None`` where it is silent."""
+
+    entries: Mapping[str, str]
+    source: str
+
+    def keep_ratio(self) -> float | None:
+        return self._read("rho", float)
+
+    def number_of_heads(self) -> int | None:
+        return self._read("num_heads", int)
+
+    def residual_divisor(self) -> float | None:
+        return self._read("residual_divisor", float)
+
+    def stages(self) -> list[int] | None:
+        return self._read("stages", lambda text: [int(number) for number in json.loads(text)])
+
+    def relative(self) -> Architecture | None:
+        """The full-size network that a small one says it is a kind of."""
+        kind = self.entries.get("kind")
+        return next((known for known in ARCHITECTURES if known.model == kind), None)
+
+    def _read(self, key: str, read: Callable[[str], T]) -> T | None:
+        if key not in self.entries:
+            return None
+        try:
+            return read(self.entries[key])
+        except (ValueError, TypeError) as error:
+            value = self.entries[key]
+            raise InputError(f"{self.source}: its metadata has {key}={value!r}") from error
+
+
+def _keep_ratio(
+    given: float | Sequence[float] | None,
+    said: float | None,
+    named: float | None,
+    source: str,
+) -> tuple[float | Sequence[float], str]:
+    """ρ and where it is from."""
+    if given is not None:
+        return given, "as given"
+    if said is not None:
+        return said, "from its metadata"
+    if named is not None:
+        return named, "from its name"
+    raise InputError(
+        f"{source}: does not say its keep ratio, and neither do shapes; give keep_ratio "
+        f"(--keep-ratio), such as 0.7"
+    )
+
+
+def _heads(
+    given: int | None,
+    architecture: Architecture | None,
+    layout: Layout,
+    shapes: Shapes,
+    source: str,
+) -> int:
+    """The given number of heads if it divides the width, or the architecture's."""
+    width = shapes.width
+    if given is not None:
+        if given < 1 or width % given:
+            raise InputError(f"num_heads must divide the width {width}, got {given}")
+        return given
+    if architecture is not None:
+        return architecture.num_heads
+    if layout.name == "DeiT" and width % HEAD_WIDTH == 0:
+        return width // HEAD_WIDTH
+    raise InputError(
+        f"{source}: no {layout.name} of the paper is {width} wide with {shapes.depth} blocks, so "
+        f"the number of heads is open; give num_heads"
+    )
+
+
+def _divisor(given: float | None, layout: Layout, shapes: Shapes, source: str) -> float:
+    """What residual branches are divided by: 1 in DeiT."""
+    if layout.name == "DeiT":
+        return 1.0
+    if given is None:
+        raise InputError(
+            f"{source}: no {layout.name} of the paper is {shapes.width} wide with {shapes.depth} "
+            f"blocks, so what divides its residual branches is open; give residual_divisor"
+        )
+    if not 0 < given < math.inf:
+        raise InputError(f"residual_divisor must be positive, got {given}")
+    return given
+
+
+def _stage_positions(
+    stages: Sequence[int] | None, shapes: Shapes, source: str
+) -> Sequence[int] | None:
+    """The given stages if they are as many as the prediction modules."""
+    given = _DEFAULT_STAGES if stages is None else len(stages)
+    if given != shapes.num_stages:
+        raise InputError(
+            f"{source}: holds {shapes.num_stages} prediction modules, but {given} stages are "
+            f"{'the default' if stages is None else 'given'}; give stages, one block index each"
+        )
+    return stages

@@ -1,0 +1,98 @@
+"""The table of released checkpoints, on stand-ins with their exact names and shapes."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from dynamicvit import InputError, count_macs
+from dynamicvit.macs import costs_of
+from dynamicvit.released import RELEASES, Release, recognise, release_of
+from dynamicvit.released.zoo import ARCHITECTURES, Architecture
+from released_state import meta, shapes_of
+
+each_release = pytest.mark.parametrize("release", RELEASES.values(), ids=list(RELEASES))
+
+#: GMACs with the prediction modules, as counted from the published networks.
+COUNTED = {"deit-s-0.7": 2.98, "lvvit-s-0.5": 3.79, "lvvit-s-0.7": 4.65, "lvvit-m-0.7": 8.59}
+#: Parameters of the dense networks in millions, as published.
+PUBLISHED = {"DeiT-S": 22.05, "DeiT-B": 86.57, "LV-ViT-S": 26.15, "LV-ViT-M": 55.83}
+#: Bytes of dynamic-vit_lv-m_r0.7.pth, from the log of a download in the authors' notebook.
+LVVIT_M_BYTES = 228_568_565
+
+
+@each_release
+def test_a_stand_in_is_what_the_table_says(release: Release) -> None:
+    state = meta(shapes_of(release))
+    found = recognise({"model": state}, keep_ratio=release.keep_ratio)
+    assert found.architecture == release.architecture
+    with torch.device("meta"):
+        model = found.build()
+    assert model.keep_ratio == pytest.approx(release.keep_ratio)
+    assert model.depth == release.architecture.depth
+    assert [4 * stage for stage in model.schedule.stages] == [model.depth * i for i in (1, 2, 3)]
+    assert model.backbone.blocks[0].attn.num_heads == release.architecture.num_heads
+
+    predictors = sum(parameter.numel() for parameter in model.predictors.parameters())
+    dense = sum(parameter.numel() for parameter in model.parameters()) - predictors
+    if release.architecture.width == 384:
+        assert predictors == 723_750
+    if release.architecture.name in PUBLISHED:
+        assert dense / 1e6 == pytest.approx(PUBLISHED[release.architecture.name], abs=0.005)
+
+    # Some of the published numbers leave the prediction modules out, others don't seem to.
+    macs = count_macs(model)
+    costs = costs_of(model, num_stages=3)
+    held = (costs.num_patches, *model.schedule.kept(costs.num_patches))
+    without = macs - sum(each * n for each, n in zip(costs.predictor, held, strict=False))
+    assert without / 1e9 - 0.05 <= release.gmacs <= macs / 1e9 + 0.05
+    if release.name in COUNTED:
+        assert macs / 1e9 == pytest.approx(COUNTED[release.name], rel=0.005)
+
+
+def test_a_stand_in_is_as_large_as_the_file() -> None:
+    tensors = meta(shapes_of(RELEASES["lvvit-m-0.7"])).values()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    assert 0 < LVVIT_M_BYTES - size < 0.001 * size  # what is over is names and zip
+
+
+def test_nothing_but_a_word_tells_two_releases_apart() -> None:
+    half, more = RELEASES["lvvit-s-0.5"], RELEASES["lvvit-s-0.7"]
+    assert shapes_of(half) == shapes_of(more)
+    with pytest.raises(InputError, match=r"does not say its keep ratio.*--keep-ratio"):
+        recognise({"model": meta(shapes_of(half))})
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda row: row.name)
+def test_the_table_of_architectures_agrees_with_timm(architecture: Architecture) -> None:
+    with torch.device("meta"):
+        backbone = timm.create_model(architecture.model)
+    assert (backbone.embed_dim, len(backbone.blocks)) == (architecture.width, architecture.depth)
+    assert backbone.blocks[0].attn.num_heads == architecture.num_heads
+    divisor = getattr(backbone.blocks[0].ls1, "divisor", 1.0)
+    assert divisor == architecture.residual_divisor
+
+
+def test_shapes_tell_architectures_apart() -> None:
+    seen = {(row.layout, row.width, row.depth) for row in ARCHITECTURES}
+    assert len(seen) == len(ARCHITECTURES)
+
+
+@each_release
+def test_a_row_is_named_after_what_it_holds(release: Release) -> None:
+    kind = release.architecture.name.lower().replace("lv-vit", "lvvit")
+    assert release.name == f"{kind}-{release.keep_ratio}"
+    assert release.url.startswith("https://cloud.tsinghua.edu.cn/f/")
+
+
+def test_no_two_rows_share_a_file() -> None:
+    for places in zip(*((row.url, row.mirror) for row in RELEASES.values()), strict=True):
+        assert len(set(places)) == len(RELEASES)
+
+
+def test_an_unknown_name_gets_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"'deit-s-07': did you mean deit-s-0.7\? There are deit"):
+        release_of("deit-s-07")
+    with pytest.raises(InputError, match=r"'swin-t': there are deit-256-0.7, .*lvvit-m-0.7$"):
+        release_of("swin-t")
