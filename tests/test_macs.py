@@ -66,6 +66,25 @@ class TestCounted:
         assert count_macs(backbone) == pytest.approx(15.49e9, rel=0.005)
         assert count_macs(model) == pytest.approx(giga * 1e9, rel=0.005)
 
+    @pytest.mark.parametrize(
+        ("name", "dense", "pruned"),
+        [
+            ("lvvit_s", 6.55, {0.9: 5.88, 0.7: 4.65, 0.5: 3.79}),
+            ("lvvit_m", 12.68, {0.9: 11.21, 0.7: 8.59}),
+        ],
+    )
+    def test_lvvit(self, name, dense, pruned):
+        with torch.device("meta"):
+            model = sparsify(timm.create_model(name))
+        counted = count_macs(model.backbone)
+        assert counted == pytest.approx(dense * 1e9, rel=0.005)
+        assert schedule_macs(model, DENSE) == counted
+        for keep_ratio, giga in pruned.items():
+            model.keep_ratio = keep_ratio
+            counted = count_macs(model)
+            assert counted == pytest.approx(giga * 1e9, rel=0.005)
+            assert schedule_macs(model, model.schedule) == counted
+
     def test_follows_the_budget_of_the_moment(self):
         model = sparsify(tiny(), 0.9)
         before = count_macs(model)
@@ -134,8 +153,11 @@ class TestClosedForm:
         model = sparsify(tiny(dynamic_img_size=True), 0.7)
         assert schedule_macs(model, model.schedule, (160, 320)) == count_macs(model, (160, 320))
 
-    def test_padded_images(self):
-        model = sparsify(tiny(dynamic_img_size=True, dynamic_img_pad=True), 0.7)
+    @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "lvvit_t"])
+    def test_padded_images(self, name):
+        with torch.device("meta"):
+            backbone = timm.create_model(name, depth=4, dynamic_img_size=True, dynamic_img_pad=True)
+            model = sparsify(backbone, 0.7)
         assert schedule_macs(model, model.schedule, (165, 170)) == count_macs(model, (165, 170))
 
     def test_a_stage_outside_the_depth(self):

@@ -18,8 +18,23 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dynamicvit import DynamicViT, InputError, MaskedOutput, registry
 
-SIZES = ("tiny", "small", "base")
 TINY = "dynamicvit_deit_tiny_patch16_224"
+#: Each registered backbone, and where its depth puts the stages.
+STAGES = {
+    "deit_tiny_patch16_224": (3, 6, 9),
+    "deit_256_patch16_224": (3, 6, 9),
+    "deit_small_patch16_224": (3, 6, 9),
+    "deit_small_patch16_384": (3, 6, 9),
+    "deit_base_patch16_224": (3, 6, 9),
+    "deit_base_patch16_384": (3, 6, 9),
+    "lvvit_t": (3, 6, 9),
+    "lvvit_s": (4, 8, 12),
+    "lvvit_m": (5, 10, 15),
+    "lvvit_l": (6, 12, 18),
+    "vit_large_patch16_224": (6, 12, 18),
+    "vit_large_patch16_384": (6, 12, 18),
+    "vit_huge_patch14_224": (8, 16, 24),
+}
 SMALL_ARGS = {"depth": 4, "embed_dim": 16, "num_heads": 2, "img_size": 32}
 
 
@@ -29,9 +44,8 @@ def small(**kwargs: object) -> DynamicViT:
 
 
 def test_timm_lists_the_models() -> None:
-    assert set(timm.list_models("dynamicvit*")) == {
-        f"dynamicvit_deit_{size}_patch16_224" for size in SIZES
-    }
+    names = set(timm.list_models("dynamicvit*"))
+    assert names == {f"dynamicvit_{backbone}" for backbone in STAGES}
     assert not timm.list_models("dynamicvit*", pretrained=True)  # no weights of ours to download
 
 
@@ -51,14 +65,17 @@ def test_registering_twice_does_nothing(recwarn: pytest.WarningsRecorder) -> Non
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_each_name_builds_its_backbone(size: str) -> None:
+@pytest.mark.parametrize("backbone", STAGES)
+def test_each_name_builds_its_backbone(backbone: str) -> None:
     with torch.device("meta"):
-        model = timm.create_model(f"dynamicvit_deit_{size}_patch16_224", pretrained=False)
-        dense = timm.create_model(f"deit_{size}_patch16_224")
+        model = timm.create_model(f"dynamicvit_{backbone}", pretrained=False)
+        dense = timm.create_model(backbone)
     assert isinstance(model, DynamicViT)
-    assert model.schedule.stages == (3, 6, 9)
+    assert model.schedule.stages == STAGES[backbone]
     assert model.keep_ratio == 0.7
+    by_name = timm.get_pretrained_cfg(f"dynamicvit_{backbone}")
+    assert by_name.input_size == model.pretrained_cfg["input_size"]
+    assert by_name.input_size[1:] == model.backbone.patch_embed.img_size
     shapes = {name: value.shape for name, value in dense.state_dict().items()}
     assert shapes == {name: value.shape for name, value in model.backbone.state_dict().items()}
 

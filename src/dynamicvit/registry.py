@@ -1,14 +1,15 @@
 """The models that timm finds by name once dynamicvit is imported.
 
 ``timm.create_model("dynamicvit_deit_small_patch16_224", keep_ratio=0.7)`` builds timm's
-``deit_small_patch16_224`` and sparsifies it. ``pretrained=True`` loads the dense DeiT weights into
-the backbone; the prediction modules are fresh either way, so fine-tune before use. Whatever else
-timm passes (``num_classes``, ``img_size``, ``drop_path_rate``, ...) goes to the backbone.
+``deit_small_patch16_224`` and sparsifies it. ``pretrained=True`` loads the dense weights into the
+backbone, where there are any; the prediction modules are fresh either way, so fine-tune before
+use. Whatever else timm passes (``num_classes``, ``img_size``, ``drop_path_rate``, ...) goes to the
+backbone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
@@ -19,54 +20,58 @@ from timm.models import (
     register_model,
 )
 
+import dynamicvit.backbones  # noqa: F401 (some of the names below are registered there)
 from dynamicvit.model import DynamicViT, sparsify
 
 PREFIX = "dynamicvit_"
 """What a registered name has before the name of its backbone."""
 
-_BACKBONES = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224")
+BACKBONES = (
+    "deit_tiny_patch16_224",
+    "deit_256_patch16_224",
+    "deit_small_patch16_224",
+    "deit_small_patch16_384",
+    "deit_base_patch16_224",
+    "deit_base_patch16_384",
+    "lvvit_t",
+    "lvvit_s",
+    "lvvit_m",
+    "lvvit_l",
+    "vit_large_patch16_224",
+    "vit_large_patch16_384",
+    "vit_huge_patch14_224",
+)
+"""timm's names of the backbones: the paper's, and larger ones. ``sparsify`` takes many more."""
 
 # timm reads this by name at registration. The inputs are the backbone's; without a source of
 # weights, because there are none for the prediction modules (timm.list_pretrained stays honest).
 default_cfgs = generate_default_cfgs(
     {
         f"{PREFIX}{backbone}": default.to_dict(remove_source=True)
-        for backbone in _BACKBONES
+        for backbone in BACKBONES
         if (default := get_pretrained_cfg(backbone)) is not None
     }
 )
 
 
-def dynamicvit_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> DynamicViT:
-    """DeiT-Tiny at 224 px that drops patch tokens; see :mod:`dynamicvit.registry`."""
-    return _create("deit_tiny_patch16_224", pretrained, **kwargs)
+def _entry_point(backbone: str) -> Callable[..., DynamicViT]:
+    """What timm calls to build a model; it registers a function under the function's own name."""
+
+    def create(
+        pretrained: bool = False,
+        keep_ratio: float | Sequence[float] = 0.7,
+        stages: Sequence[int] | None = None,
+        **backbone_args: Any,
+    ) -> DynamicViT:
+        dense = timm.create_model(backbone, pretrained=pretrained, **backbone_args)
+        return sparsify(dense, keep_ratio, stages)
+
+    create.__name__ = create.__qualname__ = f"{PREFIX}{backbone}"
+    create.__doc__ = f"timm's {backbone} that drops patch tokens; see :mod:`{__name__}`."
+    return create
 
 
-def dynamicvit_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> DynamicViT:
-    """DeiT-Small at 224 px that drops patch tokens; see :mod:`dynamicvit.registry`."""
-    return _create("deit_small_patch16_224", pretrained, **kwargs)
-
-
-def dynamicvit_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> DynamicViT:
-    """DeiT-Base at 224 px that drops patch tokens; see :mod:`dynamicvit.registry`."""
-    return _create("deit_base_patch16_224", pretrained, **kwargs)
-
-
-def _create(
-    backbone: str,
-    pretrained: bool,
-    keep_ratio: float | Sequence[float] = 0.7,
-    stages: Sequence[int] | None = None,
-    **backbone_args: Any,
-) -> DynamicViT:
-    dense = timm.create_model(backbone, pretrained=pretrained, **backbone_args)
-    return sparsify(dense, keep_ratio, stages)
-
-
-for _entry in (
-    dynamicvit_deit_tiny_patch16_224,
-    dynamicvit_deit_small_patch16_224,
-    dynamicvit_deit_base_patch16_224,
-):
-    if not is_model(_entry.__name__):  # timm warns of a name that is registered twice
-        register_model(_entry)
+for _backbone in BACKBONES:
+    if not is_model(f"{PREFIX}{_backbone}"):  # timm warns of a name that is registered twice
+        _entry = _entry_point(_backbone)  # kept here, where timm lists it in __all__
+        globals()[_entry.__name__] = register_model(_entry)
