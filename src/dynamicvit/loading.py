@@ -20,7 +20,7 @@ from dynamicvit.macs import resolve_image_size
 from dynamicvit.model import DynamicViT, sparsify
 from dynamicvit.networks import backbone_of
 from dynamicvit.registry import PREFIX
-from dynamicvit.released import is_released, load_released, rename_released
+from dynamicvit.released import is_release, is_released, load_released, rename_released
 from dynamicvit.weights import first_line, load_exactly, read_weights
 
 _HUB_PREFIX = "hf-hub:"
@@ -45,7 +45,8 @@ def load_model(
         name_or_path: one of
 
             - a folder that ``save_pretrained`` wrote;
-            - a checkpoint file of the released implementation;
+            - a checkpoint file of the released implementation, or the name of one that its
+              authors released, such as ``deit-s-0.7``: it is downloaded once;
             - ``user/name`` or ``hf-hub:user/name`` on the Hugging Face Hub;
             - timm's name of a vision transformer, with or without ``dynamicvit_`` in front: the
               dense network is built and sparsified, with fresh prediction modules.
@@ -67,8 +68,8 @@ def load_model(
     """
     name = str(name_or_path)
     path = Path(name)
-    if path.is_file():
-        model = load_released(path, keep_ratio, stages=stages)
+    if path.is_file() or is_release(name):
+        model = load_released(name, keep_ratio, stages=stages)
     elif _is_saved(path) or _on_hub(name):
         model = DynamicViT.from_pretrained(name.removeprefix(_HUB_PREFIX))
         _check_stages(model, stages, name)

@@ -29,7 +29,9 @@ from dynamicvit.cli.options import (
     JsonFile,
     KeepRatio,
     Model,
+    Released,
     Threads,
+    chosen_model,
     parse_image_size,
 )
 from dynamicvit.errors import InputError
@@ -43,11 +45,13 @@ from dynamicvit.macs import (
     schedule_macs,
 )
 from dynamicvit.model import DynamicViT
+from dynamicvit.released import is_release
 
 
 @app.command("bench")
 def bench_command(
-    model_name: Model,
+    model_name: Model = None,
+    released: Released = None,
     checkpoint: Checkpoint = None,
     keep_ratio: KeepRatio = None,
     macs: Annotated[
@@ -74,9 +78,10 @@ def bench_command(
 ) -> None:
     """Time a model dense and pruned, in turn, and print the speed-up with its spread.
 
-    Nothing is downloaded: without a saved model or a checkpoint the weights are random, which
-    changes neither times nor MACs.
+    Without --released nothing is downloaded: where neither a saved model nor a checkpoint is given
+    the weights are random, which changes neither times nor MACs.
     """
+    model_name = chosen_model(model_name, released)
     budget = _budget(keep_ratio, macs)
     size = parse_image_size(image_size)
     check_json(json_file)
@@ -161,7 +166,8 @@ def _budget(keep_ratio: float | None, macs: str | None) -> Budget | None:
 
 def _by_name(model_name: str) -> bool:
     """Whether a timm name was given, not a saved model (a folder, a file, or one on the Hub)."""
-    return "/" not in model_name and not Path(model_name).exists()
+    known = Path(model_name).exists() or is_release(model_name)
+    return "/" not in model_name and not known
 
 
 # ---------------------------------------------------------------- measuring

@@ -25,10 +25,12 @@ from dynamicvit.cli.options import (
     Model,
     NoPretrained,
     Precision,
+    Released,
     Strict,
     Threads,
     Workers,
     autocast_dtype,
+    chosen_model,
     parse_image_size,
     use_threads,
 )
@@ -45,7 +47,8 @@ _NAMED = 10
 @app.command("eval")
 def eval_command(
     data: Data,
-    model_name: Model,
+    model_name: Model = None,
+    released: Released = None,
     checkpoint: Checkpoint = None,
     keep_ratio: KeepRatio = None,
     dense: Annotated[
@@ -79,6 +82,7 @@ def eval_command(
 
     Each readable image is counted once; unreadable ones are named and counted nowhere.
     """
+    model_name = chosen_model(model_name, released)
     size = parse_image_size(image_size)
     check_json(json_file)
     use_threads(threads)

@@ -13,6 +13,7 @@ import torch
 import typer
 
 from dynamicvit.errors import InputError
+from dynamicvit.released import RELEASES, release_of
 
 _MODEL_FLAGS = ("--model", "-m")
 _MODEL = "timm's name, a saved folder, a released checkpoint, or user/name on the Hub."
@@ -23,7 +24,11 @@ Data = Annotated[
         help="Folder of class folders, a .tar of them, or a flat folder.", readable=False
     ),
 ]
-Model = Annotated[str, typer.Option(*_MODEL_FLAGS, help=_MODEL)]
+Model = Annotated[str | None, typer.Option(*_MODEL_FLAGS, help=_MODEL)]
+Released = Annotated[
+    str | None,
+    typer.Option(help=f"Download the authors' checkpoint, once: {', '.join(RELEASES)}."),
+]
 ModelOrRecipes = Annotated[
     str | None, typer.Option(*_MODEL_FLAGS, help=f"{_MODEL[:-1]}; by default the recipe's.")
 ]
@@ -59,6 +64,21 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads of torch; all cor
 JsonFile = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write the numbers; - prints them.")
 ]
+
+
+def chosen_model(model: str | None, released: str | None) -> str:
+    """What ``--model`` or ``--released`` names, for ``load_model``.
+
+    Raises:
+        InputError: if neither or both are given, or there is no such release.
+    """
+    if model is None and released is None:
+        raise InputError("Missing option '--model', or '--released'.")
+    if model is None:
+        return release_of(released).name
+    if released is not None:
+        raise InputError(f"--model {model} and --released {released} both name a model: give one")
+    return model
 
 
 def parse_image_size(text: str | None) -> tuple[int, int] | None:

@@ -23,6 +23,8 @@ from dynamicvit.cli.options import (
     Model,
     NoPretrained,
     Output,
+    Released,
+    chosen_model,
     parse_image_size,
 )
 from dynamicvit.data import eval_transform
@@ -42,7 +44,8 @@ def visualize(
         list[Path],
         typer.Argument(metavar="IMAGE", help="Image files, or folders.", readable=False),
     ],
-    model_name: Model,
+    model_name: Model = None,
+    released: Released = None,
     checkpoint: Checkpoint = None,
     keep_ratio: KeepRatio = None,
     output: Output = Path("runs/visualize"),
@@ -51,6 +54,7 @@ def visualize(
     no_pretrained: NoPretrained = False,
 ) -> None:
     """Show which patches a model keeps: one picture for each image, and its classes by name."""
+    model_name = chosen_model(model_name, released)
     size = parse_image_size(image_size)
     check_folder(output)
     sources = _find_images(images)

@@ -1,0 +1,95 @@
+"""`dynamicvit convert`: a checkpoint of the authors as a folder that every command takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dynamicvit.cli import app
+from dynamicvit.cli.console import check_folder, say
+from dynamicvit.cli.options import KeepRatio, Released
+from dynamicvit.errors import InputError
+from dynamicvit.macs import DENSE, count_macs, schedule_macs
+from dynamicvit.model import DynamicViT
+from dynamicvit.released import Recognised, download, recognise, release_of
+
+
+@app.command()
+def convert(
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--out", "--output", "-o", help="Folder to write; made if need be.", readable=False
+        ),
+    ],
+    file: Annotated[
+        Path | None, typer.Argument(help="The checkpoint: .pth or .safetensors.", readable=False)
+    ] = None,
+    released: Released = None,
+    keep_ratio: KeepRatio = None,
+    num_heads: Annotated[
+        int | None, typer.Option(help="Heads, of a size that the paper does not have.")
+    ] = None,
+    residual_divisor: Annotated[
+        float | None, typer.Option(help="Of an LV-ViT in a size that it does not come in.")
+    ] = None,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Take the moving average (EMA) of the weights.")
+    ] = False,
+) -> None:
+    """Write a checkpoint of the original DynamicViT code as a folder for --model.
+
+    The network is recognised by names and shapes; its keep ratio is read from the file's name
+    (dynamic-vit_384_r0.7.pth) or metadata, else --keep-ratio says it.
+    """
+    check_folder(output)
+    if (file is None) == (released is None):
+        raise InputError("give either the checkpoint's FILE or --released NAME")
+    release = None if released is None else release_of(released)
+    source = file if release is None else download(release.name)
+    found = recognise(source, keep_ratio, num_heads, residual_divisor=residual_divisor, ema=ema)
+    model = found.build()
+    _describe(Console(), found, model)
+    with _whole_or_nothing(output) as folder:
+        model.save_pretrained(folder)
+    typer.echo(f"saved {output}: dynamicvit eval DATA --model {output}")
+
+
+def _describe(console: Console, found: Recognised, model: DynamicViT) -> None:
+    say(console, f"{found.source}: {found.name}, prediction modules before blocks {_stages(model)}")
+    ratios = ", ".join(f"{ratio:.3g}" for ratio in model.schedule.keep_ratios)
+    say(console, f"keeps {ratios} of the patches ({found.keep_ratio_from})")
+    if found.weights.copy or found.weights.ema:
+        left = f"; its moving average {found.weights.ema} is left (--ema takes it)"
+        taken = f"weights from {found.weights.copy or 'the file itself'}"
+        say(console, taken + (left if found.weights.ema else ""))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    dense, pruned = schedule_macs(model, DENSE), count_macs(model)
+    say(
+        console,
+        f"{parameters / 1e6:.2f} M parameters; {pruned / 1e9:.2f} GMACs an image, prediction "
+        f"modules counted, and {dense / 1e9:.2f} dense",
+    )
+
+
+def _stages(model: DynamicViT) -> str:
+    return ", ".join(str(stage) for stage in model.schedule.stages)
+
+
+@contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """A place to write files, which are moved into the folder once all of them are there."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    with TemporaryDirectory(prefix=".unfinished-", dir=existing) as draft:
+        yield Path(draft)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in Path(draft).iterdir():
+            path.replace(folder / path.name)

@@ -1,0 +1,261 @@
+"""`dynamicvit convert`: what it prints and writes, and what bad input leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from dynamicvit import DynamicViT, InputError
+from dynamicvit.cli import convert as command_file
+from dynamicvit.loading import load_model
+from dynamicvit.released import RELEASES
+from released_state import filled, lvvit_shapes, lvvit_state, released_state, shapes_of
+
+Main = Callable[..., int]
+
+# Python warns where a process with threads forks; that is torch's affair.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+
+@pytest.fixture
+def main(command: Main) -> Main:
+    return lambda *arguments: command("convert", *arguments)
+
+
+@pytest.fixture
+def refused(main: Main, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one line that a refused call prints."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        assert main(*arguments) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.count("\n") == 1
+        assert len(printed.err) < 600
+        return printed.err
+
+    return run
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A small DeiT, in a file as the authors' are named."""
+    path = tmp_path / "dynamic-vit_16_r0.6.pth"
+    torch.save({"model": released_state()}, path)
+    return path
+
+
+def pictures(folder: Path, classes: int, size: int) -> Path:
+    for index in range(classes):
+        path = folder / f"class{index}" / "a.png"
+        path.parent.mkdir(parents=True)
+        noise = torch.randint(256, (size, size, 3), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(path)
+    return folder
+
+
+def test_a_full_size_file_becomes_a_folder_that_eval_runs(
+    tmp_path: Path, main: Main, command: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes = shapes_of(RELEASES["deit-256-0.7"])
+    state = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    state["head.bias"][3] = 1.0  # whatever it sees, it is class 3
+    file, out = tmp_path / "dynamic-vit_256_r0.7.pth", tmp_path / "new" / "folder"
+    torch.save({"model": state}, file)
+    assert main(file, "--out", out) == 0
+    said = capsys.readouterr().out
+    assert "dynamic-vit_256_r0.7.pth: DeiT-256, prediction modules before blocks 3, 6, 9" in said
+    assert "keeps 0.7, 0.49, 0.343 of the patches (from its name)" in said
+    assert "10.30 M parameters; 1.37 GMACs an image" in said
+    assert f"dynamicvit eval DATA --model {out}" in said
+    assert sorted(path.name for path in out.parent.iterdir()) == ["folder"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    images = pictures(tmp_path / "images", classes=1, size=230)
+    mapped = tmp_path / "classes.txt"
+    mapped.write_text("\n".join(["a", "b", "c", "class0", *map(str, range(996))]))
+    words = ("--model", out, "--class-map", mapped, "--workers", 0, "--json", "-")
+    assert command("eval", images, *words) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["top1"] == 1.0
+    assert numbers["keep_ratios"] == pytest.approx([0.7, 0.49, 0.343])
+
+
+def small_lvvit_m() -> dict[str, torch.Tensor]:
+    return filled(lvvit_shapes(width=24, depth=8, side=4, patch=8, classes=3))
+
+
+@pytest.mark.parametrize(
+    ("state", "words", "told"),
+    [
+        (released_state, ("--num-heads", 4), "DeiT layout, 16 wide, 4 blocks"),
+        (lvvit_state, ("--num-heads", 2, "--residual-divisor", 2), "LV-ViT layout, 16 wide"),
+        (small_lvvit_m, ("--num-heads", 3, "--residual-divisor", 3), "LV-ViT layout, 24 wide"),
+    ],
+)
+def test_the_folder_holds_the_same_model(
+    tmp_path: Path,
+    main: Main,
+    capsys: pytest.CaptureFixture[str],
+    state: Callable[[], dict],
+    words: tuple,
+    told: str,
+) -> None:
+    file, out = tmp_path / "mine.pth", tmp_path / "out"
+    torch.save({"model": state(), "epoch": 29}, file)
+    assert main(file, "--out", out, "--keep-ratio", 0.5, *words) == 0
+    said = capsys.readouterr().out
+    assert told in said
+    assert "keeps 0.5, 0.25, 0.125 of the patches (as given)" in said
+    assert "weights from model" in said
+    heads = dict(zip(words[::2], words[1::2], strict=True))
+    direct = command_file.recognise(
+        file, 0.5, heads["--num-heads"], residual_divisor=heads.get("--residual-divisor")
+    ).build()
+    loaded = load_model(out)
+    assert loaded.pretrained_cfg["crop_pct"] == pytest.approx(224 / 256)
+    size = direct.backbone.patch_embed.img_size
+    images = torch.randn(2, 3, *size)
+    torch.testing.assert_close(loaded(images), direct(images), rtol=0, atol=0)
+    assert loaded.keep_ratio == 0.5
+
+
+def test_the_moving_average_is_taken_on_demand_and_spoken_of(
+    tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    state = released_state()
+    average = {name: value + 1 for name, value in state.items()}
+    file, out = tmp_path / "dynamic-vit_16_r0.7.pth", tmp_path / "out"
+    torch.save({"model": state, "model_ema": average}, file)
+    for words, told, expected in (
+        ((), "weights from model; its moving average model_ema is left (--ema takes it)", state),
+        (("--ema",), "weights from model_ema\n", average),
+    ):
+        assert main(file, "--out", out, "--num-heads", 2, *words) == 0
+        assert told in capsys.readouterr().out
+        weight = DynamicViT.from_pretrained(out).backbone.norm.weight
+        assert torch.equal(weight, expected["norm.weight"])
+    torch.save({"model": state}, file)
+    assert "holds no moving average" in refused(file, "--out", out, "--num-heads", 2, "--ema")
+
+
+# ------------------------------------------------------------------ bad input
+
+
+def test_where_it_can_not_write(tmp_path: Path, small: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert "file is not a folder" in refused(small, "--out", out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_is_asked_for(tmp_path: Path, small: Path, refused: Callable[..., str]) -> None:
+    out = tmp_path / "out"
+    either = "give either the checkpoint's FILE or --released NAME"
+    assert either in refused("--out", out)
+    assert either in refused(small, "--released", "deit-s-0.7", "--out", out)
+    assert "no released checkpoint 'deit-x'" in refused("--released", "deit-x", "--out", out)
+    assert "absent.pth: no such file" in refused(tmp_path / "absent.pth", "--out", out)
+    assert "(0, 1], got 1.5" in refused(small, "--out", out, "--keep-ratio", 1.5, "--num-heads", 2)
+    assert "give num_heads" in refused(small, "--out", out)
+    assert not out.exists()
+
+
+def test_two_releases_of_one_shape_need_a_word(tmp_path: Path, refused: Callable[..., str]) -> None:
+    file = tmp_path / "lvvit.pth"
+    torch.save({"model": lvvit_state()}, file)
+    said = refused(file, "--out", tmp_path / "out", "--num-heads", 2, "--residual-divisor", 2)
+    assert "does not say its keep ratio" in said
+    assert "--keep-ratio" in said
+
+
+def test_other_networks(tmp_path: Path, refused: Callable[..., str]) -> None:
+    file, out = tmp_path / "net.pth", tmp_path / "out"
+    torch.save(nn.Conv2d(3, 4, 3).state_dict(), file)
+    said = refused(file, "--out", out)
+    assert "nearest is a " in said
+    assert "none of its 2 names understood" in said
+    assert "not understood weight, bias" in said
+    state = {n: t for n, t in released_state().items() if not n.startswith("score_predictor")}
+    torch.save(state, file)
+    assert "is a dense network; give its timm name" in refused(file, "--out", out)
+    file.write_bytes(file.read_bytes()[:2000])
+    assert "truncated or not a checkpoint" in refused(file, "--out", out)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_failure_leaves_nothing_half_written(
+    tmp_path: Path, small: Path, main: Main, monkeypatch: pytest.MonkeyPatch, existing: bool
+) -> None:
+    out = tmp_path / "out"
+    if existing:
+        out.mkdir()
+        (out / "config.json").write_text("older")
+
+    def full(tensors: object, path: Path, **kwargs: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("dynamicvit.hub.save_file", full)
+    assert main(small, "--out", out, "--num-heads", 2) == 2
+    if existing:
+        assert [path.name for path in out.iterdir()] == ["config.json"]
+        assert (out / "config.json").read_text() == "older"
+    else:
+        assert list(tmp_path.iterdir()) == [small]
+
+
+def test_a_release_is_converted_from_the_cache(
+    tmp_path: Path, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / RELEASES["lvvit-s-0.5"].file_name
+    torch.save({"model": lvvit_state()}, cached)
+    asked = []
+
+    def from_cache(name: str) -> Path:
+        asked.append(name)
+        return cached
+
+    monkeypatch.setattr(command_file, "download", from_cache)
+    words = ("--num-heads", 2, "--residual-divisor", 2)
+    assert main("--released", "lvvit-s-0.5", "--out", tmp_path / "out", *words) == 0
+    assert asked == ["lvvit-s-0.5"]
+    assert load_model(tmp_path / "out").keep_ratio == 0.5
+
+
+@pytest.mark.parametrize("words", [("eval", "DATA"), ("bench",), ("visualize", "IMAGE")])
+def test_every_command_takes_a_release(
+    tmp_path: Path,
+    command: Main,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = pictures(tmp_path / "images", classes=2, size=16)
+    words = [{"DATA": data, "IMAGE": data / "class0" / "a.png"}.get(w, w) for w in words]
+
+    def no_network(name: str) -> Path:
+        raise InputError(f"{name} is asked for")
+
+    monkeypatch.setattr("dynamicvit.released.load.download", no_network)
+    assert command(*words, "--released", "deit-s-0.7") == 2
+    assert capsys.readouterr().err == "dynamicvit: deit-s-0.7 is asked for\n"
+    assert command(*words, "--model", "deit-s-0.7") == 2
+    assert "deit-s-0.7 is asked for" in capsys.readouterr().err
+    assert command(*words, "--model", "x", "--released", "deit-s-0.7") == 2
+    assert "--model x and --released deit-s-0.7 both name a model" in capsys.readouterr().err
+    assert command(*words, "--released", "deit") == 2
+    assert "no released checkpoint 'deit'" in capsys.readouterr().err
+    assert command(*words) == 2
+    assert "Missing option '--model', or '--released'" in capsys.readouterr().err
