@@ -41,6 +41,11 @@ class PredictionModule(nn.Module):
             nn.Linear(dim // 4, 2),
         )
         self.act = nn.GELU()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights."""
+        self.norm.reset_parameters()
         self.apply(_init_weights)
 
     def forward(self, patches: Tensor, decision: Tensor | None = None) -> Tensor:

@@ -31,7 +31,12 @@ class _Optional(NamedTuple):
 
 _ADAPTERS: list[Adapter] = [ViTAdapter(), EvaAdapter(), BeitAdapter(), LVViTAdapter()]
 
-_OPTIONAL: dict[str, _Optional] = {}
+_OPTIONAL = {
+    "transformers": _Optional(
+        "transformers ViT, DeiT, DINOv2, SigLIP (for image classification)",
+        "dynamicvit.adapters.hf",
+    )
+}
 
 
 def register_adapter(adapter: Adapter) -> None:

@@ -177,7 +177,7 @@ class Adapter(ABC):
         block = self.blocks(backbone)[depth]
         if tokens.x.shape[1] == 0:  # no prefix token and nothing kept: nothing to compute
             return tokens.x
-        if self.grad_checkpointing(backbone) and torch.is_grad_enabled():
+        if self.grad_checkpointing(backbone, depth) and torch.is_grad_enabled():
 
             def run(x: Tensor, decision: Tensor | None) -> Tensor:
                 held = Tokens(x, tokens.num_prefix, tokens.index, decision)
@@ -250,12 +250,12 @@ class Adapter(ABC):
         named = backbone.named_parameters()
         return {name for name, value in named if value.ndim > 1 and id(value) not in decayed}
 
-    def grad_checkpointing(self, backbone: nn.Module) -> bool:
-        """Whether blocks are run again in the backward pass instead of being remembered."""
+    def grad_checkpointing(self, backbone: nn.Module, depth: int) -> bool:
+        """Whether block ``depth`` is run again in the backward pass instead of being remembered."""
         return getattr(backbone, "grad_checkpointing", False)
 
     def set_grad_checkpointing(self, backbone: nn.Module, enable: bool) -> None:
-        """Turn that on or off."""
+        """Turn that on or off, for all blocks."""
         backbone.grad_checkpointing = enable
 
     def set_drop_path(self, backbone: nn.Module, rates: list[float]) -> None:
