@@ -25,8 +25,8 @@ POOLS = ("token", "avg", "avgmax", "max", "map")
 class TimmAdapter(Adapter):
     """Base of the timm families; each adds its classes, its embedding and its block."""
 
-    #: The exact classes of model, embedding, block and attention that the family's code was written for. A
-    #: subclass may compute something else, so it is not taken for its parent.
+    #: The exact classes of model, embedding, block and attention that the family's code was
+    #: written for. A subclass may compute something else, so it is not taken for its parent.
     model_classes: tuple[type, ...]
     embed_classes: tuple[type, ...] = (PatchEmbed,)
     block_classes: tuple[type, ...]

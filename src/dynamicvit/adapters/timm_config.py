@@ -75,7 +75,7 @@ def _input_and_labels(backbone: Any) -> dict[str, Any]:
     cfg = filter_pretrained_cfg(cfg, remove_source=True, remove_null=True)
     embed = backbone.patch_embed
     if embed.strict_img_size and embed.img_size is not None:
-        size = (embed.proj.in_channels, *embed.img_size)
+        size = (_in_chans(embed), *embed.img_size)
         if size != tuple(cfg["input_size"]):
             cfg["input_size"] = size
             cfg.pop("test_input_size", None)
@@ -106,10 +106,14 @@ def _visible_input_and_head(backbone: Any) -> dict[str, Any]:
     embed = backbone.patch_embed
     return {
         "num_classes": backbone.num_classes,
-        "in_chans": embed.proj.in_channels,
+        "in_chans": _in_chans(embed),
         "global_pool": backbone.global_pool,
         "img_size": embed.img_size,
     }
+
+
+def _in_chans(embed: nn.Module) -> int:
+    return next(m for m in embed.modules() if isinstance(m, nn.Conv2d)).in_channels
 
 
 def _visible_shape(backbone: Any) -> dict[str, Any]:

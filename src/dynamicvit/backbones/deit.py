@@ -32,7 +32,7 @@ default_cfgs = generate_default_cfgs(
         "deit_small_patch16_384": _cfg(
             "deit_small_patch16_224",
             input_size=(3, 384, 384),
-            crop_pct=get_pretrained_cfg("deit_base_patch16_384").crop_pct,
+            crop_pct=1.0,  # as timm's DeiT-B at this size
         ),
     }
 )

@@ -47,6 +47,9 @@ class ConvStem(PatchEmbed):
         InputError: for patches that can't be halved, or images that are not whole patches.
     """
 
+    img_size: tuple[int, int]
+    patch_size: tuple[int, int]
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -269,7 +272,7 @@ class LVViT(VisionTransformer):
     def _fresh_aux_head(self) -> nn.Module:
         if self.num_classes == 0:
             return nn.Identity()
-        like = self.cls_token
+        like = self.patch_embed.proj.weight
         return nn.Linear(self.embed_dim, self.num_classes, device=like.device, dtype=like.dtype)
 
 

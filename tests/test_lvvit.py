@@ -1,0 +1,366 @@
+"""LV-ViT as a timm model: its names and weights, its sizes, its two classifiers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynamicvit import DynamicViT, InputError, sparsify
+from dynamicvit.backbones import LVViT
+from dynamicvit.loading import load_backbone, set_image_size
+from families import BY_NAME, DEIT, NUM_CLASSES, assert_agree, randomise
+
+SMALL: dict[str, Any] = {
+    "embed_dim": 24,
+    "num_heads": 3,
+    "depth": 4,
+    "stem_width": 8,
+    "patch_size": 8,
+    "img_size": (32, 40),
+    "num_classes": NUM_CLASSES,
+}
+
+
+def small(name: str = "lvvit_s", seed: int = 0, **kwargs: Any) -> LVViT:
+    return randomise(timm.create_model(name, **{**SMALL, **kwargs}), seed).eval()
+
+
+def images(height: int = 32, width: int = 40, channels: int = 3) -> Tensor:
+    return torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
+
+
+# ---------------------------------------------------------------- what it computes
+
+
+def by_hand(state: dict[str, Tensor], x: Tensor, heads: int, divisor: float) -> Tensor:
+    """The network in plain functions, from the original parameter names."""
+
+    def affine(name: str, x: Tensor) -> Tensor:
+        return F.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-5)
+
+    for i, (stride, padding) in enumerate([(2, 3), (1, 1), (1, 1)], start=1):
+        x = F.conv2d(x, state[f"patch_embed.conv{i}.weight"], None, stride, padding)
+        parts = ("running_mean", "running_var", "weight", "bias")
+        x = F.batch_norm(x, *(state[f"patch_embed.bn{i}.{part}"] for part in parts)).relu()
+    kernel, bias = state["patch_embed.proj.weight"], state["patch_embed.proj.bias"]
+    x = F.conv2d(x, kernel, bias, stride=kernel.shape[-1]).flatten(2).transpose(1, 2)
+    batch, _, width = x.shape
+    x = torch.cat([state["cls_token"].expand(batch, -1, -1), x], dim=1) + state["pos_embed"]
+    for depth in range(SMALL["depth"]):
+        name = f"blocks.{depth}"
+        qkv = affine(f"{name}.attn.qkv", norm(f"{name}.norm1", x))
+        query, key, value = (
+            part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)
+        )
+        scores = query @ key.mT * (width // heads) ** -0.5
+        mixed = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+        x = x + affine(f"{name}.attn.proj", mixed) / divisor
+        hidden = F.gelu(affine(f"{name}.mlp.fc1", norm(f"{name}.norm2", x)))
+        x = x + affine(f"{name}.mlp.fc2", hidden) / divisor
+    x = norm("norm", x)
+    return affine("head", x[:, 0]) + 0.5 * affine("aux_head", x[:, 1:]).max(dim=1).values
+
+
+@pytest.mark.parametrize(("name", "divisor"), [("lvvit_t", 1), ("lvvit_s", 2), ("lvvit_l", 3)])
+@torch.no_grad()
+def test_it_is_the_published_network(name: str, divisor: float) -> None:
+    model = small(name)
+    expected = by_hand(model.state_dict(), images(), SMALL["num_heads"], divisor)
+    assert_agree(model(images()), expected)
+    # Too small a difference for the logits to show.
+    assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)} == {1e-5}
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "size"),
+    [
+        ("lvvit_t", 8.53, 224),
+        ("lvvit_s", 26.15, 224),
+        ("lvvit_m", 55.83, 224),
+        ("lvvit_l", 150.5, 448),
+    ],
+)
+def test_parameters_and_size_are_the_published(name: str, millions: float, size: int) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(millions * 1e6, rel=1e-3)
+    assert model.patch_embed.img_size == (size, size)
+    assert model.pretrained_cfg["input_size"] == (3, size, size)
+    assert timm.is_model(f"dynamicvit_{name}")
+
+
+@torch.no_grad()
+def test_training_gives_one_tensor_by_the_same_rule() -> None:
+    model = small().train()
+    model.patch_embed.eval()  # batch statistics aside
+    assert torch.equal(model(images()), model.eval()(images()))
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_parameters_have_the_original_names() -> None:
+    stem = [f"patch_embed.conv{i}.weight" for i in (1, 2, 3)] + [
+        f"patch_embed.bn{i}.{part}"
+        for i in (1, 2, 3)
+        for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    ]
+    affine = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
+    blocks = [
+        f"blocks.{depth}.{name}"
+        for depth in range(SMALL["depth"])
+        for name in ["attn.qkv.weight"] + [f"{n}.{p}" for n in affine for p in ("weight", "bias")]
+    ]
+    ends = ("patch_embed.proj", "norm", "head", "aux_head")
+    around = [f"{name}.{part}" for name in ends for part in ("weight", "bias")]
+    expected = {"cls_token", "pos_embed", *stem, *blocks, *around}
+    assert set(small().state_dict()) == expected
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> dict[str, Any]:
+    """timm's arguments for an original file of a network for 32x32 pixels."""
+    path = tmp_path / "lvvit_s.pth.tar"
+    torch.save(small(seed=3, img_size=32).state_dict(), path)
+    source = {"file": str(path), "num_classes": NUM_CLASSES, "input_size": (3, 32, 32)}
+    return {"pretrained": True, "pretrained_cfg_overlay": source}
+
+
+@torch.no_grad()
+def test_an_original_file_is_timms_pretrained_weights(pretrained: dict[str, Any]) -> None:
+    loaded = timm.create_model("lvvit_s", **pretrained, **{**SMALL, "img_size": 32}).eval()
+    source = small(seed=3, img_size=32)
+    assert torch.equal(loaded(images(32, 32)), source(images(32, 32)))
+
+
+@torch.no_grad()
+def test_another_size_of_pretrained_weights_resamples_positions(pretrained: dict[str, Any]) -> None:
+    loaded = timm.create_model("lvvit_s", **pretrained, **SMALL).eval()
+    resized = small(seed=3, img_size=32)
+    resized.set_input_size(img_size=(32, 40))
+    assert_agree(loaded(images()), resized(images()))
+
+
+def test_other_classes_or_channels_leave_the_rest_alone(pretrained: dict[str, Any]) -> None:
+    arguments = {**SMALL, "img_size": 32, "num_classes": 3, "in_chans": 1}
+    loaded = timm.create_model("lvvit_s", **pretrained, **arguments)
+    assert loaded.head.out_features == loaded.aux_head.out_features == 3
+    source, state = small(seed=3, img_size=32).state_dict(), loaded.state_dict()
+    first = "patch_embed.conv1.weight"
+    assert_agree(state[first], source[first].sum(dim=1, keepdim=True))
+    changed = (first, "head.weight", "head.bias", "aux_head.weight", "aux_head.bias")
+    assert all(torch.equal(state[name], source[name]) for name in source if name not in changed)
+
+
+def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
+    other = timm.create_model("lvvit_t", img_size=240)
+    torch.save(other.state_dict(), tmp_path / "lvvit_t.pth")
+    with pytest.raises(InputError, match=r"does not fit lvvit_t: .*pos_embed \(1, 226, 240\)"):
+        load_backbone("lvvit_t", tmp_path / "lvvit_t.pth")
+
+
+def test_each_original_file_has_its_name_and_its_size() -> None:
+    found = {}
+    for name in timm.list_models("lvvit_*", pretrained=True):
+        cfg = timm.get_pretrained_cfg(name)
+        found[cfg.url.rpartition("/")[2]] = cfg.input_size[1]
+    assert found == {
+        "lvvit_t.pth": 224,
+        "lvvit_s-26M-224-83.3.pth.tar": 224,
+        "lvvit_s-26M-384-84.4.pth.tar": 384,
+        "lvvit_m-56M-224-84.0.pth.tar": 224,
+        "lvvit_m-56M-384-85.4.pth.tar": 384,
+        "lvvit_l-150M-448-86.2.pth.tar": 448,
+    }
+    with torch.device("meta"):
+        large = timm.create_model("lvvit_s.token_labeling_in1k_384")
+    assert large.patch_embed.grid_size == (24, 24)
+
+
+# ---------------------------------------------------------------- image sizes
+
+
+@torch.no_grad()
+def test_one_size_unless_told_otherwise() -> None:
+    model = small()
+    assert model.forward_features(images()).shape == (2, 1 + 4 * 5, 24)
+    with pytest.raises(AssertionError, match="32x48, but the network was made for 32x40"):
+        model(images(32, 48))
+    with pytest.raises(InputError, match=r"32x48, but this backbone takes 32x40"):
+        sparsify(model).eval()(images(32, 48))
+
+
+@torch.no_grad()
+def test_sizes_that_vary() -> None:
+    model = small(dynamic_img_size=True)
+    assert_agree(model(images()), small()(images()))
+    assert model.forward_features(images(48, 32)).shape == (2, 1 + 6 * 4, 24)
+    with pytest.raises(AssertionError, match="32x44 are not whole patches of 8x8"):
+        model(images(32, 44))
+    padded = small(dynamic_img_size=True, dynamic_img_pad=True)
+    expected = model(F.pad(images(32, 44), (0, 4)))
+    assert_agree(padded(images(32, 44)), expected)
+
+
+@torch.no_grad()
+def test_a_size_that_is_set_later_interpolates_positions() -> None:
+    model = small()
+    varying = small(dynamic_img_size=True)
+    assert set_image_size(sparsify(model), (48, 32)) == (48, 32)
+    assert model.pos_embed.shape == (1, 1 + 6 * 4, 24)
+    assert_agree(model(images(48, 32)), varying(images(48, 32)))
+
+
+@torch.no_grad()
+def test_patches_that_are_not_square() -> None:
+    model = small(patch_size=(8, 10))
+    assert model.forward_features(images()).shape == (2, 1 + 4 * 4, 24)
+    assert sparsify(model, 0.5).eval().forward_pruned(images()).grid == (4, 4)
+
+
+def test_sizes_that_can_not_be() -> None:
+    with pytest.raises(InputError, match="even sides, got patch_size=5"):
+        small(patch_size=5)
+    with pytest.raises(InputError, match=r"img_size=\(32, 44\) is not a multiple"):
+        small(img_size=(32, 44))
+    model = small()
+    with pytest.raises(InputError, match=r"img_size=\(30, 30\) is not a multiple"):
+        model.set_input_size(img_size=30)
+    with pytest.raises(InputError, match="got patch_size=16; create it"):
+        model.set_input_size(patch_size=16)
+    assert model.patch_embed.img_size == (32, 40)
+
+
+# ---------------------------------------------------------------- as timm's models behave
+
+
+@torch.no_grad()
+def test_fresh_classifiers() -> None:
+    model = small().to(torch.float64)
+    model.reset_classifier(3)
+    assert model.num_classes == model.head.out_features == model.aux_head.out_features == 3
+    assert model(images().double()).shape == (2, 3)
+    model.reset_classifier(0)
+    features = model(images().double())
+    assert torch.equal(features, model.forward_features(images().double())[:, 0])
+    model.reset_classifier(0, "")
+    assert model(images().double()).shape == (2, 21, 24)
+    for classes, pool in ((3, ""), (3, "avg"), (0, "avg")):
+        with pytest.raises(InputError, match=f"class token: global_pool='{pool}'"):
+            model.reset_classifier(classes, pool)
+    with pytest.raises(InputError, match="class token: global_pool='map'"):
+        small(global_pool="map")
+    with pytest.raises(InputError, match="global_pool='avg' can't be had here: one of token can"):
+        sparsify(small()).reset_classifier(3, "avg")
+
+
+def test_what_timm_asks_of_a_model() -> None:
+    model = small(drop_path_rate=0.1)
+    assert (model.num_features, model.embed_dim, model.num_prefix_tokens) == (24, 24, 1)
+    assert model.get_classifier() is model.head
+    assert {"pos_embed", "cls_token"} <= model.no_weight_decay()
+    assert model.blocks[3].drop_path1.drop_prob == pytest.approx(0.1)
+    maps = timm.create_model("lvvit_s", features_only=True, out_indices=(0, 2), **SMALL)
+    assert [tuple(x.shape) for x in maps(images())] == [(2, 24, 4, 5)] * 2
+    assert timm.create_model("lvvit_s", in_chans=1, **SMALL).eval()(images(channels=1)).shape == (
+        2,
+        NUM_CLASSES,
+    )
+
+
+def test_grad_checkpointing_gives_the_same_gradients() -> None:
+    model = small()
+    gradients = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(images()).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for first, second in zip(*gradients, strict=True):
+        assert_agree(first, second)
+
+
+# ---------------------------------------------------------------- as a DynamicViT
+
+
+@torch.no_grad()
+def test_the_losses_see_the_class_token_and_the_patches_by_themselves() -> None:
+    family = BY_NAME["lvvit"]
+    model, batch = family.sparse(), family.images()
+    decisions = family.decisions(share=0.5)
+    masked = model.forward_masked(batch, decisions)
+    dense = model.forward_teacher(batch, watched=0)
+    head, aux = model.backbone.head, model.backbone.aux_head
+    for output in (masked, dense):
+        assert torch.equal(output.loss_logits, head(output.features.x[:, 0]))
+        assert torch.equal(output.patch_logits, aux(output.features.patches))
+    kept = masked.features.decision > 0.5
+    for row, (patches, kept_here) in enumerate(zip(masked.patch_logits, kept, strict=True)):
+        best = patches[kept_here].max(dim=0).values
+        assert_agree(masked.logits[row], masked.loss_logits[row] + 0.5 * best)
+    assert (dense.logits - dense.loss_logits).abs().min() > 0
+
+    nothing = [torch.zeros_like(decision) for decision in decisions]
+    emptied = model.forward_masked(batch, nothing)
+    assert torch.equal(emptied.logits, emptied.loss_logits)
+    assert_agree(model.forward_pruned(batch, nothing).logits, emptied.logits)
+
+
+@torch.no_grad()
+def test_other_families_train_their_logits() -> None:
+    model, batch = DEIT.sparse(), DEIT.images()
+    for output in (model.forward_masked(batch), model.forward_teacher(batch, watched=0)):
+        assert output.loss_logits is output.logits
+        assert output.patch_logits is None
+
+
+@torch.no_grad()
+def test_batch_norms_keep_their_statistics_while_the_rest_trains() -> None:
+    model = sparsify(small().train())
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in norms]
+    for mode in (model, model.train(), model.eval().train()):
+        assert mode.training
+        mode(images())
+    assert model.backbone.blocks.training
+    assert len(before) == 3
+    for norm, mean in zip(norms, before, strict=True):
+        assert torch.equal(norm.running_mean, mean)
+    alone = model.stem(images()[:1]).tokens.x
+    assert_agree(model.stem(images()).tokens.x[:1], alone)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"in_chans": 1, "residual_divisor": 1.5}])
+@torch.no_grad()
+def test_saved_and_loaded(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    model = sparsify(small(**arguments), keep_ratio=0.6).eval()
+    model.save_pretrained(tmp_path)
+    loaded = DynamicViT.from_pretrained(tmp_path)
+    batch = images(channels=model.in_chans)
+    assert loaded.backbone.blocks[0].ls1.divisor == arguments.get("residual_divisor", 2.0)
+    assert torch.equal(loaded(batch), model(batch))
+
+
+# ---------------------------------------------------------------- the DeiTs that timm lacks
+
+
+def test_deits_of_the_paper() -> None:
+    with torch.device("meta"):
+        narrow = timm.create_model("deit_256_patch16_224")
+        sharp = timm.create_model("deit_small_patch16_384")
+    assert (narrow.embed_dim, narrow.blocks[0].attn.num_heads, len(narrow.blocks)) == (256, 4, 12)
+    assert (sharp.embed_dim, sharp.blocks[0].attn.num_heads, len(sharp.blocks)) == (384, 6, 12)
+    assert sharp.patch_embed.grid_size == (24, 24)
+    assert sharp.pretrained_cfg["input_size"] == (3, 384, 384)
+    for name in ("deit_256_patch16_224", "deit_small_patch16_384"):
+        with pytest.raises(InputError, match=f"no pretrained weights of {name}"):
+            load_backbone(name)
