@@ -15,6 +15,7 @@ from dynamicvit.macs import (
     parse_budget,
     schedule_macs,
 )
+from families import each_family
 
 FAMILIES = {
     "deit": "deit_tiny_patch16_224",
@@ -163,6 +164,13 @@ class TestClosedForm:
     def test_a_stage_outside_the_depth(self):
         with pytest.raises(InputError, match="stage 4"):
             schedule_macs(tiny(), Schedule((4,), (0.5,)))
+
+
+@each_family
+def test_the_closed_form_is_what_is_counted(family):
+    model = family.sparse(0.5)
+    assert schedule_macs(model, DENSE) == count_macs(model.backbone)
+    assert schedule_macs(model, model.schedule) == count_macs(model)
 
 
 class TestBudget:
