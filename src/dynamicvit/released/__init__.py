@@ -1,6 +1,6 @@
 """The checkpoints that the paper's authors released: what they are, where they are, how to load."""
 
-from dynamicvit.released.download import download
+from dynamicvit.released.downloads import download
 from dynamicvit.released.layouts import PREDICTOR_PARTS, is_released, rename_released
 from dynamicvit.released.load import load_released
 from dynamicvit.released.recognise import Recognised, recognise

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamicvit.model import DynamicViT
-from dynamicvit.released.download import download
+from dynamicvit.released.downloads import download
 from dynamicvit.released.recognise import recognise
 from dynamicvit.released.zoo import is_release
 

@@ -154,7 +154,12 @@ def _open(url: str, start: int = 0) -> Any:
     headers = {"User-Agent": f"dynamicvit/{__version__}"}
     if start:
         headers["Range"] = f"bytes={start}-"
-    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        return urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()  # it is the response too, and what it says is read already
+        raise
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
