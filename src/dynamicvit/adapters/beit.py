@@ -41,26 +41,27 @@ class BeitAdapter(TimmAdapter):
             own = attn._get_rel_pos_bias()[0]
             bias = own if bias is None else own + bias
         query, key, value = split_heads(attn, x)
-        bias = pair_bias(bias, tokens.index)
+        bias = pair_bias(bias, tokens)
         return Heads(query, key, value, None if bias is None else bias.to(query.dtype))
 
     def layer_scale(self, block: nn.Module, branch: int, x: Tensor) -> Tensor:
         return gamma_scaled(block, branch, x)
 
 
-def pair_bias(bias: Tensor | None, index: Tensor | None) -> Tensor | None:
+def pair_bias(bias: Tensor | None, tokens: Tokens) -> Tensor | None:
     """The relative position bias of the held tokens.
 
     Args:
-        bias: ``(H, 1 + N, 1 + N)``, the class token first; or ``None``.
-        index: ``(B, M)`` original patch of each held token, or ``None`` when all are held.
+        bias: ``(H, P + N, P + N)``, the prefix tokens first; or ``None``.
+        tokens: P prefix tokens and the M patches still held.
 
     Returns:
-        ``(1, H, 1 + N, 1 + N)``, or ``(B, H, 1 + M, 1 + M)`` gathered for each image.
+        ``(1, H, P + N, P + N)``, or ``(B, H, P + M, P + M)`` gathered for each image.
     """
     if bias is None:
         return None
-    if index is None:
+    if tokens.index is None:
         return bias[None]
-    place = torch.cat([index.new_zeros(index.shape[0], 1), index + 1], dim=1)
+    prefix = torch.arange(tokens.num_prefix, device=bias.device).expand(len(tokens.index), -1)
+    place = torch.cat([prefix, tokens.index + tokens.num_prefix], dim=1)
     return bias[:, place[:, :, None], place[:, None, :]].transpose(0, 1)
