@@ -1,10 +1,106 @@
-"""What other libraries say, made short."""
+"""Which state dict a file holds, what fits and what does not, and other libraries' words."""
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from dynamicvit.weights import first_line
+import pytest
+import torch
+from safetensors.torch import save_file
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from dynamicvit import InputError
+from dynamicvit.weights import first_line, load_exactly, open_weights, read_weights, weights_in
+
+
+def state(value: float) -> dict[str, Tensor]:
+    return {"a.weight": torch.full((2,), value), "a.bias": torch.full((1,), value)}
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+PLAIN, EMA, TEACHER = 1.0, 2.0, 3.0
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "copy", "ema"),
+    [
+        (state(PLAIN), "", ""),
+        ({"model": state(PLAIN), "epoch": 3}, "model", ""),
+        ({"model": state(PLAIN), "model_ema": state(EMA)}, "model", "model_ema"),
+        ({"model": state(PLAIN), "model_ema": None}, "model", ""),
+        ({"model_ema": state(EMA), "model": state(PLAIN)}, "model", "model_ema"),
+        (
+            {"state_dict_ema": state(EMA), "state_dict": state(PLAIN)},
+            "state_dict",
+            "state_dict_ema",
+        ),
+        ({"model_ema": state(EMA)}, "model_ema", ""),
+        (under("module_ema", state(EMA)) | under("module", state(PLAIN)), "", "module_ema"),
+        (under("ema", state(EMA)), "ema", ""),
+        (under("student", state(PLAIN)) | under("teacher", state(TEACHER)), "student", ""),
+        (
+            {"model": under("module.student", state(PLAIN)) | under("teacher", state(TEACHER))},
+            "model.student",
+            "",
+        ),
+        ({"model": under("student._orig_mod", state(PLAIN))}, "model.student", ""),
+        ({"state_dict": under("module._orig_mod", state(PLAIN))}, "state_dict", ""),
+        ({"state_dict": under("_orig_mod.module", state(PLAIN))}, "state_dict", ""),
+    ],
+)
+def test_one_network_is_taken_and_named(checkpoint: dict, copy: str, ema: str) -> None:
+    weights = weights_in(checkpoint, "the file")
+    only_ema = copy in ("model_ema", "ema")
+    assert {n: t[0].item() for n, t in weights.tensors.items()} == {
+        "a.weight": EMA if only_ema else PLAIN,
+        "a.bias": EMA if only_ema else PLAIN,
+    }
+    assert (weights.copy, weights.ema) == (copy, ema)
+    if ema or only_ema:
+        averaged = weights_in(checkpoint, "the file", ema=True)
+        assert averaged.tensors["a.weight"][0] == EMA
+        assert (averaged.copy, averaged.ema) == (ema or copy, "")
+    else:
+        with pytest.raises(InputError, match=r"the file: holds no moving average.*model_ema"):
+            weights_in(checkpoint, "the file", ema=True)
+
+
+@pytest.mark.parametrize("average", [AveragedModel, ModelEmaV3])
+def test_what_averages_models_adds_to_their_names_goes(average: type) -> None:
+    network = nn.Linear(2, 1)
+    assert weights_in(average(network).state_dict(), "").tensors.keys() == {"weight", "bias"}
+
+
+def test_a_file_keeps_its_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    save_file(under("module", state(PLAIN)), path, metadata={"rho": "0.7"})
+    tensors, metadata = read_weights(path)
+    assert set(tensors) == set(state(PLAIN))
+    assert metadata == {"rho": "0.7"}
+    save_file(under("ema", state(EMA)) | state(PLAIN), path)
+    assert open_weights(path).tensors["a.bias"] == PLAIN
+    assert open_weights(path, ema=True).tensors["a.bias"] == EMA
+
+
+def test_what_does_not_fit_changes_nothing() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    tensors = {name: value + 1 for name, value in before.items()}
+    del tensors["1.bias"]
+    tensors["0.bias"] = torch.zeros(4)
+    tensors |= {f"extra.{i}": torch.zeros(1) for i in range(5)}
+    with pytest.raises(InputError) as error:
+        load_exactly(network, tensors, "file: does not fit")
+    assert str(error.value) == (
+        "file: does not fit: 3 of its 8 names are known; missing 1.bias; unexpected extra.0, "
+        "extra.1, extra.2 and 2 more; of another shape 0.bias (4,) instead of (3,)"
+    )
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize(
