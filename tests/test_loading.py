@@ -12,7 +12,7 @@ from torch import nn
 
 from dynamicvit import DynamicViT, InputError, UnsupportedBackboneError, sparsify
 from dynamicvit.loading import load_backbone, load_model, set_drop_path, set_image_size
-from released_state import WIDTH, released_state
+from released_state import WIDTH, deit_shapes, released_state
 from shared import shared
 
 NAME = "vit_tiny_patch16_224"
@@ -248,6 +248,17 @@ def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.zeros(1)}, path)
     with pytest.raises(InputError, match=r"missing cls_token.*unexpected conv.weight"):
         load_model(NAME, checkpoint=path)
+
+
+def test_a_checkpoint_of_another_size_names_the_network_it_fits(tmp_path: Path) -> None:
+    path = tmp_path / "other.pth"
+    zeros = {name: torch.zeros(shape) for name, shape in deit_shapes(192, depth=12).items()}
+    torch.save({n: t for n, t in zeros.items() if not n.startswith("score_predictor")}, path)
+    with pytest.raises(InputError, match=r"its shapes are those of deit_tiny_patch16_224$"):
+        load_backbone(NAME, path)
+    torch.save(zeros, path)
+    with pytest.raises(InputError, match=r"its shapes are those of deit_tiny_patch16_224$"):
+        load_model("lvvit_s", checkpoint=path)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

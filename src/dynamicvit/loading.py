@@ -20,7 +20,13 @@ from dynamicvit.macs import resolve_image_size
 from dynamicvit.model import DynamicViT, sparsify
 from dynamicvit.networks import backbone_of
 from dynamicvit.registry import PREFIX
-from dynamicvit.released import is_release, is_released, load_released, rename_released
+from dynamicvit.released import (
+    architecture_like,
+    is_release,
+    is_released,
+    load_released,
+    rename_released,
+)
 from dynamicvit.weights import first_line, load_exactly, read_weights
 
 _HUB_PREFIX = "hf-hub:"
@@ -82,7 +88,7 @@ def load_model(
         backbone = _build(backbone_name, _classes_in(tensors), pretrained=False)
         model = _sparsify(backbone, keep_ratio, stages)
     if checkpoint is not None:
-        load_exactly(model, _read(checkpoint), f"{checkpoint}: does not fit {name}")
+        _fill(model, _read(checkpoint), checkpoint, name)
     if keep_ratio is not None:
         model.keep_ratio = keep_ratio
     if num_classes is not None and num_classes != model.num_classes:
@@ -228,7 +234,7 @@ def _backbone(
     if _has_predictors(tensors):
         raise InputError(f"{checkpoint}: holds prediction modules, where dense weights are needed")
     backbone = _build(name, _classes_in(tensors), pretrained=False)
-    load_exactly(backbone, tensors, f"{checkpoint}: does not fit {name}")
+    _fill(backbone, tensors, checkpoint, name)
     if num_classes is not None and num_classes != backbone.num_classes:
         backbone.reset_classifier(num_classes)
     return backbone
@@ -241,6 +247,19 @@ def _sparsify(
 ) -> DynamicViT:
     args: dict[str, Any] = {} if keep_ratio is None else {"keep_ratio": keep_ratio}
     return sparsify(backbone, stages=stages, **args)
+
+
+def _fill(
+    module: nn.Module, tensors: Mapping[str, Tensor], checkpoint: str | Path | None, name: str
+) -> None:
+    """Load the checkpoint, all of it, or say what fits better."""
+    try:
+        load_exactly(module, tensors, f"{checkpoint}: does not fit {name}")
+    except InputError as error:
+        like = architecture_like(tensors)
+        if like is None or like.model == name:
+            raise
+        raise InputError(f"{error}; its shapes are those of {like.model}") from None
 
 
 def _read(checkpoint: str | Path) -> dict[str, Tensor]:

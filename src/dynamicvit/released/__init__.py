@@ -3,7 +3,7 @@
 from dynamicvit.released.downloads import download
 from dynamicvit.released.layouts import PREDICTOR_PARTS, is_released, rename_released
 from dynamicvit.released.load import load_released
-from dynamicvit.released.recognise import Recognised, recognise
+from dynamicvit.released.recognise import Recognised, architecture_like, recognise
 from dynamicvit.released.zoo import RELEASES, Release, is_release, release_of
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "RELEASES",
     "Recognised",
     "Release",
+    "architecture_like",
     "download",
     "is_release",
     "is_released",

@@ -135,6 +135,25 @@ def recognise(
     )
 
 
+def architecture_like(tensors: Mapping[str, Tensor]) -> Architecture | None:
+    """The backbone of the paper's tables that has these names and shapes, if there is one.
+
+    Args:
+        tensors: of a dense network or a DynamicViT, under the released names or this library's.
+    """
+    backbone = {
+        name.removeprefix("backbone."): tensor
+        for name, tensor in tensors.items()
+        if not name.startswith("predictors.")
+    }
+    try:
+        layout = match_layout(backbone, "")
+        shapes = Shapes.read(backbone, layout, "")
+    except InputError:
+        return None
+    return architecture_of(layout.name, shapes.width, shapes.depth)
+
+
 # ---------------------------------------------------------------- names
 
 
