@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, sparsify
+from dynamicvit.networks import core_of
 
 NUM_CLASSES = 7
 
@@ -33,6 +35,7 @@ class Family:
         patch: side of a patch.
         grid: rows and columns of patches. Not square, so that a swapped axis shows.
         one_classifier: whether the logits are those of one classifier on the pooled features.
+        num_features: width of the pooled features.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Family:
     patch: int = 16
     grid: tuple[int, int] = (4, 5)
     one_classifier: bool = True
+    num_features: int = 48
 
     @property
     def size(self) -> tuple[int, int]:
@@ -53,10 +57,15 @@ class Family:
         return self.grid[0] * self.grid[1]
 
     def backbone(self, depth: int = 4, seed: int = 0, **kwargs: Any) -> nn.Module:
-        """The dense network in eval mode, 48 wide, with random weights."""
+        """The dense network in eval mode, 48 wide, with random weights; dropout only if named."""
         small = dict(embed_dim=48, num_heads=3, depth=depth, num_classes=NUM_CLASSES)
         arguments = {"img_size": self.size, **small, **self.kwargs, **kwargs}
-        return randomise(timm.create_model(self.model, pretrained=False, **arguments), seed).eval()
+        backbone = timm.create_model(self.model, pretrained=False, **arguments)
+        if not any("drop" in name for name in kwargs):  # a few networks come with some
+            for module in backbone.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+        return randomise(backbone, seed).eval()
 
     def sparse(
         self,
@@ -67,12 +76,30 @@ class Family:
         **kwargs: Any,
     ) -> DynamicViT:
         """The backbone with prediction modules whose scores are well apart, in eval mode."""
-        model = sparsify(self.backbone(depth, seed, **kwargs), keep_ratio, stages)
+        model = core_of(sparsify(self.backbone(depth, seed, **kwargs), keep_ratio, stages))
+        assert isinstance(model, DynamicViT)
         randomise(model.predictors, seed + 1)
         for predictor in model.predictors:  # of every image some are kept and some dropped
             predictor.head[-1].weight.data *= 0.3
             predictor.head[-1].bias.data.copy_(torch.tensor([0.5, -0.5]))
         return model.eval()
+
+    def dense(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        """Logits as the network's own library computes them."""
+        return backbone(images)
+
+    def dense_tokens(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        """``(B, P + N, C)``: its final tokens after the final norm, likewise."""
+        return backbone.forward_features(images)
+
+    def dense_attention(self, backbone: nn.Module, images: Tensor) -> list[Tensor]:
+        """``(B, H, T, T)`` for each block: its attention weights, likewise."""
+        weights: list[Tensor] = []
+        for block in backbone.blocks:
+            block.attn.fused_attn = False  # unfused, they pass through a dropout module
+            block.attn.attn_drop.register_forward_hook(lambda _, __, out: weights.append(out))
+        backbone(images)
+        return weights
 
     def images(self, batch: int = 2, seed: int = 0) -> Tensor:
         """Noise of this family's image size."""
@@ -87,7 +114,70 @@ class Family:
         return [(torch.rand(shape, generator=random) < share).float() for _ in range(stages)]
 
 
+@dataclass(frozen=True)
+class HFFamily(Family):
+    """A row of Hugging Face transformers: the model is named by the front of its class's name.
+
+    Attributes:
+        native: side in patches of the square that the positions are made for, if not the grid.
+    """
+
+    native: int | None = None
+
+    def backbone(self, depth: int = 4, seed: int = 0, **kwargs: Any) -> nn.Module:
+        import transformers
+
+        small = dict(hidden_size=48, num_attention_heads=3, num_hidden_layers=depth)
+        size = list(self.size) if self.native is None else self.native * self.patch
+        arguments = {**small, "image_size": size, "patch_size": self.patch, **self.kwargs, **kwargs}
+        if self.model == "Siglip":
+            arguments = {"vision_config": arguments}
+        config = getattr(transformers, f"{self.model}Config")(num_labels=NUM_CLASSES, **arguments)
+        network = getattr(transformers, f"{self.model}ForImageClassification")(config)
+        return randomise(network, seed).eval()
+
+    def dense(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        return self._call(backbone, images).logits
+
+    def dense_tokens(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        return self._call(next(backbone.children()), images).last_hidden_state
+
+    def dense_attention(self, backbone: nn.Module, images: Tensor) -> list[Tensor]:
+        backbone.set_attn_implementation("eager")
+        return [*self._call(backbone, images, output_attentions=True).attentions]
+
+    def _call(self, network: nn.Module, images: Tensor, **kwargs: Any) -> Any:
+        if self.native is not None and self.model != "Dinov2":  # which does so unasked
+            kwargs["interpolate_pos_encoding"] = True
+        return network(images, **kwargs)
+
+
+#: Without the parameter that stands for masked patches in pretraining only.
+UNMASKED = {"use_mask_token": False}
+
 NO_BIAS = {"use_rel_pos_bias": False}
+
+#: transformers need not be installed.
+HF_FAMILIES = (
+    (
+        HFFamily("hf_vit", "ViT", {"intermediate_size": 96, "qkv_bias": False}),
+        HFFamily("hf_deit", "DeiT", {"intermediate_size": 96}, native=3),
+        HFFamily("hf_dinov2", "Dinov2", UNMASKED, patch=14, num_features=96, native=5),
+        HFFamily(
+            "hf_dinov2_swiglu",
+            "Dinov2",
+            {**UNMASKED, "use_swiglu_ffn": True},
+            patch=14,
+            num_features=96,
+            native=5,
+        ),
+        HFFamily(
+            "hf_siglip", "Siglip", {"intermediate_size": 96, "vision_use_head": False}, native=3
+        ),
+    )
+    if find_spec("transformers")
+    else ()
+)
 
 FAMILIES = (
     Family("deit", "deit_tiny_patch16_224"),
@@ -123,6 +213,7 @@ FAMILIES = (
     Family("map_all", "vit_tiny_patch16_224", {"global_pool": "map", "pool_include_prefix": True}),
     Family("qk_norm", "vit_tiny_patch16_224", {"qk_norm": True}),
     Family("inner_norms", "vit_tiny_patch16_224", {"scale_attn_norm": True, "init_values": 0.1}),
+    *HF_FAMILIES,
 )
 
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -149,9 +240,11 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     for name, value in module.named_parameters():
         noise = torch.randn(value.shape, generator=random, dtype=value.dtype)
         last = name.rpartition(".")[-1]
-        if "gamma" in last or (last == "weight" and value.ndim == 1):  # layer scale, norm
+        if (
+            "gamma" in last or "lambda" in last or (last == "weight" and value.ndim == 1)
+        ):  # layer scale, norm
             value.copy_(1 + 0.3 * noise)
-        elif last == "weight":
+        elif last == "weight" and "position" not in name:
             value.copy_(noise * 1.5 * value[0].numel() ** -0.5)
         elif last == "relative_position_bias_table":
             value.copy_(noise)

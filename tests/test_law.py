@@ -112,14 +112,15 @@ def test_the_law_holds_where_attention_is_sharp(family: Family) -> None:
     In fp64, because fp32 itself can't resolve such attention to 1e-5.
     """
     model = family.sparse(depth=3, stages=(1, 2)).double()
-    for block in model.backbone.blocks:
-        attention = block.attn
-        for name in ("qkv", "q_proj", "k_proj"):
-            projection = getattr(attention, name, None)
-            if projection is not None:
-                projection.weight.mul_(10)
-        for norm in (attention.q_norm, attention.k_norm) if family.name == "qk_norm" else ():
-            norm.weight.mul_(10)
+    sharpened = [
+        module
+        for name, module in model.blocks.named_modules()
+        if name.endswith(("qkv", "q_proj", "k_proj"))
+        or (family.name == "qk_norm" and name.endswith(("q_norm", "k_norm")))
+    ]
+    assert len(sharpened) >= model.depth
+    for module in sharpened:
+        module.weight.mul_(10)
     images = family.images(3).double()
     decisions = [d.double() for d in family.decisions(3, stages=2, share=0.5)]
     masked = model.forward_masked(images, decisions).logits
