@@ -13,9 +13,11 @@ import timm
 import torch
 from torch import nn
 
+from dynamicvit.adapters import BUILT_IN, OPTIONAL
 from dynamicvit.errors import InputError
 from dynamicvit.macs import DENSE, costs_of, resolve_image_size, schedule_macs
 from dynamicvit.registry import PREFIX
+from dynamicvit.released import RELEASES, Release
 
 KEEP_RATIOS = (0.9, 0.8, 0.7, 0.5)
 """Those of the paper's tables."""
@@ -32,11 +34,13 @@ class Budget:
         keep_ratio: ρ.
         kept: patches left after each stage.
         macs: of one image, prediction modules included.
+        release: the checkpoint that the paper's authors released of it, if they did.
     """
 
     keep_ratio: float
     kept: tuple[int, ...]
     macs: int
+    release: Release | None
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Entry:
     """A registered model.
 
     Attributes:
-        name: in timm, with ``dynamicvit_`` in front.
+        backbone: timm's name; that of the model has ``dynamicvit_`` in front.
         image_size: height and width in pixels.
         num_patches: N.
         stages: blocks before which patches are dropped.
@@ -54,7 +58,7 @@ class Entry:
         budgets: what each keep ratio gives.
     """
 
-    name: str
+    backbone: str
     image_size: tuple[int, int]
     num_patches: int
     stages: tuple[int, ...]
@@ -64,28 +68,24 @@ class Entry:
     budgets: tuple[Budget, ...]
 
 
-def registered() -> list[str]:
-    """The models that this package registers with timm; not those that others add."""
-    return timm.list_models(f"{PREFIX}*", module="registry")
-
-
-def describe(name: str, keep_ratios: Iterable[float] = KEEP_RATIOS) -> Entry:
+def describe(backbone: str, keep_ratios: Iterable[float] = KEEP_RATIOS) -> Entry:
     """Size and cost of a registered model.
 
     Args:
-        name: in timm, with ``dynamicvit_`` in front.
+        backbone: one of :data:`~dynamicvit.registry.BACKBONES`.
         keep_ratios: for each of these ρ.
     """
     with torch.device("meta"):
-        model = timm.create_model(name)
+        model = timm.create_model(f"{PREFIX}{backbone}")
     num_patches = costs_of(model, num_stages=0).num_patches
     budgets = []
     for keep_ratio in keep_ratios:
         model.keep_ratio = keep_ratio
         kept = model.schedule.kept(num_patches)
-        budgets.append(Budget(keep_ratio, kept, schedule_macs(model, model.schedule)))
+        macs = schedule_macs(model, model.schedule)
+        budgets.append(Budget(keep_ratio, kept, macs, _release(backbone, keep_ratio)))
     return Entry(
-        name=name,
+        backbone=backbone,
         image_size=resolve_image_size(model),
         num_patches=num_patches,
         stages=model.schedule.stages,
@@ -96,6 +96,13 @@ def describe(name: str, keep_ratios: Iterable[float] = KEEP_RATIOS) -> Entry:
     )
 
 
+def _release(backbone: str, keep_ratio: float) -> Release | None:
+    for release in RELEASES.values():
+        if (release.architecture.model, release.keep_ratio) == (backbone, keep_ratio):
+            return release
+    return None
+
+
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -103,14 +110,9 @@ def _parameters(module: nn.Module) -> int:
 # ---------------------------------------------------------------- the page
 
 
-def page(entries: Iterable[Entry]) -> str:
-    """The catalogue in Markdown.
-
-    Args:
-        entries: in any order; on the page they stand by family and cost.
-    """
-    ordered = sorted(entries, key=lambda entry: (_family(entry), entry.dense_macs))
-    sections = [_HEAD, _overview(ordered), *map(_section, ordered)]
+def page(entries: Sequence[Entry]) -> str:
+    """The catalogue in Markdown, in the order of the entries."""
+    sections = [_HEAD, _overview(entries), *map(_section, entries), _families()]
     return "\n\n".join(sections) + "\n"
 
 
@@ -137,21 +139,21 @@ def check_page(path: str | Path, fresh: str) -> None:
 _HEAD = f"""\
 # Which backbone gives what
 
-Written by `{COMMAND}`, checked by a test: not to be edited by hand.
+Written by `{COMMAND}` and checked by a test: not to be edited by hand.
 
-The models that `timm.create_model("dynamicvit_…", keep_ratio=ρ)` builds by name, and what they
-cost. A GMAC is 10⁹ multiply-adds of one image (two FLOPs each). The prediction modules are counted,
-which published figures leave out; "dense" is the backbone alone. After the three stages ρ, ρ² and
-ρ³ of the patches are left. `img_size=…` and `stages=…` give other figures; `dynamicvit bench --model
-NAME` says them for any backbone of a [supported family](../README.md#which-backbones)."""
+The models that `timm.create_model("{PREFIX}…", keep_ratio=ρ)` builds by name, and what they cost.
+A GMAC is 10⁹ multiply-adds (two FLOPs each) for one image. The prediction modules are counted,
+which published figures leave out; "dense" is the backbone alone. Other sizes (`img_size=…`), other
+stages, and any other backbone of the families below cost what `dynamicvit bench` says. Released is
+what `--released NAME` loads: checkpoints of [the paper](https://arxiv.org/abs/2106.02034)'s
+authors, with the top-1 accuracy on ImageNet-1k that they report."""
 
 
 def _overview(entries: Sequence[Entry]) -> str:
-    ratios = [budget.keep_ratio for budget in entries[0].budgets] if entries else []
-    header = ["backbone", "pixels", "parameters", "dense", *(f"ρ = {ratio:g}" for ratio in ratios)]
+    ratios = [f"ρ = {budget.keep_ratio:g}" for budget in entries[0].budgets] if entries else []
     rows = [
         [
-            f"[{_backbone(entry)}](#{entry.name})",
+            f"[{entry.backbone}](#{PREFIX}{entry.backbone})",
             _pixels(entry),
             _millions(entry.parameters),
             _giga(entry.dense_macs),
@@ -159,48 +161,45 @@ def _overview(entries: Sequence[Entry]) -> str:
         ]
         for entry in entries
     ]
-    return "GMACs of one image:\n\n" + _table(header, rows)
+    header = ["backbone", "pixels", "parameters", "dense", *ratios]
+    return f"GMACs for one image:\n\n{_table(header, rows)}"
 
 
 def _section(entry: Entry) -> str:
-    stages = ", ".join(map(str, entry.stages))
     facts = (
-        f"{_pixels(entry)} pixels, {entry.num_patches} patches, dropped before blocks {stages} "
-        f"(the first is 0); {_millions(entry.parameters)} parameters, "
-        f"{_millions(entry.predictor_parameters)} of them in the prediction modules."
+        f"{_pixels(entry)} pixels, {entry.num_patches} patches; {_millions(entry.parameters)} "
+        f"parameters, {_millions(entry.predictor_parameters)} of them in the prediction modules."
     )
-    header = ["ρ", "GMACs", "of dense", *(f"kept from block {stage}" for stage in entry.stages)]
-    dense = [
-        "dense",
-        _giga(entry.dense_macs),
-        "100 %",
-        *(str(entry.num_patches) for _ in entry.stages),
+    header = ["ρ", "GMACs", "of dense", *(f"patches from block {s}" for s in entry.stages)]
+    dense = ["dense", _giga(entry.dense_macs), "", *[str(entry.num_patches)] * len(entry.stages)]
+    rows = [dense]
+    for budget in entry.budgets:
+        share = f"{100 * budget.macs / entry.dense_macs:.0f} %"
+        kept = map(str, budget.kept)
+        rows.append([f"{budget.keep_ratio:g}", _giga(budget.macs), share, *kept])
+    if any(budget.release for budget in entry.budgets):
+        header.append("released")
+        dense.append("")
+        for row, budget in zip(rows[1:], entry.budgets, strict=True):
+            release = budget.release
+            row.append("" if release is None else f"`{release.name}`: {release.top1:.2f} %")
+    return f"## {PREFIX}{entry.backbone}\n\n{facts}\n\n{_table(header, rows)}"
+
+
+def _families() -> str:
+    lines = [
+        f"- {adapter.family}: {', '.join(f'`{kind.__name__}`' for kind in adapter.model_classes)}"
+        for adapter in BUILT_IN
     ]
-    rows = [
-        [
-            f"{budget.keep_ratio:g}",
-            _giga(budget.macs),
-            f"{100 * budget.macs / entry.dense_macs:.0f} %",
-            *map(str, budget.kept),
-        ]
-        for budget in entry.budgets
-    ]
-    return f"## {entry.name}\n\n{facts}\n\n{_table(header, [dense, *rows])}"
+    lines += [f"- {optional.families}" for optional in OPTIONAL.values()]
+    more = "[How to add one](adding-a-backbone.md)."
+    return "\n".join(["## Families", "", "`sparsify` takes these:", "", *lines, "", more])
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table: the first column is left-aligned, the others are numbers."""
     rule = ["---"] + ["--:"] * (len(header) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
-
-
-def _backbone(entry: Entry) -> str:
-    return entry.name.removeprefix(PREFIX)
-
-
-def _family(entry: Entry) -> str:
-    """What the backbone's name begins with: deit, lvvit, vit."""
-    return _backbone(entry).partition("_")[0]
 
 
 def _pixels(entry: Entry) -> str:

@@ -14,7 +14,15 @@ from dynamicvit.adapters.lvvit import LVViTAdapter
 from dynamicvit.adapters.vit import ViTAdapter
 from dynamicvit.errors import InputError, UnsupportedBackboneError
 
-__all__ = ["Adapter", "Heads", "adapter_for", "adapter_from", "register_adapter"]
+__all__ = [
+    "BUILT_IN",
+    "OPTIONAL",
+    "Adapter",
+    "Heads",
+    "adapter_for",
+    "adapter_from",
+    "register_adapter",
+]
 
 
 class _Optional(NamedTuple):
@@ -29,14 +37,19 @@ class _Optional(NamedTuple):
     module: str
 
 
-_ADAPTERS: list[Adapter] = [ViTAdapter(), EvaAdapter(), BeitAdapter(), LVViTAdapter()]
+BUILT_IN = (ViTAdapter(), EvaAdapter(), BeitAdapter(), LVViTAdapter())
+"""Adapters of what the package's own requirements bring."""
 
-_OPTIONAL = {
+OPTIONAL = {
     "transformers": _Optional(
         "transformers ViT, DeiT, DINOv2, SigLIP (for image classification)",
         "dynamicvit.adapters.hf",
     )
 }
+"""Further families, by their library."""
+
+_ADAPTERS: list[Adapter] = [*BUILT_IN]
+_imported: set[str] = set()
 
 
 def register_adapter(adapter: Adapter) -> None:
@@ -78,8 +91,7 @@ def adapter_from(source: str) -> Adapter:
     Raises:
         InputError: if there is none.
     """
-    if source in _OPTIONAL:
-        _import(source)
+    _import(source)
     for adapter in _ADAPTERS:
         if adapter.source == source != "":
             return adapter
@@ -92,17 +104,16 @@ def adapter_from(source: str) -> Adapter:
 
 def _import_families_of(backbone: nn.Module) -> None:
     for ancestor in type(backbone).__mro__:
-        library = ancestor.__module__.partition(".")[0]
-        if library in _OPTIONAL:
-            _import(library)
+        _import(ancestor.__module__.partition(".")[0])
 
 
 def _import(library: str) -> None:
-    module = _OPTIONAL[library].module
-    import_module(module)
-    del _OPTIONAL[library]
+    if library in OPTIONAL and library not in _imported:
+        import_module(OPTIONAL[library].module)
+        _imported.add(library)
 
 
 def _families() -> str:
-    families = [adapter.family for adapter in _ADAPTERS]
-    return "; ".join([*families, *(optional.families for optional in _OPTIONAL.values())])
+    known = [adapter.family for adapter in _ADAPTERS]
+    others = [more.families for library, more in OPTIONAL.items() if library not in _imported]
+    return "; ".join([*known, *others])

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from dynamicvit.catalogue import check_page, describe, page, registered
+from dynamicvit.catalogue import check_page, describe, page
 from dynamicvit.cli import app
 from dynamicvit.cli.console import check_file, progress_bar, write_text
 from dynamicvit.errors import InputError
+from dynamicvit.registry import BACKBONES
 
 
 @app.command("backbones")
@@ -29,13 +30,12 @@ def backbones_command(
         raise InputError(f"--output {output} writes and --check {check} only reads: give one")
     if output is not None:
         check_file("--output", output)
-    names = registered()
+    entries = []
     with progress_bar() as bar:
-        task = bar.add_task("backbones", total=len(names), note="")
-        entries = []
-        for name in names:
-            bar.update(task, note=name)
-            entries.append(describe(name))
+        task = bar.add_task("backbones", total=len(BACKBONES), note="")
+        for backbone in BACKBONES:
+            bar.update(task, note=backbone)
+            entries.append(describe(backbone))
             bar.advance(task)
     text = page(entries)
     if check is not None:
