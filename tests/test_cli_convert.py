@@ -91,7 +91,22 @@ def test_a_full_size_file_becomes_a_folder_that_eval_runs(
     assert numbers["keep_ratios"] == pytest.approx([0.7, 0.49, 0.343])
 
 
-def small_lvvit_m() -> dict[str, torch.Tensor]:
+def test_eval_runs_a_converted_lvvit(
+    tmp_path: Path, main: Main, command: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "dynamic-vit_lv-s_r0.5.pth", tmp_path / "out"
+    torch.save({"model": lvvit_state()}, file)
+    assert main(file, "--out", out, "--num-heads", 2, "--residual-divisor", 2) == 0
+    images = pictures(tmp_path / "images", classes=5, size=12)
+    capsys.readouterr()
+    words = ("--compare-dense", "--workers", 0, "--json", "-")
+    assert command("eval", images, "--model", out, *words) == 0
+    from_folder = json.loads(capsys.readouterr().out)
+    assert from_folder["images"] == from_folder["labelled"] == 5
+    assert from_folder["keep_ratios"] == [0.5, 0.25, 0.125]
+
+
+def deeper_lvvit() -> dict[str, torch.Tensor]:
     return filled(lvvit_shapes(width=24, depth=8, side=4, patch=8, classes=3))
 
 
@@ -100,7 +115,7 @@ def small_lvvit_m() -> dict[str, torch.Tensor]:
     [
         (released_state, ("--num-heads", 4), "DeiT layout, 16 wide, 4 blocks"),
         (lvvit_state, ("--num-heads", 2, "--residual-divisor", 2), "LV-ViT layout, 16 wide"),
-        (small_lvvit_m, ("--num-heads", 3, "--residual-divisor", 3), "LV-ViT layout, 24 wide"),
+        (deeper_lvvit, ("--num-heads", 3, "--residual-divisor", 3), "LV-ViT layout, 24 wide"),
     ],
 )
 def test_the_folder_holds_the_same_model(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import timm
 import torch
 
 from dynamicvit import InputError, count_macs
+from dynamicvit.adapters import adapter_for
 from dynamicvit.macs import costs_of
 from dynamicvit.released import RELEASES, Release, recognise, release_of
 from dynamicvit.released.zoo import ARCHITECTURES, Architecture
@@ -49,6 +52,21 @@ def test_a_stand_in_is_what_the_table_says(release: Release) -> None:
     assert without / 1e9 - 0.05 <= release.gmacs <= macs / 1e9 + 0.05
     if release.name in COUNTED:
         assert macs / 1e9 == pytest.approx(COUNTED[release.name], rel=0.005)
+
+
+@each_release
+def test_a_stand_in_can_be_saved_and_built_again(release: Release) -> None:
+    with torch.device("meta"):
+        backbone = recognise(meta(shapes_of(release)), release.keep_ratio).build().backbone
+        adapter = adapter_for(backbone)
+        again = adapter.rebuild(json.loads(json.dumps(adapter.describe(backbone))))
+    assert type(again) is type(backbone)
+    assert [n for n, _ in again.named_modules()] == [n for n, _ in backbone.named_modules()]
+    assert again.pretrained_cfg["crop_pct"] == 224 / 256
+    block = again.blocks[0]
+    assert block.attn.num_heads == release.architecture.num_heads
+    assert getattr(block.ls1, "divisor", 1.0) == release.architecture.residual_divisor
+    assert block.norm1.eps == backbone.blocks[0].norm1.eps
 
 
 def test_a_stand_in_is_as_large_as_the_file() -> None:
