@@ -1,0 +1,125 @@
+"""docs/adding-a-backbone.md does what it says: its code runs, and its row passes every test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer_relpos import ResPostRelPosBlock
+
+import test_families
+import test_law
+import test_macs
+import test_model
+from dynamicvit import DynamicViT, UnsupportedBackboneError, adapters, sparsify
+from dynamicvit.loading import set_image_size
+from dynamicvit.macs import count_macs, schedule_macs
+from families import BY_NAME, FAMILIES, Family, assert_agree
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "adding-a-backbone.md"
+CODE = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.M)
+
+
+def generic_tests() -> Iterator[Any]:
+    """The tests that each row of the table gets, with their other parameters."""
+    for module in (test_families, test_law, test_macs, test_model):
+        for name, test in sorted(vars(module).items()):
+            marks = [m for m in getattr(test, "pytestmark", []) if m.name == "parametrize"]
+            values = {mark.args[0]: mark.args[1] for mark in marks}
+            if name.startswith("test_") and values.pop("family", None) is FAMILIES:
+                for chosen in product(*values.values()):
+                    arguments = dict(zip(values, chosen, strict=True))
+                    yield pytest.param(test, arguments, id="-".join([name, *map(str, chosen)]))
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the page's code defines; the family is forgotten again afterwards."""
+    monkeypatch.setattr(adapters, "_ADAPTERS", [*adapters._ADAPTERS])
+    names: dict[str, Any] = {}
+    for block in CODE[:-1]:
+        exec(compile(block, str(PAGE), "exec", dont_inherit=True), names)
+    return names
+
+
+@pytest.fixture
+def family(monkeypatch: pytest.MonkeyPatch, page: dict[str, Any]) -> Family:
+    """The page's row, in the table."""
+    row = eval(CODE[-1], {"Family": Family})
+    monkeypatch.setitem(BY_NAME, row.name, row)
+    return row
+
+
+def test_the_family_is_not_built_in() -> None:
+    """Or the page would show nothing."""
+    with pytest.raises(UnsupportedBackboneError, match="VisionTransformerRelPos"):
+        sparsify(timm.create_model("test_vit_relpos"))
+
+
+@pytest.mark.parametrize(("test", "arguments"), list(generic_tests()))
+def test_the_row_passes(
+    family: Family, test: Callable[..., None], arguments: dict[str, Any]
+) -> None:
+    test(family, **arguments)
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        "dense_when_nothing_is_dropped",
+        "keeps_another_number",
+        "gradients_of_the_weights",
+        "closed_form",
+        "one_graph",
+        "autocast",
+        "grad_checkpointing",
+    ],
+)
+def test_the_pages_promises_are_among_those_tests(promise: str) -> None:
+    """By a piece of each name, so that a test that is narrowed to some rows is noticed."""
+    assert any(promise in parameters.id for parameters in generic_tests())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_relpos_base_patch16_clsgap_224",
+        "vit_relpos_medium_patch16_cls_224",
+        "vit_srelpos_small_patch16_224",
+    ],
+)
+@torch.no_grad()
+def test_the_familys_other_networks(page: dict[str, Any], name: str) -> None:
+    """A class token, pooled or not; one bias shared by all blocks."""
+    family = Family(name, name)
+    model, images = family.sparse(keep_ratio=0.5), family.images()
+    everything = [torch.ones(2, family.num_patches)] * 3
+    assert_agree(model.forward_masked(images, everything).logits, model.backbone(images))
+    decisions = family.decisions()
+    masked = model.forward_masked(images, decisions).logits
+    assert_agree(masked, model.forward_pruned(images, decisions).logits)
+    assert schedule_macs(model, model.schedule) == count_macs(model)
+
+
+@torch.no_grad()
+def test_what_the_adapter_inherits(family: Family, tmp_path: Path) -> None:
+    """Another image size and classifier, saving; and what it refuses."""
+    model = family.sparse()
+    rows, columns = set_image_size(model, (96, 112))
+    model.reset_classifier(3)
+    images = torch.randn(2, 3, rows, columns)
+    model.save_pretrained(tmp_path)
+    loaded = DynamicViT.from_pretrained(tmp_path)
+    assert torch.equal(loaded(images), model(images))
+    for kwargs, reason in (
+        ({"rel_pos_type": "bias"}, "rel_pos_type='mlp' is needed"),
+        ({"block_fn": ResPostRelPosBlock}, "block class ResPostRelPosBlock"),
+    ):
+        with pytest.raises(UnsupportedBackboneError, match=reason):
+            family.sparse(**kwargs)
