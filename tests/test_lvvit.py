@@ -328,9 +328,8 @@ def test_batch_norms_keep_their_statistics_while_the_rest_trains() -> None:
     model = sparsify(small().train())
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [norm.running_mean.clone() for norm in norms]
-    for mode in (model, model.train(), model.eval().train()):
-        assert mode.training
-        mode(images())
+    model(images())  # in train() as it was made
+    model.eval().train()(images())
     assert model.backbone.blocks.training
     assert len(before) == 3
     for norm, mean in zip(norms, before, strict=True):
@@ -348,6 +347,7 @@ def test_saved_and_loaded(tmp_path: Path, arguments: dict[str, Any]) -> None:
     batch = images(channels=model.in_chans)
     assert loaded.backbone.blocks[0].ls1.divisor == arguments.get("residual_divisor", 2.0)
     assert torch.equal(loaded(batch), model(batch))
+    assert tuple(loaded.pretrained_cfg["input_size"]) == tuple(batch.shape[1:])
 
 
 # ---------------------------------------------------------------- the DeiTs that timm lacks
