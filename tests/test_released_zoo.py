@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import timm
@@ -114,3 +115,13 @@ def test_an_unknown_name_gets_the_known_ones() -> None:
         release_of("deit-s-07")
     with pytest.raises(InputError, match=r"'swin-t': there are deit-256-0.7, .*lvvit-m-0.7$"):
         release_of("swin-t")
+
+
+def test_the_page_shows_the_table() -> None:
+    page = Path(__file__).parents[1] / "docs" / "released-checkpoints.md"
+    shown = [line for line in page.read_text(encoding="utf-8").splitlines() if "](http" in line]
+    assert [line for line in shown if line.startswith("|")] == [
+        f"| `{row.name}` | {row.architecture.name} | {row.keep_ratio} | {row.top1} | {row.gmacs} "
+        f"| [file]({row.url}), [mirror]({row.mirror}) |"
+        for row in RELEASES.values()
+    ]

@@ -15,7 +15,7 @@ from dynamicvit.cli import app
 from dynamicvit.cli.console import check_folder, say
 from dynamicvit.cli.options import KeepRatio, Released
 from dynamicvit.errors import InputError
-from dynamicvit.macs import DENSE, count_macs, schedule_macs
+from dynamicvit.macs import DENSE, schedule_macs
 from dynamicvit.model import DynamicViT
 from dynamicvit.released import Recognised, download, recognise, release_of
 
@@ -70,7 +70,7 @@ def _describe(console: Console, found: Recognised, model: DynamicViT) -> None:
         taken = f"weights from {found.weights.copy or 'the file itself'}"
         say(console, taken + (left if found.weights.ema else ""))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    dense, pruned = schedule_macs(model, DENSE), count_macs(model)
+    dense, pruned = schedule_macs(model, DENSE), schedule_macs(model, model.schedule)
     say(
         console,
         f"{parameters / 1e6:.2f} M parameters; {pruned / 1e9:.2f} GMACs an image, prediction "
