@@ -40,12 +40,13 @@ SIZES = (384, 512)
 OWN_SIZE = 224
 
 #: One backbone for each way to know places: learned for each patch, rotary beside learned, a bias
-#: for each pair; and one that pools all patches by attention.
+#: for each pair; one that pools all patches by attention, and LV-ViT with its stem of convolutions.
 PLACES = {
     "absolute": "deit_tiny_patch16_224",
     "rotary": "eva02_tiny_patch14_224",
     "relative": "beit_base_patch16_224",
     "pooled": "vit_base_patch16_siglip_224",
+    "stem": "lvvit_t",
 }
 PATCH = 16
 
