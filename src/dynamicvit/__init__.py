@@ -4,10 +4,11 @@ import dynamicvit.registry  # noqa: F401 (timm finds our models by name from her
 from dynamicvit._version import __version__
 from dynamicvit.errors import InputError, UnsupportedBackboneError
 from dynamicvit.macs import count_macs, keep_ratio_for, schedule_macs
-from dynamicvit.model import DynamicViT, MaskedOutput, PrunedOutput, sparsify
+from dynamicvit.model import DynamicViT, MaskedOutput, PrunedOutput
 from dynamicvit.prediction import PredictionModule
 from dynamicvit.released import load_released
 from dynamicvit.schedule import Schedule
+from dynamicvit.sparsification import sparsify
 
 __all__ = [
     "DynamicViT",

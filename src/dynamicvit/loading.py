@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dynamicvit.adapters import adapter_for
 from dynamicvit.errors import InputError
 from dynamicvit.macs import resolve_image_size
-from dynamicvit.model import DynamicViT, sparsify
+from dynamicvit.model import DynamicViT
 from dynamicvit.networks import backbone_of
 from dynamicvit.registry import PREFIX
 from dynamicvit.released import (
@@ -27,6 +27,7 @@ from dynamicvit.released import (
     load_released,
     rename_released,
 )
+from dynamicvit.sparsification import sparsify
 from dynamicvit.weights import first_line, load_exactly, read_weights
 
 _HUB_PREFIX = "hf-hub:"

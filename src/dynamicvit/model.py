@@ -500,35 +500,6 @@ class DynamicViT(nn.Module, HubMixin):
         self._adapter.set_grad_checkpointing(self.backbone, enable)
 
 
-def sparsify(
-    model: nn.Module,
-    keep_ratio: float | Sequence[float] = 0.7,
-    stages: Sequence[int] | None = None,
-) -> DynamicViT:
-    """Turn a vision transformer into a :class:`DynamicViT`.
-
-    The prediction modules are fresh: fine-tune the result, or load its weights.
-
-    Args:
-        model: a supported vision transformer; used as it is, not copied.
-        keep_ratio: ρ, from which the stages keep ρ, ρ², ρ³, ... of the original patches; or one
-            ratio for each stage.
-        stages: indices of the blocks before which tokens are dropped; by default at 1/4, 2/4 and
-            3/4 of the depth.
-
-    Raises:
-        UnsupportedBackboneError: naming the class that is not supported, and the families.
-        InputError: for a ratio or stage that can't be, or something that is no dense model.
-    """
-    if isinstance(model, DynamicViT):
-        raise InputError("the model is a DynamicViT already: set its keep_ratio instead")
-    if not isinstance(model, nn.Module):
-        raise InputError(f"sparsify takes a model, as timm.create_model makes it, got {model!r}")
-    adapter = adapter_for(model)
-    depth = len(adapter.blocks(model))
-    return adapter.wrap(DynamicViT(model, Schedule.for_depth(depth, keep_ratio, stages)))
-
-
 def _survivors(tokens: Tokens, num_patches: int) -> Tensor:
     """``(B, N)`` bool: which original patches the tokens still hold."""
     ones = torch.ones(tokens.patches.shape[:2], dtype=torch.bool, device=tokens.x.device)

@@ -21,7 +21,8 @@ from timm.models import (
 )
 
 import dynamicvit.backbones  # noqa: F401 (some of the names below are registered there)
-from dynamicvit.model import DynamicViT, sparsify
+from dynamicvit.model import DynamicViT
+from dynamicvit.sparsification import sparsify
 
 PREFIX = "dynamicvit_"
 """What a registered name has before the name of its backbone."""

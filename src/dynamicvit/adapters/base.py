@@ -332,7 +332,7 @@ class Adapter(ABC):
 
     # ---------------------------------------------------------------- what users get
 
-    def wrap(self, model: Any) -> Any:
+    def wrap(self, model: nn.Module) -> Any:
         """What ``sparsify`` gives for a backbone of this family: the DynamicViT, or one around it.
 
         A family whose library has conventions of its own (transformers: output classes, configs)

@@ -136,13 +136,16 @@ class HFAdapter(Adapter):
     def pretrained_cfg(self, backbone: nn.Module) -> dict[str, Any]:
         config: Any = backbone.config
         number = self.num_classes(backbone)
-        return {
+        described = {
             **self.processing(backbone),
             "num_classes": number,
             "input_size": (self.in_chans(backbone), *self.image_size(backbone)),
-            "label_names": [str(config.id2label.get(label, label)) for label in range(number)],
             **getattr(backbone, "image_processing", {}),
         }
+        names = [str(config.id2label.get(label, label)) for label in range(number)]
+        if names != [f"LABEL_{label}" for label in range(number)]:  # nobody named them
+            described["label_names"] = names
+        return described
 
     # ---------------------------------------------------------------- the way of the tokens
 

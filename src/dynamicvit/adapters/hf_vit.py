@@ -61,4 +61,4 @@ class HFViTAdapter(HFAdapter):
     def processing(self, backbone: nn.Module) -> dict[str, Any]:
         if isinstance(backbone, ViTForImageClassification):
             return {**SQUASHED, "interpolation": "bilinear"}
-        return CROPPED
+        return {**CROPPED, "crop_mode": "squash"}

@@ -19,7 +19,8 @@ from dynamicvit.data import Batch
 from dynamicvit.demo.dense import load_dense
 from dynamicvit.demo.scenes import MEAN, STD, SceneBatch, Scenes
 from dynamicvit.macs import count_macs
-from dynamicvit.model import DynamicViT, sparsify
+from dynamicvit.model import DynamicViT
+from dynamicvit.sparsification import sparsify
 from dynamicvit.training import Progress, Recipe, load_recipe, train
 
 TRAINED_RATIO = 0.7

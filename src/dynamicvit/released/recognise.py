@@ -14,10 +14,11 @@ from torch import Tensor
 
 import dynamicvit.backbones  # noqa: F401 (timm finds LV-ViT by name)
 from dynamicvit.errors import InputError
-from dynamicvit.model import DynamicViT, sparsify
+from dynamicvit.model import DynamicViT
 from dynamicvit.released.layouts import Layout, count, match_layout, rename_released
 from dynamicvit.released.zoo import ARCHITECTURES, Architecture, architecture_of, keep_ratio_in
 from dynamicvit.schedule import Schedule
+from dynamicvit.sparsification import sparsify
 from dynamicvit.weights import Weights, load_exactly, open_weights, weights_in
 
 #: timm's network that one without a name of its own is built from, by layout.
@@ -172,7 +173,8 @@ def _pruned_layout(tensors: Mapping[str, Tensor], source: str) -> Layout:
         return layout
     shapes = Shapes.read(tensors, layout, source)
     known = architecture_of(layout.name, shapes.width, shapes.depth)
-    example = f" (--model {known.model} --checkpoint {source})" if known else ""
+    fits = known is not None and known.image_size == shapes.grid * shapes.patch[0]
+    example = f" (--model {known.model} --checkpoint {source})" if fits else ""
     raise InputError(
         f"{source}: has no score_predictor, so it is a dense network; {instead}{example}"
     )
@@ -343,7 +345,7 @@ def _heads(
         return width // HEAD_WIDTH
     raise InputError(
         f"{source}: no {layout.name} of the paper is {width} wide with {shapes.depth} blocks, so "
-        f"the number of heads is open; give num_heads"
+        f"the number of heads is open; give num_heads (dynamicvit convert --num-heads)"
     )
 
 
@@ -354,7 +356,8 @@ def _divisor(given: float | None, layout: Layout, shapes: Shapes, source: str) -
     if given is None:
         raise InputError(
             f"{source}: no {layout.name} of the paper is {shapes.width} wide with {shapes.depth} "
-            f"blocks, so what divides its residual branches is open; give residual_divisor"
+            f"blocks, so what divides its residual branches is open; give residual_divisor "
+            f"(dynamicvit convert --residual-divisor)"
         )
     if not 0 < given < math.inf:
         raise InputError(f"residual_divisor must be positive, got {given}")

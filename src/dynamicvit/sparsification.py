@@ -1,0 +1,73 @@
+"""From a dense vision transformer to one that drops patch tokens, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, overload
+
+from torch import nn
+
+from dynamicvit.adapters import adapter_for
+from dynamicvit.errors import InputError
+from dynamicvit.model import DynamicViT
+from dynamicvit.networks import core_of
+from dynamicvit.schedule import Schedule
+
+if TYPE_CHECKING:
+    from dynamicvit.huggingface import DynamicViTForImageClassification
+
+
+class TransformersModel(Protocol):
+    """A model of Hugging Face transformers to type checkers, which need not have it installed."""
+
+    main_input_name: str
+    base_model_prefix: str
+
+
+@overload
+def sparsify(
+    model: TransformersModel,
+    keep_ratio: float | Sequence[float] = 0.7,
+    stages: Sequence[int] | None = None,
+) -> DynamicViTForImageClassification: ...
+
+
+@overload
+def sparsify(
+    model: nn.Module,
+    keep_ratio: float | Sequence[float] = 0.7,
+    stages: Sequence[int] | None = None,
+) -> DynamicViT: ...
+
+
+def sparsify(
+    model: nn.Module | TransformersModel,
+    keep_ratio: float | Sequence[float] = 0.7,
+    stages: Sequence[int] | None = None,
+) -> DynamicViT | DynamicViTForImageClassification:
+    """Turn a vision transformer into one that drops patch tokens.
+
+    The prediction modules are fresh: fine-tune the result, or load its weights.
+
+    Args:
+        model: a supported vision transformer; used as it is, not copied.
+        keep_ratio: ρ, from which the stages keep ρ, ρ², ρ³, ... of the original patches; or one
+            ratio for each stage.
+        stages: indices of the blocks before which tokens are dropped; by default at 1/4, 2/4 and
+            3/4 of the depth.
+
+    Returns:
+        A :class:`~dynamicvit.DynamicViT`; for a model of Hugging Face transformers, one of
+        transformers around it (:mod:`dynamicvit.huggingface`).
+
+    Raises:
+        UnsupportedBackboneError: naming the class that is not supported, and the families.
+        InputError: for a ratio or stage that can't be, or something that is no dense model.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"sparsify takes a model, as timm.create_model makes it, got {model!r}")
+    if isinstance(core_of(model), DynamicViT):
+        raise InputError("the model is a DynamicViT already: set its keep_ratio instead")
+    adapter = adapter_for(model)
+    depth = len(adapter.blocks(model))
+    return adapter.wrap(DynamicViT(model, Schedule.for_depth(depth, keep_ratio, stages)))
