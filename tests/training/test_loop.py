@@ -13,9 +13,8 @@ from dynamicvit.data import UNLABELLED, Batch
 from dynamicvit.training import Progress, Recipe, load_recipe, loop, train
 from dynamicvit.training.checkpoint import load_checkpoint, save_checkpoint
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
-from families import FAMILIES
+from families import BY_NAME, DEIT, Family
 
-DEIT = FAMILIES[0]
 BATCH = 4
 
 
@@ -55,11 +54,13 @@ def weights(model: DynamicViT) -> dict[str, torch.Tensor]:
 PLAIN = ("augment.mixup=0", "augment.cutmix=0")
 
 
+@pytest.mark.parametrize("family", [DEIT, BY_NAME["lvvit"]], ids=["deit", "lvvit"])
 @pytest.mark.parametrize(
     "recipe",
     [small(steps=24), paper("epochs=8", "backbone_frozen=0", "backbone_lr_scale=1", *PLAIN)],
+    ids=["small", "paper"],
 )
-def test_the_losses_fall(recipe: Recipe, tmp_path: Path) -> None:
+def test_the_losses_fall(family: Family, recipe: Recipe, tmp_path: Path) -> None:
     class Same(Memory):
         def set_epoch(self, epoch: int, start: int = 0) -> None:
             super().set_epoch(0, start)
@@ -69,7 +70,7 @@ def test_the_losses_fall(recipe: Recipe, tmp_path: Path) -> None:
     def log(progress: Progress) -> None:
         totals.append(progress.losses["total"])
 
-    train(DEIT.sparse(), Same(), recipe, tmp_path, on_step=log)
+    train(family.sparse(), Same(), recipe, tmp_path, on_step=log)
     assert sum(totals[-3:]) < 0.9 * sum(totals[:3])
 
 
@@ -108,8 +109,9 @@ def test_a_shared_stem_stays_as_it_was_and_the_rest_learns(tmp_path: Path) -> No
     assert any(name.startswith("backbone.blocks.1.") for name in changed)
 
 
-def test_a_shared_stem_changes_no_loss() -> None:
-    model = DEIT.sparse().train()
+@pytest.mark.parametrize("family", [DEIT, BY_NAME["lvvit"]], ids=["deit", "lvvit"])
+def test_a_shared_stem_changes_no_loss(family: Family) -> None:
+    model = family.sparse().train()
     teacher = loop.dense_teacher(model)
     model.sampler = loop.SAMPLERS["best-k"]
     batch = next(iter(Memory()))
@@ -120,6 +122,7 @@ def test_a_shared_stem_changes_no_loss() -> None:
     _, other = loop.step_losses(model, teacher, batch, shared, None)
     for name, part in vars(one).items():
         torch.testing.assert_close(getattr(other, name), part, rtol=1e-4, atol=1e-5)
+    assert one.token > 0
 
 
 def test_best_k_trains_with_the_number_of_tokens_of_inference(tmp_path: Path) -> None:
