@@ -274,3 +274,19 @@ def test_every_command_takes_a_release(
     assert "no released checkpoint 'deit'" in capsys.readouterr().err
     assert command(*words) == 2
     assert "Missing option '--model', or '--released'" in capsys.readouterr().err
+
+
+def test_bench_says_that_a_release_has_weights(
+    tmp_path: Path,
+    command: Main,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cached = tmp_path / RELEASES["deit-s-0.7"].file_name
+    torch.save({"model": released_state(width=64)}, cached)
+    monkeypatch.setattr("dynamicvit.released.load.download", lambda name: cached)
+    quick = ("--batch-size", 1, "--precision", "fp32", "--samples", 2, "--json", "-")
+    assert command("bench", "--released", "deit-s-0.7", *quick) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["weights"] == "given"
+    assert numbers["keep_ratios"] == pytest.approx([0.7, 0.49, 0.343])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -393,14 +394,23 @@ def test_other_architectures_are_refused(state: dict, message: str) -> None:
     assert_one_line(error)
 
 
-def test_a_dense_network_of_the_paper_is_named() -> None:
-    dense = {n: t for n, t in meta(deit_shapes(384, 12)).items() if "predictor" not in n}
-    with pytest.raises(InputError, match=r"--model deit_small_patch16_224 --checkpoint") as error:
+@pytest.mark.parametrize(
+    ("shapes", "timm_name"),
+    [
+        (deit_shapes(384, 12, side=14, patch=16), "deit_small_patch16_224"),
+        (deit_shapes(256, 12, side=14, patch=16), "deit_256_patch16_224"),
+        (lvvit_shapes(512, 20, side=14, patch=16), "lvvit_m"),
+        (lvvit_shapes(768, 24, side=28, patch=16), "lvvit_l"),
+        (lvvit_shapes(384, 16, side=24, patch=16), None),  # lvvit_s would be built for 224 px
+    ],
+)
+def test_a_dense_network_of_the_paper_is_named(shapes: dict, timm_name: str | None) -> None:
+    dense = {n: t for n, t in meta(shapes).items() if not n.startswith("score_predictor.")}
+    with pytest.raises(InputError, match="give its timm name, and this file as its") as error:
         load_released(dense)
     assert_one_line(error)
-    dense = {n: t for n, t in meta(lvvit_shapes(512, 20)).items() if "predictor" not in n}
-    with pytest.raises(InputError, match=r"--model lvvit_m --checkpoint the state dict"):
-        load_released(dense)
+    named = re.findall(r"--model (\w+) --checkpoint", str(error.value))
+    assert named == ([timm_name] if timm_name else [])
 
 
 def assert_one_line(error: pytest.ExceptionInfo) -> None:

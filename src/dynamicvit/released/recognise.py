@@ -173,8 +173,9 @@ def _pruned_layout(tensors: Mapping[str, Tensor], source: str) -> Layout:
         return layout
     shapes = Shapes.read(tensors, layout, source)
     known = architecture_of(layout.name, shapes.width, shapes.depth)
-    fits = known is not None and known.image_size == shapes.grid * shapes.patch[0]
-    example = f" (--model {known.model} --checkpoint {source})" if fits else ""
+    example = ""
+    if known is not None and known.image_size == shapes.grid * shapes.patch[0]:
+        example = f" (--model {known.model} --checkpoint {source})"
     raise InputError(
         f"{source}: has no score_predictor, so it is a dense network; {instead}{example}"
     )

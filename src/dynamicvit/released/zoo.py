@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from timm.models import get_pretrained_cfg
+
 from dynamicvit.errors import InputError
 
 LayoutName = Literal["DeiT", "LV-ViT"]
@@ -37,6 +39,13 @@ class Architecture:
     depth: int
     num_heads: int
     residual_divisor: float = 1.0
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that timm makes it for."""
+        config = get_pretrained_cfg(self.model)
+        assert config is not None  # a model of the table
+        return config.input_size[-1]
 
 
 DEIT_TI = Architecture("DeiT-Ti", "deit_tiny_patch16_224", "DeiT", 192, 12, 3)
