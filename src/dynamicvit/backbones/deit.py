@@ -1,6 +1,6 @@
 """The DeiTs of the paper for which timm has no name: its code with another width or image size.
 
-Nobody has published their dense weights, so ``pretrained=True`` is refused by timm. The nearest
+There is no known source of their dense weights, so timm refuses ``pretrained=True``. The nearest
 for DeiT-S at 384 px are those of 224 px with resampled positions:
 ``timm.create_model("deit_small_patch16_224", pretrained=True, img_size=384)``.
 """
@@ -40,7 +40,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def deit_256_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """DeiT-256 of the paper's Table 4: between DeiT-Ti and DeiT-S, 256 wide with 4 heads."""
+    """DeiT-256 of the paper: between DeiT-Ti and DeiT-S, 256 wide with 4 heads."""
     shape = {"patch_size": 16, "embed_dim": 256, "depth": 12, "num_heads": 4}
     return _build("deit_256_patch16_224", pretrained, shape | kwargs)
 
