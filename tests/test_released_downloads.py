@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -151,6 +152,24 @@ def test_an_interrupted_download_goes_on(
     assert download(NAME, tmp_path).read_bytes() == server.content
     assert server.asked == [f"bytes={start}-"]
     assert names(tmp_path) == [FINAL]
+
+
+def test_the_bar_is_told_how_much_is_there(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(server.content)
+    told: list[tuple[int, int | None]] = []
+
+    @contextmanager
+    def bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
+        assert name == NAME
+        yield lambda done, total: told.append((done, total))
+
+    monkeypatch.setattr("dynamicvit.released.downloads._bar", bar)
+    (tmp_path / PARTIAL).write_bytes(server.content[: size // 2])
+    download(NAME, tmp_path)
+    assert told[0][0] > size // 2  # what was there counts
+    assert told[-1] == (size, size)
 
 
 def test_a_broken_connection_is_gone_on_with(server: Server, tmp_path: Path) -> None:
