@@ -92,15 +92,6 @@ class Family:
         """``(B, P + N, C)``: its final tokens after the final norm, likewise."""
         return backbone.forward_features(images)
 
-    def dense_attention(self, backbone: nn.Module, images: Tensor) -> list[Tensor]:
-        """``(B, H, T, T)`` for each block: its attention weights, likewise."""
-        weights: list[Tensor] = []
-        for block in backbone.blocks:
-            block.attn.fused_attn = False  # unfused, they pass through a dropout module
-            block.attn.attn_drop.register_forward_hook(lambda _, __, out: weights.append(out))
-        backbone(images)
-        return weights
-
     def images(self, batch: int = 2, seed: int = 0) -> Tensor:
         """Noise of this family's image size."""
         return torch.randn(batch, 3, *self.size, generator=torch.Generator().manual_seed(seed))
@@ -141,10 +132,6 @@ class HFFamily(Family):
 
     def dense_tokens(self, backbone: nn.Module, images: Tensor) -> Tensor:
         return self._call(next(backbone.children()), images).last_hidden_state
-
-    def dense_attention(self, backbone: nn.Module, images: Tensor) -> list[Tensor]:
-        backbone.set_attn_implementation("eager")
-        return [*self._call(backbone, images, output_attentions=True).attentions]
 
     def _call(self, network: nn.Module, images: Tensor, **kwargs: Any) -> Any:
         if self.native is not None and self.model != "Dinov2":  # which does so unasked

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynamicvit.attention import MAX_DROPPED_GAP, attend, attention_received, decided_softmax
+from dynamicvit.attention import MAX_DROPPED_GAP, attend, decided_softmax
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -242,16 +242,6 @@ def test_attention_dropout_drops_weights_in_both_kinds() -> None:
     torch.testing.assert_close(
         dropped, attend(query, key, value, decision=DECISION), rtol=0, atol=0.1
     )
-
-
-def test_attention_received_is_the_mean_over_heads_and_queries() -> None:
-    query, key = draw(2, 3, 4, 8), draw(2, 3, 5, 8, seed=1)
-    bias = draw(1, 3, 4, 5, seed=3)
-    received = attention_received(query, key, bias)
-    weights = (query @ key.transpose(-2, -1) / 8**0.5 + bias).softmax(-1)
-    torch.testing.assert_close(received, weights.mean(dim=1).mean(dim=1))
-    torch.testing.assert_close(received.sum(dim=1), torch.ones(2))
-    assert attention_received(query.bfloat16(), key.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("with_bias", [False, True])

@@ -44,7 +44,8 @@ def test_the_masked_path_is_dense_when_nothing_is_dropped(family: Family) -> Non
 @torch.no_grad()
 def test_forward_dense_is_the_backbone(family: Family) -> None:
     model, images = family.sparse(keep_ratio=0.3), family.images()
-    logits, tokens = model.forward_dense(images)
+    output = model.forward_dense(images)
+    logits, tokens = output.logits, output.features
     assert_agree(logits, family.dense(model.backbone, images))
     assert_agree(tokens.x, family.dense_tokens(model.backbone, images))
     assert tokens.num_patches == family.num_patches

@@ -32,7 +32,8 @@ def output(index: torch.Tensor | None = None) -> MaskedOutput:
     features = Tokens(torch.randn(B, P + held, C, requires_grad=True), P, index, last)
     odds = tuple(torch.randn(B, N, requires_grad=True) for _ in RATIOS)
     logits = torch.randn(B, CLASSES, requires_grad=True)
-    return MaskedOutput(logits, features, decisions, odds, (2, 3), logits)
+    pooled = torch.randn(B, C, requires_grad=True)
+    return MaskedOutput(logits, features, decisions, odds, (2, 3), pooled, logits)
 
 
 def classifying(student: MaskedOutput) -> MaskedOutput:
@@ -53,12 +54,19 @@ def teacher(
     if patches is not None:
         x[:, P:] = patches
     logits, loss_logits = torch.randn(2, B, CLASSES)
-    return DenseOutput(logits, Tokens(x, P), torch.rand(B, N), loss_logits, patch_logits)
+    return DenseOutput(
+        logits,
+        Tokens(x, P),
+        torch.randn(B, C),
+        loss_logits,
+        patch_logits,
+        importance=tuple(torch.rand(len(RATIOS), B, N)),
+    )
 
 
 def test_total_is_the_weighted_sum_of_the_named_parts() -> None:
     student = output()
-    weights = LossWeights(0.7, 0.3, 0.2, 1.5, 0.4)
+    weights = LossWeights(0.7, 0.3, 0.2, 0.9, 1.5, 0.4)
     losses = dynamicvit_loss(
         student,
         RATIOS,
@@ -76,6 +84,7 @@ def test_the_default_weights_are_the_papers() -> None:
         "classification": 1.0,
         "distillation": 0.5,
         "token": 0.5,
+        "feature": 0.0,
         "ratio": 2.0,
         "guidance": 0.0,
     }
@@ -155,6 +164,18 @@ def test_classification_and_distillation_look_at_the_logits_that_are_trained() -
     )
 
 
+def test_feature_loss_is_the_mean_squared_distance_of_what_the_classifiers_read() -> None:
+    student, dense = output(), teacher()
+    alone = LossWeights(0.0, 0.0, 0.0, 2.0, 0.0)
+    losses = dynamicvit_loss(student, RATIOS, teacher=dense, weights=alone)
+    expected = sum((student.pooled - dense.pooled).square().flatten().tolist())
+    assert math.isclose(losses.feature.item(), expected / (B * C), rel_tol=1e-5)
+    torch.testing.assert_close(losses.total, 2 * losses.feature)
+    losses.total.backward()
+    assert student.pooled.grad is not None
+    assert (student.pooled.grad != 0).all()
+
+
 def test_ratio_loss_is_the_mean_over_stages_of_the_mean_over_images() -> None:
     decisions = (torch.tensor([[1.0, 1, 0, 0], [1, 1, 1, 1]]), torch.tensor([[1.0, 0, 0, 0]] * 2))
     expected = ((0.0**2 + 0.5**2) / 2 + 0.0) / 2
@@ -162,19 +183,32 @@ def test_ratio_loss_is_the_mean_over_stages_of_the_mean_over_images() -> None:
 
 
 def test_guidance_is_zero_at_the_teachers_ranking_and_ignores_tokens_that_are_gone() -> None:
-    attention = torch.rand(B, N) + 0.1
-    exact = attention.log() + 3.0
-    assert guidance_loss((exact,), attention).abs() < 1e-6
+    importance = torch.rand(B, N) + 0.1
+    exact = importance.log() + 3.0
+    assert guidance_loss((exact,), (importance,)).abs() < 1e-6
     gone = exact.clone()
     gone[:, :2] = float("-inf")
-    assert guidance_loss((gone,), attention).abs() < 1e-6
-    assert guidance_loss((-exact,), attention) > 0.01
+    assert guidance_loss((gone,), (importance,)).abs() < 1e-6
+    assert guidance_loss((-exact,), (importance,)) > 0.01
+
+
+def test_each_stage_has_its_own_guidance() -> None:
+    first, second = torch.rand(B, N) + 0.1, torch.rand(B, N) + 0.1
+    assert guidance_loss((first.log(), second.log()), (first, second)).abs() < 1e-6
+    assert guidance_loss((first.log(), second.log()), (second, first)) > 0.01
+
+
+def test_guidance_does_not_ask_how_large_importance_is() -> None:
+    odds, importance = torch.randn(B, N), torch.rand(B, N)
+    torch.testing.assert_close(
+        guidance_loss((odds,), (importance,)), guidance_loss((odds,), (1e-20 * importance,))
+    )
 
 
 def test_guidance_has_finite_gradients_with_tokens_gone() -> None:
     odds = torch.randn(B, N, requires_grad=True)
     gone = odds.masked_fill(torch.arange(N) < 2, float("-inf"))
-    guidance_loss((odds, gone), torch.rand(B, N)).backward()
+    guidance_loss((odds, gone), (torch.rand(B, N), torch.rand(B, N))).backward()
     assert odds.grad is not None
     assert odds.grad.isfinite().all()
     assert (odds.grad[:, 2:] != 0).all()
@@ -183,7 +217,7 @@ def test_guidance_has_finite_gradients_with_tokens_gone() -> None:
 def test_an_image_without_any_token_has_nothing_to_rank() -> None:
     odds = torch.randn(B, N, requires_grad=True)
     emptied = torch.cat([odds[:1].masked_fill(torch.ones(1, N) > 0, float("-inf")), odds[1:]])
-    loss = guidance_loss((emptied,), torch.rand(B, N))
+    loss = guidance_loss((emptied,), (torch.rand(B, N),))
     loss.backward()
     assert loss.isfinite()
     assert odds.grad is not None
@@ -204,7 +238,7 @@ def test_without_labels_nothing_of_the_labels_is_needed() -> None:
     assert losses.distillation > 0
 
 
-@pytest.mark.parametrize("part", ["classification", "distillation", "token", "guidance"])
+@pytest.mark.parametrize("part", ["classification", "distillation", "token", "feature", "guidance"])
 def test_a_part_with_a_weight_needs_its_input(part: str) -> None:
     alone = LossWeights(**{name: float(name == part) for name in vars(LossWeights())})
     missing = "labels" if part == "classification" else "teacher"
@@ -212,14 +246,14 @@ def test_a_part_with_a_weight_needs_its_input(part: str) -> None:
         dynamicvit_loss(output(), RATIOS, weights=alone)
 
 
-def test_guidance_needs_a_teacher_that_was_watched() -> None:
-    unwatched = replace(teacher(), attention_received=None)
-    with pytest.raises(InputError, match=r"so teacher\.attention_received must be given"):
+def test_guidance_needs_a_teacher_that_weighed_the_patches() -> None:
+    unweighed = replace(teacher(), importance=None)
+    with pytest.raises(InputError, match=r"so teacher\.importance must be given"):
         dynamicvit_loss(
             output(),
             RATIOS,
             labels=torch.tensor([0, 1, 2]),
-            teacher=unwatched,
+            teacher=unweighed,
             weights=LossWeights(guidance=1.0),
         )
 

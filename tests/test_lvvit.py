@@ -298,7 +298,7 @@ def test_the_losses_see_the_class_token_and_the_patches_by_themselves() -> None:
     model, batch = family.sparse(), family.images()
     decisions = family.decisions(share=0.5)
     masked = model.forward_masked(batch, decisions)
-    dense = model.forward_teacher(batch, watched=0)
+    dense = model.forward_dense(batch)
     head, aux = model.backbone.head, model.backbone.aux_head
     for output in (masked, dense):
         assert torch.equal(output.loss_logits, head(output.features.x[:, 0]))
@@ -318,7 +318,7 @@ def test_the_losses_see_the_class_token_and_the_patches_by_themselves() -> None:
 @torch.no_grad()
 def test_other_families_train_their_logits() -> None:
     model, batch = DEIT.sparse(), DEIT.images()
-    for output in (model.forward_masked(batch), model.forward_teacher(batch, watched=0)):
+    for output in (model.forward_masked(batch), model.forward_dense(batch)):
         assert output.loss_logits is output.logits
         assert output.patch_logits is None
 

@@ -538,28 +538,11 @@ def test_student_and_teacher_can_share_a_stem(family: Family) -> None:
     stem = model.stem(images)
     assert stem.depth == 1
     assert stem.grid == family.grid
-    assert_agree(model.forward_dense(stem)[0], family.dense(model.backbone, images))
+    assert_agree(model.forward_dense(stem).logits, family.dense(model.backbone, images))
     masked = model.forward_masked(images, given).logits
     assert_agree(model.forward_masked(stem, given).logits, masked)
     assert model.stem(images, depth=0).depth == 0
     assert_agree(model.forward_masked(model.stem(images, depth=0), given).logits, masked)
-
-
-@each_family
-@torch.no_grad()
-def test_the_teacher_reports_the_networks_own_attention(family: Family) -> None:
-    model, images = family.sparse(), family.images()
-    logits = family.dense(model.backbone, images)
-    weights = family.dense_attention(model.backbone, images)[2:]
-    expected = torch.stack([weight.mean(dim=(1, 2)) for weight in weights]).mean(dim=0)
-    for source in (images, model.stem(images)):
-        output = model.forward_teacher(source, watched=2)
-        assert_agree(output.logits, logits)
-        assert output.attention_received.shape == (2, family.num_patches)
-        torch.testing.assert_close(
-            output.attention_received, expected[:, model.num_prefix_tokens :], rtol=0, atol=1e-6
-        )
-    assert model.forward_teacher(images, watched=0).attention_received is None
 
 
 def test_given_decisions_receive_a_gradient() -> None:

@@ -95,7 +95,7 @@ def test_inference(golden: Golden) -> None:
 
 @torch.no_grad()
 def test_teacher(golden: Golden) -> None:
-    dense = golden.teacher().forward_teacher(golden["input"], watched=0)
+    dense = golden.teacher().forward_dense(golden["input"])
     tokens = dense.features.patches if dense.patch_logits is None else dense.patch_logits
     torch.testing.assert_close(dense.loss_logits, golden["teacher.logits"], **CLOSE)
     torch.testing.assert_close(tokens, golden["teacher.tokens"], **CLOSE)
@@ -113,7 +113,7 @@ def test_training_losses_and_gradients(golden: Golden) -> None:
     assert torch.equal(output.features.decision, golden["train.final_mask"][..., 0])
 
     with torch.no_grad():
-        dense = golden.teacher().forward_teacher(golden["input"], watched=0)
+        dense = golden.teacher().forward_dense(golden["input"])
     losses = dynamicvit_loss(
         output, student.schedule.keep_ratios, labels=golden["labels"], teacher=dense
     )

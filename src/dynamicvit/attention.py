@@ -70,23 +70,6 @@ def _plain_is_faster(query: Tensor) -> bool:
     return query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu"
 
 
-def attention_received(query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:
-    """How much attention each key gets, on average over heads and queries.
-
-    Args:
-        query: ``(B, H, Q, D)``.
-        key: ``(B, H, M, D)``.
-        bias: broadcastable to ``(B, H, Q, M)``, added to the logits.
-
-    Returns:
-        ``(B, M)``; each row sums to 1.
-    """
-    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    if bias is not None:
-        logits = logits + bias
-    return logits.softmax(dim=-1).mean(dim=(1, 2), dtype=torch.float32)
-
-
 def decided_softmax(logits: Tensor, decision: Tensor, *, keep_self: bool = True) -> Tensor:
     """Softmax over the kept keys, differentiable in the decision.
 

@@ -15,6 +15,9 @@ from dynamicvit.model import DenseOutput, MaskedOutput
 
 T = TypeVar("T")
 
+#: Keeps a share of nothing finite; any importance that ranks patches is far larger.
+_TINY = torch.finfo(torch.float32).tiny
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -24,14 +27,17 @@ class LossWeights:
         classification: cross-entropy with the labels; 0 for images without labels.
         distillation: KL divergence of the logits from the teacher's.
         token: distance of the surviving tokens from the teacher's.
+        feature: distance of the pooled features from the teacher's. Not in the paper, so zero by
+            default; see :func:`feature_loss`.
         ratio: squared distance of the kept fraction from the schedule.
-        guidance: how far the ranking of the tokens is from the dense network's attention. Not in
-            the paper, so zero by default; see :func:`guidance_loss`.
+        guidance: how far the ranking of the tokens is from their importance to the dense network.
+            Not in the paper, so zero by default; see :func:`guidance_loss`.
     """
 
     classification: float = 1.0
     distillation: float = 0.5
     token: float = 0.5
+    feature: float = 0.0
     ratio: float = 2.0
     guidance: float = 0.0
 
@@ -52,6 +58,7 @@ class Losses:
     classification: Tensor
     distillation: Tensor
     token: Tensor
+    feature: Tensor
     ratio: Tensor
     guidance: Tensor
 
@@ -80,7 +87,7 @@ def dynamicvit_loss(
     """
     weights = LossWeights() if weights is None else weights
     zero = output.logits.new_zeros((), dtype=torch.float32)
-    classification = distillation = token = ratio = guidance = zero
+    classification = distillation = token = feature = ratio = guidance = zero
     if weights.classification:
         labels = _needed(labels, "labels", "classification")
         classification = classification_loss(output.loss_logits, labels, label_smoothing)
@@ -89,20 +96,23 @@ def dynamicvit_loss(
         distillation = distillation_loss(output.loss_logits, teacher.loss_logits)
     if weights.token:
         token = token_loss(output, _needed(teacher, "teacher", "token"))
+    if weights.feature:
+        feature = feature_loss(output.pooled, _needed(teacher, "teacher", "feature").pooled)
     if weights.ratio:
         ratio = ratio_loss(output.decisions, keep_ratios)
     if weights.guidance:
-        attention = _needed(teacher, "teacher", "guidance").attention_received
-        attention = _needed(attention, "teacher.attention_received", "guidance")
-        guidance = guidance_loss(output.log_odds, attention)
+        importance = _needed(teacher, "teacher", "guidance").importance
+        importance = _needed(importance, "teacher.importance", "guidance")
+        guidance = guidance_loss(output.log_odds, importance)
     total = (
         weights.classification * classification
         + weights.distillation * distillation
         + weights.token * token
+        + weights.feature * feature
         + weights.ratio * ratio
         + weights.guidance * guidance
     )
-    return Losses(total, classification, distillation, token, ratio, guidance)
+    return Losses(total, classification, distillation, token, feature, ratio, guidance)
 
 
 def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -149,6 +159,20 @@ def token_loss(output: MaskedOutput, teacher: DenseOutput) -> Tensor:
     return (distance * survived).sum() / survived.sum().clamp(min=1.0)
 
 
+def feature_loss(pooled: Tensor, teacher_pooled: Tensor) -> Tensor:
+    """Mean squared distance of what the classifier reads from what the teacher's reads.
+
+    Distillation sees it through the classifier only, the token loss not at all where a class token
+    is pooled: on few images it is the shortest way to an answer like the dense one. Not in the
+    paper.
+
+    Args:
+        pooled: ``(B, C)``.
+        teacher_pooled: likewise.
+    """
+    return (pooled.float() - teacher_pooled.float()).square().mean()
+
+
 def _held(values: Tensor, index: Tensor | None) -> Tensor:
     """Of ``(B, N, ...)`` the rows of the held tokens ``(B, M, ...)``; all without an index."""
     if index is None:
@@ -178,23 +202,24 @@ def ratio_loss(decisions: tuple[Tensor, ...], keep_ratios: tuple[float, ...]) ->
     return torch.stack(parts).mean()
 
 
-def guidance_loss(log_odds: tuple[Tensor, ...], teacher_attention: Tensor) -> Tensor:
-    """KL divergence of each stage's ranking from the attention that the patches get.
+def guidance_loss(log_odds: tuple[Tensor, ...], importance: tuple[Tensor, ...]) -> Tensor:
+    """KL divergence of each stage's ranking from the patches' importance to the dense network.
 
-    Among the tokens that enter a stage, the softmax of their log-odds of being kept should be the
-    share of attention that the dense network will give them later. The straight-through gradient
-    of the decisions needs many images before the ranking is better than chance; this is a direct
-    answer for the price of a few attention rows. Not in the paper.
+    Among the tokens that enter a stage, the softmax of their log-odds of being kept should be
+    their share of the importance there. The straight-through gradient of the decisions says the
+    same, one draw at a time, and needs many images before the ranking is better than chance. Not
+    in the paper.
 
     Args:
         log_odds: for each stage ``(B, N)``, ``-inf`` where a token was gone before the stage.
-        teacher_attention: ``(B, N)``.
+        importance: for each stage ``(B, N)``, not negative; of
+            :func:`~dynamicvit.teacher.weigh_patches`.
     """
     parts = []
-    for odds in log_odds:
+    for odds, weight in zip(log_odds, importance, strict=True):
         entered = odds > float("-inf")
-        target = teacher_attention.float() * entered
-        target = target / target.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        target = weight.float() * entered
+        target = target / target.sum(dim=1, keepdim=True).clamp(min=_TINY)
         # A softmax over no token at all is NaN: such an image has nothing to rank.
         empty = ~entered.any(dim=1, keepdim=True)
         share = odds.float().masked_fill(empty, 0.0).log_softmax(dim=1).masked_fill(~entered, 0.0)

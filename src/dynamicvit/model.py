@@ -69,6 +69,7 @@ class MaskedOutput:
         log_odds: for each stage ``(B, N)``, log-odds of keeping each patch that entered the stage,
             ``-inf`` for those dropped before. Empty when the decisions were given.
         grid: rows and columns of patches; N is their product.
+        pooled: ``(B, C)``, the features that the classifier reads.
         loss_logits: ``(B, classes)``, what classification and distillation look at. The same as
             ``logits``, but for LV-ViT: the class token's alone, as the released code trains it.
         patch_logits: ``(B, M, classes)`` of LV-ViT's second classifier for every held patch token,
@@ -80,6 +81,7 @@ class MaskedOutput:
     decisions: tuple[Tensor, ...]
     log_odds: tuple[Tensor, ...]
     grid: tuple[int, int]
+    pooled: Tensor
     loss_logits: Tensor
     patch_logits: Tensor | None = None
 
@@ -91,17 +93,19 @@ class DenseOutput:
     Attributes:
         logits: ``(B, classes)``.
         features: the final tokens after the final norm.
-        attention_received: ``(B, N)``, how much attention each patch got in the blocks that were
-            watched, on average over blocks, heads and tokens; ``None`` when none was watched.
+        pooled: ``(B, C)``, as in :class:`MaskedOutput`.
         loss_logits: ``(B, classes)``, as in :class:`MaskedOutput`.
         patch_logits: ``(B, N, classes)`` or ``None``, as in :class:`MaskedOutput`.
+        importance: for each stage ``(B, N)``, how much the answer hangs on each patch from there
+            on, where :func:`~dynamicvit.teacher.weigh_patches` was asked; else ``None``.
     """
 
     logits: Tensor
     features: Tokens
-    attention_received: Tensor | None
+    pooled: Tensor
     loss_logits: Tensor
     patch_logits: Tensor | None = None
+    importance: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -274,41 +278,22 @@ class DynamicViT(nn.Module, HubMixin):
         """
         stem = images if isinstance(images, Stem) else self.stem(images)
         features, taken, scores = self._mask(stem, decisions)
-        logits, loss_logits, patch_logits = self._adapter.answers(self.backbone, features)
+        logits, pooled, loss_logits, patch_logits = self._adapter.answers(self.backbone, features)
         return MaskedOutput(
-            logits, features, taken, scores, stem.grid, loss_logits, patch_logits
+            logits, features, taken, scores, stem.grid, pooled, loss_logits, patch_logits
         )
 
-    def forward_dense(self, images: Tensor | Stem) -> tuple[Tensor, Tokens]:
-        """The backbone's own dense output: logits and final tokens.
+    def forward_dense(self, images: Tensor | Stem) -> DenseOutput:
+        """The backbone's own dense output.
 
         Args:
             images: ``(B, channels, height, width)``, or a stem of this or of another model with
                 the same weights up to there.
         """
-        output = self.forward_teacher(images, watched=0)
-        return output.logits, output.features
-
-    def forward_teacher(self, images: Tensor | Stem, watched: int) -> DenseOutput:
-        """The backbone's own dense output, and how much attention each patch gets at its end.
-
-        Args:
-            images: ``(B, channels, height, width)``, or their stem.
-            watched: in how many of the last blocks attention is read, 0 for none.
-        """
         stem = images if isinstance(images, Stem) else self.stem(images, depth=0)
-        first = max(stem.depth, self.depth - watched)
-        tokens = self._run(stem.tokens, stem.position, stem.depth, first)
-        received = []
-        for depth in range(first, self.depth):
-            received.append(
-                self._adapter.attention_received(self.backbone, depth, tokens, stem.position)
-            )
-            tokens = self._run(tokens, stem.position, depth, depth + 1)
-        tokens = self._finish(tokens)
-        attention = torch.stack(received).mean(dim=0) if received else None
-        logits, loss_logits, patch_logits = self._adapter.answers(self.backbone, tokens)
-        return DenseOutput(logits, tokens, attention, loss_logits, patch_logits)
+        tokens = self._finish(self._run(stem.tokens, stem.position, stem.depth, self.depth))
+        logits, pooled, loss_logits, patch_logits = self._adapter.answers(self.backbone, tokens)
+        return DenseOutput(logits, tokens, pooled, loss_logits, patch_logits)
 
     def forward_pruned(
         self, images: Tensor, decisions: Sequence[Tensor] | None = None

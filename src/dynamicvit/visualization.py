@@ -250,7 +250,7 @@ def visualize(
         InputError: for images that the model does not take.
     """
     output = model.forward_pruned(images)
-    dense_logits, _ = model.forward_dense(images)
+    dense_logits = model.forward_dense(images).logits
     if mean_std is None:
         plain = denormalise(images, model)
     else:

@@ -140,7 +140,7 @@ def test_the_teacher_is_the_dense_network_at_the_start() -> None:
         expected = DEIT.sparse().backbone(images)
         for parameter in model.parameters():
             parameter.zero_()
-        torch.testing.assert_close(teacher.forward_dense(images)[0], expected)
+        torch.testing.assert_close(teacher.forward_dense(images).logits, expected)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
@@ -260,7 +260,7 @@ def test_the_log_names_every_part(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1]
     assert set(lines[0]["losses"]) == {
-        "total", "classification", "distillation", "token", "ratio", "guidance"
+        "total", "classification", "distillation", "token", "feature", "ratio", "guidance"
     }  # fmt: skip
     assert set(lines[0]["learning_rates"]) == {"predictors", "backbone"}
 

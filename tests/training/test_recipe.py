@@ -21,6 +21,7 @@ def test_the_defaults_are_the_released_recipe() -> None:
         "classification": 1.0,
         "distillation": 0.5,
         "token": 0.5,
+        "feature": 0.0,
         "ratio": 2.0,
         "guidance": 0.0,
     }

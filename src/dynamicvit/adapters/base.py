@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dynamicvit.attention import attend, attention_received
+from dynamicvit.attention import attend
 from dynamicvit.errors import InputError
 from dynamicvit.layer_macs import convolution_macs, linear_macs
 from dynamicvit.tokens import Tokens
@@ -39,6 +39,7 @@ class Answers(NamedTuple):
 
     Attributes:
         logits: ``(B, classes)``, the prediction.
+        pooled: ``(B, C)``, the features that the classifier reads.
         loss_logits: ``(B, classes)``, what training compares with labels and teacher. The same
             tensor, unless the family trains parts of its prediction by themselves.
         patch_logits: ``(B, M, classes)`` of every held patch token, for a family that classifies
@@ -46,6 +47,7 @@ class Answers(NamedTuple):
     """
 
     logits: Tensor
+    pooled: Tensor
     loss_logits: Tensor
     patch_logits: Tensor | None = None
 
@@ -168,7 +170,7 @@ class Adapter(ABC):
             tokens: the finished tokens, under their decision.
         """
         logits = self.head(backbone, tokens)
-        return Answers(logits, logits)
+        return Answers(logits, self.head(backbone, tokens, pre_logits=True), logits)
 
     def run_block(
         self, backbone: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
@@ -200,16 +202,6 @@ class Adapter(ABC):
             dropout_p=heads.dropout_p,
         )
         return self.after_attention(block, tokens.x, attended)
-
-    def attention_received(
-        self, backbone: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
-    ) -> Tensor:
-        """How much attention block ``depth`` gives each patch token: ``(B, M)``.
-
-        The mean over heads and over all tokens that look, when every held token is kept.
-        """
-        heads = self.attention_inputs(self.blocks(backbone)[depth], depth, tokens, position)
-        return attention_received(heads.query, heads.key, heads.bias)[:, tokens.num_prefix :]
 
     # ---------------------------------------------------------------- the classifier
 

@@ -30,12 +30,13 @@ class LVViTAdapter(ViTAdapter):
 
     def answers(self, backbone: nn.Module, tokens: Tokens) -> Answers:
         # As released: in training the class token answers alone, and each patch for itself.
-        classed = super().head(backbone, tokens)
+        pooled = super().head(backbone, tokens, pre_logits=True)
         if self.num_classes(backbone) == 0:
-            return Answers(classed, classed)
+            return Answers(pooled, pooled, pooled)
+        classed = backbone.head(pooled)
         patches = backbone.aux_head(tokens.patches)
         best = masked_max(patches, tokens.decision)
-        return Answers(classed + AUX_WEIGHT * best, classed, patches)
+        return Answers(classed + AUX_WEIGHT * best, pooled, classed, patches)
 
     def head_macs(self, backbone: nn.Module) -> tuple[int, int]:
         image, per_patch = super().head_macs(backbone)

@@ -88,7 +88,7 @@ def _draw(
 ) -> None:
     """Draw one image, ``(1, C, H, W)`` normalised, and print what the model says."""
     pruned = model.forward_pruned(batch)
-    dense_logits, _ = model.forward_dense(batch)
+    dense_logits = model.forward_dense(batch).logits
     picture = figure(
         denormalise(batch, model), pruned, names=names or None, dense_logits=dense_logits
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from dynamicvit.decisions import (
 from dynamicvit.errors import InputError
 from dynamicvit.losses import Losses, dynamicvit_loss
 from dynamicvit.model import DynamicViT, MaskedOutput
-from dynamicvit.schedule import Schedule
+from dynamicvit.teacher import dense_teacher, weigh_patches
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.recipe import Recipe, dump_recipe
 from dynamicvit.training.state import Progress, RunState, TrainingReport
@@ -37,9 +36,6 @@ SAMPLERS: dict[str, Sampler] = {
 
 #: How often a run is saved: what a crash can cost.
 SAVE_SECONDS = 300.0
-
-#: The last third of the teacher's blocks says which patches were worth attending to.
-WATCHED = 1 / 3
 
 
 class Batches(Protocol):
@@ -183,8 +179,11 @@ def step_losses(
             # The teacher's stem serves both: the student's is never trained, so it is the same.
             depth = model.schedule.stages[0]
             start = teacher.stem(images, depth) if recipe.share_stem else images
-            watched = math.ceil(WATCHED * teacher.depth) if recipe.losses.guidance else 0
-            dense = teacher.forward_teacher(start, watched)
+            dense = (
+                weigh_patches(teacher, start)
+                if recipe.losses.guidance
+                else teacher.forward_dense(start)
+            )
         output = model.forward_masked(start)
         losses = dynamicvit_loss(
             output,
@@ -205,12 +204,6 @@ def seed_everything(seed: int, step: int) -> None:
     draw = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
     torch.manual_seed(draw)
     np.random.seed(draw)  # noqa: NPY002 - timm's mixup uses the global generator
-
-
-def dense_teacher(model: DynamicViT) -> DynamicViT:
-    """A frozen copy of the backbone, with no stage at all."""
-    teacher = DynamicViT(copy.deepcopy(model.backbone), Schedule((), ()))
-    return teacher.eval().requires_grad_(False)
 
 
 def total_steps(recipe: Recipe, loader: Batches) -> int:

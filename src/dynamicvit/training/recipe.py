@@ -28,6 +28,7 @@ class LossRecipe(_Strict):
     classification: float = Field(1.0, ge=0)
     distillation: float = Field(0.5, ge=0)
     token: float = Field(0.5, ge=0)
+    feature: float = Field(0.0, ge=0)
     ratio: float = Field(2.0, ge=0)
     guidance: float = Field(0.0, ge=0)
 

@@ -1,0 +1,106 @@
+"""The dense teacher: what it answers, and whether what it calls important is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynamicvit import InputError
+from dynamicvit.model import DynamicViT
+from dynamicvit.teacher import dense_teacher, weigh_patches
+from families import DEIT, Family, assert_agree, each_family
+
+
+def test_the_teacher_is_the_backbone_as_it_was() -> None:
+    model, images = DEIT.sparse(), DEIT.images()
+    before = model.backbone(images)
+    teacher = dense_teacher(model)
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            parameter.mul_(1.5)
+    assert torch.equal(teacher.backbone(images), before)
+    assert not torch.equal(model.backbone(images), before)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not teacher.training
+    assert teacher.schedule.stages == model.schedule.stages
+
+
+@each_family
+def test_weighing_changes_nothing_of_the_answer(family: Family) -> None:
+    model, images = family.sparse(), family.images()
+    teacher = dense_teacher(model)
+    expected = teacher.forward_dense(images)
+    for source in (images, teacher.stem(images), teacher.stem(images, depth=0)):
+        output = weigh_patches(teacher, source)
+        assert_agree(output.logits, expected.logits)
+        assert_agree(output.loss_logits, expected.loss_logits)
+        assert_agree(output.pooled, expected.pooled)
+        assert_agree(output.features.x, expected.features.x)
+        assert output.features.decision is None
+        assert (output.patch_logits is None) == (expected.patch_logits is None)
+        if expected.patch_logits is not None:
+            assert_agree(output.patch_logits, expected.patch_logits)
+        assert len(output.importance) == 3
+        assert all(each.shape == (2, family.num_patches) for each in output.importance)
+        for tensor in (output.logits, output.features.x, output.pooled, *output.importance):
+            assert not tensor.requires_grad
+
+
+def test_without_weighing_there_is_no_importance() -> None:
+    assert DEIT.sparse().forward_dense(DEIT.images()).importance is None
+
+
+def answer(teacher: DynamicViT, images: Tensor, decisions: list[Tensor], top: Tensor) -> Tensor:
+    logits = teacher.forward_pruned(images, decisions).logits
+    return logits.log_softmax(dim=-1).gather(1, top[:, None]).squeeze(1)
+
+
+@each_family
+@torch.no_grad()
+@pytest.mark.parametrize("stage", [0, 2])
+def test_the_answer_moves_most_when_important_patches_leave(family: Family, stage: int) -> None:
+    """Against what really happens when one patch leaves at a stage and the others stay."""
+    if family.name == "max":
+        pytest.skip("a maximum's derivative does not see what would take its place")
+    teacher, images = dense_teacher(family.sparse()), family.images(4)
+    output = weigh_patches(teacher, images)
+    top = output.logits.argmax(dim=-1)
+    everything = torch.ones(len(images), family.num_patches)
+    dense = output.logits.log_softmax(dim=-1).amax(dim=-1)
+    moved = torch.zeros_like(everything)
+    for patch in range(family.num_patches):
+        without = everything.clone()
+        without[:, patch] = 0
+        decisions = [everything] * stage + [without] + [everything] * (2 - stage)
+        moved[:, patch] = (answer(teacher, images, decisions, top) - dense).abs()
+    scores = torch.stack([output.importance[stage].flatten(), moved.flatten()])
+    ranks = scores.argsort(dim=1).argsort(dim=1).float()
+    assert torch.corrcoef(ranks)[0, 1] > 0.5
+
+
+def test_a_patch_that_no_one_sees_is_not_important() -> None:
+    """In the last block only the class token is read: what patches say to each other is lost."""
+    teacher, images = (
+        dense_teacher(DEIT.sparse(stages=[1, 3], keep_ratio=[0.7, 0.5])),
+        DEIT.images(),
+    )
+    with torch.no_grad():  # the last block's attention adds nothing
+        teacher.backbone.blocks[3].attn.proj.weight.zero_()
+    early, late = weigh_patches(teacher, images).importance
+    assert (early > 0).all()
+    assert (late == 0).all()
+
+
+def test_under_autocast_and_no_grad() -> None:
+    teacher, images = dense_teacher(DEIT.sparse()), DEIT.images()
+    exact = weigh_patches(teacher, images).importance
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rough = weigh_patches(teacher, images).importance
+    for a, b in zip(exact, rough, strict=True):
+        assert torch.corrcoef(torch.stack([a.flatten(), b.float().flatten()]))[0, 1] > 0.95
+
+
+def test_bad_images_are_refused() -> None:
+    with pytest.raises(InputError, match="images must be"):
+        weigh_patches(dense_teacher(DEIT.sparse()), torch.zeros(3, 64, 80))
