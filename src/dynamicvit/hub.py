@@ -193,6 +193,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: truncated or not JSON ({error})") from error
     version = config.get("format_version") if isinstance(config, dict) else None
+    if version is None and isinstance(config, dict) and "model_type" in config:
+        raise InputError(
+            f"{path}: is a transformers model; import dynamicvit.huggingface and load it with "
+            f"transformers.AutoModelForImageClassification.from_pretrained"
+        )
     if not isinstance(version, int):
         raise InputError(f"{path}: is not a DynamicViT's (it has no format_version)")
     if version > FORMAT_VERSION:

@@ -6,11 +6,10 @@ Importing this module makes ``AutoConfig`` and ``AutoModelForImageClassification
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -30,13 +29,15 @@ except ImportError as error:
     ) from error
 
 from dynamicvit.adapters import adapter_for
+from dynamicvit.adapters.hf import classifier_from
 from dynamicvit.adapters.hf_common import HFAdapter
 from dynamicvit.errors import InputError
 from dynamicvit.losses import LossWeights, dynamicvit_loss
 from dynamicvit.model import DynamicViT, MaskedOutput, PrunedOutput
-from dynamicvit.prediction import PredictionModule
+from dynamicvit.networks import own_image_size
+from dynamicvit.prediction import init_weights
 from dynamicvit.schedule import Schedule
-from dynamicvit.training.loop import WATCHED
+from dynamicvit.teacher import dense_teacher, weigh_patches
 
 #: What a config says of the labels: kept in the backbone's config, whichever of the two is asked.
 _LABELS = {"id2label", "label2id", "problem_type"}
@@ -134,7 +135,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
     def __init__(self, config: DynamicViTConfig, dynamicvit: DynamicViT | None = None) -> None:
         super().__init__(config)
         if dynamicvit is None:
-            backbone = AutoModelForImageClassification.from_config(config.backbone_config)
+            backbone = classifier_from(config.backbone_config)
             schedule = Schedule(tuple(config.stages), tuple(config.keep_ratios))
             dynamicvit = DynamicViT(backbone, schedule)
         else:
@@ -158,9 +159,8 @@ class DynamicViTForImageClassification(PreTrainedModel):
         return cls(config, core).train(core.backbone.training)
 
     def _init_weights(self, module: nn.Module) -> None:
-        # The backbone, a model of transformers, draws its own.
-        if isinstance(module, PredictionModule):
-            module.reset_parameters()
+        # Of prediction modules only: the backbone, a model of transformers, draws its own.
+        init_weights(module)
 
     # ---------------------------------------------------------------- budget
 
@@ -245,9 +245,10 @@ class DynamicViTForImageClassification(PreTrainedModel):
         adapter = cast(HFAdapter, adapter_for(backbone))
         if pixel_values.ndim == 4:  # of others the core says what is wrong
             adapter.check_image_size(backbone, *pixel_values.shape[2:], interpolate)
-        if torch.is_autocast_enabled(pixel_values.device.type):
+        dtype = next(backbone.parameters()).dtype
+        if pixel_values.dtype == dtype or torch.is_autocast_enabled(pixel_values.device.type):
             return pixel_values
-        return pixel_values.to(next(backbone.parameters()).dtype)
+        return pixel_values.to(dtype)
 
     # ---------------------------------------------------------------- loss
 
@@ -256,21 +257,23 @@ class DynamicViTForImageClassification(PreTrainedModel):
 
         Args:
             teacher: a transformers model of the same width, classes and patches, in general the
-                one that this model was made from; by default a copy of the backbone as it is now.
-                It is neither trained nor saved.
+                one that this model was made from; by default the backbone as it is now. A copy is
+                kept, which is neither trained nor saved.
 
         Raises:
             InputError: if it does not fit.
         """
         core = self.dynamicvit
-        if teacher is None or teacher is core.backbone:
-            teacher = copy.deepcopy(core.backbone)
-        dense = DynamicViT(teacher, Schedule((), ()))
-        for what in ("num_classes", "num_features", "in_chans"):
-            ours, theirs = getattr(core, what), getattr(dense, what)
-            if ours != theirs:
-                raise InputError(f"the teacher has {what}={theirs}, but this model has {ours}")
-        self._teacher = (dense.requires_grad_(False).eval(),)
+        dense = DynamicViT(core.backbone if teacher is None else teacher, core.schedule)
+        size = own_image_size(core)
+        for what, ask in (
+            ("classes", lambda model: model.num_classes),
+            ("features", lambda model: model.num_features),
+            ("patches", lambda model: adapter_for(model.backbone).grid_size(model.backbone, *size)),
+        ):
+            if ask(core) != ask(dense):
+                raise InputError(f"the teacher has {ask(dense)} {what}, but this model {ask(core)}")
+        self._teacher = (dense_teacher(dense),)
 
     def _training_loss(
         self, output: MaskedOutput, images: Tensor, labels: Tensor | None
@@ -279,22 +282,19 @@ class DynamicViTForImageClassification(PreTrainedModel):
         if labels is None and not self._teacher:
             return None
         weights, dense = self.loss_weights, None
+        # The task's own part is transformers' to compute, by config.problem_type.
+        rest = LossWeights(classification=0.0, distillation=0.0, token=0.0, ratio=weights.ratio)
         task = None if labels is None else self.loss_function(labels, output.logits, self.config)
         if self._teacher:
             self._check_problem()
-            teacher = self._teacher[0].to(images.device)
-            watched = math.ceil(WATCHED * teacher.depth) if weights.guidance else 0
+            teacher = self._teacher[0].to(images.device, images.dtype)
             with torch.no_grad():
-                dense = teacher.forward_teacher(images, watched)
-        else:
-            weights = dataclasses.replace(weights, distillation=0.0, token=0.0, guidance=0.0)
-        rest = dynamicvit_loss(
-            output,
-            self.dynamicvit.schedule.keep_ratios,
-            teacher=dense,
-            weights=dataclasses.replace(weights, classification=0.0),
-        ).total
-        return rest if task is None else weights.classification * task + rest
+                ask = partial(weigh_patches, teacher) if weights.guidance else teacher.forward_dense
+                dense = ask(images)
+            rest = dataclasses.replace(weights, classification=0.0)
+        ratios = self.dynamicvit.schedule.keep_ratios
+        loss = dynamicvit_loss(output, ratios, teacher=dense, weights=rest).total
+        return loss if task is None else weights.classification * task + loss
 
     def _check_problem(self) -> None:
         problem = self.config.problem_type

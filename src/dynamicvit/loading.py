@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from dynamicvit.adapters import adapter_for
 from dynamicvit.errors import InputError
 from dynamicvit.macs import resolve_image_size
 from dynamicvit.model import DynamicViT
-from dynamicvit.networks import backbone_of
+from dynamicvit.networks import backbone_of, core_of
 from dynamicvit.registry import PREFIX
 from dynamicvit.released import (
     architecture_like,
@@ -51,7 +52,8 @@ def load_model(
     Args:
         name_or_path: one of
 
-            - a folder that ``save_pretrained`` wrote;
+            - a folder that ``save_pretrained`` wrote, ours or that of a classifier of transformers
+              (a dense one is sparsified, with fresh prediction modules);
             - a checkpoint file of the released implementation, or the name of one that its
               authors released, such as ``deit-s-0.7``: it is downloaded once;
             - ``user/name`` or ``hf-hub:user/name`` on the Hugging Face Hub;
@@ -77,6 +79,8 @@ def load_model(
     path = Path(name)
     if path.is_file() or is_release(name):
         model = load_released(name, keep_ratio, stages=stages)
+    elif _is_transformers(path):
+        model = _from_transformers(path, keep_ratio, stages)
     elif _is_saved(path) or _on_hub(name):
         model = DynamicViT.from_pretrained(name.removeprefix(_HUB_PREFIX))
         _check_stages(model, stages, name)
@@ -168,6 +172,15 @@ def _is_saved(path: Path) -> bool:
     return path.is_dir() and ((path / CONFIG_NAME).exists() or not is_model(str(path)))
 
 
+def _is_transformers(path: Path) -> bool:
+    """Whether this is a folder that transformers' ``save_pretrained`` wrote."""
+    config = path / CONFIG_NAME
+    try:
+        return config.is_file() and "model_type" in json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):  # whoever reads it next says what is wrong with it
+        return False
+
+
 def _on_hub(name: str) -> bool:
     """Whether this names a repository on the Hub rather than a path or a model of timm's."""
     if name.startswith(_HUB_PREFIX):
@@ -241,13 +254,33 @@ def _backbone(
     return backbone
 
 
+def _from_transformers(
+    folder: Path, keep_ratio: float | Sequence[float] | None, stages: Sequence[int] | None
+) -> DynamicViT:
+    """The DynamicViT in a model that transformers saved, or one made of a dense model."""
+    try:
+        from dynamicvit.transformers_folder import load_classifier
+    except ImportError as error:
+        raise InputError(
+            f"{folder}: is a model of transformers, which can't be used here ({error}); "
+            f"pip install 'dynamicvit[transformers]'"
+        ) from error
+    network = core_of(load_classifier(folder))
+    if isinstance(network, DynamicViT):
+        _check_stages(network, stages, str(folder))
+        return network
+    return _sparsify(network, keep_ratio, stages)
+
+
 def _sparsify(
     backbone: nn.Module,
     keep_ratio: float | Sequence[float] | None,
     stages: Sequence[int] | None,
 ) -> DynamicViT:
     args: dict[str, Any] = {} if keep_ratio is None else {"keep_ratio": keep_ratio}
-    return sparsify(backbone, stages=stages, **args)
+    model = core_of(sparsify(backbone, stages=stages, **args))
+    assert isinstance(model, DynamicViT)
+    return model
 
 
 def _fill(

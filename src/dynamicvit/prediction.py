@@ -41,12 +41,7 @@ class PredictionModule(nn.Module):
             nn.Linear(dim // 4, 2),
         )
         self.act = nn.GELU()
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw fresh weights."""
-        self.norm.reset_parameters()
-        self.apply(_init_weights)
+        self.apply(init_weights)
 
     def forward(self, patches: Tensor, decision: Tensor | None = None) -> Tensor:
         """Log-probabilities of keeping and dropping each token.
@@ -66,7 +61,11 @@ class PredictionModule(nn.Module):
         return scores.log_softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
-def _init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
+    """Fresh values for one layer of a prediction module; others are left alone."""
+    if isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -22,7 +22,7 @@ from dynamicvit.adapters.base import Adapter, Heads
 from dynamicvit.errors import InputError
 from dynamicvit.tokens import Tokens
 
-OLDEST = "5.23"
+OLDEST = "5.20"
 """transformers renames the parts of its models now and then; this is the oldest one tested."""
 
 #: How the image processors of the published checkpoints work, in timm's words.
@@ -39,11 +39,17 @@ CROPPED = {
     "interpolation": "bicubic",
 }
 
-if Version(transformers.__version__) < Version(OLDEST):
-    raise ImportError(
-        f"transformers {transformers.__version__} is too old for dynamicvit, which needs {OLDEST} "
-        f"or newer: pip install -U transformers"
-    )
+
+def require(version: str) -> None:
+    """Raise ``ImportError`` for a version of transformers that is too old."""
+    if Version(version) < Version(OLDEST):
+        raise ImportError(
+            f"transformers {version} is too old for dynamicvit, which needs {OLDEST} or newer: "
+            f"pip install -U transformers"
+        )
+
+
+require(transformers.__version__)
 
 
 class HFAdapter(Adapter):
@@ -210,11 +216,11 @@ class HFAdapter(Adapter):
         return {"backbone_config": config.to_dict()}
 
     def rebuild(self, description: dict[str, Any]) -> nn.Module:
+        from dynamicvit.adapters.hf import classifier_from
+
         config = dict(description["backbone_config"])
         kind = config.pop("model_type")
-        return transformers.AutoModelForImageClassification.from_config(
-            transformers.AutoConfig.for_model(kind, **config)
-        )
+        return classifier_from(transformers.AutoConfig.for_model(kind, **config))
 
     # ---------------------------------------------------------------- what users get
 
