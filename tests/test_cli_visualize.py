@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def test_the_classes_are_the_models_own(
     with torch.no_grad():
         model.backbone.head.bias[3] = 50
     dense = torch.zeros(1, 7).index_fill(1, torch.tensor([5]), 50.0)
-    monkeypatch.setattr(model, "forward_dense", lambda _: (dense, None))
+    monkeypatch.setattr(model, "forward_dense", lambda _: SimpleNamespace(logits=dense))
     assert main(photos / "dog.jpg", "--model", "tiny", "-o", tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert "100.0%  class 3" in said
