@@ -85,7 +85,10 @@ class HubMixin(
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         path = save_directory / SAFETENSORS_SINGLE_FILE
         unfinished = path.with_suffix(".partial")
+        unfinished.touch()
+        readers = unfinished.stat().st_mode  # safetensors would let only the owner read it
         save_file(tensors, unfinished, metadata={"format": "pt"})
+        unfinished.chmod(readers)
         unfinished.replace(path)  # an interrupted save leaves the old weights whole
 
     @classmethod
