@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -620,6 +621,25 @@ def test_images_are_prepared_as_the_saved_processor_does(
     core.save_pretrained(tmp_path / "sparse")
     again = eval_transform(DynamicViT.from_pretrained(tmp_path / "sparse"))(image)
     assert torch.equal(again, ours)
+
+
+@pytest.mark.filterwarnings("ignore:.pin_memory:UserWarning")  # on machines without a GPU
+def test_the_page_does_what_it_says(tmp_path: Path) -> None:
+    """With a small model in place of the one that would be downloaded."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "huggingface.md").read_text()
+    VIT.backbone(id2label=LABELS).save_pretrained(tmp_path / "dense")
+    processor().save_pretrained(tmp_path / "dense")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {"image": photograph(), "photos": Scenes()}
+    for block in blocks:
+        block = block.replace("google/vit-base-patch16-224", str(tmp_path / "dense"))
+        block = block.replace("runs/mine", str(tmp_path / "mine"))
+        exec(block, names)
+    assert type(names["model"]) is DynamicViTForImageClassification
+    assert names["model"].keep_ratio == 0.5
+    assert names["logits"].shape == (1, NUM_CLASSES)
+    assert names["classify"](photograph())[0]["label"] in LABELS.values()
 
 
 # ---------------------------------------------------------------- what is refused
