@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -103,6 +105,23 @@ def test_around_a_trained_model() -> None:
     assert model.dynamicvit is core
     assert torch.equal(model(images).logits, before)
     assert model.config.backbone_config is core.backbone.config
+
+
+@torch.no_grad()
+def test_copies_are_independent() -> None:
+    model, images = sparse(id2label=LABELS), VIT.images()
+    expected = model(images).logits
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(images).logits, expected)
+        assert other.config.backbone_config is other.dynamicvit.backbone.config
+        other.config.num_labels = 2
+        other.keep_ratio = 0.3
+    assert (model.config.num_labels, model.keep_ratio) == (NUM_CLASSES, 0.6)
+
+
+def test_its_patch_embedding() -> None:
+    model = sparse()
+    assert model.get_input_embeddings() is model.dynamicvit.backbone.get_input_embeddings()
 
 
 @torch.no_grad()
