@@ -254,6 +254,13 @@ def test_a_loss_trains_the_whole_model_and_not_its_teacher() -> None:
     assert not teacher.training
 
 
+def test_a_teacher_follows_the_students_precision() -> None:
+    model = sparse().train()
+    model.distil_from()
+    model.bfloat16()  # which does not reach the teacher
+    assert model(VIT.images(), labels=torch.tensor([1, 5])).loss.isfinite()
+
+
 @torch.no_grad()
 def test_in_evaluation_the_loss_is_the_tasks() -> None:
     model, images, labels = sparse(), VIT.images(), torch.tensor([1, 5])
@@ -507,6 +514,18 @@ def test_other_classes(tmp_path: Path) -> None:
     saved = load_file(tmp_path / "model.safetensors")
     for name, value in model.dynamicvit.predictors.state_dict().items():
         assert torch.equal(value, saved[f"dynamicvit.predictors.{name}"]), "the rest is loaded"
+
+
+def test_a_fresh_classifier_is_saved_with_its_number_of_classes(tmp_path: Path) -> None:
+    model = sparse()
+    model.dynamicvit.reset_classifier(3)
+    model.save_pretrained(tmp_path)
+    again = DynamicViTForImageClassification.from_pretrained(tmp_path)
+    assert again.config.num_labels == again.dynamicvit.num_classes == 3
+    labels = torch.tensor([0, 2])
+    assert torch.equal(
+        again(VIT.images(), labels=labels).loss, model(VIT.images(), labels=labels).loss
+    )
 
 
 def test_fresh_prediction_modules_where_the_file_has_none(tmp_path: Path) -> None:
