@@ -19,7 +19,7 @@ from torch import Tensor
 from dynamicvit import DynamicViT, InputError, Schedule
 from dynamicvit.losses import dynamicvit_loss
 from dynamicvit.prediction import KEEP
-from dynamicvit.released import PREDICTOR_PARTS, load_released
+from dynamicvit.released import load_released, rename_released
 from released_state import (
     DEPTH,
     HEADS,
@@ -140,11 +140,7 @@ def dense_teacher(golden: dict[str, Tensor], student: DynamicViT) -> torch.nn.Mo
 
 
 def our_name(released: str) -> str:
-    if not released.startswith("score_predictor."):
-        return f"backbone.{released}"
-    for theirs, ours in PREDICTOR_PARTS.items():
-        released = released.replace(theirs, ours)
-    return released.replace("score_predictor", "predictors")
+    return next(iter(rename_released({released: None})))
 
 
 def test_the_golden_lvvit_file_tells_all_by_itself() -> None:
