@@ -119,7 +119,7 @@ def recognise(
     num_heads = said.number_of_heads() if num_heads is None else num_heads
     if residual_divisor is None:
         residual_divisor = said.residual_divisor()
-    if residual_divisor is None and relative is not None:
+    if residual_divisor is None and relative is not None and relative.layout == layout.name:
         residual_divisor = relative.residual_divisor
     stages = said.stages() if stages is None else stages
     return Recognised(
@@ -262,6 +262,11 @@ def _heads(
 def _divisor(given: float | None, layout: Layout, shapes: Shapes, source: str) -> float:
     """What residual branches are divided by: 1 in DeiT."""
     if layout.name == "DeiT":
+        if given not in (None, 1):
+            raise InputError(
+                f"{source}: is a {layout.name}, which divides no residual branches; leave "
+                f"residual_divisor (--residual-divisor) out, got {given}"
+            )
         return 1.0
     if given is None:
         raise InputError(

@@ -49,7 +49,7 @@ class Shapes:
         """Read them from tensors that have the layout's names.
 
         Raises:
-            InputError: if a tensor that they are read from has other dimensions.
+            InputError: if a tensor that they are read from has other dimensions or is empty.
         """
         ranks = {
             "patch_embed.proj.weight": 4,
@@ -63,6 +63,11 @@ class Shapes:
                 raise InputError(
                     f"{source}: {name} has shape {tuple(tensors[name].shape)}, where a "
                     f"{layout.name}'s has {rank} dimensions"
+                )
+            if name in tensors and not tensors[name].numel():
+                empty = "0 classes" if name == "head.weight" else "nothing in it"
+                raise InputError(
+                    f"{source}: {name} has shape {tuple(tensors[name].shape)}: {empty}"
                 )
         width, embedded, *patch = tensors["patch_embed.proj.weight"].shape
         stem_width, channels = None, embedded
