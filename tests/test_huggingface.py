@@ -612,6 +612,33 @@ def test_a_folder_is_a_model_for_every_command(tmp_path: Path) -> None:
         assert str(tmp_path) not in (tmp_path / folder / "config.json").read_text()
 
 
+@torch.no_grad()
+def test_eval_of_a_folder(
+    tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also densely, and at an image size for which positions are interpolated."""
+    deit = BY_NAME["hf_deit"]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for turn in range(4):
+        photograph().rotate(90 * turn).save(photos / f"{turn}.png")
+    deit.backbone().save_pretrained(tmp_path / "dense")
+    sparse(deit).save_pretrained(tmp_path / "sparse")
+    processor(48, 48).save_pretrained(tmp_path / "sparse")
+    for folder in ("dense", "sparse"):
+        words = ["eval", photos, "--model", tmp_path / folder, "--workers", 0, "--json", "-"]
+        assert command(*words, "--compare-dense", "--keep-ratio", 1.0) == 0
+        assert json.loads(capsys.readouterr().out)["agreement"] == 1.0
+        assert command(*words, "--compare-dense", "--dense", "--image-size", "64x80") == 0
+        assert json.loads(capsys.readouterr().out)["agreement"] == 1.0
+
+
+def test_bench_of_a_folder(tmp_path: Path, command: Callable[..., int]) -> None:
+    sparse(BY_NAME["hf_deit"]).save_pretrained(tmp_path)
+    words = ("--threads", 1, "--samples", 2, "--batch-size", 1, "--precision", "fp32")
+    assert command("bench", "--model", tmp_path, "--image-size", 64, *words) == 0
+
+
 def test_folders_that_can_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sparse().save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"is a transformers model; import dynamicvit\.hugging"):
