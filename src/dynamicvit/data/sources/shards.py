@@ -1,0 +1,213 @@
+"""WebDataset shards: tars of samples, each a run of files with one name and several endings."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tarfile
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from timm.data.readers import create_reader
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.utils.misc import natural_key
+
+from dynamicvit.data.sources.base import Source, one_line, require
+from dynamicvit.data.sources.tars import members
+from dynamicvit.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+IMAGES = tuple(kind.lstrip(".") for kind in (*get_img_extensions(), ".webp"))
+INFO = ("_info.json", "info.json")
+"""What timm's reader looks for: splits, with their shards and how many samples each holds."""
+
+
+class Part(NamedTuple):
+    """One file of a sample: where its bytes are in the shard."""
+
+    name: str
+    start: int
+    size: int
+
+
+class Shard(NamedTuple):
+    """What the headers of a shard say: for each sample its files by ending, and what is broken."""
+
+    samples: tuple[dict[str, Part], ...]
+    problem: str | None
+
+
+class Shards(Source):
+    """Local shards. A sample's class is its ``.cls``, or the ``label`` of its ``.json``.
+
+    A shard's headers are read when one of its samples is first asked for, by each process that is
+    asked; its images are then read where they lie. So the order of the images, and where a run
+    goes on, do not depend on who reads. A shard that breaks off gives what lies before the break.
+
+    Args:
+        name: as the user wrote it.
+        place: a folder of shards, or one shard, or several by braces: ``train-{0000..0127}.tar``.
+        split: of the folder's ``_info.json``.
+    """
+
+    def __init__(self, name: str, place: str, split: str | None) -> None:
+        self.name = name
+        if "://" in place or place.startswith("pipe:"):
+            raise InputError(f"{name} is not on this machine: download the shards, or mount them")
+        require("webdataset", name)
+        self._label_key: str | None = None
+        lengths = None
+        if any((Path(place) / info).is_file() for info in INFO):
+            paths, lengths = self._by_info(place, split or "train")
+        elif split is not None:
+            raise InputError(f"{name}: a split needs an {INFO[0]} in the folder of the shards")
+        else:
+            paths = _by_name(name, place)
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise InputError(f"{name}: {len(missing)} shards are missing, the first is {missing[0]}")
+        self._paths = paths
+        lengths = _lengths(paths) if lengths is None else lengths
+        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self.blocks = np.repeat(np.arange(len(paths)), lengths)
+        self.block_names = tuple(map(str, paths))
+        self.labelled = self._first_is_labelled()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def path(self, row: int) -> str:
+        """The image's name below the shard's; the shard's own if it holds no such image."""
+        path, position = self._place(row)
+        try:
+            parts = _read_headers(path).samples[position]
+        except (OSError, IndexError):
+            return str(path)
+        return str(path / (_image(parts) or next(iter(parts.values()))).name)
+
+    def read(self, row: int) -> bytes:
+        """The bytes of the image."""
+        path, parts = self._sample(row)
+        image = _image(parts)
+        if image is None:
+            raise ValueError(f"the sample has no image ({', '.join(IMAGES)})")
+        return _read_part(path, image)
+
+    def target(self, row: int) -> str:
+        """What ``.cls`` or ``.json`` says."""
+        path, parts = self._sample(row)
+        label = None
+        if "cls" in parts and self._label_key is None:
+            label = _read_part(path, parts["cls"]).decode().strip()
+        elif "json" in parts:
+            fields = json.loads(_read_part(path, parts["json"]))
+            if isinstance(fields, dict):
+                label = fields.get(self._label_key or "label")
+        if label is None or label == "":
+            raise ValueError("the sample has no class (cls, or label in json)")
+        return str(label)
+
+    def _place(self, row: int) -> tuple[Path, int]:
+        shard = self._shard(row)
+        return self._paths[shard], row - int(self._starts[shard])
+
+    def _shard(self, row: int) -> int:
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
+
+    def _sample(self, row: int) -> tuple[Path, dict[str, Part]]:
+        path, position = self._place(row)
+        shard = _read_headers(path)
+        held = len(shard.samples)
+        if position >= held:
+            reason = f"breaks off after {held} images: {shard.problem}"
+            raise ValueError(reason if shard.problem else f"holds {held} images, not all it should")
+        if row + 1 == self._starts[self._shard(row) + 1] < self._starts[self._shard(row)] + held:
+            _log.warning("%s holds %d images, more than %s says", path, held, INFO[0])
+        return path, shard.samples[position]
+
+    def _by_info(self, place: str, split: str) -> tuple[list[Path], list[int]]:
+        """What the folder's ``_info.json`` says of a split, as timm reads it."""
+        try:
+            info = create_reader("wds/", root=place, split=split).split_info  # type: ignore[union-attr]
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise InputError(f"{self.name}: split {split!r} can't be used ({one_line(error)})") from error
+        if len(info.filenames) != len(info.shard_lengths):
+            raise InputError(
+                f"{self.name}: {INFO[0]} names {len(info.filenames)} shards "
+                f"and {len(info.shard_lengths)} lengths"
+            )
+        self._label_key = info.alt_label or None
+        return [Path(place) / name for name in info.filenames], list(info.shard_lengths)
+
+    def _first_is_labelled(self) -> bool:
+        """Whether the first sample that can be read has a class."""
+        for path, start in zip(self._paths, self._starts, strict=False):
+            if _read_headers(path).samples:
+                try:
+                    self.target(int(start))
+                except ValueError:
+                    return False
+                return True
+        raise InputError(f"{self.name} holds no images ({', '.join(IMAGES)})")
+
+
+def _by_name(name: str, place: str) -> list[Path]:
+    """The shards of a folder in natural order, or those that braces stand for."""
+    if Path(place).is_dir():
+        paths = sorted(Path(place).glob("*.tar"), key=lambda path: natural_key(path.name))
+        if not paths:
+            raise InputError(f"{name}: the folder holds no .tar")
+        return paths
+    expand: Any = require("webdataset.shardlists", name).expand_urls
+    return [Path(path) for path in expand(place)]
+
+
+def _lengths(paths: list[Path]) -> list[int]:
+    """Samples of each shard, and one that can't be read where the shard breaks off."""
+    _log.info("counting the images of %d shards; an %s beside them saves this", len(paths), INFO[0])
+    shards = map(_read_headers, paths)
+    return [len(shard.samples) + (shard.problem is not None) for shard in shards]
+
+
+# Enough for all shards that are open at a time in a shuffled epoch (order.WINDOW).
+@lru_cache(maxsize=256)
+def _read_headers(path: Path) -> Shard:
+    parts: list[tuple[str, str, Part]] = []
+    problem = None
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in members(tar):
+                if member.isfile():
+                    folder, _, file = member.name.rpartition("/")
+                    stem, _, ending = file.partition(".")
+                    if not stem or not ending:  # as webdataset does
+                        continue
+                    part = Part(member.name, member.offset_data, member.size)
+                    parts.append((f"{folder}/{stem}", ending.lower(), part))
+    except tarfile.TarError as error:
+        problem = str(error)
+    samples = tuple(
+        {ending: part for _, ending, part in run} for _, run in groupby(parts, key=lambda p: p[0])
+    )
+    if problem and samples and not _is_whole(path, samples[-1]):
+        samples = samples[:-1]
+    return Shard(samples, problem)
+
+
+def _is_whole(path: Path, parts: dict[str, Part]) -> bool:
+    """Whether the file goes on to the end of a sample: the last before a break may be cut."""
+    return all(part.start + part.size <= path.stat().st_size for part in parts.values())
+
+
+def _image(parts: dict[str, Part]) -> Part | None:
+    return next((part for ending, part in parts.items() if ending in IMAGES), None)
+
+
+def _read_part(path: Path, part: Part) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(part.start)
+        return file.read(part.size)
