@@ -74,7 +74,7 @@ def class_map_for(
         _check_range(used, num_classes)
         return ClassMap(index, "as given")
     if not folders:
-        _check_range([int(data.labels.max())], num_classes, "the data")
+        _check_range([max(0, int(data.labels.max()))], num_classes, str(data.root))
         return ClassMap({str(number): number for number in range(num_classes)}, "the numbers given")
     imagenet = imagenet_class_map()
     if num_classes == len(imagenet) and imagenet.keys() >= set(folders):
@@ -173,9 +173,8 @@ def label_of_target(target: str, class_map: Mapping[str, int] | None) -> int:
 
 
 def _check_range(labels: Sequence[int], num_classes: int, origin: str = "the class map") -> None:
-    outside = [label for label in labels if not UNLABELLED <= label < num_classes]
+    outside = [label for label in labels if not 0 <= label < num_classes]
     if outside:
         raise InputError(
-            f"{origin} gives index {outside[0]}, but the model's classes are "
-            f"0 to {num_classes - 1}"
+            f"{origin} gives index {outside[0]}, but the model's classes are 0 to {num_classes - 1}"
         )

@@ -91,8 +91,8 @@ class ImageData(Dataset["Sample | Unreadable"]):
             raise InputError(
                 f"{root} has no {source.class_word}; images without labels need labelled=False"
             )
-        if self.labelled:
-            source.check_classes()
+        if self.labelled and source.class_problem:
+            raise InputError(f"{root} has {source.class_problem}")
         self.class_word = source.class_word
         self.classes = source.classes if self.labelled else ()
         self.block_names = source.block_names

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
 
@@ -14,23 +12,6 @@ WINDOW = 8192
 def parts_of(data: Dataset) -> list[Dataset]:
     """The data sets that one consists of."""
     return list(data.datasets) if isinstance(data, ConcatDataset) else [data]
-
-
-def blocks_of(data: Dataset) -> np.ndarray | None:
-    """``(images,)`` number of the shard each image lies in; None if no part lies in shards.
-
-    Shards are numbered through all parts; a part without shards counts as one.
-    """
-    parts = parts_of(data)
-    blocks = [getattr(part, "blocks", None) for part in parts]
-    if all(block is None for block in blocks):
-        return None
-    numbered, first = [], 0
-    for part, block in zip(parts, blocks, strict=True):
-        block = np.zeros(len(part), dtype=np.int64) if block is None else block
-        numbered.append(block + first)
-        first = int(numbered[-1].max(initial=first)) + 1
-    return np.concatenate(numbered)
 
 
 def shuffled(data: Dataset, random: np.random.Generator) -> np.ndarray:
@@ -63,6 +44,19 @@ def _by_block(blocks: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return rows[np.lexsort((random.random(len(rows)), begin // WINDOW))]
 
 
-def begun(blocks: np.ndarray, order: np.ndarray, position: int) -> Sequence[int]:
-    """The shards that have images both before a position of an order and behind it."""
-    return np.intersect1d(blocks[order[:position]], blocks[order[position:]]).tolist()
+def begun(data: Dataset, order: np.ndarray, position: int) -> tuple[str, ...]:
+    """The shards that have images both before a position of an order and from it on."""
+    names: list[str] = []
+    first = 0
+    for part in parts_of(data):
+        blocks = getattr(part, "blocks", None)
+        if blocks is not None:
+            mine = (order >= first) & (order < first + len(part))
+            before = np.arange(len(order)) < position
+            seen, unseen = (
+                blocks[order[mine & before] - first],
+                blocks[order[mine & ~before] - first],
+            )
+            names += [part.block_names[block] for block in np.intersect1d(seen, unseen)]
+        first += len(part)
+    return tuple(names)

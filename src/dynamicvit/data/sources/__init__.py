@@ -41,7 +41,12 @@ def open_source(name: str | os.PathLike[str]) -> Source:
         place, _, split = place.rpartition("@")
     if not place or split == "":
         raise InputError(f"{name} is not complete: write {kind}/PLACE or {kind}/PLACE@SPLIT")
-    source = _KINDS[kind](name, place, split)
+    try:
+        source = _KINDS[kind](name, place, split)
+    except InputError as error:
+        if Path(name).exists():
+            raise InputError(f"{error}; for the path of that name write ./{name}") from error
+        raise
     if not len(source):
         raise InputError(f"{name} holds no images")
     return source

@@ -24,6 +24,7 @@ class Source(ABC):
         class_word: what its classes are to people.
         labelled: whether its images have classes at all.
         classes: class names in the order of the targets; empty where classes are only numbers.
+        class_problem: why the classes can't be used, if so; nothing is wrong without them.
         targets: ``(images,)`` position of each image's class in ``classes``, or the class number
             itself; :data:`UNLABELLED` where there is none. None if a class is known only as its
             image is read (:meth:`target`).
@@ -36,6 +37,7 @@ class Source(ABC):
     class_word: str = "classes"
     labelled: bool = True
     classes: tuple[str, ...] = ()
+    class_problem: str | None = None
     targets: np.ndarray | None = None
     blocks: np.ndarray | None = None
     block_names: tuple[str, ...] = ()
@@ -55,13 +57,6 @@ class Source(ABC):
     def target(self, row: int) -> str:
         """The class of an image as it is written; only for sources without ``targets``."""
         raise NotImplementedError(row)
-
-    def check_classes(self) -> None:
-        """Refuse a source whose classes can't be used.
-
-        Raises:
-            InputError: saying what is wrong with them.
-        """
 
 
 def class_numbers(targets: Iterable[float | None]) -> np.ndarray:

@@ -30,11 +30,8 @@ class Files(Source):
         self.labelled = names != [""]  # the name of the root itself
         self.classes = tuple(names)
         self.targets = targets
-
-    def check_classes(self) -> None:
-        """Images beside class folders would become a class of their own."""
-        if "" in self.classes:
-            raise InputError(f"{self.root} has images beside its class folders; move them into one")
+        if "" in names:
+            self.class_problem = "images beside its class folders; move them into one"
 
 
 class Folder(Files):

@@ -69,7 +69,9 @@ class Shards(Source):
             paths = _by_name(name, place)
         missing = [path for path in paths if not path.is_file()]
         if missing:
-            raise InputError(f"{name}: {len(missing)} shards are missing, the first is {missing[0]}")
+            raise InputError(
+                f"{name}: {len(missing)} shards are missing, the first is {missing[0]}"
+            )
         self._paths = paths
         lengths = _lengths(paths) if lengths is None else lengths
         self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -132,9 +134,11 @@ class Shards(Source):
     def _by_info(self, place: str, split: str) -> tuple[list[Path], list[int]]:
         """What the folder's ``_info.json`` says of a split, as timm reads it."""
         try:
-            info = create_reader("wds/", root=place, split=split).split_info  # type: ignore[union-attr]
+            reader: Any = create_reader("wds/", root=place, split=split)
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
-            raise InputError(f"{self.name}: split {split!r} can't be used ({one_line(error)})") from error
+            reason = one_line(error)
+            raise InputError(f"{self.name}: split {split!r} can't be used ({reason})") from error
+        info = reader.split_info
         if len(info.filenames) != len(info.shard_lengths):
             raise InputError(
                 f"{self.name}: {INFO[0]} names {len(info.filenames)} shards "
