@@ -6,7 +6,6 @@ import json
 import logging
 import tarfile
 from functools import lru_cache
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,22 +21,34 @@ from dynamicvit.errors import InputError
 _log = logging.getLogger(__name__)
 
 IMAGES = tuple(kind.lstrip(".") for kind in (*get_img_extensions(), ".webp"))
+LABELS = ("cls", "json")
 INFO = ("_info.json", "info.json")
 """What timm's reader looks for: splits, with their shards and how many samples each holds."""
 
 
 class Part(NamedTuple):
-    """One file of a sample: where its bytes are in the shard."""
+    """Where the bytes of a file are in its shard."""
 
-    name: str
     start: int
     size: int
 
 
-class Shard(NamedTuple):
-    """What the headers of a shard say: for each sample its files by ending, and what is broken."""
+class Member(NamedTuple):
+    """One sample: its name, and by ending the files of it that are of use."""
 
-    samples: tuple[dict[str, Part], ...]
+    name: str
+    parts: dict[str, Part]
+
+    @property
+    def image(self) -> str | None:
+        """The ending of its image."""
+        return next((ending for ending in self.parts if ending.lower() in IMAGES), None)
+
+
+class Shard(NamedTuple):
+    """What the headers of a shard say, and why they end before it does."""
+
+    samples: tuple[Member, ...]
     problem: str | None
 
 
@@ -86,22 +97,21 @@ class Shards(Source):
         """The image's name below the shard's; the shard's own if it holds no such image."""
         path, position = self._place(row)
         try:
-            parts = _read_headers(path).samples[position]
+            sample = _read_headers(path).samples[position]
         except (OSError, IndexError):
             return str(path)
-        return str(path / (_image(parts) or next(iter(parts.values()))).name)
+        return f"{path}/{sample.name}" + (f".{sample.image}" if sample.image else "")
 
     def read(self, row: int) -> bytes:
         """The bytes of the image."""
-        path, parts = self._sample(row)
-        image = _image(parts)
-        if image is None:
+        path, sample = self._sample(row)
+        if sample.image is None:
             raise ValueError(f"the sample has no image ({', '.join(IMAGES)})")
-        return _read_part(path, image)
+        return _read_part(path, sample.parts[sample.image])
 
     def target(self, row: int) -> str:
         """What ``.cls`` or ``.json`` says."""
-        path, parts = self._sample(row)
+        path, (_, parts) = self._sample(row)
         label = None
         if "cls" in parts and self._label_key is None:
             label = _read_part(path, parts["cls"]).decode().strip()
@@ -120,7 +130,7 @@ class Shards(Source):
     def _shard(self, row: int) -> int:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
-    def _sample(self, row: int) -> tuple[Path, dict[str, Part]]:
+    def _sample(self, row: int) -> tuple[Path, Member]:
         path, position = self._place(row)
         shard = _read_headers(path)
         held = len(shard.samples)
@@ -177,38 +187,35 @@ def _lengths(paths: list[Path]) -> list[int]:
     return [len(shard.samples) + (shard.problem is not None) for shard in shards]
 
 
-# Enough for all shards that are open at a time in a shuffled epoch (order.WINDOW).
-@lru_cache(maxsize=256)
+# As many as may be open at a time in a shuffled epoch: those of order.WINDOW images.
+@lru_cache(maxsize=128)
 def _read_headers(path: Path) -> Shard:
-    parts: list[tuple[str, str, Part]] = []
+    """The samples of a shard: runs of files with one name up to the first dot.
+
+    Raises:
+        OSError: for a file that can't be opened; it is tried again the next time.
+    """
+    runs: list[Member] = []
     problem = None
+    size = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar:
             for member in members(tar):
-                if member.isfile():
-                    folder, _, file = member.name.rpartition("/")
-                    stem, _, ending = file.partition(".")
-                    if not stem or not ending:  # as webdataset does
-                        continue
-                    part = Part(member.name, member.offset_data, member.size)
-                    parts.append((f"{folder}/{stem}", ending.lower(), part))
+                folder, _, file = member.name.rpartition("/")
+                stem, _, ending = file.partition(".")
+                if not member.isfile() or not stem or not ending:
+                    continue
+                name = f"{folder}/{stem}" if folder else stem
+                if not runs or runs[-1].name != name:
+                    runs.append(Member(name, {}))
+                if ending.lower() in (*IMAGES, *LABELS):
+                    runs[-1].parts[ending] = Part(member.offset_data, member.size)
     except tarfile.TarError as error:
         problem = str(error)
-    samples = tuple(
-        {ending: part for _, ending, part in run} for _, run in groupby(parts, key=lambda p: p[0])
-    )
-    if problem and samples and not _is_whole(path, samples[-1]):
-        samples = samples[:-1]
-    return Shard(samples, problem)
-
-
-def _is_whole(path: Path, parts: dict[str, Part]) -> bool:
-    """Whether the file goes on to the end of a sample: the last before a break may be cut."""
-    return all(part.start + part.size <= path.stat().st_size for part in parts.values())
-
-
-def _image(parts: dict[str, Part]) -> Part | None:
-    return next((part for ending, part in parts.items() if ending in IMAGES), None)
+    # The last file before a break may be cut.
+    while runs and any(part.start + part.size > size for part in runs[-1].parts.values()):
+        runs.pop()
+    return Shard(tuple(runs), problem)
 
 
 def _read_part(path: Path, part: Part) -> bytes:
