@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -184,14 +185,33 @@ def first_header_of(path: Path, sample: int) -> int:
     return min(part.start for part in parts) - 512
 
 
+def with_long_names(path: Path) -> None:
+    """The same shard with names that only tarfile reads."""
+    with tarfile.open(path) as old:
+        members = [(member, old.extractfile(member)) for member in old]
+        with tarfile.open(path.with_suffix(".new"), "w", format=tarfile.GNU_FORMAT) as new:
+            for member, content in members:
+                member.name = "long" * 40 + member.name
+                new.addfile(member, content)
+    path.with_suffix(".new").rename(path)
+
+
 @pytest.mark.parametrize("damage", [cut_in_an_image, cut_between_files, damage_a_header])
 @pytest.mark.parametrize("with_info", [False, True])
+@pytest.mark.parametrize("plain", [False, True])
 def test_a_shard_that_breaks_in_the_middle(
-    folder: Path, damage: Callable[[Path], None], with_info: bool, caplog: pytest.LogCaptureFixture
+    folder: Path,
+    damage: Callable[[Path], None],
+    with_info: bool,
+    plain: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     if with_info:
         write_info(folder, train={"train-2.tar": 4, "train-10.tar": 3, "train-11.tar": 2})
     broken = folder / "train-2.tar"
+    if not plain:
+        with_long_names(broken)
+        shards._read_headers.cache_clear()
     damage(broken)
     shards._read_headers.cache_clear()
     batches = Loader(ImageData(f"wds/{folder}"), 3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tarfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
 from dynamicvit.data.sources.base import Source, one_line, require
-from dynamicvit.data.sources.tars import members
+from dynamicvit.data.sources.tars import Entry, list_files
 from dynamicvit.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -26,18 +25,11 @@ INFO = ("_info.json", "info.json")
 """What timm's reader looks for: splits, with their shards and how many samples each holds."""
 
 
-class Part(NamedTuple):
-    """Where the bytes of a file are in its shard."""
-
-    start: int
-    size: int
-
-
 class Member(NamedTuple):
     """One sample: its name, and by ending the files of it that are of use."""
 
     name: str
-    parts: dict[str, Part]
+    parts: dict[str, Entry]
 
     @property
     def image(self) -> str | None:
@@ -196,29 +188,24 @@ def _read_headers(path: Path) -> Shard:
         OSError: for a file that can't be opened; it is tried again the next time.
     """
     runs: list[Member] = []
-    problem = None
-    size = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in members(tar):
-                folder, _, file = member.name.rpartition("/")
-                stem, _, ending = file.partition(".")
-                if not member.isfile() or not stem or not ending:
-                    continue
-                name = f"{folder}/{stem}" if folder else stem
-                if not runs or runs[-1].name != name:
-                    runs.append(Member(name, {}))
-                if ending.lower() in (*IMAGES, *LABELS):
-                    runs[-1].parts[ending] = Part(member.offset_data, member.size)
-    except tarfile.TarError as error:
-        problem = str(error)
-    # The last file before a break may be cut.
-    while runs and any(part.start + part.size > size for part in runs[-1].parts.values()):
+    files, problem = list_files(path)
+    for file in files:
+        folder, slash, base = file.name.rpartition("/")
+        stem, _, ending = base.partition(".")
+        if not stem or not ending:
+            continue
+        name = folder + slash + stem
+        if not runs or runs[-1].name != name:
+            runs.append(Member(name, {}))
+        if ending.lower() in (*IMAGES, *LABELS):
+            runs[-1].parts[ending] = file
+    length = path.stat().st_size
+    if runs and any(part.start + part.size > length for part in runs[-1].parts.values()):
         runs.pop()
     return Shard(tuple(runs), problem)
 
 
-def _read_part(path: Path, part: Part) -> bytes:
+def _read_part(path: Path, part: Entry) -> bytes:
     with open(path, "rb") as file:
         file.seek(part.start)
         return file.read(part.size)
