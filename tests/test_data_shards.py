@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -245,6 +244,16 @@ def test_a_shard_that_is_no_tar_or_goes_away(folder: Path) -> None:
         }
 
 
+def test_no_permission_is_said_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shards, "list_files", refuse)
+    shards._read_headers.cache_clear()
+    with pytest.raises(InputError, match=r"train-2\.tar can't be read \(Permission denied\)"):
+        ImageData(f"wds/{folder}")
+
+
 def test_places_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     webdataset.TarWriter(str(tmp_path / "none.tar")).close()
@@ -300,14 +309,14 @@ def test_going_on_inside_an_epoch_is_exact_and_said(
 ) -> None:
     data = ImageData(f"wds/{many}")
     whole = drawn(data, 4)
-    with caplog.at_level(logging.INFO, "dynamicvit.data.batches"):
-        assert drawn(data, 4, start=1) == whole[5:]
+    assert drawn(data, 4, start=1) == whole[5:]
+    lines = [record.getMessage() for record in caplog.records]
     batches = Loader(data, 5, shuffle=True)
     batches.set_epoch(4, 1)
     numbers = {grey // 10 for grey in whole[:5]} & {grey // 10 for grey in whole[5:10]}
     assert set(batches.reopened) == {str(many / f"{number}.tar") for number in numbers}
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert f"{len(numbers)} shards are read again from their start" in line
+    assert len(lines) == 1
+    assert f"{len(numbers)} shards are read again from their start" in lines[0]
     batches.set_epoch(4, 2)
     assert batches.reopened == ()  # where a window ends
 

@@ -76,11 +76,14 @@ class Shards(Source):
                 f"{name}: {len(missing)} shards are missing, the first is {missing[0]}"
             )
         self._paths = paths
-        lengths = _lengths(paths) if lengths is None else lengths
-        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        self.blocks = np.repeat(np.arange(len(paths)), lengths)
         self.block_names = tuple(map(str, paths))
-        self.labelled = self._first_is_labelled()
+        try:
+            lengths = _lengths(paths) if lengths is None else lengths
+            self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+            self.blocks = np.repeat(np.arange(len(paths)), lengths)
+            self.labelled = self._first_is_labelled()
+        except OSError as error:
+            raise InputError(f"{error.filename} can't be read ({error.strerror})") from error
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -199,10 +202,14 @@ def _read_headers(path: Path) -> Shard:
             runs.append(Member(name, {}))
         if ending.lower() in (*IMAGES, *LABELS):
             runs[-1].parts[ending] = file
-    length = path.stat().st_size
-    if runs and any(part.start + part.size > length for part in runs[-1].parts.values()):
-        runs.pop()
+    if problem and runs and _is_cut(runs[-1], path.stat().st_size):
+        runs.pop()  # the break stands for it
     return Shard(tuple(runs), problem)
+
+
+def _is_cut(last: Member, length: int) -> bool:
+    """Whether a shard of so many bytes ends before its last sample does."""
+    return last.image is None or any(p.start + p.size > length for p in last.parts.values())
 
 
 def _read_part(path: Path, part: Entry) -> bytes:
