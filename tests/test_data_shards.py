@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -73,6 +74,11 @@ def test_a_folder_of_shards(folder: Path, workers: int) -> None:
     assert greys(batches) == LEVELS
     assert labels(batches) == [level // 10 for level in LEVELS]
     assert data.path(4) == str(folder / "train-10.tar" / "image021.png")
+
+
+def test_shards_can_be_sent_to_another_process(folder: Path) -> None:
+    data = pickle.loads(pickle.dumps(ImageData(f"wds/{folder}")))
+    assert greys(Loader(data, 4)) == LEVELS
 
 
 def test_braces(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 import sys
 import tarfile
@@ -161,6 +162,8 @@ def test_classes_that_are_numbers(datasets: Any, tmp_path: Path) -> None:
     assert data.with_class_map(fitting.index).labels.tolist() == [4, 2, 4, UNLABELLED]
     with pytest.raises(InputError, match="gives index 4, but the model's classes are 0 to 3"):
         class_map_for(data, 4)
+    mapped = ImageData(data.root, class_map={4: 7, 2: 8, 3: 9})
+    assert mapped.labels.tolist() == [7, 8, 7, UNLABELLED]
     assert data.with_class_map({"4": 0, "2": 1}).labels.tolist() == [0, 1, 0, UNLABELLED]
     with pytest.raises(InputError, match="are not in the class map: 2"):
         data.with_class_map({"4": 0})
@@ -287,3 +290,5 @@ def test_all_kinds_in_one_epoch(datasets: Any, tmp_path: Path) -> None:
     batches = list(Loader(data, 1))  # the sizes differ
     assert greys(batches) == [100, 101, *LEVELS, 50]
     assert labels(batches) == [3, 0, 4, 2, 4, 1, UNLABELLED]
+    sent = pickle.loads(pickle.dumps(data))  # to workers, where processes are not forked
+    assert greys(Loader(sent, 1)) == greys(batches)

@@ -107,10 +107,13 @@ class Loader:
         self._epoch = epoch
         self._start = start
         if reopened := self.reopened:
-            _log.warning(  # or nobody sees it: what goes on here is worth a line
+            _log.warning(  # or nobody would see it
                 "going on at batch %d of epoch %d: %d shards are read again from their start, the "
                 "images already seen are passed over; the first is %s",
-                *(start, epoch, len(reopened), reopened[0]),
+                start,
+                epoch,
+                len(reopened),
+                reopened[0],
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Class maps: which class index a folder name stands for."""
+"""Class maps: which class index the name of a class stands for."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ IMAGENET = "imagenet"
 
 @dataclass(frozen=True)
 class ClassMap:
-    """A class index for each folder name, and why it was chosen.
+    """A class index for each class name, and why it was chosen.
 
     Attributes:
-        index: class index of each folder name.
+        index: class index of each class name; of numbers, by the number as text.
         origin: one line for people.
     """
 
@@ -91,20 +91,20 @@ def class_map_for(
 
 
 def read_class_map(class_map: Mapping[str, int] | str | os.PathLike[str]) -> Mapping[str, int]:
-    """The class map that a mapping, a file or the word ``"imagenet"`` stands for.
+    """The class map that a mapping, a file or the word ``"imagenet"`` stands for; keys are text.
 
     Raises:
         InputError: for a file that is missing or can't be used.
     """
     if isinstance(class_map, Mapping):
-        return class_map
+        return {str(name): index for name, index in class_map.items()}
     path = os.fspath(class_map)
     if path == IMAGENET:
         return imagenet_class_map()
     if not os.path.isfile(path):
         raise InputError(f"class map {path} is not a file; give one, or the word {IMAGENET!r}")
     try:
-        return load_class_map(path)
+        return {str(name): index for name, index in load_class_map(path).items()}
     except (AssertionError, ValueError, OSError, pickle.UnpicklingError) as error:
         raise InputError(
             f"class map {path} can't be used ({error}); give a .txt file with one class name a "
@@ -144,17 +144,15 @@ def labels_of_targets(
     Raises:
         InputError: naming the classes that are not in the map.
     """
-    if not classes:
-        if class_map is None:
-            return targets
-        classes = [str(number) for number in range(int(targets.max()) + 1)]
-        present = np.unique(targets[targets != UNLABELLED])
-        of_present = labels_of_classes([classes[number] for number in present], class_map, data)
-        of_class = np.full(len(classes) + 1, UNLABELLED)
-        of_class[present] = of_present
-    else:
-        of_class = np.array([*labels_of_classes(classes, class_map, data), UNLABELLED])
-    return of_class[targets]  # the last for UNLABELLED, which is -1
+    if classes:
+        of_class = [*labels_of_classes(classes, class_map, data), UNLABELLED]
+        return np.array(of_class)[targets]  # the last for UNLABELLED, which is -1
+    if class_map is None:
+        return targets
+    present, where = np.unique(targets, return_inverse=True)
+    numbers = [str(number) for number in present if number != UNLABELLED]
+    unlabelled = [UNLABELLED] * (len(present) - len(numbers))  # sorted before the others
+    return np.array([*unlabelled, *labels_of_classes(numbers, class_map, data)])[where]
 
 
 def label_of_target(target: str, class_map: Mapping[str, int] | None) -> int:
