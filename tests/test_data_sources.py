@@ -257,8 +257,13 @@ def garble(content: bytearray, at: int) -> bytearray:
     return content
 
 
+def flip(content: bytearray, at: int) -> bytearray:
+    content[at] ^= 1
+    return content
+
+
 @pytest.mark.parametrize("inner", [False, True])
-@pytest.mark.parametrize("damage", [cut, garble])
+@pytest.mark.parametrize("damage", [cut, garble, flip])
 def test_a_tar_that_breaks_in_the_middle_is_refused(
     tmp_path: Path, damage: Callable[[bytearray, int], bytearray], inner: bool
 ) -> None:

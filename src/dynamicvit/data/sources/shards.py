@@ -90,7 +90,7 @@ class Shards(Source):
 
     def path(self, row: int) -> str:
         """The image's name below the shard's; the shard's own if it holds no such image."""
-        path, position = self._place(row)
+        path, position, _ = self._place(row)
         try:
             sample = _read_headers(path).samples[position]
         except (OSError, IndexError):
@@ -118,23 +118,22 @@ class Shards(Source):
             raise ValueError("the sample has no class (cls, or label in json)")
         return str(label)
 
-    def _place(self, row: int) -> tuple[Path, int]:
-        shard = self._shard(row)
-        return self._paths[shard], row - int(self._starts[shard])
-
-    def _shard(self, row: int) -> int:
-        return int(np.searchsorted(self._starts, row, side="right")) - 1
+    def _place(self, row: int) -> tuple[Path, int, int]:
+        """The shard of an image, which of its samples it is, and how many it should hold."""
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        first, end = map(int, self._starts[number : number + 2])
+        return self._paths[number], row - first, end - first
 
     def _sample(self, row: int) -> tuple[Path, Member]:
-        path, position = self._place(row)
-        shard = _read_headers(path)
-        held = len(shard.samples)
+        path, position, length = self._place(row)
+        samples, problem = _read_headers(path)
+        held = len(samples)
         if position >= held:
-            reason = f"breaks off after {held} images: {shard.problem}"
-            raise ValueError(reason if shard.problem else f"holds {held} images, not all it should")
-        if row + 1 == self._starts[self._shard(row) + 1] < self._starts[self._shard(row)] + held:
+            reason = f"breaks off after {held} images: {problem}"
+            raise ValueError(reason if problem else f"holds {held} images, not {length}")
+        if position == length - 1 and length < held:
             _log.warning("%s holds %d images, more than %s says", path, held, INFO[0])
-        return path, shard.samples[position]
+        return path, samples[position]
 
     def _by_info(self, place: str, split: str) -> tuple[list[Path], list[int]]:
         """What the folder's ``_info.json`` says of a split, as timm reads it."""
