@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -103,6 +105,23 @@ def test_around_a_trained_model() -> None:
     assert model.dynamicvit is core
     assert torch.equal(model(images).logits, before)
     assert model.config.backbone_config is core.backbone.config
+
+
+@torch.no_grad()
+def test_copies_are_independent() -> None:
+    model, images = sparse(id2label=LABELS), VIT.images()
+    expected = model(images).logits
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(images).logits, expected)
+        assert other.config.backbone_config is other.dynamicvit.backbone.config
+        other.config.num_labels = 2
+        other.keep_ratio = 0.3
+    assert (model.config.num_labels, model.keep_ratio) == (NUM_CLASSES, 0.6)
+
+
+def test_its_patch_embedding() -> None:
+    model = sparse()
+    assert model.get_input_embeddings() is model.dynamicvit.backbone.get_input_embeddings()
 
 
 @torch.no_grad()
@@ -233,6 +252,13 @@ def test_a_loss_trains_the_whole_model_and_not_its_teacher() -> None:
     assert not any("teacher" in name for name in model.state_dict())
     model.train()
     assert not teacher.training
+
+
+def test_a_teacher_follows_the_students_precision() -> None:
+    model = sparse().train()
+    model.distil_from()
+    model.bfloat16()  # which does not reach the teacher
+    assert model(VIT.images(), labels=torch.tensor([1, 5])).loss.isfinite()
 
 
 @torch.no_grad()
@@ -490,6 +516,18 @@ def test_other_classes(tmp_path: Path) -> None:
         assert torch.equal(value, saved[f"dynamicvit.predictors.{name}"]), "the rest is loaded"
 
 
+def test_a_fresh_classifier_is_saved_with_its_number_of_classes(tmp_path: Path) -> None:
+    model = sparse()
+    model.dynamicvit.reset_classifier(3)
+    model.save_pretrained(tmp_path)
+    again = DynamicViTForImageClassification.from_pretrained(tmp_path)
+    assert again.config.num_labels == again.dynamicvit.num_classes == 3
+    labels = torch.tensor([0, 2])
+    assert torch.equal(
+        again(VIT.images(), labels=labels).loss, model(VIT.images(), labels=labels).loss
+    )
+
+
 def test_fresh_prediction_modules_where_the_file_has_none(tmp_path: Path) -> None:
     model = sparse()
     model.save_pretrained(tmp_path)
@@ -572,6 +610,33 @@ def test_a_folder_is_a_model_for_every_command(tmp_path: Path) -> None:
         model = core if folder == "core" else DynamicViTForImageClassification.around(core)
         model.save_pretrained(tmp_path / folder)
         assert str(tmp_path) not in (tmp_path / folder / "config.json").read_text()
+
+
+@torch.no_grad()
+def test_eval_of_a_folder(
+    tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also densely, and at an image size for which positions are interpolated."""
+    deit = BY_NAME["hf_deit"]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for turn in range(4):
+        photograph().rotate(90 * turn).save(photos / f"{turn}.png")
+    deit.backbone().save_pretrained(tmp_path / "dense")
+    sparse(deit).save_pretrained(tmp_path / "sparse")
+    processor(48, 48).save_pretrained(tmp_path / "sparse")
+    for folder in ("dense", "sparse"):
+        words = ["eval", photos, "--model", tmp_path / folder, "--workers", 0, "--json", "-"]
+        assert command(*words, "--compare-dense", "--keep-ratio", 1.0) == 0
+        assert json.loads(capsys.readouterr().out)["agreement"] == 1.0
+        assert command(*words, "--compare-dense", "--dense", "--image-size", "64x80") == 0
+        assert json.loads(capsys.readouterr().out)["agreement"] == 1.0
+
+
+def test_bench_of_a_folder(tmp_path: Path, command: Callable[..., int]) -> None:
+    sparse(BY_NAME["hf_deit"]).save_pretrained(tmp_path)
+    words = ("--threads", 1, "--samples", 2, "--batch-size", 1, "--precision", "fp32")
+    assert command("bench", "--model", tmp_path, "--image-size", 64, *words) == 0
 
 
 def test_folders_that_can_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

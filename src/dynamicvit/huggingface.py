@@ -168,6 +168,11 @@ class DynamicViTForImageClassification(PreTrainedModel):
         # Of prediction modules only: the backbone, a model of transformers, draws its own.
         init_weights(module)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's patch embedding."""
+        backbone = cast(PreTrainedModel, self.dynamicvit.backbone)
+        return backbone.get_input_embeddings()
+
     # ---------------------------------------------------------------- budget
 
     @property

@@ -155,6 +155,10 @@ class HFAdapter(Adapter):
 
     # ---------------------------------------------------------------- the way of the tokens
 
+    def dense(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        differs = tuple(images.shape[2:]) != self.image_size(backbone)
+        return backbone(images, interpolate_pos_encoding=differs).logits
+
     def embed(self, backbone: nn.Module, images: Tensor) -> tuple[Tokens, Tensor | None]:
         differs = tuple(images.shape[2:]) != self.image_size(backbone)
         embeddings = self.encoder(backbone).embeddings
