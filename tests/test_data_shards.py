@@ -191,24 +191,47 @@ def flip_a_letter(path: Path) -> None:
     path.write_bytes(content)
 
 
+def write_a_wrong_size(path: Path) -> None:
+    """A header whose sum is right."""
+    content = bytearray(path.read_bytes())
+    start = first_header_of(path, 2)
+    content[start + 124 : start + 136] = b"no number  \0"
+    content[start + 148 : start + 156] = b" " * 8
+    content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
+    path.write_bytes(content)
+
+
 def first_header_of(path: Path, sample: int) -> int:
     parts = shards._read_headers(path).samples[sample].parts.values()
     return min(part.start for part in parts) - 512
 
 
-def with_long_names(path: Path) -> None:
+LONG = f"{'folder' * 15}/{'long' * 20}/"  # more than a header's field of 100 letters
+
+
+def with_long_names(path: Path, format: int = tarfile.GNU_FORMAT) -> None:
     """The same shard with names that only tarfile reads."""
-    with tarfile.open(path) as old:
-        members = [(member, old.extractfile(member)) for member in old]
-        with tarfile.open(path.with_suffix(".new"), "w", format=tarfile.GNU_FORMAT) as new:
-            for member, content in members:
-                member.name = "long" * 40 + member.name
-                new.addfile(member, content)
-    path.with_suffix(".new").rename(path)
+    with tarfile.open(path) as old, tarfile.open(f"{path}.new", "w", format=format) as new:
+        for member in old:
+            content = old.extractfile(member)
+            member.name = LONG + member.name
+            new.addfile(member, content)
+    Path(f"{path}.new").rename(path)
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_names_that_do_not_fit_one_field(folder: Path, format: int) -> None:
+    shard = folder / "train-2.tar"
+    with_long_names(shard, format)
+    data = ImageData(f"wds/{shard}")
+    assert greys(Loader(data, 4)) == LEVELS[:4]
+    assert labels(Loader(data, 4)) == [1, 1, 1, 2]
+    assert data.path(1) == f"{shard}/{LONG}image011.png"
 
 
 @pytest.mark.parametrize(
-    "damage", [cut_in_an_image, cut_between_files, damage_a_header, flip_a_letter]
+    "damage",
+    [cut_in_an_image, cut_between_files, damage_a_header, flip_a_letter, write_a_wrong_size],
 )
 @pytest.mark.parametrize("with_info", [False, True])
 @pytest.mark.parametrize("plain", [False, True])
