@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import tarfile
@@ -14,6 +15,7 @@ from torch.utils.data import ConcatDataset
 
 from dynamicvit.data import UNLABELLED, ImageData, Loader, class_map_for, order, split
 from dynamicvit.data.sources import shards
+from dynamicvit.data.sources.tars import list_files
 from dynamicvit.errors import InputError
 from pictures import encoded, greys, labels, write_image
 
@@ -262,6 +264,19 @@ def test_a_shard_that_breaks_in_the_middle(
     assert f"{broken}: breaks off after 2 images" in lines[0]
     with pytest.raises(InputError, match=r"train-2\.tar can't be read"):
         list(Loader(ImageData(f"wds/{folder}", strict=True), 3))
+
+
+def test_a_header_that_tarfile_takes_for_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for name in "abcd":
+            member = tarfile.TarInfo(f"{name}.png")
+            member.size = 1
+            archive.addfile(member, io.BytesIO(b"x"))
+    write_a_wrong_size(path)
+    files, problem = list_files(path)
+    assert [file.name for file in files] == ["a.png", "b.png"]
+    assert problem == "invalid header"
 
 
 def test_a_shard_that_is_no_tar_or_goes_away(folder: Path) -> None:
