@@ -127,6 +127,15 @@ def test_classes_by_json_and_by_name(tmp_path: Path) -> None:
     assert labels(Loader(named, 2)) == [3, 1]
 
 
+def test_the_label_that_the_info_file_names(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", [1, 2], cls=tens, json=lambda grey: {"label": 9, "kind": grey})
+    write_info(tmp_path, train={"a.tar": 2})
+    info = json.loads((tmp_path / "_info.json").read_text())
+    info["splits"]["train"]["alt_label"] = "kind"
+    (tmp_path / "_info.json").write_text(json.dumps(info))
+    assert labels(Loader(ImageData(f"wds/{tmp_path}"), 2)) == [1, 2]
+
+
 def test_shards_without_classes(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", [1, 2], txt=lambda grey: "a caption")
     data = ImageData(f"wds/{tmp_path}")
