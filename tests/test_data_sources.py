@@ -283,6 +283,21 @@ def test_a_tar_that_breaks_in_the_middle_is_refused(
     assert "all.tar" in str(raised.value)
 
 
+def test_a_tar_of_tars_that_breaks_between_them_is_refused(tmp_path: Path) -> None:
+    outer = tmp_path / "all.tar"
+    with tarfile.open(outer, "w") as archive:
+        for name in ("ant", "bee"):
+            with tarfile.open(tmp_path / f"{name}.tar", "w") as inner:
+                inner.add(write_image(tmp_path / f"{name}.png", 1), "1.png")
+            archive.add(tmp_path / f"{name}.tar", f"{name}.tar")
+    assert len(ImageData(outer)) == 2
+    with tarfile.open(outer) as archive:
+        header = archive.getmembers()[1].offset
+    outer.write_bytes(garble(bytearray(outer.read_bytes()), header))
+    with pytest.raises(InputError, match=r"all\.tar is damaged after ant\.tar"):
+        ImageData(outer)
+
+
 # ---------------------------------------------------------------- together
 
 
