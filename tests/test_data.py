@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import random
@@ -21,7 +20,6 @@ from torch.utils.data import ConcatDataset
 from dynamicvit import sparsify
 from dynamicvit.data import (
     UNLABELLED,
-    Batch,
     ImageData,
     Loader,
     Sample,
@@ -33,34 +31,21 @@ from dynamicvit.data import (
     train_transform,
 )
 from dynamicvit.errors import InputError
+from pictures import greys, labels, truncated_jpeg, write_image
 
-# Python warns where a process with threads forks; that is torch's affair.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-
-
-def write_image(path: Path, grey: int, size: tuple[int, int] = (12, 10)) -> Path:
-    """An image that can be told from the others by its grey level."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (grey, grey, grey)).save(path)
-    return path
-
-
-def truncated_jpeg(path: Path) -> Path:
-    """A photograph whose second half is missing: decoders that are lenient make it grey."""
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
-    return path
+pytestmark = [
+    # Python warns where a process with threads forks; that is torch's affair.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # on a single core
+]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three classes with 2, 3 and 1 images, of grey levels 10, 11, 20, 21, 22, 30."""
     root = tmp_path / "images"
-    for name, greys in {"cat": (10, 11), "dog": (20, 21, 22), "eel": (30,)}.items():
-        for grey in greys:
+    for name, levels in {"cat": (10, 11), "dog": (20, 21, 22), "eel": (30,)}.items():
+        for grey in levels:
             write_image(root / name / f"{grey}.png", grey)
     return root
 
@@ -70,15 +55,6 @@ def tarred(folder: Path) -> Path:
     with tarfile.open(path, "w") as archive:
         archive.add(folder, arcname=folder.name)
     return path
-
-
-def greys(batches: Loader | list[Batch]) -> list[int]:
-    """The grey levels of all images, in order."""
-    return [round(float(image.mean()) * 255) for batch in batches for image in batch.images]
-
-
-def labels(batches: Loader) -> list[int]:
-    return [int(label) for batch in batches for label in batch.labels]
 
 
 # ---------------------------------------------------------------- sources and labels
@@ -342,6 +318,28 @@ def test_augmentation_depends_on_seed_epoch_and_index_only(folder: Path) -> None
     assert torch.equal(drawn(batch=1), reference)
     for other in (drawn(seed=1), drawn(epoch=1)):
         assert not (other == reference).any()
+
+
+def test_workers_do_not_matter_to_real_augmentation(tmp_path: Path, deit: torch.nn.Module) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 40, 50, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    transform = train_transform(
+        deit, 32, auto_augment="rand-m9-n2-mstd0.5", color_jitter=0.3, re_prob=0.5
+    )
+    data = ImageData(tmp_path, transform=transform)
+
+    def drawn(workers: int, epoch: int = 0, start: int = 0) -> list[torch.Tensor]:
+        batches = Loader(data, 2, shuffle=True, num_workers=workers)
+        batches.set_epoch(epoch, start)
+        return [batch.images for batch in batches]
+
+    reference = drawn(0)
+    for found in (drawn(0), drawn(1), drawn(2), reference[:1] + drawn(1, start=1)):
+        assert all(map(torch.equal, found, reference))
+    other = torch.cat(drawn(0, epoch=1))
+    for image in torch.cat(reference):  # each is drawn anew in the next epoch
+        assert not any(torch.equal(image, drawn_anew) for drawn_anew in other)
 
 
 def test_the_callers_random_generators_are_left_alone(folder: Path) -> None:

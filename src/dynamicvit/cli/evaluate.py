@@ -69,7 +69,7 @@ def eval_command(
     precision: Precision = "fp32",
     class_map: ClassMapOption = None,
     unlabelled: Annotated[
-        bool, typer.Option("--unlabelled", help="Folder names are no classes: agreement only.")
+        bool, typer.Option("--unlabelled", help="Class names mean nothing: agreement only.")
     ] = False,
     image_size: ImageSizeOption = None,
     crop_pct: CropPct = None,

@@ -19,10 +19,15 @@ _MODEL_FLAGS = ("--model", "-m")
 _MODEL = "timm's name, a saved folder, a released checkpoint, or user/name on the Hub."
 
 Data = Annotated[
-    Path,
+    str,
     typer.Argument(
-        help="Folder of class folders, a .tar of them, or a flat folder.", readable=False
+        help="Folder of class folders, a .tar of them, a flat folder; or wds/PLACE (WebDataset), "
+        "hfds/PLACE (Hugging Face), torch/NAME/FOLDER (torchvision), @SPLIT behind it if need be."
     ),
+]
+Unlabelled = Annotated[
+    list[str] | None,
+    typer.Option(help="More images, named as DATA is, without labels; may be repeated."),
 ]
 Model = Annotated[str | None, typer.Option(*_MODEL_FLAGS, help=_MODEL)]
 Released = Annotated[
@@ -48,7 +53,7 @@ Output = Annotated[
 ]
 ClassMapOption = Annotated[
     str | None,
-    typer.Option("--class-map", help="'imagenet', or a file with one folder name a line."),
+    typer.Option("--class-map", help="'imagenet', or a file with one class name a line."),
 ]
 ImageSizeOption = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""`dynamicvit train`: fine-tune a sparsified model on a folder of images."""
+"""`dynamicvit train`: fine-tune a sparsified model on images."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from dynamicvit.cli.options import (
     Released,
     Strict,
     Threads,
+    Unlabelled,
     Workers,
     autocast_dtype,
     chosen_model,
@@ -65,10 +66,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe."),
     ] = None,
-    unlabelled: Annotated[
-        list[Path] | None,
-        typer.Option(help="More images, without labels; may be repeated.", readable=False),
-    ] = None,
+    unlabelled: Unlabelled = None,
     class_map: ClassMapOption = None,
     precision: Precision = "fp32",
     resume: Annotated[
@@ -143,12 +141,12 @@ def _check_output(output: Path, resume: bool) -> None:
 
 
 def _training_images(
-    recipe: Recipe, root: Path, unlabelled: list[Path], strict: bool
+    recipe: Recipe, root: str, unlabelled: list[str], strict: bool
 ) -> list[ImageData]:
     """The labelled images, if labels are needed, and those without; refused before any download.
 
     Raises:
-        InputError: for a folder that can't be used, or has no labels where the recipe needs them.
+        InputError: for a source that can't be used, or has no labels where the recipe needs them.
     """
     needs_labels = recipe.losses.classification > 0 or recipe.hold_out > 0
     images = ImageData(root, labelled=None if needs_labels else False, strict=strict)

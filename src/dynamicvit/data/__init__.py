@@ -1,4 +1,4 @@
-"""Images from disk to batches: readers and transforms are timm's, the honesty is ours.
+"""Images from disk to batches: formats and transforms are timm's, the honesty is ours.
 
 timm's own data set shows the next image again in place of one that can't be read; here such an
 image is named, left out of every count, and never replaced.
@@ -6,7 +6,9 @@ image is named, left out of every count, and never replaced.
 
 from dynamicvit.data.batches import Batch, Loader
 from dynamicvit.data.classes import ClassMap, class_map_for, imagenet_class_map
-from dynamicvit.data.images import UNLABELLED, ImageData, Sample, Unreadable, split
+from dynamicvit.data.images import ImageData, Sample, Unreadable
+from dynamicvit.data.sources import UNLABELLED
+from dynamicvit.data.splits import split
 from dynamicvit.data.transforms import eval_transform, train_transform
 
 __all__ = [

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dynamicvit.data.images import Sample, Unreadable
+from dynamicvit.data.order import begun, shuffled
 from dynamicvit.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -105,6 +106,22 @@ class Loader:
         """
         self._epoch = epoch
         self._start = start
+        if reopened := self.reopened:
+            _log.warning(  # or nobody would see it
+                "going on at batch %d of epoch %d: %d shards are read again from their start, the "
+                "images already seen are passed over; the first is %s",
+                start,
+                epoch,
+                len(reopened),
+                reopened[0],
+            )
+
+    @property
+    def reopened(self) -> tuple[str, ...]:
+        """The shards that were begun before the batch to start with, and go on after it."""
+        if not self._start:
+            return ()
+        return begun(self.data, self._order(), self._start * self.batch_size)
 
     @property
     def num_images(self) -> int:
@@ -140,14 +157,18 @@ class Loader:
 
     def _keys(self) -> list[list[tuple[int, int]]]:
         """For each batch, epoch and index of each of its images."""
-        order = np.arange(len(self.data))
-        if self.shuffle:
-            np.random.default_rng((self.seed, self._epoch)).shuffle(order)
+        order = self._order()
         starts = range(self._start * self.batch_size, len(self) * self.batch_size, self.batch_size)
         return [
             [(self._epoch, int(index)) for index in order[start : start + self.batch_size]]
             for start in starts
         ]
+
+    def _order(self) -> np.ndarray:
+        """``(images,)`` indices in the order of the epoch."""
+        if not self.shuffle:
+            return np.arange(len(self.data))
+        return shuffled(self.data, np.random.default_rng((self.seed, self._epoch)))
 
     def _report(self, failures: Sequence[Unreadable]) -> None:
         """Here and not in a worker, where an exception would come with its traceback as text."""

@@ -1,4 +1,4 @@
-"""Class maps: which class index a folder name stands for."""
+"""Class maps: which class index the name of a class stands for."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from timm.data import ImageNetInfo
 from timm.data.readers.class_map import load_class_map
 
+from dynamicvit.data.sources import UNLABELLED
 from dynamicvit.errors import InputError
 
 IMAGENET = "imagenet"
@@ -18,10 +20,10 @@ IMAGENET = "imagenet"
 
 @dataclass(frozen=True)
 class ClassMap:
-    """A class index for each folder name, and why it was chosen.
+    """A class index for each class name, and why it was chosen.
 
     Attributes:
-        index: class index of each folder name.
+        index: class index of each class name; of numbers, by the number as text.
         origin: one line for people.
     """
 
@@ -29,9 +31,13 @@ class ClassMap:
     origin: str
 
 
-class _Labelled(Protocol):
+class Labelled(Protocol):
+    """What class maps need to know of a data set."""
+
     root: Any
+    class_word: str
     classes: tuple[str, ...]
+    labels: np.ndarray
 
 
 def imagenet_class_map() -> dict[str, int]:
@@ -40,7 +46,7 @@ def imagenet_class_map() -> dict[str, int]:
 
 
 def class_map_for(
-    data: _Labelled,
+    data: Labelled,
     num_classes: int,
     class_map: Mapping[str, int] | str | os.PathLike[str] | None = None,
 ) -> ClassMap:
@@ -48,7 +54,8 @@ def class_map_for(
 
     Without a given map: ImageNet's if the model has its 1,000 classes and every folder is named by
     one of its WordNet ids (so a subset of ImageNet keeps its indices); else the folders in natural
-    order if there is one for each class. Nothing else is guessed.
+    order, or a data set's classes in its own, if there is one for each class of the model. Classes
+    that are numbers stay the numbers they are. Nothing else is guessed.
 
     Args:
         data: a labelled :class:`~dynamicvit.data.ImageData`; use the answer by
@@ -57,56 +64,61 @@ def class_map_for(
         class_map: what the user gave, if anything: as :class:`~dynamicvit.data.ImageData` takes it.
 
     Raises:
-        InputError: if a folder is not in the given map, an index is outside the model's classes,
-            or no map was given and the numbers of folders and classes differ.
+        InputError: if a class is not in the given map, an index is outside the model's classes, or
+            no map was given and the numbers of the data's and the model's classes differ.
     """
     folders = data.classes
     if class_map is not None:
         index = read_class_map(class_map)
-        _check_range(labels_of_classes(folders, index, data.root), num_classes)
+        used = labels_of_classes(folders, index, data) if folders else list(index.values())
+        _check_range(used, num_classes)
         return ClassMap(index, "as given")
+    if not folders:
+        _check_range([max(0, int(data.labels.max()))], num_classes, str(data.root))
+        return ClassMap({str(number): number for number in range(num_classes)}, "the numbers given")
     imagenet = imagenet_class_map()
     if num_classes == len(imagenet) and imagenet.keys() >= set(folders):
         origin = f"ImageNet-1k's, as all {len(folders)} class folders are named by its WordNet ids"
         return ClassMap(imagenet, origin)
     if num_classes == len(folders):
         index = {name: position for position, name in enumerate(folders)}
-        return ClassMap(index, f"the {len(folders)} class folders in natural order")
+        order = "natural" if data.class_word == "class folders" else "their"
+        return ClassMap(index, f"the {len(folders)} {data.class_word} in {order} order")
     raise InputError(
-        f"{data.root} has {len(folders)} class folders and the model {num_classes} classes; "
-        "give a class map: 'imagenet' or a .txt file with one folder name a line, in class order"
+        f"{data.root} has {len(folders)} {data.class_word} and the model {num_classes} classes; "
+        "give a class map: 'imagenet' or a .txt file with one class name a line, in class order"
     )
 
 
 def read_class_map(class_map: Mapping[str, int] | str | os.PathLike[str]) -> Mapping[str, int]:
-    """The class map that a mapping, a file or the word ``"imagenet"`` stands for.
+    """The class map that a mapping, a file or the word ``"imagenet"`` stands for; keys are text.
 
     Raises:
         InputError: for a file that is missing or can't be used.
     """
     if isinstance(class_map, Mapping):
-        return class_map
+        return {str(name): index for name, index in class_map.items()}
     path = os.fspath(class_map)
     if path == IMAGENET:
         return imagenet_class_map()
     if not os.path.isfile(path):
         raise InputError(f"class map {path} is not a file; give one, or the word {IMAGENET!r}")
     try:
-        return load_class_map(path)
+        return {str(name): index for name, index in load_class_map(path).items()}
     except (AssertionError, ValueError, OSError, pickle.UnpicklingError) as error:
         raise InputError(
-            f"class map {path} can't be used ({error}); give a .txt file with one folder name a "
+            f"class map {path} can't be used ({error}); give a .txt file with one class name a "
             "line, in class order"
         ) from error
 
 
 def labels_of_classes(
-    classes: Sequence[str], class_map: Mapping[str, int] | None, root: os.PathLike[str]
+    classes: Sequence[str], class_map: Mapping[str, int] | None, data: Labelled
 ) -> list[int]:
-    """The class index of each class folder; without a map, its position.
+    """The class index of each class; without a map, its position.
 
     Raises:
-        InputError: naming the folders that are not in the map (timm's readers would drop their
+        InputError: naming the classes that are not in the map (timm's readers would drop their
             images silently).
     """
     if class_map is None:
@@ -115,16 +127,52 @@ def labels_of_classes(
     if missing:
         named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise InputError(
-            f"{len(missing)} class folders of {root} are not in the class map: {named}; "
-            "add them to it, or move them away"
+            f"{len(missing)} {data.class_word} of {data.root} are not in the class map: {named}; "
+            "add them to it, or leave them out of the data"
         )
     return [class_map[name] for name in classes]
 
 
-def _check_range(labels: Sequence[int], num_classes: int) -> None:
+def labels_of_targets(
+    targets: np.ndarray,
+    classes: Sequence[str],
+    class_map: Mapping[str, int] | None,
+    data: Labelled,
+) -> np.ndarray:
+    """``(images,)`` class indices for targets ``(images,)``: positions in ``classes``, or numbers.
+
+    Raises:
+        InputError: naming the classes that are not in the map.
+    """
+    if classes:
+        of_class = [*labels_of_classes(classes, class_map, data), UNLABELLED]
+        return np.array(of_class)[targets]  # the last for UNLABELLED, which is -1
+    if class_map is None:
+        return targets
+    present, where = np.unique(targets, return_inverse=True)
+    numbers = [str(number) for number in present if number != UNLABELLED]
+    unlabelled = [UNLABELLED] * (len(present) - len(numbers))  # sorted before the others
+    return np.array([*unlabelled, *labels_of_classes(numbers, class_map, data)])[where]
+
+
+def label_of_target(target: str, class_map: Mapping[str, int] | None) -> int:
+    """The class index of a class as it is written with an image; without a map, its number.
+
+    Raises:
+        InputError: for a class that is not in the map, or is no number and there is no map.
+    """
+    if target == str(UNLABELLED):
+        return UNLABELLED
+    if class_map is not None and target in class_map:
+        return class_map[target]
+    if class_map is None and target.isdecimal():
+        return int(target)
+    raise InputError(f"its class {target!r} is not in the class map")
+
+
+def _check_range(labels: Sequence[int], num_classes: int, origin: str = "the class map") -> None:
     outside = [label for label in labels if not 0 <= label < num_classes]
     if outside:
         raise InputError(
-            f"the class map gives index {outside[0]}, but the model's classes are "
-            f"0 to {num_classes - 1}"
+            f"{origin} gives index {outside[0]}, but the model's classes are 0 to {num_classes - 1}"
         )

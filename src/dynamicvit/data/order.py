@@ -1,0 +1,62 @@
+"""The order of an epoch: drawn once, by whoever asks the same in every process."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch.utils.data import ConcatDataset, Dataset
+
+WINDOW = 8192
+"""About so many images of consecutive shards are shuffled together (timm shuffles as many)."""
+
+
+def parts_of(data: Dataset) -> list[Dataset]:
+    """The data sets that one consists of."""
+    return list(data.datasets) if isinstance(data, ConcatDataset) else [data]
+
+
+def shuffled(data: Dataset, random: np.random.Generator) -> np.ndarray:
+    """``(images,)`` indices in a new order.
+
+    Any order is as likely as another where no part of the data lies in shards. Shards are passed
+    through in a drawn order, and about :data:`WINDOW` images of them are shuffled at a time. Where
+    there are several parts, each takes its turns at random, through the whole epoch.
+    """
+    parts = parts_of(data)
+    if all(getattr(part, "blocks", None) is None for part in parts):
+        order = np.arange(sum(map(len, parts)))
+        random.shuffle(order)
+        return order
+    turns = random.permutation(np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
+    order = np.empty(len(turns), dtype=np.int64)
+    first = 0
+    for number, part in enumerate(parts):
+        blocks = getattr(part, "blocks", None)
+        drawn = random.permutation(len(part)) if blocks is None else _by_block(blocks, random)
+        order[turns == number] = first + drawn
+        first += len(part)
+    return order
+
+
+def _by_block(blocks: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    turn = random.permutation(int(blocks.max()) + 1)[blocks]
+    rows = np.argsort(turn, kind="stable")  # shard after shard
+    begin = np.searchsorted(turn[rows], turn[rows])  # where in that row an image's shard begins
+    return rows[np.lexsort((random.random(len(rows)), begin // WINDOW))]
+
+
+def begun(data: Dataset, order: np.ndarray, position: int) -> tuple[str, ...]:
+    """The shards that have images both before a position of an order and from it on."""
+    names: list[str] = []
+    first = 0
+    for part in parts_of(data):
+        blocks = getattr(part, "blocks", None)
+        if blocks is not None:
+            mine = (order >= first) & (order < first + len(part))
+            before = np.arange(len(order)) < position
+            seen, unseen = (
+                blocks[order[mine & before] - first],
+                blocks[order[mine & ~before] - first],
+            )
+            names += [part.block_names[block] for block in np.intersect1d(seen, unseen)]
+        first += len(part)
+    return tuple(names)

@@ -1,0 +1,86 @@
+"""What every kind of source of images can do, whatever it lies in."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from types import ModuleType
+
+import numpy as np
+from PIL import Image
+
+from dynamicvit.errors import InputError
+
+UNLABELLED = -1
+"""The label of an image without one; ``cross_entropy(..., ignore_index=UNLABELLED)`` skips it."""
+
+
+class Source(ABC):
+    """Images by row, still encoded where they are so, and what is known of their classes.
+
+    Attributes:
+        name: as the user wrote it.
+        class_word: what its classes are to people.
+        labelled: whether its images have classes at all.
+        classes: class names in the order of the targets; empty where classes are only numbers.
+        class_problem: why the classes can't be used, if so; nothing is wrong without them.
+        targets: ``(images,)`` position of each image's class in ``classes``, or the class number
+            itself; :data:`UNLABELLED` where there is none. None if a class is known only as its
+            image is read (:meth:`target`).
+        blocks: ``(images,)`` which file of ``block_names`` each image lies in, for sources that
+            are read well only in long runs; else None.
+        block_names: of the files that ``blocks`` counts.
+    """
+
+    name: str
+    class_word: str = "classes"
+    labelled: bool = True
+    classes: tuple[str, ...] = ()
+    class_problem: str | None = None
+    targets: np.ndarray | None = None
+    blocks: np.ndarray | None = None
+    block_names: tuple[str, ...] = ()
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many images there should be, readable or not."""
+
+    @abstractmethod
+    def path(self, row: int) -> str:
+        """What to call an image; never an error."""
+
+    @abstractmethod
+    def read(self, row: int) -> bytes | Image.Image:
+        """An image, as a file's bytes or decoded. Raises whatever a broken one stumbles over."""
+
+    def target(self, row: int) -> str:
+        """The class of an image as it is written; only for sources without ``targets``."""
+        raise NotImplementedError(row)
+
+
+def class_numbers(targets: Iterable[float | None]) -> np.ndarray:
+    """Targets ``(images,)`` as int64, with :data:`UNLABELLED` for None and negative ones."""
+    numbers = [UNLABELLED if target is None else max(int(target), UNLABELLED) for target in targets]
+    return np.array(numbers, dtype=np.int64)
+
+
+def require(package: str, name: str) -> ModuleType:
+    """An optional dependency.
+
+    Raises:
+        InputError: saying how to install it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise InputError(
+            f"{name} needs the package {package}: pip install 'dynamicvit[data]'"
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without its line breaks, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,110 @@
+"""Hugging Face data sets, from the hub or from disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from timm.utils.misc import natural_key
+
+from dynamicvit.data.sources.base import Source, class_numbers, one_line, require
+from dynamicvit.errors import InputError
+
+
+class HuggingFace(Source):
+    """A split of a data set: its one column of images, and its column of classes if it has one.
+
+    timm's reader expects the columns to be called image and label, and can't open what
+    ``save_to_disk`` wrote; the library that it calls is called here directly.
+
+    Args:
+        name: as the user wrote it.
+        place: a name on the hub, a folder that ``load_dataset`` reads, or one that
+            ``save_to_disk`` wrote.
+        split: ``train`` by default; for a hub's also a slice, ``train[:10%]``.
+    """
+
+    def __init__(self, name: str, place: str, split: str | None) -> None:
+        self.name = name
+        datasets: Any = require("datasets", name)
+        try:
+            data = _load(datasets, name, place, split)
+        except InputError:
+            raise
+        # Whatever a broken folder or the network raises: the library wraps only some of it.
+        except Exception as error:
+            raise InputError(f"{name} can't be opened ({one_line(error)})") from error
+        image = _image_column(name, data.features, datasets.Image)
+        label = _class_column(data.features, datasets)
+        self.labelled = label is not None
+        if label is not None:
+            names = getattr(data.features[label], "names", None)
+            self.classes, self.targets = _classes(data[label][:], names)
+        self._image = image
+        self._data = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def path(self, row: int) -> str:
+        """The row, and the image's file name where it is known."""
+        try:
+            path = self._data[row][self._image]["path"]
+        except Exception:  # it is asked for because the row can't be read
+            path = None
+        return f"{self.name}#{row}" + (f" {path}" if path else "")
+
+    def read(self, row: int) -> bytes:
+        """The bytes of the image, which lie in the row or in a file that it names."""
+        image = self._data[row][self._image]
+        if image is None:
+            raise ValueError("the row has no image")
+        return image["bytes"] or Path(image["path"]).read_bytes()
+
+
+def _load(datasets: Any, name: str, place: str, split: str | None) -> Any:
+    saved = Path(place) / "dataset_dict.json"
+    if not saved.exists() and not (Path(place) / "state.json").exists():
+        return datasets.load_dataset(place, split=split or "train")
+    data = datasets.load_from_disk(place)
+    if not saved.exists():
+        if split is not None:
+            raise InputError(f"{name}: the folder holds one data set, without splits")
+        return data
+    split = split or "train"
+    if split not in data:
+        raise InputError(f"{name}: no split {split!r}, there are {', '.join(data)}")
+    return data[split]
+
+
+def _image_column(name: str, features: Any, kind: type) -> str:
+    columns = [column for column, feature in features.items() if isinstance(feature, kind)]
+    if "image" in columns:
+        return "image"
+    if len(columns) != 1:
+        raise InputError(
+            f"{name} has {len(columns)} columns of images among {', '.join(features)}; "
+            "one must be called image"
+        )
+    return columns[0]
+
+
+def _class_column(features: Any, datasets: Any) -> str | None:
+    """The column called label, if a class can be what it holds; else the only one of classes."""
+    for column in ("label", "labels"):
+        feature = features.get(column)
+        is_value = isinstance(feature, datasets.Value)
+        if isinstance(feature, datasets.ClassLabel) or (is_value and "float" not in feature.dtype):
+            return column
+    columns = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    return columns[0] if len(columns) == 1 else None
+
+
+def _classes(labels: list[Any], names: list[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
+    """Class names and targets; labels that are words are their own names."""
+    if names is None and any(isinstance(label, str) for label in labels):
+        names = sorted({label for label in labels if label is not None}, key=natural_key)
+        position = {word: index for index, word in enumerate(names)}
+        labels = [position.get(label) for label in labels]
+    return tuple(names or ()), class_numbers(labels)

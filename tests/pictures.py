@@ -1,0 +1,45 @@
+"""Images that tell which they are, and images that can't be read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dynamicvit.data import Batch
+
+
+def encoded(grey: int, size: tuple[int, int] = (12, 10)) -> bytes:
+    """A PNG that can be told from the others by its grey level."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (grey, grey, grey)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_image(path: Path, grey: int, size: tuple[int, int] = (12, 10)) -> Path:
+    """An image that can be told from the others by its grey level."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (grey, grey, grey)).save(path)
+    return path
+
+
+def truncated_jpeg(path: Path) -> Path:
+    """A photograph whose second half is missing: decoders that are lenient make it grey."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    return path
+
+
+def greys(batches: Iterable[Batch]) -> list[int]:
+    """The grey levels of all images, in order."""
+    return [round(float(image.mean()) * 255) for batch in batches for image in batch.images]
+
+
+def labels(batches: Iterable[Batch]) -> list[int]:
+    return [int(label) for batch in batches for label in batch.labels]

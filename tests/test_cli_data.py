@@ -1,0 +1,97 @@
+"""Every kind of source on the command line, in one run and beside each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+
+from dynamicvit import sparsify
+from pictures import encoded, truncated_jpeg, write_image
+
+Main = Callable[..., int]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A tiny model of three classes in a folder."""
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+    sparsify(timm.create_model("deit_tiny_patch16_224", num_classes=3, **size)).save_pretrained(
+        tmp_path / "model"
+    )
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def main(command: Main) -> Main:
+    return lambda *arguments: command(*arguments, "--workers", "0")
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    """Six images of classes 0 to 2 in two shards, of which one breaks off."""
+    webdataset = pytest.importorskip("webdataset", reason="pip install 'dynamicvit[data]'")
+    (tmp_path / "shards").mkdir()
+    for shard in range(2):
+        with webdataset.TarWriter(str(tmp_path / "shards" / f"{shard}.tar")) as writer:
+            for image in range(3):
+                writer.write({"__key__": f"{image}", "png": encoded(80 * image), "cls": image})
+    whole = (tmp_path / "shards" / "0.tar").read_bytes()
+    (tmp_path / "shards" / "2.tar").write_bytes(whole[: len(whole) // 2])
+    return f"wds/{tmp_path}/shards"
+
+
+def test_training_on_shards_and_unlabelled_sources(
+    saved: Path, shards: str, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="pip install 'dynamicvit[data]'")
+    table = {"image": [{"bytes": encoded(grey)} for grey in (5, 6)]}
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict(table, features=features).save_to_disk(tmp_path / "table")
+    write_image(tmp_path / "flat" / "1.png", 7)
+    truncated_jpeg(tmp_path / "flat" / "2.jpg")
+    out = tmp_path / "run"
+    more = ["--unlabelled", f"hfds/{tmp_path}/table", "--unlabelled", tmp_path / "flat"]
+    # Six, two and the break of the third shard, two, two: one batch of all.
+    steps = ["--set", "epochs=1", "--set", "images=null", "--set", "batch_size=13"]
+    assert main("train", shards, *more, "-m", saved, "-o", out, *steps) == 0
+    report = json.loads((out / "report.json").read_text())["training"]
+    broken, truncated = str(tmp_path / "shards" / "2.tar"), str(tmp_path / "flat" / "2.jpg")
+    assert report["images"] == 11
+    assert set(report["skipped"]) == {broken, truncated}
+    capsys.readouterr()
+
+    assert main("eval", shards, "-m", out, "--json", "-") == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["data"] == shards
+    assert numbers["class_map"] == "the numbers given"
+    assert numbers["labelled"] == numbers["images"] == 8
+    assert numbers["skipped"] == [broken]
+
+
+def test_a_class_that_the_model_lacks_ends_it_in_one_line(
+    saved: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    webdataset = pytest.importorskip("webdataset", reason="pip install 'dynamicvit[data]'")
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        writer.write({"__key__": "x", "png": encoded(1), "cls": 3})
+    assert main("eval", f"wds/{tmp_path}/a.tar", "-m", saved) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{tmp_path}/a.tar/x.png" in error
+    assert "class '3' is not in the class map" in error
+
+
+def test_sources_that_cannot_be_used_end_in_one_line(
+    saved: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source in (f"hfds/{tmp_path}/none", f"torch/mnist/{tmp_path}", "tfds/mnist", "wds/"):
+        for command in (["eval"], ["train", "-o", tmp_path / "run"]):
+            assert main(command[0], source, "-m", saved, *command[1:]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"dynamicvit: {source}")
+            assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()

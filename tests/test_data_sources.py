@@ -1,0 +1,314 @@
+"""Hugging Face's and torchvision's data sets, and the strings that name sources."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import sys
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import ConcatDataset
+
+from dynamicvit.data import UNLABELLED, ImageData, Loader, class_map_for
+from dynamicvit.errors import InputError
+from pictures import encoded, greys, labels, truncated_jpeg, write_image
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+]
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_names_that_are_not_complete_or_not_supported() -> None:
+    for name, said in {
+        "wds/": "wds/ is not complete: write wds/PLACE or wds/PLACE@SPLIT",
+        "hfds/pets@": "is not complete",
+        "torch/mnist": "write torch/mnist/FOLDER",
+        "tfds/mnist": "tfds/ is not supported",
+        "HFIDS/pets": "hfds/ reads the same",
+    }.items():
+        with pytest.raises(InputError, match=said) as raised:
+            ImageData(name)
+        assert name in str(raised.value)
+
+
+def test_a_path_is_always_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "torch" / "cats@home" / "1.png", 1)
+    monkeypatch.chdir(tmp_path)
+    for root in (Path("torch/cats@home"), "./torch/cats@home", f"{tmp_path}/torch/cats@home"):
+        assert len(ImageData(root)) == 1
+    write_image(tmp_path / "torch" / "cats" / "x" / "1.png", 1)
+    with pytest.raises(InputError, match=r"for the path of that name write \./torch/cats/x"):
+        ImageData("torch/cats/x")
+
+
+@pytest.mark.parametrize(("prefix", "package"), [("wds", "webdataset"), ("hfds", "datasets")])
+def test_a_missing_package_is_named(
+    prefix: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"needs the package {package}: pip install .*\[data\]"):
+        ImageData(f"{prefix}/{tmp_path}")
+
+
+# ---------------------------------------------------------------- Hugging Face
+
+LEVELS = [10, 20, 11, 30]
+CLASSES = ["ant", "bee", "cat"]
+
+
+@pytest.fixture
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The library, with a cache of its own."""
+    library = pytest.importorskip("datasets", reason="pip install 'dynamicvit[data]'")
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(library.config, "HF_HUB_OFFLINE", True)
+    return library
+
+
+def table(datasets: Any, label: Any, column: str = "img", labels: Sequence[Any] = ()) -> Any:
+    """A data set of the four levels, with the column `label` of a given kind if any."""
+    features = {"id": datasets.Value("int64"), column: datasets.Image()}
+    content: dict[str, Any] = {"id": range(4), column: [{"bytes": encoded(g)} for g in LEVELS]}
+    if label is not None:
+        features["label"], content["label"] = label, list(labels)
+    return datasets.Dataset.from_dict(content, features=datasets.Features(features))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_set_saved_to_disk(datasets: Any, tmp_path: Path, workers: int) -> None:
+    saved = tmp_path / "saved"
+    table(datasets, datasets.ClassLabel(names=CLASSES), labels=[0, 1, 0, 2]).save_to_disk(saved)
+    data = ImageData(f"hfds/{saved}")
+    assert data.classes == tuple(CLASSES)
+    batches = Loader(data, 3, num_workers=workers)
+    assert greys(batches) == LEVELS
+    assert labels(batches) == [0, 1, 0, 2]
+    assert class_map_for(data, 3).origin == "the 3 classes in their order"
+    with pytest.raises(InputError, match=r"3 classes and the model 1000 classes; give a class map"):
+        class_map_for(data, 1000)
+    mapped = ImageData(f"hfds/{saved}", class_map={"cat": 7, "bee": 5, "ant": 9})
+    assert mapped.labels.tolist() == [9, 5, 9, 7]
+    with pytest.raises(InputError, match=r"1 classes of .* are not in the class map: cat"):
+        ImageData(f"hfds/{saved}", class_map={"bee": 5, "ant": 9})
+    with pytest.raises(InputError, match="without splits"):
+        ImageData(f"hfds/{saved}@train")
+    with pytest.raises(InputError, match=f"a saved Hugging Face data set is written hfds/{saved}"):
+        ImageData(saved)
+
+
+def test_splits_saved_to_disk(datasets: Any, tmp_path: Path) -> None:
+    whole = table(datasets, datasets.ClassLabel(names=CLASSES), labels=[0, 1, 0, 2])
+    splits = {"train": whole.select([0, 3]), "test": whole.select([1, 2])}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    assert greys(Loader(ImageData(f"hfds/{tmp_path}/saved"), 3)) == [10, 30]
+    data = ImageData(f"hfds/{tmp_path}/saved@test")
+    assert greys(Loader(data, 3)) == [20, 11]
+    assert labels(Loader(data, 3)) == [1, 0]
+    with pytest.raises(InputError, match="no split 'val', there are train, test"):
+        ImageData(f"hfds/{tmp_path}/saved@val")
+
+
+def test_a_folder_that_load_dataset_reads(datasets: Any, tmp_path: Path) -> None:
+    for name, grey in {"bee": 20, "ant": 10}.items():
+        write_image(tmp_path / "pets" / "train" / name / "1.png", grey)
+        write_image(tmp_path / "pets" / "test" / name / "1.png", grey + 1)
+    (tmp_path / "pets" / "train" / "bee" / "1.png").write_bytes(b"nothing")
+    data = ImageData(f"hfds/{tmp_path}/pets")
+    assert data.classes == ("ant", "bee")
+    (batch,) = list(Loader(data, 3))
+    assert greys([batch]) == [10]
+    (skipped,) = batch.skipped
+    assert skipped.endswith("pets/train/bee/1.png")
+    assert greys(Loader(ImageData(f"hfds/{tmp_path}/pets@test"), 3)) == [11, 21]
+    with pytest.raises(InputError, match="can't be opened") as raised:
+        ImageData(f"hfds/{tmp_path}/nowhere")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "classes", "expected"),
+    [
+        ("int64", [4, 2, 4, None], (), [4, 2, 4, UNLABELLED]),
+        ("int64", [0, -1, 0, 1], (), [0, UNLABELLED, 0, 1]),
+        ("string", ["b", "a10", "a9", None], ("a9", "a10", "b"), [2, 1, 0, UNLABELLED]),
+        ("float32", [0.5, 1.5, 2.5, 3.5], (), [UNLABELLED] * 4),
+        (None, [], (), [UNLABELLED] * 4),
+    ],
+)
+def test_kinds_of_labels(
+    datasets: Any, tmp_path: Path, kind: str | None, given: list, classes: tuple, expected: list
+) -> None:
+    label = kind and datasets.Value(kind)
+    table(datasets, label, labels=given).save_to_disk(tmp_path / "saved")
+    data = ImageData(f"hfds/{tmp_path}/saved")
+    assert data.classes == classes
+    assert data.labelled == (kind in ("int64", "string"))
+    assert labels(Loader(data, 4)) == expected
+
+
+def test_classes_that_are_numbers(datasets: Any, tmp_path: Path) -> None:
+    table(datasets, datasets.Value("int64"), labels=[4, 2, 4, -1]).save_to_disk(tmp_path / "saved")
+    data = ImageData(f"hfds/{tmp_path}/saved")
+    fitting = class_map_for(data, 5)
+    assert fitting.origin == "the numbers given"
+    assert data.with_class_map(fitting.index).labels.tolist() == [4, 2, 4, UNLABELLED]
+    with pytest.raises(InputError, match="gives index 4, but the model's classes are 0 to 3"):
+        class_map_for(data, 4)
+    mapped = ImageData(data.root, class_map={4: 7, 2: 8, 3: 9})
+    assert mapped.labels.tolist() == [7, 8, 7, UNLABELLED]
+    assert data.with_class_map({"4": 0, "2": 1}).labels.tolist() == [0, 1, 0, UNLABELLED]
+    with pytest.raises(InputError, match="are not in the class map: 2"):
+        data.with_class_map({"4": 0})
+
+
+def test_rows_that_cannot_be_read(datasets: Any, tmp_path: Path) -> None:
+    good = table(datasets, None)
+    rows = [{"bytes": b"nothing", "path": "odd.png"}, None]
+    bad = datasets.Dataset.from_dict({"id": range(2), "img": rows}, features=good.features)
+    datasets.concatenate_datasets([bad, good]).save_to_disk(tmp_path / "saved")
+    (batch,) = list(Loader(ImageData(f"hfds/{tmp_path}/saved"), 7))
+    assert greys([batch]) == LEVELS
+    assert batch.skipped == tuple(f"hfds/{tmp_path}/saved#{row}" for row in ("0 odd.png", 1))
+
+
+def test_a_table_that_breaks_off(datasets: Any, tmp_path: Path) -> None:
+    table(datasets, None).save_to_disk(tmp_path / "saved")
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(InputError, match="can't be opened") as raised:
+        ImageData(f"hfds/{tmp_path}/saved")
+    assert "\n" not in str(raised.value)
+
+
+def test_which_column_holds_the_images(datasets: Any, tmp_path: Path) -> None:
+    both = table(datasets, None, column="image").add_column("other", range(4))
+    both.cast_column("other", datasets.Value("int64")).save_to_disk(tmp_path / "one")
+    assert len(ImageData(f"hfds/{tmp_path}/one")) == 4
+    table(datasets, None).remove_columns("img").save_to_disk(tmp_path / "none")
+    with pytest.raises(InputError, match="has 0 columns of images among id"):
+        ImageData(f"hfds/{tmp_path}/none")
+
+
+# ---------------------------------------------------------------- torchvision
+
+
+def write_mnist(root: Path, levels: Sequence[int], targets: Sequence[int]) -> None:
+    """MNIST's own files; the images of the test split are one level brighter."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split, more in (("train", 0), ("t10k", 1)):
+        pixels = b"".join(bytes([level + more]) * 28 * 28 for level in levels)
+        header = struct.pack(">IIII", 0x803, len(levels), 28, 28)
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(header + pixels)
+        header = struct.pack(">II", 0x801, len(targets))
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(header + bytes(targets))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_set_of_torchvision(tmp_path: Path, workers: int) -> None:
+    write_mnist(tmp_path, [10, 20, 30], [3, 0, 9])
+    data = ImageData(f"torch/mnist/{tmp_path}")
+    assert len(data.classes) == 10
+    batches = Loader(data, 2, num_workers=workers)
+    assert greys(batches) == [10, 20, 30]
+    assert labels(batches) == [3, 0, 9]
+    assert next(iter(batches)).images.shape == (2, 3, 28, 28)
+    assert greys(Loader(ImageData(f"torch/mnist/{tmp_path}@test"), 2)) == [11, 21, 31]
+    assert data.path(1) == f"torch/mnist/{tmp_path}#1"
+
+
+def test_torchvisions_image_folder(tmp_path: Path) -> None:
+    write_image(tmp_path / "ant" / "1.png", 10)
+    bad = truncated_jpeg(tmp_path / "bee" / "1.jpg")
+    write_image(tmp_path / "bee" / "2.png", 20)
+    (batch,) = list(Loader(ImageData(f"torch/image_folder/{tmp_path}"), 4))
+    assert greys([batch]) == [10, 20]
+    assert batch.labels.tolist() == [0, 1]
+    assert batch.skipped == (str(bad),)
+
+
+def test_sets_that_cannot_be_opened(tmp_path: Path) -> None:
+    for name, said in {
+        f"torch/mnist/{tmp_path}": "not found",
+        f"torch/nonsense/{tmp_path}": "Unknown torchvision dataset nonsense",
+    }.items():
+        with pytest.raises(InputError, match=f"can't be opened .*{said}") as raised:
+            ImageData(name)
+        assert "\n" not in str(raised.value)
+
+
+# ---------------------------------------------------------------- tars that break
+
+
+def cut(content: bytearray, at: int) -> bytearray:
+    return content[:at]
+
+
+def garble(content: bytearray, at: int) -> bytearray:
+    content[at : at + 512] = b"\xff" * 512
+    return content
+
+
+def flip(content: bytearray, at: int) -> bytearray:
+    content[at] ^= 1
+    return content
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("damage", [cut, garble, flip])
+def test_a_tar_that_breaks_in_the_middle_is_refused(
+    tmp_path: Path, damage: Callable[[bytearray, int], bytearray], inner: bool
+) -> None:
+    path = tmp_path / ("cat.tar" if inner else "all.tar")
+    with tarfile.open(path, "w") as archive:
+        for grey in (1, 2, 3):
+            archive.add(write_image(tmp_path / "cat" / f"{grey}.png", grey), f"cat/{grey}.png")
+    with tarfile.open(path) as archive:
+        header = archive.getmembers()[2].offset
+    content = damage(bytearray(path.read_bytes()), header)
+    path.write_bytes(content)
+    if inner:
+        with tarfile.open(tmp_path / "all.tar", "w") as archive:
+            archive.add(path, "cat.tar")
+    with pytest.raises(InputError, match=r"cat/2\.png|can't be read") as raised:
+        ImageData(tmp_path / "all.tar")
+    assert "all.tar" in str(raised.value)
+
+
+def test_a_tar_of_tars_that_breaks_between_them_is_refused(tmp_path: Path) -> None:
+    outer = tmp_path / "all.tar"
+    with tarfile.open(outer, "w") as archive:
+        for name in ("ant", "bee"):
+            with tarfile.open(tmp_path / f"{name}.tar", "w") as inner:
+                inner.add(write_image(tmp_path / f"{name}.png", 1), "1.png")
+            archive.add(tmp_path / f"{name}.tar", f"{name}.tar")
+    assert len(ImageData(outer)) == 2
+    with tarfile.open(outer) as archive:
+        header = archive.getmembers()[1].offset
+    outer.write_bytes(garble(bytearray(outer.read_bytes()), header))
+    with pytest.raises(InputError, match=r"all\.tar is damaged after ant\.tar"):
+        ImageData(outer)
+
+
+# ---------------------------------------------------------------- together
+
+
+def test_all_kinds_in_one_epoch(datasets: Any, tmp_path: Path) -> None:
+    write_mnist(tmp_path, [100, 101], [3, 0])
+    table(datasets, datasets.Value("int64"), labels=[4, 2, 4, 1]).save_to_disk(tmp_path / "saved")
+    write_image(tmp_path / "flat" / "50.png", 50)
+    sources = [f"torch/mnist/{tmp_path}", f"hfds/{tmp_path}/saved", f"{tmp_path}/flat"]
+    data = ConcatDataset([ImageData(source) for source in sources])
+    batches = list(Loader(data, 1))  # the sizes differ
+    assert greys(batches) == [100, 101, *LEVELS, 50]
+    assert labels(batches) == [3, 0, 4, 2, 4, 1, UNLABELLED]
+    sent = pickle.loads(pickle.dumps(data))  # to workers, where processes are not forked
+    assert greys(Loader(sent, 1)) == greys(batches)
