@@ -11,7 +11,6 @@ import torch
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.data import UNLABELLED, Batch
 from dynamicvit.training import Progress, Recipe, load_recipe, loop, train
-from dynamicvit.training.checkpoint import load_checkpoint, save_checkpoint
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from families import BY_NAME, DEIT, Family
 
@@ -162,20 +161,6 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(recipe: Recipe, tmp_path
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
-def test_going_on_with_another_recipe_is_refused(tmp_path: Path) -> None:
-    train(DEIT.sparse(), Memory(), small(steps=1), tmp_path)
-    with pytest.raises(InputError, match="another recipe"):
-        train(DEIT.sparse(), Memory(), small(steps=2), tmp_path, resume=True)
-    with pytest.raises(InputError, match="no checkpoint"):
-        train(DEIT.sparse(), Memory(), small(), tmp_path / "empty", resume=True)
-
-
-def test_going_on_with_another_model_is_refused(tmp_path: Path) -> None:
-    train(DEIT.sparse(), Memory(), small(steps=1), tmp_path)
-    with pytest.raises(InputError, match=r"of another model.*missing|of another shape"):
-        train(DEIT.sparse(depth=6), Memory(), small(steps=1), tmp_path, resume=True)
-
-
 def test_a_killed_run_goes_on_from_its_last_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,13 +275,3 @@ def test_weight_decay_spares_biases_norms_and_positions() -> None:
     for name, parameter in model.named_parameters():
         spared = parameter.ndim == 1 or name in model.no_weight_decay()
         assert (id(parameter) in decayed) != spared, name
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.pt"
-    save_checkpoint({"step": torch.ones(1000)}, path)
-    assert load_checkpoint(path)["step"].sum() == 1000
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(InputError, match=r"checkpoint.pt is damaged"):
-        load_checkpoint(path)
-    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
