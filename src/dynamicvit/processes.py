@@ -60,6 +60,9 @@ class Processes:
         """Plain values of all processes, by rank, in each of them."""
         return [value]
 
+    def close(self) -> None:
+        """Nothing more will be shared."""
+
 
 class _Launched(Processes):
     """Several, on Accelerate."""
@@ -70,7 +73,7 @@ class _Launched(Processes):
         from accelerate.utils import DistributedDataParallelKwargs
 
         # Not every weight learns from every loss: without one, its gradient never comes.
-        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
         self._accelerator = Accelerator(
             cpu=torch.device(device).type == "cpu",
             mixed_precision="no",  # autocast is ours, around teacher and student alike
@@ -93,6 +96,9 @@ class _Launched(Processes):
         from accelerate.utils import gather_object
 
         return gather_object([value])
+
+    def close(self) -> None:
+        self._accelerator.end_training()
 
 
 def launched_processes(device: torch.device | str = "cpu") -> Processes:

@@ -131,10 +131,10 @@ def train(
         )
         if resume:
             run.restore(force=force, is_main=processes.is_main)
-        if processes.is_main:
+        if processes.is_main and (force or not resume):
             (folder / "recipe.yaml").write_text(dump_recipe(recipe))
-            if not resume:
-                run.log_file.write_text("")
+        if processes.is_main and not resume:
+            run.log_file.write_text("")
         began = saved = time.perf_counter()
         first, images_before = run.step, run.images
         for batch in batches(loader, run.step, steps):
