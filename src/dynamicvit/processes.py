@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,9 @@ class Processes:
     def is_main(self) -> bool:
         """Whether this is the one that prints and writes."""
         return self.rank == 0
+
+    def equalise(self, module: nn.Module) -> None:
+        """Give each process the main one's weights."""
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with its gradients summed over the processes, divided by their number."""
@@ -83,6 +86,11 @@ class _Launched(Processes):
         self.rank = self._accelerator.process_index
         self.count = self._accelerator.num_processes
 
+    def equalise(self, module: nn.Module) -> None:
+        from accelerate.utils import broadcast
+
+        broadcast([value.data for value in module.state_dict().values()])
+
     def wrap(self, module: nn.Module) -> nn.Module:
         return self._accelerator.prepare_model(module)
 
@@ -90,7 +98,7 @@ class _Launched(Processes):
         return self._accelerator.no_sync(module)
 
     def sum(self, values: Tensor) -> Tensor:
-        return self._accelerator.reduce(values.detach(), "sum")
+        return cast(Tensor, self._accelerator.reduce(values.detach(), "sum"))
 
     def gather(self, value: Any) -> list[Any]:
         from accelerate.utils import gather_object

@@ -98,6 +98,7 @@ def train(
     processes = Processes(device) if processes is None else processes
     precision = launched_precision(precision, processes.device)
     model.to(processes.device).train()
+    processes.equalise(model)
     teacher = dense_teacher(model)
     optimizer = create_optimizer(model, recipe)
     steps = total_steps(recipe, loader)
