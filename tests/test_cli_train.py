@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ Main = Callable[..., int]
 TINY = ("--set", "images=8", "--set", "batch_size=4")
 WRITTEN = [
     "README.md",
+    "checkpoint.best.pt",
     "checkpoint.pt",
     "config.json",
     "log.jsonl",
@@ -231,19 +233,64 @@ def test_an_interrupted_run_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(command, "training", _Replaced(loop, train=train))
         assert main(*arguments, "-o", out) == 130
-    assert one_line(capsys) == (
-        f"interrupted; {out} is saved, the same command with --resume goes on"
-    )
-    assert files_in(out) == ["checkpoint.pt", "log.jsonl", "recipe.yaml"]
-    assert main(*arguments, "-o", out) == 2
-    assert "holds a run: go on with --resume" in one_line(capsys)
-    assert main(*arguments, "-o", out, "--resume", "--set", "seed=1") == 2
-    assert "another recipe" in one_line(capsys)
-    assert main(*arguments, "-o", out, "--resume") == 0
-    assert files_in(out) == WRITTEN
+    assert one_line(capsys) == (f"interrupted; {out} is saved, the same command goes on")
+    unfinished = ["checkpoint.best.pt", "checkpoint.pt", "log.jsonl", "recipe.yaml"]
+    assert files_in(out) == unfinished
+    assert main(*arguments, "-o", out, "--set", "seed=1", "--set", "losses.token=1") == 2
+    assert "another run: losses.token 4.0 -> 1.0, seed 0 -> 1; take" in one_line(capsys)
+    assert main(*arguments, "-o", out) == 0
+    assert f"going on with the run in {out}" in capsys.readouterr().out
+    finished = sorted([*WRITTEN, "checkpoint.previous.pt"])
+    assert files_in(out) == finished
+    before = (out / "model.safetensors").read_bytes()
+    assert main(*arguments, "-o", out, "--resume") == 0  # finished: there is nothing left to do
+    assert files_in(out) == finished
+    assert (out / "model.safetensors").read_bytes() == before
     resumed, expected = DynamicViT.from_pretrained(out), DynamicViT.from_pretrained(whole)
     for name, value in expected.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_a_full_disk_is_one_line(
+    saved: Path, flat: Path, tmp_path: Path, main: Main, capsys, monkeypatch
+) -> None:
+    """In the middle of a run, and when all that is left is to write the model."""
+    out = tmp_path / "out"
+    arguments = ("train", flat, "-m", saved, "-o", out, *TINY, "--set", "images=16")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def train(*given, on_step, **options):
+        def fill(progress):
+            on_step(progress)
+            if progress.step == 1:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+
+        return loop.train(*given, on_step=fill, **options)
+
+    def save(model, folder):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+        return save_pretrained(model, folder)
+
+    save_pretrained = DynamicViT.save_pretrained
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    for name, patch in (
+        ("can't be written (File too large); the last checkpoint is whole: make room", "train"),
+        (f"{out}: can't be written", "save"),
+    ):
+        with monkeypatch.context() as patched:
+            if patch == "train":
+                patched.setattr(command, "training", _Replaced(loop, train=train))
+            else:
+                patched.setattr(DynamicViT, "save_pretrained", save)
+            try:
+                assert main(*arguments) == 2
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert name in one_line(capsys)
+        assert not list(out.glob("*.partial"))
+        assert not (out / "model.safetensors").exists()
+    assert main(*arguments) == 0
+    assert sorted([*WRITTEN, "checkpoint.previous.pt"]) == files_in(out)
 
 
 def test_interrupted_before_the_first_step(
@@ -258,7 +305,8 @@ def test_interrupted_before_the_first_step(
     assert not (tmp_path / "out").exists()
 
 
-def test_ctrl_c_in_a_terminal(saved: Path, flat: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_a_terminal(saved: Path, flat: Path, tmp_path: Path, asked: int) -> None:
     """A real signal to a real process with a worker that reads images."""
     out = tmp_path / "out"
     words = ["train", flat, "-m", saved, "-o", out, *TINY, "--set", "images=400000"]
@@ -274,15 +322,13 @@ def test_ctrl_c_in_a_terminal(saved: Path, flat: Path, tmp_path: Path) -> None:
         deadline = time.monotonic() + 120
         while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
+        os.killpg(process.pid, asked)  # as a terminal does and SLURM, to every process
         _, error = process.communicate(timeout=60)
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == 130, error
-    assert error == (
-        f"dynamicvit: interrupted; {out} is saved, the same command with --resume goes on\n"
-    )
+    assert process.returncode == 128 + asked, error
+    assert error == (f"dynamicvit: interrupted; {out} is saved, the same command goes on\n")
     assert (out / "checkpoint.pt").exists()
 
 

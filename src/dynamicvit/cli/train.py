@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import logging
+import signal
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -15,7 +17,6 @@ from dynamicvit.cli import app
 from dynamicvit.cli.console import (
     StoppedError,
     check_folder,
-    interrupts_between_steps,
     progress_bar,
     say,
     write_json,
@@ -27,7 +28,6 @@ from dynamicvit.cli.options import (
     ModelOrRecipes,
     NoPretrained,
     Output,
-    Precision,
     Released,
     Strict,
     Threads,
@@ -49,8 +49,11 @@ from dynamicvit.errors import InputError
 from dynamicvit.evaluation import evaluate
 from dynamicvit.loading import load_model, set_drop_path
 from dynamicvit.model import DynamicViT
+from dynamicvit.processes import Processes, launched_precision, launched_processes
 from dynamicvit.training import Progress, Recipe, TrainingReport, load_recipe
 from dynamicvit.training import loop as training
+from dynamicvit.training.checkpoint import holds_run
+from dynamicvit.training.stopping import terminated_like_interrupted
 
 
 @app.command()
@@ -68,9 +71,22 @@ def train(
     ] = None,
     unlabelled: Unlabelled = None,
     class_map: ClassMapOption = None,
-    precision: Precision = "fp32",
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(help="bf16 and fp16 run under autocast; fp16 needs a GPU."),
+    ] = "fp32",
+    accumulate: Annotated[
+        int, typer.Option(help="Passes in which a process works off its images of a step.")
+    ] = 1,
+    grad_checkpointing: Annotated[
+        bool, typer.Option("--grad-checkpointing", help="Less memory, a third more computation.")
+    ] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint in the output.")
+        bool, typer.Option("--resume", help="Refuse to start anew: there must be a run to go on.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on with a run though the recipe differs.")
     ] = False,
     strict: Strict = False,
     workers: Workers = 1,
@@ -79,15 +95,19 @@ def train(
     """Fine-tune MODEL with its own dense self as teacher.
 
     Writes a folder that `eval`, `bench`, `visualize` and `from_pretrained` read, with the resolved
-    recipe, a log of every step and a report. An interrupted run goes on with --resume.
+    recipe, a log of every step and a report. The same command goes on with an interrupted run.
+    Several processes, started by torchrun or accelerate launch, share the batches of the recipe.
     """
-    console = Console()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    processes = launched_processes(device)
+    console = _console(processes)
     plan = load_recipe(recipe, overrides or [])
     if model_name is None and released is None:
         model_name = plan.model
         if model_name is None:
             raise InputError(f"recipe {recipe} names no model: give --model, or --released")
-    _check_output(output, resume)
+    dtype = launched_precision(autocast_dtype(precision), processes.device)
+    going_on = _check_output(output, resume)
     use_threads(threads)
     images = _training_images(plan, data, unlabelled or [], strict)
     torch.manual_seed(plan.seed)
@@ -100,44 +120,76 @@ def train(
     )
     if plan.drop_path:
         set_drop_path(student, plan.drop_path)
+    if grad_checkpointing:
+        student.set_grad_checkpointing()
     loader, held_out = _loaders(student, plan, images, class_map, workers, console)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    amp_dtype = autocast_dtype(precision)
     is_new = not output.exists()
+    if going_on:
+        say(console, f"going on with the run in {output}")
+    how = _How(going_on, force, processes, dtype, accumulate, compiled)
     try:
-        try:
-            report = _train_with_progress(
-                student, loader, plan, output, resume, device, amp_dtype, console
-            )
-            if not report.images:
-                raise InputError(f"none of the images of {data} that were drawn can be read")
-        except InputError:
-            # Found only while reading (an unreadable image with --strict): no trace stays.
-            if not resume and not (output / "checkpoint.pt").exists():
-                _take_back(output, is_new)
-            raise
-        student.save_pretrained(output)
-        results = _results(student, report, held_out, device, amp_dtype, console)
-        write_json(output / "report.json", results)
-    except KeyboardInterrupt:
-        raise StoppedError(_how_to_go_on(output)) from None
+        with terminated_like_interrupted():
+            try:
+                report = _train_with_progress(student, loader, plan, output, how, console)
+                if not report.images:
+                    raise InputError(f"none of the images of {data} that were drawn can be read")
+            except InputError:
+                # Found only while reading (an unreadable image with --strict): no trace stays.
+                if processes.is_main and not holds_run(output):
+                    _take_back(output, is_new)
+                raise
+            if processes.is_main:
+                student.save_pretrained(output)
+            results = _results(student, report, held_out, how, console)
+            if processes.is_main:
+                write_json(output / "report.json", results)
+    except KeyboardInterrupt as stop:
+        raise StoppedError(_how_to_go_on(output), getattr(stop, "signum", signal.SIGINT)) from None
     say(console, f"saved {output}: dynamicvit eval DATA --model {output}")
+    processes.close()
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a run is done, which changes nothing of what it does.
+
+    Attributes:
+        resume: go on from the checkpoint.
+        force: even if it is of another recipe.
+        processes: that share the run.
+        precision: dtype of autocast, if any.
+        accumulate: passes in a step.
+        compiled: with torch.compile.
+    """
+
+    resume: bool
+    force: bool
+    processes: Processes
+    precision: torch.dtype | None
+    accumulate: int
+    compiled: bool
+
+
+def _console(processes: Processes) -> Console:
+    """Standard output of the main process; the others keep quiet, unless it is about their part."""
+    if not processes.is_main:
+        logging.getLogger("dynamicvit.training").setLevel(logging.ERROR)
+    return Console(quiet=not processes.is_main)
 
 
 # ---------------------------------------------------------------- what goes in
 
 
-def _check_output(output: Path, resume: bool) -> None:
+def _check_output(output: Path, resume: bool) -> bool:
+    """Whether there is a run to go on with; refused if there is anything else."""
     check_folder(output)
-    checkpoint = output / "checkpoint.pt"
+    if holds_run(output):
+        return True
     if resume:
-        if not checkpoint.exists():
-            raise InputError(f"--resume: {output} holds no checkpoint.pt to go on from")
-        return
-    if checkpoint.exists():
-        raise InputError(f"{output} holds a run: go on with --resume, or choose another folder")
+        raise InputError(f"--resume: {output} holds no checkpoint.pt to go on from")
     if (output / "model.safetensors").exists():
         raise InputError(f"{output} holds a model: choose another folder")
+    return False
 
 
 def _training_images(
@@ -199,12 +251,10 @@ def _train_with_progress(
     loader: Loader,
     recipe: Recipe,
     output: Path,
-    resume: bool,
-    device: str,
-    amp_dtype: torch.dtype | None,
+    how: _How,
     console: Console,
 ) -> TrainingReport:
-    with progress_bar(console, transient=False) as bar, interrupts_between_steps() as check:
+    with progress_bar(console, transient=False) as bar:
         task = bar.add_task("training", total=training.total_steps(recipe, loader), note="")
 
         def show(progress: Progress) -> None:
@@ -215,23 +265,13 @@ def _train_with_progress(
                 note=f"{progress.images_per_second:.1f} images/s "
                 f"loss {progress.losses['total']:.3f} kept {kept}",
             )
-            check()
 
-        return training.train(
-            model,
-            loader,
-            recipe,
-            output,
-            resume=resume,
-            device=device,
-            precision=amp_dtype,
-            on_step=show,
-        )
+        return training.train(model, loader, recipe, output, on_step=show, **vars(how))
 
 
 def _how_to_go_on(output: Path) -> str:
-    if (output / "checkpoint.pt").exists():
-        return f"interrupted; {output} is saved, the same command with --resume goes on"
+    if holds_run(output):
+        return f"interrupted; {output} is saved, the same command goes on"
     return "interrupted before there was anything to save; the same command starts anew"
 
 
@@ -250,8 +290,7 @@ def _results(
     model: DynamicViT,
     report: TrainingReport,
     held_out: Loader | None,
-    device: str,
-    amp_dtype: torch.dtype | None,
+    how: _How,
     console: Console,
 ) -> dict[str, Any]:
     """What the run did, printed and for `report.json`."""
@@ -268,7 +307,13 @@ def _results(
         "keep_ratios": model.schedule.keep_ratios,
     }
     if held_out is not None:
-        result = evaluate(model, held_out, device=device, amp_dtype=amp_dtype)
+        result = evaluate(
+            model,
+            held_out,
+            device=how.processes.device,
+            amp_dtype=how.precision,
+            processes=how.processes,
+        )
         results["held_out"] = asdict(result)
         say(console, f"held-out top-1 {100 * (result.top1 or 0):.2f} % of {result.labelled}")
     return results

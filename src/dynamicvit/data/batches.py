@@ -95,6 +95,7 @@ class Loader:
         self.drop_last = drop_last
         self._epoch = 0
         self._start = 0
+        self._share = 0, 1
         self._logged: set[str] = set()
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -122,6 +123,16 @@ class Loader:
         if not self._start:
             return ()
         return begun(self.data, self._order(), self._start * self.batch_size)
+
+    def set_share(self, index: int, count: int) -> None:
+        """Read one part of each batch; other processes read the others.
+
+        Args:
+            index: which part, counted from 0. It may be one image smaller than those before, even
+                empty: together they are the whole batch, in its order.
+            count: how many parts.
+        """
+        self._share = index, count
 
     @property
     def num_images(self) -> int:
@@ -159,8 +170,12 @@ class Loader:
         """For each batch, epoch and index of each of its images."""
         order = self._order()
         starts = range(self._start * self.batch_size, len(self) * self.batch_size, self.batch_size)
+        part, parts = self._share
         return [
-            [(self._epoch, int(index)) for index in order[start : start + self.batch_size]]
+            [
+                (self._epoch, int(index))
+                for index in np.array_split(order[start : start + self.batch_size], parts)[part]
+            ]
             for start in starts
         ]
 
@@ -218,6 +233,10 @@ def _collate(samples: Sequence[Sample | Unreadable]) -> tuple[Batch, list[Unread
 
 
 def _leave_interrupts_to_parent(worker: int) -> None:
-    """Ctrl-C goes to every process of the terminal; workers would each print a traceback."""
+    """Ctrl-C goes to every process of the terminal, SLURM's SIGTERM to every process of the job.
+
+    Workers would each print a traceback, or be gone before the parent has saved.
+    """
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
