@@ -185,7 +185,7 @@ def test_a_dropped_key_far_above_the_kept_ones(
         torch.testing.assert_close(mine, theirs, rtol=10 * tolerance, atol=10 * tolerance)
 
 
-@pytest.mark.parametrize("size", [300.0, -300.0])
+@pytest.mark.parametrize("size", [800.0, -800.0])
 def test_large_logits_of_a_token_with_itself_do_not_overflow(size: float) -> None:
     """exp(P_ii) alone is beyond any float; beside the other logits of its row it is not."""
     query, key, value = heads(2, 2, 5, 8, dtype=torch.float64, gap=5.0)
@@ -196,7 +196,7 @@ def test_large_logits_of_a_token_with_itself_do_not_overflow(size: float) -> Non
         outcome(form, DECISION.double(), query, key, value)
         for form in (fused_attention, explicit_attention)
     )
-    assert_same(ours, right, 1e-11)
+    assert_same(ours, right, 1e-9)
 
 
 def test_an_image_that_keeps_nothing_is_zero(explicit_calls: list[int]) -> None:

@@ -34,8 +34,8 @@ def softmax_attention(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=bias, dropout_p=dropout_p, scale=scale
         )
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    logits = (query if scale == 1.0 else query * scale) @ key.transpose(-2, -1)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    logits = (query if factor == 1.0 else query * factor) @ key.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias
     weights = logits.softmax(dim=-1)

@@ -23,7 +23,7 @@ from dynamicvit.decisions import (
 from dynamicvit.errors import InputError
 from dynamicvit.losses import Losses, dynamicvit_loss
 from dynamicvit.model import DynamicViT, MaskedOutput
-from dynamicvit.teacher import dense_teacher, weigh_patches
+from dynamicvit.teacher import ask, dense_teacher
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.recipe import Recipe, dump_recipe
 from dynamicvit.training.state import Progress, RunState, TrainingReport
@@ -179,11 +179,7 @@ def step_losses(
             # The teacher's stem serves both: the student's is never trained, so it is the same.
             depth = model.schedule.stages[0]
             start = teacher.stem(images, depth) if recipe.share_stem else images
-            dense = (
-                weigh_patches(teacher, start)
-                if recipe.losses.guidance
-                else teacher.forward_dense(start)
-            )
+        dense = ask(teacher, start, importance=recipe.losses.guidance > 0)
         output = model.forward_masked(start)
         losses = dynamicvit_loss(
             output,
