@@ -75,7 +75,7 @@ class HubMixin(
             InputError: if the backbone can't be described, or the folder can't be written.
         """
         # Before anything is written: after this, saving can only fail on the disk.
-        self._hub_mixin_config = _describe(self)
+        self._hub_mixin_config = _config_of(self)
         try:
             return super().save_pretrained(save_directory, **kwargs)
         except OSError as error:
@@ -85,7 +85,10 @@ class HubMixin(
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         path = save_directory / SAFETENSORS_SINGLE_FILE
         unfinished = path.with_suffix(".partial")
+        unfinished.touch()
+        readers = unfinished.stat().st_mode  # safetensors would let only the owner read it
         save_file(tensors, unfinished, metadata={"format": "pt"})
+        unfinished.chmod(readers)
         unfinished.replace(path)  # an interrupted save leaves the old weights whole
 
     @classmethod
@@ -143,7 +146,7 @@ class HubMixin(
 # ---------------------------------------------------------------- the config
 
 
-def _describe(model: Any) -> dict[str, Any]:
+def _config_of(model: Any) -> dict[str, Any]:
     """The config from which the model can be built again.
 
     Raises:

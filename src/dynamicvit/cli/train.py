@@ -28,10 +28,12 @@ from dynamicvit.cli.options import (
     NoPretrained,
     Output,
     Precision,
+    Released,
     Strict,
     Threads,
     Workers,
     autocast_dtype,
+    chosen_model,
     use_threads,
 )
 from dynamicvit.data import (
@@ -55,6 +57,7 @@ def train(
     data: Data,
     output: Output,
     model_name: ModelOrRecipes = None,
+    released: Released = None,
     checkpoint: Checkpoint = None,
     no_pretrained: NoPretrained = False,
     recipe: Annotated[str, typer.Option(help="Built-in recipe or YAML file.")] = "small_data",
@@ -82,15 +85,16 @@ def train(
     """
     console = Console()
     plan = load_recipe(recipe, overrides or [])
-    name = model_name or plan.model
-    if name is None:
-        raise InputError(f"recipe {recipe} names no model: give --model")
+    if model_name is None and released is None:
+        model_name = plan.model
+        if model_name is None:
+            raise InputError(f"recipe {recipe} names no model: give --model, or --released")
     _check_output(output, resume)
     use_threads(threads)
     images = _training_images(plan, data, unlabelled or [], strict)
     torch.manual_seed(plan.seed)
     student = load_model(
-        name,
+        chosen_model(model_name, released),
         checkpoint=checkpoint,
         keep_ratio=plan.keep_ratio,
         stages=plan.stages,

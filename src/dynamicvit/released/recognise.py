@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import timm
 from torch import Tensor
 
-import dynamicvit.backbones  # noqa: F401 (timm finds LV-ViT by name)
 from dynamicvit.errors import InputError
 from dynamicvit.model import DynamicViT
-from dynamicvit.released.layouts import Layout, count, match_layout, rename_released
-from dynamicvit.released.zoo import ARCHITECTURES, Architecture, architecture_of, keep_ratio_in
+from dynamicvit.released.layouts import Layout, match_layout, released_name, rename_released
+from dynamicvit.released.metadata import Metadata, find_keep_ratio
+from dynamicvit.released.nearest import known_network, likeness
+from dynamicvit.released.shapes import Shapes
+from dynamicvit.released.zoo import Architecture, architecture_of
 from dynamicvit.schedule import Schedule
 from dynamicvit.sparsification import sparsify
 from dynamicvit.weights import Weights, load_exactly, open_weights, weights_in
@@ -25,13 +26,9 @@ from dynamicvit.weights import Weights, load_exactly, open_weights, weights_in
 BUILT_FROM = {"DeiT": "deit_small_patch16_224", "LV-ViT": "lvvit_s"}
 #: Channels per head in every DeiT.
 HEAD_WIDTH = 64
-#: LV-ViT's stem halves the image before patches are taken from it.
-LVVIT_STEM_STRIDE = 2
 #: The authors' evaluation makes 224 px out of the middle of 256; timm's crop for DeiT is wider.
 CROP_PCT = 224 / 256
 _DEFAULT_STAGES = len(Schedule.for_depth(4).stages)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,8 @@ class Recognised:
         )
         model = sparsify(backbone, self.keep_ratio, self.stages)
         tensors = rename_released(self.weights.tensors)
-        load_exactly(model, tensors, f"{self.source}: does not fit {self.name}")
+        source = f"{self.source}: does not fit {self.name}"
+        load_exactly(model, tensors, source, spoken=released_name)
         return model.eval()
 
 
@@ -114,13 +112,13 @@ def recognise(
         weights = weights_in(path_or_state_dict, source, ema=ema)
     layout = _pruned_layout(weights.tensors, source)
     shapes = Shapes.read(weights.tensors, layout, source)
-    said = _Metadata(weights.metadata, source)
+    said = Metadata(weights.metadata, source)
     architecture = architecture_of(layout.name, shapes.width, shapes.depth)
     relative = architecture or said.relative()
     num_heads = said.number_of_heads() if num_heads is None else num_heads
     if residual_divisor is None:
         residual_divisor = said.residual_divisor()
-    if residual_divisor is None and relative is not None:
+    if residual_divisor is None and relative is not None and relative.layout == layout.name:
         residual_divisor = relative.residual_divisor
     stages = said.stages() if stages is None else stages
     return Recognised(
@@ -131,28 +129,9 @@ def recognise(
         architecture,
         _heads(num_heads, architecture, layout, shapes, source),
         _divisor(residual_divisor, layout, shapes, source),
-        *_keep_ratio(keep_ratio, said.keep_ratio(), keep_ratio_in(file_name), source),
+        *find_keep_ratio(keep_ratio, said, file_name),
         _stage_positions(stages, shapes, source),
     )
-
-
-def architecture_like(tensors: Mapping[str, Tensor]) -> Architecture | None:
-    """The backbone of the paper's tables that has these names and shapes, if there is one.
-
-    Args:
-        tensors: of a dense network or a DynamicViT, under the released names or this library's.
-    """
-    backbone = {
-        name.removeprefix("backbone."): tensor
-        for name, tensor in tensors.items()
-        if not name.startswith("predictors.")
-    }
-    try:
-        layout = match_layout(backbone, "")
-        shapes = Shapes.read(backbone, layout, "")
-    except InputError:
-        return None
-    return architecture_of(layout.name, shapes.width, shapes.depth)
 
 
 # ---------------------------------------------------------------- names
@@ -165,166 +144,22 @@ def _pruned_layout(tensors: Mapping[str, Tensor], source: str) -> Layout:
         raise InputError(
             f"{source}: is no released DynamicViT, but this library's own state dict; {instead}"
         )
-    try:
-        layout = match_layout(tensors, source)
-    except InputError as error:
-        raise InputError(f"{error}; for another network {instead}") from None
+    layout = match_layout(tensors)
+    if layout is None:
+        like = likeness(tensors)
+        other = "" if like.nearest and like.layout.pruned else f"; for another network {instead}"
+        raise InputError(f"{source}: is no released checkpoint, {like}{other}")
     if layout.pruned:
         return layout
-    shapes = Shapes.read(tensors, layout, source)
-    known = architecture_of(layout.name, shapes.width, shapes.depth)
-    example = ""
-    if known is not None and known.image_size == shapes.grid * shapes.patch[0]:
-        example = f" (--model {known.model} --checkpoint {source})"
+    known = known_network(tensors)
+    name = None if known is None else known.architecture.timm_name(known.image_size)
+    example = "" if name is None else f" (--model {name} --checkpoint {source})"
     raise InputError(
         f"{source}: has no score_predictor, so it is a dense network; {instead}{example}"
     )
 
 
-# ---------------------------------------------------------------- shapes
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """What the shapes of a released state dict say about its network.
-
-    Attributes:
-        width: C.
-        depth: number of blocks.
-        hidden: width inside each MLP.
-        grid: rows, and columns, of patches.
-        patch: height and width of a patch in pixels.
-        channels: of an image.
-        classes: number of them.
-        num_stages: prediction modules.
-        qkv_bias: whether queries, keys and values have one.
-        stem_width: channels of LV-ViT's stem; ``None`` for DeiT, which has none.
-    """
-
-    width: int
-    depth: int
-    hidden: int
-    grid: int
-    patch: tuple[int, int]
-    channels: int
-    classes: int
-    num_stages: int
-    qkv_bias: bool
-    stem_width: int | None
-
-    @classmethod
-    def read(cls, tensors: Mapping[str, Tensor], layout: Layout, source: str) -> Shapes:
-        """Read them from tensors that have the layout's names.
-
-        Raises:
-            InputError: if a tensor that they are read from has other dimensions.
-        """
-        ranks = {
-            "patch_embed.proj.weight": 4,
-            "patch_embed.conv1.weight": 4,
-            "pos_embed": 3,
-            "blocks.0.mlp.fc1.weight": 2,
-            "head.weight": 2,
-        }
-        for name, rank in ranks.items():
-            if name in tensors and tensors[name].ndim != rank:
-                raise InputError(
-                    f"{source}: {name} has shape {tuple(tensors[name].shape)}, where a "
-                    f"{layout.name}'s has {rank} dimensions"
-                )
-        width, embedded, *patch = tensors["patch_embed.proj.weight"].shape
-        stem_width, channels = None, embedded
-        if layout.name == "LV-ViT":
-            stem_width, channels, *_ = tensors["patch_embed.conv1.weight"].shape
-            patch = [LVVIT_STEM_STRIDE * side for side in patch]
-        num_patches = tensors["pos_embed"].shape[1] - 1
-        grid = math.isqrt(max(num_patches, 0))
-        if grid == 0 or grid * grid != num_patches:
-            raise InputError(
-                f"{source}: pos_embed holds {num_patches} patches, which is not a square grid"
-            )
-        return cls(
-            width=width,
-            depth=count(tensors, "blocks"),
-            hidden=tensors["blocks.0.mlp.fc1.weight"].shape[0],
-            grid=grid,
-            patch=(patch[0], patch[1]),
-            channels=channels,
-            classes=tensors["head.weight"].shape[0],
-            num_stages=count(tensors, "score_predictor"),
-            qkv_bias="blocks.0.attn.qkv.bias" in tensors,
-            stem_width=stem_width,
-        )
-
-    def backbone_args(self) -> dict[str, Any]:
-        """timm's arguments, but for what shapes can't tell."""
-        stem = {} if self.stem_width is None else {"stem_width": self.stem_width}
-        return stem | {
-            "img_size": (self.grid * self.patch[0], self.grid * self.patch[1]),
-            "patch_size": self.patch[0] if self.patch[0] == self.patch[1] else self.patch,
-            "in_chans": self.channels,
-            "num_classes": self.classes,
-            "embed_dim": self.width,
-            "depth": self.depth,
-            "mlp_ratio": self.hidden / self.width,
-            "qkv_bias": self.qkv_bias,
-        }
-
-
 # ---------------------------------------------------------------- what shapes can't tell
-
-
-@dataclass(frozen=True)
-class _Metadata:
-    """What a safetensors file says about itself; ``None`` where it is silent."""
-
-    entries: Mapping[str, str]
-    source: str
-
-    def keep_ratio(self) -> float | None:
-        return self._read("rho", float)
-
-    def number_of_heads(self) -> int | None:
-        return self._read("num_heads", int)
-
-    def residual_divisor(self) -> float | None:
-        return self._read("residual_divisor", float)
-
-    def stages(self) -> list[int] | None:
-        return self._read("stages", lambda text: [int(number) for number in json.loads(text)])
-
-    def relative(self) -> Architecture | None:
-        """The full-size network that a small one says it is a kind of."""
-        kind = self.entries.get("kind")
-        return next((known for known in ARCHITECTURES if known.model == kind), None)
-
-    def _read(self, key: str, read: Callable[[str], T]) -> T | None:
-        if key not in self.entries:
-            return None
-        try:
-            return read(self.entries[key])
-        except (ValueError, TypeError) as error:
-            value = self.entries[key]
-            raise InputError(f"{self.source}: its metadata has {key}={value!r}") from error
-
-
-def _keep_ratio(
-    given: float | Sequence[float] | None,
-    said: float | None,
-    named: float | None,
-    source: str,
-) -> tuple[float | Sequence[float], str]:
-    """ρ and where it is from."""
-    if given is not None:
-        return given, "as given"
-    if said is not None:
-        return said, "from its metadata"
-    if named is not None:
-        return named, "from its name"
-    raise InputError(
-        f"{source}: does not say its keep ratio, and neither do shapes; give keep_ratio "
-        f"(--keep-ratio), such as 0.7"
-    )
 
 
 def _heads(
@@ -353,6 +188,11 @@ def _heads(
 def _divisor(given: float | None, layout: Layout, shapes: Shapes, source: str) -> float:
     """What residual branches are divided by: 1 in DeiT."""
     if layout.name == "DeiT":
+        if given not in (None, 1):
+            raise InputError(
+                f"{source}: is a {layout.name}, which divides no residual branches; leave "
+                f"residual_divisor (--residual-divisor) out, got {given}"
+            )
         return 1.0
     if given is None:
         raise InputError(
