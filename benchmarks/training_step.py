@@ -151,7 +151,7 @@ def main() -> None:
         print(peak_mib(name, int(pixels), int(batch), precision, given.device))
         return
     steps = [(224, 64, "bf16"), (384, 16, "bf16")]
-    memory = [(384, 16, "fp32"), (384, 16, "bf16")]
+    memory = [(384, 8, "fp32"), (384, 8, "bf16")]
     if given.quick:
         steps = memory = [(224, 2, "bf16")]
     console = Console(width=120)
