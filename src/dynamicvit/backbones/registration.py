@@ -16,4 +16,6 @@ def register_once(entry: _Entry) -> _Entry:
 
     timm would warn of a second one, and a model that it gets by itself one day stays its own.
     """
-    return entry if is_model(entry.__name__) else register_model(entry)
+    if not is_model(entry.__name__):
+        register_model(entry)
+    return entry
