@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, Schedule
+from dynamicvit.attention import choice
 from families import BY_NAME, NUM_CLASSES, Family, assert_agree, each_family
 
 SHARES = (0.0, 0.05, 0.3, 0.7, 1.0)
@@ -34,6 +35,13 @@ def sparse(name: str, depth: int, stages: tuple[int, ...]) -> DynamicViT:
     """Decisions are given, so ratios and prediction modules play no part."""
     ratios = (0.5,) * len(stages)
     return DynamicViT(backbone(name, depth), Schedule(stages, ratios)).eval()
+
+
+@pytest.fixture(params=["attention by size", "fused attention"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """These networks are so small that attention would be explicit: run the other form as well."""
+    if request.param == "fused attention":
+        monkeypatch.setattr(choice, "KEYS_PER_WIDTH", 0)
 
 
 @st.composite
@@ -83,6 +91,7 @@ def test_masked_and_pruned_logits_agree(family: Family) -> None:
 
 
 @each_family
+@pytest.mark.usefixtures("form")
 @torch.no_grad()
 def test_every_image_of_the_batch_keeps_another_number(family: Family) -> None:
     """None, one, half and all, in one batch and for every family whatever hypothesis draws."""
@@ -113,6 +122,7 @@ def test_the_surviving_tokens_agree_and_not_only_the_logits(family: Family) -> N
 
 
 @each_family
+@pytest.mark.usefixtures("form")
 @torch.no_grad()
 def test_the_law_holds_where_attention_is_sharp(family: Family) -> None:
     """Logits that differ by hundreds: a dropped key far above the kept ones changes nothing.
@@ -137,6 +147,7 @@ def test_the_law_holds_where_attention_is_sharp(family: Family) -> None:
 
 
 @each_family
+@pytest.mark.usefixtures("form")
 def test_gradients_of_the_weights_agree(family: Family) -> None:
     """Same logits from the same computation: the weights get the same gradient in both paths."""
     model, images = family.sparse(), family.images()

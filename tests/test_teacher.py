@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from dynamicvit import InputError
+from dynamicvit.losses import LossWeights, dynamicvit_loss
 from dynamicvit.model import DynamicViT
-from dynamicvit.teacher import dense_teacher, weigh_patches
+from dynamicvit.teacher import ask, dense_teacher, weigh_patches
 from families import DEIT, Family, assert_agree, each_family
 
 
@@ -45,6 +46,37 @@ def test_weighing_changes_nothing_of_the_answer(family: Family) -> None:
         assert all(each.shape == (2, family.num_patches) for each in output.importance)
         for tensor in (output.logits, output.features.x, output.pooled, *output.importance):
             assert not tensor.requires_grad
+
+
+EVERY_LOSS = LossWeights(1.0, 0.5, 0.5, 0.5, 2.0)
+
+
+@each_family
+def test_losses_can_learn_from_what_the_teacher_is_asked(family: Family) -> None:
+    """It answers in inference mode, whose tensors a graph may not keep: no loss needs to."""
+    model, images = family.sparse(), family.images()
+    teacher, decisions = dense_teacher(model), family.decisions()
+    gradients = []
+    for taught in (ask(teacher, images), teacher.forward_dense(images)):
+        model.zero_grad()
+        output = model.forward_masked(images, decisions)
+        labels = torch.zeros(len(images), dtype=torch.long)
+        losses = dynamicvit_loss(
+            output, (0.5,) * 3, labels=labels, teacher=taught, weights=EVERY_LOSS
+        )
+        losses.total.backward()
+        gradients.append({n: p.grad for n, p in model.backbone.named_parameters()})
+        assert taught.logits.is_inference() == (len(gradients) == 1)
+    for name, gradient in gradients[0].items():
+        assert_agree(gradient, gradients[1][name], tolerance=1e-6)
+
+
+def test_the_teacher_weighs_when_asked_to() -> None:
+    teacher, images = dense_teacher(DEIT.sparse()), DEIT.images()
+    assert ask(teacher, images).importance is None
+    importance = ask(teacher, images, importance=True).importance
+    for ours, expected in zip(importance, weigh_patches(teacher, images).importance, strict=True):
+        assert torch.equal(ours, expected)
 
 
 def test_without_weighing_there_is_no_importance() -> None:

@@ -14,11 +14,26 @@ from dynamicvit.tokens import Tokens
 def dense_teacher(model: DynamicViT) -> DynamicViT:
     """A frozen copy of the backbone as it is now, with the model's stages and nothing learned.
 
-    Ask it by :meth:`~dynamicvit.DynamicViT.forward_dense` or :func:`weigh_patches`.
+    Ask it by :func:`ask`.
     """
     unused = [nn.Identity() for _ in model.schedule.stages]
     teacher = DynamicViT(copy.deepcopy(model.backbone), model.schedule, unused)
     return teacher.eval().requires_grad_(False)
+
+
+def ask(teacher: DynamicViT, images: Tensor | Stem, *, importance: bool = False) -> DenseOutput:
+    """What the teacher says of a batch, at the least cost: the losses need no graph of it.
+
+    Args:
+        teacher: of :func:`dense_teacher`.
+        images: ``(B, channels, height, width)``, or their stem.
+        importance: whether to weigh the patches too (:func:`weigh_patches`), which takes the
+            teacher's backward pass as well.
+    """
+    if importance:
+        return weigh_patches(teacher, images)
+    with torch.inference_mode():
+        return teacher.forward_dense(images)
 
 
 def weigh_patches(teacher: DynamicViT, images: Tensor | Stem) -> DenseOutput:
@@ -37,7 +52,8 @@ def weigh_patches(teacher: DynamicViT, images: Tensor | Stem) -> DenseOutput:
     Returns:
         Without gradients; ``importance`` is set.
     """
-    stem = images if isinstance(images, Stem) else teacher.stem(images)
+    with torch.no_grad():
+        stem = images if isinstance(images, Stem) else teacher.stem(images)
     shape = stem.tokens.patches.shape[:2]
     with torch.enable_grad():
         everything = [

@@ -19,7 +19,7 @@ from dynamicvit.losses import Losses, dynamicvit_loss
 from dynamicvit.model import DenseOutput, DynamicViT, MaskedOutput, Stem
 from dynamicvit.networks import image_channels, own_image_size
 from dynamicvit.processes import Processes
-from dynamicvit.teacher import weigh_patches
+from dynamicvit.teacher import ask
 from dynamicvit.training.draws import NoisySampler, SplitDraws
 from dynamicvit.training.recipe import Recipe
 
@@ -213,7 +213,7 @@ def step_losses(
             # The teacher's stem serves both: the student's is never trained, so it is the same.
             depth = model.schedule.stages[0]
             start = teacher.stem(images, depth) if recipe.share_stem else images
-            dense = _dense(teacher, start, recipe)
+        dense = _dense(teacher, start, recipe)
         output = model.forward_masked(start)
         losses = dynamicvit_loss(
             output,
@@ -257,11 +257,9 @@ def _draw(*entropy: int) -> int:
 def _dense(teacher: DynamicViT, start: Tensor | Stem, recipe: Recipe) -> DenseOutput | None:
     """What the losses need of the teacher, if anything."""
     losses = recipe.losses
-    if losses.guidance:
-        return weigh_patches(teacher, start)
-    if losses.distillation or losses.token or losses.feature:
-        return teacher.forward_dense(start)
-    return None
+    if not (losses.distillation or losses.token or losses.feature or losses.guidance):
+        return None
+    return ask(teacher, start, importance=losses.guidance > 0)
 
 
 def _mixed(batch: Batch, recipe: Recipe, mixup: Mixup | None) -> tuple[Tensor, Tensor]:

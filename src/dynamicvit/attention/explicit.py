@@ -1,7 +1,6 @@
-"""Attention under a decision: the masked path's attention, differentiable in the decision.
+"""Attention under a decision, as the paper writes it (Section 3.4, Eq. 10-11).
 
-Section 3.4 of the paper (attention masking), Eq. 10-11, with the numerical defects of the released
-code removed: see :func:`decided_softmax`.
+With the numerical defects of the released code removed: see :func:`decided_softmax`.
 """
 
 from __future__ import annotations
@@ -16,58 +15,39 @@ from torch import Tensor
 MAX_DROPPED_GAP = 10.0
 
 
-def attend(
+def explicit_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    decision: Tensor,
     *,
-    decision: Tensor | None = None,
     bias: Tensor | None = None,
     dropout_p: float = 0.0,
     keep_self: bool = True,
 ) -> Tensor:
-    """Scaled dot-product attention in which dropped keys get no weight.
-
-    Without a decision this is PyTorch's fused attention.
+    """Attention under a decision, as Eq. 10-11 are written.
 
     Args:
         query: ``(B, H, Q, D)``.
         key: ``(B, H, M, D)``.
         value: ``(B, H, M, D)``.
-        decision: ``(B, M)`` decision of each key, or ``None`` when all are kept.
-        bias: broadcastable to ``(B, H, Q, M)``, added to the logits (relative positions).
+        decision: ``(B, M)``, 0 or 1.
+        bias: broadcastable to ``(B, H, Q, M)``, added to the logits.
         dropout_p: dropout probability of the attention weights.
-        keep_self: whether a token always sees itself, as in self-attention. ``False`` for
-            attention pooling, where the query is not one of the keys.
+        keep_self: whether a token always sees itself; needs Q == M.
 
     Returns:
         ``(B, H, Q, D)``.
     """
-    if decision is None and not _plain_is_faster(query):
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, dropout_p=dropout_p
-        )
     logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias
-    if decision is None:
-        weights = logits.softmax(dim=-1)
-        return (F.dropout(weights, dropout_p) if dropout_p > 0.0 else weights) @ value
     # At least fp32: half precision can't hold exp(gap), and fp64 is not to be lost.
     precise = torch.promote_types(logits.dtype, torch.float32)
     weights = decided_softmax(logits.to(precise), decision.to(precise), keep_self=keep_self)
     if dropout_p > 0.0:
         weights = F.dropout(weights, dropout_p)
     return weights.to(value.dtype) @ value
-
-
-def _plain_is_faster(query: Tensor) -> bool:
-    """Whether plain matrix products beat the fused kernel.
-
-    They do for training on a CPU in bfloat16, where the fused kernel's backward pass takes three
-    times as long (32 images, 3 heads, 197 tokens, AVX-512).
-    """
-    return query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu"
 
 
 def decided_softmax(logits: Tensor, decision: Tensor, *, keep_self: bool = True) -> Tensor:
