@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -37,7 +36,7 @@ from dynamicvit.model import DynamicViT, MaskedOutput, PrunedOutput
 from dynamicvit.networks import own_image_size
 from dynamicvit.prediction import init_weights
 from dynamicvit.schedule import Schedule
-from dynamicvit.teacher import dense_teacher, weigh_patches
+from dynamicvit.teacher import ask, dense_teacher
 
 #: What a config says of the labels: kept in the backbone's config, whichever of the two is asked.
 _LABELS = {"id2label", "label2id", "problem_type"}
@@ -277,13 +276,13 @@ class DynamicViTForImageClassification(PreTrainedModel):
         core = self.dynamicvit
         dense = DynamicViT(core.backbone if teacher is None else teacher, core.schedule)
         size = own_image_size(core)
-        for what, ask in (
+        for what, of in (
             ("classes", lambda model: model.num_classes),
             ("features", lambda model: model.num_features),
             ("patches", lambda model: adapter_for(model.backbone).grid_size(model.backbone, *size)),
         ):
-            if ask(core) != ask(dense):
-                raise InputError(f"the teacher has {ask(dense)} {what}, but this model {ask(core)}")
+            if of(core) != of(dense):
+                raise InputError(f"the teacher has {of(dense)} {what}, but this model {of(core)}")
         self._teacher = (dense_teacher(dense),)
 
     def _training_loss(
@@ -299,9 +298,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
         if self._teacher:
             self._check_problem()
             teacher = self._teacher[0].to(images.device, images.dtype)
-            with torch.no_grad():
-                ask = partial(weigh_patches, teacher) if weights.guidance else teacher.forward_dense
-                dense = ask(images)
+            dense = ask(teacher, images, importance=weights.guidance > 0)
             rest = dataclasses.replace(weights, classification=0.0)
         ratios = self.dynamicvit.schedule.keep_ratios
         loss = dynamicvit_loss(output, ratios, teacher=dense, weights=rest).total
