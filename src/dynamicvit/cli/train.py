@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import ConcatDataset
 
 from dynamicvit.cli import app
 from dynamicvit.cli.console import (
+    LineNowAndThen,
     StoppedError,
     check_folder,
     interrupts_between_steps,
@@ -20,13 +22,12 @@ from dynamicvit.cli.console import (
     say,
     write_json,
 )
+from dynamicvit.cli.dry_run import describe_run
 from dynamicvit.cli.options import (
     Checkpoint,
     ClassMapOption,
-    Data,
     ModelOrRecipes,
     NoPretrained,
-    Output,
     Precision,
     Strict,
     Threads,
@@ -48,12 +49,25 @@ from dynamicvit.loading import load_model, set_drop_path
 from dynamicvit.model import DynamicViT
 from dynamicvit.training import Progress, Recipe, TrainingReport, load_recipe
 from dynamicvit.training import loop as training
+from dynamicvit.training.curves import draw_curves
+from dynamicvit.training.log import LOG_NAME, read_log
+from dynamicvit.training.tensorboard import TENSORBOARD_FOLDER, TensorBoard
 
 
 @app.command()
 def train(
-    data: Data,
-    output: Output,
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of class folders, a .tar of them, or a flat folder.", readable=False
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder to write into; made if need be.", readable=False
+        ),
+    ] = None,
     model_name: ModelOrRecipes = None,
     checkpoint: Checkpoint = None,
     no_pretrained: NoPretrained = False,
@@ -71,6 +85,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint in the output.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
     strict: Strict = False,
     workers: Workers = 1,
     threads: Threads = None,
@@ -78,29 +95,40 @@ def train(
     """Fine-tune MODEL with its own dense self as teacher.
 
     Writes a folder that `eval`, `bench`, `visualize` and `from_pretrained` read, with the resolved
-    recipe, a log of every step and a report. An interrupted run goes on with --resume.
+    recipe, a log of every step, its curves (PNG, TensorBoard) and a report. An interrupted run goes
+    on with --resume. --dry-run prints the recipe as it is resolved, schedule, MACs, parameter
+    groups, steps, memory and what is found at DATA, which then may be left out.
     """
     console = Console()
     plan = load_recipe(recipe, overrides or [])
     name = model_name or plan.model
     if name is None:
         raise InputError(f"recipe {recipe} names no model: give --model")
-    _check_output(output, resume)
+    if not dry_run and (data is None or output is None):
+        missing = "argument 'DATA'" if data is None else "option '--output' / '-o'"
+        raise InputError(f"Missing {missing}.")
+    if output is not None:
+        _check_output(output, resume)
     use_threads(threads)
-    images = _training_images(plan, data, unlabelled or [], strict)
+    images = [] if data is None else _training_images(plan, data, unlabelled or [], strict)
     torch.manual_seed(plan.seed)
     student = load_model(
         name,
         checkpoint=checkpoint,
         keep_ratio=plan.keep_ratio,
         stages=plan.stages,
-        pretrained=not no_pretrained,
+        pretrained=not (no_pretrained or dry_run),
     )
     if plan.drop_path:
         set_drop_path(student, plan.drop_path)
-    loader, held_out = _loaders(student, plan, images, class_map, workers, console)
+    loader, held_out = None, None
+    if images:
+        loader, held_out = _loaders(student, plan, images, class_map, workers, console)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     amp_dtype = autocast_dtype(precision)
+    if dry_run or loader is None or output is None:
+        describe_run(console, name, student, plan, images, loader, held_out, device, amp_dtype)
+        return
     is_new = not output.exists()
     try:
         try:
@@ -113,7 +141,10 @@ def train(
             # Found only while reading (an unreadable image with --strict): no trace stays.
             if not resume and not (output / "checkpoint.pt").exists():
                 _take_back(output, is_new)
+            else:
+                _draw_curves(output)  # they show what went wrong
             raise
+        _draw_curves(output)
         student.save_pretrained(output)
         results = _results(student, report, held_out, device, amp_dtype, console)
         write_json(output / "report.json", results)
@@ -202,17 +233,23 @@ def _train_with_progress(
     amp_dtype: torch.dtype | None,
     console: Console,
 ) -> TrainingReport:
-    with progress_bar(console, transient=False) as bar, interrupts_between_steps() as check:
+    with (
+        progress_bar(console, transient=False) as bar,
+        interrupts_between_steps() as check,
+        TensorBoard(output / TENSORBOARD_FOLDER) as write_scalars,
+    ):
+        lines = LineNowAndThen(console)
         task = bar.add_task("training", total=training.total_steps(recipe, loader), note="")
 
         def show(progress: Progress) -> None:
             kept = "/".join(f"{share:.2f}" for share in progress.kept)
-            bar.update(
-                task,
-                completed=progress.step + 1,
-                note=f"{progress.images_per_second:.1f} images/s "
-                f"loss {progress.losses['total']:.3f} kept {kept}",
+            note = (
+                f"{progress.images_per_second:.1f} images/s "
+                f"loss {progress.losses['total']:.3f} kept {kept}"
             )
+            bar.update(task, completed=progress.step + 1, note=note)
+            lines.say(f"step {progress.step + 1} of {progress.steps}, {note}, {_left(progress)}")
+            write_scalars(progress)
             check()
 
         return training.train(
@@ -227,6 +264,19 @@ def _train_with_progress(
         )
 
 
+def _left(progress: Progress) -> str:
+    """The time left, should the rest run as fast as this."""
+    images_a_step = progress.images / (progress.step + 1)
+    seconds = (progress.steps - progress.step - 1) * images_a_step / progress.images_per_second
+    return f"{timedelta(seconds=round(seconds))} left"
+
+
+def _draw_curves(output: Path) -> None:
+    steps = read_log(output / LOG_NAME)
+    if steps:
+        draw_curves(steps, output / "curves.png")
+
+
 def _how_to_go_on(output: Path) -> str:
     if (output / "checkpoint.pt").exists():
         return f"interrupted; {output} is saved, the same command with --resume goes on"
@@ -235,8 +285,13 @@ def _how_to_go_on(output: Path) -> str:
 
 def _take_back(output: Path, is_new: bool) -> None:
     """Remove what a run has written."""
-    for name in ("recipe.yaml", "log.jsonl"):
+    for name in ("recipe.yaml", LOG_NAME):
         (output / name).unlink(missing_ok=True)
+    events = output / TENSORBOARD_FOLDER
+    for file in events.glob("events.out.tfevents.*"):
+        file.unlink()
+    if events.is_dir() and not any(events.iterdir()):
+        events.rmdir()
     if is_new and output.is_dir() and not any(output.iterdir()):
         output.rmdir()
 
@@ -261,6 +316,8 @@ def _results(
     )
     if report.skipped:
         say(console, f"left out {len(report.skipped)} unreadable images")
+    if report.bad_steps:
+        say(console, f"left out {report.bad_steps} steps whose loss was not finite")
     results: dict[str, Any] = {
         "training": asdict(report),
         "keep_ratios": model.schedule.keep_ratios,

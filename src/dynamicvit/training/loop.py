@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -24,9 +25,13 @@ from dynamicvit.errors import InputError
 from dynamicvit.losses import Losses, dynamicvit_loss
 from dynamicvit.model import DynamicViT, MaskedOutput
 from dynamicvit.teacher import dense_teacher, weigh_patches
+from dynamicvit.training.finite import MAX_BAD_STEPS, not_finite, what_to_try, whose_answer
+from dynamicvit.training.log import LOG_NAME
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.recipe import Recipe, dump_recipe
 from dynamicvit.training.state import Progress, RunState, TrainingReport
+
+_log = logging.getLogger(__name__)
 
 SAMPLERS: dict[str, Sampler] = {
     "independent": gumbel_sampler,
@@ -107,7 +112,7 @@ def train(
         run.restore(recipe)
     else:
         (folder / "recipe.yaml").write_text(dump_recipe(recipe))
-        (folder / "log.jsonl").write_text("")
+        (folder / LOG_NAME).write_text("")
 
     began, images_before = time.perf_counter(), run.images
     saved = began
@@ -134,9 +139,18 @@ def train(
                 kept=tuple(float(d.detach().mean()) for d in output.decisions),
                 learning_rates={str(g["name"]): float(g["lr"]) for g in optimizer.param_groups},
                 gradient_norm=norm,
+                kept_by_score=tuple(float((o > 0).float().mean()) for o in output.log_odds),
+                kept_at_inference=_shares_at_inference(model, output),
+                not_finite=not_finite(vars(losses), norm),
             )
             run.step += 1
             run.log(progress)
+            if progress.not_finite:
+                _report_left_out(progress, output)
+            if run.bad_in_a_row == MAX_BAD_STEPS:
+                run.bad_in_a_row = 0  # whoever goes on has as many again
+                run.save(recipe)
+                raise InputError(what_to_try(progress.step, progress.not_finite, folder))
             if time.perf_counter() - saved > SAVE_SECONDS:
                 run.save(recipe)
                 saved = time.perf_counter()
@@ -194,6 +208,20 @@ def step_losses(
             weights=recipe.losses.weights(),
         )
     return output, losses
+
+
+def _shares_at_inference(model: DynamicViT, output: MaskedOutput) -> tuple[float, ...]:
+    rows, columns = output.grid
+    return tuple(k / (rows * columns) for k in model.schedule.kept(rows * columns))
+
+
+def _report_left_out(progress: Progress, output: MaskedOutput) -> None:
+    _log.warning(
+        "step %d left out: %s not finite (%s)",
+        progress.step,
+        " and ".join(progress.not_finite),
+        whose_answer(output.logits),
+    )
 
 
 def seed_everything(seed: int, step: int) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ from torch import Tensor, nn
 from dynamicvit.errors import InputError
 from dynamicvit.model import DynamicViT
 from dynamicvit.training.checkpoint import load_checkpoint, save_checkpoint
+from dynamicvit.training.log import LOG_NAME, to_line
 from dynamicvit.training.recipe import Recipe, dump_recipe
 from dynamicvit.weights import load_exactly
-
-#: So many non-finite losses in a row are no accident.
-MAX_BAD_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,11 @@ class Progress:
         losses: each part by name, unweighted, and the total.
         kept: for each stage the mean share of patches that the step's decisions kept.
         learning_rates: of prediction modules and backbone.
-        gradient_norm: before clipping.
+        gradient_norm: before clipping; NaN for a step that was left out.
+        kept_by_score: for each stage the mean share of patches that are still there and likelier
+            kept than not by the scores alone.
+        kept_at_inference: for each stage the share of patches that the k best are.
+        not_finite: for a step that was left out, the parts of the loss that were not finite.
     """
 
     step: int
@@ -45,6 +46,9 @@ class Progress:
     kept: tuple[float, ...]
     learning_rates: dict[str, float]
     gradient_norm: float
+    kept_by_score: tuple[float, ...]
+    kept_at_inference: tuple[float, ...]
+    not_finite: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,6 @@ class RunState:
         if not torch.isfinite(loss):
             self.bad_steps += 1
             self.bad_in_a_row += 1
-            if self.bad_in_a_row == MAX_BAD_STEPS:
-                raise InputError(
-                    f"the loss was not finite {MAX_BAD_STEPS} steps in a row (step {self.step}): "
-                    "lower learning_rate, set clip_grad, or train in full precision"
-                )
             return math.nan
         self.bad_in_a_row = 0
         loss.backward()
@@ -114,8 +113,8 @@ class RunState:
     def log(self, progress: Progress) -> None:
         """One line of JSON for each step."""
         self.kept.append(progress.kept)
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(asdict(progress)) + "\n")
+        with open(self.folder / LOG_NAME, "a") as file:
+            file.write(to_line(progress))
 
     def save(self, recipe: Recipe) -> None:
         """Write everything that going on needs."""
@@ -139,7 +138,7 @@ class RunState:
         for name in self._counters:
             setattr(self, name, state["counters"][name])
         self.seconds_before = self.seconds
-        log = self.folder / "log.jsonl"  # what came after the checkpoint is done again
+        log = self.folder / LOG_NAME  # what came after the checkpoint is done again
         lines = log.read_text().splitlines(keepends=True) if log.exists() else []
         log.write_text("".join(lines[: len(self.kept)]))
 
