@@ -31,10 +31,12 @@ WRITTEN = [
     "README.md",
     "checkpoint.pt",
     "config.json",
+    "curves.png",
     "log.jsonl",
     "model.safetensors",
     "recipe.yaml",
     "report.json",
+    "tensorboard",
 ]
 
 
@@ -234,7 +236,7 @@ def test_an_interrupted_run_goes_on(
     assert one_line(capsys) == (
         f"interrupted; {out} is saved, the same command with --resume goes on"
     )
-    assert files_in(out) == ["checkpoint.pt", "log.jsonl", "recipe.yaml"]
+    assert files_in(out) == ["checkpoint.pt", "log.jsonl", "recipe.yaml", "tensorboard"]
     assert main(*arguments, "-o", out) == 2
     assert "holds a run: go on with --resume" in one_line(capsys)
     assert main(*arguments, "-o", out, "--resume", "--set", "seed=1") == 2
@@ -356,7 +358,8 @@ def test_no_permission_to_write(
 
 def test_a_usage_error_is_one_line(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
-        (("train",), "Missing argument"),
+        (("train",), "Missing argument 'DATA'"),
+        (("train", "photos"), "Missing option '--output' / '-o'"),
         (("trian",), "No such command 'trian'"),
         (("eval", "photos"), "Missing option '--model'"),
         (("eval", "photos", "-m", "x", "--batch-size", "many"), "--batch-size'"),

@@ -99,14 +99,15 @@ def train(
     on with --resume. --dry-run prints the recipe as it is resolved, schedule, MACs, parameter
     groups, steps, memory and what is found at DATA, which then may be left out.
     """
+    if data is None and (unlabelled or not dry_run):
+        raise InputError("Missing argument 'DATA'.")
+    if output is None and not dry_run:
+        raise InputError("Missing option '--output' / '-o'.")
     console = Console()
     plan = load_recipe(recipe, overrides or [])
     name = model_name or plan.model
     if name is None:
         raise InputError(f"recipe {recipe} names no model: give --model")
-    if not dry_run and (data is None or output is None):
-        missing = "argument 'DATA'" if data is None else "option '--output' / '-o'"
-        raise InputError(f"Missing {missing}.")
     if output is not None:
         _check_output(output, resume)
     use_threads(threads)
