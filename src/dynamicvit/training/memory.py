@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dynamicvit.data import Batch
 from dynamicvit.macs import resolve_image_size
@@ -77,9 +79,9 @@ def estimate_memory(
     model.sampler, model.leave = loop.SAMPLERS[recipe.decisions], recipe.leave
     teacher = dense_teacher(model)
     try:
-        one, two = (_saved(model, teacher, recipe, n, device, precision) for n in (1, 2))
-        # No more than the first batch gives gradients to is ever updated (a shared stem is not).
-        gradients = _bytes(p.grad for p in model.parameters() if p.grad is not None)
+        # The first makes the gradients, which are there from then on.
+        _, one, two = (_held(model, teacher, recipe, n, device, precision) for n in (1, 1, 2))
+        gradients = _bytes(_gradients(model))
     finally:
         model.train(modes[0])
         model.sampler, model.leave = modes[1:]
@@ -95,7 +97,7 @@ def estimate_memory(
     )
 
 
-def _saved(
+def _held(
     model: DynamicViT,
     teacher: DynamicViT,
     recipe: Recipe,
@@ -103,56 +105,51 @@ def _saved(
     device: torch.device | str,
     precision: torch.dtype | None,
 ) -> int:
-    """The most bytes that autograd held at a time during a step, weights aside."""
+    """The most bytes that a step on noise needed at a time, beside what was there before."""
     images = torch.randn(num_images, image_channels(model), *resolve_image_size(model))
     batch = Batch(images, torch.zeros(num_images, dtype=torch.long)).to(device)
-    saved = _Saved(without=[*_tensors(model), *_tensors(teacher)])
-    with torch.autograd.graph.saved_tensors_hooks(saved.pack, _unpack):
+    there = [*_tensors(model), *_tensors(teacher), *_gradients(model), images]
+    with _Held(there) as held:
         _, losses = loop.step_losses(model, teacher, batch, recipe, precision)
-    model.zero_grad(set_to_none=True)
-    losses.total.backward()
-    return saved.peak
+        losses.total.backward()
+    return held.peak
 
 
-class _Handle:
-    """What autograd holds in place of a tensor; autograd drops it when it is done with it."""
+class _Held(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, memory that several share once."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
-def _unpack(handle: _Handle) -> Tensor:
-    return handle.tensor
-
-
-class _Saved:
-    """Counts the bytes behind saved tensors, those that several tensors share once.
-
-    Not a mere sum: the graph of the teacher's guidance is gone before the student's begins.
-    """
-
-    def __init__(self, without: Iterable[Tensor]) -> None:
+    def __init__(self, there: Iterable[Tensor]) -> None:
+        super().__init__()
         self.peak = self._now = 0
-        self._without = {tensor.untyped_storage().data_ptr() for tensor in without}
-        self._holders: Counter[int] = Counter()
+        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in there)
 
-    def pack(self, tensor: Tensor) -> _Handle:
-        storage, handle = tensor.untyped_storage(), _Handle(tensor)
-        address, size = storage.data_ptr(), storage.nbytes()
-        if address not in self._without:
-            weakref.finalize(handle, self._release, address, size)
-            self._now += size if not self._holders[address] else 0
-            self._holders[address] += 1
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and look at what came out."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._watch(tensor.untyped_storage())
+        return result
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._known:
+            self._known.add(storage)
+            self._now += storage.nbytes()
+            weakref.finalize(storage, self._release, storage.nbytes())
             self.peak = max(self.peak, self._now)
-        return handle
 
-    def _release(self, address: int, size: int) -> None:
-        self._holders[address] -= 1
-        self._now -= size if not self._holders[address] else 0
+    def _release(self, size: int) -> None:
+        self._now -= size
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _gradients(module: nn.Module) -> list[Tensor]:
+    return [p.grad for p in module.parameters() if p.grad is not None]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

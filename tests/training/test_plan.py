@@ -1,0 +1,129 @@
+"""What is said of a run before it is what the run then does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dynamicvit.macs import count_macs
+from dynamicvit.training import Recipe, load_recipe
+from dynamicvit.training.memory import estimate_memory
+from dynamicvit.training.optimizer import LearningRate, create_optimizer
+from dynamicvit.training.plan import Plan, plan_of
+from families import BY_NAME, DEIT, Family, randomise
+
+STEPS = 40
+
+
+def paper(*overrides: str) -> Recipe:
+    return load_recipe("deit_small", ["batch_size=4", *overrides])
+
+
+def planned(recipe: Recipe, family: Family = DEIT) -> Plan:
+    return plan_of(family.sparse(), recipe, STEPS)
+
+
+def test_schedule_and_macs() -> None:
+    model = DEIT.sparse(keep_ratio=0.5)
+    plan = plan_of(model, paper(), None)
+    assert (plan.num_patches, plan.image_size) == (DEIT.num_patches, DEIT.size)
+    assert plan.kept == tuple(
+        int(kept.sum(1)[0]) for kept in model.forward_pruned(DEIT.images()).survived
+    )
+    assert (plan.macs, plan.dense_macs) == (count_macs(model), count_macs(model.backbone))
+    assert plan.steps is None
+
+
+def test_groups_hold_every_parameter_once_at_the_rates_that_the_run_reaches() -> None:
+    recipe = paper()
+    plan, model = planned(recipe), DEIT.sparse()
+    total = sum(p.numel() for p in model.parameters())
+    frozen = sum(p.numel() for n, p in model.backbone.named_parameters() if n in recipe.frozen)
+    assert plan.frozen == frozen > 0
+    assert sum(group.parameters for group in plan.groups) == total - frozen
+    optimizer = create_optimizer(model, recipe)
+    rate = LearningRate(optimizer, recipe, STEPS)
+    peaks = [0.0] * len(plan.groups)
+    for step in range(STEPS):
+        rate.set(step)
+        peaks = [max(p, g["lr"]) for p, g in zip(peaks, optimizer.param_groups, strict=True)]
+    assert [group.learning_rate for group in plan.groups] == pytest.approx(peaks, rel=0.02)
+    decays = [g["weight_decay"] for g in optimizer.param_groups]
+    assert [group.weight_decay for group in plan.groups] == decays
+    assert {group.name for group in plan.groups} == {"backbone", "predictors"}
+
+
+def test_the_model_is_not_touched() -> None:
+    model = DEIT.sparse()
+    plan_of(model, paper(), STEPS)
+    assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
+
+
+def test_warm_up_and_frozen_start() -> None:
+    steps = planned(paper("warmup=0.25", "backbone_frozen=0.1")).steps
+    assert steps is not None
+    assert (steps.total, steps.warmup, steps.frozen) == (STEPS, 10, 4)
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("name", ["deit_small", "small_data"])
+def test_memory_grows_by_the_same_for_every_image(name: str) -> None:
+    """Two images say how much; a batch of five needs just that."""
+    recipe = load_recipe(name, ["augment.mixup=0", "augment.cutmix=0"])
+    sizes = [estimate_memory(DEIT.sparse(), recipe, batch).activations for batch in (1, 2, 5)]
+    assert sizes[2] - sizes[0] == 4 * (sizes[1] - sizes[0]) > 0
+
+
+def test_weights_are_counted_for_what_holds_them() -> None:
+    model = DEIT.sparse()
+    size = sum(4 * p.numel() for p in model.parameters())
+    memory = estimate_memory(model, paper("ema=0.99"))
+    assert (memory.weights, memory.averaged, memory.gradients) == (size, size, size)
+    assert memory.optimizer == 2 * size
+    assert memory.teacher == sum(4 * p.numel() for p in model.backbone.parameters())
+    assert memory.total == 5 * size + memory.teacher + memory.activations
+    assert estimate_memory(model, paper("ema=null")).averaged == 0
+
+
+def test_a_shared_stem_has_no_gradients() -> None:
+    model = DEIT.sparse()
+    memory = estimate_memory(model, load_recipe("small_data", []))
+    stem = [model.backbone.patch_embed, *model.blocks[: model.schedule.stages[0]]]
+    spared = [*(p for m in stem for p in m.parameters())]
+    spared += [model.backbone.pos_embed, model.backbone.cls_token]
+    assert memory.weights - memory.gradients == sum(4 * p.numel() for p in spared)
+
+
+def test_less_is_held_when_tokens_leave_and_in_half_precision() -> None:
+    def activations(*overrides: str, precision: torch.dtype | None = None) -> int:
+        recipe = paper("decisions=best-k", *overrides)
+        return estimate_memory(DEIT.sparse(), recipe, precision=precision).activations
+
+    never = activations()
+    assert activations("leave=late") < never
+    assert activations(precision=torch.bfloat16) < never
+
+
+def test_guidance_and_student_do_not_add_up() -> None:
+    """The graph behind the guidance is gone before the student's begins."""
+    base = ("losses.guidance=1", "decisions=best-k", "leave=at once")
+    model = DEIT.sparse()
+    with_guidance = estimate_memory(model, paper(*base)).activations
+    never = estimate_memory(model, paper("decisions=best-k")).activations
+    assert with_guidance < 1.5 * never
+
+
+@pytest.mark.parametrize("family", [DEIT, BY_NAME["lvvit"]], ids=["deit", "lvvit"])
+def test_estimating_leaves_the_model_as_it_was(family: Family) -> None:
+    model = family.sparse()
+    before = model.state_dict()
+    settings = model.training, model.sampler, model.leave
+    estimate_memory(model, load_recipe("small_data", []))
+    assert (model.training, model.sampler, model.leave) == settings
+    assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
