@@ -35,5 +35,12 @@ def test_the_images_are_named() -> None:
 
 def test_the_advice_names_the_place_and_the_cure() -> None:
     advice = what_to_try(12, ("token", "guidance"), Path("out"))
-    for said in ("token and guidance", "step 12", "out keeps", "learning_rate", "clip_grad", "fp32"):
+    for said in (
+        "token and guidance",
+        "step 12",
+        "out keeps",
+        "learning_rate",
+        "clip_grad",
+        "fp32",
+    ):
         assert said in advice

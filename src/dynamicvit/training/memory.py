@@ -1,4 +1,4 @@
-"""How much memory a training step will want, found out with two images before the run."""
+"""How much memory a training step will want, found out before the run with two images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Memory:
         averaged: the exponential average of the weights, if the recipe has one.
         gradients: of what learns.
         optimizer: its averages of them.
-        activations: what the backward pass needs of the forward pass, for the whole batch.
+        activations: the rest, for the whole batch: above all what the backward pass needs of the
+            forward pass.
     """
 
     weights: int
@@ -61,13 +62,14 @@ def estimate_memory(
 ) -> Memory:
     """What training a batch will hold in memory at its peak.
 
-    Two steps on noise, of one and of two images, are run with the recipe's losses and decisions on
-    the device itself, and what autograd keeps is counted, shared memory once. It grows by the same
-    amount for every further image. Not counted: what lives during one operation only, the
-    libraries' own workspaces, and what the allocator does not give back.
+    Steps on noise, of one and of two images, are run with the recipe's losses and decisions on the
+    device itself, and every tensor that is alive at a time is counted, shared memory once. It grows
+    by the same amount for every further image. Not counted: the libraries' own workspaces, and what
+    the allocator holds and does not use. The process's peak on Linux is found within a fifth
+    (tests/training/test_plan.py).
 
     Args:
-        model: moved to the device; its weights stay, its gradients are cleared.
+        model: moved to the device; its weights stay, its gradients are taken off.
         recipe: what will be done.
         batch_size: images on the device at a time; by default the recipe's batch.
         device: where training will run; attention is computed in another way on each.
