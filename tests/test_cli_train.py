@@ -29,6 +29,7 @@ Main = Callable[..., int]
 TINY = ("--set", "images=8", "--set", "batch_size=4")
 WRITTEN = [
     "README.md",
+    "checkpoint.best.pt",
     "checkpoint.pt",
     "config.json",
     "curves.png",
@@ -233,16 +234,19 @@ def test_an_interrupted_run_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(command, "training", _Replaced(loop, train=train))
         assert main(*arguments, "-o", out) == 130
-    assert one_line(capsys) == (
-        f"interrupted; {out} is saved, the same command with --resume goes on"
-    )
-    assert files_in(out) == ["checkpoint.pt", "log.jsonl", "recipe.yaml", "tensorboard"]
-    assert main(*arguments, "-o", out) == 2
-    assert "holds a run: go on with --resume" in one_line(capsys)
-    assert main(*arguments, "-o", out, "--resume", "--set", "seed=1") == 2
-    assert "another recipe" in one_line(capsys)
-    assert main(*arguments, "-o", out, "--resume") == 0
-    assert files_in(out) == WRITTEN
+    assert one_line(capsys) == (f"interrupted; {out} is saved, the same command goes on")
+    unfinished = ["checkpoint.best.pt", "checkpoint.pt", "log.jsonl", "recipe.yaml", "tensorboard"]
+    assert files_in(out) == unfinished
+    assert main(*arguments, "-o", out, "--set", "seed=1", "--set", "losses.token=1") == 2
+    assert "another run: losses.token 4.0 -> 1.0, seed 0 -> 1; take" in one_line(capsys)
+    assert main(*arguments, "-o", out) == 0
+    assert f"going on with the run in {out}" in capsys.readouterr().out
+    finished = sorted([*WRITTEN, "checkpoint.previous.pt"])
+    assert files_in(out) == finished
+    before = (out / "model.safetensors").read_bytes()
+    assert main(*arguments, "-o", out, "--resume") == 0  # finished: there is nothing left to do
+    assert files_in(out) == finished
+    assert (out / "model.safetensors").read_bytes() == before
     resumed, expected = DynamicViT.from_pretrained(out), DynamicViT.from_pretrained(whole)
     for name, value in expected.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
@@ -260,7 +264,8 @@ def test_interrupted_before_the_first_step(
     assert not (tmp_path / "out").exists()
 
 
-def test_ctrl_c_in_a_terminal(saved: Path, flat: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_a_terminal(saved: Path, flat: Path, tmp_path: Path, asked: int) -> None:
     """A real signal to a real process with a worker that reads images."""
     out = tmp_path / "out"
     words = ["train", flat, "-m", saved, "-o", out, *TINY, "--set", "images=400000"]
@@ -276,15 +281,13 @@ def test_ctrl_c_in_a_terminal(saved: Path, flat: Path, tmp_path: Path) -> None:
         deadline = time.monotonic() + 120
         while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
+        os.killpg(process.pid, asked)  # as a terminal does and SLURM, to every process
         _, error = process.communicate(timeout=60)
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == 130, error
-    assert error == (
-        f"dynamicvit: interrupted; {out} is saved, the same command with --resume goes on\n"
-    )
+    assert process.returncode == 128 + asked, error
+    assert error == (f"dynamicvit: interrupted; {out} is saved, the same command goes on\n")
     assert (out / "checkpoint.pt").exists()
 
 

@@ -23,7 +23,9 @@ and differentiable in the log-probabilities.
 """
 
 
-def gumbel_sampler(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
+def gumbel_sampler(
+    log_probs: Tensor, decision: Tensor, k: int, noise: Tensor | None = None
+) -> Tensor:
     """The paper's draw: each token for itself, by Gumbel-Softmax with temperature 1 (Eq. 6).
 
     How many tokens stay is left to chance and to the ratio loss; ``k`` is not used.
@@ -32,16 +34,20 @@ def gumbel_sampler(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
         log_probs: ``(B, M, 2)``.
         decision: ``(B, M)`` decisions so far; not used, a dropped token stays dropped anyway.
         k: not used.
+        noise: ``(B, M, 2)`` of the standard exponential distribution, whose negative logarithm is
+            Gumbel's; by default drawn here.
 
     Returns:
         ``(B, M)`` with a straight-through gradient.
     """
     del decision, k
-    score = _perturbed_score(log_probs)
+    score = _perturbed_score(log_probs, noise)
     return _straight_through((score >= 0).to(score.dtype), torch.sigmoid(score))
 
 
-def gumbel_top_k_sampler(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
+def gumbel_top_k_sampler(
+    log_probs: Tensor, decision: Tensor, k: int, noise: Tensor | None = None
+) -> Tensor:
     """A draw of exactly k tokens, as inference makes it: the k best by perturbed keep score.
 
     The same Gumbel noise as in :func:`gumbel_sampler` is added to both columns, but the tokens of
@@ -53,24 +59,29 @@ def gumbel_top_k_sampler(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
         log_probs: ``(B, M, 2)``.
         decision: ``(B, M)`` decisions so far; dropped tokens do not compete.
         k: the number of tokens to keep; an image with fewer tokens left keeps them all.
+        noise: as for :func:`gumbel_sampler`.
 
     Returns:
         ``(B, M)`` with a straight-through gradient.
     """
-    return _cut_at_k(_perturbed_score(log_probs), decision, k)
+    return _cut_at_k(_perturbed_score(log_probs, noise), decision, k)
 
 
-def best_k_sampler(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
+def best_k_sampler(
+    log_probs: Tensor, decision: Tensor, k: int, noise: Tensor | None = None
+) -> Tensor:
     """No draw: the k best, by the rule that inference uses; training then sees what inference sees.
 
     Args:
         log_probs: ``(B, M, 2)``.
         decision: ``(B, M)`` decisions so far; dropped tokens do not compete.
         k: the number of tokens to keep; an image with fewer tokens left keeps them all.
+        noise: not used.
 
     Returns:
         ``(B, M)`` with a straight-through gradient.
     """
+    del noise
     return _cut_at_k(log_odds(log_probs), decision, k)
 
 
@@ -92,13 +103,15 @@ def _cut_at_k(score: Tensor, decision: Tensor, k: int) -> Tensor:
     return _straight_through(hard, torch.sigmoid(score - cut))
 
 
-def _perturbed_score(log_probs: Tensor) -> Tensor:
+def _perturbed_score(log_probs: Tensor, noise: Tensor | None) -> Tensor:
     """``(B, M)``: keep minus drop after Gumbel noise on both.
 
     Between two classes the Gumbel-Softmax with temperature 1 is the sigmoid of this difference, and
     its argmax the sign. Written so, an infinite noise gives 0 or 1 instead of NaN.
     """
-    return log_odds(log_probs - torch.empty_like(log_probs).exponential_().log())
+    if noise is None:
+        noise = torch.empty_like(log_probs).exponential_()
+    return log_odds(log_probs - noise.log())
 
 
 def _straight_through(hard: Tensor, soft: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dynamicvit.data import UNLABELLED, Batch
 from dynamicvit.errors import InputError
 from dynamicvit.networks import eval_mode
+from dynamicvit.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     amp_dtype: torch.dtype | None = None,
     progress: Callable[[int], None] | None = None,
+    processes: Processes | None = None,
 ) -> EvaluationResult:
     """Evaluate a model in ``eval()`` mode; its own mode is put back afterwards.
 
@@ -67,11 +69,16 @@ def evaluate(
         amp_dtype: run under autocast in this dtype (``torch.bfloat16``); by default in the
             model's own.
         progress: called after each batch with the number of images done, skipped ones included.
+        processes: that share the images: each reads its part of each batch, and all get the
+            result. The batches then need ``set_share``, as a :class:`~dynamicvit.data.Loader` has.
 
     Raises:
         InputError: if there is no readable image, or a label is outside the model's classes.
     """
     counts = _Counts()
+    processes = Processes(device) if processes is None else processes
+    if processes.count > 1:
+        batches.set_share(processes.rank, processes.count)
     started = time.perf_counter()
     with _evaluating(model, dense, device=device, amp_dtype=amp_dtype):
         for batch in batches:
@@ -83,6 +90,7 @@ def evaluate(
                 )
             if progress is not None:
                 progress(len(batch) + len(batch.skipped))
+    counts.add_up(processes)
     return counts.result(time.perf_counter() - started)
 
 
@@ -113,6 +121,15 @@ class _Counts:
         dense_best = _best_first(dense_logits)[:, 0]
         self.agreed += int((dense_best == best[:, 0]).sum())
         self.dense_top1 += int((dense_best == labels).sum())
+
+    def add_up(self, processes: Processes) -> None:
+        """Take in what the other processes have counted."""
+        names = ("images", "labelled", "top1", "top5", "dense_top1", "agreed")
+        own = torch.tensor([getattr(self, name) for name in names], device=processes.device)
+        for name, count in zip(names, processes.sum(own).tolist(), strict=True):
+            setattr(self, name, count)
+        self.compared = any(processes.gather(self.compared))
+        self.skipped = tuple(path for part in processes.gather(self.skipped) for path in part)
 
     def result(self, seconds: float) -> EvaluationResult:
         """The shares."""

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -78,15 +79,18 @@ class HubMixin(
         self._hub_mixin_config = _describe(self)
         try:
             return super().save_pretrained(save_directory, **kwargs)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise InputError(f"{save_directory}: can't be written ({error})") from error
 
     def _save_pretrained(self, save_directory: Path) -> None:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         path = save_directory / SAFETENSORS_SINGLE_FILE
         unfinished = path.with_suffix(".partial")
-        save_file(tensors, unfinished, metadata={"format": "pt"})
-        unfinished.replace(path)  # an interrupted save leaves the old weights whole
+        try:
+            save_file(tensors, unfinished, metadata={"format": "pt"})
+            unfinished.replace(path)  # an interrupted save leaves the old weights whole
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     @classmethod
     def from_pretrained(

@@ -66,7 +66,7 @@ def main() -> None:
             raise
         _fail(str(error), 2)
     except (KeyboardInterrupt, StoppedError) as error:
-        _fail(str(error) or _INTERRUPTED, 130)
+        _fail(str(error) or _INTERRUPTED, getattr(error, "code", 130))
     except Exception as error:
         # A usage error of click's, which newer typer carries in its own copy: known by what it can.
         if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,15 @@ from dynamicvit.errors import InputError
 
 
 class StoppedError(Exception):
-    """Ctrl-C; the message says what is left and how to go on."""
+    """Ctrl-C or SIGTERM; the message says what is left and how to go on.
+
+    Attributes:
+        code: the exit code, 128 and the signal's number.
+    """
+
+    def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.code = 128 + signum
 
 
 def say(console: Console, line: str) -> None:
@@ -68,36 +74,6 @@ class LineNowAndThen:
         if not self.console.is_terminal and time.monotonic() - self._last >= self.seconds:
             self._last = time.monotonic()
             say(self.console, line)
-
-
-@contextmanager
-def interrupts_between_steps() -> Iterator[Callable[[], None]]:
-    """Hold Ctrl-C back until a step of the work is done; a second one comes at once.
-
-    In between it would leave a step half done, or be lost: Python ignores what is raised while the
-    data loader's ``__del__`` ends its workers.
-
-    Yields:
-        A function to call after each step, which raises ``KeyboardInterrupt`` if there was one.
-    """
-    asked = False
-
-    def note(signum: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    def check() -> None:
-        if asked:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, before)
-    check()
 
 
 def check_folder(folder: Path) -> None:

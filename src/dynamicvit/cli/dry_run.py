@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from dynamicvit.cli.console import say
 from dynamicvit.data import ImageData, Loader
 from dynamicvit.model import DynamicViT
+from dynamicvit.processes import Processes
 from dynamicvit.training import Recipe
 from dynamicvit.training.loop import total_steps
 from dynamicvit.training.memory import Memory, estimate_memory
@@ -20,40 +22,42 @@ from dynamicvit.training.recipe import dump_recipe
 
 def describe_run(
     console: Console,
-    name: str,
     model: DynamicViT,
     recipe: Recipe,
     sources: Sequence[ImageData],
     loader: Loader | None,
     held_out: Loader | None,
-    device: str,
+    processes: Processes,
+    accumulate: int,
     precision: torch.dtype | None,
 ) -> None:
     """Print the resolved recipe and what follows from it; nothing is written.
 
     Args:
         console: where.
-        name: of the model, as the user gave it.
         model: what would be trained.
         recipe: what would be done.
         sources: the images found, as they lie there.
         loader: of the training images, if there are any.
         held_out: of those kept aside.
-        device: where training would run.
+        processes: that would share the run.
+        accumulate: passes in which each works off its images of a step.
         precision: dtype of autocast.
     """
     known = loader is not None or recipe.images is not None
     steps = total_steps(recipe, loader) if known else None
     plan = plan_of(model, recipe, steps)
-    memory = estimate_memory(model, recipe, device=device, precision=precision)
-    say(console, dump_recipe(recipe.model_copy(update={"model": name})))
+    at_a_time = math.ceil(recipe.batch_size / processes.count / accumulate)
+    device = processes.device
+    memory = estimate_memory(model, recipe, at_a_time, device=device, precision=precision)
+    say(console, dump_recipe(recipe))
     for title, lines in (
         ("data", _data(sources, loader, held_out)),
         ("schedule", _schedule(plan)),
         ("MACs", _macs(plan)),
         ("parameters", [*map(_group, plan.groups), f"{_count(plan.frozen)} never learn"]),
         ("length", _length(plan, recipe, loader)),
-        ("memory", _memory(memory, recipe, device, precision)),
+        ("memory", _memory(memory, at_a_time, device, precision)),
     ):
         for place, line in enumerate(lines):
             say(console, f"{'' if place else title:<11}{line}")
@@ -112,13 +116,13 @@ def _length(plan: Plan, recipe: Recipe, loader: Loader | None) -> list[str]:
 
 
 def _memory(
-    memory: Memory, recipe: Recipe, device: str, precision: torch.dtype | None
+    memory: Memory, images: int, device: torch.device, precision: torch.dtype | None
 ) -> list[str]:
     kind = "fp32" if precision is None else str(precision).removeprefix("torch.")
     parts = ", ".join(f"{name} {_giga(size)}" for name, size in asdict(memory).items() if size)
     return [
-        f"about {_giga(memory.total)} GB for {recipe.batch_size} images at a time ({kind}, "
-        f"{device}; measured with two images)",
+        f"about {_giga(memory.total)} GB with {images} images at a time ({kind}, {device.type}; "
+        "measured with two images)",
         parts,
     ]
 

@@ -110,4 +110,4 @@ def use_threads(threads: int | None) -> None:
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """What ``--precision`` means to autocast."""
-    return torch.bfloat16 if precision == "bf16" else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import logging
+import signal
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -17,7 +19,6 @@ from dynamicvit.cli.console import (
     LineNowAndThen,
     StoppedError,
     check_folder,
-    interrupts_between_steps,
     progress_bar,
     say,
     write_json,
@@ -28,7 +29,6 @@ from dynamicvit.cli.options import (
     ClassMapOption,
     ModelOrRecipes,
     NoPretrained,
-    Precision,
     Strict,
     Threads,
     Workers,
@@ -47,10 +47,13 @@ from dynamicvit.errors import InputError
 from dynamicvit.evaluation import evaluate
 from dynamicvit.loading import load_model, set_drop_path
 from dynamicvit.model import DynamicViT
+from dynamicvit.processes import Processes, launched_precision, launched_processes
 from dynamicvit.training import Progress, Recipe, TrainingReport, load_recipe
 from dynamicvit.training import loop as training
+from dynamicvit.training.checkpoint import holds_run
 from dynamicvit.training.curves import draw_curves
 from dynamicvit.training.log import LOG_NAME, read_log
+from dynamicvit.training.stopping import terminated_like_interrupted
 from dynamicvit.training.tensorboard import TENSORBOARD_FOLDER, TensorBoard
 
 
@@ -81,9 +84,22 @@ def train(
         typer.Option(help="More images, without labels; may be repeated.", readable=False),
     ] = None,
     class_map: ClassMapOption = None,
-    precision: Precision = "fp32",
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(help="bf16 and fp16 run under autocast; fp16 needs a GPU."),
+    ] = "fp32",
+    accumulate: Annotated[
+        int, typer.Option(help="Passes in which a process works off its images of a step.")
+    ] = 1,
+    grad_checkpointing: Annotated[
+        bool, typer.Option("--grad-checkpointing", help="Less memory, a third more computation.")
+    ] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint in the output.")
+        bool, typer.Option("--resume", help="Refuse to start anew: there must be a run to go on.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on with a run though the recipe differs.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
@@ -95,21 +111,23 @@ def train(
     """Fine-tune MODEL with its own dense self as teacher.
 
     Writes a folder that `eval`, `bench`, `visualize` and `from_pretrained` read, with the resolved
-    recipe, a log of every step, its curves (PNG, TensorBoard) and a report. An interrupted run goes
-    on with --resume. --dry-run prints the recipe as it is resolved, schedule, MACs, parameter
-    groups, steps, memory and what is found at DATA, which then may be left out.
+    recipe, a log of every step, its curves (PNG, TensorBoard) and a report. The same command goes
+    on with an interrupted run. Several processes, started by torchrun or accelerate launch, share
+    the batches of the recipe. With --dry-run DATA and --output may be left out.
     """
     if data is None and (unlabelled or not dry_run):
         raise InputError("Missing argument 'DATA'.")
     if output is None and not dry_run:
         raise InputError("Missing option '--output' / '-o'.")
-    console = Console()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    processes = launched_processes(device)
+    console = _console(processes)
     plan = load_recipe(recipe, overrides or [])
     name = model_name or plan.model
     if name is None:
         raise InputError(f"recipe {recipe} names no model: give --model")
-    if output is not None:
-        _check_output(output, resume)
+    dtype = launched_precision(autocast_dtype(precision), processes.device)
+    going_on = output is not None and _check_output(output, resume)
     use_threads(threads)
     images = [] if data is None else _training_images(plan, data, unlabelled or [], strict)
     torch.manual_seed(plan.seed)
@@ -122,52 +140,85 @@ def train(
     )
     if plan.drop_path:
         set_drop_path(student, plan.drop_path)
+    if grad_checkpointing:
+        student.set_grad_checkpointing()
     loader, held_out = None, None
     if images:
         loader, held_out = _loaders(student, plan, images, class_map, workers, console)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    amp_dtype = autocast_dtype(precision)
     if dry_run or loader is None or output is None:
-        describe_run(console, name, student, plan, images, loader, held_out, device, amp_dtype)
+        plan = plan.model_copy(update={"model": name})
+        describe_run(console, student, plan, images, loader, held_out, processes, accumulate, dtype)
         return
     is_new = not output.exists()
+    if going_on:
+        say(console, f"going on with the run in {output}")
+    how = _How(going_on, force, processes, dtype, accumulate, compiled)
     try:
-        try:
-            report = _train_with_progress(
-                student, loader, plan, output, resume, device, amp_dtype, console
-            )
-            if not report.images:
-                raise InputError(f"none of the images of {data} that were drawn can be read")
-        except InputError:
-            # Found only while reading (an unreadable image with --strict): no trace stays.
-            if not resume and not (output / "checkpoint.pt").exists():
-                _take_back(output, is_new)
-            else:
-                _draw_curves(output)  # they show what went wrong
-            raise
-        _draw_curves(output)
-        student.save_pretrained(output)
-        results = _results(student, report, held_out, device, amp_dtype, console)
-        write_json(output / "report.json", results)
-    except KeyboardInterrupt:
-        raise StoppedError(_how_to_go_on(output)) from None
+        with terminated_like_interrupted():
+            try:
+                report = _train_with_progress(student, loader, plan, output, how, console)
+                if not report.images:
+                    raise InputError(f"none of the images of {data} that were drawn can be read")
+            except InputError:
+                # Found only while reading (an unreadable image with --strict): no trace stays.
+                if processes.is_main and not holds_run(output):
+                    _take_back(output, is_new)
+                elif processes.is_main:
+                    _draw_curves(output)  # they show what went wrong
+                raise
+            if processes.is_main:
+                _draw_curves(output)
+                student.save_pretrained(output)
+            results = _results(student, report, held_out, how, console)
+            if processes.is_main:
+                write_json(output / "report.json", results)
+    except KeyboardInterrupt as stop:
+        raise StoppedError(_how_to_go_on(output), getattr(stop, "signum", signal.SIGINT)) from None
     say(console, f"saved {output}: dynamicvit eval DATA --model {output}")
+    processes.close()
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a run is done, which changes nothing of what it does.
+
+    Attributes:
+        resume: go on from the checkpoint.
+        force: even if it is of another recipe.
+        processes: that share the run.
+        precision: dtype of autocast, if any.
+        accumulate: passes in a step.
+        compiled: with torch.compile.
+    """
+
+    resume: bool
+    force: bool
+    processes: Processes
+    precision: torch.dtype | None
+    accumulate: int
+    compiled: bool
+
+
+def _console(processes: Processes) -> Console:
+    """Standard output of the main process; the others keep quiet, unless it is about their part."""
+    if not processes.is_main:
+        logging.getLogger("dynamicvit.training").setLevel(logging.ERROR)
+    return Console(quiet=not processes.is_main)
 
 
 # ---------------------------------------------------------------- what goes in
 
 
-def _check_output(output: Path, resume: bool) -> None:
+def _check_output(output: Path, resume: bool) -> bool:
+    """Whether there is a run to go on with; refused if there is anything else."""
     check_folder(output)
-    checkpoint = output / "checkpoint.pt"
+    if holds_run(output):
+        return True
     if resume:
-        if not checkpoint.exists():
-            raise InputError(f"--resume: {output} holds no checkpoint.pt to go on from")
-        return
-    if checkpoint.exists():
-        raise InputError(f"{output} holds a run: go on with --resume, or choose another folder")
+        raise InputError(f"--resume: {output} holds no checkpoint.pt to go on from")
     if (output / "model.safetensors").exists():
         raise InputError(f"{output} holds a model: choose another folder")
+    return False
 
 
 def _training_images(
@@ -229,14 +280,11 @@ def _train_with_progress(
     loader: Loader,
     recipe: Recipe,
     output: Path,
-    resume: bool,
-    device: str,
-    amp_dtype: torch.dtype | None,
+    how: _How,
     console: Console,
 ) -> TrainingReport:
     with (
         progress_bar(console, transient=False) as bar,
-        interrupts_between_steps() as check,
         TensorBoard(output / TENSORBOARD_FOLDER) as write_scalars,
     ):
         lines = LineNowAndThen(console)
@@ -251,18 +299,8 @@ def _train_with_progress(
             bar.update(task, completed=progress.step + 1, note=note)
             lines.say(f"step {progress.step + 1} of {progress.steps}, {note}, {_left(progress)}")
             write_scalars(progress)
-            check()
 
-        return training.train(
-            model,
-            loader,
-            recipe,
-            output,
-            resume=resume,
-            device=device,
-            precision=amp_dtype,
-            on_step=show,
-        )
+        return training.train(model, loader, recipe, output, on_step=show, **vars(how))
 
 
 def _left(progress: Progress) -> str:
@@ -279,8 +317,8 @@ def _draw_curves(output: Path) -> None:
 
 
 def _how_to_go_on(output: Path) -> str:
-    if (output / "checkpoint.pt").exists():
-        return f"interrupted; {output} is saved, the same command with --resume goes on"
+    if holds_run(output):
+        return f"interrupted; {output} is saved, the same command goes on"
     return "interrupted before there was anything to save; the same command starts anew"
 
 
@@ -304,8 +342,7 @@ def _results(
     model: DynamicViT,
     report: TrainingReport,
     held_out: Loader | None,
-    device: str,
-    amp_dtype: torch.dtype | None,
+    how: _How,
     console: Console,
 ) -> dict[str, Any]:
     """What the run did, printed and for `report.json`."""
@@ -318,13 +355,19 @@ def _results(
     if report.skipped:
         say(console, f"left out {len(report.skipped)} unreadable images")
     if report.bad_steps:
-        say(console, f"left out {report.bad_steps} steps whose loss was not finite")
+        say(console, f"left out {report.bad_steps} steps that were not finite")
     results: dict[str, Any] = {
         "training": asdict(report),
         "keep_ratios": model.schedule.keep_ratios,
     }
     if held_out is not None:
-        result = evaluate(model, held_out, device=device, amp_dtype=amp_dtype)
+        result = evaluate(
+            model,
+            held_out,
+            device=how.processes.device,
+            amp_dtype=how.precision,
+            processes=how.processes,
+        )
         results["held_out"] = asdict(result)
         say(console, f"held-out top-1 {100 * (result.top1 or 0):.2f} % of {result.labelled}")
     return results

@@ -94,6 +94,7 @@ class Loader:
         self.drop_last = drop_last
         self._epoch = 0
         self._start = 0
+        self._share = 0, 1
         self._logged: set[str] = set()
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -105,6 +106,16 @@ class Loader:
         """
         self._epoch = epoch
         self._start = start
+
+    def set_share(self, index: int, count: int) -> None:
+        """Read one part of each batch; other processes read the others.
+
+        Args:
+            index: which part, counted from 0. It may be one image smaller than those before, even
+                empty: together they are the whole batch, in its order.
+            count: how many parts.
+        """
+        self._share = index, count
 
     @property
     def num_images(self) -> int:
@@ -144,8 +155,12 @@ class Loader:
         if self.shuffle:
             np.random.default_rng((self.seed, self._epoch)).shuffle(order)
         starts = range(self._start * self.batch_size, len(self) * self.batch_size, self.batch_size)
+        part, parts = self._share
         return [
-            [(self._epoch, int(index)) for index in order[start : start + self.batch_size]]
+            [
+                (self._epoch, int(index))
+                for index in np.array_split(order[start : start + self.batch_size], parts)[part]
+            ]
             for start in starts
         ]
 
@@ -197,6 +212,10 @@ def _collate(samples: Sequence[Sample | Unreadable]) -> tuple[Batch, list[Unread
 
 
 def _leave_interrupts_to_parent(worker: int) -> None:
-    """Ctrl-C goes to every process of the terminal; workers would each print a traceback."""
+    """Ctrl-C goes to every process of the terminal, SLURM's SIGTERM to every process of the job.
+
+    Workers would each print a traceback, or be gone before the parent has saved.
+    """
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

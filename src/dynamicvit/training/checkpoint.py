@@ -1,9 +1,11 @@
-"""The state of a run on disk: written whole or not at all."""
+"""Checkpoints: each written whole or not at all; the last two and the best stay."""
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,31 +13,142 @@ from typing import Any
 import torch
 
 from dynamicvit.errors import InputError
+from dynamicvit.weights import first_line
+
+_log = logging.getLogger(__name__)
+
+#: Version of the state that this code writes, and the only one that it reads.
+VERSION = 1
+
+NEWEST = "checkpoint.pt"
+PREVIOUS = "checkpoint.previous.pt"
+BEST = "checkpoint.best.pt"
+#: A newest checkpoint that could not be read; kept, for whoever wants to know why.
+DAMAGED = "checkpoint.damaged.pt"
 
 
-def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write a state so that a crash leaves the previous file or the new one, never half of one."""
-    temporary = path.with_suffix(".partial")
+def holds_run(folder: Path) -> bool:
+    """Whether there is a run to go on with."""
+    return any((folder / name).exists() for name in (NEWEST, PREVIOUS))
+
+
+def keep_checkpoint(state: dict[str, Any], folder: Path, *, best: bool = False) -> None:
+    """Write a state; what was the newest becomes the previous one.
+
+    At every moment there is a whole newest checkpoint or, had it been damaged, a previous one.
+
+    Args:
+        state: tensors and plain values.
+        folder: where.
+        best: keep this one as the best, too.
+
+    Raises:
+        InputError: if it can't be written; the ones before are still there.
+    """
+    newest = folder / NEWEST
+    draft = newest.with_suffix(".partial")
     try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _write({"version": VERSION, **state}, draft)
+        if newest.exists():
+            _link(newest, folder / PREVIOUS)
+        os.replace(draft, newest)
+        if best:
+            _link(newest, folder / BEST)
+        _sync_names(folder)
+    # torch's writer says RuntimeError where the disk said OSError.
+    except (OSError, RuntimeError) as error:
+        raise cannot_write(newest, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: BaseException) -> InputError:
+    """What to say when the disk is full, or gone."""
+    causes = (error, error.__cause__, error.__context__)
+    cause = next((each for each in causes if isinstance(each, OSError)), error)
+    reason = getattr(cause, "strerror", None) or first_line(cause)
+    left = "the last checkpoint is whole" if holds_run(path.parent) else "there is no checkpoint"
+    return InputError(
+        f"{path} can't be written ({reason}); {left}: make room, then the same command goes on"
+    )
+
+
+def newest_checkpoint(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The newest state that can be read, and its file; a damaged one is reported and set aside.
+
+    Raises:
+        InputError: if there is none, or none that can be read, or it is of another version.
+    """
+    newest, previous = folder / NEWEST, folder / PREVIOUS
+    if newest.exists() or not previous.exists():
+        try:
+            return load_checkpoint(newest), newest
+        except DamagedError as error:
+            if not previous.exists():
+                raise
+            _log.warning("%s: going on from %s", error, previous)
+        state = load_checkpoint(previous)
+        newest.rename(folder / DAMAGED)  # or the next save would make it the previous one
+        return state, previous
+    return load_checkpoint(previous), previous
+
+
+class DamagedError(InputError):
+    """A checkpoint that was whole once."""
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a state: tensors and plain values only.
 
     Raises:
-        InputError: if the file is missing, damaged, or holds code.
+        InputError: if the file is missing, damaged, holds code, or is of another version.
     """
     if not path.is_file():
         raise InputError(f"no checkpoint {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as file:  # torch does not look at the checksums that it writes
+            broken = file.testzip()
+        if broken is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {broken}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"checkpoint {path} is damaged or not one of ours: {reason}") from None
+        reason = first_line(error)
+        raise DamagedError(f"checkpoint {path} is damaged or not one of ours: {reason}") from None
+    version = state.get("version") if isinstance(state, dict) else None
+    if version != VERSION:
+        raise InputError(
+            f"checkpoint {path} is of version {version}, this dynamicvit goes on with version "
+            f"{VERSION}: go on with the dynamicvit that wrote it, or start anew in another folder"
+        )
+    return state
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    with open(path, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file that is never changed, in place of what had that name."""
+    draft = target.with_suffix(".link")
+    draft.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, draft)
+        except OSError:  # a file system without links
+            shutil.copyfile(source, draft)
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)  # renaming onto a name of the same file leaves both
+
+
+def _sync_names(folder: Path) -> None:
+    """Make a rename outlive a power cut; not every system lets a folder be synced."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,42 +1,48 @@
-"""Losses that are not finite: which part it was, in which images, and what to try."""
+"""Losses that are not finite: which part it was, in how many images, and what to try."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from dynamicvit.training.step import Measured
+
+_log = logging.getLogger(__name__)
 
 #: So many of them in a row are no accident.
 MAX_BAD_STEPS = 10
 
 
-def not_finite(losses: Mapping[str, Tensor], gradient_norm: float) -> tuple[str, ...]:
+def not_finite(losses: Mapping[str, float], gradient_norm: float) -> tuple[str, ...]:
     """What of a step is not finite, by name: parts of the loss, or the gradient alone.
 
     Args:
-        losses: each part and the total, scalars.
+        losses: each part and the total.
         gradient_norm: looked at only where the losses are finite.
     """
-    bad = [name for name, part in losses.items() if not torch.isfinite(part)]
+    bad = [name for name, part in losses.items() if not math.isfinite(part)]
     if bad:  # the total follows from its parts, unless it overflowed by itself
         return tuple(name for name in bad if name != "total") or ("total",)
     return () if math.isfinite(gradient_norm) else ("gradient",)
 
 
-def whose_answer(logits: Tensor) -> str:
-    """In which images of a batch the network's answer ``(B, classes)`` is not finite, in words.
+def report_left_out(step: int, parts: Sequence[str], measured: Measured, images: int) -> None:
+    """Say in the log that a step was left out, and whether images or weights are to blame.
 
-    All of them: the weights or the precision are to blame. A few: those images.
+    Args:
+        step: which.
+        parts: of :func:`not_finite`.
+        measured: the step.
+        images: in the whole batch.
     """
-    bad = (~logits.detach().isfinite().all(dim=1)).nonzero().flatten().tolist()
-    if not bad:
-        return "every image's logits are finite"
-    if len(bad) == len(logits):
-        return f"the logits of all {len(bad)} images are not"
-    return f"the logits of images {', '.join(map(str, bad))} of the batch's {len(logits)} are not"
+    whose = f"the logits of {measured.bad_answers} of its {images} images are not"
+    if not measured.bad_answers:
+        whose = f"the logits of all its {images} images are"
+    _log.warning("step %d left out: %s not finite; %s", step, " and ".join(parts), whose)
 
 
 def what_to_try(step: int, parts: Sequence[str], folder: Path) -> str:

@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
-import logging
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
-from timm.data import Mixup
 from timm.utils import ModelEmaV3
 
-from dynamicvit.data import UNLABELLED, Batch
-from dynamicvit.decisions import (
-    Sampler,
-    best_k_sampler,
-    gumbel_sampler,
-    gumbel_top_k_sampler,
-)
+from dynamicvit.data import Batch
 from dynamicvit.errors import InputError
-from dynamicvit.losses import Losses, dynamicvit_loss
-from dynamicvit.model import DynamicViT, MaskedOutput
-from dynamicvit.teacher import dense_teacher, weigh_patches
-from dynamicvit.training.finite import MAX_BAD_STEPS, not_finite, what_to_try, whose_answer
-from dynamicvit.training.log import LOG_NAME
+from dynamicvit.macs import costs_of
+from dynamicvit.model import DynamicViT
+from dynamicvit.processes import Processes, launched_precision
+from dynamicvit.teacher import dense_teacher
+from dynamicvit.training.finite import MAX_BAD_STEPS, not_finite, report_left_out, what_to_try
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.recipe import Recipe, dump_recipe
 from dynamicvit.training.state import Progress, RunState, TrainingReport
+from dynamicvit.training.step import SAMPLERS, Split, Step, create_mixup, step_losses
+from dynamicvit.training.stopping import Interrupted, stop_requests
 
-_log = logging.getLogger(__name__)
-
-SAMPLERS: dict[str, Sampler] = {
-    "independent": gumbel_sampler,
-    "top-k": gumbel_top_k_sampler,
-    "best-k": best_k_sampler,
-}
+__all__ = ["SAMPLERS", "Batches", "Interrupted", "step_losses", "total_steps", "train"]
 
 #: How often a run is saved: what a crash can cost.
 SAVE_SECONDS = 300.0
 
 
 class Batches(Protocol):
-    """What training reads: :class:`~dynamicvit.data.Loader`, or anything like it."""
+    """What training reads: :class:`~dynamicvit.data.Loader`, or anything like it.
+
+    Where several processes share a run, it also has ``set_share``.
+    """
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Begin the next iteration at batch ``start`` of an epoch."""
@@ -55,10 +47,6 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during training; the state has been saved."""
-
-
 def train(
     model: DynamicViT,
     loader: Batches,
@@ -66,8 +54,12 @@ def train(
     folder: Path,
     *,
     resume: bool = False,
+    force: bool = False,
     device: torch.device | str = "cpu",
+    processes: Processes | None = None,
     precision: torch.dtype | None = None,
+    accumulate: int = 1,
+    compiled: bool = False,
     on_step: Callable[[Progress], None] | None = None,
 ) -> TrainingReport:
     """Fine-tune a model in place, and leave a log and a checkpoint to go on from.
@@ -76,13 +68,20 @@ def train(
 
     Args:
         model: a sparsified backbone with its pretrained weights.
-        loader: the training images; shuffled.
+        loader: the training images; shuffled. Its batches are those of one optimiser step, over
+            all processes and passes.
         recipe: what to do.
-        folder: gets ``recipe.yaml``, ``log.jsonl`` and ``checkpoint.pt``; created if missing.
-        resume: go on from the folder's checkpoint.
+        folder: gets ``recipe.yaml``, ``log.jsonl`` and ``checkpoint*.pt``; created if missing.
+            Several processes share it.
+        resume: go on from the folder's newest checkpoint.
+        force: go on even where the checkpoint's recipe differs.
         device: where to train.
+        processes: that share the run, of :func:`~dynamicvit.processes.launched_processes`; this
+            one alone by default. They say where to train.
         precision: dtype of autocast, or none for full precision.
-        on_step: called after each step.
+        accumulate: passes in which each process works off its images of a step, to save memory.
+        compiled: run student and teacher through ``torch.compile``.
+        on_step: called after each step in the main process.
 
     Returns:
         What was done. The model then holds the final weights (averaged ones with ``ema``).
@@ -91,147 +90,119 @@ def train(
         InputError: for unlabelled images with a classification loss, or a checkpoint that does not
             fit.
         InputError: if the loss stays non-finite, with what to try.
-        Interrupted: on Ctrl-C, after saving.
+        InputError: if the disk is full; the last checkpoint is whole.
+        Interrupted: on SIGINT (Ctrl-C) or SIGTERM, after saving.
     """
     if not model.schedule.stages:
         raise InputError("there is nothing to train: the schedule has no stage")
-    device = torch.device(device)
-    model.to(device).train()
+    if accumulate < 1:
+        raise InputError(f"accumulate is at least 1 pass, got {accumulate}")
+    processes = Processes(device) if processes is None else processes
+    precision = launched_precision(precision, processes.device)
+    model.to(processes.device).train()
+    processes.equalise(model)
     teacher = dense_teacher(model)
-    was = model.sampler, model.leave
-    model.sampler, model.leave = SAMPLERS[recipe.decisions], recipe.leave
     optimizer = create_optimizer(model, recipe)
     steps = total_steps(recipe, loader)
     rate = LearningRate(optimizer, recipe, steps)
     ema = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
-    mixup = _mixup(recipe, model.num_classes)
+    if processes.count > 1:
+        loader.set_share(processes.rank, processes.count)
 
     folder.mkdir(parents=True, exist_ok=True)
-    run = RunState(folder, model, optimizer, ema, teacher)
-    if resume:
-        run.restore(recipe)
-    else:
-        (folder / "recipe.yaml").write_text(dump_recipe(recipe))
-        (folder / LOG_NAME).write_text("")
-
-    began, images_before = time.perf_counter(), run.images
-    saved = began
-    try:
+    with _as_before(model), _compiled(compiled, model, teacher), stop_requests() as stop:
+        step = Step(
+            model,
+            teacher,
+            recipe,
+            processes,
+            precision=precision,
+            accumulate=accumulate,
+            mixup=create_mixup(recipe, model.num_classes),
+        )
+        run = RunState(
+            folder,
+            recipe,
+            model=model,
+            teacher=teacher,
+            optimizer=optimizer,
+            ema=ema,
+            scaler=step.scaler,
+            steps=steps,
+            epoch_steps=len(loader),
+            processes=processes.count,
+        )
+        if resume:
+            run.restore(force=force, is_main=processes.is_main)
+        if processes.is_main and (force or not resume):
+            (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+        if processes.is_main and not resume:
+            run.log_file.write_text("")
+        num_patches = costs_of(model, num_stages=0).num_patches
+        at_inference = tuple(k / num_patches for k in model.schedule.kept(num_patches))
+        began = saved = time.perf_counter()
+        first, images_before = run.step, run.images
         for batch in batches(loader, run.step, steps):
-            rate.set(run.step)
-            run.skipped.extend(batch.skipped)
-            if not len(batch):  # every image of it was unreadable
+            # Everything that all processes must agree on, in one exchange.
+            everyone = processes.gather((len(batch), batch.skipped, stop.signum))
+            if any(signum for _, _, signum in everyone):
+                break
+            counts = [count for count, _, _ in everyone]
+            run.skipped.extend(path for _, skipped, _ in everyone for path in skipped)
+            if not sum(counts):  # every image of it was unreadable
                 run.step += 1
                 continue
-            batch = batch.to(device)
-            seed_everything(recipe.seed, run.step)
-            output, losses = step_losses(model, teacher, batch, recipe, precision, mixup)
-            norm = run.update(losses.total, recipe.clip_grad)
+            rate.set(run.step)
+            split = Split(run.step, sum(counts[: processes.rank]), sum(counts))
+            measured = step.backward(batch.to(processes.device), split)
+            norm = run.update(measured.losses["total"], recipe.clip_grad)
             run.seconds += time.perf_counter() - began
-            run.images += len(batch)
+            run.images += split.total
             began, elapsed = time.perf_counter(), run.seconds - run.seconds_before
             progress = Progress(
                 step=run.step,
                 steps=steps,
                 images=run.images,
                 images_per_second=(run.images - images_before) / elapsed,
-                losses={name: float(part.detach()) for name, part in vars(losses).items()},
-                kept=tuple(float(d.detach().mean()) for d in output.decisions),
+                losses=measured.losses,
+                kept=measured.kept,
                 learning_rates={str(g["name"]): float(g["lr"]) for g in optimizer.param_groups},
                 gradient_norm=norm,
-                kept_by_score=tuple(float((o > 0).float().mean()) for o in output.log_odds),
-                kept_at_inference=_shares_at_inference(model, output),
-                not_finite=not_finite(vars(losses), norm),
+                kept_by_score=measured.kept_by_score,
+                kept_at_inference=at_inference,
+                not_finite=not_finite(measured.losses, norm),
             )
+            run.count(progress)
             run.step += 1
-            run.log(progress)
+            if processes.is_main:
+                run.log(progress)
             if progress.not_finite:
-                _report_left_out(progress, output)
+                report_left_out(progress.step, progress.not_finite, measured, split.total)
             if run.bad_in_a_row == MAX_BAD_STEPS:
                 run.bad_in_a_row = 0  # whoever goes on has as many again
-                run.save(recipe)
+                if processes.is_main:
+                    run.save()
                 raise InputError(what_to_try(progress.step, progress.not_finite, folder))
+            if not processes.is_main:
+                continue
             if time.perf_counter() - saved > SAVE_SECONDS:
-                run.save(recipe)
+                run.save()
                 saved = time.perf_counter()
             if on_step is not None:
-                on_step(progress)
-    except KeyboardInterrupt:
-        run.save(recipe)
-        raise Interrupted from None
-    finally:
-        model.sampler, model.leave = was
-    if run.images:  # else no image could be read, and there is nothing to go on from
-        run.save(recipe)
+                try:
+                    on_step(progress)
+                except KeyboardInterrupt:
+                    stop.signum = signal.SIGINT
+        # Without a step there is nothing new; without an image, nothing to go on from.
+        if processes.is_main and run.step > first and run.images:
+            run.save()
+        signum = max(processes.gather(stop.signum))
+    if signum:
+        raise Interrupted(signum)
     if ema is not None:
         model.load_state_dict(ema.module.state_dict())
     model.eval()
     return run.report()
-
-
-def step_losses(
-    model: DynamicViT,
-    teacher: DynamicViT,
-    batch: Batch,
-    recipe: Recipe,
-    precision: torch.dtype | None,
-    mixup: Mixup | None = None,
-) -> tuple[MaskedOutput, Losses]:
-    """Teacher, student under its decisions, and the losses (Eq. 12-16) of one batch."""
-    images, labels = batch.images, batch.labels
-    if recipe.losses.classification and (labels == UNLABELLED).any():
-        raise InputError(
-            "some images have no label, which the classification loss needs: set "
-            "losses.classification=0 to learn from the dense network alone"
-        )
-    if mixup is not None:
-        if len(images) % 2:  # timm's mixup pairs images: one of them is its own partner
-            images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
-        images, labels = mixup(images, labels)
-    with torch.autocast(images.device.type, precision, enabled=precision is not None):
-        with torch.no_grad():
-            # The teacher's stem serves both: the student's is never trained, so it is the same.
-            depth = model.schedule.stages[0]
-            start = teacher.stem(images, depth) if recipe.share_stem else images
-            dense = (
-                weigh_patches(teacher, start)
-                if recipe.losses.guidance
-                else teacher.forward_dense(start)
-            )
-        output = model.forward_masked(start)
-        losses = dynamicvit_loss(
-            output,
-            model.schedule.keep_ratios,
-            labels=labels,
-            teacher=dense,
-            label_smoothing=recipe.augment.smoothing,
-            weights=recipe.losses.weights(),
-        )
-    return output, losses
-
-
-def _shares_at_inference(model: DynamicViT, output: MaskedOutput) -> tuple[float, ...]:
-    rows, columns = output.grid
-    return tuple(k / (rows * columns) for k in model.schedule.kept(rows * columns))
-
-
-def _report_left_out(progress: Progress, output: MaskedOutput) -> None:
-    _log.warning(
-        "step %d left out: %s not finite (%s)",
-        progress.step,
-        " and ".join(progress.not_finite),
-        whose_answer(output.logits),
-    )
-
-
-def seed_everything(seed: int, step: int) -> None:
-    """Seed what a step draws from, so that a run that goes on draws what it would have drawn.
-
-    torch draws decisions and dropped paths, numpy timm's mixup.
-    """
-    draw = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
-    torch.manual_seed(draw)
-    np.random.seed(draw)  # noqa: NPY002 - timm's mixup uses the global generator
 
 
 def total_steps(recipe: Recipe, loader: Batches) -> int:
@@ -255,13 +226,26 @@ def batches(loader: Batches, start: int, stop: int) -> Iterator[Batch]:
                 return
 
 
-def _mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
-    augment = recipe.augment
-    if not recipe.losses.classification or not (augment.mixup or augment.cutmix):
-        return None
-    return Mixup(
-        mixup_alpha=augment.mixup,
-        cutmix_alpha=augment.cutmix,
-        label_smoothing=augment.smoothing,
-        num_classes=num_classes,
-    )
+@contextmanager
+def _as_before(model: DynamicViT) -> Iterator[None]:
+    """What training sets of the model, put back."""
+    was = model.sampler, model.leave
+    try:
+        yield
+    finally:
+        model.sampler, model.leave = was
+
+
+@contextmanager
+def _compiled(wanted: bool, *models: DynamicViT) -> Iterator[None]:
+    """The paths that training takes, compiled; of the instances, so that all comes off again."""
+    names = ("forward_masked", "forward_dense")
+    for model in models if wanted else ():
+        for name in names:
+            setattr(model, name, torch.compile(getattr(model, name)))
+    try:
+        yield
+    finally:
+        for model in models if wanted else ():
+            for name in names:
+                delattr(model, name)

@@ -18,8 +18,8 @@ from dynamicvit.macs import resolve_image_size
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import image_channels
 from dynamicvit.teacher import dense_teacher
-from dynamicvit.training import loop
 from dynamicvit.training.recipe import Recipe
+from dynamicvit.training.step import SAMPLERS, step_losses
 
 #: AdamW keeps two averages of every gradient.
 _MOMENTS = 2
@@ -78,7 +78,7 @@ def estimate_memory(
     batch_size = recipe.batch_size if batch_size is None else batch_size
     modes = model.training, model.sampler, model.leave
     model.to(device).train()
-    model.sampler, model.leave = loop.SAMPLERS[recipe.decisions], recipe.leave
+    model.sampler, model.leave = SAMPLERS[recipe.decisions], recipe.leave
     teacher = dense_teacher(model)
     try:
         # The first makes the gradients, which are there from then on.
@@ -112,7 +112,7 @@ def _held(
     batch = Batch(images, torch.zeros(num_images, dtype=torch.long)).to(device)
     there = [*_tensors(model), *_tensors(teacher), *_gradients(model), images]
     with _Held(there) as held:
-        _, losses = loop.step_losses(model, teacher, batch, recipe, precision)
+        _, losses = step_losses(model, teacher, batch, recipe, precision)
         losses.total.backward()
     return held.peak
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 
 from dynamicvit.errors import InputError
 from dynamicvit.model import DynamicViT
-from dynamicvit.training.checkpoint import load_checkpoint, save_checkpoint
+from dynamicvit.training.checkpoint import cannot_write, keep_checkpoint, newest_checkpoint
 from dynamicvit.training.log import LOG_NAME, to_line
-from dynamicvit.training.recipe import Recipe, dump_recipe
+from dynamicvit.training.recipe import Recipe
+from dynamicvit.training.resume import check_same_run
 from dynamicvit.weights import load_exactly
 
 
@@ -31,11 +33,11 @@ class Progress:
         losses: each part by name, unweighted, and the total.
         kept: for each stage the mean share of patches that the step's decisions kept.
         learning_rates: of prediction modules and backbone.
-        gradient_norm: before clipping; NaN for a step that was left out.
+        gradient_norm: before clipping.
         kept_by_score: for each stage the mean share of patches that are still there and likelier
             kept than not by the scores alone.
-        kept_at_inference: for each stage the share of patches that the k best are.
-        not_finite: for a step that was left out, the parts of the loss that were not finite.
+        kept_at_inference: for each stage the share of patches that inference keeps, the k best.
+        not_finite: for a step that was left out, what was not finite, by name.
     """
 
     step: int
@@ -62,7 +64,7 @@ class TrainingReport:
         kept: for each stage the mean share of patches kept by the decisions of the last tenth of
             the run: what the network was trained with.
         skipped: unreadable images, by name.
-        bad_steps: steps left out because the loss was not finite.
+        bad_steps: steps left out because the loss or its gradient was not finite.
     """
 
     steps: int
@@ -74,88 +76,171 @@ class TrainingReport:
 
 
 class RunState:
-    """What a run must not lose: counters, weights, optimiser, averages."""
+    """What a run must not lose: counters, weights, optimiser, averages.
+
+    Random generators need no place here: each step seeds them by the recipe's seed and its own
+    number, which also is the place in the epochs.
+
+    Args:
+        folder: of the run; the main process writes its log and checkpoints there.
+        recipe: of the run.
+        model: the student.
+        teacher: its dense self as it was at the start.
+        optimizer: of the student.
+        ema: averaged weights, if any.
+        scaler: of the loss, for fp16.
+        steps: of the whole run.
+        epoch_steps: in an epoch.
+        processes: how many share the run.
+    """
 
     def __init__(
         self,
         folder: Path,
+        recipe: Recipe,
+        *,
         model: DynamicViT,
+        teacher: nn.Module,
         optimizer: torch.optim.Optimizer,
         ema: ModelEmaV3 | None,
-        teacher: nn.Module,
+        scaler: torch.amp.GradScaler,
+        steps: int,
+        epoch_steps: int,
+        processes: int,
     ) -> None:
         self.folder = folder
+        self.recipe = recipe
         self.model = model
+        self.teacher = teacher
         self.optimizer = optimizer
         self.ema = ema
-        self.teacher = teacher
+        self.scaler = scaler
+        self.steps, self.epoch_steps, self.processes = steps, epoch_steps, processes
         self.step = self.images = self.bad_steps = self.bad_in_a_row = 0
         self.seconds = self.seconds_before = 0.0
         self.skipped: list[str] = []
-        self.kept: list[tuple[float, ...]] = []
+        self.log_bytes = 0
+        self.best_loss = math.inf
+        self.loss_sum, self.loss_steps = 0.0, 0  # since the last save
+        self.kept_sum, self.kept_steps = [0.0] * len(model.schedule.stages), 0
 
-    def update(self, loss: Tensor, clip: float | None) -> float:
-        """One optimiser step, left out when the loss is not finite; the gradient norm."""
-        self.optimizer.zero_grad(set_to_none=True)
-        if not torch.isfinite(loss):
+    _counters = (
+        "step", "images", "bad_steps", "bad_in_a_row", "seconds", "skipped", "log_bytes",
+        "best_loss", "kept_sum", "kept_steps",
+    )  # fmt: skip
+
+    @property
+    def log_file(self) -> Path:
+        """A line of JSON for each step."""
+        return self.folder / LOG_NAME
+
+    def update(self, loss: float, clip: float | None) -> float:
+        """One optimiser step, left out when loss or gradient is not finite; the gradient norm."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip))
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.bad_in_a_row = 0
+            self.scaler.step(self.optimizer)
+            if self.ema is not None:
+                self.ema.update(self.model, step=self.step)
+        else:
             self.bad_steps += 1
             self.bad_in_a_row += 1
-            return math.nan
-        self.bad_in_a_row = 0
-        loss.backward()
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update(self.model, step=self.step)
-        return float(norm)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def count(self, progress: Progress) -> None:
+        """Add a step up, for best checkpoint and report."""
+        if math.isfinite(progress.losses["total"]):
+            self.loss_sum += progress.losses["total"]
+            self.loss_steps += 1
+        if progress.step >= self.steps - max(1, self.steps // 10):
+            self.kept_sum = [a + b for a, b in zip(self.kept_sum, progress.kept, strict=True)]
+            self.kept_steps += 1
 
     def log(self, progress: Progress) -> None:
         """One line of JSON for each step."""
-        self.kept.append(progress.kept)
-        with open(self.folder / LOG_NAME, "a") as file:
-            file.write(to_line(progress))
+        line = to_line(progress)
+        try:
+            with open(self.log_file, "a") as file:
+                file.write(line)
+        except OSError as error:
+            raise cannot_write(self.log_file, error) from error
+        self.log_bytes += len(line)
 
-    def save(self, recipe: Recipe) -> None:
-        """Write everything that going on needs."""
+    def save(self) -> None:
+        """Write everything that going on needs.
+
+        The best checkpoint is the one before which the mean loss was the lowest.
+        """
+        loss = self.loss_sum / self.loss_steps if self.loss_steps else math.inf
+        is_best = loss < self.best_loss
+        self.best_loss = min(loss, self.best_loss)
         state: dict[str, Any] = {
-            "recipe": dump_recipe(recipe),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "epoch_steps": self.epoch_steps,
+            "processes": self.processes,
             **{part: weights.state_dict() for part, weights in self._parts().items()},
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "counters": {name: getattr(self, name) for name in self._counters},
         }
-        save_checkpoint(state, self.folder / "checkpoint.pt")
+        keep_checkpoint(state, self.folder, best=is_best)
+        self.loss_sum, self.loss_steps = 0.0, 0
 
-    def restore(self, recipe: Recipe) -> None:
-        """Go on from the folder's checkpoint."""
-        path = self.folder / "checkpoint.pt"
-        state = load_checkpoint(path)
-        if state.get("recipe") != dump_recipe(recipe):
-            raise InputError(f"{path} belongs to another recipe; see {self.folder}/recipe.yaml")
+    def restore(self, *, force: bool = False, is_main: bool = True) -> None:
+        """Go on from the folder's newest checkpoint.
+
+        Args:
+            force: even if it is of a run with other values.
+            is_main: whether this process writes the log: what came after the checkpoint is done
+                again, so it is cut off.
+        """
+        state, path = newest_checkpoint(self.folder)
+        check_same_run(
+            state,
+            path,
+            self.recipe,
+            epoch_steps=self.epoch_steps,
+            processes=self.processes,
+            force=force,
+        )
         for part, weights in self._parts().items():
+            if part not in state:
+                raise InputError(f"{path} holds no {part} weights: set ema=null to go on")
             load_exactly(weights, state[part], f"{path} is of another model")
-        self.optimizer.load_state_dict(state["optimizer"])
+        _load_optimizer(self.optimizer, state["optimizer"], path)
+        self.scaler.load_state_dict(state["scaler"])
         for name in self._counters:
             setattr(self, name, state["counters"][name])
         self.seconds_before = self.seconds
-        log = self.folder / LOG_NAME  # what came after the checkpoint is done again
-        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-        log.write_text("".join(lines[: len(self.kept)]))
+        if is_main and self.log_file.exists():
+            os.truncate(self.log_file, min(self.log_bytes, self.log_file.stat().st_size))
 
     def _parts(self) -> dict[str, nn.Module]:
         averaged = {} if self.ema is None else {"ema": self.ema.module}
         return {"model": self.model, "teacher": self.teacher, **averaged}
 
-    _counters = ("step", "images", "bad_steps", "bad_in_a_row", "seconds", "skipped", "kept")
-
     def report(self) -> TrainingReport:
         """What was done."""
-        last = self.kept[-max(1, len(self.kept) // 10) :]
         return TrainingReport(
             steps=self.step,
             images=self.images,
             seconds=self.seconds,
-            kept=tuple(sum(stage) / len(last) for stage in zip(*last, strict=True)),
+            kept=tuple(total / max(1, self.kept_steps) for total in self.kept_sum),
             skipped=tuple(dict.fromkeys(self.skipped)),
             bad_steps=self.bad_steps,
         )
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
+    """Take moments and counts from a checkpoint; rates and decays are the recipe's."""
+    ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise InputError(f"{path}: other weights learned there than the recipe says") from error
+    for group, values in zip(optimizer.param_groups, ours, strict=True):
+        group.update(values)

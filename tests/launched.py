@@ -1,0 +1,84 @@
+"""What each process of a launched run does: ``torchrun launched.py FOLDER``; the tests compare."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from dynamicvit.data import Batch
+from dynamicvit.evaluation import evaluate
+from dynamicvit.processes import launched_processes
+from dynamicvit.training import Progress, Recipe, train
+from dynamicvit.training.checkpoint import holds_run
+from families import DEIT
+from memory import Memory, paper, small
+
+PLAIN = ("augment.mixup=0", "augment.cutmix=0")
+STEPS = 20
+#: Name, recipe, images in a batch (not the same for each process, or none for one of them).
+RUNS: Sequence[tuple[str, Recipe, int]] = (
+    ("paper", paper("epochs=5", "backbone_frozen=0", "backbone_lr_scale=1", *PLAIN), 5),
+    ("guided", small("backbone_lr_scale=1", steps=STEPS), 4),
+    ("late", paper("epochs=5", "decisions=top-k", "leave=late", "clip_grad=1", *PLAIN), 4),
+    ("one image", paper("epochs=5", "ema=0.9", *PLAIN), 1),
+)
+
+
+#: The first of them, stopped half-way by one process.
+RESUMED = "resumed"
+
+
+def run(name: str, folder: Path, accumulate: int = 1, stop: int = STEPS) -> None:
+    """One of the runs, in as many processes as were launched; from where it was stopped."""
+    _, recipe, batch = next(row for row in RUNS if row[0] == name)
+    processes = launched_processes()
+    model = DEIT.sparse(seed=processes.rank)  # the main process's weights are everyone's
+    memory = Memory(4, batch=batch)
+
+    def interrupt(progress: Progress) -> None:
+        if progress.step + 1 == stop < STEPS:
+            raise KeyboardInterrupt
+
+    train(
+        model,
+        memory,
+        recipe,
+        folder,
+        resume=holds_run(folder),
+        processes=processes,
+        accumulate=accumulate,
+        on_step=interrupt,
+    )
+
+
+def count(folder: Path) -> None:
+    """Evaluate on batches of 5 and 1, one image of which can't be read."""
+    processes = launched_processes()
+    result = evaluate(DEIT.sparse(), Unreadable(), dense=DEIT.backbone(), processes=processes)
+    (folder / f"result{processes.rank}.json").write_text(json.dumps(asdict(result)))
+
+
+class Unreadable(Memory):
+    """Batches of five, two, and one that only one process gets."""
+
+    def __iter__(self):
+        part, parts = self.share
+        for size, batch in zip((5, 2, 1), Memory(3, batch=5), strict=True):
+            held = batch.images[:size].tensor_split(parts)[part]
+            labels = batch.labels[:size].tensor_split(parts)[part]
+            yield Batch(held, labels, (f"{size}.jpg",) if part == parts - 1 else ())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    for name, _, _ in RUNS:
+        run(name, folder / name)
+    run(RUNS[0][0], folder / RESUMED)
+    count(folder)
+    launched_processes().close()

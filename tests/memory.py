@@ -1,0 +1,51 @@
+"""Batches out of nothing, and recipes short enough for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from dynamicvit.data import UNLABELLED, Batch
+from dynamicvit.training import Recipe, load_recipe
+from families import DEIT
+
+BATCH = 4
+
+
+class Memory:
+    """Batches that depend on epoch and place only."""
+
+    def __init__(self, length: int = 3, labelled: bool = True, batch: int = BATCH) -> None:
+        self.length, self.labelled, self.batch = length, labelled, batch
+        self.epoch = self.start = 0
+        self.share = 0, 1
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        self.epoch, self.start = epoch, start
+
+    def set_share(self, index: int, count: int) -> None:
+        self.share = index, count
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        part, parts = self.share
+        for place in range(self.start, self.length):
+            draw = torch.Generator().manual_seed(100 * self.epoch + place)
+            images = torch.randn(self.batch, 3, *DEIT.size, generator=draw)
+            labels = torch.randint(7, (self.batch,), generator=draw)
+            if not self.labelled:
+                labels = torch.full_like(labels, UNLABELLED)
+            yield Batch(images.tensor_split(parts)[part], labels.tensor_split(parts)[part])
+
+
+def small(*overrides: str, steps: int = 6) -> Recipe:
+    """The recipe for little data."""
+    return load_recipe("small_data", [f"images={BATCH * steps}", f"batch_size={BATCH}", *overrides])
+
+
+def paper(*overrides: str) -> Recipe:
+    """The paper's recipe, two epochs of it."""
+    return load_recipe("deit_small", ["epochs=2", f"batch_size={BATCH}", "ema=null", *overrides])

@@ -1,0 +1,225 @@
+"""Checkpoints: whole or not at all, the last two and the best, and only of the same run."""
+
+import json
+import logging
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynamicvit import InputError
+from dynamicvit.training import Progress, checkpoint, loop, train
+from dynamicvit.training.checkpoint import BEST, DAMAGED, NEWEST, PREVIOUS, load_checkpoint
+from families import DEIT
+from memory import Memory, small
+
+
+@pytest.fixture(autouse=True)
+def save_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+
+
+def steps_of(folder: Path) -> dict[str, int]:
+    """After which step each checkpoint was written."""
+    files = sorted(folder.glob("checkpoint*"))
+    return {file.name: load_checkpoint(file)["counters"]["step"] for file in files}
+
+
+def stopped_after(folder: Path, step: int) -> None:
+    """A run that was killed after so many steps."""
+
+    def crash(progress: Progress) -> None:
+        if progress.step == step - 1:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train(DEIT.sparse(), Memory(), small(), folder, on_step=crash)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()  # other names of the file keep what they have
+    path.write_bytes(content)
+
+
+def test_the_last_two_and_the_best_stay(tmp_path: Path) -> None:
+    losses: list[float] = []
+    train(
+        DEIT.sparse(),
+        Memory(),
+        small("learning_rate=1e-9"),
+        tmp_path,
+        on_step=lambda progress: losses.append(progress.losses["total"]),
+    )
+    best = losses.index(min(losses)) + 1
+    assert 1 < best < 6  # or the test could not tell
+    # The run ends with a save of its own.
+    assert steps_of(tmp_path) == {NEWEST: 6, PREVIOUS: 6, BEST: best}
+
+
+def test_a_crashed_run_goes_on_from_its_last_save(tmp_path: Path) -> None:
+    stopped_after(tmp_path, 4)
+    assert steps_of(tmp_path) | {BEST: 0} == {NEWEST: 4, PREVIOUS: 3, BEST: 0}
+    with open(tmp_path / "log.jsonl", "a") as log:  # steps after the last save, one half written
+        log.write('{}\n{"st')
+    report = train(DEIT.sparse(), Memory(), small(), tmp_path, resume=True)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(6))
+    assert report.steps == 6
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
+def test_a_damaged_newest_is_reported_and_the_one_before_used(
+    harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = DEIT.sparse()
+    train(whole, Memory(), small(), tmp_path / "whole")
+    folder = tmp_path / "damaged"
+    stopped_after(folder, 4)
+    newest = folder / NEWEST
+    if harm == "flip":
+        flip_a_bit(newest)
+    else:
+        newest.write_bytes(newest.read_bytes()[: 500 if harm == "cut" else 0])
+    with caplog.at_level(logging.WARNING):
+        resumed = DEIT.sparse()
+        train(resumed, Memory(), small(), folder, resume=True)
+    (said,) = caplog.messages
+    assert f"checkpoint {newest} is damaged" in said
+    assert f"going on from {folder / PREVIOUS}" in said
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    assert (folder / DAMAGED).exists()
+    assert steps_of_readable(folder) == {NEWEST: 6, PREVIOUS: 6}
+
+
+def steps_of_readable(folder: Path) -> dict[str, int]:
+    return {name: load_checkpoint(folder / name)["counters"]["step"] for name in (NEWEST, PREVIOUS)}
+
+
+def test_the_one_before_is_safe_until_there_is_another(tmp_path: Path) -> None:
+    """Or a second crash, right after the damaged one was found, would leave none."""
+    stopped_after(tmp_path, 4)
+    flip_a_bit(tmp_path / NEWEST)
+    checkpoint.newest_checkpoint(tmp_path)
+    state, path = checkpoint.newest_checkpoint(tmp_path)
+    assert (state["counters"]["step"], path.name) == (3, PREVIOUS)
+    checkpoint.keep_checkpoint({"counters": {"step": 9}}, tmp_path)
+    assert steps_of_readable(tmp_path) == {NEWEST: 9, PREVIOUS: 3}
+
+
+def test_two_damaged_ones_are_named(tmp_path: Path) -> None:
+    stopped_after(tmp_path, 2)
+    flip_a_bit(tmp_path / NEWEST)
+    flip_a_bit(tmp_path / PREVIOUS)
+    with pytest.raises(InputError, match=rf"{PREVIOUS} is damaged"):
+        train(DEIT.sparse(), Memory(), small(), tmp_path, resume=True)
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_whole(tmp_path: Path) -> None:
+    whole, model = DEIT.sparse(), DEIT.sparse()
+    train(whole, Memory(), small(), tmp_path / "whole")
+    folder = tmp_path / "full"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(progress: Progress) -> None:
+        if progress.step == 2:
+            half = (folder / NEWEST).stat().st_size // 2
+            resource.setrlimit(resource.RLIMIT_FSIZE, (half, before[1]))
+
+    try:
+        with pytest.raises(InputError) as error:
+            train(model, Memory(), small(), folder, on_step=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(error.value) == (
+        f"{folder / NEWEST} can't be written (File too large); the last checkpoint is whole: "
+        "make room, then the same command goes on"
+    )
+    assert steps_of(folder) | {BEST: 0} == {NEWEST: 3, PREVIOUS: 2, BEST: 0}
+    assert not list(folder.glob("*.partial"))
+    resumed = DEIT.sparse()
+    train(resumed, Memory(), small(), folder, resume=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_a_disk_that_is_full_at_the_log(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(progress: Progress) -> None:
+        size = (tmp_path / "log.jsonl").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 9, before[1]))
+
+    try:
+        with pytest.raises(InputError, match=r"log.jsonl can't be written \(File too large\)"):
+            train(DEIT.sparse(), Memory(), small(), tmp_path, on_step=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert train(DEIT.sparse(), Memory(), small(), tmp_path, resume=True).steps == 6
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(6))
+
+
+def test_going_on_with_another_recipe_is_refused_and_what_differs_is_named(tmp_path: Path) -> None:
+    stopped_after(tmp_path, 2)
+    other = small("weight_decay=0.1", "losses.token=1", "model=deit")
+    with pytest.raises(InputError) as error:
+        train(DEIT.sparse(), Memory(), other, tmp_path, resume=True)
+    assert "another run: weight_decay 0.05 -> 0.1, losses.token 4.0 -> 1.0; take" in str(
+        error.value
+    )
+    with pytest.raises(InputError, match=r"steps in an epoch 3 -> 2 \(other data\?\)"):
+        train(DEIT.sparse(), Memory(2), small(), tmp_path, resume=True)
+    with pytest.raises(InputError, match="no checkpoint"):
+        train(DEIT.sparse(), Memory(), small(), tmp_path / "empty", resume=True)
+
+
+def test_force_goes_on_with_the_new_values(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped_after(tmp_path, 2)
+    other = small("weight_decay=0.1", steps=8)
+    with caplog.at_level(logging.WARNING):
+        report = train(DEIT.sparse(), Memory(), other, tmp_path, resume=True, force=True)
+    assert "in spite of images 24 -> 32, weight_decay 0.05 -> 0.1" in caplog.text
+    assert report.steps == 8
+    state = load_checkpoint(tmp_path / NEWEST)
+    decays = {group["weight_decay"] for group in state["optimizer"]["param_groups"]}
+    assert decays == {0.0, 0.1}
+    assert "weight_decay: 0.1" in (tmp_path / "recipe.yaml").read_text()
+
+
+def test_going_on_with_another_model_is_refused(tmp_path: Path) -> None:
+    stopped_after(tmp_path, 1)
+    with pytest.raises(InputError, match=r"of another model.*missing|of another shape"):
+        train(DEIT.sparse(depth=6), Memory(), small(), tmp_path, resume=True)
+
+
+def test_another_version_is_named_and_no_older_one_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_after(tmp_path, 2)
+    monkeypatch.setattr(checkpoint, "VERSION", 2)
+    with pytest.raises(InputError, match=rf"{NEWEST} is of version 1, this .* version 2"):
+        train(DEIT.sparse(), Memory(), small(), tmp_path, resume=True)
+
+
+def test_another_number_of_processes_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped_after(tmp_path, 2)
+    for name in (NEWEST, PREVIOUS):
+        state = load_checkpoint(tmp_path / name)
+        torch.save({**state, "processes": 8}, tmp_path / name)
+    with caplog.at_level(logging.WARNING):
+        train(DEIT.sparse(), Memory(), small(), tmp_path, resume=True)
+    assert "written by 8 process(es), now there are 1" in caplog.text
+
+
+def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    (tmp_path / NEWEST).write_text("notes")
+    with pytest.raises(InputError, match=rf"{NEWEST} is damaged or not one of ours"):
+        load_checkpoint(tmp_path / NEWEST)
