@@ -82,9 +82,8 @@ def _data(
 def _schedule(plan: Plan) -> list[str]:
     height, width = plan.image_size
     lines = [f"{plan.num_patches} patches of an image of {height}x{width}"]
-    rows = zip(plan.schedule.stages, plan.kept, plan.schedule.keep_ratios, strict=True)
-    for stage, kept, ratio in rows:
-        lines.append(f"{kept} ({100 * ratio:.1f} %) left before block {stage}")
+    for stage, kept in zip(plan.schedule.stages, plan.kept, strict=True):
+        lines.append(f"{kept} ({100 * kept / plan.num_patches:.1f} %) left before block {stage}")
     return lines
 
 

@@ -37,7 +37,7 @@ def draw_curves(steps: Sequence[Step], path: Path) -> None:
     _dress(gradient, "gradient norm", scale="log")
     for name in steps[0]["learning_rates"]:
         rates.plot(x, _means([step["learning_rates"][name] for step in steps]), label=name)
-    _dress(rates, "learning rate")
+    _dress(rates, "learning rate", scale="log")
     bad = [step["step"] for step in steps if step["not_finite"]]
     for axes in (losses, gradient):
         for place, step in enumerate(bad):
