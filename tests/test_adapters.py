@@ -194,6 +194,16 @@ def test_a_later_family_goes_first() -> None:
     assert adapter_for(DEIT.backbone()).family == "better"
 
 
+def test_a_class_of_the_same_name_from_elsewhere_replaces_nothing(known: list[Adapter]) -> None:
+    class ViTAdapter(NetworkAdapter):
+        family = "a namesake"
+
+    ViTAdapter.__qualname__ = "ViTAdapter"
+    before = len(known)
+    register_adapter(ViTAdapter())
+    assert len(known) == before + 1
+
+
 def test_who_builds_from_a_description(known: list[Adapter]) -> None:
     assert adapter_from("timm").source == "timm"
     with pytest.raises(InputError, match=r"no adapter builds backbones from 'mine' .*timm"):

@@ -170,7 +170,9 @@ def test_the_moving_average_is_taken_on_demand_and_spoken_of(
 def test_where_it_can_not_write(tmp_path: Path, small: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert "file is not a folder" in refused(small, "--out", out)
+        said = refused(small, "--out", out)
+        assert said.startswith(f"dynamicvit: --out {out}: ")
+        assert "file is not a folder; give a folder" in said
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -180,6 +182,7 @@ def test_what_is_asked_for(tmp_path: Path, small: Path, refused: Callable[..., s
     assert either in refused("--out", out)
     assert either in refused(small, "--released", "deit-s-0.7", "--out", out)
     assert "no released checkpoint 'deit-x'" in refused("--released", "deit-x", "--out", out)
+    assert f"{tmp_path}: is a folder; give a " in refused(tmp_path, "--out", out)
     assert "absent.pth: no such file" in refused(tmp_path / "absent.pth", "--out", out)
     assert "(0, 1], got 1.5" in refused(small, "--out", out, "--keep-ratio", 1.5, "--num-heads", 2)
     assert "give num_heads" in refused(small, "--out", out)

@@ -258,6 +258,7 @@ def test_the_json_file_replaces_the_old_one_when_all_is_done(
     assert [path.name for path in tmp_path.glob("numbers*")] == ["numbers.json"]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
 def test_workers_read_the_same_images(saved: Path, folder: Path) -> None:
     arguments = ["eval", str(folder), "--model", str(saved), "--json", "-"]
     found = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -250,6 +251,48 @@ def test_an_interrupted_run_goes_on(
     resumed, expected = DynamicViT.from_pretrained(out), DynamicViT.from_pretrained(whole)
     for name, value in expected.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_a_full_disk_is_one_line(
+    saved: Path, flat: Path, tmp_path: Path, main: Main, capsys, monkeypatch
+) -> None:
+    """In the middle of a run, and when all that is left is to write the model."""
+    out = tmp_path / "out"
+    arguments = ("train", flat, "-m", saved, "-o", out, *TINY, "--set", "images=16")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def train(*given, on_step, **options):
+        def fill(progress):
+            on_step(progress)
+            if progress.step == 1:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+
+        return loop.train(*given, on_step=fill, **options)
+
+    def save(model, folder):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+        return save_pretrained(model, folder)
+
+    save_pretrained = DynamicViT.save_pretrained
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    for name, patch in (
+        ("can't be written (File too large); the last checkpoint is whole: make room", "train"),
+        (f"{out}: can't be written", "save"),
+    ):
+        with monkeypatch.context() as patched:
+            if patch == "train":
+                patched.setattr(command, "training", _Replaced(loop, train=train))
+            else:
+                patched.setattr(DynamicViT, "save_pretrained", save)
+            try:
+                assert main(*arguments) == 2
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert name in one_line(capsys)
+        assert not list(out.glob("*.partial"))
+        assert not (out / "model.safetensors").exists()
+    assert main(*arguments) == 0
+    assert sorted([*WRITTEN, "checkpoint.previous.pt"]) == files_in(out)
 
 
 def test_interrupted_before_the_first_step(

@@ -114,6 +114,17 @@ def test_equal_logits_are_ordered_alike_for_every_count() -> None:
     assert (result.top1, result.dense_top1, result.agreement) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_no_answer(value: float) -> None:
+    """NaN would rank first, so that class 0 were right now and then."""
+    broken = Always(0)
+    broken.logits.data[0] = value
+    with pytest.raises(InputError, match=r"^the model gives .*not finite for 3 of 3 images"):
+        evaluate(broken, BATCHES)
+    with pytest.raises(InputError, match=r"^the dense model gives .*not finite"):
+        evaluate(Oracle(), BATCHES, dense=broken)
+
+
 def test_nothing_to_count_is_an_error() -> None:
     empty = Batch(torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64), ("a.jpg",))
     for batches in ([], [empty]):

@@ -9,7 +9,7 @@ from torch import Tensor
 from dynamicvit import sparsify
 from dynamicvit.decisions import gumbel_top_k_sampler
 from dynamicvit.model import MaskedOutput
-from dynamicvit.networks import core_of
+from dynamicvit.networks import DenseNetwork, core_of
 from dynamicvit.tokens import Tokens
 from families import BY_NAME, Family, assert_agree, each_family
 
@@ -49,6 +49,8 @@ def test_forward_dense_is_the_backbone(family: Family) -> None:
     assert_agree(logits, family.dense(model.backbone, images))
     assert_agree(tokens.x, family.dense_tokens(model.backbone, images))
     assert tokens.num_patches == family.num_patches
+    own = DenseNetwork(model)(images)
+    assert torch.equal(own, family.dense(model.backbone, images))
 
 
 @each_family

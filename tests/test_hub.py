@@ -63,6 +63,12 @@ def downloads_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------ round trips
 
 
+def test_the_weights_can_be_read_by_whoever_reads_the_config(tmp_path: Path) -> None:
+    small().save_pretrained(tmp_path)
+    modes = {(tmp_path / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1
+
+
 @pytest.mark.usefixtures("downloads_fail")
 @pytest.mark.parametrize(
     "make",

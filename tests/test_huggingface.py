@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,7 +42,6 @@ from transformers.modeling_outputs import ImageClassifierOutput  # noqa: E402
 
 from dynamicvit.adapters.hf_common import OLDEST, require  # noqa: E402
 from dynamicvit.huggingface import DynamicViTConfig, DynamicViTForImageClassification  # noqa: E402
-from dynamicvit.transformers_folder import image_processing  # noqa: E402
 
 BY_NAME = {family.name: family for family in HF_FAMILIES}
 VIT = BY_NAME["hf_vit"]
@@ -103,6 +105,23 @@ def test_around_a_trained_model() -> None:
     assert model.dynamicvit is core
     assert torch.equal(model(images).logits, before)
     assert model.config.backbone_config is core.backbone.config
+
+
+@torch.no_grad()
+def test_copies_are_independent() -> None:
+    model, images = sparse(id2label=LABELS), VIT.images()
+    expected = model(images).logits
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(images).logits, expected)
+        assert other.config.backbone_config is other.dynamicvit.backbone.config
+        other.config.num_labels = 2
+        other.keep_ratio = 0.3
+    assert (model.config.num_labels, model.keep_ratio) == (NUM_CLASSES, 0.6)
+
+
+def test_its_patch_embedding() -> None:
+    model = sparse()
+    assert model.get_input_embeddings() is model.dynamicvit.backbone.get_input_embeddings()
 
 
 @torch.no_grad()
@@ -235,6 +254,13 @@ def test_a_loss_trains_the_whole_model_and_not_its_teacher() -> None:
     assert not teacher.training
 
 
+def test_a_teacher_follows_the_students_precision() -> None:
+    model = sparse().train()
+    model.distil_from()
+    model.bfloat16()  # which does not reach the teacher
+    assert model(VIT.images(), labels=torch.tensor([1, 5])).loss.isfinite()
+
+
 @torch.no_grad()
 def test_in_evaluation_the_loss_is_the_tasks() -> None:
     model, images, labels = sparse(), VIT.images(), torch.tensor([1, 5])
@@ -330,11 +356,12 @@ def test_activation_checkpointing_by_transformers_means(family: HFFamily) -> Non
     calls: list[int] = []
     for block in model.dynamicvit.blocks:
         block.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-    model.activation_checkpointing_enable()
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{name}_checkpointing_enable")()
     model(images, **interpolated(family)).logits.sum().backward()
     assert len(calls) == 8
     calls.clear()
-    model.activation_checkpointing_disable()
+    getattr(model, f"{name}_checkpointing_disable")()
     model(images, **interpolated(family)).logits.sum().backward()
     assert len(calls) == 4
     calls.clear()
@@ -489,6 +516,18 @@ def test_other_classes(tmp_path: Path) -> None:
         assert torch.equal(value, saved[f"dynamicvit.predictors.{name}"]), "the rest is loaded"
 
 
+def test_a_fresh_classifier_is_saved_with_its_number_of_classes(tmp_path: Path) -> None:
+    model = sparse()
+    model.dynamicvit.reset_classifier(3)
+    model.save_pretrained(tmp_path)
+    again = DynamicViTForImageClassification.from_pretrained(tmp_path)
+    assert again.config.num_labels == again.dynamicvit.num_classes == 3
+    labels = torch.tensor([0, 2])
+    assert torch.equal(
+        again(VIT.images(), labels=labels).loss, model(VIT.images(), labels=labels).loss
+    )
+
+
 def test_fresh_prediction_modules_where_the_file_has_none(tmp_path: Path) -> None:
     model = sparse()
     model.save_pretrained(tmp_path)
@@ -504,11 +543,12 @@ def test_fresh_prediction_modules_where_the_file_has_none(tmp_path: Path) -> Non
 
 @torch.no_grad()
 def test_in_the_librarys_own_format(tmp_path: Path) -> None:
-    core, images = VIT.sparse(), VIT.images()
+    core, images = VIT.sparse(id2label=LABELS), VIT.images()
     core.save_pretrained(tmp_path)
     again = DynamicViT.from_pretrained(tmp_path)
     assert isinstance(again.backbone, transformers.ViTForImageClassification)
     assert torch.equal(again(images), core(images))
+    assert again.pretrained_cfg == core.pretrained_cfg
     edited = json.loads((tmp_path / "config.json").read_text())
     edited["backbone_config"]["model_type"] = "resnet"
     (tmp_path / "config.json").write_text(json.dumps(edited))
@@ -566,6 +606,37 @@ def test_a_folder_is_a_model_for_every_command(tmp_path: Path) -> None:
     assert core.schedule.stages == (2,)
     assert_agree(core(images), dense(images).logits)
     assert "label_names" not in core.pretrained_cfg, "nobody named them"
+    for folder in ("core", "again"):
+        model = core if folder == "core" else DynamicViTForImageClassification.around(core)
+        model.save_pretrained(tmp_path / folder)
+        assert str(tmp_path) not in (tmp_path / folder / "config.json").read_text()
+
+
+@torch.no_grad()
+def test_eval_of_a_folder(
+    tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also densely, and at an image size for which positions are interpolated."""
+    deit = BY_NAME["hf_deit"]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for turn in range(4):
+        photograph().rotate(90 * turn).save(photos / f"{turn}.png")
+    deit.backbone().save_pretrained(tmp_path / "dense")
+    sparse(deit).save_pretrained(tmp_path / "sparse")
+    processor(48, 48).save_pretrained(tmp_path / "sparse")
+    for folder in ("dense", "sparse"):
+        words = ["eval", photos, "--model", tmp_path / folder, "--workers", 0, "--json", "-"]
+        assert command(*words, "--compare-dense", "--keep-ratio", 1.0) == 0
+        assert json.loads(capsys.readouterr().out)["agreement"] == 1.0
+        assert command(*words, "--compare-dense", "--dense", "--image-size", "64x80") == 0
+        assert json.loads(capsys.readouterr().out)["agreement"] == 1.0
+
+
+def test_bench_of_a_folder(tmp_path: Path, command: Callable[..., int]) -> None:
+    sparse(BY_NAME["hf_deit"]).save_pretrained(tmp_path)
+    words = ("--threads", 1, "--samples", 2, "--batch-size", 1, "--precision", "fp32")
+    assert command("bench", "--model", tmp_path, "--image-size", 64, *words) == 0
 
 
 def test_folders_that_can_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -607,11 +678,33 @@ def test_images_are_prepared_as_the_saved_processor_does(
     deit, image = BY_NAME["hf_deit"], photograph()
     deit.backbone().save_pretrained(tmp_path)
     make().save_pretrained(tmp_path)
-    ours = eval_transform(load_model(tmp_path))(image)
+    core = load_model(tmp_path)
+    ours = eval_transform(core)(image)
     theirs = make()(image, return_tensors="pt")["pixel_values"][0]
     assert ours.shape == theirs.shape == (3, 48, 48)
     assert (ours - theirs).abs().max() < 0.05 * theirs.std()
-    assert image_processing(make())["crop_pct"] in (0.8, 1.0)
+    core.save_pretrained(tmp_path / "sparse")
+    again = eval_transform(DynamicViT.from_pretrained(tmp_path / "sparse"))(image)
+    assert torch.equal(again, ours)
+
+
+@pytest.mark.filterwarnings("ignore:.pin_memory:UserWarning")  # on machines without a GPU
+def test_the_page_does_what_it_says(tmp_path: Path) -> None:
+    """With a small model in place of the one that would be downloaded."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "huggingface.md").read_text()
+    VIT.backbone(id2label=LABELS).save_pretrained(tmp_path / "dense")
+    processor().save_pretrained(tmp_path / "dense")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {"image": photograph(), "photos": Scenes()}
+    for block in blocks:
+        block = block.replace("google/vit-base-patch16-224", str(tmp_path / "dense"))
+        block = block.replace("runs/mine", str(tmp_path / "mine"))
+        exec(block, names)
+    assert type(names["model"]) is DynamicViTForImageClassification
+    assert names["model"].keep_ratio == 0.5
+    assert names["logits"].shape == (1, NUM_CLASSES)
+    assert names["classify"](photograph())[0]["label"] in LABELS.values()
 
 
 # ---------------------------------------------------------------- what is refused

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dynamicvit import sparsify
-from dynamicvit.networks import eval_mode, own_image_size
+from dynamicvit.networks import (
+    backbone_of,
+    core_of,
+    eval_mode,
+    image_channels,
+    own_image_size,
+    supported,
+)
 
 
 def test_the_size_a_network_was_built_for() -> None:
@@ -17,6 +25,31 @@ def test_the_size_a_network_was_built_for() -> None:
     small.patch_embed.img_size = None
     assert own_image_size(small) == own_image_size(sparsify(small)) == (96, 64)
     assert own_image_size(nn.Linear(1, 1)) == (224, 224)
+
+
+def test_the_channels_of_its_images() -> None:
+    grey = VisionTransformer(in_chans=1, patch_size=16, embed_dim=32, depth=4, num_heads=2)
+    assert image_channels(grey) == image_channels(sparsify(grey)) == 1
+    unknown = nn.Conv2d(5, 1, 1)
+    assert image_channels(unknown) == 3, "as timm supposes"
+    unknown.in_chans = 5
+    assert image_channels(unknown) == 5
+
+
+def test_what_is_inside() -> None:
+    dense = VisionTransformer(patch_size=16, embed_dim=32, depth=4, num_heads=2)
+    model = sparsify(dense)
+    wrapped = torch.compile(model, backend="eager")
+    around = nn.Module()
+    around.dynamicvit = model
+    for outer in (model, wrapped, around):
+        assert core_of(outer) is model
+        assert backbone_of(outer) is dense
+    assert core_of(dense) is backbone_of(dense) is dense
+    around.dynamicvit = nn.Identity()  # a module of that name that is none
+    assert core_of(around) is around
+    assert supported(dense) is not None
+    assert supported(around) is None
 
 
 def test_each_module_gets_its_own_mode_back_even_after_an_error() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from dynamicvit import DynamicViT, InputError, Schedule
 from dynamicvit.losses import dynamicvit_loss
 from dynamicvit.prediction import KEEP
-from dynamicvit.released import PREDICTOR_PARTS, load_released
+from dynamicvit.released import load_released, rename_released
 from released_state import (
     DEPTH,
     HEADS,
@@ -140,11 +140,7 @@ def dense_teacher(golden: dict[str, Tensor], student: DynamicViT) -> torch.nn.Mo
 
 
 def our_name(released: str) -> str:
-    if not released.startswith("score_predictor."):
-        return f"backbone.{released}"
-    for theirs, ours in PREDICTOR_PARTS.items():
-        released = released.replace(theirs, ours)
-    return released.replace("score_predictor", "predictors")
+    return next(iter(rename_released({released: None})))
 
 
 def test_the_golden_lvvit_file_tells_all_by_itself() -> None:
@@ -209,6 +205,22 @@ def test_what_a_size_outside_the_paper_leaves_open() -> None:
         load_released(lvvit_state(), keep_ratio=0.7, num_heads=HEADS)
     with pytest.raises(InputError, match="residual_divisor must be positive, got 0"):
         load_released(lvvit_state(), keep_ratio=0.7, num_heads=HEADS, residual_divisor=0)
+
+
+def test_a_deit_divides_no_residual_branches(tmp_path: Path) -> None:
+    for divisor in (2.0, -1.0):
+        with pytest.raises(
+            InputError, match=rf"is a DeiT.*\(--residual-divisor\) out, got {divisor}"
+        ):
+            load_released(released_state(), 0.7, HEADS, residual_divisor=divisor)
+    load_released(released_state(), 0.7, HEADS, residual_divisor=1.0)
+    path = tmp_path / "small.safetensors"
+    said = {"num_heads": "2", "rho": "0.6"}
+    save_file(released_state(), path, metadata=said | {"kind": "lvvit_s"})  # not its layout
+    load_released(path)
+    save_file(released_state(), path, metadata=said | {"residual_divisor": "2"})
+    with pytest.raises(InputError, match=r"is a DeiT.* out, got 2"):
+        load_released(path)
 
 
 def test_a_small_lvvit_says_what_it_is_a_kind_of(tmp_path: Path) -> None:
@@ -328,7 +340,7 @@ def test_truncated_files_are_refused(tmp_path: Path, suffix: str, share: float) 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         load_released(tmp_path / "absent.pth")
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="is a folder; give a .safetensors or .pth file"):
         load_released(tmp_path)
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(InputError, match="holds list, not a state dict"):
@@ -382,6 +394,14 @@ def lvvit_without(*names: str) -> dict[str, Tensor]:
         ),
         (released_state() | {"pos_embed": torch.zeros(5, WIDTH)}, "pos_embed has shape"),
         (
+            released_state() | {"head.weight": torch.zeros(0, WIDTH)},
+            r"head.weight has shape \(0, 16\): 0 classes$",
+        ),
+        (
+            released_state() | {"patch_embed.proj.weight": torch.zeros(0, 3, 4, 4)},
+            r"patch_embed.proj.weight has shape \(0, 3, 4, 4\): nothing in it$",
+        ),
+        (
             released_state() | {"blocks.1.attn.proj.bias": torch.zeros(1)},
             r"backbone.blocks.1.attn.proj.bias \(1,\) instead of \(16,\)",
         ),
@@ -390,7 +410,7 @@ def lvvit_without(*names: str) -> dict[str, Tensor]:
 )
 def test_other_architectures_are_refused(state: dict, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
-        load_released(state, keep_ratio=0.7, num_heads=HEADS, residual_divisor=2.0)
+        load_released(state, keep_ratio=0.7, num_heads=HEADS)
     assert_one_line(error)
 
 

@@ -103,6 +103,25 @@ def test_what_does_not_fit_changes_nothing() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_integers_are_no_weights() -> None:
+    network = nn.BatchNorm1d(2)
+    tensors = network.state_dict()
+    with pytest.raises(InputError, match=r"5 of its 5 .*another type weight int8 instead of float"):
+        load_exactly(network, tensors | {"weight": torch.ones(2, dtype=torch.int8)}, "file")
+    half = {"weight": torch.full((2,), 0.5, dtype=torch.float16)}
+    counted = {"num_batches_tracked": torch.tensor(3.0)}  # where a moving average counts them too
+    load_exactly(network, tensors | half | counted, "file")
+    assert network.weight.tolist() == [0.5, 0.5]
+    assert network.num_batches_tracked == 3
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^{tmp_path}: is a folder; give a .safetensors"):
+        read_weights(tmp_path)
+    with pytest.raises(InputError, match="absent: no such file; give a .safetensors"):
+        read_weights(tmp_path / "absent")
+
+
 @pytest.mark.parametrize(
     ("said", "short"),
     [

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from dynamicvit.errors import InputError
 from dynamicvit.macs import ImageSize, meta_copy, resolve_image_size
 from dynamicvit.model import DynamicViT
-from dynamicvit.networks import eval_mode
+from dynamicvit.networks import DenseNetwork, eval_mode
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Timer
@@ -140,7 +140,7 @@ def bench(
                     if progress is not None:
                         progress(*at, share)
 
-                dense = _timer(model.backbone, images, precision, threads)
+                dense = _timer(DenseNetwork(model), images, precision, threads)
                 pruned = _timer(model, images, precision, threads)
                 pairs = list(_pairs(dense, pruned, seconds, samples, done))
                 rows.append(_row(batch_size, precision, threads, pairs))
@@ -330,7 +330,7 @@ def _measure_peak() -> None:
     model.to_empty(device="cpu")
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.detach().zero_()  # memory counts once it is written to
-    network = model.backbone if job["part"] == "dense" else model
+    network = DenseNetwork(model) if job["part"] == "dense" else model
     images = torch.zeros(job["shape"])
     dtype = PRECISIONS[job["precision"]]
     before = peak_resident_memory()

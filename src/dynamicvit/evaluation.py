@@ -63,8 +63,8 @@ def evaluate(
     Args:
         model: gives logits ``(B, classes)`` for images ``(B, 3, H, W)``.
         batches: a :class:`~dynamicvit.data.Loader`, or any batches.
-        dense: a model to compare the answers with: ``model.backbone`` for a DynamicViT's own dense
-            output, or the frozen original it was trained from.
+        dense: a model to compare the answers with: a DynamicViT's own
+            :class:`~dynamicvit.networks.DenseNetwork`, or the frozen original it was trained from.
         device: where to run; the models are moved there.
         amp_dtype: run under autocast in this dtype (``torch.bfloat16``); by default in the
             model's own.
@@ -73,7 +73,8 @@ def evaluate(
             result. The batches then need ``set_share``, as a :class:`~dynamicvit.data.Loader` has.
 
     Raises:
-        InputError: if there is no readable image, or a label is outside the model's classes.
+        InputError: if there is no readable image, a label is outside the model's classes, or a
+            model's logits are not finite.
     """
     counts = _Counts()
     processes = Processes(device) if processes is None else processes
@@ -104,6 +105,7 @@ class _Counts:
 
     def add(self, logits: Tensor, labels: Tensor, dense_logits: Tensor | None) -> None:
         """Count a batch: logits ``(B, classes)``, labels ``(B,)``."""
+        _check_finite(logits, "the model")
         _check_labels(labels, logits.shape[1])
         best = _best_first(logits)[:, :5]
         right = best == labels[:, None]  # UNLABELLED is no class
@@ -117,6 +119,7 @@ class _Counts:
             raise InputError(
                 f"the dense model has {dense_logits.shape[1]} classes, the model {logits.shape[1]}"
             )
+        _check_finite(dense_logits, "the dense model")
         self.compared = True
         dense_best = _best_first(dense_logits)[:, 0]
         self.agreed += int((dense_best == best[:, 0]).sum())
@@ -157,6 +160,16 @@ def _best_first(logits: Tensor) -> Tensor:
     In bf16 equal logits are common, and ``topk`` orders them differently for another k.
     """
     return logits.sort(dim=1, descending=True, stable=True).indices
+
+
+def _check_finite(logits: Tensor, whose: str) -> None:
+    # NaN would be ranked like a number, and the answer counted.
+    broken = int((~logits.isfinite()).any(dim=1).sum())
+    if broken:
+        raise InputError(
+            f"{whose} gives logits that are not finite for {broken} of {len(logits)} images of a "
+            f"batch; its weights hold NaN, or overflow in this precision"
+        )
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:

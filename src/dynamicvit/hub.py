@@ -87,7 +87,10 @@ class HubMixin(
         path = save_directory / SAFETENSORS_SINGLE_FILE
         unfinished = path.with_suffix(".partial")
         try:
+            unfinished.touch()
+            readers = unfinished.stat().st_mode  # safetensors would let only the owner read it
             save_file(tensors, unfinished, metadata={"format": "pt"})
+            unfinished.chmod(readers)
             unfinished.replace(path)  # an interrupted save leaves the old weights whole
         finally:
             unfinished.unlink(missing_ok=True)

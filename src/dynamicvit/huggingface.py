@@ -100,6 +100,12 @@ class DynamicViTConfig(PretrainedConfig):
         else:
             super().__setattr__(key, value)
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What ``config.json`` holds; not where the backbone was once loaded from."""
+        described = super().to_diff_dict()
+        described["backbone_config"].pop("_name_or_path", None)
+        return described
+
 
 class DynamicViTForImageClassification(PreTrainedModel):
     """An image classifier of transformers that drops the patches it does not need.
@@ -161,6 +167,11 @@ class DynamicViTForImageClassification(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # Of prediction modules only: the backbone, a model of transformers, draws its own.
         init_weights(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's patch embedding."""
+        backbone = cast(PreTrainedModel, self.dynamicvit.backbone)
+        return backbone.get_input_embeddings()
 
     # ---------------------------------------------------------------- budget
 

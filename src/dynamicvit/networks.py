@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from dynamicvit.adapters import Adapter, adapter_for
 from dynamicvit.errors import UnsupportedBackboneError
@@ -31,6 +31,23 @@ def backbone_of(model: nn.Module) -> nn.Module:
     """The dense network inside, or the model itself."""
     core = core_of(model)
     return core.backbone if isinstance(core, DynamicViT) else core
+
+
+class DenseNetwork(nn.Module):
+    """The dense network inside a DynamicViT, run by its own library's code.
+
+    Args:
+        model: the DynamicViT; its backbone is shared, not copied.
+    """
+
+    def __init__(self, model: DynamicViT) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self._adapter = adapter_for(model.backbone)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, classes)``, also where the library's own output is more than a tensor."""
+        return self._adapter.dense(self.backbone, images)
 
 
 def supported(backbone: nn.Module) -> Adapter | None:

@@ -76,7 +76,7 @@ class _Launched(Processes):
         from accelerate.utils import DistributedDataParallelKwargs
 
         # Not every weight learns from every loss: without one, its gradient never comes.
-        unused = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
         self._accelerator = Accelerator(
             cpu=torch.device(device).type == "cpu",
             mixed_precision="no",  # autocast is ours, around teacher and student alike

@@ -65,7 +65,8 @@ def open_weights(path: str | Path, ema: bool = False) -> Weights:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; give a .safetensors or .pth file of weights")
+        problem = "is a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {problem}; give a .safetensors or .pth file of weights")
     if path.suffix == ".safetensors":
         checkpoint, metadata = _read_safetensors(path)
     else:
@@ -145,13 +146,16 @@ def _under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Load a state dict of which every name and shape must fit; else nothing is changed.
 
+    Floating-point numbers of another precision become those of the module.
+
     Args:
         module: where the tensors go.
         tensors: by name.
         source: what error messages call them, with what they should have fitted.
 
     Raises:
-        InputError: naming the first few names that are missing, unexpected or of another shape.
+        InputError: naming the first few names that are missing, unexpected, of another shape, or
+            integers in place of weights.
     """
     expected = module.state_dict()
     problems = [
@@ -165,12 +169,27 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
                 if name in tensors and tensors[name].shape != value.shape
             ],
         ),
+        first_few(
+            "of another type",
+            [
+                f"{name} {_type(tensors[name])} instead of {_type(value)}"
+                for name, value in expected.items()
+                if name in tensors
+                # Another precision is converted; what stands for a quantized weight can't be.
+                and value.is_floating_point()
+                and not tensors[name].is_floating_point()
+            ],
+        ),
     ]
     found = "; ".join(problem for problem in problems if problem)
     if found:
         known = sum(name in expected for name in tensors)
         raise InputError(f"{source}: {known} of its {len(tensors)} names are known; {found}")
     module.load_state_dict(dict(tensors))
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -135,3 +135,12 @@ def test_a_missing_recipe_lists_those_there_are(tmp_path: Path) -> None:
     file.write_text("just words")
     with pytest.raises(InputError, match="keys and values"):
         load_recipe(str(file))
+
+
+def test_a_recipe_of_another_version_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(load_recipe("small_data")))
+    assert load_recipe(str(path)) == load_recipe("small_data")
+    path.write_text(path.read_text().replace("version: 1", "version: 2"))
+    with pytest.raises(InputError, match=r"recipe.yaml is of version 2, this .* reads version 1"):
+        load_recipe(str(path))

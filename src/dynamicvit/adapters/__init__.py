@@ -55,15 +55,15 @@ _imported: set[str] = set()
 def register_adapter(adapter: Adapter) -> None:
     """Support one more family of backbones.
 
-    It is asked before those that are there, and takes the place of one of the same class.
+    It is asked before those that are there, and takes the place of one of the same class name and
+    module.
 
     Args:
         adapter: of the new family.
     """
-    same = [known for known in _ADAPTERS if type(known).__qualname__ == type(adapter).__qualname__]
-    for known in same:  # a notebook's cell, run again
-        _ADAPTERS.remove(known)
-    _ADAPTERS.insert(0, adapter)
+    # By name, not by identity: a notebook's cell that is run again makes a new class.
+    others = [known for known in _ADAPTERS if _class_name(known) != _class_name(adapter)]
+    _ADAPTERS[:] = [adapter, *others]
 
 
 def adapter_for(backbone: nn.Module) -> Adapter:
@@ -111,6 +111,10 @@ def _import(library: str) -> None:
     if library in OPTIONAL and library not in _imported:
         import_module(OPTIONAL[library].module)
         _imported.add(library)
+
+
+def _class_name(adapter: Adapter) -> str:
+    return f"{type(adapter).__module__}.{type(adapter).__qualname__}"
 
 
 def _families() -> str:

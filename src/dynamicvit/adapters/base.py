@@ -172,6 +172,15 @@ class Adapter(ABC):
         logits = self.head(backbone, tokens)
         return Answers(logits, self.head(backbone, tokens, pre_logits=True), logits)
 
+    def dense(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        """Logits ``(B, classes)`` as the network's own library computes them.
+
+        Args:
+            backbone: the network.
+            images: ``(B, channels, height, width)``, of any size that :meth:`grid_size` accepts.
+        """
+        return backbone(images)
+
     def run_block(
         self, backbone: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
     ) -> Tensor:

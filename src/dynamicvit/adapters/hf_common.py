@@ -155,6 +155,10 @@ class HFAdapter(Adapter):
 
     # ---------------------------------------------------------------- the way of the tokens
 
+    def dense(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        differs = tuple(images.shape[2:]) != self.image_size(backbone)
+        return backbone(images, interpolate_pos_encoding=differs).logits
+
     def embed(self, backbone: nn.Module, images: Tensor) -> tuple[Tokens, Tensor | None]:
         differs = tuple(images.shape[2:]) != self.image_size(backbone)
         embeddings = self.encoder(backbone).embeddings
@@ -213,14 +217,20 @@ class HFAdapter(Adapter):
 
     def describe(self, backbone: nn.Module) -> dict[str, Any]:
         config: Any = backbone.config
-        return {"backbone_config": config.to_dict()}
+        # The difference from the defaults leaves out where the model was loaded from.
+        return {
+            "backbone_config": config.to_diff_dict(),
+            "image_processing": getattr(backbone, "image_processing", {}),
+        }
 
     def rebuild(self, description: dict[str, Any]) -> nn.Module:
         from dynamicvit.adapters.hf import classifier_from
 
         config = dict(description["backbone_config"])
         kind = config.pop("model_type")
-        return classifier_from(transformers.AutoConfig.for_model(kind, **config))
+        backbone: Any = classifier_from(transformers.AutoConfig.for_model(kind, **config))
+        backbone.image_processing = dict(description["image_processing"])
+        return backbone
 
     # ---------------------------------------------------------------- what users get
 

@@ -47,6 +47,9 @@ class HFDinov2Adapter(HFAdapter):
     ) -> None:
         """It interpolates unasked."""
 
+    def dense(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        return backbone(images).logits
+
     def embed(self, backbone: nn.Module, images: Tensor) -> tuple[Tokens, Tensor | None]:
         return Tokens(self.encoder(backbone).embeddings(images), 1), None
 

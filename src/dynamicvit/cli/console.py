@@ -76,8 +76,12 @@ class LineNowAndThen:
             say(self.console, line)
 
 
-def check_folder(folder: Path) -> None:
-    """Find out before the work whether files can be written into ``--output``; make nothing.
+def check_folder(folder: Path, option: str = "--output") -> None:
+    """Find out before the work whether files can be written into a folder; make nothing.
+
+    Args:
+        folder: where they will go.
+        option: that names it.
 
     Raises:
         InputError: if it is a file, or must not be written.
@@ -86,9 +90,9 @@ def check_folder(folder: Path) -> None:
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        raise InputError(f"--output {folder}: {existing} is not a folder; give a folder")
+        raise InputError(f"{option} {folder}: {existing} is not a folder; give a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"--output {folder}: no permission to write in {existing}")
+        raise InputError(f"{option} {folder}: no permission to write in {existing}")
 
 
 def check_json(json_file: str | None) -> None:

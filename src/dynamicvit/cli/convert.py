@@ -48,7 +48,7 @@ def convert(
     The network is recognised by names and shapes; its keep ratio is read from the file's name
     (dynamic-vit_384_r0.7.pth) or metadata, else --keep-ratio says it.
     """
-    check_folder(output)
+    check_folder(output, "--out")
     if (file is None) == (released is None):
         raise InputError("give either the checkpoint's FILE or --released NAME")
     release = None if released is None else release_of(released)

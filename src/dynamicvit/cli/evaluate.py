@@ -39,6 +39,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.evaluation import EvaluationResult, evaluate
 from dynamicvit.loading import load_backbone, load_model, set_image_size
 from dynamicvit.model import DynamicViT
+from dynamicvit.networks import DenseNetwork
 
 _NAMED = 10
 """How many skipped images are listed; all are in the JSON, and in the warnings."""
@@ -96,9 +97,7 @@ def eval_command(
     )
     if model.num_classes < 1:
         raise InputError(f"{model_name} has no classifier, so there is no answer to evaluate")
-    teacher = _teacher(model, dense_checkpoint) if compare_dense else None
-    if teacher is not None and size is not None:
-        set_image_size(teacher, size)
+    teacher = _teacher(model, dense_checkpoint, size) if compare_dense else None
     size = set_image_size(model, size)
     origin = None
     if images.labelled:
@@ -108,7 +107,7 @@ def eval_command(
     images = images.with_transform(eval_transform(model, size, crop_pct))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     result = _with_progress(
-        model.backbone if dense else model,
+        DenseNetwork(model) if dense else model,
         Loader(images, batch_size, num_workers=workers),
         dense=teacher,
         device=device,
@@ -137,17 +136,19 @@ def eval_command(
 # ---------------------------------------------------------------- the models
 
 
-def _teacher(model: DynamicViT, checkpoint: Path | None) -> nn.Module:
+def _teacher(model: DynamicViT, checkpoint: Path | None, size: tuple[int, int] | None) -> nn.Module:
     """What to agree with: the model's own backbone, or the same architecture with other weights."""
     if checkpoint is None:
-        return model.backbone
+        return DenseNetwork(model)
     architecture = model.pretrained_cfg.get("architecture")
     if not architecture:
         raise InputError(
             f"--dense-checkpoint {checkpoint}: timm has no name for this backbone; "
             "use --compare-dense"
         )
-    return load_backbone(architecture, checkpoint)
+    dense = load_backbone(architecture, checkpoint)
+    set_image_size(dense, size)
+    return dense
 
 
 # ---------------------------------------------------------------- running

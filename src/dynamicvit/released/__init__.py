@@ -1,13 +1,12 @@
 """The checkpoints that the paper's authors released: what they are, where they are, how to load."""
 
 from dynamicvit.released.downloads import download
-from dynamicvit.released.layouts import PREDICTOR_PARTS, is_released, rename_released
+from dynamicvit.released.layouts import is_released, rename_released
 from dynamicvit.released.load import load_released
 from dynamicvit.released.recognise import Recognised, architecture_like, recognise
 from dynamicvit.released.zoo import RELEASES, Release, is_release, release_of
 
 __all__ = [
-    "PREDICTOR_PARTS",
     "RELEASES",
     "Recognised",
     "Release",

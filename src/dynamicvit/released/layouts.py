@@ -14,7 +14,7 @@ from dynamicvit.weights import first_few
 T = TypeVar("T")
 
 #: Released name of each part of a prediction module, and ours.
-PREDICTOR_PARTS = {"in_conv.0": "norm", "in_conv.1": "project", "out_conv": "head"}
+_PREDICTOR_PARTS = {"in_conv.0": "norm", "in_conv.1": "project", "out_conv": "head"}
 _PREDICTOR = re.compile(r"score_predictor\.(\d+)\.(in_conv\.\d+|out_conv)\.(.+)")
 
 
@@ -129,6 +129,6 @@ def rename_released(tensors: Mapping[str, T]) -> dict[str, T]:
 
 def _our_name(name: str) -> str:
     match = _PREDICTOR.fullmatch(name)
-    if match is None or match[2] not in PREDICTOR_PARTS:
+    if match is None or match[2] not in _PREDICTOR_PARTS:
         return f"backbone.{name}"
-    return f"predictors.{match[1]}.{PREDICTOR_PARTS[match[2]]}.{match[3]}"
+    return f"predictors.{match[1]}.{_PREDICTOR_PARTS[match[2]]}.{match[3]}"

@@ -15,7 +15,8 @@ from torch import Tensor
 import dynamicvit.backbones  # noqa: F401 (timm finds LV-ViT by name)
 from dynamicvit.errors import InputError
 from dynamicvit.model import DynamicViT
-from dynamicvit.released.layouts import Layout, count, match_layout, rename_released
+from dynamicvit.released.layouts import Layout, match_layout, rename_released
+from dynamicvit.released.shapes import Shapes
 from dynamicvit.released.zoo import ARCHITECTURES, Architecture, architecture_of, keep_ratio_in
 from dynamicvit.schedule import Schedule
 from dynamicvit.sparsification import sparsify
@@ -25,8 +26,6 @@ from dynamicvit.weights import Weights, load_exactly, open_weights, weights_in
 BUILT_FROM = {"DeiT": "deit_small_patch16_224", "LV-ViT": "lvvit_s"}
 #: Channels per head in every DeiT.
 HEAD_WIDTH = 64
-#: LV-ViT's stem halves the image before patches are taken from it.
-LVVIT_STEM_STRIDE = 2
 #: The authors' evaluation makes 224 px out of the middle of 256; timm's crop for DeiT is wider.
 CROP_PCT = 224 / 256
 _DEFAULT_STAGES = len(Schedule.for_depth(4).stages)
@@ -120,7 +119,7 @@ def recognise(
     num_heads = said.number_of_heads() if num_heads is None else num_heads
     if residual_divisor is None:
         residual_divisor = said.residual_divisor()
-    if residual_divisor is None and relative is not None:
+    if residual_divisor is None and relative is not None and relative.layout == layout.name:
         residual_divisor = relative.residual_divisor
     stages = said.stages() if stages is None else stages
     return Recognised(
@@ -179,96 +178,6 @@ def _pruned_layout(tensors: Mapping[str, Tensor], source: str) -> Layout:
     raise InputError(
         f"{source}: has no score_predictor, so it is a dense network; {instead}{example}"
     )
-
-
-# ---------------------------------------------------------------- shapes
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """What the shapes of a released state dict say about its network.
-
-    Attributes:
-        width: C.
-        depth: number of blocks.
-        hidden: width inside each MLP.
-        grid: rows, and columns, of patches.
-        patch: height and width of a patch in pixels.
-        channels: of an image.
-        classes: number of them.
-        num_stages: prediction modules.
-        qkv_bias: whether queries, keys and values have one.
-        stem_width: channels of LV-ViT's stem; ``None`` for DeiT, which has none.
-    """
-
-    width: int
-    depth: int
-    hidden: int
-    grid: int
-    patch: tuple[int, int]
-    channels: int
-    classes: int
-    num_stages: int
-    qkv_bias: bool
-    stem_width: int | None
-
-    @classmethod
-    def read(cls, tensors: Mapping[str, Tensor], layout: Layout, source: str) -> Shapes:
-        """Read them from tensors that have the layout's names.
-
-        Raises:
-            InputError: if a tensor that they are read from has other dimensions.
-        """
-        ranks = {
-            "patch_embed.proj.weight": 4,
-            "patch_embed.conv1.weight": 4,
-            "pos_embed": 3,
-            "blocks.0.mlp.fc1.weight": 2,
-            "head.weight": 2,
-        }
-        for name, rank in ranks.items():
-            if name in tensors and tensors[name].ndim != rank:
-                raise InputError(
-                    f"{source}: {name} has shape {tuple(tensors[name].shape)}, where a "
-                    f"{layout.name}'s has {rank} dimensions"
-                )
-        width, embedded, *patch = tensors["patch_embed.proj.weight"].shape
-        stem_width, channels = None, embedded
-        if layout.name == "LV-ViT":
-            stem_width, channels, *_ = tensors["patch_embed.conv1.weight"].shape
-            patch = [LVVIT_STEM_STRIDE * side for side in patch]
-        num_patches = tensors["pos_embed"].shape[1] - 1
-        grid = math.isqrt(max(num_patches, 0))
-        if grid == 0 or grid * grid != num_patches:
-            raise InputError(
-                f"{source}: pos_embed holds {num_patches} patches, which is not a square grid"
-            )
-        return cls(
-            width=width,
-            depth=count(tensors, "blocks"),
-            hidden=tensors["blocks.0.mlp.fc1.weight"].shape[0],
-            grid=grid,
-            patch=(patch[0], patch[1]),
-            channels=channels,
-            classes=tensors["head.weight"].shape[0],
-            num_stages=count(tensors, "score_predictor"),
-            qkv_bias="blocks.0.attn.qkv.bias" in tensors,
-            stem_width=stem_width,
-        )
-
-    def backbone_args(self) -> dict[str, Any]:
-        """timm's arguments, but for what shapes can't tell."""
-        stem = {} if self.stem_width is None else {"stem_width": self.stem_width}
-        return stem | {
-            "img_size": (self.grid * self.patch[0], self.grid * self.patch[1]),
-            "patch_size": self.patch[0] if self.patch[0] == self.patch[1] else self.patch,
-            "in_chans": self.channels,
-            "num_classes": self.classes,
-            "embed_dim": self.width,
-            "depth": self.depth,
-            "mlp_ratio": self.hidden / self.width,
-            "qkv_bias": self.qkv_bias,
-        }
 
 
 # ---------------------------------------------------------------- what shapes can't tell
@@ -353,6 +262,11 @@ def _heads(
 def _divisor(given: float | None, layout: Layout, shapes: Shapes, source: str) -> float:
     """What residual branches are divided by: 1 in DeiT."""
     if layout.name == "DeiT":
+        if given not in (None, 1):
+            raise InputError(
+                f"{source}: is a {layout.name}, which divides no residual branches; leave "
+                f"residual_divisor (--residual-divisor) out, got {given}"
+            )
         return 1.0
     if given is None:
         raise InputError(

@@ -15,6 +15,9 @@ from dynamicvit.errors import InputError
 from dynamicvit.losses import LossWeights
 from dynamicvit.model import Leave
 
+#: Version of the recipes that this code writes, and the newest that it reads.
+VERSION = 1
+
 Decisions = Literal["independent", "top-k", "best-k"]
 
 
@@ -161,7 +164,7 @@ def recipe_names() -> list[str]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, which :func:`load_recipe` reads back."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump({"version": VERSION, **recipe.model_dump(mode="json")}, sort_keys=False)
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
@@ -187,6 +190,12 @@ def _read(name_or_path: str) -> dict[str, Any]:
         ) from None
     if not isinstance(values, dict):
         raise InputError(f"recipe {name_or_path} must hold keys and values")
+    version = values.pop("version", VERSION)
+    if version != VERSION:
+        raise InputError(
+            f"recipe {name_or_path} is of version {version}, this dynamicvit reads version "
+            f"{VERSION}: take the dynamicvit that it was written for"
+        )
     return values
 
 
