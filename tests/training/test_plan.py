@@ -144,7 +144,7 @@ def test_a_shared_stem_has_no_gradients() -> None:
     assert memory.weights - memory.gradients == sum(4 * p.numel() for p in spared)
 
 
-def test_less_is_held_when_tokens_leave_and_in_half_precision() -> None:
+def test_less_is_held_when_tokens_leave_in_half_precision_and_with_checkpointing() -> None:
     def activations(*overrides: str, precision: torch.dtype | None = None) -> int:
         recipe = paper("decisions=best-k", *overrides)
         return estimate_memory(DEIT.sparse(), recipe, precision=precision).activations
@@ -152,6 +152,10 @@ def test_less_is_held_when_tokens_leave_and_in_half_precision() -> None:
     never = activations()
     assert activations("leave=late") < never
     assert activations(precision=torch.bfloat16) < never
+    model = DEIT.sparse()
+    model.set_grad_checkpointing()
+    recipe = paper("decisions=best-k")
+    assert estimate_memory(model, recipe).activations < 0.8 * never
 
 
 def test_guidance_and_student_do_not_add_up() -> None:

@@ -148,6 +148,7 @@ def train(
     if dry_run or loader is None or output is None:
         plan = plan.model_copy(update={"model": name})
         describe_run(console, student, plan, images, loader, held_out, processes, accumulate, dtype)
+        processes.close()
         return
     is_new = not output.exists()
     if going_on:
