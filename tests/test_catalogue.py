@@ -11,7 +11,7 @@ import timm
 import torch
 
 from dynamicvit import InputError, catalogue
-from dynamicvit.catalogue import KEEP_RATIOS, Entry, check_page, describe, page
+from dynamicvit.catalogue import KEEP_RATIOS, Entry, check_page, entry_for, page
 from dynamicvit.macs import count_macs
 from dynamicvit.registry import BACKBONES, PREFIX
 from dynamicvit.released import RELEASES
@@ -21,7 +21,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "backbones.md"
 
 @pytest.fixture(scope="module")
 def entries() -> dict[str, Entry]:
-    return {backbone: describe(backbone) for backbone in BACKBONES}
+    return {backbone: entry_for(backbone) for backbone in BACKBONES}
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,12 @@ def test_the_page_in_docs_is_fresh(fresh: str) -> None:
 def test_numbers_are_those_of_the_model(entries: dict[str, Entry], backbone: str) -> None:
     """Counted on what runs, at one ρ; the catalogue has them in closed form."""
     entry = entries[backbone]
-    assert tuple(budget.keep_ratio for budget in entry.budgets) == KEEP_RATIOS
+    assert tuple(at.keep_ratio for at in entry.ratios) == KEEP_RATIOS
     with torch.device("meta"):
         model = timm.create_model(f"{PREFIX}{backbone}", keep_ratio=KEEP_RATIOS[-1])
-    assert entry.budgets[-1].macs == count_macs(model)
+    assert entry.ratios[-1].macs == count_macs(model)
     assert entry.dense_macs == count_macs(model.backbone)
-    assert entry.budgets[-1].kept == model.schedule.kept(entry.num_patches)
+    assert entry.ratios[-1].kept == model.schedule.kept(entry.num_patches)
     assert entry.stages == model.schedule.stages
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     assert entry.parameters == sum(sizes.values())
@@ -110,7 +110,7 @@ def test_a_page_that_is_not_fresh(fresh: str, tmp_path: Path) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> str:
     """One model, or each call would take seconds."""
     monkeypatch.setattr("dynamicvit.cli.backbones.BACKBONES", BACKBONES[:1])
-    return page([describe(BACKBONES[0])])
+    return page([entry_for(BACKBONES[0])])
 
 
 def test_the_command_that_the_page_names(
@@ -132,7 +132,9 @@ def test_the_command_that_the_page_names(
     assert command(*words) == 0
     [written] = tmp_path.glob("**/*.md")
     assert written.read_text(encoding="utf-8") == quick
+    capsys.readouterr()
     assert command("backbones", "--check", written) == 0
+    assert capsys.readouterr().out == f"{written} is up to date\n"
     written.write_text("old")
     assert command("backbones", "--check", written) == 2
     assert capsys.readouterr().err.startswith(f"dynamicvit: {written} is not up to date (line 1)")

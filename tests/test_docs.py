@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,10 +15,6 @@ import timm
 import torch
 from timm.models.vision_transformer_relpos import ResPostRelPosBlock
 
-import test_families
-import test_law
-import test_macs
-import test_model
 from dynamicvit import DynamicViT, UnsupportedBackboneError, adapters, sparsify
 from dynamicvit.loading import set_image_size
 from dynamicvit.macs import count_macs, schedule_macs
@@ -26,9 +24,16 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "adding-a-backbone.md"
 CODE = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.M)
 
 
+def modules_with_generic_tests() -> Iterator[ModuleType]:
+    """Those whose text has the mark; this one only speaks of it."""
+    for file in sorted(Path(__file__).parent.glob("test_*.py")):
+        if "\n@each_family\n" in file.read_text(encoding="utf-8"):
+            yield import_module(file.stem)
+
+
 def generic_tests() -> Iterator[Any]:
     """The tests that each row of the table gets, with their other parameters."""
-    for module in (test_families, test_law, test_macs, test_model):
+    for module in modules_with_generic_tests():
         for name, test in sorted(vars(module).items()):
             marks = [m for m in getattr(test, "pytestmark", []) if m.name == "parametrize"]
             values = {mark.args[0]: mark.args[1] for mark in marks}
@@ -73,12 +78,14 @@ def test_the_row_passes(
     "promise",
     [
         "dense_when_nothing_is_dropped",
+        "masked_and_pruned_logits_agree",
         "keeps_another_number",
         "gradients_of_the_weights",
         "closed_form",
         "one_graph",
         "autocast",
         "grad_checkpointing",
+        "weighing_changes_nothing",
     ],
 )
 def test_the_pages_promises_are_among_those_tests(promise: str) -> None:

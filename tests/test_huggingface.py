@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from dynamicvit import (
     InputError,
     Schedule,
     UnsupportedBackboneError,
+    adapters,
     count_macs,
     keep_ratio_for,
     sparsify,
@@ -40,7 +42,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from transformers.modeling_outputs import ImageClassifierOutput  # noqa: E402
 
-from dynamicvit.adapters.hf_common import OLDEST, require  # noqa: E402
+from dynamicvit.adapters.hf_common import OLDEST, HFAdapter, require  # noqa: E402
 from dynamicvit.huggingface import DynamicViTConfig, DynamicViTForImageClassification  # noqa: E402
 
 BY_NAME = {family.name: family for family in HF_FAMILIES}
@@ -633,6 +635,18 @@ def test_eval_of_a_folder(
         assert json.loads(capsys.readouterr().out)["agreement"] == 1.0
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_commands_draw_bars_on_a_terminal_only(
+    command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    """transformers asks the Hub's library when it is imported."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    enable_progress_bars()
+    assert command("--version") == 0
+    assert are_progress_bars_disabled() == (not terminal)
+    enable_progress_bars()
+
+
 def test_bench_of_a_folder(tmp_path: Path, command: Callable[..., int]) -> None:
     sparse(BY_NAME["hf_deit"]).save_pretrained(tmp_path)
     words = ("--threads", 1, "--samples", 2, "--batch-size", 1, "--precision", "fp32")
@@ -727,6 +741,12 @@ def test_what_is_refused() -> None:
     backbone.vit.layers[0] = nn.Identity()
     with pytest.raises(UnsupportedBackboneError, match="block class Identity"):
         sparsify(backbone)
+
+
+def test_the_classes_that_are_named_before_transformers_is_imported() -> None:
+    ours = (adapter for adapter in adapters._ADAPTERS if isinstance(adapter, HFAdapter))
+    covered = {kind.__name__ for adapter in ours for kind in adapter.model_classes}
+    assert set(adapters.OPTIONAL["transformers"].classes) == covered
 
 
 def test_a_transformers_that_is_too_old() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from dynamicvit import DynamicViT, InputError, UnsupportedBackboneError, sparsify
 from dynamicvit.loading import load_backbone, load_model, set_drop_path, set_image_size
-from released_state import WIDTH, deit_shapes, released_state
+from released_state import WIDTH, deit_shapes, lvvit_shapes, released_state
 from shared import shared
 
 NAME = "vit_tiny_patch16_224"
@@ -132,17 +132,51 @@ def test_a_released_file(tmp_path: Path) -> None:
         load_model(path)
 
 
-def test_released_weights_for_a_timm_name(tmp_path: Path) -> None:
+def released_file(path: Path, **metadata: str) -> dict[str, torch.Tensor]:
+    """A file of the released implementation that fits ``NAME``, and what it holds."""
     state = released_state()
     state["patch_embed.proj.weight"] = torch.randn(WIDTH, 3, 16, 16)
     for block in range(4):  # timm's MLP ratio is 4
         state[f"blocks.{block}.mlp.fc1.weight"] = torch.randn(4 * WIDTH, WIDTH)
         state[f"blocks.{block}.mlp.fc1.bias"] = torch.randn(4 * WIDTH)
         state[f"blocks.{block}.mlp.fc2.weight"] = torch.randn(WIDTH, 4 * WIDTH)
-    torch.save({"model": state}, tmp_path / "released.pth")
-    model = load_model(NAME, checkpoint=tmp_path / "released.pth")
+    if path.suffix == ".safetensors":
+        save_file(state, path, metadata=metadata)
+    else:
+        torch.save({"model": state}, path)
+    return state
+
+
+def test_released_weights_for_a_timm_name(tmp_path: Path) -> None:
+    path = tmp_path / "dynamic-vit_16_r0.5.pth"
+    state = released_file(path)
+    model = load_model(NAME, checkpoint=path)
     expected = state["score_predictor.1.out_conv.2.weight"]
     assert torch.equal(model.predictors[1].head[2].weight, expected)
+    assert model.pretrained_cfg["crop_pct"] == 224 / 256  # as the released code evaluates
+    assert load_model(NAME, pretrained=False).pretrained_cfg["crop_pct"] == 0.9
+
+
+def test_released_weights_tell_their_ratio_or_are_refused(tmp_path: Path) -> None:
+    named, silent = tmp_path / "dynamic-vit_16_r0.5.pth", tmp_path / "mine.pth"
+    says = tmp_path / "dynamic-vit_16_r0.6.safetensors"
+    released_file(named)
+    released_file(silent)
+    released_file(says, rho="0.4")
+    saved = tmp_path / "saved"
+    load_model(NAME, checkpoint=named, keep_ratio=0.9).save_pretrained(saved)
+    for model in (NAME, saved):
+        assert load_model(model, checkpoint=named).keep_ratio == 0.5
+        assert load_model(model, checkpoint=says).keep_ratio == 0.4
+        assert load_model(model, checkpoint=silent, keep_ratio=0.3).keep_ratio == 0.3
+        with pytest.raises(
+            InputError, match=r"mine.pth: does not say its keep ratio.*--keep-ratio"
+        ):
+            load_model(model, checkpoint=silent)
+    released_file(says, rho="0.4", stages="[0, 1, 2]")
+    assert load_model(NAME, checkpoint=says).schedule.stages == (0, 1, 2)
+    with pytest.raises(InputError, match=r"stages can't be moved to \(0, 1, 2\)"):
+        load_model(saved, checkpoint=says)
 
 
 def test_another_image_size() -> None:
@@ -197,6 +231,10 @@ def test_unknown_names_get_near_matches(load: type) -> None:
         load("deit_tny_patch16_224")
     with pytest.raises(InputError, match=r"knows no model 'dynamicvit_deit_smal.*deit_small_patch"):
         load("dynamicvit_deit_smal_patch16_224")
+    with pytest.raises(InputError, match=r"no model 'deit-s-07'; did you mean deit-s-0.7\?$"):
+        load("deit-s-07")
+    with pytest.raises(InputError, match=r"no model 'deit-s-0.8'; did you mean deit-s-0.7\?$"):
+        load("deit-s-0.8")
     with pytest.raises(InputError, match=r"knows no model 'xyzzy'$"):
         load("xyzzy")
     with pytest.raises(InputError, match=r"no weights 'fb_in1' of deit.*tiny_patch16_224.fb_in1k"):
@@ -250,15 +288,94 @@ def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
         load_model(NAME, checkpoint=path)
 
 
+def refused(checkpoint: dict, path: Path, name: str | Path = NAME, dense: bool = False) -> str:
+    """What is said of a checkpoint that does not fit."""
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError) as error:
+        load_backbone(str(name), path) if dense else load_model(name, checkpoint=path, keep_ratio=1)
+    said = str(error.value)
+    assert said.startswith(f"{path}: ")
+    assert "\n" not in said
+    assert len(said) < 500 + len(str(path)) + len(str(name))
+    return said.removeprefix(f"{path}: ")
+
+
+def of_the_paper(shapes: dict, pruned: bool = True) -> dict[str, torch.Tensor]:
+    names = [name for name in shapes if pruned or not name.startswith("score_predictor")]
+    return {name: torch.zeros(()).expand(shapes[name]) for name in names}
+
+
+TINY = deit_shapes(192, depth=12, mlp_ratio=4, side=14, patch=16, classes=5)
+LVVIT_T = lvvit_shapes(240, depth=12, side=14, patch=16, classes=5, stem=64)
+
+
 def test_a_checkpoint_of_another_size_names_the_network_it_fits(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
-    zeros = {name: torch.zeros(shape) for name, shape in deit_shapes(192, depth=12).items()}
-    torch.save({n: t for n, t in zeros.items() if not n.startswith("score_predictor")}, path)
-    with pytest.raises(InputError, match=r"its shapes are those of deit_tiny_patch16_224$"):
-        load_backbone(NAME, path)
-    torch.save(zeros, path)
-    with pytest.raises(InputError, match=r"its shapes are those of deit_tiny_patch16_224$"):
-        load_model("lvvit_s", checkpoint=path)
+    said = refused(of_the_paper(TINY, pruned=False), path, dense=True)
+    fits = "its shapes are those of deit_tiny_patch16_224, for images of 224 px"
+    assert said == f"does not fit {NAME}; {fits}"
+    assert refused(of_the_paper(TINY), path, "lvvit_s") == f"does not fit lvvit_s; {fits}"
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "fits"),
+    [
+        ("lvvit_t", 24, "lvvit_t, for images of 384 px"),  # which timm would build for 224 px
+        ("lvvit_s", 24, "lvvit_s.token_labeling_in1k_384, for images of 384 px"),
+        ("lvvit_s.token_labeling_in1k_384", 14, "lvvit_s, for images of 224 px"),
+    ],
+)
+def test_a_checkpoint_for_another_image_size_names_the_weights_it_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, side: int, fits: str
+) -> None:
+    monkeypatch.undo()
+    build = timm.create_model
+
+    def on_meta(*args: object, **kwargs: object) -> nn.Module:
+        with torch.device("meta"):
+            return build(*args, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", on_meta)
+    width, depth = (240, 12) if name == "lvvit_t" else (384, 16)
+    shapes = lvvit_shapes(width, depth, side=side, patch=16, classes=5, stem=64)
+    said = refused(of_the_paper(shapes, pruned=False), tmp_path / "other.pth", name, dense=True)
+    assert f"does not fit {name}: " in said
+    assert f"of another shape pos_embed (1, {side**2 + 1}, {width}) instead of" in said
+    assert said.endswith(f"; its shapes are those of {fits}")
+
+
+def test_a_part_of_a_known_network_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "part.pth"
+    state = of_the_paper(LVVIT_T)
+    state["aux_head.w"] = state.pop("aux_head.weight")
+    for name in (NAME, "lvvit_s"):  # small ones, and so no networks of the paper
+        said = refused(state, path, name)
+        assert said.startswith(f"does not fit {name}")
+    said = refused(state, path)
+    assert "nearest is a DynamicViT of LV-ViT-T (lvvit_t): " in said
+    assert said.endswith("missing aux_head.weight; not understood aux_head.w")
+
+    monkeypatch.undo()
+    said = refused(state, path, "lvvit_t")
+    assert "missing aux_head.weight; unexpected aux_head.w;" in said  # and no names but the file's
+    assert said.endswith("nearest is a DynamicViT of LV-ViT-T (lvvit_t)")
+    assert "predictors." not in said.replace("score_predictor", "")
+
+    ours = {n: t for n, t in load_model("lvvit_t", pretrained=False).state_dict().items()}
+    del ours["backbone.norm.bias"]
+    said = refused(ours, path, "lvvit_t")
+    assert "missing backbone.norm.bias; nearest is" in said
+    said = refused({f"conv{i}.weight": torch.zeros(1) for i in range(9)}, path, "lvvit_t")
+    assert "0 of its 9 names are known" in said
+    assert "nearest" not in said
+
+
+def test_a_checkpoint_without_classes(tmp_path: Path) -> None:
+    state = dense().state_dict() | {"head.weight": torch.zeros(0, WIDTH)}
+    said = refused(state, tmp_path / "none.pth")
+    assert said == "head.weight has shape (0, 16): 0 classes"
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

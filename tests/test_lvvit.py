@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynamicvit import DynamicViT, InputError, sparsify
+from dynamicvit import DynamicViT, InputError, UnsupportedBackboneError, sparsify
 from dynamicvit.backbones import LVViT
 from dynamicvit.loading import load_backbone, set_image_size
 from families import BY_NAME, DEIT, NUM_CLASSES, assert_agree, randomise
@@ -275,6 +275,28 @@ def test_what_timm_asks_of_a_model() -> None:
         2,
         NUM_CLASSES,
     )
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated")
+@pytest.mark.parametrize("arguments", [{}, {"dynamic_img_size": True, "dynamic_img_pad": True}])
+@torch.no_grad()
+def test_scripting(arguments: dict[str, Any]) -> None:
+    model = small(**arguments)
+    assert_agree(torch.jit.script(model)(images()), model(images()))
+
+
+def test_arguments_of_timms_own() -> None:
+    torch.manual_seed(0)
+    drawn = timm.create_model("lvvit_s", **SMALL)
+    assert drawn.aux_head.bias.abs().max() == 0
+    torch.manual_seed(0)
+    skipped = timm.create_model("lvvit_s", weight_init="skip", **SMALL)
+    assert skipped.aux_head.bias.abs().max() > 0, "as nn.Linear draws it"
+    dropping = small(patch_drop_rate=0.5).train()
+    assert dropping.forward_features(images()).shape == (2, 1 + 10, 24)
+    assert dropping(images()).shape == (2, NUM_CLASSES)
+    with pytest.raises(UnsupportedBackboneError, match="dropped twice"):
+        sparsify(dropping)
 
 
 def test_grad_checkpointing_gives_the_same_gradients() -> None:

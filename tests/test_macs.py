@@ -17,27 +17,6 @@ from dynamicvit.macs import (
 )
 from families import each_family
 
-FAMILIES = {
-    "deit": "deit_tiny_patch16_224",
-    "distilled": "deit_tiny_distilled_patch16_224",
-    "deit3": "deit3_small_patch16_224",
-    "augreg": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
-    "reg4_gap": "vit_medium_patch16_reg4_gap_256",
-    "dinov2": "vit_small_patch14_dinov2",
-    "dinov2_reg": "vit_small_patch14_reg4_dinov2",
-    "clip": "vit_base_patch32_clip_224",
-    "siglip": "vit_base_patch16_siglip_224",
-    "eva02_split_qkv": "eva02_tiny_patch14_224",
-    "eva02_fused_qkv": "eva02_base_patch14_224",
-    "beit": "beit_base_patch16_224",
-}
-
-
-def make(name: str, **arguments) -> nn.Module:
-    """A backbone without weights, so that a base model costs nothing to make."""
-    with torch.device("meta"):
-        return timm.create_model(name, **arguments)
-
 
 @pytest.fixture(scope="module")
 def deit_small() -> nn.Module:
@@ -126,17 +105,6 @@ class TestCounted:
 
 
 class TestClosedForm:
-    @pytest.mark.parametrize("family", FAMILIES)
-    def test_agrees_with_the_counter(self, family):
-        backbone = make(FAMILIES[family], depth=4)
-        with torch.device("meta"):
-            model = sparsify(backbone, 0.7)
-        dense, pruned = count_macs(backbone), count_macs(model)
-        assert pruned < 0.8 * dense
-        assert schedule_macs(model, DENSE) == pytest.approx(dense, rel=0.005)
-        assert schedule_macs(model, model.schedule) == pytest.approx(pruned, rel=0.005)
-        assert schedule_macs(backbone, model.schedule) == pytest.approx(pruned, rel=0.005)
-
     @pytest.mark.parametrize(
         ("stages", "keep_ratio"),
         [([0], 0.5), ([3], 0.1), ([1, 2], [0.6, 0.6]), ([0, 1, 2, 3], 0.8), ([1, 3], 1.0)],
@@ -171,6 +139,7 @@ def test_the_closed_form_is_what_is_counted(family):
     model = family.sparse(0.5)
     assert schedule_macs(model, DENSE) == count_macs(model.backbone)
     assert schedule_macs(model, model.schedule) == count_macs(model)
+    assert schedule_macs(model.backbone, model.schedule) == count_macs(model)
 
 
 class TestBudget:

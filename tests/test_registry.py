@@ -52,7 +52,9 @@ def test_timm_lists_the_models() -> None:
 def test_importing_the_package_is_enough_and_gives_no_warning() -> None:
     code = (
         "import dynamicvit, timm, importlib\n"
-        "importlib.reload(dynamicvit.registry)\n"
+        "from dynamicvit.backbones import deit, lvvit\n"
+        "for module in (deit, lvvit, dynamicvit.registry):\n"
+        "    importlib.reload(module)\n"
         f"assert timm.is_model({TINY!r})\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -340,7 +340,7 @@ def test_truncated_files_are_refused(tmp_path: Path, suffix: str, share: float) 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         load_released(tmp_path / "absent.pth")
-    with pytest.raises(InputError, match="is a folder; give a .safetensors or .pth file"):
+    with pytest.raises(InputError, match=r"is a folder; give a \.safetensors or"):
         load_released(tmp_path)
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(InputError, match="holds list, not a state dict"):
@@ -368,25 +368,29 @@ def lvvit_without(*names: str) -> dict[str, Tensor]:
         (lvvit_without("score_predictor."), "has no score_predictor, so it is a dense network"),
         (
             without("score_predictor.1."),
-            r"nearest is a DynamicViT of DeiT: 76 of its 76 names understood: \w.* and 73 more; "
-            r"missing score_predictor.1.in_conv.0.weight, .* and 7 more; for another network",
+            r"nearest is a DynamicViT of DeiT-Ti \(deit_tiny_patch16_224\): 76 of its 76 names "
+            r"understood: \w.* 75 more; missing score_predictor.1.in_conv.0.weight, .* and 7 more$",
         ),
         (without("blocks.2."), r"missing blocks.2.attn.qkv.weight, .* and 9 more"),
-        (without("norm.bias"), "missing norm.bias; for another"),
-        (without("head.", "pos_embed"), "missing pos_embed, head.weight, head.bias; for another"),
-        (lvvit_without("aux_head."), "nearest is a DynamicViT of LV-ViT:.*missing aux_head.weight"),
+        (without("norm.bias"), "missing norm.bias$"),
+        (without("head.", "pos_embed"), "missing pos_embed, head.weight, head.bias$"),
+        (
+            lvvit_without("aux_head."),
+            r"DynamicViT of LV-ViT-T \(lvvit_t\): .*missing aux_head.weight",
+        ),
         (
             released_state() | {"dist_token": torch.zeros(1, 1, WIDTH)},
-            "86 of its 87 names understood.*; not understood dist_token; for another",
+            "86 of its 87 names understood.*; not understood dist_token$",
         ),
         (
             without("score_predictor.") | {"dist_token": torch.zeros(1, 1, WIDTH)},
-            "nearest is a dense DeiT: .*not understood dist_token",
+            "nearest is a dense DeiT-Ti .*not understood dist_token; for another network",
         ),
         (released_state() | {"blocks.9999999999.x": torch.zeros(1)}, "not understood blocks.99999"),
         (
             {f"layer{i}.conv.weight": torch.zeros(1) for i in range(9)},
-            "none of its 9 names understood; missing cls_token.*not understood layer0.* and 6 more",
+            r"checkpoint, none of its 9 names understood; not understood layer0[^;]* and 6 more; "
+            r"for another network give its timm name, and this file as its checkpoint$",
         ),
         (
             released_state() | {"pos_embed": torch.zeros(1, 1 + 6, WIDTH)},
@@ -403,7 +407,7 @@ def lvvit_without(*names: str) -> dict[str, Tensor]:
         ),
         (
             released_state() | {"blocks.1.attn.proj.bias": torch.zeros(1)},
-            r"backbone.blocks.1.attn.proj.bias \(1,\) instead of \(16,\)",
+            r"of another shape blocks.1.attn.proj.bias \(1,\) instead of \(16,\)",
         ),
         ({"model": {}}, "not a state dict"),
     ],
@@ -415,13 +419,52 @@ def test_other_architectures_are_refused(state: dict, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("absent", "extra", "message"),
+    [
+        (
+            ("aux_head.weight",),
+            ["aux_head.w"],
+            r"nearest is a DynamicViT of LV-ViT-S \(lvvit_s\): \d+ of its \d+ names understood: "
+            r"cls_token and \d+ more; missing aux_head.weight; not understood aux_head.w$",
+        ),
+        (
+            ("blocks.2.", "norm."),
+            [],
+            r"LV-ViT-S \(lvvit_s\): .*missing norm.weight, norm.bias, blocks.2.attn.* and 10 more$",
+        ),
+        (  # fewer blocks: still nearest to that many
+            ("blocks.15.", "blocks.14.", "norm."),
+            [],
+            r"LV-ViT-S \(lvvit_s\): .*missing norm.weight, norm.bias$",
+        ),
+        (
+            ("score_predictor.",),
+            [f"score_predictor.{stage}.in_conv.9.weight" for stage in range(9)],
+            r"nearest is a dense LV-ViT-S .*; not understood score_predictor.0.in_conv.9.* 6 more",
+        ),
+    ],
+)
+def test_the_nearest_network_of_the_paper_is_named(
+    absent: tuple, extra: list, message: str
+) -> None:
+    full_size = meta(lvvit_shapes(384, 16, side=14, patch=16, stem=64))
+    state = {name: value for name, value in full_size.items() if not name.startswith(absent)}
+    state |= {name: torch.zeros(1) for name in extra}
+    with pytest.raises(InputError, match=message) as error:
+        load_released(state, keep_ratio=0.7)
+    assert_one_line(error)
+
+
+@pytest.mark.parametrize(
     ("shapes", "timm_name"),
     [
         (deit_shapes(384, 12, side=14, patch=16), "deit_small_patch16_224"),
         (deit_shapes(256, 12, side=14, patch=16), "deit_256_patch16_224"),
         (lvvit_shapes(512, 20, side=14, patch=16), "lvvit_m"),
         (lvvit_shapes(768, 24, side=28, patch=16), "lvvit_l"),
-        (lvvit_shapes(384, 16, side=24, patch=16), None),  # lvvit_s would be built for 224 px
+        (lvvit_shapes(384, 16, side=24, patch=16), "lvvit_s.token_labeling_in1k_384"),
+        (deit_shapes(384, 12, side=24, patch=16), "deit_small_patch16_384"),
+        (deit_shapes(192, 12, side=24, patch=16), None),  # timm would build it for 224 px
     ],
 )
 def test_a_dense_network_of_the_paper_is_named(shapes: dict, timm_name: str | None) -> None:
@@ -429,7 +472,7 @@ def test_a_dense_network_of_the_paper_is_named(shapes: dict, timm_name: str | No
     with pytest.raises(InputError, match="give its timm name, and this file as its") as error:
         load_released(dense)
     assert_one_line(error)
-    named = re.findall(r"--model (\w+) --checkpoint", str(error.value))
+    named = re.findall(r"--model ([\w.]+) --checkpoint", str(error.value))
     assert named == ([timm_name] if timm_name else [])
 
 

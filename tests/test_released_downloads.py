@@ -203,6 +203,21 @@ def test_the_rest_of_another_file_is_found_out(server: Server, tmp_path: Path) -
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("cached", [b"garbage", checkpoint()[:-9], checkpoint(width=64)])
+def test_a_broken_file_in_the_cache_is_replaced(
+    server: Server, tmp_path: Path, cached: bytes
+) -> None:
+    (tmp_path / FINAL).write_bytes(cached)
+    server.status = 503
+    with pytest.raises(InputError, match=rf"503 .*{FINAL} in the cache is of no use: \w") as error:
+        download(NAME, tmp_path)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / FINAL).read_bytes() == cached  # it may be all that the user has
+    server.status = None
+    assert download(NAME, tmp_path).read_bytes() == server.content
+    assert names(tmp_path) == [FINAL]
+
+
 # ------------------------------------------------------------------ what can't be had
 
 

@@ -118,7 +118,7 @@ def test_integers_are_no_weights() -> None:
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"^{tmp_path}: is a folder; give a .safetensors"):
         read_weights(tmp_path)
-    with pytest.raises(InputError, match="absent: no such file; give a .safetensors"):
+    with pytest.raises(InputError, match="absent: no such file; give"):
         read_weights(tmp_path / "absent")
 
 

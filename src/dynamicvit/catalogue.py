@@ -27,7 +27,7 @@ COMMAND = "dynamicvit backbones --output docs/backbones.md"
 
 
 @dataclass(frozen=True)
-class Budget:
+class AtRatio:
     """A model at one keep ratio.
 
     Attributes:
@@ -55,7 +55,7 @@ class Entry:
         parameters: of backbone and prediction modules.
         predictor_parameters: of the prediction modules alone.
         dense_macs: of one image through the backbone alone.
-        budgets: what each keep ratio gives.
+        ratios: what each keep ratio gives.
     """
 
     backbone: str
@@ -65,10 +65,10 @@ class Entry:
     parameters: int
     predictor_parameters: int
     dense_macs: int
-    budgets: tuple[Budget, ...]
+    ratios: tuple[AtRatio, ...]
 
 
-def describe(backbone: str, keep_ratios: Iterable[float] = KEEP_RATIOS) -> Entry:
+def entry_for(backbone: str, keep_ratios: Iterable[float] = KEEP_RATIOS) -> Entry:
     """Size and cost of a registered model.
 
     Args:
@@ -78,12 +78,12 @@ def describe(backbone: str, keep_ratios: Iterable[float] = KEEP_RATIOS) -> Entry
     with torch.device("meta"):
         model = timm.create_model(f"{PREFIX}{backbone}")
     num_patches = costs_of(model, num_stages=0).num_patches
-    budgets = []
+    ratios = []
     for keep_ratio in keep_ratios:
         model.keep_ratio = keep_ratio
         kept = model.schedule.kept(num_patches)
         macs = schedule_macs(model, model.schedule)
-        budgets.append(Budget(keep_ratio, kept, macs, _release(backbone, keep_ratio)))
+        ratios.append(AtRatio(keep_ratio, kept, macs, _release(backbone, keep_ratio)))
     return Entry(
         backbone=backbone,
         image_size=resolve_image_size(model),
@@ -92,7 +92,7 @@ def describe(backbone: str, keep_ratios: Iterable[float] = KEEP_RATIOS) -> Entry
         parameters=_parameters(model),
         predictor_parameters=_parameters(model.predictors),
         dense_macs=schedule_macs(model, DENSE),
-        budgets=tuple(budgets),
+        ratios=tuple(ratios),
     )
 
 
@@ -150,14 +150,14 @@ authors, with the top-1 accuracy on ImageNet-1k that they report."""
 
 
 def _overview(entries: Sequence[Entry]) -> str:
-    ratios = [f"ρ = {budget.keep_ratio:g}" for budget in entries[0].budgets] if entries else []
+    ratios = [f"ρ = {at.keep_ratio:g}" for at in entries[0].ratios] if entries else []
     rows = [
         [
             f"[{entry.backbone}](#{PREFIX}{entry.backbone})",
             _pixels(entry),
             _millions(entry.parameters),
             _giga(entry.dense_macs),
-            *(_giga(budget.macs) for budget in entry.budgets),
+            *(_giga(at.macs) for at in entry.ratios),
         ]
         for entry in entries
     ]
@@ -173,25 +173,26 @@ def _section(entry: Entry) -> str:
     header = ["ρ", "GMACs", "of dense", *(f"patches from block {s}" for s in entry.stages)]
     dense = ["dense", _giga(entry.dense_macs), "", *[str(entry.num_patches)] * len(entry.stages)]
     rows = [dense]
-    for budget in entry.budgets:
-        share = f"{100 * budget.macs / entry.dense_macs:.0f} %"
-        kept = map(str, budget.kept)
-        rows.append([f"{budget.keep_ratio:g}", _giga(budget.macs), share, *kept])
-    if any(budget.release for budget in entry.budgets):
+    for at in entry.ratios:
+        share = f"{100 * at.macs / entry.dense_macs:.0f} %"
+        kept = map(str, at.kept)
+        rows.append([f"{at.keep_ratio:g}", _giga(at.macs), share, *kept])
+    if any(at.release for at in entry.ratios):
         header.append("released")
         dense.append("")
-        for row, budget in zip(rows[1:], entry.budgets, strict=True):
-            release = budget.release
+        for row, at in zip(rows[1:], entry.ratios, strict=True):
+            release = at.release
             row.append("" if release is None else f"`{release.name}`: {release.top1:.2f} %")
     return f"## {PREFIX}{entry.backbone}\n\n{facts}\n\n{_table(header, rows)}"
 
 
 def _families() -> str:
-    lines = [
-        f"- {adapter.family}: {', '.join(f'`{kind.__name__}`' for kind in adapter.model_classes)}"
+    families = [
+        (adapter.family, tuple(kind.__name__ for kind in adapter.model_classes))
         for adapter in BUILT_IN
     ]
-    lines += [f"- {optional.families}" for optional in OPTIONAL.values()]
+    families += [(optional.families, optional.classes) for optional in OPTIONAL.values()]
+    lines = [f"- {name}: {', '.join(f'`{kind}`' for kind in kinds)}" for name, kinds in families]
     more = "[How to add one](adding-a-backbone.md)."
     return "\n".join(["## Families", "", "`sparsify` takes these:", "", *lines, "", more])
 

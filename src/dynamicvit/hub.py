@@ -76,7 +76,7 @@ class HubMixin(
             InputError: if the backbone can't be described, or the folder can't be written.
         """
         # Before anything is written: after this, saving can only fail on the disk.
-        self._hub_mixin_config = _describe(self)
+        self._hub_mixin_config = _config_of(self)
         try:
             return super().save_pretrained(save_directory, **kwargs)
         except (OSError, SafetensorError) as error:
@@ -150,7 +150,7 @@ class HubMixin(
 # ---------------------------------------------------------------- the config
 
 
-def _describe(model: Any) -> dict[str, Any]:
+def _config_of(model: Any) -> dict[str, Any]:
     """The config from which the model can be built again.
 
     Raises:

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,16 @@ from dynamicvit.model import DynamicViT
 from dynamicvit.networks import backbone_of, core_of
 from dynamicvit.registry import PREFIX
 from dynamicvit.released import (
-    architecture_like,
+    CROP_PCT,
+    Metadata,
+    find_keep_ratio,
     is_release,
     is_released,
+    known_network,
+    likeness,
     load_released,
+    near_releases,
+    released_name,
     rename_released,
 )
 from dynamicvit.sparsification import sparsify
@@ -62,7 +69,8 @@ def load_model(
         checkpoint: a file of weights for a timm name, dense or with prediction modules, in place
             of timm's pretrained ones; for the others, weights that replace their own.
         keep_ratio: ρ, or one ratio for each stage; by default what the model was saved with, or
-            :func:`~dynamicvit.sparsify`'s default.
+            :func:`~dynamicvit.sparsify`'s default. A checkpoint of the released implementation
+            must tell its own: by this, its metadata, or its name (``dynamic-vit_384_r0.7.pth``).
         stages: blocks before which tokens are dropped; can't move those of a saved model.
         num_classes: with another number than the weights have, the classifier is a fresh one.
         pretrained: whether a timm name without a checkpoint gets timm's pretrained weights,
@@ -77,6 +85,10 @@ def load_model(
     """
     name = str(name_or_path)
     path = Path(name)
+    weights = None if checkpoint is None else _Checkpoint.read(checkpoint)
+    if weights is not None and is_released(weights.tensors):
+        keep_ratio, _ = find_keep_ratio(keep_ratio, weights.metadata, Path(weights.source).name)
+        stages = weights.metadata.stages() if stages is None else stages
     if path.is_file() or is_release(name):
         model = load_released(name, keep_ratio, stages=stages)
     elif _is_transformers(path):
@@ -86,14 +98,15 @@ def load_model(
         _check_stages(model, stages, name)
     else:
         backbone_name = _backbone_name(name)
-        tensors = None if checkpoint is None else _read(checkpoint)
-        if tensors is None or not _has_predictors(tensors):
-            backbone = _backbone(backbone_name, tensors, checkpoint, num_classes, pretrained)
+        if weights is None or not weights.sparse:
+            backbone = _backbone(backbone_name, weights, num_classes, pretrained)
             return _sparsify(backbone, keep_ratio, stages).eval()
-        backbone = _build(backbone_name, _classes_in(tensors), pretrained=False)
+        # As the released implementation evaluates; there is no other word on it in its files.
+        crop = {"crop_pct": CROP_PCT} if is_released(weights.tensors) else {}
+        backbone = _build(backbone_name, weights.classes(), pretrained_cfg_overlay=crop)
         model = _sparsify(backbone, keep_ratio, stages)
-    if checkpoint is not None:
-        _fill(model, _read(checkpoint), checkpoint, name)
+    if weights is not None:
+        _fill(model, weights, name)
     if keep_ratio is not None:
         model.keep_ratio = keep_ratio
     if num_classes is not None and num_classes != model.num_classes:
@@ -123,8 +136,8 @@ def load_backbone(
         InputError: for an unknown name (with near matches), weights of another architecture, a
             broken file, or a failed download.
     """
-    tensors = None if checkpoint is None else _read(checkpoint)
-    return _backbone(_backbone_name(name), tensors, checkpoint, num_classes, pretrained).eval()
+    weights = None if checkpoint is None else _Checkpoint.read(checkpoint)
+    return _backbone(_backbone_name(name), weights, num_classes, pretrained).eval()
 
 
 def set_image_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -200,15 +213,20 @@ def _backbone_name(name: str) -> str:
     dense = name.removeprefix(PREFIX)
     architecture, _, tag = dense.partition(".")
     if not is_model(architecture):
-        raise InputError(f"timm knows no model {name!r}{_near(architecture, timm.list_models())}")
+        near = near_releases(dense) or _near(architecture, timm.list_models())
+        raise InputError(f"timm knows no model {name!r}{_or(near)}")
     tagged = timm.list_models(f"{architecture}.*", pretrained=True)
     if tag and dense not in tagged:
-        raise InputError(f"timm knows no weights {tag!r} of {architecture}{_near(dense, tagged)}")
+        near = _or(_near(dense, tagged))
+        raise InputError(f"timm knows no weights {tag!r} of {architecture}{near}")
     return dense
 
 
-def _near(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+def _near(name: str, known: Sequence[str]) -> list[str]:
+    return difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+
+
+def _or(near: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
@@ -223,9 +241,54 @@ def _check_stages(model: DynamicViT, stages: Sequence[int] | None, name: str) ->
 # ---------------------------------------------------------------- networks and weights
 
 
-def _build(name: str, num_classes: int | None, pretrained: bool) -> nn.Module:
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A file of weights.
+
+    Attributes:
+        source: the file.
+        tensors: under its own names.
+        metadata: what a safetensors file says about itself.
+    """
+
+    source: str
+    tensors: dict[str, Tensor]
+    metadata: Metadata
+
+    @classmethod
+    def read(cls, path: str | Path) -> _Checkpoint:
+        """Read the file."""
+        tensors, entries = read_weights(path)
+        return cls(str(path), tensors, Metadata(entries, str(path)))
+
+    @property
+    def ours(self) -> bool:
+        """Whether its names are those of a :class:`DynamicViT`."""
+        return any(name.startswith(("backbone.", "predictors.")) for name in self.tensors)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether it holds prediction modules."""
+        ours = any(name.startswith("predictors.") for name in self.tensors)
+        return ours or is_released(self.tensors)
+
+    def classes(self) -> int | None:
+        """How many classes the weights have; ``None`` if they have no plain classifier."""
+        for classifier in _CLASSIFIERS:
+            for name in (f"{classifier}.weight", f"backbone.{classifier}.weight"):
+                shape = tuple(self.tensors[name].shape) if name in self.tensors else ()
+                if shape and not shape[0]:
+                    raise InputError(f"{self.source}: {name} has shape {shape}: 0 classes")
+                if shape:
+                    return shape[0]
+        return None
+
+
+def _build(
+    name: str, num_classes: int | None, pretrained: bool = False, **timm_args: Any
+) -> nn.Module:
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **timm_args)
     except Exception as error:
         if not pretrained:
             raise
@@ -236,19 +299,17 @@ def _build(name: str, num_classes: int | None, pretrained: bool) -> nn.Module:
 
 
 def _backbone(
-    name: str,
-    tensors: Mapping[str, Tensor] | None,
-    checkpoint: str | Path | None,
-    num_classes: int | None,
-    pretrained: bool,
+    name: str, weights: _Checkpoint | None, num_classes: int | None, pretrained: bool
 ) -> nn.Module:
     """The dense network with the checkpoint's tensors, timm's weights, or random ones."""
-    if tensors is None:
+    if weights is None:
         return _build(name, num_classes, pretrained)
-    if _has_predictors(tensors):
-        raise InputError(f"{checkpoint}: holds prediction modules, where dense weights are needed")
-    backbone = _build(name, _classes_in(tensors), pretrained=False)
-    _fill(backbone, tensors, checkpoint, name)
+    if weights.sparse:
+        raise InputError(
+            f"{weights.source}: holds prediction modules, where dense weights are needed"
+        )
+    backbone = _build(name, weights.classes())
+    _fill(backbone, weights, name)
     if num_classes is not None and num_classes != backbone.num_classes:
         backbone.reset_classifier(num_classes)
     return backbone
@@ -283,34 +344,32 @@ def _sparsify(
     return model
 
 
-def _fill(
-    module: nn.Module, tensors: Mapping[str, Tensor], checkpoint: str | Path | None, name: str
-) -> None:
-    """Load the checkpoint, all of it, or say what fits better."""
+def _fill(module: nn.Module, weights: _Checkpoint, name: str) -> None:
+    """Load the checkpoint, all of it, or say what it fits better."""
+    tensors, spoken = weights.tensors, str
+    if isinstance(module, DynamicViT) and not weights.ours:
+        tensors, spoken = rename_released(tensors), released_name
+    source = f"{weights.source}: does not fit {name}"
     try:
-        load_exactly(module, tensors, f"{checkpoint}: does not fit {name}")
+        load_exactly(module, tensors, source, spoken)
     except InputError as error:
-        like = architecture_like(tensors)
-        if like is None or like.model == name:
-            raise
-        raise InputError(f"{error}; its shapes are those of {like.model}") from None
+        raise InputError(_misfit(weights, module, source, error)) from None
 
 
-def _read(checkpoint: str | Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors under our names."""
-    tensors, _ = read_weights(checkpoint)
-    return rename_released(tensors) if is_released(tensors) else tensors
+def _misfit(weights: _Checkpoint, module: nn.Module, source: str, error: InputError) -> str:
+    """The error, or a better one where the checkpoint is nearer to another network."""
+    tensors, expected = _under_released_names(weights.tensors), module.state_dict()
+    theirs, wanted = known_network(tensors), known_network(expected)
+    if theirs is not None:
+        if theirs == wanted:
+            return str(error)
+        same = wanted is not None and theirs.architecture == wanted.architecture
+        return f"{error if same else source}; its shapes are those of {theirs}"
+    like = likeness(tensors)
+    if like.nearest and like.nearest != likeness(_under_released_names(expected)).nearest:
+        return f"{source}; {like}"
+    return f"{error}; {like.nearest}" if like.nearest and wanted is not None else str(error)
 
 
-def _has_predictors(tensors: Mapping[str, Tensor]) -> bool:
-    return any(name.startswith("predictors.") for name in tensors)
-
-
-def _classes_in(tensors: Mapping[str, Tensor]) -> int | None:
-    """How many classes the weights have; ``None`` if they have no plain classifier."""
-    for prefix in ("", "backbone."):
-        for classifier in _CLASSIFIERS:
-            weight = tensors.get(f"{prefix}{classifier}.weight")
-            if weight is not None:
-                return weight.shape[0]
-    return None
+def _under_released_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {released_name(name): tensor for name, tensor in tensors.items()}

@@ -13,14 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
-from timm.models import (
-    generate_default_cfgs,
-    get_pretrained_cfg,
-    is_model,
-    register_model,
-)
+from timm.models import generate_default_cfgs, get_pretrained_cfg
 
 import dynamicvit.backbones  # noqa: F401 (some of the names below are registered there)
+from dynamicvit.backbones.registration import register_once
 from dynamicvit.model import DynamicViT
 from dynamicvit.sparsification import sparsify
 
@@ -73,6 +69,5 @@ def _entry_point(backbone: str) -> Callable[..., DynamicViT]:
 
 
 for _backbone in BACKBONES:
-    if not is_model(f"{PREFIX}{_backbone}"):  # timm warns of a name that is registered twice
-        _entry = _entry_point(_backbone)  # kept here, where timm lists it in __all__
-        globals()[_entry.__name__] = register_model(_entry)
+    _entry = _entry_point(_backbone)  # kept here, where timm lists it in __all__
+    globals()[_entry.__name__] = register_once(_entry)

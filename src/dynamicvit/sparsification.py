@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from dynamicvit.huggingface import DynamicViTForImageClassification
 
 
+KeepRatio = float | Sequence[float]
+Stages = Sequence[int] | None
+
+
 class TransformersModel(Protocol):
     """A model of Hugging Face transformers to type checkers, which need not have it installed."""
 
@@ -26,24 +30,18 @@ class TransformersModel(Protocol):
 
 @overload
 def sparsify(
-    model: TransformersModel,
-    keep_ratio: float | Sequence[float] = 0.7,
-    stages: Sequence[int] | None = None,
+    model: TransformersModel, keep_ratio: KeepRatio = 0.7, stages: Stages = None
 ) -> DynamicViTForImageClassification: ...
 
 
 @overload
 def sparsify(
-    model: nn.Module,
-    keep_ratio: float | Sequence[float] = 0.7,
-    stages: Sequence[int] | None = None,
+    model: nn.Module, keep_ratio: KeepRatio = 0.7, stages: Stages = None
 ) -> DynamicViT: ...
 
 
 def sparsify(
-    model: nn.Module | TransformersModel,
-    keep_ratio: float | Sequence[float] = 0.7,
-    stages: Sequence[int] | None = None,
+    model: nn.Module | TransformersModel, keep_ratio: KeepRatio = 0.7, stages: Stages = None
 ) -> DynamicViT | DynamicViTForImageClassification:
     """Turn a vision transformer into one that drops patch tokens.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,12 @@ def _under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+def load_exactly(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    spoken: Callable[[str], str] = str,
+) -> None:
     """Load a state dict of which every name and shape must fit; else nothing is changed.
 
     Floating-point numbers of another precision become those of the module.
@@ -152,39 +157,38 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         module: where the tensors go.
         tensors: by name.
         source: what error messages call them, with what they should have fitted.
+        spoken: what error messages call a name: for a file that has other ones.
 
     Raises:
         InputError: naming the first few names that are missing, unexpected, of another shape, or
             integers in place of weights.
     """
     expected = module.state_dict()
+    both = {name: (tensors[name], value) for name, value in expected.items() if name in tensors}
     problems = [
-        first_few("missing", [name for name in expected if name not in tensors]),
-        first_few("unexpected", [name for name in tensors if name not in expected]),
+        first_few("missing", [spoken(name) for name in expected if name not in tensors]),
+        first_few("unexpected", [spoken(name) for name in tensors if name not in expected]),
         first_few(
             "of another shape",
             [
-                f"{name} {tuple(tensors[name].shape)} instead of {tuple(value.shape)}"
-                for name, value in expected.items()
-                if name in tensors and tensors[name].shape != value.shape
+                f"{spoken(name)} {tuple(tensor.shape)} instead of {tuple(value.shape)}"
+                for name, (tensor, value) in both.items()
+                if tensor.shape != value.shape
             ],
         ),
         first_few(
             "of another type",
             [
-                f"{name} {_type(tensors[name])} instead of {_type(value)}"
-                for name, value in expected.items()
-                if name in tensors
+                f"{spoken(name)} {_type(tensor)} instead of {_type(value)}"
+                for name, (tensor, value) in both.items()
                 # Another precision is converted; what stands for a quantized weight can't be.
-                and value.is_floating_point()
-                and not tensors[name].is_floating_point()
+                if value.is_floating_point() and not tensor.is_floating_point()
             ],
         ),
     ]
     found = "; ".join(problem for problem in problems if problem)
     if found:
-        known = sum(name in expected for name in tensors)
-        raise InputError(f"{source}: {known} of its {len(tensors)} names are known; {found}")
+        raise InputError(f"{source}: {len(both)} of its {len(tensors)} names are known; {found}")
     module.load_state_dict(dict(tensors))
 
 

@@ -30,10 +30,12 @@ class _Optional(NamedTuple):
 
     Attributes:
         families: as error messages list them before that.
+        classes: names of the classes of model that they cover.
         module: registers their adapters when it is imported.
     """
 
     families: str
+    classes: tuple[str, ...]
     module: str
 
 
@@ -43,6 +45,12 @@ BUILT_IN = (ViTAdapter(), EvaAdapter(), BeitAdapter(), LVViTAdapter())
 OPTIONAL = {
     "transformers": _Optional(
         "transformers ViT, DeiT, DINOv2, SigLIP (for image classification)",
+        (
+            "ViTForImageClassification",
+            "DeiTForImageClassification",
+            "Dinov2ForImageClassification",
+            "SiglipForImageClassification",
+        ),
         "dynamicvit.adapters.hf",
     )
 }

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dynamicvit.adapters.base import Answers
 from dynamicvit.adapters.vit import ViTAdapter
-from dynamicvit.backbones.lvvit import AUX_WEIGHT, ConvStem, DividedBlock, LVViT
+from dynamicvit.backbones.lvvit import ConvStem, DividedBlock, LVViT
 from dynamicvit.layer_macs import linear_macs
 from dynamicvit.pooling import masked_max
 from dynamicvit.tokens import Tokens
@@ -36,7 +36,7 @@ class LVViTAdapter(ViTAdapter):
         classed = backbone.head(pooled)
         patches = backbone.aux_head(tokens.patches)
         best = masked_max(patches, tokens.decision)
-        return Answers(classed + AUX_WEIGHT * best, pooled, classed, patches)
+        return Answers(classed + LVViT.aux_weight * best, pooled, classed, patches)
 
     def head_macs(self, backbone: nn.Module) -> tuple[int, int]:
         image, per_patch = super().head_macs(backbone)

@@ -13,9 +13,10 @@ from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
     get_pretrained_cfg,
-    register_model,
 )
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+from dynamicvit.backbones.registration import register_once
 
 
 def _cfg(like: str, **changes: Any) -> dict[str, Any]:
@@ -38,14 +39,14 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_model
+@register_once
 def deit_256_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """DeiT-256 of the paper: between DeiT-Ti and DeiT-S, 256 wide with 4 heads."""
     shape = {"patch_size": 16, "embed_dim": 256, "depth": 12, "num_heads": 4}
     return _build("deit_256_patch16_224", pretrained, shape | kwargs)
 
 
-@register_model
+@register_once
 def deit_small_patch16_384(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """DeiT-S for images of 384 px."""
     shape = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}

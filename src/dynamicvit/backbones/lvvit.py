@@ -8,13 +8,13 @@ files, which therefore load as they are.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import PatchEmbed, nchw_to, to_2tuple
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models.vision_transformer import (
     Block,
     VisionTransformer,
@@ -23,10 +23,8 @@ from timm.models.vision_transformer import (
 )
 from torch import Tensor, nn
 
+from dynamicvit.backbones.registration import register_once
 from dynamicvit.errors import InputError
-
-#: Share of the best patch's logits in the prediction.
-AUX_WEIGHT = 0.5
 
 
 class ConvStem(PatchEmbed):
@@ -47,8 +45,9 @@ class ConvStem(PatchEmbed):
         InputError: for patches that can't be halved, or images that are not whole patches.
     """
 
-    img_size: tuple[int, int]
-    patch_size: tuple[int, int]
+    if TYPE_CHECKING:  # torch.jit reads annotations, and can't read these
+        img_size: tuple[int, int]
+        patch_size: tuple[int, int]
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class ConvStem(PatchEmbed):
                 f"{self.img_size[0]}x{self.img_size[1]}",
             )
         elif self.dynamic_img_pad:
-            images = F.pad(images, (0, -width % columns, 0, -height % rows))
+            images = F.pad(images, [0, -width % columns, 0, -height % rows])
         else:
             torch._assert(
                 height % rows == 0 and width % columns == 0,
@@ -181,15 +180,22 @@ class LVViT(VisionTransformer):
         dynamic_img_pad: and pad those that are not whole patches.
         drop_rate: dropout before the class token's classifier.
         pos_drop_rate: dropout after the positions.
+        patch_drop_rate: share of the patches that training leaves out at random.
         proj_drop_rate: dropout at the end of each branch.
         attn_drop_rate: dropout of attention weights.
         drop_path_rate: how often the last block's branches are left out in training.
+        weight_init: timm's name of a scheme, or ``"skip"`` to leave weights as their layers draw
+            them.
         device: where parameters are made.
         dtype: of the parameters.
 
     Raises:
         InputError: for a pool or a patch size that LV-ViT can't have.
     """
+
+    #: Share of the best patch's logits in the prediction.
+    aux_weight = 0.5
+    __constants__ = ("aux_weight",)  # for torch.jit
 
     def __init__(
         self,
@@ -209,9 +215,11 @@ class LVViT(VisionTransformer):
         dynamic_img_pad: bool = False,
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        weight_init: Literal["skip", "reset", "jax", "jax_nlhb", "moco", ""] = "",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -231,9 +239,11 @@ class LVViT(VisionTransformer):
             dynamic_img_pad=dynamic_img_pad,
             drop_rate=drop_rate,
             pos_drop_rate=pos_drop_rate,
+            patch_drop_rate=patch_drop_rate,
             proj_drop_rate=proj_drop_rate,
             attn_drop_rate=attn_drop_rate,
             drop_path_rate=drop_path_rate,
+            weight_init=weight_init,
             norm_layer=nn.LayerNorm,  # its epsilon is 1e-5, timm's would be 1e-6
             embed_layer=partial(ConvStem, stem_width=stem_width),
             block_fn=partial(DividedBlock, residual_divisor=residual_divisor),
@@ -241,7 +251,8 @@ class LVViT(VisionTransformer):
             dtype=dtype,
         )
         self.aux_head = self._fresh_aux_head()
-        init_weights_vit_timm(self.aux_head)
+        if weight_init != "skip":
+            init_weights_vit_timm(self.aux_head)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Classify: ``(B, classes)``, or with ``pre_logits`` the class token ``(B, C)``.
@@ -250,10 +261,12 @@ class LVViT(VisionTransformer):
             x: ``(B, 1 + N, C)``, of ``forward_features``.
             pre_logits: stop before the classifiers.
         """
-        classed = super().forward_head(x, pre_logits)
+        # Not by super(), which torch.jit does not know.
+        pooled = self.head_drop(self.fc_norm(self.pool(x)))
         if pre_logits or self.num_classes == 0:
-            return classed
-        return classed + AUX_WEIGHT * self.aux_head(x[:, self.num_prefix_tokens :]).amax(dim=1)
+            return pooled
+        patches = self.aux_head(x[:, self.num_prefix_tokens :])
+        return self.head(pooled) + self.aux_weight * patches.amax(dim=1)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace both classifiers by fresh ones.
@@ -319,28 +332,28 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_model
+@register_once
 def lvvit_t(pretrained: bool = False, **kwargs: Any) -> LVViT:
     """LV-ViT-T: 8.5 M parameters."""
     shape = {"embed_dim": 240, "depth": 12, "num_heads": 4, "residual_divisor": 1.0}
     return _build("lvvit_t", pretrained, shape | kwargs)
 
 
-@register_model
+@register_once
 def lvvit_s(pretrained: bool = False, **kwargs: Any) -> LVViT:
     """LV-ViT-S: 26 M parameters."""
     shape = {"embed_dim": 384, "depth": 16, "num_heads": 6, "residual_divisor": 2.0}
     return _build("lvvit_s", pretrained, shape | kwargs)
 
 
-@register_model
+@register_once
 def lvvit_m(pretrained: bool = False, **kwargs: Any) -> LVViT:
     """LV-ViT-M: 56 M parameters."""
     shape = {"embed_dim": 512, "depth": 20, "num_heads": 8, "residual_divisor": 2.0}
     return _build("lvvit_m", pretrained, shape | kwargs)
 
 
-@register_model
+@register_once
 def lvvit_l(pretrained: bool = False, **kwargs: Any) -> LVViT:
     """LV-ViT-L: 150 M parameters, for images of 448 px."""
     shape = {"embed_dim": 768, "depth": 24, "num_heads": 12, "residual_divisor": 3.0}

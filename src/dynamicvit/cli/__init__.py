@@ -7,6 +7,8 @@ import sys
 from typing import Any, NoReturn
 
 import typer
+from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
+from huggingface_hub.utils import disable_progress_bars
 from typer.core import TyperGroup
 
 from dynamicvit._version import __version__
@@ -55,6 +57,8 @@ def _root(
 
 def main() -> None:
     """Run a command; bad input becomes one line on standard error and exit code 2."""
+    if not sys.stderr.isatty() and HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()  # the Hub's, and those of transformers, which asks the Hub
     try:
         # Imported here, so that `import dynamicvit.cli.train` from a test does not register twice.
         from dynamicvit.cli import commands  # noqa: F401

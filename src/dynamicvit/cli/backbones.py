@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dynamicvit.catalogue import check_page, describe, page
+from dynamicvit.catalogue import check_page, entry_for, page
 from dynamicvit.cli import app
 from dynamicvit.cli.console import check_file, progress_bar, write_text
 from dynamicvit.errors import InputError
@@ -35,11 +35,12 @@ def backbones_command(
         task = bar.add_task("backbones", total=len(BACKBONES), note="")
         for backbone in BACKBONES:
             bar.update(task, note=backbone)
-            entries.append(describe(backbone))
+            entries.append(entry_for(backbone))
             bar.advance(task)
     text = page(entries)
     if check is not None:
         check_page(check, text)
+        typer.echo(f"{check} is up to date")
     elif output is not None:
         write_text(output, text)
     else:

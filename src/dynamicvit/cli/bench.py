@@ -81,11 +81,11 @@ def bench_command(
     Without --released nothing is downloaded: where neither a saved model nor a checkpoint is given
     the weights are random, which changes neither times nor MACs.
     """
-    model_name = chosen_model(model_name, released)
     budget = _budget(keep_ratio, macs)
     size = parse_image_size(image_size)
     check_json(json_file)
     console = Console(stderr=json_file == "-")
+    model_name = chosen_model(model_name, released)
     model = load_model(model_name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=False)
     size = set_image_size(model, size)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -83,7 +83,6 @@ def eval_command(
 
     Each readable image is counted once; unreadable ones are named and counted nowhere.
     """
-    model_name = chosen_model(model_name, released)
     size = parse_image_size(image_size)
     check_json(json_file)
     use_threads(threads)
@@ -92,6 +91,7 @@ def eval_command(
     compare_dense = compare_dense or dense_checkpoint is not None
     if not images.labelled and not compare_dense:
         raise InputError(f"{data} has no labels to count right answers by: add --compare-dense")
+    model_name = chosen_model(model_name, released)
     model = load_model(
         model_name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=not no_pretrained
     )

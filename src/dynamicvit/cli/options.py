@@ -13,7 +13,7 @@ import torch
 import typer
 
 from dynamicvit.errors import InputError
-from dynamicvit.released import RELEASES, release_of
+from dynamicvit.released import RELEASES, download, release_of
 
 _MODEL_FLAGS = ("--model", "-m")
 _MODEL = "timm's name, a saved folder, a released checkpoint, or user/name on the Hub."
@@ -67,15 +67,18 @@ JsonFile = Annotated[
 
 
 def chosen_model(model: str | None, released: str | None) -> str:
-    """What ``--model`` or ``--released`` names, for ``load_model``.
+    """What ``--model`` or ``--released`` names, for ``load_model``: of a release its file.
+
+    A release is downloaded if it is not in the cache, so check the other options first.
 
     Raises:
-        InputError: if neither or both are given, or there is no such release.
+        InputError: if neither or both are given, or there is no such release, or it can't be had.
     """
     if model is None and released is None:
         raise InputError("Missing option '--model', or '--released'.")
     if model is None:
-        return release_of(released).name
+        # The file, for a file or folder of the user's may have the release's name.
+        return str(download(release_of(released).name))
     if released is not None:
         raise InputError(f"--model {model} and --released {released} both name a model: give one")
     return model

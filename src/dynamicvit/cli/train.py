@@ -29,10 +29,12 @@ from dynamicvit.cli.options import (
     ClassMapOption,
     ModelOrRecipes,
     NoPretrained,
+    Released,
     Strict,
     Threads,
     Workers,
     autocast_dtype,
+    chosen_model,
     use_threads,
 )
 from dynamicvit.data import (
@@ -72,6 +74,7 @@ def train(
         ),
     ] = None,
     model_name: ModelOrRecipes = None,
+    released: Released = None,
     checkpoint: Checkpoint = None,
     no_pretrained: NoPretrained = False,
     recipe: Annotated[str, typer.Option(help="Built-in recipe or YAML file.")] = "small_data",
@@ -123,9 +126,11 @@ def train(
     processes = launched_processes(device)
     console = _console(processes)
     plan = load_recipe(recipe, overrides or [])
-    name = model_name or plan.model
-    if name is None:
-        raise InputError(f"recipe {recipe} names no model: give --model")
+    if model_name is None and released is None:
+        model_name = plan.model
+        if model_name is None:
+            raise InputError(f"recipe {recipe} names no model: give --model, or --released")
+    name = chosen_model(model_name, released)
     dtype = launched_precision(autocast_dtype(precision), processes.device)
     going_on = output is not None and _check_output(output, resume)
     use_threads(threads)

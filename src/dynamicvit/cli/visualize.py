@@ -54,10 +54,10 @@ def visualize(
     no_pretrained: NoPretrained = False,
 ) -> None:
     """Show which patches a model keeps: one picture for each image, and its classes by name."""
-    model_name = chosen_model(model_name, released)
     size = parse_image_size(image_size)
     check_folder(output)
     sources = _find_images(images)
+    model_name = chosen_model(model_name, released)
     model = load_model(
         model_name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=not no_pretrained
     )

@@ -37,7 +37,8 @@ def download(name: str, folder: str | Path | None = None) -> Path:
     """The file of a release: from the cache, or downloaded into it under a progress bar.
 
     What an interrupted download has left is gone on with. The file gets its name only once it is
-    complete and holds the network that it should.
+    complete and holds the network that it should. One in the cache that doesn't is downloaded
+    again, and replaced once the new one is there.
 
     Args:
         name: of the release, such as ``"deit-s-0.7"``.
@@ -51,7 +52,8 @@ def download(name: str, folder: str | Path | None = None) -> Path:
     release = release_of(name)
     folder = Path(torch.hub.get_dir()) / "checkpoints" if folder is None else Path(folder)
     path = folder / release.file_name
-    if path.is_file():
+    broken = _problem(release, path) if path.is_file() else ""
+    if path.is_file() and not broken:
         return path
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -61,7 +63,8 @@ def download(name: str, folder: str | Path | None = None) -> Path:
         _check(release, partial)
         partial.replace(path)
     except _NETWORK as error:
-        raise _failed(release, _reason(error)) from error
+        cached = f" (and {path} in the cache is of no use: {broken})" if broken else ""
+        raise _failed(release, _reason(error) + cached) from error
     except OSError as error:
         raise InputError(
             f"{folder}: can't be written ({first_line(error)}); TORCH_HOME names another place"
@@ -105,14 +108,19 @@ def _reason(error: Exception) -> str:
 
 def _check(release: Release, partial: Path) -> None:
     """Raise, and throw the file away, unless it is a checkpoint of the release's architecture."""
-    try:
-        found = recognise(partial, release.keep_ratio)
-        problem = "" if found.architecture == release.architecture else f"it is a {found.name}"
-    except InputError as error:
-        problem = str(error).removeprefix(f"{partial}: ")
+    problem = _problem(release, partial)
     if problem:
         partial.unlink()
         raise _BrokenOffError(f"what came is no {release.architecture.name}: {problem}")
+
+
+def _problem(release: Release, file: Path) -> str:
+    """Why the file is no checkpoint of the release's architecture; empty if it is one."""
+    try:
+        found = recognise(file, release.keep_ratio)
+    except InputError as error:
+        return str(error).removeprefix(f"{file}: ")
+    return "" if found.architecture == release.architecture else f"it is a {found.name}"
 
 
 # ---------------------------------------------------------------- transfer

@@ -7,14 +7,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dynamicvit.errors import InputError
 from dynamicvit.released.zoo import LayoutName
-from dynamicvit.weights import first_few
 
 T = TypeVar("T")
 
 #: Released name of each part of a prediction module, and ours.
 _PREDICTOR_PARTS = {"in_conv.0": "norm", "in_conv.1": "project", "out_conv": "head"}
+_RELEASED_PARTS = {ours: theirs for theirs, ours in _PREDICTOR_PARTS.items()}
+_OUR_PREDICTOR = re.compile(rf"predictors\.(\d+)\.({'|'.join(_RELEASED_PARTS)})\.(.+)")
 _PREDICTOR = re.compile(r"score_predictor\.(\d+)\.(in_conv\.\d+|out_conv)\.(.+)")
 
 
@@ -50,8 +50,9 @@ class Layout:
     around: tuple[str, ...]
     pruned: bool
 
-    def __str__(self) -> str:
-        return f"a DynamicViT of {self.name}" if self.pruned else f"a dense {self.name}"
+    def of(self, architecture: str) -> str:
+        """In words, such a network of this architecture."""
+        return f"a DynamicViT of {architecture}" if self.pruned else f"a dense {architecture}"
 
     def expected(self, names: Collection[str]) -> list[str]:
         """All names of a network with as many blocks and prediction modules as these show."""
@@ -96,25 +97,10 @@ def nearest_layout(names: Collection[str]) -> Layout:
     return max(LAYOUTS, key=shared)
 
 
-def match_layout(names: Collection[str], source: str) -> Layout:
-    """The layout whose names these are, all of them and no others.
-
-    Raises:
-        InputError: with the nearest layout, what of it was understood, is missing and is too much.
-    """
+def match_layout(names: Collection[str]) -> Layout | None:
+    """The layout whose names these are, all of them and no others; ``None`` if there is none."""
     layout = nearest_layout(names)
-    expected = layout.expected(names)
-    known = [name for name in names if name in expected]
-    if len(known) == len(names) == len(expected):
-        return layout
-    found = (
-        first_few(f"{len(known)} of its {len(names)} names understood:", known)
-        or f"none of its {len(names)} names understood",
-        first_few("missing", [name for name in expected if name not in names]),
-        first_few("not understood", [name for name in names if name not in expected]),
-    )
-    found = "; ".join(part for part in found if part)
-    raise InputError(f"{source}: is no released checkpoint, nearest is {layout}: {found}")
+    return layout if set(layout.expected(names)) == set(names) else None
 
 
 def is_released(names: Collection[str]) -> bool:
@@ -125,6 +111,14 @@ def is_released(names: Collection[str]) -> bool:
 def rename_released(tensors: Mapping[str, T]) -> dict[str, T]:
     """The same tensors under :class:`DynamicViT`'s names."""
     return {_our_name(name): value for name, value in tensors.items()}
+
+
+def released_name(name: str) -> str:
+    """The released name of what :class:`DynamicViT` calls so; a dense network's name as it is."""
+    match = _OUR_PREDICTOR.fullmatch(name)
+    if match is None:
+        return name.removeprefix("backbone.")
+    return f"score_predictor.{match[1]}.{_RELEASED_PARTS[match[2]]}.{match[3]}"
 
 
 def _our_name(name: str) -> str:

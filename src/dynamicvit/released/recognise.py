@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import timm
 from torch import Tensor
 
-import dynamicvit.backbones  # noqa: F401 (timm finds LV-ViT by name)
 from dynamicvit.errors import InputError
 from dynamicvit.model import DynamicViT
-from dynamicvit.released.layouts import Layout, match_layout, rename_released
+from dynamicvit.released.layouts import Layout, match_layout, released_name, rename_released
+from dynamicvit.released.metadata import Metadata, find_keep_ratio
+from dynamicvit.released.nearest import known_network, likeness
 from dynamicvit.released.shapes import Shapes
-from dynamicvit.released.zoo import ARCHITECTURES, Architecture, architecture_of, keep_ratio_in
+from dynamicvit.released.zoo import Architecture, architecture_of
 from dynamicvit.schedule import Schedule
 from dynamicvit.sparsification import sparsify
 from dynamicvit.weights import Weights, load_exactly, open_weights, weights_in
@@ -29,8 +29,6 @@ HEAD_WIDTH = 64
 #: The authors' evaluation makes 224 px out of the middle of 256; timm's crop for DeiT is wider.
 CROP_PCT = 224 / 256
 _DEFAULT_STAGES = len(Schedule.for_depth(4).stages)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,8 @@ class Recognised:
         )
         model = sparsify(backbone, self.keep_ratio, self.stages)
         tensors = rename_released(self.weights.tensors)
-        load_exactly(model, tensors, f"{self.source}: does not fit {self.name}")
+        source = f"{self.source}: does not fit {self.name}"
+        load_exactly(model, tensors, source, spoken=released_name)
         return model.eval()
 
 
@@ -113,7 +112,7 @@ def recognise(
         weights = weights_in(path_or_state_dict, source, ema=ema)
     layout = _pruned_layout(weights.tensors, source)
     shapes = Shapes.read(weights.tensors, layout, source)
-    said = _Metadata(weights.metadata, source)
+    said = Metadata(weights.metadata, source)
     architecture = architecture_of(layout.name, shapes.width, shapes.depth)
     relative = architecture or said.relative()
     num_heads = said.number_of_heads() if num_heads is None else num_heads
@@ -130,28 +129,9 @@ def recognise(
         architecture,
         _heads(num_heads, architecture, layout, shapes, source),
         _divisor(residual_divisor, layout, shapes, source),
-        *_keep_ratio(keep_ratio, said.keep_ratio(), keep_ratio_in(file_name), source),
+        *find_keep_ratio(keep_ratio, said, file_name),
         _stage_positions(stages, shapes, source),
     )
-
-
-def architecture_like(tensors: Mapping[str, Tensor]) -> Architecture | None:
-    """The backbone of the paper's tables that has these names and shapes, if there is one.
-
-    Args:
-        tensors: of a dense network or a DynamicViT, under the released names or this library's.
-    """
-    backbone = {
-        name.removeprefix("backbone."): tensor
-        for name, tensor in tensors.items()
-        if not name.startswith("predictors.")
-    }
-    try:
-        layout = match_layout(backbone, "")
-        shapes = Shapes.read(backbone, layout, "")
-    except InputError:
-        return None
-    return architecture_of(layout.name, shapes.width, shapes.depth)
 
 
 # ---------------------------------------------------------------- names
@@ -164,76 +144,22 @@ def _pruned_layout(tensors: Mapping[str, Tensor], source: str) -> Layout:
         raise InputError(
             f"{source}: is no released DynamicViT, but this library's own state dict; {instead}"
         )
-    try:
-        layout = match_layout(tensors, source)
-    except InputError as error:
-        raise InputError(f"{error}; for another network {instead}") from None
+    layout = match_layout(tensors)
+    if layout is None:
+        like = likeness(tensors)
+        other = "" if like.nearest and like.layout.pruned else f"; for another network {instead}"
+        raise InputError(f"{source}: is no released checkpoint, {like}{other}")
     if layout.pruned:
         return layout
-    shapes = Shapes.read(tensors, layout, source)
-    known = architecture_of(layout.name, shapes.width, shapes.depth)
-    example = ""
-    if known is not None and known.image_size == shapes.grid * shapes.patch[0]:
-        example = f" (--model {known.model} --checkpoint {source})"
+    known = known_network(tensors)
+    name = None if known is None else known.architecture.timm_name(known.image_size)
+    example = "" if name is None else f" (--model {name} --checkpoint {source})"
     raise InputError(
         f"{source}: has no score_predictor, so it is a dense network; {instead}{example}"
     )
 
 
 # ---------------------------------------------------------------- what shapes can't tell
-
-
-@dataclass(frozen=True)
-class _Metadata:
-    """What a safetensors file says about itself; ``None`` where it is silent."""
-
-    entries: Mapping[str, str]
-    source: str
-
-    def keep_ratio(self) -> float | None:
-        return self._read("rho", float)
-
-    def number_of_heads(self) -> int | None:
-        return self._read("num_heads", int)
-
-    def residual_divisor(self) -> float | None:
-        return self._read("residual_divisor", float)
-
-    def stages(self) -> list[int] | None:
-        return self._read("stages", lambda text: [int(number) for number in json.loads(text)])
-
-    def relative(self) -> Architecture | None:
-        """The full-size network that a small one says it is a kind of."""
-        kind = self.entries.get("kind")
-        return next((known for known in ARCHITECTURES if known.model == kind), None)
-
-    def _read(self, key: str, read: Callable[[str], T]) -> T | None:
-        if key not in self.entries:
-            return None
-        try:
-            return read(self.entries[key])
-        except (ValueError, TypeError) as error:
-            value = self.entries[key]
-            raise InputError(f"{self.source}: its metadata has {key}={value!r}") from error
-
-
-def _keep_ratio(
-    given: float | Sequence[float] | None,
-    said: float | None,
-    named: float | None,
-    source: str,
-) -> tuple[float | Sequence[float], str]:
-    """ρ and where it is from."""
-    if given is not None:
-        return given, "as given"
-    if said is not None:
-        return said, "from its metadata"
-    if named is not None:
-        return named, "from its name"
-    raise InputError(
-        f"{source}: does not say its keep ratio, and neither do shapes; give keep_ratio "
-        f"(--keep-ratio), such as 0.7"
-    )
 
 
 def _heads(

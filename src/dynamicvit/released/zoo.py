@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from timm.models import get_pretrained_cfg
+import timm
+from timm.models import get_pretrained_cfg, is_model
 
+import dynamicvit.backbones  # noqa: F401 (timm finds LV-ViT by name)
 from dynamicvit.errors import InputError
 
 LayoutName = Literal["DeiT", "LV-ViT"]
@@ -40,12 +42,15 @@ class Architecture:
     num_heads: int
     residual_divisor: float = 1.0
 
-    @property
-    def image_size(self) -> int:
-        """Side in pixels of the images that timm makes it for."""
-        config = get_pretrained_cfg(self.model)
-        assert config is not None  # a model of the table
-        return config.input_size[-1]
+    def timm_name(self, image_size: int) -> str | None:
+        """timm's name of it for square images of this side in pixels; ``None`` without one."""
+        tagged = timm.list_models(f"{self.model}.*", pretrained=True)
+        resized = re.sub(r"_\d+$", f"_{image_size}", self.model)
+        for name in (self.model, *tagged, resized):
+            config = get_pretrained_cfg(name) if is_model(name.partition(".")[0]) else None
+            if config is not None and config.input_size[-1] == image_size:
+                return name
+        return None
 
 
 DEIT_TI = Architecture("DeiT-Ti", "deit_tiny_patch16_224", "DeiT", 192, 12, 3)
@@ -165,9 +170,14 @@ def release_of(name: str) -> Release:
     """
     if name in RELEASES:
         return RELEASES[name]
-    near = difflib.get_close_matches(name, RELEASES, n=1, cutoff=0.8)
+    near = near_releases(name)
     hint = f"did you mean {near[0]}? There are" if near else "there are"
     raise InputError(f"no released checkpoint {name!r}: {hint} {', '.join(RELEASES)}")
+
+
+def near_releases(name: str) -> list[str]:
+    """The name of a release that was perhaps meant; or nothing."""
+    return difflib.get_close_matches(name, RELEASES, n=1, cutoff=0.8)
 
 
 def keep_ratio_in(file_name: str) -> float | None:
