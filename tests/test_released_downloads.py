@@ -22,9 +22,10 @@ NAME = "tiny-0.6"
 TINY = zoo.Architecture("Tiny", "deit_tiny_patch16_224", "DeiT", 16, 4, 2)
 
 
-def checkpoint(width: int = 16) -> bytes:
+def checkpoint(width: int = 16, scale: float = 1.0) -> bytes:
     file = BytesIO()
-    torch.save({"model": released_state(width=width)}, file)
+    state = released_state(width=width)
+    torch.save({"model": state | {"norm.weight": scale * state["norm.weight"]}}, file)
     return file.getvalue()
 
 
@@ -37,6 +38,8 @@ class Server(ThreadingHTTPServer):
         ranges: whether parts of it can be had.
         cut: after how many bytes the connection breaks.
         tells_length: whether the length is said beforehand.
+        chunked: whether it comes in chunks, of which the last one is empty.
+        etag: tag of the content, if any.
         status: another answer than the file.
         asked: the Range header of each request.
     """
@@ -50,6 +53,8 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.cut: int | None = None
         self.tells_length = True
+        self.chunked = False
+        self.etag: str | None = None
         self.status: int | None = None
         self.asked: list[str | None] = []
 
@@ -64,6 +69,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(server.status)
             return
         start, size = 0, len(server.content)
+        if self.headers["If-Range"] not in (None, server.etag):
+            wanted = None
         if wanted is not None and server.ranges:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
             if start >= size:
@@ -78,8 +85,19 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", server.kind)
         if server.tells_length:
             self.send_header("Content-Length", str(size - start))
+        if server.etag is not None:
+            self.send_header("ETag", server.etag)
+        if server.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        self.wfile.write(server.content[start : server.cut])
+        content = server.content[start : server.cut]
+        for at in range(0, len(content), 4096) if server.chunked else ():
+            chunk = content[at : at + 4096]
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        if not server.chunked:
+            self.wfile.write(content)
+        elif server.cut is None:
+            self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -172,15 +190,43 @@ def test_the_bar_is_told_how_much_is_there(
     assert told[-1] == (size, size)
 
 
-def test_a_broken_connection_is_gone_on_with(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("etag", [None, '"first"', 'W/"first"'])
+def test_a_broken_connection_is_gone_on_with(
+    server: Server, tmp_path: Path, etag: str | None
+) -> None:
     size = len(server.content)
-    server.cut = size // 2
+    server.etag, server.cut = etag, size // 2
     with pytest.raises(InputError, match=f"broke off after {size // 2} of {size} bytes; run it ag"):
+        download(NAME, tmp_path)
+    kept = [PARTIAL, f"{PARTIAL}.etag"] if etag == '"first"' else [PARTIAL]
+    assert names(tmp_path) == kept  # a weak tag vouches for no bytes
+    server.cut = None
+    assert download(NAME, tmp_path).read_bytes() == server.content
+    assert server.asked == [None, f"bytes={size // 2}-"]
+    assert names(tmp_path) == [FINAL]
+
+
+def test_a_broken_connection_of_unknown_length_too(server: Server, tmp_path: Path) -> None:
+    server.tells_length, server.chunked, server.cut = False, True, 10_000
+    with pytest.raises(InputError, match="broke off after 10000 bytes; run it again to go on"):
         download(NAME, tmp_path)
     assert names(tmp_path) == [PARTIAL]
     server.cut = None
     assert download(NAME, tmp_path).read_bytes() == server.content
-    assert server.asked == [None, f"bytes={size // 2}-"]
+    assert server.asked == [None, "bytes=10000-"]
+
+
+@pytest.mark.parametrize("etag", ['"second"', 'W/"first"', None])
+def test_a_file_that_changed_in_between_is_had_anew(
+    server: Server, tmp_path: Path, etag: str | None
+) -> None:
+    server.etag, server.cut = '"first"', len(server.content) // 2
+    with pytest.raises(InputError, match="broke off"):
+        download(NAME, tmp_path)
+    server.etag, server.cut = etag, None
+    server.content = checkpoint(scale=2.0)  # of the same size
+    assert download(NAME, tmp_path).read_bytes() == server.content
+    assert names(tmp_path) == [FINAL]
 
 
 def test_all_bytes_were_there_already(server: Server, tmp_path: Path) -> None:

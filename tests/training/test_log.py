@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from dynamicvit import InputError
 from dynamicvit.training import Progress
@@ -112,6 +113,23 @@ def test_steps_made_again_are_shown_once(tmp_path: Path) -> None:
                 board(dataclasses.replace(at(FINE, step), losses=losses))
     shown = [(e.step, e.value) for e in events(tmp_path).Scalars("loss/total")]
     assert shown == [(0, 1.0), (1, 1.0), (2, 7.0), (3, 7.0), (4, 7.0), (5, 7.0)]
+
+
+def test_a_full_disk_is_said_unless_something_else_went_wrong_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+    with TensorBoard(tmp_path) as board, pytest.raises(InputError, match="No space left"):
+        board(FINE)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", full)
+    with pytest.raises(InputError, match="No space left"), TensorBoard(tmp_path) as board:
+        board._writer = SummaryWriter(str(tmp_path))
+    with pytest.raises(ZeroDivisionError), TensorBoard(tmp_path) as board:
+        board._writer = SummaryWriter(str(tmp_path))
+        1 / 0  # noqa: B018
 
 
 def test_a_run_without_a_step_writes_nothing(tmp_path: Path) -> None:

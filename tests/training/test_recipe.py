@@ -20,6 +20,12 @@ def test_the_defaults_are_the_released_recipe() -> None:
     assert recipe.backbone_frozen * 30 == pytest.approx(5)
     assert recipe.warmup * 30 == pytest.approx(5)
     assert recipe.frozen == ("cls_token", "pos_embed")
+    assert (recipe.weight_decay, recipe.min_learning_rate, recipe.ema) == (0.05, 1e-6, 0.9999)
+    assert (recipe.keep_ratio, recipe.stages, recipe.drop_path) == (0.7, None, 0.0)
+    augment = recipe.augment
+    assert augment.auto_augment == "rand-m9-mstd0.5-inc1"  # of two operations, timm's default
+    assert (augment.mixup, augment.cutmix) == (0.8, 1.0)
+    assert (augment.smoothing, augment.re_prob) == (0.1, 0.25)
     assert (recipe.decisions, recipe.leave) == ("independent", "never")
     assert recipe.losses.model_dump() == {
         "classification": 1.0,

@@ -55,13 +55,13 @@ def convert(
     source = file if release is None else download(release.name)
     found = recognise(source, keep_ratio, num_heads, residual_divisor=residual_divisor, ema=ema)
     model = found.build()
-    _describe(Console(), found, model)
+    _report(Console(), found, model)
     with _whole_or_nothing(output) as folder:
         model.save_pretrained(folder)
     typer.echo(f"saved {output}: dynamicvit eval DATA --model {output}")
 
 
-def _describe(console: Console, found: Recognised, model: DynamicViT) -> None:
+def _report(console: Console, found: Recognised, model: DynamicViT) -> None:
     say(console, f"{found.source}: {found.name}, prediction modules before blocks {_stages(model)}")
     ratios = ", ".join(f"{ratio:.3g}" for ratio in model.schedule.keep_ratios)
     say(console, f"keeps {ratios} of the patches ({found.keep_ratio_from})")

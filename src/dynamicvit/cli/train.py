@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -52,7 +53,7 @@ from dynamicvit.model import DynamicViT
 from dynamicvit.processes import Processes, launched_precision, launched_processes
 from dynamicvit.training import Progress, Recipe, TrainingReport, load_recipe
 from dynamicvit.training import loop as training
-from dynamicvit.training.checkpoint import holds_run
+from dynamicvit.training.checkpoint import cannot_write, holds_run
 from dynamicvit.training.curves import draw_curves
 from dynamicvit.training.log import LOG_NAME, read_log
 from dynamicvit.training.stopping import terminated_like_interrupted
@@ -170,14 +171,15 @@ def train(
                 if processes.is_main and not holds_run(output):
                     _take_back(output, is_new)
                 elif processes.is_main:
-                    _draw_curves(output)  # they show what went wrong
+                    with suppress(InputError):  # they show what went wrong, which is to be said
+                        _draw_curves(output)
                 raise
             if processes.is_main:
-                _draw_curves(output)
                 student.save_pretrained(output)
             results = _results(student, report, held_out, how, console)
             if processes.is_main:
                 write_json(output / "report.json", results)
+                _draw_curves(output)
     except KeyboardInterrupt as stop:
         raise StoppedError(_how_to_go_on(output), getattr(stop, "signum", signal.SIGINT)) from None
     say(console, f"saved {output}: dynamicvit eval DATA --model {output}")
@@ -317,9 +319,13 @@ def _left(progress: Progress) -> str:
 
 
 def _draw_curves(output: Path) -> None:
-    steps = read_log(output / LOG_NAME)
-    if steps:
-        draw_curves(steps, output / "curves.png")
+    path = output / "curves.png"
+    try:
+        steps = read_log(output / LOG_NAME)
+        if steps:
+            draw_curves(steps, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _how_to_go_on(output: Path) -> str:

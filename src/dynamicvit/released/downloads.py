@@ -62,6 +62,7 @@ def download(name: str, folder: str | Path | None = None) -> Path:
             _fetch(release.url, partial, advance)
         _check(release, partial)
         partial.replace(path)
+        _tag_of(partial).unlink(missing_ok=True)
     except _NETWORK as error:
         cached = f" (and {path} in the cache is of no use: {broken})" if broken else ""
         raise _failed(release, _reason(error) + cached) from error
@@ -111,6 +112,7 @@ def _check(release: Release, partial: Path) -> None:
     problem = _problem(release, partial)
     if problem:
         partial.unlink()
+        _tag_of(partial).unlink(missing_ok=True)
         raise _BrokenOffError(f"what came is no {release.architecture.name}: {problem}")
 
 
@@ -132,8 +134,9 @@ Advance = Callable[[int, int | None], None]
 def _fetch(url: str, partial: Path, advance: Advance) -> None:
     """Complete the partial file, from where it ends if the server can."""
     start = partial.stat().st_size if partial.exists() else 0
+    tag = _tag_of(partial)
     try:
-        response = _open(url, start)
+        response = _open(url, start, tag.read_text("ascii") if tag.exists() else "")
     except urllib.error.HTTPError as error:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
             raise
@@ -145,23 +148,44 @@ def _fetch(url: str, partial: Path, advance: Advance) -> None:
             raise _BrokenOffError("a web page came in place of the file")
         if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             start = 0  # the server sends all of it again
+        if not start:
+            _note(tag, response.headers.get("ETag", ""))
         length = response.headers.get("Content-Length")
         total = None if length is None else start + int(length)
-        size = start
+        size, broken = start, False
         with partial.open("r+b" if start else "wb") as file:
             file.seek(start)
-            while chunk := _read(response):
+            while not broken:
+                chunk, broken = _read(response)
+                if not chunk:
+                    break
                 file.write(chunk)
                 size += len(chunk)
                 advance(size, total)
-    if total is not None and size < total:
-        raise _BrokenOffError(f"broke off after {size} of {total} bytes; run it again to go on")
+    if broken or (total is not None and size < total):
+        there = f"{size} bytes" if total is None else f"{size} of {total} bytes"
+        raise _BrokenOffError(f"broke off after {there}; run it again to go on")
 
 
-def _open(url: str, start: int = 0) -> Any:
+def _tag_of(partial: Path) -> Path:
+    """Where the server's tag of the file is kept as long as the file is not complete."""
+    return partial.with_name(f"{partial.name}.etag")
+
+
+def _note(tag: Path, etag: str) -> None:
+    """Keep the tag of a download that begins, if it is one that vouches for every byte."""
+    if etag.startswith('"'):
+        tag.write_text(etag, "ascii")
+    else:
+        tag.unlink(missing_ok=True)
+
+
+def _open(url: str, start: int = 0, etag: str = "") -> Any:
     headers = {"User-Agent": f"dynamicvit/{__version__}"}
     if start:
         headers["Range"] = f"bytes={start}-"
+    if start and etag:
+        headers["If-Range"] = etag  # all of it, where the server has another file by now
     request = urllib.request.Request(url, headers=headers)
     try:
         return urllib.request.urlopen(request, timeout=TIMEOUT)
@@ -170,14 +194,14 @@ def _open(url: str, start: int = 0) -> Any:
         raise
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
-    """The next bytes; none at the end, and where the connection broke."""
+def _read(response: http.client.HTTPResponse) -> tuple[bytes, bool]:
+    """The next bytes, none at the end; and whether the connection broke."""
     try:
-        return response.read(_CHUNK)
+        return response.read(_CHUNK), False
     except http.client.IncompleteRead as error:
-        return error.partial
+        return error.partial, True
     except (ConnectionError, TimeoutError):
-        return b""
+        return b"", True
 
 
 @contextmanager

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch.utils.tensorboard import SummaryWriter
+
+from dynamicvit.errors import InputError
+from dynamicvit.training.checkpoint import cannot_write
 
 if TYPE_CHECKING:
     from dynamicvit.training.state import Progress
@@ -30,22 +34,39 @@ class TensorBoard:
     def __enter__(self) -> TensorBoard:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exception: object) -> None:
+        # On a full disk closing fails too; what went wrong first is to be said.
+        with suppress(InputError) if kind else nullcontext():
+            self.close()
 
     def __call__(self, progress: Progress) -> None:
-        """Write a step."""
-        if self._writer is None:  # nothing is written for a run that never makes a step
-            self._writer = SummaryWriter(str(self.folder), purge_step=progress.step or None)
-        for name, value in scalars(progress):
-            if math.isfinite(value):
-                self._writer.add_scalar(name, value, progress.step)
+        """Write a step.
+
+        Raises:
+            InputError: if the disk is full.
+        """
+        try:
+            if self._writer is None:  # nothing is written for a run that never makes a step
+                self._writer = SummaryWriter(str(self.folder), purge_step=progress.step or None)
+            for name, value in scalars(progress):
+                if math.isfinite(value):
+                    self._writer.add_scalar(name, value, progress.step)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is left.
+
+        Raises:
+            InputError: if the disk is full.
+        """
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+            try:
+                self._writer.close()
+            except OSError as error:
+                raise cannot_write(self.folder, error) from error
+            finally:
+                self._writer = None
 
 
 def scalars(progress: Progress) -> Iterator[tuple[str, float]]:
