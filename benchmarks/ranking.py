@@ -13,6 +13,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ Scores = list[Tensor]
 def attention(teacher: DynamicViT, images: Tensor) -> list[Tensor]:
     """``(B, H, T, T)`` for each block of a timm ViT: the weights of its attention."""
     weights: list[Tensor] = []
-    blocks = teacher.backbone.blocks
+    blocks: Any = teacher.blocks
     for block in blocks:
         block.attn.fused_attn = False  # unfused, they pass through a dropout module
     hooks = [
