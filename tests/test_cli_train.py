@@ -33,10 +33,12 @@ WRITTEN = [
     "checkpoint.best.pt",
     "checkpoint.pt",
     "config.json",
+    "curves.png",
     "log.jsonl",
     "model.safetensors",
     "recipe.yaml",
     "report.json",
+    "tensorboard",
 ]
 
 
@@ -234,7 +236,7 @@ def test_an_interrupted_run_goes_on(
         patch.setattr(command, "training", _Replaced(loop, train=train))
         assert main(*arguments, "-o", out) == 130
     assert one_line(capsys) == (f"interrupted; {out} is saved, the same command goes on")
-    unfinished = ["checkpoint.best.pt", "checkpoint.pt", "log.jsonl", "recipe.yaml"]
+    unfinished = ["checkpoint.best.pt", "checkpoint.pt", "log.jsonl", "recipe.yaml", "tensorboard"]
     assert files_in(out) == unfinished
     assert main(*arguments, "-o", out, "--set", "seed=1", "--set", "losses.token=1") == 2
     assert "another run: losses.token 4.0 -> 1.0, seed 0 -> 1; take" in one_line(capsys)
@@ -402,7 +404,8 @@ def test_no_permission_to_write(
 
 def test_a_usage_error_is_one_line(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
-        (("train",), "Missing argument"),
+        (("train",), "Missing argument 'DATA'"),
+        (("train", "photos"), "Missing option '--output' / '-o'"),
         (("trian",), "No such command 'trian'"),
         (("eval", "photos"), "Missing option '--model'"),
         (("eval", "photos", "-m", "x", "--batch-size", "many"), "--batch-size'"),

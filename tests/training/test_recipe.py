@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
 from dynamicvit import InputError
+from dynamicvit.registry import BACKBONES, PREFIX
 from dynamicvit.training import Recipe, load_recipe
+from dynamicvit.training.plan import plan_of
 from dynamicvit.training.recipe import dump_recipe, recipe_names
 
 
@@ -16,6 +20,12 @@ def test_the_defaults_are_the_released_recipe() -> None:
     assert recipe.backbone_frozen * 30 == pytest.approx(5)
     assert recipe.warmup * 30 == pytest.approx(5)
     assert recipe.frozen == ("cls_token", "pos_embed")
+    assert (recipe.weight_decay, recipe.min_learning_rate, recipe.ema) == (0.05, 1e-6, 0.9999)
+    assert (recipe.keep_ratio, recipe.stages, recipe.drop_path) == (0.7, None, 0.0)
+    augment = recipe.augment
+    assert augment.auto_augment == "rand-m9-mstd0.5-inc1"  # of two operations, timm's default
+    assert (augment.mixup, augment.cutmix) == (0.8, 1.0)
+    assert (augment.smoothing, augment.re_prob) == (0.1, 0.25)
     assert (recipe.decisions, recipe.leave) == ("independent", "never")
     assert recipe.losses.model_dump() == {
         "classification": 1.0,
@@ -25,6 +35,53 @@ def test_the_defaults_are_the_released_recipe() -> None:
         "ratio": 2.0,
         "guidance": 0.0,
     }
+
+
+#: The released scripts' values where they are not those of DeiT-S: arXiv 2106.02034, Section 4,
+#: and the authors' commands.
+PUBLISHED = {
+    "deit_tiny": {"model": "deit_tiny_patch16_224"},
+    "deit_256": {"model": "deit_256_patch16_224"},
+    "deit_small": {"model": "deit_small_patch16_224"},
+    "deit_small_384": {"model": "deit_small_patch16_384"},
+    "deit_base": {"model": "deit_base_patch16_224", "drop_path": 0.2, "losses": {"ratio": 5.0}},
+    "lvvit_s": {"model": "lvvit_s"},
+    "lvvit_m": {"model": "lvvit_m"},
+}
+#: MACs of one image with the prediction modules, dense and at the recipe's ρ.
+GMACS = {
+    "deit_small": (4.60, 2.98),
+    "deit_small_384": (15.49, 9.65),
+    "lvvit_s": (6.55, 4.65),
+    "lvvit_m": (12.68, 8.59),
+}
+
+
+def test_every_model_of_the_paper_has_a_recipe() -> None:
+    assert {*recipe_names()} == {*PUBLISHED, "small_data"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_is_that_of_deit_s_but_for_what_was_published(name: str) -> None:
+    expected = load_recipe("deit_small").model_dump()
+    for key, value in PUBLISHED[name].items():
+        expected[key] = {**expected[key], **value} if isinstance(value, dict) else value
+    assert load_recipe(name).model_dump() == expected
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_names_a_registered_model_of_the_published_cost(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.model in BACKBONES
+    with torch.device("meta"):
+        model = timm.create_model(PREFIX + recipe.model, keep_ratio=recipe.keep_ratio)
+    plan = plan_of(model, recipe, steps=30)
+    assert plan.steps is not None
+    assert (plan.steps.warmup, plan.steps.frozen) == (5, 5)  # of 30 epochs
+    quarters = [model.depth * quarter // 4 for quarter in (1, 2, 3)]
+    assert list(plan.schedule.stages) == quarters
+    if name in GMACS:
+        assert (plan.dense_macs / 1e9, plan.macs / 1e9) == pytest.approx(GMACS[name], rel=0.005)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -75,7 +132,7 @@ def test_a_run_has_one_length() -> None:
 
 
 def test_a_missing_recipe_lists_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"deit_tinny.*small_data"):
+    with pytest.raises(InputError, match=r"deit_tinny.*did you mean deit_tiny\? .*small_data"):
         load_recipe("deit_tinny")
     file = tmp_path / "broken.yaml"
     file.write_text("a: [")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,26 @@ def progress_bar(console: Console | None = None, *, transient: bool = True) -> P
         transient=transient,
         disable=not console.is_terminal,
     )
+
+
+class LineNowAndThen:
+    """Where there is no terminal for a bar, a line at times: what a cluster's log shows of a run.
+
+    Args:
+        console: where.
+        seconds: between two lines.
+    """
+
+    def __init__(self, console: Console, seconds: float = 60.0) -> None:
+        self.console = console
+        self.seconds = seconds
+        self._last = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Print the line, unless it is too soon, or a bar says it all."""
+        if not self.console.is_terminal and time.monotonic() - self._last >= self.seconds:
+            self._last = time.monotonic()
+            say(self.console, line)
 
 
 def check_folder(folder: Path, option: str = "--output") -> None:

@@ -30,6 +30,7 @@ from dynamicvit.cli.options import (
     Threads,
     Workers,
     autocast_dtype,
+    check_one_model,
     chosen_model,
     parse_image_size,
     use_threads,
@@ -83,6 +84,7 @@ def eval_command(
 
     Each readable image is counted once; unreadable ones are named and counted nowhere.
     """
+    check_one_model(model_name, released)
     size = parse_image_size(image_size)
     check_json(json_file)
     use_threads(threads)

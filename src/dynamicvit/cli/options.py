@@ -18,13 +18,12 @@ from dynamicvit.released import RELEASES, download, release_of
 _MODEL_FLAGS = ("--model", "-m")
 _MODEL = "timm's name, a saved folder, a released checkpoint, or user/name on the Hub."
 
-Data = Annotated[
-    str,
-    typer.Argument(
-        help="Folder of class folders, a .tar of them, a flat folder; or wds/PLACE (WebDataset), "
-        "hfds/PLACE (Hugging Face), torch/NAME/FOLDER (torchvision), @SPLIT behind it if need be."
-    ),
-]
+_SOURCE = typer.Argument(
+    help="Folder of class folders, a .tar of them, a flat folder; or wds/PLACE (WebDataset), "
+    "hfds/PLACE (Hugging Face), torch/NAME/FOLDER (torchvision), @SPLIT behind it if need be."
+)
+Data = Annotated[str, _SOURCE]
+DataIfAny = Annotated[str | None, _SOURCE]
 Unlabelled = Annotated[
     list[str] | None,
     typer.Option(help="More images, named as DATA is, without labels; may be repeated."),
@@ -79,14 +78,21 @@ def chosen_model(model: str | None, released: str | None) -> str:
     Raises:
         InputError: if neither or both are given, or there is no such release, or it can't be had.
     """
+    check_one_model(model, released)
+    # The file, for a file or folder of the user's may have the release's name.
+    return str(download(release_of(released).name)) if model is None else model
+
+
+def check_one_model(model: str | None, released: str | None) -> None:
+    """Refuse both of ``--model`` and ``--released``, and neither.
+
+    Raises:
+        InputError: naming what is missing, or both.
+    """
     if model is None and released is None:
         raise InputError("Missing option '--model', or '--released'.")
-    if model is None:
-        # The file, for a file or folder of the user's may have the release's name.
-        return str(download(release_of(released).name))
-    if released is not None:
+    if model is not None and released is not None:
         raise InputError(f"--model {model} and --released {released} both name a model: give one")
-    return model
 
 
 def parse_image_size(text: str | None) -> tuple[int, int] | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import signal
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,19 +17,20 @@ from torch.utils.data import ConcatDataset
 
 from dynamicvit.cli import app
 from dynamicvit.cli.console import (
+    LineNowAndThen,
     StoppedError,
     check_folder,
     progress_bar,
     say,
     write_json,
 )
+from dynamicvit.cli.dry_run import describe_run
 from dynamicvit.cli.options import (
     Checkpoint,
     ClassMapOption,
-    Data,
+    DataIfAny,
     ModelOrRecipes,
     NoPretrained,
-    Output,
     Released,
     Strict,
     Threads,
@@ -52,14 +55,22 @@ from dynamicvit.model import DynamicViT
 from dynamicvit.processes import Processes, launched_precision, launched_processes
 from dynamicvit.training import Progress, Recipe, TrainingReport, load_recipe
 from dynamicvit.training import loop as training
-from dynamicvit.training.checkpoint import holds_run
+from dynamicvit.training.checkpoint import cannot_write, holds_run
+from dynamicvit.training.curves import draw_curves
+from dynamicvit.training.log import LOG_NAME, read_log
 from dynamicvit.training.stopping import terminated_like_interrupted
+from dynamicvit.training.tensorboard import TENSORBOARD_FOLDER, TensorBoard
 
 
 @app.command()
 def train(
-    data: Data,
-    output: Output,
+    data: DataIfAny = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder to write into; made if need be.", readable=False
+        ),
+    ] = None,
     model_name: ModelOrRecipes = None,
     released: Released = None,
     checkpoint: Checkpoint = None,
@@ -88,6 +99,9 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="Go on with a run though the recipe differs.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
     strict: Strict = False,
     workers: Workers = 1,
     threads: Threads = None,
@@ -95,9 +109,14 @@ def train(
     """Fine-tune MODEL with its own dense self as teacher.
 
     Writes a folder that `eval`, `bench`, `visualize` and `from_pretrained` read, with the resolved
-    recipe, a log of every step and a report. The same command goes on with an interrupted run.
-    Several processes, started by torchrun or accelerate launch, share the batches of the recipe.
+    recipe, a log of every step, its curves (PNG, TensorBoard) and a report. The same command goes
+    on with an interrupted run. Several processes, started by torchrun or accelerate launch, share
+    the batches of the recipe. With --dry-run DATA and --output may be left out.
     """
+    if data is None and (unlabelled or not dry_run):
+        raise InputError("Missing argument 'DATA'.")
+    if output is None and not dry_run:
+        raise InputError("Missing option '--output' / '-o'.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processes = launched_processes(device)
     console = _console(processes)
@@ -106,23 +125,31 @@ def train(
         model_name = plan.model
         if model_name is None:
             raise InputError(f"recipe {recipe} names no model: give --model, or --released")
+    name = chosen_model(model_name, released)
     dtype = launched_precision(autocast_dtype(precision), processes.device)
-    going_on = _check_output(output, resume)
+    going_on = output is not None and _check_output(output, resume)
     use_threads(threads)
-    images = _training_images(plan, data, unlabelled or [], strict)
+    images = [] if data is None else _training_images(plan, data, unlabelled or [], strict)
     torch.manual_seed(plan.seed)
     student = load_model(
-        chosen_model(model_name, released),
+        name,
         checkpoint=checkpoint,
         keep_ratio=plan.keep_ratio,
         stages=plan.stages,
-        pretrained=not no_pretrained,
+        pretrained=not (no_pretrained or dry_run),
     )
     if plan.drop_path:
         set_drop_path(student, plan.drop_path)
     if grad_checkpointing:
         student.set_grad_checkpointing()
-    loader, held_out = _loaders(student, plan, images, class_map, workers, console)
+    loader, held_out = None, None
+    if images:
+        loader, held_out = _loaders(student, plan, images, class_map, workers, console)
+    if dry_run or loader is None or output is None:
+        plan = plan.model_copy(update={"model": name})
+        describe_run(console, student, plan, images, loader, held_out, processes, accumulate, dtype)
+        processes.close()
+        return
     is_new = not output.exists()
     if going_on:
         say(console, f"going on with the run in {output}")
@@ -137,12 +164,16 @@ def train(
                 # Found only while reading (an unreadable image with --strict): no trace stays.
                 if processes.is_main and not holds_run(output):
                     _take_back(output, is_new)
+                elif processes.is_main:
+                    with suppress(InputError):  # they show what went wrong, which is to be said
+                        _draw_curves(output)
                 raise
             if processes.is_main:
                 student.save_pretrained(output)
             results = _results(student, report, held_out, how, console)
             if processes.is_main:
                 write_json(output / "report.json", results)
+                _draw_curves(output)
     except KeyboardInterrupt as stop:
         raise StoppedError(_how_to_go_on(output), getattr(stop, "signum", signal.SIGINT)) from None
     say(console, f"saved {output}: dynamicvit eval DATA --model {output}")
@@ -254,19 +285,41 @@ def _train_with_progress(
     how: _How,
     console: Console,
 ) -> TrainingReport:
-    with progress_bar(console, transient=False) as bar:
+    with (
+        progress_bar(console, transient=False) as bar,
+        TensorBoard(output / TENSORBOARD_FOLDER) as write_scalars,
+    ):
+        lines = LineNowAndThen(console)
         task = bar.add_task("training", total=training.total_steps(recipe, loader), note="")
 
         def show(progress: Progress) -> None:
             kept = "/".join(f"{share:.2f}" for share in progress.kept)
-            bar.update(
-                task,
-                completed=progress.step + 1,
-                note=f"{progress.images_per_second:.1f} images/s "
-                f"loss {progress.losses['total']:.3f} kept {kept}",
+            note = (
+                f"{progress.images_per_second:.1f} images/s "
+                f"loss {progress.losses['total']:.3f} kept {kept}"
             )
+            bar.update(task, completed=progress.step + 1, note=note)
+            lines.say(f"step {progress.step + 1} of {progress.steps}, {note}, {_left(progress)}")
+            write_scalars(progress)
 
         return training.train(model, loader, recipe, output, on_step=show, **vars(how))
+
+
+def _left(progress: Progress) -> str:
+    """The time left, should the rest run as fast as this."""
+    images_a_step = progress.images / (progress.step + 1)
+    seconds = (progress.steps - progress.step - 1) * images_a_step / progress.images_per_second
+    return f"{timedelta(seconds=round(seconds))} left"
+
+
+def _draw_curves(output: Path) -> None:
+    path = output / "curves.png"
+    try:
+        steps = read_log(output / LOG_NAME)
+        if steps:
+            draw_curves(steps, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _how_to_go_on(output: Path) -> str:
@@ -277,8 +330,13 @@ def _how_to_go_on(output: Path) -> str:
 
 def _take_back(output: Path, is_new: bool) -> None:
     """Remove what a run has written."""
-    for name in ("recipe.yaml", "log.jsonl"):
+    for name in ("recipe.yaml", LOG_NAME):
         (output / name).unlink(missing_ok=True)
+    events = output / TENSORBOARD_FOLDER
+    for file in events.glob("events.out.tfevents.*"):
+        file.unlink()
+    if events.is_dir() and not any(events.iterdir()):
+        events.rmdir()
     if is_new and output.is_dir() and not any(output.iterdir()):
         output.rmdir()
 
@@ -302,6 +360,8 @@ def _results(
     )
     if report.skipped:
         say(console, f"left out {len(report.skipped)} unreadable images")
+    if report.bad_steps:
+        say(console, f"left out {report.bad_steps} steps that were not finite")
     results: dict[str, Any] = {
         "training": asdict(report),
         "keep_ratios": model.schedule.keep_ratios,

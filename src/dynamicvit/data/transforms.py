@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
+from timm.data.auto_augment import posterize
 from torch import Tensor, nn
 
 from dynamicvit.errors import InputError
@@ -67,10 +68,28 @@ def train_transform(
     if unknown:
         raise InputError(f"unknown augmentation {unknown[0]!r}; timm knows {', '.join(known)}")
     try:
-        return cast(Transform, create_transform(is_training=True, **settings))
+        transform = create_transform(is_training=True, **settings)
     except (AssertionError, TypeError, ValueError, KeyError) as error:
         reason = str(error) or type(error).__name__
         raise InputError(f"augmentation {augmentation} can't be used: {reason}") from error
+    _posterize_to_a_bit(transform)
+    return cast(Transform, transform)
+
+
+def _posterize_to_a_bit(transform: Any) -> None:
+    """Let timm's posterize leave at least one bit of each channel.
+
+    At its strongest it leaves none, which made a black image until Pillow 13 and is an error since:
+    the paper's augmentation draws it for one image in some hundreds.
+    """
+    for step in transform.transforms:
+        for op in getattr(step, "ops", ()):  # of RandAugment
+            if getattr(op, "aug_fn", None) is posterize:
+                op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **arguments: Any) -> Image.Image:
+    return posterize(image, max(1, bits), **arguments)
 
 
 def _config(model: nn.Module, image_size: Size | None) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from timm.utils import ModelEmaV3
 
 from dynamicvit.data import Batch
 from dynamicvit.errors import InputError
+from dynamicvit.macs import costs_of
 from dynamicvit.model import DynamicViT
 from dynamicvit.processes import Processes, launched_precision
 from dynamicvit.teacher import dense_teacher
+from dynamicvit.training.finite import MAX_BAD_STEPS, not_finite, report_left_out, what_to_try
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.recipe import Recipe, dump_recipe
 from dynamicvit.training.state import Progress, RunState, TrainingReport
@@ -136,6 +138,8 @@ def train(
             (folder / "recipe.yaml").write_text(dump_recipe(recipe))
         if processes.is_main and not resume:
             run.log_file.write_text("")
+        num_patches = costs_of(model, num_stages=0).num_patches
+        at_inference = tuple(k / num_patches for k in model.schedule.kept(num_patches))
         began = saved = time.perf_counter()
         first, images_before = run.step, run.images
         for batch in batches(loader, run.step, steps):
@@ -164,12 +168,23 @@ def train(
                 kept=measured.kept,
                 learning_rates={str(g["name"]): float(g["lr"]) for g in optimizer.param_groups},
                 gradient_norm=norm,
+                kept_by_score=measured.kept_by_score,
+                kept_at_inference=at_inference,
+                not_finite=not_finite(measured.losses, norm),
             )
             run.count(progress)
             run.step += 1
+            if processes.is_main:
+                run.log(progress)
+            if progress.not_finite:
+                report_left_out(progress.step, progress.not_finite, measured, split.total)
+            if run.bad_in_a_row == MAX_BAD_STEPS:
+                run.bad_in_a_row = 0  # whoever goes on has as many again
+                if processes.is_main:
+                    run.save()
+                raise InputError(what_to_try(progress.step, progress.not_finite, folder))
             if not processes.is_main:
                 continue
-            run.log(progress)
             if time.perf_counter() - saved > SAVE_SECONDS:
                 run.save()
                 saved = time.perf_counter()

@@ -177,8 +177,10 @@ def _read(name_or_path: str) -> dict[str, Any]:
         except UnicodeDecodeError:
             raise InputError(f"recipe {name_or_path} is not text") from None
     else:
+        near = difflib.get_close_matches(name_or_path, recipe_names(), n=1)
+        hint = f"did you mean {near[0]}? Give" if near else "give"
         raise InputError(
-            f"no recipe {name_or_path!r}: give a YAML file or one of {', '.join(recipe_names())}"
+            f"no recipe {name_or_path!r}: {hint} a YAML file or one of {', '.join(recipe_names())}"
         )
     try:
         values = yaml.safe_load(text)

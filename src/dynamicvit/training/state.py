@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,10 @@ from torch import nn
 from dynamicvit.errors import InputError
 from dynamicvit.model import DynamicViT
 from dynamicvit.training.checkpoint import cannot_write, keep_checkpoint, newest_checkpoint
+from dynamicvit.training.log import LOG_NAME, to_line
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.resume import check_same_run
 from dynamicvit.weights import load_exactly
-
-#: So many non-finite losses in a row are no accident.
-MAX_BAD_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,10 @@ class Progress:
         kept: for each stage the mean share of patches that the step's decisions kept.
         learning_rates: of prediction modules and backbone.
         gradient_norm: before clipping.
+        kept_by_score: for each stage the mean share of patches that are still there and likelier
+            kept than not by the scores alone.
+        kept_at_inference: for each stage the share of patches that inference keeps, the k best.
+        not_finite: for a step that was left out, what was not finite, by name.
     """
 
     step: int
@@ -47,6 +48,9 @@ class Progress:
     kept: tuple[float, ...]
     learning_rates: dict[str, float]
     gradient_norm: float
+    kept_by_score: tuple[float, ...]
+    kept_at_inference: tuple[float, ...]
+    not_finite: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class RunState:
     @property
     def log_file(self) -> Path:
         """A line of JSON for each step."""
-        return self.folder / "log.jsonl"
+        return self.folder / LOG_NAME
 
     def update(self, loss: float, clip: float | None) -> float:
         """One optimiser step, left out when loss or gradient is not finite; the gradient norm."""
@@ -145,11 +149,6 @@ class RunState:
             self.bad_in_a_row += 1
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.bad_in_a_row == MAX_BAD_STEPS:
-            raise InputError(
-                f"the loss was not finite {MAX_BAD_STEPS} steps in a row (step {self.step}): "
-                "lower learning_rate, set clip_grad, or train in full precision"
-            )
         return norm
 
     def count(self, progress: Progress) -> None:
@@ -163,7 +162,7 @@ class RunState:
 
     def log(self, progress: Progress) -> None:
         """One line of JSON for each step."""
-        line = json.dumps(asdict(progress)) + "\n"
+        line = to_line(progress)
         try:
             with open(self.log_file, "a") as file:
                 file.write(line)

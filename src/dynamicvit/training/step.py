@@ -52,10 +52,15 @@ class Measured:
     Attributes:
         losses: each part by name, unweighted, and the total.
         kept: for each stage the mean share of patches that the decisions kept.
+        kept_by_score: for each stage the mean share of patches that are still there and likelier
+            kept than not by the scores alone.
+        bad_answers: images whose logits were not finite.
     """
 
     losses: dict[str, float]
     kept: tuple[float, ...]
+    kept_by_score: tuple[float, ...]
+    bad_answers: int
 
 
 class Step:
@@ -111,7 +116,7 @@ class Step:
             self._begin(split, number, counts)
             is_last = number == len(pieces) - 1
             with nullcontext() if is_last else self.processes.no_sync(self._wrapped):
-                losses, kept, alive = self._wrapped(piece)
+                losses, shares, alive, bad = self._wrapped(piece)
                 images = count / split.total
                 tokens = self._token_share(alive, count, split, survivors)
                 parts = {
@@ -123,9 +128,16 @@ class Step:
                 # DDP divides the sum of the processes' gradients by their number.
                 self.scaler.scale(parts["total"] * self.processes.count).backward()
             names = list(parts)
-            sums = sums + torch.cat([torch.stack(list(parts.values())).detach(), kept * images])
-        values = self.processes.sum(sums).tolist()
-        return Measured(dict(zip(names, values, strict=False)), tuple(values[len(names) :]))
+            values = torch.stack(list(parts.values())).detach()
+            sums = sums + torch.cat([values, shares * images, bad * (count > 0)])
+        *values, bad_answers = self.processes.sum(sums).tolist()
+        half = (len(names) + len(values)) // 2  # of the shares, those by decision come first
+        return Measured(
+            losses=dict(zip(names, values, strict=False)),
+            kept=tuple(values[len(names) : half]),
+            kept_by_score=tuple(values[half:]),
+            bad_answers=round(bad_answers),
+        )
 
     def _begin(self, split: Split, number: int, counts: Sequence[int]) -> None:
         """Seed what a pass draws from: decisions for the whole batch, the rest for itself."""
@@ -183,11 +195,18 @@ class _Pass(nn.Module):
         self.model = model
         self._fixed = teacher, recipe, precision, mixup  # in a tuple: nothing of it is trained
 
-    def forward(self, batch: Batch) -> tuple[Losses, Tensor, Tensor]:
-        """The losses, the kept share ``(stages,)`` and the number of surviving tokens."""
+    def forward(self, batch: Batch) -> tuple[Losses, Tensor, Tensor, Tensor]:
+        """The losses, and what is only counted.
+
+        Returns:
+            The losses; ``(2 · stages,)`` the kept shares, by decision and by score; the number of
+            surviving tokens; ``(1,)`` the number of images whose logits are not finite.
+        """
         output, losses = step_losses(self.model, self._fixed[0], batch, *self._fixed[1:])
-        kept = torch.stack([decision.detach().float().mean() for decision in output.decisions])
-        return losses, kept, _survivors(output)
+        drawn = [decision.detach().float().mean() for decision in output.decisions]
+        likely = [(odds.detach() > 0).float().mean() for odds in output.log_odds]
+        bad = (~output.logits.detach().isfinite().all(dim=1)).sum().float()
+        return losses, torch.stack(drawn + likely), _survivors(output), bad[None]
 
     @torch.no_grad()
     def survivors(self, batch: Batch) -> Tensor:

@@ -1,0 +1,98 @@
+"""A run's log as one picture: losses, kept patches, gradients, learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+#: Points of a curve; a longer run shows means over as many stretches of steps.
+MAX_POINTS = 500
+
+Step = Mapping[str, Any]
+
+_INK, _FAINT, _ALARM = "#1b1f24", "#9aa1ab", "#c1121f"
+
+
+def draw_curves(steps: Sequence[Step], path: Path) -> None:
+    """Write the picture of a log (:func:`~dynamicvit.training.log.read_log`) as PNG.
+
+    Args:
+        steps: at least one.
+        path: of the picture; replaced whole or not at all.
+    """
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, kept, gradient, rates = figure.subplots(2, 2, sharex=True).flat
+    x = _means([step["step"] for step in steps])
+    _losses(losses, x, steps)
+    _kept(kept, x, steps)
+    gradient.plot(x, _means([step["gradient_norm"] for step in steps]), color=_INK)
+    _dress(gradient, "gradient norm", scale="log")
+    for name in steps[0]["learning_rates"]:
+        rates.plot(x, _means([step["learning_rates"][name] for step in steps]), label=name)
+    _dress(rates, "learning rate", scale="log")
+    bad = [step["step"] for step in steps if step["not_finite"]]
+    for axes in (losses, gradient):
+        for place, step in enumerate(bad):
+            label = f"{len(bad)} steps left out" if not place else None
+            axes.axvline(step, color=_ALARM, linewidth=0.8, alpha=0.5, label=label)
+    for axes in (gradient, rates):
+        axes.set_xlabel("step")
+    for axes in (losses, kept, gradient, rates):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        figure.savefig(draft, format="png", dpi=130)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _losses(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
+    """Each part that the recipe has, unweighted, and the weighted sum."""
+    for name in steps[0]["losses"]:
+        values = _means([step["losses"][name] for step in steps])
+        if name == "total":
+            axes.plot(x, values, color=_INK, linewidth=1.8, label="total (weighted)")
+        elif np.nansum(values):
+            axes.plot(x, values, linewidth=1.0, label=name)
+    _dress(axes, "losses", scale="log")
+
+
+def _kept(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
+    """For each stage the share drawn in training, that which the scores ask for, and the rule's."""
+    stages = len(steps[0]["kept"])
+    colours = colormaps["viridis"](np.linspace(0.1, 0.8, stages))
+    for stage, colour in enumerate(colours):
+        for field, style, what in (
+            ("kept", "-", f"stage {stage + 1}: sampled"),
+            ("kept_by_score", ":", "likelier kept than not"),
+            ("kept_at_inference", "--", "at inference"),
+        ):
+            values = _means([step[field][stage] for step in steps])
+            label = what if field == "kept" or stage == stages - 1 else None
+            axes.plot(x, values, style, color=colour, linewidth=1.2, label=label)
+    _dress(axes, "share of patches kept")
+    axes.set_ylim(0, 1.02)
+
+
+def _dress(axes: Axes, title: str, scale: str = "linear") -> None:
+    axes.set_title(title, loc="left", fontsize=10, color=_INK)
+    axes.set_yscale(scale, **({"nonpositive": "mask"} if scale == "log" else {}))
+    axes.grid(color=_FAINT, alpha=0.3, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _means(values: Sequence[float | None]) -> np.ndarray:
+    """Means over at most :data:`MAX_POINTS` stretches; what is missing counts nowhere."""
+    numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
+    parts = np.array_split(numbers, min(MAX_POINTS, len(numbers)))
+    return np.array([np.nan if np.isnan(p).all() else np.nanmean(p) for p in parts])

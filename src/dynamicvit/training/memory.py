@@ -1,0 +1,158 @@
+"""How much memory a training step will want, found out before the run with two images."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dynamicvit.data import Batch
+from dynamicvit.macs import resolve_image_size
+from dynamicvit.model import DynamicViT
+from dynamicvit.networks import image_channels
+from dynamicvit.teacher import dense_teacher
+from dynamicvit.training.recipe import Recipe
+from dynamicvit.training.step import SAMPLERS, step_losses
+
+#: AdamW keeps two averages of every gradient.
+_MOMENTS = 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device while a batch is trained on.
+
+    Attributes:
+        weights: of backbone and prediction modules.
+        teacher: of the dense network.
+        averaged: the exponential average of the weights, if the recipe has one.
+        gradients: of what learns.
+        optimizer: its averages of them.
+        activations: the rest, for the whole batch: above all what the backward pass needs of the
+            forward pass.
+    """
+
+    weights: int
+    teacher: int
+    averaged: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def estimate_memory(
+    model: DynamicViT,
+    recipe: Recipe,
+    batch_size: int | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype | None = None,
+) -> Memory:
+    """What training a batch will hold in memory at its peak.
+
+    Steps on noise, of one and of two images, are run with the recipe's losses and decisions on the
+    device itself, and every tensor that is alive at a time is counted, shared memory once. It grows
+    by the same amount for every further image. Not counted: the libraries' own workspaces, and what
+    the allocator holds and does not use. The process's peak on Linux is found within a fifth
+    (tests/training/test_plan.py).
+
+    Args:
+        model: moved to the device; its weights stay, its gradients are taken off.
+        recipe: what will be done.
+        batch_size: images on the device at a time; by default the recipe's batch.
+        device: where training will run; attention is computed in another way on each.
+        precision: dtype of autocast, or none for full precision.
+    """
+    batch_size = recipe.batch_size if batch_size is None else batch_size
+    modes = model.training, model.sampler, model.leave
+    model.to(device).train()
+    model.sampler, model.leave = SAMPLERS[recipe.decisions], recipe.leave
+    teacher = dense_teacher(model)
+    try:
+        # The first makes the gradients, which are there from then on.
+        _, one, two = (_held(model, teacher, recipe, n, device, precision) for n in (1, 1, 2))
+        gradients = _bytes(_gradients(model))
+    finally:
+        model.train(modes[0])
+        model.sampler, model.leave = modes[1:]
+        model.zero_grad(set_to_none=True)
+    weights = _bytes(_tensors(model))
+    return Memory(
+        weights=weights,
+        teacher=_bytes(_tensors(teacher)),
+        averaged=weights if recipe.ema else 0,
+        gradients=gradients,
+        optimizer=_MOMENTS * gradients,
+        activations=one + (batch_size - 1) * (two - one),
+    )
+
+
+def _held(
+    model: DynamicViT,
+    teacher: DynamicViT,
+    recipe: Recipe,
+    num_images: int,
+    device: torch.device | str,
+    precision: torch.dtype | None,
+) -> int:
+    """The most bytes that a step on noise needed at a time, beside what was there before."""
+    images = torch.randn(num_images, image_channels(model), *resolve_image_size(model))
+    batch = Batch(images, torch.zeros(num_images, dtype=torch.long)).to(device)
+    there = [*_tensors(model), *_tensors(teacher), *_gradients(model), images]
+    with _Held(there) as held:
+        _, losses = step_losses(model, teacher, batch, recipe, precision)
+        losses.total.backward()
+    return held.peak
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, memory that several share once."""
+
+    def __init__(self, there: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in there)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and look at what came out."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._watch(tensor.untyped_storage())
+        return result
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._known:
+            self._known.add(storage)
+            self._now += storage.nbytes()
+            weakref.finalize(storage, self._release, storage.nbytes())
+            self.peak = max(self.peak, self._now)
+
+    def _release(self, size: int) -> None:
+        self._now -= size
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _gradients(module: nn.Module) -> list[Tensor]:
+    return [p.grad for p in module.parameters() if p.grad is not None]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(math.prod(tensor.shape) * tensor.element_size() for tensor in tensors)

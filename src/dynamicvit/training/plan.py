@@ -1,0 +1,110 @@
+"""What a recipe will do to a model, before it does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dynamicvit.macs import DENSE, costs_of, meta_copy, resolve_image_size, schedule_macs
+from dynamicvit.model import DynamicViT
+from dynamicvit.schedule import Schedule
+from dynamicvit.training.optimizer import LearningRate, create_optimizer
+from dynamicvit.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that learn alike.
+
+    Attributes:
+        name: of the part they belong to.
+        tensors: how many.
+        parameters: how many numbers those hold.
+        learning_rate: at its peak.
+        weight_decay: of AdamW.
+    """
+
+    name: str
+    tensors: int
+    parameters: int
+    learning_rate: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The length of a run in optimiser steps.
+
+    Attributes:
+        total: of the whole run.
+        warmup: those in which the learning rate rises.
+        frozen: those in which the backbone does not learn.
+    """
+
+    total: int
+    warmup: int
+    frozen: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from model, recipe and the number of steps; nothing of it is measured.
+
+    Attributes:
+        image_size: height and width in pixels.
+        num_patches: N.
+        schedule: where and how much is dropped.
+        kept: patches left after each stage.
+        dense_macs: of one image through the backbone alone.
+        macs: of one image at inference, prediction modules included.
+        groups: the optimiser's parameter groups.
+        frozen: numbers in parameters that never learn.
+        steps: ``None`` where the data, and so their number, is not known.
+    """
+
+    image_size: tuple[int, int]
+    num_patches: int
+    schedule: Schedule
+    kept: tuple[int, ...]
+    dense_macs: int
+    macs: int
+    groups: tuple[Group, ...]
+    frozen: int
+    steps: Steps | None
+
+
+def plan_of(model: DynamicViT, recipe: Recipe, steps: int | None) -> Plan:
+    """The plan of a run.
+
+    Args:
+        model: what will be trained; not touched.
+        recipe: what will be done.
+        steps: of the whole run, or ``None`` where that is not known.
+    """
+    twin = meta_copy(model)
+    optimizer = create_optimizer(twin, recipe)
+    groups = tuple(
+        Group(
+            name=group["name"],
+            tensors=len(group["params"]),
+            parameters=sum(p.numel() for p in group["params"]),
+            learning_rate=recipe.learning_rate * group["lr_scale"],
+            weight_decay=group["weight_decay"],
+        )
+        for group in optimizer.param_groups
+    )
+    num_patches = costs_of(model, num_stages=0).num_patches
+    length = None
+    if steps is not None:
+        rate = LearningRate(optimizer, recipe, steps)
+        length = Steps(steps, rate.cosine.warmup_t, rate.frozen_steps)
+    return Plan(
+        image_size=resolve_image_size(model),
+        num_patches=num_patches,
+        schedule=model.schedule,
+        kept=model.schedule.kept(num_patches),
+        dense_macs=schedule_macs(model, DENSE),
+        macs=schedule_macs(model, model.schedule),
+        groups=groups,
+        frozen=sum(p.numel() for p in twin.parameters() if not p.requires_grad),
+        steps=length,
+    )

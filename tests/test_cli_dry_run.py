@@ -1,0 +1,119 @@
+"""`dynamicvit train --dry-run`: it says what would be done, of the real thing, and does nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from families import DEIT
+
+Main = Callable[..., int]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    folder = tmp_path / "saved"
+    DEIT.sparse().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Seven classes of two images."""
+    for number in range(2 * 7):
+        path = tmp_path / "images" / f"class{number % 7}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 64), (number, 0, 0)).save(path)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def plan(command: Main, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a dry run prints."""
+
+    def run(*words: object) -> str:
+        assert command("train", "--dry-run", *words) == 0
+        said = capsys.readouterr()
+        assert said.err == ""
+        return said.out
+
+    return run
+
+
+def test_a_recipe_alone_is_enough(
+    plan: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No data, no weights: nothing is downloaded."""
+    monkeypatch.chdir(tmp_path)
+    said = plan("--recipe", "deit_tiny")
+    for line in (
+        "196 patches of an image of 224x224",
+        "137 (69.9 %) left before block 3",
+        "67 (34.2 %) left before block 9",
+        "1.25 G dense, 0.80 G pruned (64 %)",
+        "learning rate 1e-05, weight decay 0.05",
+        "30 epochs in steps of 1024 images; how many, the data will say",
+        "nothing was trained or written",
+    ):
+        assert line in said, line
+    assert re.search(r"predictors: 0\.18 M in 12 tensors, learning rate 0\.001", said)
+    assert not any(tmp_path.iterdir())
+
+
+def test_with_data_it_says_what_is_found_and_how_long_it_takes(
+    plan: Callable[..., str], saved: Path, images: Path, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    words = ["--set", "batch_size=4", "--set", "epochs=10", "--set", "hold_out=0.15"]
+    words += ["--set", "backbone_frozen=0.1"]
+    said = plan(images, "-m", saved, "-o", tmp_path / "out", "--unlabelled", images, *words)
+    for line in (
+        f"{images}: 14 images in 7 classes",
+        f"{images}: 14 images without labels",
+        "2 images of these are held out",
+        "60 steps of 4 images, 10 epochs of 6",
+        "warm-up in the first 6",
+        "backbone frozen in the first 6",
+        "with 4 images at a time (fp32, ",
+    ):
+        assert line in said, line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_it_prints_the_recipe_as_it_is_resolved(plan: Callable[..., str], saved: Path) -> None:
+    said = plan("-m", saved, "--set", "images=400", "--set", "losses.token=3")
+    recipe = yaml.safe_load(said[: said.index("\ndata ")])
+    assert (recipe["images"], recipe["losses"]["token"]) == (400, 3.0)
+    assert recipe["model"] == str(saved)
+
+
+def test_passes_and_half_precision_need_less_memory(plan: Callable[..., str], saved: Path) -> None:
+    def memory(*words: str) -> float:
+        said = plan("-m", saved, "--set", "batch_size=1000", *words)
+        found = re.search(r"about ([\d.]+) GB", said)
+        assert found
+        return float(found[1])
+
+    whole = memory()
+    assert memory("--accumulate", "4") < whole / 2
+    assert memory("--precision", "bf16") < whole
+
+
+def test_it_refuses_what_the_run_would_refuse(
+    command: Main, saved: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, said in (
+        ((tmp_path / "nowhere", "-m", saved), "nowhere does not exist"),
+        ((images, "-m", saved, "-o", saved), "holds a model: choose another folder"),
+        ((images, "-m", saved, "--set", "batch_size=99"), "more than the 14 images"),
+        (("-m", saved, "--set", "epoch=1"), "did you mean 'epochs'"),
+        (("-m", saved, "--unlabelled", images), "Missing argument 'DATA'"),
+        ((), "names no model"),
+    ):
+        assert command("train", "--dry-run", *words) == 2, words
+        assert said in capsys.readouterr().err, words

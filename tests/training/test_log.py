@@ -1,0 +1,177 @@
+"""The log: valid JSON whatever happens, and what the curves and TensorBoard make of it."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from dynamicvit import InputError
+from dynamicvit.training import Progress
+from dynamicvit.training.curves import MAX_POINTS, draw_curves
+from dynamicvit.training.log import read_log, to_line
+from dynamicvit.training.tensorboard import TensorBoard, scalars
+
+FINE = Progress(
+    step=0,
+    steps=4,
+    images=8,
+    images_per_second=16.0,
+    losses={"total": 1.5, "token": 0.5, "ratio": 0.0},
+    kept=(0.75, 0.5),
+    learning_rates={"predictors": 1e-3, "backbone": 1e-5},
+    gradient_norm=2.0,
+    kept_by_score=(1.0, 0.25),
+    kept_at_inference=(0.7, 0.45),
+)
+BAD = dataclasses.replace(
+    FINE,
+    losses={"total": math.nan, "token": math.inf, "ratio": 0.0},
+    gradient_norm=math.nan,
+    not_finite=("token",),
+)
+
+
+def at(progress: Progress, step: int) -> Progress:
+    return dataclasses.replace(progress, step=step)
+
+
+def write_log(path: Path, *steps: Progress) -> Path:
+    path.write_text("".join(map(to_line, steps)))
+    return path
+
+
+def test_a_step_is_read_as_it_was_written(tmp_path: Path) -> None:
+    (step,) = read_log(write_log(tmp_path / "log.jsonl", FINE))
+    expected = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(FINE).items()
+    }
+    assert step == expected
+
+
+def test_what_is_not_finite_is_null_and_not_nan() -> None:
+    """NaN is no JSON: jq, JavaScript and others stumble over it."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    step = json.loads(to_line(BAD), parse_constant=refuse)
+    assert step["losses"] == {"total": None, "token": None, "ratio": 0.0}
+    assert step["gradient_norm"] is None
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    path = write_log(tmp_path / "log.jsonl", FINE)
+    path.write_text(path.read_text() + to_line(FINE)[:20])
+    with pytest.raises(InputError, match=r"log\.jsonl, line 2: not a step's JSON"):
+        read_log(path)
+
+
+# ---------------------------------------------------------------- TensorBoard
+
+
+def events(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder)).Reload()
+
+
+def test_tensorboard_has_every_number(tmp_path: Path) -> None:
+    with TensorBoard(tmp_path) as board:
+        for step in range(3):
+            board(at(FINE, step))
+    read = events(tmp_path)
+    assert {name: [e.value for e in read.Scalars(name)] for name in read.Tags()["scalars"]} == {
+        name: pytest.approx([value] * 3) for name, value in scalars(FINE)
+    }
+    names = {name for name, _ in scalars(FINE)}
+    assert {"loss/token", "kept_stage_2/by_score", "kept_stage_1/sampled"} <= names
+    assert {"kept_stage_1/at_inference", "learning_rate/backbone", "run/gradient_norm"} <= names
+    assert dict(scalars(FINE))["kept_stage_2/at_inference"] == 0.45
+
+
+def test_a_step_left_out_has_no_loss_there(tmp_path: Path) -> None:
+    with TensorBoard(tmp_path) as board:
+        board(at(FINE, 0))
+        board(at(BAD, 1))
+    read = events(tmp_path)
+    assert [e.step for e in read.Scalars("loss/total")] == [0]
+    assert [e.step for e in read.Scalars("run/gradient_norm")] == [0]
+    assert [e.value for e in read.Scalars("run/left_out")] == [0.0, 1.0]
+
+
+def test_steps_made_again_are_shown_once(tmp_path: Path) -> None:
+    """A run that was killed after its last checkpoint makes some steps twice."""
+    for start, total in ((0, 1.0), (2, 7.0)):
+        losses = {"total": total}
+        with TensorBoard(tmp_path) as board:
+            for step in range(start, start + 4):
+                board(dataclasses.replace(at(FINE, step), losses=losses))
+    shown = [(e.step, e.value) for e in events(tmp_path).Scalars("loss/total")]
+    assert shown == [(0, 1.0), (1, 1.0), (2, 7.0), (3, 7.0), (4, 7.0), (5, 7.0)]
+
+
+def divide(folder: Path) -> None:
+    with TensorBoard(folder) as board:
+        board._writer = SummaryWriter(str(folder))
+        _ = 1 / 0
+
+
+def test_a_full_disk_is_said_unless_something_else_went_wrong_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+    with TensorBoard(tmp_path) as board, pytest.raises(InputError, match="No space left"):
+        board(FINE)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", full)
+    with pytest.raises(InputError, match="No space left"), TensorBoard(tmp_path) as board:
+        board._writer = SummaryWriter(str(tmp_path))
+    with pytest.raises(ZeroDivisionError):
+        divide(tmp_path)
+
+
+def test_a_run_without_a_step_writes_nothing(tmp_path: Path) -> None:
+    with TensorBoard(tmp_path / "tensorboard"):
+        pass
+    assert not (tmp_path / "tensorboard").exists()
+
+
+# ---------------------------------------------------------------- the picture
+
+
+def test_the_picture_is_drawn_and_replaces_the_last(tmp_path: Path) -> None:
+    steps = read_log(write_log(tmp_path / "log.jsonl", at(FINE, 0), at(BAD, 1), at(FINE, 2)))
+    path = tmp_path / "curves.png"
+    path.write_text("old")
+    draw_curves(steps, path)
+    pixels = imread(path)
+    assert pixels.shape[0] > 600 < pixels.shape[1]
+    assert np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0).shape[0] > 50
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["curves.png", "log.jsonl"]
+
+
+def test_a_step_left_out_is_marked(tmp_path: Path) -> None:
+    def red(*steps: Progress) -> int:
+        draw_curves(read_log(write_log(tmp_path / "log.jsonl", *steps)), tmp_path / "curves.png")
+        r, g, b = np.moveaxis(imread(tmp_path / "curves.png")[..., :3], -1, 0)
+        return int(((r > 0.7) & (g < 0.6) & (b < 0.6) & (r > g + 0.3)).sum())
+
+    whole = [at(FINE, step) for step in range(5)]
+    assert red(*whole[:2], at(BAD, 2), *whole[3:]) > red(*whole) + 500
+
+
+def test_a_long_run_is_drawn_as_means_and_a_run_of_bad_steps_too(tmp_path: Path) -> None:
+    from dynamicvit.training.curves import _means
+
+    steps = list(range(10 * MAX_POINTS))
+    assert _means(steps).tolist() == [10 * place + 4.5 for place in range(MAX_POINTS)]
+    assert _means([1.0, None]).tolist()[0] == 1.0
+    draw_curves(read_log(write_log(tmp_path / "log.jsonl", at(BAD, 0))), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").exists()

@@ -1,0 +1,154 @@
+"""What a run says of itself: shares that are kept, and steps that are not finite."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dynamicvit import DynamicViT, InputError
+from dynamicvit.data import Batch
+from dynamicvit.training import train
+from dynamicvit.training.checkpoint import load_checkpoint
+from families import DEIT
+from memory import BATCH, Memory, paper, small
+
+
+class Poisoned(Memory):
+    """Memory with NaN in the first image of some batches."""
+
+    def __init__(self, *bad: int, images: int = 1) -> None:
+        super().__init__()
+        self.bad, self.images = bad, images
+
+    def __iter__(self) -> Iterator[Batch]:
+        for place, batch in enumerate(super().__iter__(), self.start):
+            if place in self.bad:
+                batch.images[: self.images] = math.nan
+            yield batch
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def sure(keep: bool) -> DynamicViT:
+    """A model whose scores ask for every patch, or for none."""
+    model = DEIT.sparse()
+    for predictor in model.predictors:
+        predictor.head[-1].weight.data.zero_()
+        predictor.head[-1].bias.data.copy_(torch.tensor([0.4, -0.4] if keep else [-0.4, 0.4]))
+    return model
+
+
+# ---------------------------------------------------------------- shares
+
+
+def test_what_was_sampled_is_not_what_the_scores_ask_for(tmp_path: Path) -> None:
+    """σ(0.8) of the patches are sampled, but each is likelier kept than not."""
+    recipe = paper("images=4", "learning_rate=1e-9")
+    train(sure(keep=True), Memory(), recipe, tmp_path)
+    (step,) = log_of(tmp_path)
+    assert step["kept"][0] == pytest.approx(torch.sigmoid(torch.tensor(0.8)).item(), abs=0.15)
+    # After the first stage the question is put to those that are left.
+    assert step["kept_by_score"] == pytest.approx([1.0, *step["kept"][:-1]])
+    train(sure(keep=False), Memory(), recipe, tmp_path)
+    (step,) = log_of(tmp_path)
+    assert step["kept_by_score"] == [0.0, 0.0, 0.0]
+    assert step["kept"][0] > 0.1
+
+
+def test_the_share_at_inference_is_that_of_the_pruned_path(tmp_path: Path) -> None:
+    model = DEIT.sparse(keep_ratio=0.6)
+    train(model, Memory(), small("keep_ratio=0.6", steps=1), tmp_path)
+    survived = model.forward_pruned(DEIT.images()).survived
+    (step,) = log_of(tmp_path)
+    assert step["kept_at_inference"] == pytest.approx([float(s.float().mean()) for s in survived])
+    assert step["kept"] == pytest.approx(step["kept_at_inference"])  # best-k draws nothing
+
+
+def test_shares_and_bad_images_do_not_depend_on_the_passes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = []
+    for passes in (1, 3):  # 3 of 4 images: passes of different sizes
+        folder = tmp_path / str(passes)
+        data = Poisoned(1, images=3)
+        train(DEIT.sparse(), data, small(steps=2), folder, accumulate=passes)
+        steps.append(log_of(folder))
+    for one, other in zip(*steps, strict=True):
+        assert one["kept_by_score"] == pytest.approx(other["kept_by_score"])
+        assert one["kept"] == pytest.approx(other["kept"])
+        assert one["not_finite"] == other["not_finite"]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert said[0] == said[1]
+    assert "the logits of 3 of its 4 images are not" in said[0]
+
+
+# ---------------------------------------------------------------- steps that are not finite
+
+
+def test_a_bad_step_is_counted_and_named_and_changes_no_weight(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = DEIT.sparse()
+    report = train(model, Poisoned(1), small(steps=3), tmp_path)
+    assert report.bad_steps == 1
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    steps = log_of(tmp_path)
+    assert [step["not_finite"] for step in steps][::2] == [[], []]
+    assert {"distillation", "token"} <= set(steps[1]["not_finite"])
+    assert "total" not in steps[1]["not_finite"]
+    assert steps[1]["losses"]["token"] is None  # NaN is no JSON
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    said = record.getMessage()
+    assert said.startswith("step 1 left out: ")
+    assert "token" in said
+    assert "the logits of 1 of its 4 images are not" in said
+
+
+def test_the_part_that_is_to_blame_is_named_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> torch.Tensor:
+        return torch.tensor(math.inf)
+
+    monkeypatch.setattr("dynamicvit.losses.ratio_loss", broken)
+    train(DEIT.sparse(), Memory(), paper("images=4"), tmp_path)
+    assert log_of(tmp_path)[0]["not_finite"] == ["ratio"]
+    assert "ratio not finite; the logits of all its 4 images are" in caplog.text
+
+
+def test_ten_in_a_row_stop_the_run_with_the_weights_before_them(tmp_path: Path) -> None:
+    class LaterPoisoned(Poisoned):
+        def __iter__(self) -> Iterator[Batch]:
+            self.bad = (0, 1, 2) if self.epoch else ()
+            return super().__iter__()
+
+    model, good = DEIT.sparse(), DEIT.sparse()
+    train(good, Memory(), small(steps=3), tmp_path / "good")
+    recipe = small(steps=30)
+    with pytest.raises(InputError, match="10 steps in a row, up to step 12") as error:
+        train(model, LaterPoisoned(), recipe, tmp_path / "bad")
+    for said in ("learning_rate", "clip_grad", "fp32", f"{tmp_path / 'bad'} keeps the run"):
+        assert said in str(error.value)
+    steps = log_of(tmp_path / "bad")
+    assert [bool(step["not_finite"]) for step in steps] == [False] * 3 + [True] * 10
+    state = load_checkpoint(tmp_path / "bad" / "checkpoint.pt")
+    assert all(value.isfinite().all() for value in state["model"].values())
+    assert state["counters"]["step"] == 13
+    # It can go on, and ten more may be bad.
+    with pytest.raises(InputError, match="up to step 22"):
+        train(DEIT.sparse(), LaterPoisoned(), recipe, tmp_path / "bad", resume=True)
+    report = train(DEIT.sparse(), Memory(), recipe, tmp_path / "bad", resume=True)
+    assert (report.steps, report.bad_steps) == (30, 20)
+    assert report.images == 30 * BATCH
