@@ -1,4 +1,4 @@
-"""Parity with the released implementation, and what load_released refuses."""
+"""What load_released reads from the authors' files, and what it refuses."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dynamicvit import DynamicViT, InputError, Schedule
-from dynamicvit.losses import dynamicvit_loss
-from dynamicvit.prediction import KEEP
-from dynamicvit.released import load_released, rename_released
+from dynamicvit import InputError
+from dynamicvit.released import load_released
 from released_state import (
     DEPTH,
     HEADS,
@@ -35,120 +31,17 @@ from shared import shared
 # ------------------------------------------------------------------ golden tensors
 
 
-@pytest.fixture(scope="module")
-def golden() -> dict[str, Tensor]:
-    with safe_open(shared("golden/deit_rho07.safetensors"), framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def part(golden: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in golden.items() if n.startswith(prefix)}
-
-
-@pytest.fixture
-def student(golden: dict[str, Tensor]) -> DynamicViT:
-    return load_released(part(golden, "student."), keep_ratio=0.7, num_heads=3)
-
-
-def test_the_golden_file_tells_heads_and_ratio_by_itself(golden: dict[str, Tensor]) -> None:
-    model = load_released(shared("golden/deit_rho07.safetensors"))
-    assert not model.training
-    assert model.schedule.stages == (3, 6, 9)
-    assert model.keep_ratio == pytest.approx(0.7)
-    with torch.no_grad():
-        torch.testing.assert_close(model(golden["input"]), golden["eval.logits"], atol=1e-4, rtol=0)
-
-
-def test_inference_agrees_with_the_released_code(
-    golden: dict[str, Tensor], student: DynamicViT
-) -> None:
-    with torch.no_grad():
-        output = student.forward_pruned(golden["input"])
-    torch.testing.assert_close(output.logits, golden["eval.logits"], atol=1e-4, rtol=0)
-    held = torch.arange(196).expand(2, -1)  # the released code holds tokens best first
-    for stage, (survived, scores) in enumerate(
-        zip(output.survived, output.keep_scores, strict=True)
-    ):
-        expected = golden[f"eval.score.{stage}"]
-        torch.testing.assert_close(scores.gather(1, held), expected, atol=1e-4, rtol=0)
-        held = golden[f"eval.kept.{stage}"]
-        kept = torch.zeros(2, 196, dtype=torch.bool).scatter(1, held, True)
-        assert torch.equal(survived, kept)
-
-
-def test_training_losses_and_gradients_agree_with_the_released_code(
-    golden: dict[str, Tensor], student: DynamicViT
-) -> None:
-    student.train()
-    student.sampler = played_back([golden[f"train.draw.{stage}"] for stage in range(3)])
-    output = student(golden["input"])
-    close = {"atol": 1e-4, "rtol": 0.0}
-    torch.testing.assert_close(output.logits, golden["train.logits"], **close)
-    torch.testing.assert_close(output.features.patches, golden["train.tokens"], **close)
-    for stage, decision in enumerate(output.decisions):
-        torch.testing.assert_close(decision, golden[f"train.decision.{stage}"], **close)
-    assert torch.equal(output.features.decision, golden["train.final_mask"][..., 0])
-
-    teacher = DynamicViT(dense_teacher(golden, student), Schedule((), ()))
-    with torch.no_grad():
-        dense = teacher.forward_dense(golden["input"])
-    torch.testing.assert_close(dense.logits, golden["teacher.logits"], **close)
-    torch.testing.assert_close(dense.features.patches, golden["teacher.tokens"], **close)
-
-    losses = dynamicvit_loss(
-        output,
-        student.schedule.keep_ratios,
-        labels=golden["labels"],
-        teacher=dense,
-    )
-    torch.testing.assert_close(losses.classification, golden["loss.classification"], **close)
-    torch.testing.assert_close(losses.distillation, golden["loss.logit_kl"], **close)
-    torch.testing.assert_close(losses.token, golden["loss.token"], **close)
-    torch.testing.assert_close(losses.ratio * 3, golden["loss.ratio"], **close)
-    torch.testing.assert_close(losses.total, golden["loss.total"], **close)
-
-    losses.total.backward()
-    gradients = {name: parameter.grad for name, parameter in student.named_parameters()}
-    expected = part(golden, "grad.")
-    assert len(expected) > 30
-    for name, value in expected.items():
-        ours = gradients[our_name(name)]
-        error = (ours - value).norm() / value.norm()
-        assert error < 1e-3, f"{name}: relative error {error:.1e}"
-
-
-def played_back(draws: list[Tensor]) -> Callable[[Tensor, Tensor, int], Tensor]:
-    """A sampler that gives recorded draws, with the gradient of the keep probability."""
-    remaining = iter(draws)
-
-    def sample(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
-        del decision, k
-        probability = log_probs.exp()[..., KEEP]
-        return next(remaining) + (probability - probability.detach())
-
-    return sample
-
-
-def dense_teacher(golden: dict[str, Tensor], student: DynamicViT) -> torch.nn.Module:
-    teacher = timm.create_model(
-        "deit_tiny_patch16_224", embed_dim=48, depth=12, num_heads=3, num_classes=10
-    )
-    teacher.load_state_dict(
-        {n: t for n, t in part(golden, "teacher.").items() if n not in ("logits", "tokens")}
-    )
-    return teacher.eval()
-
-
-def our_name(released: str) -> str:
-    return next(iter(rename_released({released: None})))
-
-
-def test_the_golden_lvvit_file_tells_all_by_itself() -> None:
-    path = shared("golden/lvvit_s_rho07.safetensors")
+@pytest.mark.parametrize(
+    ("name", "stages"), [("deit_rho07", (3, 6, 9)), ("lvvit_s_rho07", (4, 8, 12))]
+)
+def test_a_golden_file_tells_all_by_itself(name: str, stages: tuple[int, ...]) -> None:
+    """Losses and gradients of the same files are in test_parity.py."""
+    path = shared(f"golden/{name}.safetensors")
     with safe_open(path, framework="pt") as file:
         images, logits = file.get_tensor("input"), file.get_tensor("eval.logits")
     model = load_released(path)
-    assert model.schedule.stages == (4, 8, 12)
+    assert not model.training
+    assert model.schedule.stages == stages
     assert model.keep_ratio == pytest.approx(0.7)
     with torch.no_grad():
         torch.testing.assert_close(model(images), logits, atol=1e-4, rtol=0)
