@@ -26,7 +26,9 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
 
 
 def hard_distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Cross-entropy with the class that the teacher holds likeliest (DeiT, arXiv 2012.12877, Eq. 3).
+    """Cross-entropy with the class that the teacher holds likeliest (arXiv 2012.12877, Eq. 3).
+
+    That is how DeiT learns from a convolutional network.
 
     Args:
         logits: ``(B, classes)``.

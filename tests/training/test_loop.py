@@ -12,6 +12,7 @@ from dynamicvit import DynamicViT, InputError
 from dynamicvit.data import Batch
 from dynamicvit.training import Progress, Recipe, loop, train
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
+from dynamicvit.training.teachers import teachers_for
 from families import BY_NAME, DEIT, Family
 from memory import BATCH, Memory, paper, small
 
@@ -81,14 +82,14 @@ def test_a_shared_stem_stays_as_it_was_and_the_rest_learns(tmp_path: Path) -> No
 @pytest.mark.parametrize("family", [DEIT, BY_NAME["lvvit"]], ids=["deit", "lvvit"])
 def test_a_shared_stem_changes_no_loss(family: Family) -> None:
     model = family.sparse().train()
-    teacher = loop.dense_teacher(model)
     model.sampler = loop.SAMPLERS["best-k"]
     batch = next(iter(Memory()))
     apart = small("share_stem=false", "leave=late")
     shared = small("share_stem=true", "leave=at once")
-    _, one = loop.step_losses(model, teacher, batch, apart, None)
+    teachers = teachers_for(model, apart)
+    _, one = loop.step_losses(model, teachers, batch, apart, None)
     model.leave = "at once"
-    _, other = loop.step_losses(model, teacher, batch, shared, None)
+    _, other = loop.step_losses(model, teachers, batch, shared, None)
     for name, part in vars(one).items():
         torch.testing.assert_close(getattr(other, name), part, rtol=1e-4, atol=1e-5)
     assert one.token > 0
@@ -103,7 +104,8 @@ def test_best_k_trains_with_the_number_of_tokens_of_inference(tmp_path: Path) ->
 
 def test_the_teacher_is_the_dense_network_at_the_start() -> None:
     model = DEIT.sparse().train()
-    teacher = loop.dense_teacher(model)
+    teacher = teachers_for(model, paper()).dense
+    assert teacher is not None
     images = next(iter(Memory())).images
     with torch.no_grad():
         expected = DEIT.sparse().backbone(images)
@@ -179,10 +181,10 @@ def test_a_loss_that_is_not_finite_is_left_out_and_ten_stop_the_run(tmp_path: Pa
 def test_a_finite_loss_with_a_gradient_that_is_not_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def infinite_slope(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+    def infinite_slope(logits: torch.Tensor, *_: torch.Tensor, temperature: float) -> torch.Tensor:
         return (logits.mean() * 0.0).sqrt()  # 0, whose derivative is 1/0
 
-    monkeypatch.setattr("dynamicvit.losses.distillation_loss", infinite_slope)
+    monkeypatch.setattr("dynamicvit.training.recipe.distillation_loss", infinite_slope)
     model = DEIT.sparse()
     before = weights(model)
     report = train(model, Memory(), small(steps=2), tmp_path)

@@ -16,12 +16,12 @@ from dynamicvit.data import UNLABELLED, Batch
 from dynamicvit.decisions import best_k_sampler, gumbel_sampler, gumbel_top_k_sampler
 from dynamicvit.errors import InputError
 from dynamicvit.losses import Losses, dynamicvit_loss
-from dynamicvit.model import DenseOutput, DynamicViT, MaskedOutput, Stem
+from dynamicvit.model import DynamicViT, MaskedOutput
 from dynamicvit.networks import image_channels, own_image_size
 from dynamicvit.processes import Processes
-from dynamicvit.teacher import ask
 from dynamicvit.training.draws import NoisySampler, SplitDraws
 from dynamicvit.training.recipe import Recipe
+from dynamicvit.training.teachers import Teachers
 
 SAMPLERS: dict[str, NoisySampler] = {
     "independent": gumbel_sampler,
@@ -72,7 +72,7 @@ class Step:
 
     Args:
         model: the student, in ``train()``; its sampler is set.
-        teacher: of :func:`~dynamicvit.teacher.dense_teacher`.
+        teachers: whom the losses ask.
         recipe: of the run.
         processes: that share the batch.
         precision: dtype of autocast, or none.
@@ -83,7 +83,7 @@ class Step:
     def __init__(
         self,
         model: DynamicViT,
-        teacher: DynamicViT,
+        teachers: Teachers,
         recipe: Recipe,
         processes: Processes,
         *,
@@ -99,7 +99,7 @@ class Step:
         self.scaler = torch.amp.GradScaler(
             processes.device.type, enabled=precision is torch.float16
         )
-        self._pass = _Pass(model, teacher, recipe, precision, mixup)
+        self._pass = _Pass(model, teachers, recipe, precision, mixup)
         self._wrapped = processes.wrap(self._pass)
 
     def backward(self, batch: Batch, split: Split) -> Measured:
@@ -186,14 +186,14 @@ class _Pass(nn.Module):
     def __init__(
         self,
         model: DynamicViT,
-        teacher: DynamicViT,
+        teachers: Teachers,
         recipe: Recipe,
         precision: torch.dtype | None,
         mixup: Mixup | None,
     ) -> None:
         super().__init__()
         self.model = model
-        self._fixed = teacher, recipe, precision, mixup  # in a tuple: nothing of it is trained
+        self._fixed = teachers, recipe, precision, mixup  # in a tuple: nothing of it is trained
 
     def forward(self, batch: Batch) -> tuple[Losses, Tensor, Tensor, Tensor]:
         """The losses, and what is only counted.
@@ -219,26 +219,25 @@ class _Pass(nn.Module):
 
 def step_losses(
     model: DynamicViT,
-    teacher: DynamicViT,
+    teachers: Teachers,
     batch: Batch,
     recipe: Recipe,
     precision: torch.dtype | None,
     mixup: Mixup | None = None,
 ) -> tuple[MaskedOutput, Losses]:
-    """Teacher, student under its decisions, and the losses (Eq. 12-16) of one batch."""
+    """Teachers, student under its decisions, and the losses (Eq. 12-16) of one batch."""
     images, labels = _mixed(batch, recipe, mixup)
     with torch.autocast(images.device.type, precision, enabled=precision is not None):
-        with torch.no_grad():
-            # The teacher's stem serves both: the student's is never trained, so it is the same.
-            depth = model.schedule.stages[0]
-            start = teacher.stem(images, depth) if recipe.share_stem else images
-        dense = _dense(teacher, start, recipe)
+        start = teachers.shared_stem(model, images) if recipe.share_stem else images
+        taught = teachers.ask(start, images, importance=recipe.losses.guidance > 0)
         output = model.forward_masked(start)
         losses = dynamicvit_loss(
             output,
             model.schedule.keep_ratios,
             labels=labels,
-            teacher=dense,
+            teacher=taught.dense,
+            teacher_logits=taught.logits,
+            distillation=recipe.teacher.distillation(),
             label_smoothing=recipe.augment.smoothing,
             weights=recipe.losses.weights(),
         )
@@ -271,14 +270,6 @@ def seed_everything(*entropy: int) -> None:
 
 def _draw(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
-
-
-def _dense(teacher: DynamicViT, start: Tensor | Stem, recipe: Recipe) -> DenseOutput | None:
-    """What the losses need of the teacher, if anything."""
-    losses = recipe.losses
-    if not (losses.distillation or losses.token or losses.feature or losses.guidance):
-        return None
-    return ask(teacher, start, importance=losses.guidance > 0)
 
 
 def _mixed(batch: Batch, recipe: Recipe, mixup: Mixup | None) -> tuple[Tensor, Tensor]:
