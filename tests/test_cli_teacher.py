@@ -172,7 +172,7 @@ def test_bad_teachers_are_one_line_and_leave_nothing(
         (by(teacher, "test_vit"), "does not fit test_vit"),
         (by(tmp_path / "nowhere.pth"), "nowhere.pth: no such file"),
         (by(broken), "truncated or not safetensors"),
-        (by(five), "it has 5 classes, the student has 7"),
+        (by(five), "the teacher has 5 classes, the student 7"),
         (["--set", "teacher.hard=maybe"], "teacher.hard: Input should be a valid boolean"),
     ):
         line = ["train", images, "-m", saved, *TINY, "-o", tmp_path / "out", *words]

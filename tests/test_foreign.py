@@ -19,10 +19,10 @@ from families import BY_NAME, DEIT, NUM_CLASSES, assert_agree
 MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 
-def network(name: str = "test_resnet", **kwargs: object) -> nn.Module:
+def network(name: str = "test_resnet", num_classes: int = NUM_CLASSES) -> nn.Module:
     """A small one of timm's; its own images are of 160 px, with a mean and deviation of 0.5."""
     torch.manual_seed(0)
-    return timm.create_model(name, num_classes=NUM_CLASSES, **kwargs).eval()
+    return timm.create_model(name, num_classes=num_classes).eval()
 
 
 def shown(module: nn.Module) -> list[Tensor]:
@@ -95,15 +95,15 @@ def test_transformers_models_teach() -> None:
 
 def test_other_classes_or_channels_are_refused() -> None:
     for other, said in (
-        (network(), "it has 7 classes, the student has 5"),
-        (timm.create_model("test_resnet", num_classes=0), "it has 0 classes, the student has 5"),
-        (nn.Flatten(), "it has None classes, the student has 5"),
-        (DEIT.backbone(num_classes=5, in_chans=1), "it has 1 channels, the student has 3"),
+        (network(), "the teacher has 7 classes, the student 5"),
+        (network(num_classes=0), "the teacher has 0 classes, the student 5"),
+        (nn.Flatten(), "the teacher has None classes, the student 5"),
+        (DEIT.backbone(num_classes=5, in_chans=1), "the teacher has 1 channels, the student 3"),
     ):
         with pytest.raises(InputError, match=said):
             ForeignTeacher(other, DEIT.sparse(num_classes=5))
-    with pytest.raises(InputError, match="it has 0 classes, the student has 0"):
-        ForeignTeacher(timm.create_model("test_resnet", num_classes=0), DEIT.sparse(num_classes=0))
+    with pytest.raises(InputError, match="the teacher has 0 classes, the student 0"):
+        ForeignTeacher(network(num_classes=0), DEIT.sparse(num_classes=0))
 
 
 def test_a_fingerprint_tells_weights_apart() -> None:

@@ -84,6 +84,6 @@ def _normalisation(model: nn.Module) -> tuple[Tensor, Tensor]:
 def _check_alike(what: str, taught: int | None, student: int) -> None:
     if taught != student or not student:
         raise InputError(
-            f"a teacher needs the student's classifier and images: it has {taught} {what}, the "
-            f"student has {student}"
+            f"the teacher has {taught} {what}, the student {student}: take a teacher with the "
+            "student's"
         )
