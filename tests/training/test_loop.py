@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.data import Batch
+from dynamicvit.data import UNLABELLED, Batch
+from dynamicvit.model import DenseOutput, Stem
+from dynamicvit.teacher import weigh_some
 from dynamicvit.training import Progress, Recipe, loop, train
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
+from dynamicvit.training.step import create_mixup, seed_everything
 from dynamicvit.training.teachers import teachers_for
 from families import BY_NAME, DEIT, Family
 from memory import BATCH, Memory, paper, small
@@ -155,9 +158,26 @@ def test_an_odd_batch_can_be_mixed(tmp_path: Path) -> None:
 
 
 def test_labels_are_needed_only_for_classification(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"losses\.classification=0"):
-        train(DEIT.sparse(), Memory(labelled=False), paper(), tmp_path)
     train(DEIT.sparse(), Memory(labelled=False), paper("losses.classification=0"), tmp_path)
+
+
+@pytest.mark.parametrize("plain", [PLAIN, ()], ids=["plain", "mixed"])
+def test_images_without_labels_learn_from_the_teacher_alone(plain: tuple[str, ...]) -> None:
+    recipe = paper(*plain)
+    batch = next(iter(Memory()))
+    labels = batch.labels.clone()
+    labels[: len(labels) // 2] = UNLABELLED
+    of_labels = {}
+    for name, given in {"all": batch.labels, "half": labels}.items():
+        model = DEIT.sparse().train()
+        seed_everything(0)
+        mixup = create_mixup(recipe, model.num_classes)
+        given = Batch(batch.images, given)
+        _, losses = loop.step_losses(model, teachers_for(model, recipe), given, recipe, None, mixup)
+        of_labels[name] = losses.classification.item()
+        assert losses.distillation.isfinite()
+    # Mixed, each of this batch's images has a partner without a label.
+    assert (0 < of_labels["half"] < of_labels["all"]) if plain else of_labels["half"] == 0
 
 
 def test_a_loss_that_is_not_finite_is_left_out_and_ten_stop_the_run(tmp_path: Path) -> None:
@@ -215,6 +235,26 @@ def test_unreadable_images_are_counted_nowhere_and_named(tmp_path: Path) -> None
 
     report = train(DEIT.sparse(), Broken(), small(steps=3), tmp_path)
     assert (report.images, report.skipped) == (2 * BATCH, ("x.jpg",))
+
+
+@pytest.mark.parametrize(("share", "every"), [(1.0, 1), (0.5, 2), (0.25, 4), (0.3, 4), (0.1, 10)])
+def test_guidance_weighs_its_share_of_the_images_however_they_are_split(
+    share: float, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighed: list[bool] = []
+
+    def spy(teacher: DynamicViT, images: Stem, chosen: torch.Tensor) -> DenseOutput:
+        weighed.extend(chosen.tolist())
+        return weigh_some(teacher, images, chosen)
+
+    monkeypatch.setattr("dynamicvit.training.teachers.weigh_some", spy)
+    model, recipe = DEIT.sparse().train(), small(f"guided={share}")
+    teachers = teachers_for(model, recipe)
+    batch = next(iter(Memory(batch=10)))
+    for first in (0, 10, 20, 30):
+        loop.step_losses(model, teachers, batch, recipe, None, first=first)
+    assert sum(weighed) == pytest.approx(40 * share)
+    assert weighed.index(True) == every - 1
 
 
 def test_the_log_names_every_part(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         return call
 
     monkeypatch.setattr(asking, "ask", counted("dense", asking.ask))
+    monkeypatch.setattr(asking, "weigh_some", counted("dense", asking.weigh_some))
     monkeypatch.setattr(ForeignTeacher, "forward", counted("foreign", ForeignTeacher.forward))
     return count
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dynamicvit.data import UNLABELLED, Batch
 from dynamicvit.decisions import best_k_sampler, gumbel_sampler, gumbel_top_k_sampler
-from dynamicvit.errors import InputError
 from dynamicvit.losses import Losses, dynamicvit_loss
 from dynamicvit.model import DynamicViT, MaskedOutput
 from dynamicvit.networks import image_channels, own_image_size
@@ -116,7 +115,8 @@ class Step:
             self._begin(split, number, counts)
             is_last = number == len(pieces) - 1
             with nullcontext() if is_last else self.processes.no_sync(self._wrapped):
-                losses, shares, alive, bad = self._wrapped(piece)
+                first = split.first + sum(counts[:number])
+                losses, shares, alive, bad = self._wrapped(piece, first)
                 images = count / split.total
                 tokens = self._token_share(alive, count, split, survivors)
                 parts = {
@@ -195,14 +195,20 @@ class _Pass(nn.Module):
         self.model = model
         self._fixed = teachers, recipe, precision, mixup  # in a tuple: nothing of it is trained
 
-    def forward(self, batch: Batch) -> tuple[Losses, Tensor, Tensor, Tensor]:
+    def forward(self, batch: Batch, first: int) -> tuple[Losses, Tensor, Tensor, Tensor]:
         """The losses, and what is only counted.
+
+        Args:
+            batch: of this pass.
+            first: place of its first image in the step's whole batch.
 
         Returns:
             The losses; ``(2 · stages,)`` the kept shares, by decision and by score; the number of
             surviving tokens; ``(1,)`` the number of images whose logits are not finite.
         """
-        output, losses = step_losses(self.model, self._fixed[0], batch, *self._fixed[1:])
+        output, losses = step_losses(
+            self.model, self._fixed[0], batch, *self._fixed[1:], first=first
+        )
         drawn = [decision.detach().float().mean() for decision in output.decisions]
         likely = [(odds.detach() > 0).float().mean() for odds in output.log_odds]
         bad = (~output.logits.detach().isfinite().all(dim=1)).sum().float()
@@ -224,12 +230,17 @@ def step_losses(
     recipe: Recipe,
     precision: torch.dtype | None,
     mixup: Mixup | None = None,
+    first: int = 0,
 ) -> tuple[MaskedOutput, Losses]:
-    """Teachers, student under its decisions, and the losses (Eq. 12-16) of one batch."""
+    """Teachers, student under its decisions, and the losses (Eq. 12-16) of one batch.
+
+    It may be part of a larger one, in which its first image has place ``first``.
+    """
     images, labels = _mixed(batch, recipe, mixup)
+    guided = _guided(first, len(images), recipe.guided) if recipe.losses.guidance else None
     with torch.autocast(images.device.type, precision, enabled=precision is not None):
         start = teachers.shared_stem(model, images) if recipe.share_stem else images
-        taught = teachers.ask(start, images, importance=recipe.losses.guidance > 0)
+        taught = teachers.ask(start, images, guided)
         output = model.forward_masked(start)
         losses = dynamicvit_loss(
             output,
@@ -272,20 +283,24 @@ def _draw(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
+def _guided(first: int, count: int, share: float) -> Tensor:
+    """``(count,)`` bool: every so many images of the whole batch, however it is split."""
+    ends = ((torch.arange(first, first + count + 1, dtype=torch.float64) * share) + 1e-9).floor()
+    return ends.diff() > 0
+
+
 def _mixed(batch: Batch, recipe: Recipe, mixup: Mixup | None) -> tuple[Tensor, Tensor]:
     """Images ``(B, 3, H, W)`` and labels, mixed if asked for."""
     images, labels = batch.images, batch.labels
-    if recipe.losses.classification and (labels == UNLABELLED).any():
-        raise InputError(
-            "some images have no label, which the classification loss needs: set "
-            "losses.classification=0 to learn from the dense network alone"
-        )
     if mixup is None:
         return images, labels
     if len(images) % 2:  # timm's mixup pairs images: one of them is its own partner
         images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
+    known = labels != UNLABELLED
     # It mixes in place; a second pass over the same images must find them as they were.
-    return mixup(images.clone(), labels)
+    images, targets = mixup(images.clone(), labels * known)
+    # It pairs an image with its mirror place in the batch; of half a label nothing is learned.
+    return images, targets * (known & known.flip(0))[:, None]
 
 
 def _survivors(output: MaskedOutput) -> Tensor:

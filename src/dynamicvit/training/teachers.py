@@ -13,7 +13,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.foreign import ForeignTeacher
 from dynamicvit.model import DenseOutput, DynamicViT, Stem
 from dynamicvit.networks import eval_mode
-from dynamicvit.teacher import ask, dense_teacher
+from dynamicvit.teacher import ask, dense_teacher, weigh_some
 from dynamicvit.training.recipe import Recipe
 
 
@@ -56,16 +56,20 @@ class Teachers:
         with torch.no_grad(), eval_mode(own):
             return own.stem(images, model.schedule.stages[0])
 
-    def ask(self, start: Tensor | Stem, images: Tensor, *, importance: bool) -> Taught:
+    def ask(self, start: Tensor | Stem, images: Tensor, guided: Tensor | None = None) -> Taught:
         """What they say of a batch, at the least cost.
 
         Args:
             start: what the student starts from: the images, or their stem.
             images: ``(B, channels, height, width)``.
-            importance: whether the dense self weighs the patches too.
+            guided: ``(B,)`` bool, of which images the dense self weighs the patches too.
         """
-        dense = None if self.dense is None else ask(self.dense, start, importance=importance)
-        return Taught(dense, None if self.foreign is None else self.foreign(images))
+        logits = None if self.foreign is None else self.foreign(images)
+        if self.dense is None:
+            return Taught(None, logits)
+        if guided is None:
+            return Taught(ask(self.dense, start), logits)
+        return Taught(weigh_some(self.dense, start, guided.to(images.device)), logits)
 
 
 def teachers_for(
