@@ -59,10 +59,7 @@ class TeacherRecipe(_Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> TeacherRecipe:
         if self.hard and self.temperature != 1.0:
-            raise ValueError(
-                f"hard looks at the likeliest class alone: temperature {self.temperature:g} would "
-                "change nothing"
-            )
+            raise ValueError(f"hard has no use for temperature {self.temperature:g}: leave one out")
         return self
 
     def distillation(self) -> Distillation:
