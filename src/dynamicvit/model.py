@@ -487,9 +487,6 @@ class DynamicViT(nn.Module, HubMixin):
 
 def _survivors(tokens: Tokens, num_patches: int) -> Tensor:
     """``(B, N)`` bool: which original patches the tokens still hold."""
-    ones = torch.ones(tokens.patches.shape[:2], dtype=torch.bool, device=tokens.x.device)
-    if tokens.index is None:
-        return ones
-    return torch.zeros(
-        tokens.x.shape[0], num_patches, dtype=torch.bool, device=tokens.x.device
-    ).scatter(1, tokens.index, ones)
+    ones = torch.ones(tokens.patches.shape[:2], device=tokens.x.device)
+    # By way of floats: TensorRT does not scatter booleans.
+    return to_image(ones, tokens.index, num_patches) > 0
