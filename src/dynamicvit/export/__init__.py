@@ -1,6 +1,6 @@
 """A model as a file for the runtimes that people deploy: one file here to each target."""
 
-from dynamicvit.export.check import CheckResult, ExportMismatchError, check
+from dynamicvit.export.comparison import CheckResult, ExportMismatchError, check
 from dynamicvit.export.description import Description
 from dynamicvit.export.reader import ExportedModel, load_exported
 from dynamicvit.export.targets import FORMATS, format_of, is_exported

@@ -24,6 +24,16 @@ OPSET = 18
 _EXTRA = "onnx"
 
 
+def ready() -> None:
+    """See to it that ONNX files can be written, and run to be checked.
+
+    Raises:
+        InputError: if a package is missing.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        need(package, _EXTRA)
+
+
 def write(
     program: ExportedProgram, description: Description, path: Path, opset: int | None = None
 ) -> None:
@@ -36,11 +46,8 @@ def write(
         opset: version of the operators; by default :data:`OPSET`.
 
     Raises:
-        InputError: if a package is missing, or the exporter does not write this opset.
+        InputError: if the exporter does not write this opset.
     """
-    check_opset(opset)
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        need(package, _EXTRA)
     opset = OPSET if opset is None else opset
     with _quiet():
         onnx = torch.onnx.export(

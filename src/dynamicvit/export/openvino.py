@@ -18,6 +18,15 @@ from dynamicvit.weights import first_line
 _EXTRA = "openvino"
 
 
+def ready() -> None:
+    """See to it that OpenVINO is here.
+
+    Raises:
+        InputError: if it is missing.
+    """
+    need("openvino", _EXTRA)
+
+
 def write(program: ExportedProgram, description: Description, path: Path) -> None:
     """Write the graph and, beside it, its weights in float32.
 
@@ -25,9 +34,6 @@ def write(program: ExportedProgram, description: Description, path: Path) -> Non
         program: the graph.
         description: kept in the graph's ``rt_info``.
         path: of the ``.xml``.
-
-    Raises:
-        InputError: if OpenVINO is missing.
     """
     openvino = need("openvino", _EXTRA)
     with warnings.catch_warnings():

@@ -16,6 +16,22 @@ from dynamicvit.export.runner import Runner
 from dynamicvit.weights import first_line
 
 
+def ready() -> None:
+    """Saving a graph takes PyTorch alone."""
+
+
+def ready_to_compile() -> None:
+    """See to it that there is a C++ compiler.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if not has_compiler():
+        raise InputError(
+            "AOTInductor needs a C++ compiler, and g++ is not installed; format torch needs none"
+        )
+
+
 def write(program: ExportedProgram, description: Description, path: Path) -> None:
     """Save the graph for any machine; the description lies in the extra file ``dynamicvit``.
 
@@ -34,14 +50,7 @@ def write_compiled(program: ExportedProgram, description: Description, path: Pat
         program: the graph.
         description: of the model.
         path: where to.
-
-    Raises:
-        InputError: without a C++ compiler.
     """
-    if not has_compiler():
-        raise InputError(
-            "AOTInductor needs a C++ compiler, and g++ is not installed; --format torch needs none"
-        )
     metadata = {"aot_inductor.metadata": {KEY: description.to_json()}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -90,4 +99,6 @@ def _read_compiled(path: Path) -> tuple[Runner, Description]:
 def _read_graph(path: Path) -> tuple[Runner, Description]:
     extra_files = {KEY: ""}
     program = torch.export.load(path, extra_files=extra_files)
-    return program.module(), Description.from_json(extra_files[KEY], path)
+    module = program.module()
+    # In a function of its own, or it would be taken for a part of the model that can be trained.
+    return lambda images: module(images), Description.from_json(extra_files[KEY], path)

@@ -19,21 +19,23 @@ class Target:
 
     Attributes:
         suffix: how its files end.
+        ready: raises an :class:`~dynamicvit.InputError` where the format can't be written.
         write: called with the graph, its description and the path; ONNX also with an opset.
         read: gives what runs the file, and its description.
     """
 
     suffix: str
+    ready: Callable[[], None]
     write: Callable[..., None]
     read: Callable[[Path], tuple[Runner, Description]]
 
 
 #: By name; of two with the same suffix the first is meant where only the file is named.
 FORMATS: dict[str, Target] = {
-    "onnx": Target(".onnx", onnx.write, onnx.read),
-    "openvino": Target(".xml", openvino.write, openvino.read),
-    "torch": Target(".pt2", package.write, package.read),
-    "aotinductor": Target(".pt2", package.write_compiled, package.read),
+    "onnx": Target(".onnx", onnx.ready, onnx.write, onnx.read),
+    "openvino": Target(".xml", openvino.ready, openvino.write, openvino.read),
+    "torch": Target(".pt2", package.ready, package.write, package.read),
+    "aotinductor": Target(".pt2", package.ready_to_compile, package.write_compiled, package.read),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dynamicvit.data import eval_transform
 from dynamicvit.errors import InputError
-from dynamicvit.export.check import CheckResult, check
+from dynamicvit.export.comparison import CheckResult, check
 from dynamicvit.export.description import describe
 from dynamicvit.export.graph import trace
 from dynamicvit.export.onnx import check_opset
@@ -57,11 +57,13 @@ def export(
             raise InputError(f"opset {opset}: only ONNX files have one, and {path} is none")
         arguments["opset"] = opset
     description = describe(model, batch=batch, crop_pct=crop_pct)
+    target = FORMATS[name]
+    target.ready()
     program = trace(model, description)
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".unfinished-", dir=path.parent) as draft:
         file = Path(draft) / path.name
-        FORMATS[name].write(program, description, file, **arguments)
+        target.write(program, description, file, **arguments)
         exported = load_exported(file)
         transform = eval_transform(exported)
         pictures = (
