@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -12,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.data import eval_transform
+from dynamicvit.data import ImageData, eval_transform
 from dynamicvit.export import (
     FORMATS,
+    Description,
     ExportedModel,
     ExportMismatchError,
     check,
@@ -29,8 +30,9 @@ from dynamicvit.export.comparison import TIE
 from dynamicvit.export.description import describe
 from dynamicvit.export.graph import Graph, trace
 from dynamicvit.export.package import has_compiler
-from dynamicvit.export.pictures import own_pictures, sample_pictures
+from dynamicvit.export.pictures import MAX_IMAGES, own_pictures, sample_pictures
 from families import DEIT, FAMILIES, Family, assert_agree
+from pictures import write_image
 
 #: Of the packages that the formats need.
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
@@ -75,20 +77,28 @@ def model() -> DynamicViT:
     return DEIT.sparse()
 
 
-@pytest.fixture(scope="module", params=["onnx", "openvino", "torch"])
-def file(request: pytest.FixtureRequest, model: DynamicViT, tmp_path_factory) -> Path:
-    """The model in each format."""
-    needs(request.param)
-    path = tmp_path_factory.mktemp("export") / f"model{FORMATS[request.param].suffix}"
-    export(model, path, crop_pct=0.8)
-    return path
+@pytest.fixture(scope="module")
+def description(model: DynamicViT) -> Description:
+    return describe(model, crop_pct=0.8)
 
 
 @pytest.fixture(scope="module")
-def package(model: DynamicViT, tmp_path_factory) -> Path:
-    """The model in the format that needs no other package."""
-    path = tmp_path_factory.mktemp("export") / "model.pt2"
-    export(model, path)
+def program(model: DynamicViT, description: Description) -> ExportedProgram:
+    """The model's graph: tracing takes most of an export's time."""
+    return trace(model, description)
+
+
+@pytest.fixture(scope="module", params=["onnx", "openvino", "torch"])
+def file(
+    request: pytest.FixtureRequest,
+    program: ExportedProgram,
+    description: Description,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The model in each format."""
+    needs(request.param)
+    path = tmp_path_factory.mktemp("export") / f"model{FORMATS[request.param].suffix}"
+    FORMATS[request.param].write(program, description, path)
     return path
 
 
@@ -116,9 +126,9 @@ def test_kept_patches_are_indices_in_image_order(model: DynamicViT, file: Path) 
         assert (places.diff(dim=1) > 0).all()
 
 
-def test_a_file_describes_itself(model: DynamicViT, file: Path) -> None:
+def test_a_file_describes_itself(model: DynamicViT, file: Path, description: Description) -> None:
     found = load_exported(file)
-    assert found.description == describe(model, crop_pct=0.8)
+    assert found.description == description
     assert found.schedule == model.schedule
     own, theirs = eval_transform(model, crop_pct=0.8), eval_transform(found)
     assert str(own) == str(theirs)
@@ -262,26 +272,40 @@ def test_only_ties_may_be_broken_otherwise(gap: float, passes: bool) -> None:
 
 
 def test_a_file_that_differs_is_not_written(
-    model: DynamicViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: ExportedProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    another = DEIT.sparse(seed=3)
-    monkeypatch.setattr(writer, "trace", lambda model, description: trace(another, description))
+    monkeypatch.setattr(writer, "trace", lambda *_: program)
     file = tmp_path / "model.pt2"
     file.write_text("old")
     with pytest.raises(ExportMismatchError):
-        export(model, file)
+        export(DEIT.sparse(seed=3), file)
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
     assert file.read_text() == "old"
 
 
-def test_pictures_are_real(model: DynamicViT, tmp_path: Path) -> None:
+def test_pictures_are_real(model: DynamicViT) -> None:
     transform = eval_transform(model)
     images, origin = sample_pictures(transform)
     assert origin == "10 crops of scikit-learn's 2 photographs"
     assert images.shape == (10, 3, *DEIT.size)
     assert all((a != b).any() for a, b in pairwise(images))
-    with pytest.raises(InputError, match="no images"):
-        own_pictures(str(tmp_path), transform)
+
+
+def test_pictures_of_ones_own(model: DynamicViT, tmp_path: Path) -> None:
+    """Spread over the source; what can't be read is left out."""
+    for grey in range(0, 200, 2):
+        write_image(tmp_path / f"{grey:03}.png", grey, size=DEIT.size[::-1])
+    (tmp_path / "000.png").write_bytes(b"no image")
+    data = ImageData(tmp_path)
+    images, origin = own_pictures(data, eval_transform(model, crop_pct=1.0))
+    assert origin == f"{MAX_IMAGES - 1} images of {tmp_path}"
+    levels = (images * 0.229 + 0.485)[:, 0, 0, 0] * 255
+    assert (levels.diff() > 0).all()
+    assert levels[-1].round() == 198
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "bad.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="no readable image"):
+        own_pictures(ImageData(tmp_path / "only"), eval_transform(model))
 
 
 # ---------------------------------------------------------------- bad input
@@ -336,7 +360,11 @@ def test_a_missing_package_is_named(
 
 
 def test_files_that_are_not_ours(
-    file: Path, model: DynamicViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path,
+    program: ExportedProgram,
+    description: Description,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(InputError, match="no such file"):
         load_exported(tmp_path / file.name)
@@ -344,15 +372,12 @@ def test_files_that_are_not_ours(
     broken.write_bytes(b"nothing of the kind")
     with pytest.raises(InputError, match="can't be read by"):
         load_exported(broken)
-    description = dataclasses.replace(describe(model))
-    monkeypatch.setattr(type(description), "to_json", lambda self: json.dumps({"a": 1}))
-    FORMATS[format_of(file)].write(trace(model, description), description, broken)
+    monkeypatch.setattr(Description, "to_json", lambda self: json.dumps({"a": 1}))
+    FORMATS[format_of(file)].write(program, description, broken)
     with pytest.raises(InputError, match="does not describe itself"):
         load_exported(broken)
 
 
-def test_images_of_another_size(package: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"\(batch, 3, 64, 80\), got \(1, 3, 8, 8\)"
-    ):
-        load_exported(package)(torch.zeros(1, 3, 8, 8))
+def test_images_of_another_size(file: Path) -> None:
+    with pytest.raises(InputError, match=r"\(batch, 3, 64, 80\), got \(1, 3, 8, 8\)"):
+        load_exported(file)(torch.zeros(1, 3, 8, 8))

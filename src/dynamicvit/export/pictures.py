@@ -50,20 +50,20 @@ def sample_pictures(transform: Callable[[Image.Image], Tensor], channels: int = 
     return Pictures(torch.stack(crops), origin)
 
 
-def own_pictures(source: str, transform: Callable[[Image.Image], Tensor]) -> Pictures:
+def own_pictures(data: ImageData, transform: Callable[[Image.Image], Tensor]) -> Pictures:
     """Up to :data:`MAX_IMAGES` images of a source, spread over all of it.
 
     Args:
-        source: as every command names images: a folder, a tar, ``wds/...``.
+        data: the source's images.
         transform: from an image to ``(channels, height, width)``.
 
     Raises:
         InputError: if there is no readable image.
     """
-    data = ImageData(source, labelled=False, transform=transform)
+    data = data.with_transform(transform)
     chosen = np.unique(np.linspace(0, len(data) - 1, MAX_IMAGES).round().astype(int))
     found = [data[int(index)] for index in chosen]
     images = [sample.image for sample in found if not isinstance(sample, Unreadable)]
     if not images:
-        raise InputError(f"{source} holds no readable image to check the exported file on")
-    return Pictures(torch.stack(images), f"{len(images)} images of {source}")
+        raise InputError(f"{data.root} holds no readable image to check the exported file on")
+    return Pictures(torch.stack(images), f"{len(images)} images of {data.root}")

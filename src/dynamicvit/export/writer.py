@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dynamicvit.data import eval_transform
+from dynamicvit.data import ImageData, eval_transform
 from dynamicvit.errors import InputError
 from dynamicvit.export.comparison import CheckResult, check
 from dynamicvit.export.description import describe
@@ -59,6 +59,7 @@ def export(
     description = describe(model, batch=batch, crop_pct=crop_pct)
     target = FORMATS[name]
     target.ready()
+    own = None if check_on is None else ImageData(check_on, labelled=False)
     program = trace(model, description)
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".unfinished-", dir=path.parent) as draft:
@@ -68,8 +69,8 @@ def export(
         transform = eval_transform(exported)
         pictures = (
             sample_pictures(transform, model.in_chans)
-            if check_on is None
-            else own_pictures(check_on, transform)
+            if own is None
+            else own_pictures(own, transform)
         )
         result = check(model, exported, pictures.images)
         del exported  # runtimes map the file
