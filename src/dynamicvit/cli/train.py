@@ -20,6 +20,7 @@ from dynamicvit.cli.console import (
     LineNowAndThen,
     StoppedError,
     check_folder,
+    main_console,
     progress_bar,
     say,
     write_json,
@@ -119,7 +120,9 @@ def train(
         raise InputError("Missing option '--output' / '-o'.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processes = launched_processes(device)
-    console = _console(processes)
+    console = main_console(processes)
+    if not processes.is_main:  # its warnings are about the run, which is everyone's
+        logging.getLogger("dynamicvit.training").setLevel(logging.ERROR)
     plan = load_recipe(recipe, overrides or [])
     if model_name is None and released is None:
         model_name = plan.model
@@ -199,13 +202,6 @@ class _How:
     precision: torch.dtype | None
     accumulate: int
     compiled: bool
-
-
-def _console(processes: Processes) -> Console:
-    """Standard output of the main process; the others keep quiet, unless it is about their part."""
-    if not processes.is_main:
-        logging.getLogger("dynamicvit.training").setLevel(logging.ERROR)
-    return Console(quiet=not processes.is_main)
 
 
 # ---------------------------------------------------------------- what goes in
