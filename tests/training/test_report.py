@@ -14,7 +14,7 @@ import torch
 
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.data import Batch
-from dynamicvit.training import train
+from dynamicvit.training import Recipe, train
 from dynamicvit.training.checkpoint import load_checkpoint
 from families import DEIT
 from memory import BATCH, Memory, paper, small
@@ -74,6 +74,18 @@ def test_the_share_at_inference_is_that_of_the_pruned_path(tmp_path: Path) -> No
     assert step["kept"] == pytest.approx(step["kept_at_inference"])  # best-k draws nothing
 
 
+@pytest.mark.parametrize(
+    ("recipe", "stages"),
+    [(paper("images=4"), 3), (paper("images=4", "decisions=top-k"), 0), (small(steps=1), 0)],
+)
+def test_where_only_the_order_counts_the_scores_ask_for_no_share(
+    recipe: Recipe, stages: int, tmp_path: Path
+) -> None:
+    train(DEIT.sparse(), Memory(), recipe, tmp_path)
+    (step,) = log_of(tmp_path)
+    assert len(step["kept_by_score"]) == stages
+
+
 def test_shares_and_bad_images_do_not_depend_on_the_passes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -81,7 +93,8 @@ def test_shares_and_bad_images_do_not_depend_on_the_passes(
     for passes in (1, 3):  # 3 of 4 images: passes of different sizes
         folder = tmp_path / str(passes)
         data = Poisoned(1, images=3)
-        train(DEIT.sparse(), data, small(steps=2), folder, accumulate=passes)
+        recipe = paper("images=8", "augment.mixup=0", "augment.cutmix=0")
+        train(DEIT.sparse(), data, recipe, folder, accumulate=passes)
         steps.append(log_of(folder))
     for one, other in zip(*steps, strict=True):
         assert one["kept_by_score"] == pytest.approx(other["kept_by_score"])

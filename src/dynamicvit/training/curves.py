@@ -27,7 +27,17 @@ def draw_curves(steps: Sequence[Step], path: Path) -> None:
         steps: at least one.
         path: of the picture; replaced whole or not at all.
     """
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        curves(steps).savefig(draft, format="png", dpi=130)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def curves(steps: Sequence[Step]) -> Figure:
+    """The picture of a log of at least one step, on an Agg canvas of its own."""
+    figure = Figure(figsize=(13, 7), layout="constrained")
     FigureCanvasAgg(figure)
     losses, kept, gradient, rates = figure.subplots(2, 2, sharex=True).flat
     x = _means([step["step"] for step in steps])
@@ -46,14 +56,9 @@ def draw_curves(steps: Sequence[Step], path: Path) -> None:
     for axes in (gradient, rates):
         axes.set_xlabel("step")
     for axes in (losses, kept, gradient, rates):
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8)
-    draft = path.with_name(f"{path.name}.part")
-    try:
-        figure.savefig(draft, format="png", dpi=130)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+        if axes.get_legend_handles_labels()[0]:  # beside the curves: inside it would lie on some
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
 
 
 def _losses(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
@@ -68,15 +73,17 @@ def _losses(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
 
 
 def _kept(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
-    """For each stage the share drawn in training, that which the scores ask for, and the rule's."""
+    """For each stage the share kept in training, that which the scores ask for, and the rule's."""
     stages = len(steps[0]["kept"])
     colours = colormaps["viridis"](np.linspace(0.1, 0.8, stages))
     for stage, colour in enumerate(colours):
         for field, style, what in (
-            ("kept", "-", f"stage {stage + 1}: sampled"),
+            ("kept", "-", f"stage {stage + 1}: in training"),
             ("kept_by_score", ":", "likelier kept than not"),
             ("kept_at_inference", "--", "at inference"),
         ):
+            if not steps[0][field]:  # scores that say nothing but an order
+                continue
             values = _means([step[field][stage] for step in steps])
             label = what if field == "kept" or stage == stages - 1 else None
             axes.plot(x, values, style, color=colour, linewidth=1.2, label=label)

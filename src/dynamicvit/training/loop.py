@@ -168,7 +168,7 @@ def train(
                 kept=measured.kept,
                 learning_rates={str(g["name"]): float(g["lr"]) for g in optimizer.param_groups},
                 gradient_norm=norm,
-                kept_by_score=measured.kept_by_score,
+                kept_by_score=measured.kept_by_score if recipe.scores_are_probabilities else (),
                 kept_at_inference=at_inference,
                 not_finite=not_finite(measured.losses, norm),
             )

@@ -116,6 +116,14 @@ class Recipe(_Strict):
     hold_out: float = Field(0.0, ge=0, lt=1)
     seed: int = Field(0, ge=0)
 
+    @property
+    def scores_are_probabilities(self) -> bool:
+        """Whether training keeps a patch as often as its keep score says.
+
+        Otherwise only the order of the scores decides, and nothing holds their level.
+        """
+        return self.decisions == "independent"
+
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         if (self.epochs is None) == (self.images is None):

@@ -35,7 +35,8 @@ class Progress:
         learning_rates: of prediction modules and backbone.
         gradient_norm: before clipping.
         kept_by_score: for each stage the mean share of patches that are still there and likelier
-            kept than not by the scores alone.
+            kept than not by the scores alone; empty where a score is no probability
+            (:attr:`Recipe.scores_are_probabilities`).
         kept_at_inference: for each stage the share of patches that inference keeps, the k best.
         not_finite: for a step that was left out, what was not finite, by name.
     """
