@@ -136,3 +136,24 @@ def test_the_first_line_ends_with_a_sentence_or_says_that_it_goes_on(
     said: str, short: str | None
 ) -> None:
     assert first_line(OSError(said)) == (short or "No directory. Internal error.")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e300])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_weights_that_are_not_finite_are_refused(value: float, ending: str, tmp_path: Path) -> None:
+    file = tmp_path / f"broken.{ending}"
+    whole = state(PLAIN) | {"c": torch.zeros(2, dtype=torch.long)}
+    broken = whole | {"b": torch.tensor([1.0, value], dtype=torch.float64)}
+    write = save_file if ending == "safetensors" else torch.save
+    write(broken, file)
+    with pytest.raises(InputError, match=r"broken.*: its weights are not finite: .* in b; take"):
+        open_weights(file)
+    write(whole, file)
+    assert set(open_weights(file).tensors) == set(whole)
+
+
+def test_of_two_networks_in_a_file_only_the_one_that_is_taken_must_be_finite() -> None:
+    held = {"model": state(PLAIN), "ema": state(float("nan"))}
+    assert weights_in(held, "the file").copy == "model"
+    with pytest.raises(InputError, match=r"in a.weight, a.bias; take"):
+        weights_in(held, "the file", ema=True)

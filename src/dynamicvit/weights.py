@@ -61,7 +61,7 @@ def open_weights(path: str | Path, ema: bool = False) -> Weights:
         ema: see :func:`weights_in`.
 
     Raises:
-        InputError: if the file is missing, truncated, holds code, or no tensors.
+        InputError: if the file is missing, truncated, holds code, no tensors, or NaN.
     """
     path = Path(path)
     if not path.is_file():
@@ -92,7 +92,7 @@ def weights_in(
         metadata: to go with the tensors.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is none, or it holds NaN or infinity.
     """
     held = _wrapped(checkpoint) or _prefixed(checkpoint)
     averages = [name for name in held if name in EMA_WRAPPERS]
@@ -117,7 +117,19 @@ def weights_in(
     student = {_bare(name): value for name, value in _under(tensors, STUDENT).items()}
     if student:
         copy = f"{copy}.{STUDENT}".strip(".")
+    _check_finite(student or tensors, source)
     return Weights(student or tensors, dict(metadata or {}), copy, ema_left)
+
+
+def _check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    # A network with NaN in it answers, too: the same for every image.
+    held = {name: value for name, value in tensors.items() if not value.is_meta}
+    broken = [name for name, value in held.items() if not value.float().isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{source}: its weights are not finite: {first_few('NaN or infinity in', broken)}; "
+            f"take a checkpoint from before the training broke down"
+        )
 
 
 def _wrapped(checkpoint: Any) -> dict[str, Any]:
