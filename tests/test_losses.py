@@ -90,6 +90,16 @@ def test_the_default_weights_are_the_papers() -> None:
     }
 
 
+def test_images_without_a_label_count_as_zero_in_the_mean() -> None:
+    logits = torch.randn(B, CLASSES)
+    labels = torch.tensor([2, -1, 0])
+    expected = F.cross_entropy(logits[[0, 2]], labels[[0, 2]], reduction="sum") / B
+    torch.testing.assert_close(classification_loss(logits, labels), expected)
+    probabilities = F.one_hot(labels.clamp(min=0), CLASSES) * (labels >= 0)[:, None].float()
+    torch.testing.assert_close(classification_loss(logits, probabilities), expected)
+    assert classification_loss(logits, torch.full((B,), -1)) == 0
+
+
 def test_classification_takes_indices_and_probabilities() -> None:
     logits, labels = torch.randn(B, CLASSES), torch.tensor([0, 3, 4])
     soft = F.one_hot(labels, CLASSES).float()

@@ -24,7 +24,7 @@ class LossWeights:
     """Weights of the parts; the defaults are the paper's for DeiT-S and LV-ViT.
 
     Attributes:
-        classification: cross-entropy with the labels; 0 for images without labels.
+        classification: cross-entropy with the labels; images without a label add nothing to it.
         distillation: KL divergence of the logits from the teacher's.
         token: distance of the surviving tokens from the teacher's.
         feature: distance of the pooled features from the teacher's. Not in the paper, so zero by
@@ -77,7 +77,7 @@ def dynamicvit_loss(
     Args:
         output: what the masked path gave.
         keep_ratios: the share of patches that each stage should keep.
-        labels: ``(B,)`` class indices, or ``(B, classes)`` probabilities (mixup).
+        labels: as :func:`classification_loss` takes them.
         teacher: what the dense network gave for the same images.
         label_smoothing: of labels that are class indices.
         weights: of the parts. A weight of zero leaves a part out, and its input is not needed.
@@ -116,13 +116,23 @@ def dynamicvit_loss(
 
 
 def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy (Eq. 12) with class indices ``(B,)`` or probabilities ``(B, classes)``.
+    """Cross-entropy (Eq. 12), averaged over all images; those without a label count as zero.
 
-    Smoothing applies to indices: probabilities (of timm's mixup) have theirs already.
+    So an image weighs the same whatever batch it lies in, and a batch may hold no label at all.
+
+    Args:
+        logits: ``(B, classes)``.
+        labels: ``(B,)`` class indices, negative for images without a label; or ``(B, classes)``
+            probabilities (of timm's mixup), zero throughout for those.
+        label_smoothing: applies to indices; probabilities have theirs already.
     """
     if labels.ndim == 2:
         return SoftTargetCrossEntropy()(logits.float(), labels)
-    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+    known = labels >= 0
+    loss = F.cross_entropy(
+        logits.float(), labels * known, label_smoothing=label_smoothing, reduction="none"
+    )
+    return (loss * known).mean()
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:

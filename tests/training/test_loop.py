@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.data import Batch
+from dynamicvit.data import UNLABELLED, Batch
+from dynamicvit.teacher import dense_teacher
 from dynamicvit.training import Progress, Recipe, loop, train
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
+from dynamicvit.training.step import create_mixup, seed_everything
 from families import BY_NAME, DEIT, Family
 from memory import BATCH, Memory, paper, small
 
@@ -153,9 +155,26 @@ def test_an_odd_batch_can_be_mixed(tmp_path: Path) -> None:
 
 
 def test_labels_are_needed_only_for_classification(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"losses\.classification=0"):
-        train(DEIT.sparse(), Memory(labelled=False), paper(), tmp_path)
     train(DEIT.sparse(), Memory(labelled=False), paper("losses.classification=0"), tmp_path)
+
+
+@pytest.mark.parametrize("plain", [PLAIN, ()], ids=["plain", "mixed"])
+def test_images_without_labels_learn_from_the_teacher_alone(plain: tuple[str, ...]) -> None:
+    recipe = paper(*plain)
+    batch = next(iter(Memory()))
+    labels = batch.labels.clone()
+    labels[: len(labels) // 2] = UNLABELLED
+    of_labels = {}
+    for name, given in {"all": batch.labels, "half": labels}.items():
+        model = DEIT.sparse().train()
+        seed_everything(0)
+        mixup = create_mixup(recipe, model.num_classes)
+        given = Batch(batch.images, given)
+        _, losses = loop.step_losses(model, dense_teacher(model), given, recipe, None, mixup)
+        of_labels[name] = losses.classification.item()
+        assert losses.distillation.isfinite()
+    # Mixed, each of this batch's images has a partner without a label.
+    assert (0 < of_labels["half"] < of_labels["all"]) if plain else of_labels["half"] == 0
 
 
 def test_a_loss_that_is_not_finite_is_left_out_and_ten_stop_the_run(tmp_path: Path) -> None:

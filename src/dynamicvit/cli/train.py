@@ -231,11 +231,10 @@ def _training_images(
     images = ImageData(root, labelled=None if needs_labels else False, strict=strict)
     if recipe.hold_out and not images.labelled:
         raise InputError(f"hold_out {recipe.hold_out}: {root} has no labels to evaluate with")
-    if recipe.losses.classification and (unlabelled or not images.labelled):
+    if recipe.losses.classification and not images.labelled:
         raise InputError(
-            f"{root if not images.labelled else unlabelled[0]} has no labels, which the "
-            "classification loss needs: set losses.classification=0 to learn from the dense "
-            "network alone"
+            f"{root} has no labels, which the classification loss needs: set "
+            "losses.classification=0 to learn from the dense network alone"
         )
     return [images, *(ImageData(path, labelled=False, strict=strict) for path in unlabelled)]
 

@@ -87,8 +87,7 @@ def train(
         What was done. The model then holds the final weights (averaged ones with ``ema``).
 
     Raises:
-        InputError: for unlabelled images with a classification loss, or a checkpoint that does not
-            fit.
+        InputError: for a checkpoint that does not fit.
         InputError: if the loss stays non-finite, with what to try.
         InputError: if the disk is full; the last checkpoint is whole.
         Interrupted: on SIGINT (Ctrl-C) or SIGTERM, after saving.

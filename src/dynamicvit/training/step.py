@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dynamicvit.data import UNLABELLED, Batch
 from dynamicvit.decisions import best_k_sampler, gumbel_sampler, gumbel_top_k_sampler
-from dynamicvit.errors import InputError
 from dynamicvit.losses import Losses, dynamicvit_loss
 from dynamicvit.model import DenseOutput, DynamicViT, MaskedOutput, Stem
 from dynamicvit.networks import image_channels, own_image_size
@@ -284,17 +283,15 @@ def _dense(teacher: DynamicViT, start: Tensor | Stem, recipe: Recipe) -> DenseOu
 def _mixed(batch: Batch, recipe: Recipe, mixup: Mixup | None) -> tuple[Tensor, Tensor]:
     """Images ``(B, 3, H, W)`` and labels, mixed if asked for."""
     images, labels = batch.images, batch.labels
-    if recipe.losses.classification and (labels == UNLABELLED).any():
-        raise InputError(
-            "some images have no label, which the classification loss needs: set "
-            "losses.classification=0 to learn from the dense network alone"
-        )
     if mixup is None:
         return images, labels
     if len(images) % 2:  # timm's mixup pairs images: one of them is its own partner
         images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
+    known = labels != UNLABELLED
     # It mixes in place; a second pass over the same images must find them as they were.
-    return mixup(images.clone(), labels)
+    images, targets = mixup(images.clone(), labels * known)
+    # It pairs an image with its mirror place in the batch; of half a label nothing is learned.
+    return images, targets * (known & known.flip(0))[:, None]
 
 
 def _survivors(output: MaskedOutput) -> Tensor:
