@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from dynamicvit import InputError
+from dynamicvit.training import train
 from dynamicvit.weights import first_line, load_exactly, open_weights, read_weights, weights_in
+from families import DEIT
+from memory import Memory, paper
 
 
 def state(value: float) -> dict[str, Tensor]:
@@ -157,3 +160,12 @@ def test_of_two_networks_in_a_file_only_the_one_that_is_taken_must_be_finite() -
     assert weights_in(held, "the file").copy == "model"
     with pytest.raises(InputError, match=r"in a.weight, a.bias; take"):
         weights_in(held, "the file", ema=True)
+
+
+def test_of_a_run_the_weights_that_it_is_for_are_taken(tmp_path: Path) -> None:
+    for name, recipe in (("plain", paper()), ("averaged", paper("ema=0.5"))):
+        model = DEIT.sparse()
+        train(model, Memory(), recipe, tmp_path / name)
+        weights = open_weights(tmp_path / name / "checkpoint.pt")
+        for key, value in model.state_dict().items():
+            assert torch.equal(weights.tensors[key], value), key

@@ -24,6 +24,8 @@ EMA_WRAPPERS = ("state_dict_ema", "model_ema", "module_ema", "ema")
 NAME_PREFIXES = ("_orig_mod.", "module.")
 #: Before the names of the trained network in a state dict that holds its teacher too.
 STUDENT = "student."
+#: What a checkpoint of this library's own training holds beside weights.
+_RUN = {"recipe", "counters"}
 #: What torch's AveragedModel counts; no weight.
 _AVERAGE_COUNT = "n_averaged"
 
@@ -80,8 +82,8 @@ def weights_in(
     """The state dict inside a loaded checkpoint.
 
     Of a student and its teacher the student is taken. Of weights and their moving average the
-    weights are, as in the released evaluation; the average only on demand, or where it is all
-    there is.
+    weights are, as in the released evaluation; the average only on demand, where it is all there
+    is, or in a checkpoint of this library's own training, which saves and evaluates it.
 
     Args:
         checkpoint: a state dict; or a mapping that holds one under ``state_dict`` or ``model``, or
@@ -96,6 +98,8 @@ def weights_in(
     """
     held = _wrapped(checkpoint) or _prefixed(checkpoint)
     averages = [name for name in held if name in EMA_WRAPPERS]
+    if isinstance(checkpoint, Mapping) and checkpoint.keys() >= _RUN:
+        ema = bool(averages)
     if ema and not averages:
         raise InputError(
             f"{source}: holds no moving average (EMA) of the weights, under none of "

@@ -208,3 +208,14 @@ def test_where_only_the_order_of_scores_counts_they_have_no_curve(tmp_path: Path
         "kept_stage_1/by_score",
         "kept_stage_2/by_score",
     }
+
+
+def test_held_out_images_have_a_panel_and_a_curve(tmp_path: Path) -> None:
+    told = dataclasses.replace(at(FINE, 3), held_out={"top1": 0.25})
+    again = dataclasses.replace(at(FINE, 5), held_out={"top1": 0.5})
+    steps = [at(FINE, 2), told, at(FINE, 4), again]
+    drawn = curves(read_log(write_log(tmp_path / "log.jsonl", *steps)))
+    (panel,) = (axes for axes in drawn.axes if "held-out" in axes.get_title("left"))
+    assert panel.lines[0].get_xydata().tolist() == [[3, 25], [5, 50]]
+    assert ("held_out/top1", 0.25) in scalars(told)
+    assert not any(name.startswith("held_out") for name, _ in scalars(FINE))

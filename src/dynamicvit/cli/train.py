@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import signal
 from contextlib import suppress
@@ -50,14 +51,15 @@ from dynamicvit.data import (
     train_transform,
 )
 from dynamicvit.errors import InputError
-from dynamicvit.evaluation import evaluate
 from dynamicvit.loading import load_model, set_drop_path
 from dynamicvit.model import DynamicViT
+from dynamicvit.networks import DenseNetwork
 from dynamicvit.processes import Processes, launched_precision, launched_processes
 from dynamicvit.training import Progress, Recipe, TrainingReport, load_recipe
 from dynamicvit.training import loop as training
-from dynamicvit.training.checkpoint import cannot_write, holds_run
+from dynamicvit.training.checkpoint import BEST, cannot_write, holds_run
 from dynamicvit.training.curves import draw_curves
+from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.log import LOG_NAME, read_log
 from dynamicvit.training.stopping import terminated_like_interrupted
 from dynamicvit.training.tensorboard import TENSORBOARD_FOLDER, TensorBoard
@@ -145,18 +147,21 @@ def train(
         set_drop_path(student, plan.drop_path)
     if grad_checkpointing:
         student.set_grad_checkpointing()
-    loader, held_out = None, None
+    loader, kept_aside = None, None
     if images:
-        loader, held_out = _loaders(student, plan, images, class_map, workers, console)
+        loader, kept_aside = _loaders(student, plan, images, class_map, workers, console)
     if dry_run or loader is None or output is None:
         plan = plan.model_copy(update={"model": name})
-        describe_run(console, student, plan, images, loader, held_out, processes, accumulate, dtype)
+        describe_run(
+            console, student, plan, images, loader, kept_aside, processes, accumulate, dtype
+        )
         processes.close()
         return
     is_new = not output.exists()
     if going_on:
         say(console, f"going on with the run in {output}")
-    how = _How(going_on, force, processes, dtype, accumulate, compiled)
+    held_out = None if kept_aside is None else _held_out(student, kept_aside, images[0].labelled)
+    how = _How(held_out, going_on, force, processes, dtype, accumulate, compiled)
     try:
         with terminated_like_interrupted():
             try:
@@ -173,7 +178,7 @@ def train(
                 raise
             if processes.is_main:
                 student.save_pretrained(output)
-            results = _results(student, report, held_out, how, console)
+            results = _results(student, report, held_out, console)
             if processes.is_main:
                 write_json(output / "report.json", results)
                 _draw_curves(output)
@@ -188,6 +193,7 @@ class _How:
     """How a run is done, which changes nothing of what it does.
 
     Attributes:
+        held_out: images to evaluate on.
         resume: go on from the checkpoint.
         force: even if it is of another recipe.
         processes: that share the run.
@@ -196,6 +202,7 @@ class _How:
         compiled: with torch.compile.
     """
 
+    held_out: HeldOut | None
     resume: bool
     force: bool
     processes: Processes
@@ -227,10 +234,8 @@ def _training_images(
     Raises:
         InputError: for a source that can't be used, or has no labels where the recipe needs them.
     """
-    needs_labels = recipe.losses.classification > 0 or recipe.hold_out > 0
-    images = ImageData(root, labelled=None if needs_labels else False, strict=strict)
-    if recipe.hold_out and not images.labelled:
-        raise InputError(f"hold_out {recipe.hold_out}: {root} has no labels to evaluate with")
+    uses_labels = recipe.losses.classification > 0 or recipe.hold_out > 0
+    images = ImageData(root, labelled=None if uses_labels else False, strict=strict)
     if recipe.losses.classification and not images.labelled:
         raise InputError(
             f"{root} has no labels, which the classification loss needs: set "
@@ -269,6 +274,11 @@ def _loaders(
     return loader, held_out
 
 
+def _held_out(model: DynamicViT, loader: Loader, labelled: bool) -> HeldOut:
+    """The images kept aside; without labels the dense network, as it is now, is right."""
+    return HeldOut(loader, None if labelled else copy.deepcopy(DenseNetwork(model)))
+
+
 # ---------------------------------------------------------------- running
 
 
@@ -295,9 +305,16 @@ def _train_with_progress(
             )
             bar.update(task, completed=progress.step + 1, note=note)
             lines.say(f"step {progress.step + 1} of {progress.steps}, {note}, {_left(progress)}")
+            for measure, share in progress.held_out.items():
+                say(console, f"{_on_held_out(measure, share)} after step {progress.step + 1}")
             write_scalars(progress)
 
         return training.train(model, loader, recipe, output, on_step=show, **vars(how))
+
+
+def _on_held_out(measure: str, share: float) -> str:
+    what = {"top1": "top-1", "agreement": "agreement with the dense network"}[measure]
+    return f"held-out {what} {100 * share:.2f} %"
 
 
 def _left(progress: Progress) -> str:
@@ -342,8 +359,7 @@ def _take_back(output: Path, is_new: bool) -> None:
 def _results(
     model: DynamicViT,
     report: TrainingReport,
-    held_out: Loader | None,
-    how: _How,
+    held_out: HeldOut | None,
     console: Console,
 ) -> dict[str, Any]:
     """What the run did, printed and for `report.json`."""
@@ -357,18 +373,15 @@ def _results(
         say(console, f"left out {len(report.skipped)} unreadable images")
     if report.bad_steps:
         say(console, f"left out {report.bad_steps} steps that were not finite")
-    results: dict[str, Any] = {
-        "training": asdict(report),
-        "keep_ratios": model.schedule.keep_ratios,
-    }
-    if held_out is not None:
-        result = evaluate(
-            model,
-            held_out,
-            device=how.processes.device,
-            amp_dtype=how.precision,
-            processes=how.processes,
-        )
-        results["held_out"] = asdict(result)
-        say(console, f"held-out top-1 {100 * (result.top1 or 0):.2f} % of {result.labelled}")
+    training = asdict(report)
+    result = training.pop("held_out")
+    results: dict[str, Any] = {"training": training, "keep_ratios": model.schedule.keep_ratios}
+    if held_out is None or report.held_out is None:
+        return results
+    results["held_out"] = result
+    for measure, share in held_out.score(report.held_out).items():
+        say(console, f"{_on_held_out(measure, share)} of {report.held_out.images} images")
+        best = report.best
+        if best.value is not None and best.value > share:
+            say(console, f"it was {100 * best.value:.2f} % after step {best.step}: {BEST}")
     return results

@@ -37,9 +37,14 @@ def draw_curves(steps: Sequence[Step], path: Path) -> None:
 
 def curves(steps: Sequence[Step]) -> Figure:
     """The picture of a log of at least one step, on an Agg canvas of its own."""
-    figure = Figure(figsize=(13, 7), layout="constrained")
+    evaluated = [step for step in steps if step.get("held_out")]
+    rows = 3 if evaluated else 2
+    figure = Figure(figsize=(13, 3.5 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    losses, kept, gradient, rates = figure.subplots(2, 2, sharex=True).flat
+    losses, kept, gradient, rates, *rest = figure.subplots(rows, 2, sharex=True).flat
+    if evaluated:
+        _held_out(rest[0], evaluated)
+        rest[1].set_visible(False)
     x = _means([step["step"] for step in steps])
     _losses(losses, x, steps)
     _kept(kept, x, steps)
@@ -53,8 +58,9 @@ def curves(steps: Sequence[Step]) -> Figure:
         for place, step in enumerate(bad):
             label = f"{len(bad)} steps left out" if not place else None
             axes.axvline(step, color=_ALARM, linewidth=0.8, alpha=0.5, label=label)
-    for axes in (gradient, rates):
+    for axes in (rest[0] if evaluated else gradient, rates):
         axes.set_xlabel("step")
+        axes.tick_params(labelbottom=True)
     for axes in (losses, kept, gradient, rates):
         if axes.get_legend_handles_labels()[0]:  # beside the curves: inside it would lie on some
             axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -89,6 +95,15 @@ def _kept(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
             axes.plot(x, values, style, color=colour, linewidth=1.2, label=label)
     _dress(axes, "share of patches kept")
     axes.set_ylim(0, 1.02)
+
+
+def _held_out(axes: Axes, steps: Sequence[Step]) -> None:
+    """How right the model was on the images kept aside, each time that it was asked."""
+    (name,) = steps[0]["held_out"]
+    percent = [100 * step["held_out"][name] for step in steps]
+    axes.plot([step["step"] for step in steps], percent, "o-", color=_INK, markersize=4)
+    what = {"top1": "top-1", "agreement": "agreement with the dense network"}[name]
+    _dress(axes, f"held-out images: {what} (%)")
 
 
 def _dress(axes: Axes, title: str, scale: str = "linear") -> None:

@@ -88,7 +88,9 @@ class Recipe(_Strict):
         losses: weights of the loss parts. Without classification no labels are needed.
         augment: what happens to images.
         frozen: parameters of the backbone that never learn.
-        hold_out: share of the labelled training images to keep aside and evaluate on.
+        hold_out: share of the training images to keep aside and evaluate on, after each epoch
+            (in long runs after some): top-1 if they have labels, else agreement with the dense
+            network. The best checkpoint is told by it.
         seed: of everything.
     """
 

@@ -82,6 +82,8 @@ def scalars(progress: Progress) -> Iterator[tuple[str, float]]:
             yield f"kept_stage_{stage}/{name}", share
     for name, value in progress.learning_rates.items():
         yield f"learning_rate/{name}", value
+    for name, value in progress.held_out.items():
+        yield f"held_out/{name}", value
     yield "run/gradient_norm", progress.gradient_norm
     yield "run/images_per_second", progress.images_per_second
     yield "run/left_out", float(bool(progress.not_finite))
