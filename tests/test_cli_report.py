@@ -107,7 +107,8 @@ def test_a_step_that_is_not_finite_is_named_and_counted(
     poison(1)
     assert run("--set", "images=16") == 0
     assert "left out 2 steps that were not finite" in capsys.readouterr().out
-    assert caplog.text.count("the logits of 1 of its 4 images are not") == 2
+    bad = tmp_path / "images" / "0.png"
+    assert caplog.text.count(f"the logits of 1 of its 4 images are not: {bad}\n") == 2
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["training"]["bad_steps"] == 2
 

@@ -416,6 +416,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         ((flat, *run_with_model, "--set", "batch_size=9"), "more than the 8 images"),
         ((flat, *run_with_model, "--recipe", "deit_small"), "losses.classification=0"),
         ((folder, *run_with_model, "--set", "hold_out=0.01"), "leaves one part empty"),
+        ((folder, *run_with_model, "--class-map", "imagenet"), "no label is used; leave it out"),
         ((flat, *run_with_model, "--threads", 0), "threads are at least 1, got 0"),
         ((flat, *run_with_model, "--precision", "fp8"), "'fp8'"),
         ((flat, *run_with_model, "--resume"), "holds no checkpoint.pt to go on from"),

@@ -134,7 +134,9 @@ def train(
     dtype = launched_precision(autocast_dtype(precision), processes.device)
     going_on = output is not None and _check_output(output, resume)
     use_threads(threads)
-    images = [] if data is None else _training_images(plan, data, unlabelled or [], strict)
+    images = (
+        [] if data is None else _training_images(plan, data, unlabelled or [], class_map, strict)
+    )
     torch.manual_seed(plan.seed)
     student = load_model(
         name,
@@ -227,14 +229,20 @@ def _check_output(output: Path, resume: bool) -> bool:
 
 
 def _training_images(
-    recipe: Recipe, root: str, unlabelled: list[str], strict: bool
+    recipe: Recipe, root: str, unlabelled: list[str], class_map: str | None, strict: bool
 ) -> list[ImageData]:
     """The labelled images, if labels are needed, and those without; refused before any download.
 
     Raises:
-        InputError: for a source that can't be used, or has no labels where the recipe needs them.
+        InputError: for a source that can't be used, or has no labels where the recipe needs them,
+            and for a class map where it needs none.
     """
     uses_labels = recipe.losses.classification > 0 or recipe.hold_out > 0
+    if class_map and not uses_labels:
+        raise InputError(
+            f"--class-map {class_map}: with losses.classification=0 and hold_out=0 no label is "
+            "used; leave it out"
+        )
     images = ImageData(root, labelled=None if uses_labels else False, strict=strict)
     if recipe.losses.classification and not images.labelled:
         raise InputError(

@@ -21,7 +21,13 @@ from dynamicvit.model import DynamicViT
 from dynamicvit.processes import Processes, launched_precision
 from dynamicvit.teacher import dense_teacher
 from dynamicvit.training.best import Best
-from dynamicvit.training.finite import MAX_BAD_STEPS, not_finite, report_left_out, what_to_try
+from dynamicvit.training.finite import (
+    MAX_BAD_STEPS,
+    not_finite,
+    report_left_out,
+    suspects,
+    what_to_try,
+)
 from dynamicvit.training.held_out import HeldOut, is_due
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.recipe import Recipe, dump_recipe
@@ -180,6 +186,10 @@ def train(
                 kept_at_inference=at_inference,
                 not_finite=not_finite(measured.losses, norm),
             )
+            if progress.not_finite:
+                names = suspects(processes, batch.paths, measured)
+                progress = replace(progress, suspects=names)
+                report_left_out(run.step, progress.not_finite, measured, split.total, names)
             run.count(progress)
             run.step += 1
             result = None
@@ -190,8 +200,6 @@ def train(
                 began = time.perf_counter()  # it is no part of the speed of training
             if processes.is_main:
                 run.log(progress)
-            if progress.not_finite:
-                report_left_out(progress.step, progress.not_finite, measured, split.total)
             if run.bad_in_a_row == MAX_BAD_STEPS:
                 run.bad_in_a_row = 0  # whoever goes on has as many again
                 if processes.is_main:

@@ -41,6 +41,8 @@ class Progress:
             (:attr:`Recipe.scores_are_probabilities`).
         kept_at_inference: for each stage the share of patches that inference keeps, the k best.
         not_finite: for a step that was left out, what was not finite, by name.
+        suspects: of that step a few images by name: whose logits were not finite, or if all were,
+            of all.
         held_out: after an evaluation of the held-out images ``top1``, or ``agreement`` with the
             dense network, in 0..1; else empty.
     """
@@ -56,6 +58,7 @@ class Progress:
     kept_by_score: tuple[float, ...]
     kept_at_inference: tuple[float, ...]
     not_finite: tuple[str, ...] = ()
+    suspects: tuple[str, ...] = ()
     held_out: dict[str, float] = field(default_factory=dict)
 
 
