@@ -56,7 +56,7 @@ def curves(steps: Sequence[Step]) -> Figure:
     bad = [step["step"] for step in steps if step["not_finite"]]
     for axes in (losses, gradient):
         for place, step in enumerate(bad):
-            label = f"{len(bad)} steps left out" if not place else None
+            label = f"steps left out: {len(bad)}" if not place else None
             axes.axvline(step, color=_ALARM, linewidth=0.8, alpha=0.5, label=label)
     for axes in (rest[0] if evaluated else gradient, rates):
         axes.set_xlabel("step")
