@@ -223,7 +223,8 @@ def guidance_loss(log_odds: tuple[Tensor, ...], importance: tuple[Tensor, ...]) 
     Args:
         log_odds: for each stage ``(B, N)``, ``-inf`` where a token was gone before the stage.
         importance: for each stage ``(B, N)``, not negative; of
-            :func:`~dynamicvit.teacher.weigh_patches`.
+            :func:`~dynamicvit.teacher.weigh_patches`. An image whose patches were not weighed
+            (zero throughout) counts as zero in the mean.
     """
     parts = []
     for odds, weight in zip(log_odds, importance, strict=True):

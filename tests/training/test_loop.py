@@ -10,7 +10,8 @@ import torch
 
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.data import UNLABELLED, Batch
-from dynamicvit.teacher import dense_teacher
+from dynamicvit.model import DenseOutput, Stem
+from dynamicvit.teacher import dense_teacher, weigh_some
 from dynamicvit.training import Progress, Recipe, loop, train
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.step import create_mixup, seed_everything
@@ -232,6 +233,25 @@ def test_unreadable_images_are_counted_nowhere_and_named(tmp_path: Path) -> None
 
     report = train(DEIT.sparse(), Broken(), small(steps=3), tmp_path)
     assert (report.images, report.skipped) == (2 * BATCH, ("x.jpg",))
+
+
+@pytest.mark.parametrize(("share", "every"), [(1.0, 1), (0.5, 2), (0.25, 4), (0.3, 4), (0.1, 10)])
+def test_guidance_weighs_its_share_of_the_images_however_they_are_split(
+    share: float, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighed: list[bool] = []
+
+    def spy(teacher: DynamicViT, images: Stem, chosen: torch.Tensor) -> DenseOutput:
+        weighed.extend(chosen.tolist())
+        return weigh_some(teacher, images, chosen)
+
+    monkeypatch.setattr("dynamicvit.training.step.weigh_some", spy)
+    model, recipe = DEIT.sparse().train(), small(f"guided={share}")
+    batch = next(iter(Memory(batch=10)))
+    for first in (0, 10, 20, 30):
+        loop.step_losses(model, dense_teacher(model), batch, recipe, None, first=first)
+    assert sum(weighed) == pytest.approx(40 * share)
+    assert weighed.index(True) == every - 1
 
 
 def test_the_log_names_every_part(tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ class Recipe(_Strict):
             :class:`~dynamicvit.model.DynamicViT`.
         share_stem: leave the blocks before the first stage as they are and run them once for
             student and teacher: where nothing has been dropped yet, the dense weights are right.
+        guided: share of the images on which the guidance loss looks; the others count as zero in
+            its mean. It takes the teacher's backward pass, as much again as its answer.
         losses: weights of the loss parts. Without classification no labels are needed.
         augment: what happens to images.
         frozen: parameters of the backbone that never learn.
@@ -112,6 +114,7 @@ class Recipe(_Strict):
     decisions: Decisions = "independent"
     leave: Leave = "never"
     share_stem: bool = False
+    guided: float = Field(1.0, gt=0, le=1)
     losses: LossRecipe = LossRecipe()
     augment: AugmentRecipe = AugmentRecipe()
     frozen: tuple[str, ...] = ("cls_token", "pos_embed")

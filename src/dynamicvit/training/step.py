@@ -18,7 +18,7 @@ from dynamicvit.losses import Losses, dynamicvit_loss
 from dynamicvit.model import DenseOutput, DynamicViT, MaskedOutput, Stem
 from dynamicvit.networks import image_channels, own_image_size
 from dynamicvit.processes import Processes
-from dynamicvit.teacher import ask
+from dynamicvit.teacher import ask, weigh_some
 from dynamicvit.training.draws import NoisySampler, SplitDraws
 from dynamicvit.training.recipe import Recipe
 
@@ -118,7 +118,8 @@ class Step:
             self._begin(split, number, counts)
             is_last = number == len(pieces) - 1
             with nullcontext() if is_last else self.processes.no_sync(self._wrapped):
-                losses, shares, alive, bad = self._wrapped(piece)
+                first = split.first + sum(counts[:number])
+                losses, shares, alive, bad = self._wrapped(piece, first)
                 images = count / split.total
                 tokens = self._token_share(alive, count, split, survivors)
                 parts = {
@@ -200,14 +201,20 @@ class _Pass(nn.Module):
         self.model = model
         self._fixed = teacher, recipe, precision, mixup  # in a tuple: nothing of it is trained
 
-    def forward(self, batch: Batch) -> tuple[Losses, Tensor, Tensor, Tensor]:
+    def forward(self, batch: Batch, first: int) -> tuple[Losses, Tensor, Tensor, Tensor]:
         """The losses, and what is only counted.
+
+        Args:
+            batch: of this pass.
+            first: place of its first image in the step's whole batch.
 
         Returns:
             The losses; ``(2 · stages,)`` the kept shares, by decision and by score; the number of
             surviving tokens; ``(B,)`` bool, the images whose logits are not finite.
         """
-        output, losses = step_losses(self.model, self._fixed[0], batch, *self._fixed[1:])
+        output, losses = step_losses(
+            self.model, self._fixed[0], batch, *self._fixed[1:], first=first
+        )
         drawn = [decision.detach().float().mean() for decision in output.decisions]
         likely = [(odds.detach() > 0).float().mean() for odds in output.log_odds]
         bad = ~output.logits.detach().isfinite().all(dim=1)
@@ -229,15 +236,19 @@ def step_losses(
     recipe: Recipe,
     precision: torch.dtype | None,
     mixup: Mixup | None = None,
+    first: int = 0,
 ) -> tuple[MaskedOutput, Losses]:
-    """Teacher, student under its decisions, and the losses (Eq. 12-16) of one batch."""
+    """Teacher, student under its decisions, and the losses (Eq. 12-16) of one batch.
+
+    It may be part of a larger one, in which its first image has place ``first``.
+    """
     images, labels = _mixed(batch, recipe, mixup)
     with torch.autocast(images.device.type, precision, enabled=precision is not None):
         with torch.no_grad():
             # The teacher's stem serves both: the student's is never trained, so it is the same.
             depth = model.schedule.stages[0]
             start = teacher.stem(images, depth) if recipe.share_stem else images
-        dense = _dense(teacher, start, recipe)
+        dense = _dense(teacher, start, recipe, first)
         output = model.forward_masked(start)
         losses = dynamicvit_loss(
             output,
@@ -278,12 +289,23 @@ def _draw(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
-def _dense(teacher: DynamicViT, start: Tensor | Stem, recipe: Recipe) -> DenseOutput | None:
+def _dense(
+    teacher: DynamicViT, start: Tensor | Stem, recipe: Recipe, first: int
+) -> DenseOutput | None:
     """What the losses need of the teacher, if anything."""
     losses = recipe.losses
     if not (losses.distillation or losses.token or losses.feature or losses.guidance):
         return None
-    return ask(teacher, start, importance=losses.guidance > 0)
+    if not losses.guidance:
+        return ask(teacher, start)
+    x = start.tokens.x if isinstance(start, Stem) else start
+    return weigh_some(teacher, start, _guided(first, len(x), recipe.guided).to(x.device))
+
+
+def _guided(first: int, count: int, share: float) -> Tensor:
+    """``(count,)`` bool: every so many images of the whole batch, however it is split."""
+    ends = ((torch.arange(first, first + count + 1, dtype=torch.float64) * share) + 1e-9).floor()
+    return ends.diff() > 0
 
 
 def _mixed(batch: Batch, recipe: Recipe, mixup: Mixup | None) -> tuple[Tensor, Tensor]:
