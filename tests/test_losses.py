@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from dynamicvit import InputError
+from dynamicvit.distillation import distillation_loss, hard_distillation_loss
 from dynamicvit.losses import (
     LossWeights,
     classification_loss,
-    distillation_loss,
     dynamicvit_loss,
     guidance_loss,
     ratio_loss,
@@ -112,6 +112,30 @@ def test_distillation_is_zero_for_the_teachers_answers_and_only_then() -> None:
     logits = torch.randn(B, CLASSES)
     assert distillation_loss(logits + 3, logits).abs() < 1e-6  # a shift changes no probability
     assert distillation_loss(-logits, logits) > 0.01
+
+
+def test_another_teachers_logits_are_distilled_in_place_of_the_dense_networks() -> None:
+    student, dense, other = output(), teacher(), torch.randn(B, CLASSES)
+    weights = LossWeights(classification=0.0)
+    own = dynamicvit_loss(student, RATIOS, teacher=dense, weights=weights)
+    losses = dynamicvit_loss(
+        student,
+        RATIOS,
+        teacher=dense,
+        teacher_logits=other,
+        distillation=hard_distillation_loss,
+        weights=weights,
+    )
+    expected = hard_distillation_loss(student.loss_logits, other)
+    torch.testing.assert_close(losses.distillation, expected)
+    assert torch.equal(losses.token, own.token)
+    torch.testing.assert_close(losses.total - own.total, 0.5 * (expected - own.distillation))
+
+    alone = LossWeights(classification=0.0, token=0.0)
+    logits_only = dynamicvit_loss(student, RATIOS, teacher_logits=other, weights=alone)
+    torch.testing.assert_close(
+        logits_only.distillation, distillation_loss(student.loss_logits, other)
+    )
 
 
 def test_token_loss_looks_at_survivors_only() -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
+from dynamicvit.distillation import Distillation, distillation_loss, divergence
 from dynamicvit.errors import InputError
 from dynamicvit.model import DenseOutput, MaskedOutput
 
@@ -69,6 +70,8 @@ def dynamicvit_loss(
     *,
     labels: Tensor | None = None,
     teacher: DenseOutput | None = None,
+    teacher_logits: Tensor | None = None,
+    distillation: Distillation = distillation_loss,
     label_smoothing: float = 0.0,
     weights: LossWeights | None = None,
 ) -> Losses:
@@ -79,6 +82,8 @@ def dynamicvit_loss(
         keep_ratios: the share of patches that each stage should keep.
         labels: as :func:`classification_loss` takes them.
         teacher: what the dense network gave for the same images.
+        teacher_logits: ``(B, classes)`` of another teacher, which distillation then looks at.
+        distillation: the loss of the logits, of :mod:`dynamicvit.distillation`.
         label_smoothing: of labels that are class indices.
         weights: of the parts. A weight of zero leaves a part out, and its input is not needed.
 
@@ -87,13 +92,14 @@ def dynamicvit_loss(
     """
     weights = LossWeights() if weights is None else weights
     zero = output.logits.new_zeros((), dtype=torch.float32)
-    classification = distillation = token = feature = ratio = guidance = zero
+    classification = distilled = token = feature = ratio = guidance = zero
     if weights.classification:
         labels = _needed(labels, "labels", "classification")
         classification = classification_loss(output.loss_logits, labels, label_smoothing)
     if weights.distillation:
-        teacher = _needed(teacher, "teacher", "distillation")
-        distillation = distillation_loss(output.loss_logits, teacher.loss_logits)
+        if teacher_logits is None:
+            teacher_logits = _needed(teacher, "teacher", "distillation").loss_logits
+        distilled = distillation(output.loss_logits, teacher_logits)
     if weights.token:
         token = token_loss(output, _needed(teacher, "teacher", "token"))
     if weights.feature:
@@ -106,13 +112,13 @@ def dynamicvit_loss(
         guidance = guidance_loss(output.log_odds, importance)
     total = (
         weights.classification * classification
-        + weights.distillation * distillation
+        + weights.distillation * distilled
         + weights.token * token
         + weights.feature * feature
         + weights.ratio * ratio
         + weights.guidance * guidance
     )
-    return Losses(total, classification, distillation, token, feature, ratio, guidance)
+    return Losses(total, classification, distilled, token, feature, ratio, guidance)
 
 
 def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -135,16 +141,6 @@ def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float =
     return (loss * known).mean()
 
 
-def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL divergence of the student's class probabilities from the teacher's (Eq. 14).
-
-    Args:
-        logits: ``(B, classes)``.
-        teacher_logits: likewise.
-    """
-    return _divergence(logits, teacher_logits).mean()
-
-
 def token_loss(output: MaskedOutput, teacher: DenseOutput) -> Tensor:
     """How far the surviving tokens are from the teacher's (Eq. 13); zero if none survived.
 
@@ -162,7 +158,7 @@ def token_loss(output: MaskedOutput, teacher: DenseOutput) -> Tensor:
         distance = (features.patches.float() - expected.float()).square().mean(dim=-1)
     else:
         expected = _held(teacher.patch_logits, features.index)
-        distance = _divergence(output.patch_logits, expected)
+        distance = divergence(output.patch_logits, expected)
     # Which tokens survived is not what this loss should change: no gradient to the decision.
     decision = features.decision
     survived = torch.ones_like(distance) if decision is None else decision.detach()
@@ -188,16 +184,6 @@ def _held(values: Tensor, index: Tensor | None) -> Tensor:
     if index is None:
         return values
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
-
-
-def _divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL divergence of each row of class probabilities: ``(..., classes)`` to ``(...)``."""
-    return F.kl_div(
-        logits.float().log_softmax(dim=-1),
-        teacher_logits.float().log_softmax(dim=-1),
-        log_target=True,
-        reduction="none",
-    ).sum(dim=-1)
 
 
 def ratio_loss(decisions: tuple[Tensor, ...], keep_ratios: tuple[float, ...]) -> Tensor:

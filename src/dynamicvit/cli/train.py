@@ -42,6 +42,12 @@ from dynamicvit.cli.options import (
     chosen_model,
     use_threads,
 )
+from dynamicvit.cli.teacher import (
+    TeacherCheckpoint,
+    TeacherName,
+    foreign_teacher,
+    with_teacher,
+)
 from dynamicvit.data import (
     ImageData,
     Loader,
@@ -51,6 +57,7 @@ from dynamicvit.data import (
     train_transform,
 )
 from dynamicvit.errors import InputError
+from dynamicvit.foreign import ForeignTeacher
 from dynamicvit.loading import load_model, set_drop_path
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import DenseNetwork
@@ -78,6 +85,8 @@ def train(
     released: Released = None,
     checkpoint: Checkpoint = None,
     no_pretrained: NoPretrained = False,
+    teacher_name: TeacherName = None,
+    teacher_checkpoint: TeacherCheckpoint = None,
     recipe: Annotated[str, typer.Option(help="Built-in recipe or YAML file.")] = "small_data",
     overrides: Annotated[
         list[str] | None,
@@ -109,7 +118,7 @@ def train(
     workers: Workers = 1,
     threads: Threads = None,
 ) -> None:
-    """Fine-tune MODEL with its own dense self as teacher.
+    """Fine-tune MODEL with its own dense self as teacher, or with --teacher another network.
 
     Writes a folder that `eval`, `bench`, `visualize` and `from_pretrained` read, with the resolved
     recipe, a log of every step, its curves (PNG, TensorBoard) and a report. The same command goes
@@ -125,7 +134,7 @@ def train(
     console = main_console(processes)
     if not processes.is_main:  # its warnings are about the run, which is everyone's
         logging.getLogger("dynamicvit.training").setLevel(logging.ERROR)
-    plan = load_recipe(recipe, overrides or [])
+    plan = with_teacher(load_recipe(recipe, overrides or []), teacher_name)
     if model_name is None and released is None:
         model_name = plan.model
         if model_name is None:
@@ -149,13 +158,25 @@ def train(
         set_drop_path(student, plan.drop_path)
     if grad_checkpointing:
         student.set_grad_checkpointing()
+    teacher = foreign_teacher(
+        student, plan, teacher_checkpoint, pretrained=not dry_run, console=console
+    )
     loader, kept_aside = None, None
     if images:
         loader, kept_aside = _loaders(student, plan, images, class_map, workers, console)
     if dry_run or loader is None or output is None:
         plan = plan.model_copy(update={"model": name})
         describe_run(
-            console, student, plan, images, loader, kept_aside, processes, accumulate, dtype
+            console,
+            student,
+            teacher,
+            plan,
+            images,
+            loader,
+            kept_aside,
+            processes,
+            accumulate,
+            dtype,
         )
         processes.close()
         return
@@ -167,7 +188,7 @@ def train(
     try:
         with terminated_like_interrupted():
             try:
-                report = _train_with_progress(student, loader, plan, output, how, console)
+                report = _train_with_progress(student, teacher, loader, plan, output, how, console)
                 if not report.images:
                     raise InputError(f"none of the images of {data} that were drawn can be read")
             except InputError:
@@ -181,6 +202,10 @@ def train(
             if processes.is_main:
                 student.save_pretrained(output)
             results = _results(student, report, held_out, console)
+            results["teacher"] = {
+                **plan.teacher.model_dump(),
+                "checkpoint": teacher_checkpoint and str(teacher_checkpoint),
+            }
             if processes.is_main:
                 write_json(output / "report.json", results)
                 _draw_curves(output)
@@ -292,6 +317,7 @@ def _held_out(model: DynamicViT, loader: Loader, labelled: bool) -> HeldOut:
 
 def _train_with_progress(
     model: DynamicViT,
+    teacher: ForeignTeacher | None,
     loader: Loader,
     recipe: Recipe,
     output: Path,
@@ -317,7 +343,9 @@ def _train_with_progress(
                 say(console, f"{_on_held_out(measure, share)} after step {progress.step + 1}")
             write_scalars(progress)
 
-        return training.train(model, loader, recipe, output, on_step=show, **vars(how))
+        return training.train(
+            model, loader, recipe, output, teacher=teacher, on_step=show, **vars(how)
+        )
 
 
 def _on_held_out(measure: str, share: float) -> str:

@@ -1,4 +1,4 @@
-"""Fine-tuning a sparsified backbone against its own dense self (Section 3.3), top to bottom."""
+"""Fine-tuning a sparsified backbone against its teachers (Section 3.3), top to bottom."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from timm.utils import ModelEmaV3
 
 from dynamicvit.data import Batch
 from dynamicvit.errors import InputError
+from dynamicvit.foreign import ForeignTeacher
 from dynamicvit.macs import costs_of
 from dynamicvit.model import DynamicViT
 from dynamicvit.processes import Processes, launched_precision
-from dynamicvit.teacher import dense_teacher
 from dynamicvit.training.best import Best
 from dynamicvit.training.finite import (
     MAX_BAD_STEPS,
@@ -34,6 +34,7 @@ from dynamicvit.training.recipe import Recipe, dump_recipe
 from dynamicvit.training.state import Progress, RunState, TrainingReport
 from dynamicvit.training.step import SAMPLERS, Split, Step, create_mixup, step_losses
 from dynamicvit.training.stopping import Interrupted, stop_requests
+from dynamicvit.training.teachers import Teachers, teachers_for
 
 __all__ = ["SAMPLERS", "Batches", "Interrupted", "step_losses", "total_steps", "train"]
 
@@ -62,6 +63,7 @@ def train(
     recipe: Recipe,
     folder: Path,
     *,
+    teacher: ForeignTeacher | None = None,
     held_out: HeldOut | None = None,
     resume: bool = False,
     force: bool = False,
@@ -74,7 +76,7 @@ def train(
 ) -> TrainingReport:
     """Fine-tune a model in place, and leave a log and a checkpoint to go on from.
 
-    The teacher is the dense backbone as it is when this is called, copied and frozen.
+    The dense teacher is the backbone as it is when this is called, copied and frozen.
 
     Args:
         model: a sparsified backbone with its pretrained weights.
@@ -83,6 +85,8 @@ def train(
         recipe: what to do.
         folder: gets ``recipe.yaml``, ``log.jsonl`` and ``checkpoint*.pt``; created if missing.
             Several processes share it.
+        teacher: the network that ``recipe.teacher.model`` names, if it does: it gives the logits to
+            distil, in place of the dense backbone. It is moved to the device.
         held_out: images to evaluate on at the end of each epoch (in long runs of some) and of the
             run. The best checkpoint is the one that does best on them; without them, the one before
             which the mean training loss was lowest.
@@ -93,7 +97,7 @@ def train(
             one alone by default. They say where to train.
         precision: dtype of autocast, or none for full precision.
         accumulate: passes in which each process works off its images of a step, to save memory.
-        compiled: run student and teacher through ``torch.compile``.
+        compiled: run student and teachers through ``torch.compile``.
         on_step: called after each step in the main process.
 
     Returns:
@@ -113,7 +117,9 @@ def train(
     precision = launched_precision(precision, processes.device)
     model.to(processes.device).train()
     processes.equalise(model)
-    teacher = dense_teacher(model)
+    teachers = teachers_for(model, recipe, teacher)
+    if teachers.foreign is not None:
+        processes.equalise(teachers.foreign.to(processes.device))
     optimizer = create_optimizer(model, recipe)
     steps = total_steps(recipe, loader)
     rate = LearningRate(optimizer, recipe, steps)
@@ -122,10 +128,10 @@ def train(
         loader.set_share(processes.rank, processes.count)
 
     folder.mkdir(parents=True, exist_ok=True)
-    with _as_before(model), _compiled(compiled, model, teacher), stop_requests() as stop:
+    with _as_before(model), _compiled(compiled, model, teachers), stop_requests() as stop:
         step = Step(
             model,
-            teacher,
+            teachers,
             recipe,
             processes,
             precision=precision,
@@ -136,7 +142,7 @@ def train(
             folder,
             recipe,
             model=model,
-            teacher=teacher,
+            teachers=teachers,
             optimizer=optimizer,
             ema=ema,
             scaler=step.scaler,
@@ -262,15 +268,16 @@ def _as_before(model: DynamicViT) -> Iterator[None]:
 
 
 @contextmanager
-def _compiled(wanted: bool, *models: DynamicViT) -> Iterator[None]:
+def _compiled(wanted: bool, model: DynamicViT, teachers: Teachers) -> Iterator[None]:
     """The paths that training takes, compiled; of the instances, so that all comes off again."""
-    names = ("forward_masked", "forward_dense")
-    for model in models if wanted else ():
-        for name in names:
-            setattr(model, name, torch.compile(getattr(model, name)))
+    ours = [each for each in (model, teachers.dense) if each is not None]
+    paths = [(each, name) for each in ours for name in ("forward_masked", "forward_dense")]
+    if teachers.foreign is not None:
+        paths.append((teachers.foreign.network, "forward"))
+    for module, name in paths if wanted else ():
+        setattr(module, name, torch.compile(getattr(module, name)))
     try:
         yield
     finally:
-        for model in models if wanted else ():
-            for name in names:
-                delattr(model, name)
+        for module, name in paths if wanted else ():
+            delattr(module, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from dataclasses import asdict, dataclass, field
@@ -20,7 +21,10 @@ from dynamicvit.training.checkpoint import cannot_write, keep_checkpoint, newest
 from dynamicvit.training.log import LOG_NAME, to_line
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.resume import check_same_run
+from dynamicvit.training.teachers import Teachers
 from dynamicvit.weights import load_exactly
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ class RunState:
         folder: of the run; the main process writes its log and checkpoints there.
         recipe: of the run.
         model: the student.
-        teacher: its dense self as it was at the start.
+        teachers: of the run. The dense self's weights are saved, for nobody else may have them as
+            they were at the start; of another network only what tells it from a third.
         optimizer: of the student.
         ema: averaged weights, if any.
         scaler: of the loss, for fp16.
@@ -117,7 +122,7 @@ class RunState:
         recipe: Recipe,
         *,
         model: DynamicViT,
-        teacher: nn.Module,
+        teachers: Teachers,
         optimizer: torch.optim.Optimizer,
         ema: ModelEmaV3 | None,
         scaler: torch.amp.GradScaler,
@@ -129,7 +134,7 @@ class RunState:
         self.folder = folder
         self.recipe = recipe
         self.model = model
-        self.teacher = teacher
+        self.teachers = teachers
         self.optimizer = optimizer
         self.ema = ema
         self.scaler = scaler
@@ -215,6 +220,7 @@ class RunState:
             "recipe": self.recipe.model_dump(mode="json"),
             "epoch_steps": self.epoch_steps,
             "processes": self.processes,
+            "foreign_teacher": self._foreign_teacher,
             **{part: weights.state_dict() for part, weights in self._parts().items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -239,9 +245,13 @@ class RunState:
             self.recipe,
             epoch_steps=self.epoch_steps,
             processes=self.processes,
+            foreign_teacher=self._foreign_teacher,
             force=force,
         )
         for part, weights in self._parts().items():
+            if part == "teacher" and part not in state:
+                _log.warning("%s has no dense teacher: it is the model as it is loaded now", path)
+                continue
             if part not in state:
                 raise InputError(f"{path} holds no {part} weights: set ema=null to go on")
             load_exactly(weights, state[part], f"{path} is of another model")
@@ -257,8 +267,13 @@ class RunState:
             os.truncate(self.log_file, min(self.log_bytes, self.log_file.stat().st_size))
 
     def _parts(self) -> dict[str, nn.Module]:
-        averaged = {} if self.ema is None else {"ema": self.ema.module}
-        return {"model": self.model, "teacher": self.teacher, **averaged}
+        averaged = None if self.ema is None else self.ema.module
+        parts = {"model": self.model, "teacher": self.teachers.dense, "ema": averaged}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def _foreign_teacher(self) -> str | None:
+        return None if self.teachers.foreign is None else self.teachers.foreign.fingerprint
 
     def report(self, held_out: EvaluationResult | None = None) -> TrainingReport:
         """What was done, and how right the final weights are."""

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from dynamicvit.data import UNLABELLED, Batch
 from dynamicvit.decisions import best_k_sampler, gumbel_sampler, gumbel_top_k_sampler
 from dynamicvit.losses import Losses, dynamicvit_loss
-from dynamicvit.model import DenseOutput, DynamicViT, MaskedOutput, Stem
+from dynamicvit.model import DynamicViT, MaskedOutput
 from dynamicvit.networks import image_channels, own_image_size
 from dynamicvit.processes import Processes
-from dynamicvit.teacher import ask, weigh_some
 from dynamicvit.training.draws import NoisySampler, SplitDraws
 from dynamicvit.training.recipe import Recipe
+from dynamicvit.training.teachers import Teachers
 
 SAMPLERS: dict[str, NoisySampler] = {
     "independent": gumbel_sampler,
@@ -73,7 +73,7 @@ class Step:
 
     Args:
         model: the student, in ``train()``; its sampler is set.
-        teacher: of :func:`~dynamicvit.teacher.dense_teacher`.
+        teachers: whom the losses ask.
         recipe: of the run.
         processes: that share the batch.
         precision: dtype of autocast, or none.
@@ -84,7 +84,7 @@ class Step:
     def __init__(
         self,
         model: DynamicViT,
-        teacher: DynamicViT,
+        teachers: Teachers,
         recipe: Recipe,
         processes: Processes,
         *,
@@ -100,7 +100,7 @@ class Step:
         self.scaler = torch.amp.GradScaler(
             processes.device.type, enabled=precision is torch.float16
         )
-        self._pass = _Pass(model, teacher, recipe, precision, mixup)
+        self._pass = _Pass(model, teachers, recipe, precision, mixup)
         self._wrapped = processes.wrap(self._pass)
 
     def backward(self, batch: Batch, split: Split) -> Measured:
@@ -192,14 +192,14 @@ class _Pass(nn.Module):
     def __init__(
         self,
         model: DynamicViT,
-        teacher: DynamicViT,
+        teachers: Teachers,
         recipe: Recipe,
         precision: torch.dtype | None,
         mixup: Mixup | None,
     ) -> None:
         super().__init__()
         self.model = model
-        self._fixed = teacher, recipe, precision, mixup  # in a tuple: nothing of it is trained
+        self._fixed = teachers, recipe, precision, mixup  # in a tuple: nothing of it is trained
 
     def forward(self, batch: Batch, first: int) -> tuple[Losses, Tensor, Tensor, Tensor]:
         """The losses, and what is only counted.
@@ -231,30 +231,30 @@ class _Pass(nn.Module):
 
 def step_losses(
     model: DynamicViT,
-    teacher: DynamicViT,
+    teachers: Teachers,
     batch: Batch,
     recipe: Recipe,
     precision: torch.dtype | None,
     mixup: Mixup | None = None,
     first: int = 0,
 ) -> tuple[MaskedOutput, Losses]:
-    """Teacher, student under its decisions, and the losses (Eq. 12-16) of one batch.
+    """Teachers, student under its decisions, and the losses (Eq. 12-16) of one batch.
 
     It may be part of a larger one, in which its first image has place ``first``.
     """
     images, labels = _mixed(batch, recipe, mixup)
+    guided = _guided(first, len(images), recipe.guided) if recipe.losses.guidance else None
     with torch.autocast(images.device.type, precision, enabled=precision is not None):
-        with torch.no_grad():
-            # The teacher's stem serves both: the student's is never trained, so it is the same.
-            depth = model.schedule.stages[0]
-            start = teacher.stem(images, depth) if recipe.share_stem else images
-        dense = _dense(teacher, start, recipe, first)
+        start = teachers.shared_stem(model, images) if recipe.share_stem else images
+        taught = teachers.ask(start, images, guided)
         output = model.forward_masked(start)
         losses = dynamicvit_loss(
             output,
             model.schedule.keep_ratios,
             labels=labels,
-            teacher=dense,
+            teacher=taught.dense,
+            teacher_logits=taught.logits,
+            distillation=recipe.teacher.distillation(),
             label_smoothing=recipe.augment.smoothing,
             weights=recipe.losses.weights(),
         )
@@ -287,19 +287,6 @@ def seed_everything(*entropy: int) -> None:
 
 def _draw(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
-
-
-def _dense(
-    teacher: DynamicViT, start: Tensor | Stem, recipe: Recipe, first: int
-) -> DenseOutput | None:
-    """What the losses need of the teacher, if anything."""
-    losses = recipe.losses
-    if not (losses.distillation or losses.token or losses.feature or losses.guidance):
-        return None
-    if not losses.guidance:
-        return ask(teacher, start)
-    x = start.tokens.x if isinstance(start, Stem) else start
-    return weigh_some(teacher, start, _guided(first, len(x), recipe.guided).to(x.device))
 
 
 def _guided(first: int, count: int, share: float) -> Tensor:
