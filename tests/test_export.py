@@ -168,7 +168,7 @@ def test_every_family_in_onnx(family: Family, tmp_path: Path) -> None:
     assert {node.domain for node in written.graph.node} == {""}
     assert not written.functions
     assert written.opset_import[0].version >= 18
-    assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     names = [output.name for output in written.graph.output]
     assert names == ["logits", "kept_1", "kept_2", "kept_3"]
     types = {value.name: value.type.tensor_type.elem_type for value in written.graph.value_info}
