@@ -62,6 +62,6 @@ def pair_bias(bias: Tensor | None, tokens: Tokens) -> Tensor | None:
         return None
     if tokens.index is None:
         return bias[None]
-    prefix = torch.arange(tokens.num_prefix, device=bias.device).expand(len(tokens.index), -1)
+    prefix = torch.arange(tokens.num_prefix, device=bias.device).expand(tokens.index.shape[0], -1)
     place = torch.cat([prefix, tokens.index + tokens.num_prefix], dim=1)
     return bias[:, place[:, :, None], place[:, None, :]].transpose(0, 1)
