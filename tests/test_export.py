@@ -161,8 +161,8 @@ def test_every_family_in_onnx(family: Family, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     needs("onnx")
     model, file = family.sparse(depth=2, stages=(0, 1)), tmp_path / "model.onnx"
-    set_image_size(model, family.size)  # transformers' are made for another one
-    export(model, file)
+    # Some of transformers' are made for another one.
+    export(model, file, image_size=set_image_size(model, family.size))
     images = family.images(3, seed=4)
     assert check(model, load_exported(file), images).ties == 0
     written = onnx.load(file)

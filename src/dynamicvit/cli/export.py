@@ -77,12 +77,13 @@ def export(
     model = load_model(
         name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=not no_pretrained
     )
-    set_image_size(model, size)
+    size = set_image_size(model, size)
     try:
         result, pictures = export_model(
             model,
             output,
             file_format=file_format,
+            image_size=size,
             batch=batch,
             opset=opset,
             crop_pct=crop_pct,

@@ -94,18 +94,23 @@ class Description:
 
 
 def describe(
-    model: DynamicViT, *, batch: int | None = None, crop_pct: float | None = None
+    model: DynamicViT,
+    *,
+    image_size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    crop_pct: float | None = None,
 ) -> Description:
-    """What there is to say of a model at the image size that it has now.
+    """What there is to say of a model.
 
     Args:
         model: the model.
+        image_size: height and width, which it must take already; by default its own.
         batch: images in a batch; ``None`` for any number.
         crop_pct: instead of the model's own.
 
     Raises:
-        InputError: for a batch of less than one, a share outside (0, 1], or a model without stages
-            or classifier.
+        InputError: for a batch of less than one, a share outside (0, 1], an image size that the
+            model does not take, or a model without a classifier.
     """
     if batch is not None and batch < 1:
         raise InputError(f"a batch has at least 1 image, got {batch}")
@@ -114,7 +119,7 @@ def describe(
     if model.num_classes < 1:
         raise InputError("the model has no classifier, so there is no answer to export")
     config = resolve_model_data_config(model)
-    height, width = own_image_size(model)
+    height, width = image_size or own_image_size(model)
     grid = adapter_for(model.backbone).grid_size(model.backbone, height, width)
     names = known_class_names(model)
     return Description(

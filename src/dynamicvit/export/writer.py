@@ -23,6 +23,7 @@ def export(
     path: str | Path,
     *,
     file_format: str | None = None,
+    image_size: tuple[int, int] | None = None,
     batch: int | None = None,
     opset: int | None = None,
     crop_pct: float | None = None,
@@ -33,9 +34,11 @@ def export(
     The file is there once the comparison has held; before, an old one stays as it was.
 
     Args:
-        model: on the CPU, in float32, with the image size and the keep ratio to export.
+        model: on the CPU, in float32, with the keep ratio to export.
         path: ends in ``.onnx``, ``.xml`` or ``.pt2``.
         file_format: one of ``FORMATS``, by default by the ending.
+        image_size: height and width, what :func:`~dynamicvit.loading.set_image_size` gave; by
+            default the model's own.
         batch: the one number of images that the file takes; by default it takes any.
         opset: of ONNX's operators, 18 or later.
         crop_pct: the crop's share that the file asks for, in place of the model's own.
@@ -56,7 +59,7 @@ def export(
         if name != "onnx":
             raise InputError(f"opset {opset}: only ONNX files have one, and {path} is none")
         arguments["opset"] = opset
-    description = describe(model, batch=batch, crop_pct=crop_pct)
+    description = describe(model, image_size=image_size, batch=batch, crop_pct=crop_pct)
     target = FORMATS[name]
     target.ready()
     own = None if check_on is None else ImageData(check_on, labelled=False)
