@@ -38,12 +38,13 @@ from pictures import write_image
 #: Of the packages that the formats need.
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 
-#: Operators that ONNX Runtime, OpenVINO and TensorRT all list; TensorRT's list is the shortest
-#: (docs/operators.md of onnx/onnx-tensorrt). No Loop, If, Scan, NonZero, OneHot or Sequence.
+#: Operators that ONNX Runtime, OpenVINO and TensorRT all list. TensorRT's list is the shortest
+#: (docs/operators.md of onnx/onnx-tensorrt, at 8.4; LayerNormalization is younger). No Loop, If,
+#: Scan, NonZero, OneHot or Sequence.
 LISTED = """
     Add And Cast Clip Concat Constant ConstantOfShape Conv Cos Div Equal Erf Exp Expand Flatten
     Gather GatherElements GatherND Gemm GlobalAveragePool Greater Identity LayerNormalization Less
-    Log LogSoftmax MatMul Max Min Mul Neg Not Pad Pow Range Reciprocal ReduceMax ReduceMean
+    Log LogSoftmax MatMul Max Min Mul Neg Not Pad Pow Range ReduceMax ReduceMean
     ReduceSum Relu Reshape ScatterElements Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub
     Tanh Tile TopK Transpose Unsqueeze Where
 """
