@@ -251,6 +251,4 @@ def _with_rest(tokens: Tokens, rest: Tensor | None) -> Tokens:
         return tokens
     added, prefix = rest.shape[1], tokens.num_prefix
     x = torch.cat([tokens.x[:, :prefix], rest.to(tokens.x.dtype), tokens.patches], dim=1)
-    return replace(
-        tokens, x=x, num_prefix=prefix + added, added=tokens.added + added, heads=None
-    )
+    return replace(tokens, x=x, num_prefix=prefix + added, added=tokens.added + added, heads=None)

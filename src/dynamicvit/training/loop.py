@@ -60,6 +60,7 @@ def train(
     precision: torch.dtype | None = None,
     accumulate: int = 1,
     compiled: bool = False,
+    teacher: DynamicViT | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> TrainingReport:
     """Fine-tune a model in place, and leave a log and a checkpoint to go on from.
@@ -67,7 +68,8 @@ def train(
     The teacher is the dense backbone as it is when this is called, copied and frozen.
 
     Args:
-        model: a sparsified backbone with its pretrained weights.
+        model: a sparsified backbone with its pretrained weights; without a stage only under
+            another network's teaching.
         loader: the training images; shuffled. Its batches are those of one optimiser step, over
             all processes and passes.
         recipe: what to do.
@@ -81,6 +83,8 @@ def train(
         precision: dtype of autocast, or none for full precision.
         accumulate: passes in which each process works off its images of a step, to save memory.
         compiled: run student and teacher through ``torch.compile``.
+        teacher: another network, of :func:`~dynamicvit.teacher.dense_teacher`; what the recipe's
+            losses compare must be of one shape, and its stem is not the student's.
         on_step: called after each step in the main process.
 
     Returns:
@@ -93,7 +97,7 @@ def train(
         InputError: if the disk is full; the last checkpoint is whole.
         Interrupted: on SIGINT (Ctrl-C) or SIGTERM, after saving.
     """
-    if not model.schedule.stages:
+    if not model.schedule.stages and teacher is None:
         raise InputError("there is nothing to train: the schedule has no stage")
     if accumulate < 1:
         raise InputError(f"accumulate is at least 1 pass, got {accumulate}")
@@ -101,7 +105,7 @@ def train(
     precision = launched_precision(precision, processes.device)
     model.to(processes.device).train()
     processes.equalise(model)
-    teacher = dense_teacher(model)
+    teacher = dense_teacher(model) if teacher is None else teacher.to(processes.device)
     optimizer = create_optimizer(model, recipe)
     steps = total_steps(recipe, loader)
     rate = LearningRate(optimizer, recipe, steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dynamicvit.data import UNLABELLED, Batch
 from dynamicvit.decisions import best_k_sampler, gumbel_sampler, gumbel_top_k_sampler
 from dynamicvit.errors import InputError
-from dynamicvit.losses import Losses, dynamicvit_loss
+from dynamicvit.losses import Losses, LossWeights, dynamicvit_loss
 from dynamicvit.model import DenseOutput, DynamicViT, MaskedOutput, Stem
 from dynamicvit.networks import image_channels, own_image_size
 from dynamicvit.processes import Processes
@@ -204,9 +204,11 @@ class _Pass(nn.Module):
         """
         output, losses = step_losses(self.model, self._fixed[0], batch, *self._fixed[1:])
         drawn = [decision.detach().float().mean() for decision in output.decisions]
-        likely = [(odds.detach() > 0).float().mean() for odds in output.log_odds]
+        # Without scores there is nothing but the decisions to say what is kept.
+        likely = [(odds.detach() > 0).float().mean() for odds in output.log_odds] or drawn
+        shares = torch.stack(drawn + likely) if drawn else output.logits.new_zeros(0)
         bad = (~output.logits.detach().isfinite().all(dim=1)).sum().float()
-        return losses, torch.stack(drawn + likely), _survivors(output), bad[None]
+        return losses, shares, _survivors(output), bad[None]
 
     @torch.no_grad()
     def survivors(self, batch: Batch) -> Tensor:
@@ -227,12 +229,13 @@ def step_losses(
 ) -> tuple[MaskedOutput, Losses]:
     """Teacher, student under its decisions, and the losses (Eq. 12-16) of one batch."""
     images, labels = _mixed(batch, recipe, mixup)
+    weights = loss_weights(model, recipe)
     with torch.autocast(images.device.type, precision, enabled=precision is not None):
         with torch.no_grad():
             # The teacher's stem serves both: the student's is never trained, so it is the same.
-            depth = model.schedule.stages[0]
-            start = teacher.stem(images, depth) if recipe.share_stem else images
-        dense = _dense(teacher, start, recipe)
+            shared = recipe.share_stem and model.schedule.stages
+            start = teacher.stem(images, model.schedule.stages[0]) if shared else images
+        dense = _dense(teacher, start, weights)
         output = model.forward_masked(start)
         losses = dynamicvit_loss(
             output,
@@ -240,9 +243,16 @@ def step_losses(
             labels=labels,
             teacher=dense,
             label_smoothing=recipe.augment.smoothing,
-            weights=recipe.losses.weights(),
+            weights=weights,
         )
     return output, losses
+
+
+def loss_weights(model: DynamicViT, recipe: Recipe) -> LossWeights:
+    """The recipe's, without guidance where no ranking is learned: it would teach nothing."""
+    weights = recipe.losses.weights()
+    learns = any(True for _ in model.predictors.parameters())
+    return weights if learns else replace(weights, guidance=0.0)
 
 
 def create_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
@@ -273,9 +283,8 @@ def _draw(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
-def _dense(teacher: DynamicViT, start: Tensor | Stem, recipe: Recipe) -> DenseOutput | None:
+def _dense(teacher: DynamicViT, start: Tensor | Stem, losses: LossWeights) -> DenseOutput | None:
     """What the losses need of the teacher, if anything."""
-    losses = recipe.losses
     if not (losses.distillation or losses.token or losses.feature or losses.guidance):
         return None
     return ask(teacher, start, importance=losses.guidance > 0)
