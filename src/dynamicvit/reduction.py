@@ -142,37 +142,43 @@ class Choice(Reduction):
     def log_probs(self, tokens: Tokens, grid: Grid) -> Tensor:
         """``(B, M, 2)``: log-probabilities of keeping and of dropping each patch token."""
 
-    def rest(self, tokens: Tokens, gone: Tensor) -> Tensor | None:
+    def rest(self, tokens: Tokens, gone: Tensor, log_probs: Tensor | None) -> Tensor | None:
         """What those that leave at this stage leave behind.
 
         Args:
             tokens: those that came to the stage.
             gone: ``(B, M)``, 1 for a token that leaves here; differentiable.
+            log_probs: of :meth:`log_probs` for these tokens, where they were asked for.
 
         Returns:
             ``(B, adds, C)`` further prefix tokens, or ``None`` for nothing.
         """
-        del tokens, gone
+        del tokens, gone, log_probs
         return None
 
     def prune(self, tokens: Tokens, budget: int, grid: Grid) -> tuple[Tokens, Tensor | None]:
-        score = self.log_probs(tokens, grid)[..., KEEP]
+        log_probs = self.log_probs(tokens, grid)
+        score = log_probs[..., KEEP]
         if budget >= tokens.num_patches and not self.adds:
             return tokens, score
-        return self.prune_to(tokens, top_k(score, min(budget, tokens.num_patches))), score
+        position = top_k(score, min(budget, tokens.num_patches))
+        return self._keep(tokens, position, log_probs), score
 
     def prune_to(self, tokens: Tokens, position: Tensor) -> Tokens:
-        if position.shape[1] == tokens.num_patches and not self.adds:
-            return tokens
+        return self._keep(tokens, position, None)
+
+    def _keep(self, tokens: Tokens, position: Tensor, log_probs: Tensor | None) -> Tokens:
+        left = gather_patches(tokens, position)
+        if not self.adds:
+            return left
         gone = tokens.x.new_ones(tokens.patches.shape[:2]).scatter(1, position, 0.0)
-        rest = self.rest(tokens, gone)
-        return _with_rest(gather_patches(tokens, position), rest)
+        return _with_rest(left, self.rest(tokens, gone, log_probs))
 
     def mask(self, tokens: Tokens, budget: int, grid: Grid, draw: Draw) -> Masked:
         before = tokens.decision
         if before is None:
             before = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
-        num_patches, odds = grid[0] * grid[1], None
+        num_patches, log_probs, odds = grid[0] * grid[1], None, None
         if draw.given is None:
             log_probs = self.log_probs(tokens, grid)
             odds = log_odds(log_probs).masked_fill(before.detach() < 0.5, float("-inf"))
@@ -191,7 +197,7 @@ class Choice(Reduction):
             left = gather_alive(left, before)
         elif draw.leave == "at once":
             left = unmask(gather_alive(left, decision))
-        left = _with_rest(left, self.rest(tokens, before - decision))
+        left = _with_rest(left, self.rest(tokens, before - decision, log_probs))
         return Masked(left, to_image(decision, tokens.index, num_patches), odds)
 
 
