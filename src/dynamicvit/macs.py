@@ -122,6 +122,7 @@ class Costs:
     Attributes:
         num_patches: N, patch tokens of the image.
         num_prefix: P, tokens that are never dropped.
+        width: C.
         embed: patch embedding.
         block_token: for each block, what one token costs in its linear layers.
         block_pair: for each block, what one pair of tokens costs in attention.
@@ -134,6 +135,7 @@ class Costs:
 
     num_patches: int
     num_prefix: int
+    width: int
     embed: int
     block_token: tuple[int, ...]
     block_pair: tuple[int, ...]
@@ -151,7 +153,7 @@ class Costs:
         for block, (token, pair) in enumerate(zip(self.block_token, self.block_pair, strict=True)):
             if block in kept:
                 reduction, heads = next(reductions)
-                total += reduction.macs(Crowd(held, prefix, *heads))
+                total += reduction.macs(Crowd(held, prefix, self.width, *heads))
                 held, prefix = kept[block], prefix + reduction.adds
             tokens = prefix + held
             total += token * tokens + pair * tokens**2
@@ -197,6 +199,7 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
     return Costs(
         num_patches=rows * columns,
         num_prefix=adapter.num_prefix_tokens(backbone),
+        width=adapter.width(backbone),
         embed=adapter.embed_macs(backbone, height, width),
         block_token=tuple(token for token, _ in blocks),
         block_pair=tuple(pair for _, pair in blocks),

@@ -69,12 +69,14 @@ class Crowd(NamedTuple):
     Attributes:
         num_patches: M.
         num_prefix: P.
+        width: C.
         num_heads: of the attention in the block before; 0 where nobody looks back at it.
         head_width: D, likewise.
     """
 
     num_patches: int
     num_prefix: int
+    width: int
     num_heads: int = 0
     head_width: int = 0
 

@@ -47,12 +47,12 @@ class ClassAttention(nn.Module, Choice):
             return None
         share = class_attention(tokens) if log_probs is None else log_probs[..., KEEP].exp()
         weight = (share * gone).to(tokens.x.dtype)
-        return (tokens.patches * weight[..., None]).sum(dim=1, keepdim=True)
+        return weight[:, None] @ tokens.patches
 
     def macs(self, crowd: Crowd) -> int:
-        """Of one query with every key."""
-        width = crowd.num_heads * crowd.head_width
-        return width * (crowd.num_prefix + crowd.num_patches)
+        """Of one query with every key, and of the fused token."""
+        row = crowd.num_heads * crowd.head_width * (crowd.num_prefix + crowd.num_patches)
+        return row + self.adds * crowd.width * crowd.num_patches
 
 
 def class_attention(tokens: Tokens) -> Tensor:

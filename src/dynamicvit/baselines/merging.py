@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynamicvit.decisions import regroup, top_k
+from dynamicvit.decisions import regroup
 from dynamicvit.reduction import Combination, Crowd, Grid
 from dynamicvit.tokens import Tokens
 
@@ -35,8 +35,8 @@ class Merging(nn.Module, Combination):
         if leaving <= 0:
             return tokens
         assert tokens.heads is not None  # the model runs a block before each stage that looks back
-        into = match(tokens.heads.key.detach().mean(dim=1)[:, tokens.num_prefix :], leaving)
-        return merge(tokens, into, held - leaving)
+        key = tokens.heads.key.detach().mean(dim=1)[:, tokens.num_prefix :]
+        return merge(tokens, *match(key, leaving))
 
     def macs(self, crowd: Crowd) -> int:
         """Of each token at an even position with each at an odd one."""
@@ -44,8 +44,8 @@ class Merging(nn.Module, Combination):
         return (crowd.num_patches - odd) * odd * crowd.head_width
 
 
-def match(key: Tensor, leaving: int) -> Tensor:
-    """Which token each one becomes part of.
+def match(key: Tensor, leaving: int) -> tuple[Tensor, Tensor]:
+    """Which tokens become part of which others.
 
     Tokens at even positions choose the token at an odd position whose key points most nearly where
     theirs does; of these pairs the most alike merge.
@@ -55,43 +55,50 @@ def match(key: Tensor, leaving: int) -> Tensor:
         leaving: how many merge into another, at most M / 2.
 
     Returns:
-        ``(B, M)`` positions; a token that stays has its own.
+        ``(B, leaving)`` positions of those that leave, and of the ones that they become part of.
     """
     key = F.normalize(key, dim=-1)
     alike, partner = (key[:, ::2] @ key[:, 1::2].transpose(1, 2)).max(dim=-1)
-    pairs = alike.topk(leaving, dim=1).indices
-    own = torch.arange(key.shape[1], device=key.device).expand(len(key), -1)
-    return own.scatter(1, 2 * pairs, 2 * partner.gather(1, pairs) + 1)
+    pairs = alike.topk(leaving, dim=1, sorted=False).indices
+    return 2 * pairs, 2 * partner.gather(1, pairs) + 1
 
 
-def merge(tokens: Tokens, into: Tensor, left: int) -> Tokens:
-    """The tokens after each has become part of another or stayed.
+def merge(tokens: Tokens, leaving: Tensor, into: Tensor) -> Tokens:
+    """The tokens after some have become part of others.
 
     Args:
         tokens: M patch tokens.
-        into: ``(B, M)``, of :func:`match`.
-        left: how many stay.
+        leaving: ``(B, R)`` positions of those that leave, each once.
+        into: ``(B, R)`` positions of the ones that they become part of, which stay.
 
     Returns:
         The tokens that stay, each the mean of its patches, in the order that they had.
     """
-    prefix, patches = tokens.x[:, : tokens.num_prefix], tokens.patches
-    own = torch.arange(tokens.num_patches, device=into.device).expand_as(into)
-    stays = into == own
-    position = top_k(stays.to(torch.float32), left)
+    patches, prefix = tokens.patches, tokens.num_prefix
+    batch, held, width = patches.shape
+    left = held - leaving.shape[1]
     size = tokens.size
     if size is None:
-        size = patches.new_ones(into.shape, dtype=torch.float32)
-    total = torch.zeros_like(size).scatter_add(1, into, size)
-    # Exactly 1 for a token that stays alone: it is not rounded anew at every stage.
-    share = (size / total.gather(1, into))[..., None].to(patches.dtype)
-    rows = into[..., None].expand_as(patches)
-    joined = torch.zeros_like(patches).scatter_add(1, rows, patches * share)
-    x = joined.gather(1, position[..., None].expand(-1, -1, patches.shape[-1]))
-    now = (stays.cumsum(dim=1) - 1).gather(1, into)
+        size = patches.new_ones(batch, held, dtype=torch.float32)
+    total = size.scatter_add(1, into, size.gather(1, leaving))
+    # Weights sum to 1; exactly 1 for a token that stays alone: it is not rounded at every stage.
+    share = (size / total).to(patches.dtype)
+    moved = (size.gather(1, leaving) / total.gather(1, into)).to(patches.dtype)
+    rows = leaving[..., None].expand(-1, -1, width)
+    joined = (patches * share[..., None]).scatter_add(
+        1, into[..., None].expand(-1, -1, width), patches.gather(1, rows) * moved[..., None]
+    )
+    own = torch.arange(held, device=into.device).expand(batch, -1)
+    stays = torch.ones_like(own).scatter(1, leaving, 0)
+    now = stays.cumsum(dim=1) - 1
+    # Each that stays writes its position where it is now, the others all into one more column.
+    target = torch.where(stays > 0, now, left)
+    position = own.new_zeros(batch, left + 1).scatter(1, target, own)[:, :left]
+    x = joined.gather(1, position[..., None].expand(-1, -1, width))
+    now = now.scatter(1, leaving, now.gather(1, into))
     return replace(
         tokens,
-        x=torch.cat([prefix, x], dim=1),
+        x=torch.cat([tokens.x[:, :prefix], x], dim=1),
         index=position if tokens.index is None else tokens.index.gather(1, position),
         size=total.gather(1, position),
         groups=now if tokens.groups is None else regroup(tokens.groups, now),

@@ -154,7 +154,9 @@ def compare(
         where = f"interrupted; what was done is in {output}, the same command goes on"
         raise StoppedError(where, getattr(stop, "signum", signal.SIGINT)) from None
     lines = lines_of(experiment.known_rows(), experiment.known_timings())
-    console.print(_table(lines, evaluated.labelled))
+    console.print(_table(lines, evaluated.labelled), highlight=False)
+    if any(line.timings for line in lines):
+        console.print(_costs(lines), highlight=False)
     _write(output, lines, console)
 
 
@@ -291,15 +293,14 @@ def _said(row: Row) -> str:
 
 def _table(lines: Sequence[Line], labelled: bool) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column("way")
+    table.add_column("way", vertical="bottom", no_wrap=True)
     for heading in (
         *(["top-1, %"] if labelled else []),
-        "agreement, %",
+        "agreement",
         "GMACs",
         "of dense",
         "seeds",
-        *(f"times dense,\nbatch {size}" for size in BATCH_SIZES),
-        *(f"choosing,\nbatch {size}" for size in BATCH_SIZES),
+        *(f"× dense,\nbatch {size}" for size in BATCH_SIZES),
     ):
         table.add_column(heading, justify="right", vertical="bottom")
     for line in lines:
@@ -311,8 +312,21 @@ def _table(lines: Sequence[Line], labelled: bool) -> Table:
             f"{line.macs_fraction:.3f}",
             str(line.seeds) if line.trained else "-",
             *(_speedup(line, size) for size in BATCH_SIZES),
-            *(_choosing(line, size) for size in BATCH_SIZES),
         )
+    return table
+
+
+def _costs(lines: Sequence[Line]) -> Table:
+    """What the ways themselves take, each once: training plays no part in it."""
+    table = Table(title="what choosing takes: ms, and share of the time saved", box=None)
+    table.add_column("way", no_wrap=True)
+    table.add_column("of dense", justify="right")
+    for size in BATCH_SIZES:
+        table.add_column(f"batch {size}", justify="right")
+    once = {(line.way, line.fraction): line for line in lines if line.timings}
+    for line in once.values():
+        costs = (_choosing(line, size) for size in BATCH_SIZES)
+        table.add_row(line.way, f"{line.macs_fraction:.3f}", *costs)
     return table
 
 
