@@ -144,9 +144,8 @@ def compare(
         seconds=seconds,
     )
     entries = experiment.entries(chosen, fractions, seeds)
-    for way in chosen:  # what does not go together is said before anything is run
-        if trained:
-            _check_recipe(experiment, way)
+    for way in chosen if trained else ():
+        experiment.check(way)
     try:
         with terminated_like_interrupted():
             _run(experiment, entries, not no_timing, console)
@@ -235,15 +234,6 @@ def _possible(
                 raise InputError(f"--ways {way.name}: {error}") from None
             say(console, f"left out {way.name}: {error}")
     return possible
-
-
-def _check_recipe(experiment: Experiment, way: Way) -> None:
-    plan = experiment.recipe_of(way, 0)
-    if plan.losses.classification and not all(source.labelled for source in experiment.trained):
-        raise InputError(
-            "some images have no labels, which the classification loss needs: "
-            "--set losses.classification=0"
-        )
 
 
 # ---------------------------------------------------------------- running

@@ -142,6 +142,20 @@ class Experiment:
         """
         return load_recipe(self.recipe, [*self.overrides, f"seed={seed}", *way.overrides])
 
+    def check(self, way: Way) -> None:
+        """Find out before anything is run whether a way can be fine-tuned here.
+
+        Raises:
+            InputError: for a recipe that does not go with the way or the images.
+        """
+        recipe = self.recipe_of(way, 0)
+        if recipe.losses.classification and not all(images.labelled for images in self.trained):
+            raise InputError(
+                "some images have no labels, which the classification loss needs: "
+                "--set losses.classification=0"
+            )
+        self._loader(recipe)
+
     # ---------------------------------------------------------------- rows
 
     def row(self, entry: Entry, on_step: Callable[[Progress], None] | None = None) -> Row:
@@ -235,7 +249,7 @@ class Experiment:
         recipe = self.recipe_of(way, seed)
         report = train(
             model,
-            self._loader(recipe, model),
+            self._loader(recipe),
             recipe,
             folder,
             resume=holds_run(folder),
@@ -253,8 +267,8 @@ class Experiment:
     def _teacher(self) -> DynamicViT:
         return dense_teacher(DynamicViT(self.backbone, DENSE, []))
 
-    def _loader(self, recipe: Recipe, model: DynamicViT) -> Loader:
-        transform = train_transform(model, **recipe.augment.transform_arguments())
+    def _loader(self, recipe: Recipe) -> Loader:
+        transform = train_transform(self.backbone, **recipe.augment.transform_arguments())
         sources = [source.with_transform(transform) for source in self.trained]
         return Loader(
             ConcatDataset(sources),
