@@ -256,11 +256,11 @@ def timed(size: int, speedup: float) -> Timing:
 
 
 ROWS = [
-    row("merging", None, 0.4),
+    row("merging", None, 0.6),
     row("dynamic", 1, 0.8),
     row("dynamic", 0, 0.6),
     row("dense", None, 0.9, fraction=1.0),
-    row("merging", 0, 0.5),
+    row("merging", 0, 0.65),
 ]
 
 
@@ -303,6 +303,13 @@ class TestLines:
         assert shown["dynamic"].get_xdata().tolist() == [2.0]
         expected = 70.0 if labelled else 90.0
         assert shown["dynamic"].get_ydata().tolist() == pytest.approx([expected])
+
+
+def test_what_is_far_below_is_named_beside_the_plot() -> None:
+    lines = lines_of([*ROWS, row("width", 0, 0.01)], {})
+    [axes] = accuracy_over_macs(lines).axes
+    assert "width (1: below)" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert axes.get_ylim()[0] == pytest.approx(0.6 * 90)
 
 
 def test_chance_is_to_be_had_again(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError, Schedule
+from dynamicvit.adapters.beit import pair_bias
 from dynamicvit.baselines import ClassAttention, RandomScores, StaticRanking
 from dynamicvit.baselines.class_attention import class_attention
 from dynamicvit.decisions import best_k_sampler
@@ -150,6 +151,17 @@ class TestClassAttention:
         model, images = model_of("attention-fused"), DEIT.images()
         plain = DynamicViT(model.backbone, model.schedule, [ClassAttention() for _ in RATIOS])
         assert (model(images) - plain.eval()(images)).abs().max() > 1e-3
+
+    def test_relative_positions_of_the_fused_token(self) -> None:
+        """It lies nowhere, as the class token does, and takes that one's place."""
+        bias = torch.randn(2, 1 + 6, 1 + 6)
+        index = torch.tensor([[0, 2, 5]])
+        plain = pair_bias(bias, Tokens(torch.randn(1, 4, 8), 1, index))
+        fused = pair_bias(bias, Tokens(torch.randn(1, 5, 8), 2, index, added=1))
+        without = [0, 2, 3, 4]
+        assert torch.equal(fused[..., without, :][..., without], plain)
+        assert torch.equal(fused[..., 1, :], fused[..., 0, :])
+        assert torch.equal(fused[..., 1], fused[..., 0])
 
     @pytest.mark.parametrize("name", ["registers", "siglip"])
     def test_without_a_class_token(self, name: str) -> None:

@@ -97,6 +97,7 @@ class TestMerging:
         torch.manual_seed(0)
         key = torch.randn(1, 10, 16)
         key[0, 4] = 3 * key[0, 7]  # alike in direction, whatever their lengths
+        key[0, 0] *= 100  # long, and so large in every product
         key[0, 2] = key[0, 7] + 0.01 * torch.randn(16)
         leaving, into = match(key, 2)
         assert sorted(leaving[0].tolist()) == [2, 4]

@@ -71,6 +71,19 @@ def test_what_weighs_nothing_is_what_goes() -> None:
     assert kept.tolist() == list(range(1, 48, 2))
 
 
+def test_queries_and_keys_are_chosen_by_their_product() -> None:
+    """A channel that queries ask for loudly and no key answers changes no attention."""
+    dense = coded()
+    unanswered = torch.arange(HEADS * OLD)[::2]
+    with torch.no_grad():
+        for block in dense.blocks:
+            block.attn.qkv.weight[unanswered] *= 100
+            block.attn.qkv.weight[HEADS * OLD + unanswered] = 0
+    for block in narrow(dense, NEW).blocks:
+        query = block.attn.qkv.bias[: HEADS * NEW].long()
+        assert (query % 2 == 1).all()
+
+
 @pytest.mark.parametrize(
     "name", ["deit", "deit_distilled", "dinov2_registers", "registers", "clip"]
 )

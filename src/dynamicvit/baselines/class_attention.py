@@ -1,8 +1,8 @@
 """Class attention: drop the patches that the class token attends to least.
 
-The paper's comparison in Section 4.3. With the fused token it is EViT (Liang et al., "Not All
-Patches are What You Need", ICLR 2022, Section 3): the dropped patches are not lost but summed, each
-weighted by the attention that it had.
+One of the paper's strategies of sparsification (Section 4). With the fused token it is EViT (Liang
+et al., "Not All Patches are What You Need", ICLR 2022, Section 3): the dropped patches are not lost
+but summed, each weighted by the attention that it had.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Structural downsampling: average-pool the grid of tokens before a block, for every image alike.
 
-What the paper compares with in Section 4.3: vision transformers that reduce resolution on their way
-(Wang et al., PVT, ICCV 2021, and others) do so without looking at the image. Where it happens
-decides the MACs.
+One of the paper's strategies of sparsification (Section 4): vision transformers that reduce their
+resolution on the way (Wang et al., PVT, ICCV 2021, and others) do so without looking at the image.
+Where it happens decides the MACs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Downsampling(nn.Module, Combination):
         batch, _, width = tokens.patches.shape
         image = tokens.patches.transpose(1, 2).reshape(batch, width, *grid)
         # Only patches that are there count at an odd edge.
-        pooled = F.avg_pool2d(image, _SIDE, ceil_mode=True, count_include_pad=False)
+        pooled = F.avg_pool2d(image, _SIDE, ceil_mode=True)
         x = torch.cat([tokens.x[:, : tokens.num_prefix], pooled.flatten(2).transpose(1, 2)], dim=1)
         groups, index = _cells(grid, tokens.x.device)
         return Tokens(

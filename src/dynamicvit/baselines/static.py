@@ -1,7 +1,7 @@
 """Static tokens: one ranking of the places, learned once and the same for every image.
 
-What the paper calls static token sparsification (Section 4.3): it shows how much of the gain needs
-a choice for each image.
+Static sparsification in the paper (Section 4, strategies of sparsification): it shows how much of
+the gain needs a choice for each image.
 """
 
 from __future__ import annotations

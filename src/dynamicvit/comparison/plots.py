@@ -13,6 +13,8 @@ from dynamicvit.comparison.experiment import DENSE_NAME
 from dynamicvit.comparison.table import Line
 
 _INK, _FAINT = "#1b1f24", "#6b7280"
+#: Less than this share of the best is not drawn but named: it would press the others together.
+_LEAST_SHARE = 0.6
 _MARKERS = "osD^vP*X<>hd8pH"
 
 
@@ -38,6 +40,7 @@ def _figure(lines: Sequence[Line], position: Callable[[Line], float | None], tit
     FigureCanvasAgg(figure)
     axes: Axes = figure.add_subplot()
     has_labels = all(line.top1 is not None for line in lines)
+    best = max((_accuracy(line, has_labels) for line in lines), default=0.0)
     groups: dict[str, list[Line]] = {}
     for line in lines:
         groups.setdefault(line.label, []).append(line)
@@ -48,11 +51,14 @@ def _figure(lines: Sequence[Line], position: Callable[[Line], float | None], tit
         shown = sorted(((x, line) for x, line in points if x is not None), key=lambda p: p[0])
         if not shown:
             continue
+        height = [_accuracy(line, has_labels) for _, line in shown]
+        if max(height) < _LEAST_SHARE * best:
+            label = f"{label} ({', '.join(f'{value:.0f}' for value in height)}: below)"
         trained = group[0].trained or group[0].way == DENSE_NAME
         spread = [_spread(line, has_labels) for _, line in shown]
         axes.errorbar(
             [x for x, _ in shown],
-            [_accuracy(line, has_labels) for _, line in shown],
+            height,
             yerr=spread if any(spread) else None,
             label=label,
             color=_INK if group[0].way == DENSE_NAME else colormaps["tab20"](place % 20),
@@ -63,6 +69,8 @@ def _figure(lines: Sequence[Line], position: Callable[[Line], float | None], tit
             linestyle="-" if trained else ":",
             capsize=2,
         )
+    low, _ = axes.get_ylim()
+    axes.set_ylim(bottom=max(low, _LEAST_SHARE * best))
     axes.set_xlabel(title, color=_INK)
     axes.set_ylabel("top-1, %" if has_labels else "agreement with dense, %", color=_INK)
     axes.grid(color=_FAINT, alpha=0.3, linewidth=0.5)
