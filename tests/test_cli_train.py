@@ -143,6 +143,26 @@ def test_labels_are_not_needed(saved: Path, flat: Path, folder: Path, tmp_path: 
     assert json.loads((out / "report.json").read_text())["training"]["images"] == 20
 
 
+def test_images_with_and_without_labels_are_mixed(
+    saved: Path, flat: Path, folder: Path, tmp_path: Path, main: Main
+):
+    out = tmp_path / "out"
+    more = (
+        "--unlabelled",
+        flat,
+        "--recipe",
+        "deit_small",
+        "--set",
+        "epochs=1",
+        "--set",
+        "ema=null",
+    )
+    assert main("train", folder, "-m", saved, "-o", out, *more, "--set", "batch_size=4") == 0
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert all(step["losses"]["distillation"] > 0 for step in log)
+    assert any(step["losses"]["classification"] > 0 for step in log)
+
+
 def test_labels_are_used(
     saved: Path, folder: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dynamicvit import DynamicViT, InputError, UnsupportedBackboneError, sparsify
-from dynamicvit.loading import load_backbone, load_model, set_drop_path, set_image_size
+from dynamicvit.loading import (
+    load_backbone,
+    load_model,
+    load_teacher,
+    set_drop_path,
+    set_image_size,
+)
+from families import BY_NAME, NUM_CLASSES
 from released_state import WIDTH, deit_shapes, lvvit_shapes, released_state
 from shared import shared
 
@@ -268,6 +276,66 @@ def test_a_download_that_fails_says_what_else_works() -> None:
         with pytest.raises(InputError, match=r"not known.*--checkpoint FILE.*--no-pretrained") as e:
             load(NAME)
         assert "\n" not in str(e.value)
+
+
+# ------------------------------------------------------------------ teachers
+
+
+def test_a_teacher_of_any_family_has_the_classes_of_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    for name in ("test_resnet", "test_convnext", "test_efficientnet"):  # fc, head.fc, classifier
+        original = timm.create_model(name, num_classes=6).eval()
+        path = tmp_path / f"{name}.safetensors"
+        save_file(original.state_dict(), path)
+        teacher, images = load_teacher(name, path), torch.randn(2, 3, 64, 64)
+        assert not teacher.training
+        assert torch.equal(teacher(images), original(images))
+    with pytest.raises(InputError, match=r"test_resnet.safetensors: does not fit test_vit"):
+        load_teacher("test_vit", tmp_path / "test_resnet.safetensors")
+
+
+def test_a_teachers_weights_are_downloaded_unless_given() -> None:
+    with pytest.raises(InputError, match=r"not known.*give their file with --teacher-check") as e:
+        load_teacher("test_resnet")
+    assert "--no-pretrained" not in str(e.value)
+    assert "--checkpoint" not in str(e.value)
+
+
+def test_a_teacher_is_dense_and_timms_or_transformers(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    sparsify(dense()).save_pretrained(saved)
+    for name, said in (
+        ("resnet5", r"knows no model 'resnet5'; did you mean resnet5"),
+        (f"dynamicvit_{NAME}", f"{NAME} drops tokens, .* dense; did you mean {NAME}\\?"),
+        ("deit-s-0.7", r"deit-s-0.7 drops tokens, .* did you mean deit_small_patch16_224\?"),
+        (str(saved), r"saved: give timm's name .* --teacher-checkpoint FILE"),
+        (str(tmp_path / "nowhere"), "nowhere: no such file or folder"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load_teacher(name)
+    torch.save(sparsify(dense()).state_dict(), tmp_path / "sparse.pth")
+    with pytest.raises(InputError, match="holds prediction modules, where dense weights"):
+        load_teacher(NAME, tmp_path / "sparse.pth")
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
+def test_a_classifier_of_transformers_teaches_if_it_is_dense(tmp_path: Path) -> None:
+    family = BY_NAME["hf_vit"]
+    original, images = family.backbone(), family.images()
+    original.save_pretrained(tmp_path / "dense")
+    teacher = load_teacher(str(tmp_path / "dense"))
+    torch.testing.assert_close(teacher(images), family.dense(original, images))
+    assert teacher.num_classes == NUM_CLASSES
+    with pytest.raises(InputError, match=r"dense has its weights: leave x.pth out"):
+        load_teacher(str(tmp_path / "dense"), "x.pth")
+    sparsify(original).save_pretrained(tmp_path / "sparse")
+    with pytest.raises(InputError, match="sparse drops tokens, and a teacher is dense"):
+        load_teacher(str(tmp_path / "sparse"))
+
+
+# ------------------------------------------------------------------ checkpoints that don't fit
 
 
 def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:

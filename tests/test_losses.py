@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from dynamicvit import InputError
+from dynamicvit.distillation import distillation_loss, hard_distillation_loss
 from dynamicvit.losses import (
     LossWeights,
     classification_loss,
-    distillation_loss,
     dynamicvit_loss,
     guidance_loss,
     ratio_loss,
@@ -90,6 +90,16 @@ def test_the_default_weights_are_the_papers() -> None:
     }
 
 
+def test_images_without_a_label_count_as_zero_in_the_mean() -> None:
+    logits = torch.randn(B, CLASSES)
+    labels = torch.tensor([2, -1, 0])
+    expected = F.cross_entropy(logits[[0, 2]], labels[[0, 2]], reduction="sum") / B
+    torch.testing.assert_close(classification_loss(logits, labels), expected)
+    probabilities = F.one_hot(labels.clamp(min=0), CLASSES) * (labels >= 0)[:, None].float()
+    torch.testing.assert_close(classification_loss(logits, probabilities), expected)
+    assert classification_loss(logits, torch.full((B,), -1)) == 0
+
+
 def test_classification_takes_indices_and_probabilities() -> None:
     logits, labels = torch.randn(B, CLASSES), torch.tensor([0, 3, 4])
     soft = F.one_hot(labels, CLASSES).float()
@@ -102,6 +112,30 @@ def test_distillation_is_zero_for_the_teachers_answers_and_only_then() -> None:
     logits = torch.randn(B, CLASSES)
     assert distillation_loss(logits + 3, logits).abs() < 1e-6  # a shift changes no probability
     assert distillation_loss(-logits, logits) > 0.01
+
+
+def test_another_teachers_logits_are_distilled_in_place_of_the_dense_networks() -> None:
+    student, dense, other = output(), teacher(), torch.randn(B, CLASSES)
+    weights = LossWeights(classification=0.0)
+    own = dynamicvit_loss(student, RATIOS, teacher=dense, weights=weights)
+    losses = dynamicvit_loss(
+        student,
+        RATIOS,
+        teacher=dense,
+        teacher_logits=other,
+        distillation=hard_distillation_loss,
+        weights=weights,
+    )
+    expected = hard_distillation_loss(student.loss_logits, other)
+    torch.testing.assert_close(losses.distillation, expected)
+    assert torch.equal(losses.token, own.token)
+    torch.testing.assert_close(losses.total - own.total, 0.5 * (expected - own.distillation))
+
+    alone = LossWeights(classification=0.0, token=0.0)
+    logits_only = dynamicvit_loss(student, RATIOS, teacher_logits=other, weights=alone)
+    torch.testing.assert_close(
+        logits_only.distillation, distillation_loss(student.loss_logits, other)
+    )
 
 
 def test_token_loss_looks_at_survivors_only() -> None:

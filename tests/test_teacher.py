@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from dynamicvit import InputError
-from dynamicvit.losses import LossWeights, dynamicvit_loss
+from dynamicvit.losses import LossWeights, dynamicvit_loss, guidance_loss
 from dynamicvit.model import DynamicViT
-from dynamicvit.teacher import ask, dense_teacher, weigh_patches
+from dynamicvit.teacher import ask, dense_teacher, weigh_patches, weigh_some
 from families import DEIT, Family, assert_agree, each_family
 
 
@@ -71,12 +71,34 @@ def test_losses_can_learn_from_what_the_teacher_is_asked(family: Family) -> None
         assert_agree(gradient, gradients[1][name], tolerance=1e-6)
 
 
-def test_the_teacher_weighs_when_asked_to() -> None:
-    teacher, images = dense_teacher(DEIT.sparse()), DEIT.images()
-    assert ask(teacher, images).importance is None
-    importance = ask(teacher, images, importance=True).importance
-    for ours, expected in zip(importance, weigh_patches(teacher, images).importance, strict=True):
-        assert torch.equal(ours, expected)
+@each_family
+@pytest.mark.parametrize("chosen", [(0, 1, 0, 1), (1, 1, 1, 1), (0, 0, 0, 0), (1, 1, 0, 0)])
+def test_some_images_are_weighed_and_all_are_answered(
+    family: Family, chosen: tuple[int, ...]
+) -> None:
+    teacher, images = dense_teacher(family.sparse()), family.images(4)
+    rows = torch.tensor(chosen, dtype=torch.bool)
+    expected = weigh_patches(teacher, images)
+    for source in (images, teacher.stem(images)):
+        output = weigh_some(teacher, source, rows)
+        assert_agree(output.logits, expected.logits)
+        assert_agree(output.loss_logits, expected.loss_logits)
+        assert_agree(output.pooled, expected.pooled)
+        assert_agree(output.features.x, expected.features.x)
+        if expected.patch_logits is not None:
+            assert_agree(output.patch_logits, expected.patch_logits)
+        for ours, stage in zip(output.importance, expected.importance, strict=True):
+            assert_agree(ours, stage * rows[:, None])
+
+
+def test_an_image_that_was_not_weighed_has_no_part_in_the_guidance() -> None:
+    teacher, images = dense_teacher(DEIT.sparse()), DEIT.images(4)
+    odds = tuple(torch.randn(4, DEIT.num_patches) for _ in range(3))
+    rows = torch.tensor([False, True, True, False])
+    some = weigh_some(teacher, images, rows).importance
+    of_those = tuple(stage[rows] for stage in weigh_patches(teacher, images).importance)
+    expected = guidance_loss(tuple(stage[rows] for stage in odds), of_those) / 2
+    torch.testing.assert_close(guidance_loss(odds, some), expected)
 
 
 def test_without_weighing_there_is_no_importance() -> None:

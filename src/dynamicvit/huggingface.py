@@ -36,7 +36,7 @@ from dynamicvit.model import DynamicViT, MaskedOutput, PrunedOutput
 from dynamicvit.networks import own_image_size
 from dynamicvit.prediction import init_weights
 from dynamicvit.schedule import Schedule
-from dynamicvit.teacher import ask, dense_teacher
+from dynamicvit.teacher import ask, dense_teacher, weigh_patches
 
 #: What a config says of the labels: kept in the backbone's config, whichever of the two is asked.
 _LABELS = {"id2label", "label2id", "problem_type"}
@@ -298,7 +298,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
         if self._teacher:
             self._check_problem()
             teacher = self._teacher[0].to(images.device, images.dtype)
-            dense = ask(teacher, images, importance=weights.guidance > 0)
+            dense = (weigh_patches if weights.guidance else ask)(teacher, images)
             rest = dataclasses.replace(weights, classification=0.0)
         ratios = self.dynamicvit.schedule.keep_ratios
         loss = dynamicvit_loss(output, ratios, teacher=dense, weights=rest).total

@@ -13,14 +13,14 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub.constants import CONFIG_NAME
-from timm.models import is_model
+from timm.models import get_pretrained_cfg, is_model
 from torch import Tensor, nn
 
 from dynamicvit.adapters import adapter_for
 from dynamicvit.errors import InputError
 from dynamicvit.macs import resolve_image_size
 from dynamicvit.model import DynamicViT
-from dynamicvit.networks import backbone_of, core_of
+from dynamicvit.networks import DenseNetwork, backbone_of, core_of
 from dynamicvit.registry import PREFIX
 from dynamicvit.released import (
     CROP_PCT,
@@ -32,6 +32,7 @@ from dynamicvit.released import (
     likeness,
     load_released,
     near_releases,
+    release_of,
     released_name,
     rename_released,
 )
@@ -43,6 +44,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 #: Weights whose first dimension is the number of classes; the second is DeiT distilled's.
 _CLASSIFIERS = ("head", "head_dist")
+#: What may be given where timm's pretrained weights can't be had.
+_OTHERWISE = "--checkpoint FILE, or --no-pretrained for random weights"
 
 
 def load_model(
@@ -138,6 +141,41 @@ def load_backbone(
     """
     weights = None if checkpoint is None else _Checkpoint.read(checkpoint)
     return _backbone(_backbone_name(name), weights, num_classes, pretrained).eval()
+
+
+def load_teacher(
+    name: str, checkpoint: str | Path | None = None, *, pretrained: bool = True
+) -> nn.Module:
+    """A dense network of any family to learn from.
+
+    Args:
+        name: timm's, of any classifier; or a folder of one that transformers saved.
+        checkpoint: a file of weights for a timm name, in place of timm's pretrained ones.
+        pretrained: whether to take timm's pretrained weights where no checkpoint is given.
+
+    Returns:
+        The network in ``eval()``, which gives logits ``(B, classes)``.
+
+    Raises:
+        InputError: as :func:`load_backbone`, and for a model that drops tokens.
+    """
+    path = Path(name)
+    if is_release(name):
+        raise InputError(_drops_tokens(name, release_of(name).architecture.model))
+    if name.startswith(PREFIX):
+        raise InputError(_drops_tokens(name, name.removeprefix(PREFIX)))
+    if _is_transformers(path):
+        if checkpoint is not None:
+            raise InputError(f"teacher {name} has its weights: leave {checkpoint} out")
+        return _dense_classifier(path)
+    if path.exists() and not is_model(name):
+        raise InputError(
+            f"teacher {name}: give timm's name of the network, with its weights as "
+            "--teacher-checkpoint FILE, or a folder of transformers"
+        )
+    weights = None if checkpoint is None else _Checkpoint.read(checkpoint)
+    asked = "--teacher-checkpoint FILE"
+    return _backbone(_backbone_name(name), weights, None, pretrained, otherwise=asked).eval()
 
 
 def set_image_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -238,6 +276,10 @@ def _check_stages(model: DynamicViT, stages: Sequence[int] | None, name: str) ->
         )
 
 
+def _drops_tokens(name: str, dense: str) -> str:
+    return f"teacher {name} drops tokens, and a teacher is dense; did you mean {dense}?"
+
+
 # ---------------------------------------------------------------- networks and weights
 
 
@@ -272,9 +314,9 @@ class _Checkpoint:
         ours = any(name.startswith("predictors.") for name in self.tensors)
         return ours or is_released(self.tensors)
 
-    def classes(self) -> int | None:
+    def classes(self, classifiers: Sequence[str] = _CLASSIFIERS) -> int | None:
         """How many classes the weights have; ``None`` if they have no plain classifier."""
-        for classifier in _CLASSIFIERS:
+        for classifier in classifiers:
             for name in (f"{classifier}.weight", f"backbone.{classifier}.weight"):
                 shape = tuple(self.tensors[name].shape) if name in self.tensors else ()
                 if shape and not shape[0]:
@@ -284,8 +326,19 @@ class _Checkpoint:
         return None
 
 
+def _classifiers(name: str) -> Sequence[str]:
+    """What a network of timm's calls its classifier."""
+    config = get_pretrained_cfg(name)
+    named = getattr(config, "classifier", None)
+    return _CLASSIFIERS if not named else (named,) if isinstance(named, str) else named
+
+
 def _build(
-    name: str, num_classes: int | None, pretrained: bool = False, **timm_args: Any
+    name: str,
+    num_classes: int | None,
+    pretrained: bool = False,
+    otherwise: str = _OTHERWISE,
+    **timm_args: Any,
 ) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **timm_args)
@@ -294,31 +347,33 @@ def _build(
             raise
         raise InputError(
             f"no pretrained weights of {name} ({first_line(error)}); give their file with "
-            f"--checkpoint FILE, or --no-pretrained for random weights"
+            f"{otherwise}"
         ) from error
 
 
 def _backbone(
-    name: str, weights: _Checkpoint | None, num_classes: int | None, pretrained: bool
+    name: str,
+    weights: _Checkpoint | None,
+    num_classes: int | None,
+    pretrained: bool,
+    otherwise: str = _OTHERWISE,
 ) -> nn.Module:
     """The dense network with the checkpoint's tensors, timm's weights, or random ones."""
     if weights is None:
-        return _build(name, num_classes, pretrained)
+        return _build(name, num_classes, pretrained, otherwise)
     if weights.sparse:
         raise InputError(
             f"{weights.source}: holds prediction modules, where dense weights are needed"
         )
-    backbone = _build(name, weights.classes())
+    backbone = _build(name, weights.classes(_classifiers(name)))
     _fill(backbone, weights, name)
     if num_classes is not None and num_classes != backbone.num_classes:
         backbone.reset_classifier(num_classes)
     return backbone
 
 
-def _from_transformers(
-    folder: Path, keep_ratio: float | Sequence[float] | None, stages: Sequence[int] | None
-) -> DynamicViT:
-    """The DynamicViT in a model that transformers saved, or one made of a dense model."""
+def _classifier_in(folder: Path) -> nn.Module:
+    """The classifier that transformers saved."""
     try:
         from dynamicvit.transformers_folder import load_classifier
     except ImportError as error:
@@ -326,7 +381,22 @@ def _from_transformers(
             f"{folder}: is a model of transformers, which can't be used here ({error}); "
             f"pip install 'dynamicvit[transformers]'"
         ) from error
-    network = core_of(load_classifier(folder))
+    return load_classifier(folder)
+
+
+def _dense_classifier(folder: Path) -> nn.Module:
+    """The same as a network that gives logits."""
+    network = core_of(_classifier_in(folder))
+    if isinstance(network, DynamicViT):
+        raise InputError(f"teacher {folder} drops tokens, and a teacher is dense")
+    return DenseNetwork(_sparsify(network, None, None)).eval()
+
+
+def _from_transformers(
+    folder: Path, keep_ratio: float | Sequence[float] | None, stages: Sequence[int] | None
+) -> DynamicViT:
+    """The DynamicViT in a model that transformers saved, or one made of a dense model."""
+    network = core_of(_classifier_in(folder))
     if isinstance(network, DynamicViT):
         _check_stages(network, stages, str(folder))
         return network

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
+from dynamicvit.distillation import Distillation, distillation_loss, divergence
 from dynamicvit.errors import InputError
 from dynamicvit.model import DenseOutput, MaskedOutput
 from dynamicvit.tokens import Tokens
@@ -25,7 +26,7 @@ class LossWeights:
     """Weights of the parts; the defaults are the paper's for DeiT-S and LV-ViT.
 
     Attributes:
-        classification: cross-entropy with the labels; 0 for images without labels.
+        classification: cross-entropy with the labels; images without a label add nothing to it.
         distillation: KL divergence of the logits from the teacher's.
         token: distance of the surviving tokens from the teacher's.
         feature: distance of the pooled features from the teacher's. Not in the paper, so zero by
@@ -70,6 +71,8 @@ def dynamicvit_loss(
     *,
     labels: Tensor | None = None,
     teacher: DenseOutput | None = None,
+    teacher_logits: Tensor | None = None,
+    distillation: Distillation = distillation_loss,
     label_smoothing: float = 0.0,
     weights: LossWeights | None = None,
 ) -> Losses:
@@ -78,8 +81,10 @@ def dynamicvit_loss(
     Args:
         output: what the masked path gave.
         keep_ratios: the share of patches that each stage should keep.
-        labels: ``(B,)`` class indices, or ``(B, classes)`` probabilities (mixup).
+        labels: as :func:`classification_loss` takes them.
         teacher: what the dense network gave for the same images.
+        teacher_logits: ``(B, classes)`` of another teacher, which distillation then looks at.
+        distillation: the loss of the logits, of :mod:`dynamicvit.distillation`.
         label_smoothing: of labels that are class indices.
         weights: of the parts. A weight of zero leaves a part out, and its input is not needed.
 
@@ -88,13 +93,14 @@ def dynamicvit_loss(
     """
     weights = LossWeights() if weights is None else weights
     zero = output.logits.new_zeros((), dtype=torch.float32)
-    classification = distillation = token = feature = ratio = guidance = zero
+    classification = distilled = token = feature = ratio = guidance = zero
     if weights.classification:
         labels = _needed(labels, "labels", "classification")
         classification = classification_loss(output.loss_logits, labels, label_smoothing)
     if weights.distillation:
-        teacher = _needed(teacher, "teacher", "distillation")
-        distillation = distillation_loss(output.loss_logits, teacher.loss_logits)
+        if teacher_logits is None:
+            teacher_logits = _needed(teacher, "teacher", "distillation").loss_logits
+        distilled = distillation(output.loss_logits, teacher_logits)
     if weights.token:
         token = token_loss(output, _needed(teacher, "teacher", "token"))
     if weights.feature:
@@ -107,33 +113,33 @@ def dynamicvit_loss(
         guidance = guidance_loss(output.log_odds, importance)
     total = (
         weights.classification * classification
-        + weights.distillation * distillation
+        + weights.distillation * distilled
         + weights.token * token
         + weights.feature * feature
         + weights.ratio * ratio
         + weights.guidance * guidance
     )
-    return Losses(total, classification, distillation, token, feature, ratio, guidance)
+    return Losses(total, classification, distilled, token, feature, ratio, guidance)
 
 
 def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy (Eq. 12) with class indices ``(B,)`` or probabilities ``(B, classes)``.
+    """Cross-entropy (Eq. 12), averaged over all images; those without a label count as zero.
 
-    Smoothing applies to indices: probabilities (of timm's mixup) have theirs already.
-    """
-    if labels.ndim == 2:
-        return SoftTargetCrossEntropy()(logits.float(), labels)
-    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
-
-
-def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL divergence of the student's class probabilities from the teacher's (Eq. 14).
+    So an image weighs the same whatever batch it lies in, and a batch may hold no label at all.
 
     Args:
         logits: ``(B, classes)``.
-        teacher_logits: likewise.
+        labels: ``(B,)`` class indices, negative for images without a label; or ``(B, classes)``
+            probabilities (of timm's mixup), zero throughout for those.
+        label_smoothing: applies to indices; probabilities have theirs already.
     """
-    return _divergence(logits, teacher_logits).mean()
+    if labels.ndim == 2:
+        return SoftTargetCrossEntropy()(logits.float(), labels)
+    known = labels >= 0
+    loss = F.cross_entropy(
+        logits.float(), labels * known, label_smoothing=label_smoothing, reduction="none"
+    )
+    return (loss * known).mean()
 
 
 def token_loss(output: MaskedOutput, teacher: DenseOutput) -> Tensor:
@@ -154,7 +160,7 @@ def token_loss(output: MaskedOutput, teacher: DenseOutput) -> Tensor:
         distance = (features.patches.float() - expected.float()).square().mean(dim=-1)
     else:
         expected = _held(teacher.patch_logits, features)
-        distance = _divergence(output.patch_logits, expected)
+        distance = divergence(output.patch_logits, expected)
     # Which tokens survived is not what this loss should change: no gradient to the decision.
     decision = features.decision
     survived = torch.ones_like(distance) if decision is None else decision.detach()
@@ -190,16 +196,6 @@ def _held(values: Tensor, tokens: Tokens) -> Tensor:
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def _divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL divergence of each row of class probabilities: ``(..., classes)`` to ``(...)``."""
-    return F.kl_div(
-        logits.float().log_softmax(dim=-1),
-        teacher_logits.float().log_softmax(dim=-1),
-        log_target=True,
-        reduction="none",
-    ).sum(dim=-1)
-
-
 def ratio_loss(decisions: tuple[Tensor, ...], keep_ratios: tuple[float, ...]) -> Tensor:
     """Squared distance of each image's kept fraction from the schedule (Eq. 15).
 
@@ -223,7 +219,8 @@ def guidance_loss(log_odds: tuple[Tensor, ...], importance: tuple[Tensor, ...]) 
     Args:
         log_odds: for each stage ``(B, N)``, ``-inf`` where a token was gone before the stage.
         importance: for each stage ``(B, N)``, not negative; of
-            :func:`~dynamicvit.teacher.weigh_patches`.
+            :func:`~dynamicvit.teacher.weigh_patches`. An image whose patches were not weighed
+            (zero throughout) counts as zero in the mean.
     """
     parts = []
     for odds, weight in zip(log_odds, importance, strict=True):

@@ -38,11 +38,16 @@ class DenseNetwork(nn.Module):
 
     Args:
         model: the DynamicViT; its backbone is shared, not copied.
+
+    Attributes:
+        num_classes: of its classifier.
+        pretrained_cfg: timm's description of it.
     """
 
     def __init__(self, model: DynamicViT) -> None:
         super().__init__()
         self.backbone = model.backbone
+        self.num_classes, self.pretrained_cfg = model.num_classes, model.pretrained_cfg
         self._adapter = adapter_for(model.backbone)
 
     def forward(self, images: Tensor) -> Tensor:

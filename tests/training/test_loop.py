@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.data import Batch
+from dynamicvit.data import UNLABELLED, Batch
+from dynamicvit.model import DenseOutput, Stem
+from dynamicvit.teacher import weigh_some
 from dynamicvit.training import Progress, Recipe, loop, train
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
+from dynamicvit.training.step import create_mixup, seed_everything
+from dynamicvit.training.teachers import teachers_for
 from families import BY_NAME, DEIT, Family
 from memory import BATCH, Memory, paper, small
 
@@ -81,14 +85,14 @@ def test_a_shared_stem_stays_as_it_was_and_the_rest_learns(tmp_path: Path) -> No
 @pytest.mark.parametrize("family", [DEIT, BY_NAME["lvvit"]], ids=["deit", "lvvit"])
 def test_a_shared_stem_changes_no_loss(family: Family) -> None:
     model = family.sparse().train()
-    teacher = loop.dense_teacher(model)
     model.sampler = loop.SAMPLERS["best-k"]
     batch = next(iter(Memory()))
     apart = small("share_stem=false", "leave=late")
     shared = small("share_stem=true", "leave=at once")
-    _, one = loop.step_losses(model, teacher, batch, apart, None)
+    teachers = teachers_for(model, apart)
+    _, one = loop.step_losses(model, teachers, batch, apart, None)
     model.leave = "at once"
-    _, other = loop.step_losses(model, teacher, batch, shared, None)
+    _, other = loop.step_losses(model, teachers, batch, shared, None)
     for name, part in vars(one).items():
         torch.testing.assert_close(getattr(other, name), part, rtol=1e-4, atol=1e-5)
     assert one.token > 0
@@ -103,7 +107,8 @@ def test_best_k_trains_with_the_number_of_tokens_of_inference(tmp_path: Path) ->
 
 def test_the_teacher_is_the_dense_network_at_the_start() -> None:
     model = DEIT.sparse().train()
-    teacher = loop.dense_teacher(model)
+    teacher = teachers_for(model, paper()).dense
+    assert teacher is not None
     images = next(iter(Memory())).images
     with torch.no_grad():
         expected = DEIT.sparse().backbone(images)
@@ -153,9 +158,26 @@ def test_an_odd_batch_can_be_mixed(tmp_path: Path) -> None:
 
 
 def test_labels_are_needed_only_for_classification(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"losses\.classification=0"):
-        train(DEIT.sparse(), Memory(labelled=False), paper(), tmp_path)
     train(DEIT.sparse(), Memory(labelled=False), paper("losses.classification=0"), tmp_path)
+
+
+@pytest.mark.parametrize("plain", [PLAIN, ()], ids=["plain", "mixed"])
+def test_images_without_labels_learn_from_the_teacher_alone(plain: tuple[str, ...]) -> None:
+    recipe = paper(*plain)
+    batch = next(iter(Memory()))
+    labels = batch.labels.clone()
+    labels[: len(labels) // 2] = UNLABELLED
+    of_labels = {}
+    for name, given in {"all": batch.labels, "half": labels}.items():
+        model = DEIT.sparse().train()
+        seed_everything(0)
+        mixup = create_mixup(recipe, model.num_classes)
+        given = Batch(batch.images, given)
+        _, losses = loop.step_losses(model, teachers_for(model, recipe), given, recipe, None, mixup)
+        of_labels[name] = losses.classification.item()
+        assert losses.distillation.isfinite()
+    # Mixed, each of this batch's images has a partner without a label.
+    assert (0 < of_labels["half"] < of_labels["all"]) if plain else of_labels["half"] == 0
 
 
 def test_a_loss_that_is_not_finite_is_left_out_and_ten_stop_the_run(tmp_path: Path) -> None:
@@ -179,10 +201,10 @@ def test_a_loss_that_is_not_finite_is_left_out_and_ten_stop_the_run(tmp_path: Pa
 def test_a_finite_loss_with_a_gradient_that_is_not_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def infinite_slope(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+    def infinite_slope(logits: torch.Tensor, *_: torch.Tensor, temperature: float) -> torch.Tensor:
         return (logits.mean() * 0.0).sqrt()  # 0, whose derivative is 1/0
 
-    monkeypatch.setattr("dynamicvit.losses.distillation_loss", infinite_slope)
+    monkeypatch.setattr("dynamicvit.training.recipe.distillation_loss", infinite_slope)
     model = DEIT.sparse()
     before = weights(model)
     report = train(model, Memory(), small(steps=2), tmp_path)
@@ -213,6 +235,26 @@ def test_unreadable_images_are_counted_nowhere_and_named(tmp_path: Path) -> None
 
     report = train(DEIT.sparse(), Broken(), small(steps=3), tmp_path)
     assert (report.images, report.skipped) == (2 * BATCH, ("x.jpg",))
+
+
+@pytest.mark.parametrize(("share", "every"), [(1.0, 1), (0.5, 2), (0.25, 4), (0.3, 4), (0.1, 10)])
+def test_guidance_weighs_its_share_of_the_images_however_they_are_split(
+    share: float, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighed: list[bool] = []
+
+    def spy(teacher: DynamicViT, images: Stem, chosen: torch.Tensor) -> DenseOutput:
+        weighed.extend(chosen.tolist())
+        return weigh_some(teacher, images, chosen)
+
+    monkeypatch.setattr("dynamicvit.training.teachers.weigh_some", spy)
+    model, recipe = DEIT.sparse().train(), small(f"guided={share}")
+    teachers = teachers_for(model, recipe)
+    batch = next(iter(Memory(batch=10)))
+    for first in (0, 10, 20, 30):
+        loop.step_losses(model, teachers, batch, recipe, None, first=first)
+    assert sum(weighed) == pytest.approx(40 * share)
+    assert weighed.index(True) == every - 1
 
 
 def test_the_log_names_every_part(tmp_path: Path) -> None:

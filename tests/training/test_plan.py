@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from dynamicvit.macs import count_macs
-from dynamicvit.teacher import dense_teacher
 from dynamicvit.training import Recipe, load_recipe, loop
 from dynamicvit.training.memory import _held, estimate_memory
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.plan import Plan, plan_of
+from dynamicvit.training.teachers import teachers_for
 from families import BY_NAME, DEIT, Family
 
 STEPS = 40
@@ -79,7 +79,7 @@ from pathlib import Path
 import timm, torch
 from dynamicvit import sparsify
 from dynamicvit.data import Batch
-from dynamicvit.teacher import dense_teacher
+from dynamicvit.training.teachers import teachers_for
 from dynamicvit.training import load_recipe, loop
 from dynamicvit.training.memory import estimate_memory
 
@@ -93,10 +93,10 @@ model = sparsify(timm.create_model("deit_tiny_patch16_224", depth=4, num_classes
 memory = estimate_memory(model, recipe, batch)
 model.train()
 model.sampler, model.leave = loop.SAMPLERS[recipe.decisions], recipe.leave
-teacher = dense_teacher(model)
+teachers = teachers_for(model, recipe)
 before = resident("VmRSS")
 images = Batch(torch.randn(batch, 3, 224, 224), torch.zeros(batch, dtype=torch.long))
-_, losses = loop.step_losses(model, teacher, images, recipe, None)
+_, losses = loop.step_losses(model, teachers, images, recipe, None)
 losses.total.backward()
 print(memory.activations + memory.gradients, resident("VmHWM") - before)
 """
@@ -119,8 +119,8 @@ def test_memory_grows_by_the_same_for_every_image(name: str) -> None:
     recipe, model = load_recipe(name), DEIT.sparse().train()
     expected = estimate_memory(model, recipe, 5).activations
     model.sampler, model.leave = loop.SAMPLERS[recipe.decisions], recipe.leave
-    teacher = dense_teacher(model)
-    _, held = (_held(model, teacher, recipe, n, "cpu", None) for n in (5, 5))
+    teachers = teachers_for(model, recipe)
+    _, held = (_held(model, teachers, recipe, n, "cpu", None) for n in (5, 5))
     assert expected == pytest.approx(held, rel=0.05)
 
 

@@ -10,7 +10,7 @@ from dynamicvit import InputError
 from dynamicvit.registry import BACKBONES, PREFIX
 from dynamicvit.training import Recipe, load_recipe
 from dynamicvit.training.plan import plan_of
-from dynamicvit.training.recipe import dump_recipe, recipe_names
+from dynamicvit.training.recipe import LossRecipe, dump_recipe, recipe_names
 
 
 def test_the_defaults_are_the_released_recipe() -> None:
@@ -110,6 +110,12 @@ def test_overrides_reach_into_parts_and_replace_the_length() -> None:
         ("leave=late", "leave: late needs decisions"),
         ("stages=[]", "at least one"),
         ("losses.token=[", "is not YAML"),
+        ("teacher.modl=resnet50", "unknown key 'teacher.modl', did you mean 'model'"),
+        ("temperature=2", "unknown key 'temperature', did you mean 'teacher.temperature'"),
+        ("teacher=resnet50", "teacher: has the parts model, hard, temperature, got 'resnet50'"),
+        ("teacher.temperature=0", "teacher.temperature: .*greater than 0, got 0"),
+        ("teacher.temperature=.inf", "teacher.temperature: .*finite.*got inf"),
+        ("teacher={hard: true, temperature: 2}", "teacher: hard has no use for temperature 2:"),
         ("keep_ratio=most", "^recipe deit_small: keep_ratio: "),
         ("decisions=coin", "decisions: .*independent.*got 'coin'"),
     ],
@@ -122,6 +128,28 @@ def test_bad_values_are_named(override: str, message: str) -> None:
 def test_leaving_at_once_without_guidance_teaches_nothing_and_is_refused() -> None:
     with pytest.raises(InputError, match="guidance"):
         load_recipe("small_data", ["losses.guidance=0"])
+
+
+def test_a_recipe_has_something_to_learn() -> None:
+    nothing = [f"losses.{name}=0" for name in LossRecipe.model_fields]
+    with pytest.raises(InputError, match="losses: every weight is 0, so there is nothing to learn"):
+        load_recipe("deit_small", nothing)
+    load_recipe("deit_small", nothing[1:])
+
+
+def test_the_teacher_is_the_dense_self_unless_another_is_named(tmp_path: Path) -> None:
+    assert load_recipe("small_data").teacher.model_dump() == {
+        "model": None,
+        "hard": False,
+        "temperature": 1.0,
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text("epochs: 1\nteacher: {model: regnety_160, hard: true}\n")
+    recipe = load_recipe(str(file))
+    assert (recipe.teacher.model, recipe.asks_foreign_teacher) == ("regnety_160", True)
+    assert recipe.taught_by_dense_self == ("token",)
+    assert load_recipe("deit_small").taught_by_dense_self == ("distillation", "token")
+    assert not load_recipe(str(file), ["losses.distillation=0"]).asks_foreign_teacher
 
 
 def test_a_run_has_one_length() -> None:

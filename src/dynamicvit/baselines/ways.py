@@ -69,8 +69,11 @@ def _kept_by(stage: Callable[[], nn.Module]) -> Callable[[nn.Module, float], Dyn
     return lambda backbone, fraction: with_keep_ratio(backbone, fraction, stage)
 
 
-#: Its channels are others than the teacher's, and so is its stem: the answers alone teach it.
-_OWN_CHANNELS = ("losses.token=0", "losses.feature=0", "share_stem=false")
+#: It is not its own dense self: the network that it was cut out of teaches it, by its answers.
+_OWN_CHANNELS = (
+    *("losses.token=0", "losses.feature=0", "losses.guidance=0", "leave=never"),
+    *("share_stem=false", "teacher.model=dense"),
+)
 
 #: The only other teacher of the ranking is the gradient of the decisions.
 _NO_GUIDANCE = ("losses.guidance=0", "decisions=top-k", "leave=late")

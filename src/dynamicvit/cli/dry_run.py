@@ -11,6 +11,8 @@ from rich.console import Console
 
 from dynamicvit.cli.console import say
 from dynamicvit.data import ImageData, Loader
+from dynamicvit.foreign import ForeignTeacher
+from dynamicvit.macs import count_macs
 from dynamicvit.model import DynamicViT
 from dynamicvit.processes import Processes
 from dynamicvit.training import Recipe
@@ -23,6 +25,7 @@ from dynamicvit.training.recipe import dump_recipe
 def describe_run(
     console: Console,
     model: DynamicViT,
+    teacher: ForeignTeacher | None,
     recipe: Recipe,
     sources: Sequence[ImageData],
     loader: Loader | None,
@@ -36,6 +39,7 @@ def describe_run(
     Args:
         console: where.
         model: what would be trained.
+        teacher: whose logits it would learn from, if not its own dense self's.
         recipe: what would be done.
         sources: the images found, as they lie there.
         loader: of the training images, if there are any.
@@ -49,12 +53,15 @@ def describe_run(
     plan = plan_of(model, recipe, steps)
     at_a_time = math.ceil(recipe.batch_size / processes.count / accumulate)
     device = processes.device
-    memory = estimate_memory(model, recipe, at_a_time, device=device, precision=precision)
+    memory = estimate_memory(
+        model, recipe, at_a_time, teacher=teacher, device=device, precision=precision
+    )
     say(console, dump_recipe(recipe))
     for title, lines in (
         ("data", _data(sources, loader, held_out)),
         ("schedule", _schedule(plan)),
         ("MACs", _macs(plan)),
+        ("teacher", _teachers(recipe, teacher)),
         ("parameters", [*map(_group, plan.groups), f"{_count(plan.frozen)} never learn"]),
         ("length", _length(plan, recipe, loader)),
         ("memory", _memory(memory, at_a_time, device, precision)),
@@ -90,6 +97,22 @@ def _schedule(plan: Plan) -> list[str]:
 def _macs(plan: Plan) -> list[str]:
     share = 100 * plan.macs / plan.dense_macs
     return [f"{plan.dense_macs / 1e9:.2f} G dense, {plan.macs / 1e9:.2f} G pruned ({share:.0f} %)"]
+
+
+def _teachers(recipe: Recipe, foreign: ForeignTeacher | None) -> list[str]:
+    """Each teacher and what it teaches; what the student itself costs dense stands above."""
+    lines = []
+    if foreign is not None:
+        height, width = foreign.size
+        parameters = sum(parameter.numel() for parameter in foreign.parameters())
+        macs = count_macs(foreign.network, foreign.size)
+        lines.append(
+            f"{recipe.teacher.model}: {_count(parameters)} parameters, {macs / 1e9:.2f} G at "
+            f"{height}x{width}, for distillation"
+        )
+    if recipe.taught_by_dense_self:
+        lines.append(f"its own dense self, for {', '.join(recipe.taught_by_dense_self)}")
+    return lines or ["none is asked"]
 
 
 def _group(group: Group) -> str:

@@ -40,6 +40,12 @@ from dynamicvit.cli.options import (
     chosen_model,
     use_threads,
 )
+from dynamicvit.cli.teacher import (
+    TeacherCheckpoint,
+    TeacherName,
+    foreign_teacher,
+    with_teacher,
+)
 from dynamicvit.data import (
     ImageData,
     Loader,
@@ -50,6 +56,7 @@ from dynamicvit.data import (
 )
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation import evaluate
+from dynamicvit.foreign import ForeignTeacher
 from dynamicvit.loading import load_model, set_drop_path
 from dynamicvit.model import DynamicViT
 from dynamicvit.processes import Processes, launched_precision, launched_processes
@@ -75,6 +82,8 @@ def train(
     released: Released = None,
     checkpoint: Checkpoint = None,
     no_pretrained: NoPretrained = False,
+    teacher_name: TeacherName = None,
+    teacher_checkpoint: TeacherCheckpoint = None,
     recipe: Annotated[str, typer.Option(help="Built-in recipe or YAML file.")] = "small_data",
     overrides: Annotated[
         list[str] | None,
@@ -106,7 +115,7 @@ def train(
     workers: Workers = 1,
     threads: Threads = None,
 ) -> None:
-    """Fine-tune MODEL with its own dense self as teacher.
+    """Fine-tune MODEL with its own dense self as teacher, or with --teacher another network.
 
     Writes a folder that `eval`, `bench`, `visualize` and `from_pretrained` read, with the resolved
     recipe, a log of every step, its curves (PNG, TensorBoard) and a report. The same command goes
@@ -120,7 +129,7 @@ def train(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processes = launched_processes(device)
     console = _console(processes)
-    plan = load_recipe(recipe, overrides or [])
+    plan = with_teacher(load_recipe(recipe, overrides or []), teacher_name)
     if model_name is None and released is None:
         model_name = plan.model
         if model_name is None:
@@ -142,12 +151,17 @@ def train(
         set_drop_path(student, plan.drop_path)
     if grad_checkpointing:
         student.set_grad_checkpointing()
+    teacher = foreign_teacher(
+        student, plan, teacher_checkpoint, pretrained=not dry_run, console=console
+    )
     loader, held_out = None, None
     if images:
         loader, held_out = _loaders(student, plan, images, class_map, workers, console)
     if dry_run or loader is None or output is None:
         plan = plan.model_copy(update={"model": name})
-        describe_run(console, student, plan, images, loader, held_out, processes, accumulate, dtype)
+        describe_run(
+            console, student, teacher, plan, images, loader, held_out, processes, accumulate, dtype
+        )
         processes.close()
         return
     is_new = not output.exists()
@@ -157,7 +171,7 @@ def train(
     try:
         with terminated_like_interrupted():
             try:
-                report = _train_with_progress(student, loader, plan, output, how, console)
+                report = _train_with_progress(student, teacher, loader, plan, output, how, console)
                 if not report.images:
                     raise InputError(f"none of the images of {data} that were drawn can be read")
             except InputError:
@@ -171,6 +185,10 @@ def train(
             if processes.is_main:
                 student.save_pretrained(output)
             results = _results(student, report, held_out, how, console)
+            results["teacher"] = {
+                **plan.teacher.model_dump(),
+                "checkpoint": teacher_checkpoint and str(teacher_checkpoint),
+            }
             if processes.is_main:
                 write_json(output / "report.json", results)
                 _draw_curves(output)
@@ -235,11 +253,10 @@ def _training_images(
     images = ImageData(root, labelled=None if needs_labels else False, strict=strict)
     if recipe.hold_out and not images.labelled:
         raise InputError(f"hold_out {recipe.hold_out}: {root} has no labels to evaluate with")
-    if recipe.losses.classification and (unlabelled or not images.labelled):
+    if recipe.losses.classification and not images.labelled:
         raise InputError(
-            f"{root if not images.labelled else unlabelled[0]} has no labels, which the "
-            "classification loss needs: set losses.classification=0 to learn from the dense "
-            "network alone"
+            f"{root} has no labels, which the classification loss needs: set "
+            "losses.classification=0 to learn from the dense network alone"
         )
     return [images, *(ImageData(path, labelled=False, strict=strict) for path in unlabelled)]
 
@@ -279,6 +296,7 @@ def _loaders(
 
 def _train_with_progress(
     model: DynamicViT,
+    teacher: ForeignTeacher | None,
     loader: Loader,
     recipe: Recipe,
     output: Path,
@@ -302,7 +320,9 @@ def _train_with_progress(
             lines.say(f"step {progress.step + 1} of {progress.steps}, {note}, {_left(progress)}")
             write_scalars(progress)
 
-        return training.train(model, loader, recipe, output, on_step=show, **vars(how))
+        return training.train(
+            model, loader, recipe, output, teacher=teacher, on_step=show, **vars(how)
+        )
 
 
 def _left(progress: Progress) -> str:

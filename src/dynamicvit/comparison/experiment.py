@@ -23,11 +23,11 @@ from dynamicvit.comparison.timing import Timing, time_way
 from dynamicvit.data import ImageData, Loader, eval_transform, train_transform
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation import evaluate
+from dynamicvit.foreign import ForeignTeacher
 from dynamicvit.macs import DENSE, count_macs, schedule_macs
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import DenseNetwork
 from dynamicvit.prediction import PredictionModule
-from dynamicvit.teacher import dense_teacher
 from dynamicvit.training import Progress, Recipe, load_recipe, train
 from dynamicvit.training.checkpoint import holds_run
 
@@ -189,7 +189,7 @@ class Experiment:
 
     def model(self, entry: Entry) -> DynamicViT:
         """The model of a row, fresh."""
-        backbone = copy.deepcopy(self.backbone)
+        backbone = self._copy()
         if entry.way is None:
             return DynamicViT(backbone, DENSE, []).eval()
         return build(entry.way.name, backbone, entry.fraction).eval()
@@ -256,7 +256,7 @@ class Experiment:
             device=self.device,
             precision=self._autocast,
             # A sliced network is not its own dense self.
-            teacher=None if model.schedule.stages else self._teacher(),
+            teacher=ForeignTeacher(self._copy(), model) if recipe.asks_foreign_teacher else None,
             on_step=on_step,
         )
         if {type(module) for module in model.predictors} == {PredictionModule}:
@@ -264,8 +264,8 @@ class Experiment:
                 model.save_pretrained(folder)  # for the other commands
         return report.images
 
-    def _teacher(self) -> DynamicViT:
-        return dense_teacher(DynamicViT(self.backbone, DENSE, []))
+    def _copy(self) -> nn.Module:
+        return copy.deepcopy(self.backbone)
 
     def _loader(self, recipe: Recipe) -> Loader:
         transform = train_transform(self.backbone, **recipe.augment.transform_arguments())
@@ -281,7 +281,7 @@ class Experiment:
 
     def _evaluate(self, model: DynamicViT, entry: Entry, images: int) -> Row:
         if self._dense is None:
-            dense = DynamicViT(copy.deepcopy(self.backbone), DENSE, [])
+            dense = DynamicViT(self._copy(), DENSE, [])
             self._dense = _Remembered(DenseNetwork(dense))
         torch.manual_seed(entry.seed or 0)  # chance, too, is to be had again
         transform = eval_transform(model, None, self.crop_pct)
@@ -323,7 +323,7 @@ class Experiment:
         known = self.timings.get(key)
         if known is None:
             model = self.model(Entry(way, fraction, None)).to(self.device)
-            dense = DenseNetwork(DynamicViT(copy.deepcopy(self.backbone), DENSE, []))
+            dense = DenseNetwork(DynamicViT(self._copy(), DENSE, []))
             measured = time_way(
                 model,
                 dense.to(self.device),

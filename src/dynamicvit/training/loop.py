@@ -1,4 +1,4 @@
-"""Fine-tuning a sparsified backbone against its own dense self (Section 3.3), top to bottom."""
+"""Fine-tuning a sparsified backbone against its teachers (Section 3.3), top to bottom."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from timm.utils import ModelEmaV3
 
 from dynamicvit.data import Batch
 from dynamicvit.errors import InputError
+from dynamicvit.foreign import ForeignTeacher
 from dynamicvit.macs import costs_of
 from dynamicvit.model import DynamicViT
 from dynamicvit.processes import Processes, launched_precision
-from dynamicvit.teacher import dense_teacher
 from dynamicvit.training.finite import MAX_BAD_STEPS, not_finite, report_left_out, what_to_try
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.recipe import Recipe, dump_recipe
 from dynamicvit.training.state import Progress, RunState, TrainingReport
 from dynamicvit.training.step import SAMPLERS, Split, Step, create_mixup, step_losses
 from dynamicvit.training.stopping import Interrupted, stop_requests
+from dynamicvit.training.teachers import Teachers, teachers_for
 
 __all__ = ["SAMPLERS", "Batches", "Interrupted", "step_losses", "total_steps", "train"]
 
@@ -53,6 +54,7 @@ def train(
     recipe: Recipe,
     folder: Path,
     *,
+    teacher: ForeignTeacher | None = None,
     resume: bool = False,
     force: bool = False,
     device: torch.device | str = "cpu",
@@ -60,12 +62,11 @@ def train(
     precision: torch.dtype | None = None,
     accumulate: int = 1,
     compiled: bool = False,
-    teacher: DynamicViT | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> TrainingReport:
     """Fine-tune a model in place, and leave a log and a checkpoint to go on from.
 
-    The teacher is the dense backbone as it is when this is called, copied and frozen.
+    The dense teacher is the backbone as it is when this is called, copied and frozen.
 
     Args:
         model: a sparsified backbone with its pretrained weights; without a stage only under
@@ -75,6 +76,8 @@ def train(
         recipe: what to do.
         folder: gets ``recipe.yaml``, ``log.jsonl`` and ``checkpoint*.pt``; created if missing.
             Several processes share it.
+        teacher: the network that ``recipe.teacher.model`` names, if it does: it gives the logits to
+            distil, in place of the dense backbone. It is moved to the device.
         resume: go on from the folder's newest checkpoint.
         force: go on even where the checkpoint's recipe differs.
         device: where to train.
@@ -82,17 +85,14 @@ def train(
             one alone by default. They say where to train.
         precision: dtype of autocast, or none for full precision.
         accumulate: passes in which each process works off its images of a step, to save memory.
-        compiled: run student and teacher through ``torch.compile``.
-        teacher: another network, of :func:`~dynamicvit.teacher.dense_teacher`; what the recipe's
-            losses compare must be of one shape, and its stem is not the student's.
+        compiled: run student and teachers through ``torch.compile``.
         on_step: called after each step in the main process.
 
     Returns:
         What was done. The model then holds the final weights (averaged ones with ``ema``).
 
     Raises:
-        InputError: for unlabelled images with a classification loss, or a checkpoint that does not
-            fit.
+        InputError: for a checkpoint that does not fit.
         InputError: if the loss stays non-finite, with what to try.
         InputError: if the disk is full; the last checkpoint is whole.
         Interrupted: on SIGINT (Ctrl-C) or SIGTERM, after saving.
@@ -105,7 +105,9 @@ def train(
     precision = launched_precision(precision, processes.device)
     model.to(processes.device).train()
     processes.equalise(model)
-    teacher = dense_teacher(model) if teacher is None else teacher.to(processes.device)
+    teachers = teachers_for(model, recipe, teacher)
+    if teachers.foreign is not None:
+        processes.equalise(teachers.foreign.to(processes.device))
     optimizer = create_optimizer(model, recipe)
     steps = total_steps(recipe, loader)
     rate = LearningRate(optimizer, recipe, steps)
@@ -114,10 +116,10 @@ def train(
         loader.set_share(processes.rank, processes.count)
 
     folder.mkdir(parents=True, exist_ok=True)
-    with _as_before(model), _compiled(compiled, model, teacher), stop_requests() as stop:
+    with _as_before(model), _compiled(compiled, model, teachers), stop_requests() as stop:
         step = Step(
             model,
-            teacher,
+            teachers,
             recipe,
             processes,
             precision=precision,
@@ -128,7 +130,7 @@ def train(
             folder,
             recipe,
             model=model,
-            teacher=teacher,
+            teachers=teachers,
             optimizer=optimizer,
             ema=ema,
             scaler=step.scaler,
@@ -241,15 +243,16 @@ def _as_before(model: DynamicViT) -> Iterator[None]:
 
 
 @contextmanager
-def _compiled(wanted: bool, *models: DynamicViT) -> Iterator[None]:
+def _compiled(wanted: bool, model: DynamicViT, teachers: Teachers) -> Iterator[None]:
     """The paths that training takes, compiled; of the instances, so that all comes off again."""
-    names = ("forward_masked", "forward_dense")
-    for model in models if wanted else ():
-        for name in names:
-            setattr(model, name, torch.compile(getattr(model, name)))
+    ours = [each for each in (model, teachers.dense) if each is not None]
+    paths = [(each, name) for each in ours for name in ("forward_masked", "forward_dense")]
+    if teachers.foreign is not None:
+        paths.append((teachers.foreign.network, "forward"))
+    for module, name in paths if wanted else ():
+        setattr(module, name, torch.compile(getattr(module, name)))
     try:
         yield
     finally:
-        for model in models if wanted else ():
-            for name in names:
-                delattr(model, name)
+        for module, name in paths if wanted else ():
+            delattr(module, name)

@@ -14,12 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dynamicvit.data import Batch
+from dynamicvit.foreign import ForeignTeacher
 from dynamicvit.macs import resolve_image_size
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import image_channels
-from dynamicvit.teacher import dense_teacher
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.step import SAMPLERS, step_losses
+from dynamicvit.training.teachers import Teachers, teachers_for
 
 #: AdamW keeps two averages of every gradient.
 _MOMENTS = 2
@@ -31,7 +32,7 @@ class Memory:
 
     Attributes:
         weights: of backbone and prediction modules.
-        teacher: of the dense network.
+        teacher: of the dense network and of another that teaches.
         averaged: the exponential average of the weights, if the recipe has one.
         gradients: of what learns.
         optimizer: its averages of them.
@@ -57,6 +58,7 @@ def estimate_memory(
     recipe: Recipe,
     batch_size: int | None = None,
     *,
+    teacher: ForeignTeacher | None = None,
     device: torch.device | str = "cpu",
     precision: torch.dtype | None = None,
 ) -> Memory:
@@ -72,6 +74,7 @@ def estimate_memory(
         model: moved to the device; its weights stay, its gradients are taken off.
         recipe: what will be done.
         batch_size: images on the device at a time; by default the recipe's batch.
+        teacher: the network that the recipe names, if it does; moved to the device.
         device: where training will run; attention is computed in another way on each.
         precision: dtype of autocast, or none for full precision.
     """
@@ -79,10 +82,12 @@ def estimate_memory(
     modes = model.training, model.sampler, model.leave
     model.to(device).train()
     model.sampler, model.leave = SAMPLERS[recipe.decisions], recipe.leave
-    teacher = dense_teacher(model)
+    teachers = teachers_for(model, recipe, teacher)
+    for each in teachers:
+        each.to(device)
     try:
         # The first makes the gradients, which are there from then on.
-        _, one, two = (_held(model, teacher, recipe, n, device, precision) for n in (1, 1, 2))
+        _, one, two = (_held(model, teachers, recipe, n, device, precision) for n in (1, 1, 2))
         gradients = _bytes(_gradients(model))
     finally:
         model.train(modes[0])
@@ -91,7 +96,7 @@ def estimate_memory(
     weights = _bytes(_tensors(model))
     return Memory(
         weights=weights,
-        teacher=_bytes(_tensors(teacher)),
+        teacher=_bytes(_teachers_tensors(teachers)),
         averaged=weights if recipe.ema else 0,
         gradients=gradients,
         optimizer=_MOMENTS * gradients,
@@ -101,7 +106,7 @@ def estimate_memory(
 
 def _held(
     model: DynamicViT,
-    teacher: DynamicViT,
+    teachers: Teachers,
     recipe: Recipe,
     num_images: int,
     device: torch.device | str,
@@ -110,9 +115,9 @@ def _held(
     """The most bytes that a step on noise needed at a time, beside what was there before."""
     images = torch.randn(num_images, image_channels(model), *resolve_image_size(model))
     batch = Batch(images, torch.zeros(num_images, dtype=torch.long)).to(device)
-    there = [*_tensors(model), *_tensors(teacher), *_gradients(model), images]
+    there = [*_tensors(model), *_teachers_tensors(teachers), *_gradients(model), images]
     with _Held(there) as held:
-        _, losses = step_losses(model, teacher, batch, recipe, precision)
+        _, losses = step_losses(model, teachers, batch, recipe, precision)
         losses.total.backward()
     return held.peak
 
@@ -148,6 +153,10 @@ class _Held(TorchDispatchMode):
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _teachers_tensors(teachers: Teachers) -> list[Tensor]:
+    return [tensor for each in teachers for tensor in _tensors(each)]
 
 
 def _gradients(module: nn.Module) -> list[Tensor]:

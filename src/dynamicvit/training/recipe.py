@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dynamicvit.distillation import Distillation, distillation_loss, hard_distillation_loss
 from dynamicvit.errors import InputError
 from dynamicvit.losses import LossWeights
 from dynamicvit.model import Leave
@@ -38,6 +40,33 @@ class LossRecipe(_Strict):
     def weights(self) -> LossWeights:
         """The weights as the loss takes them."""
         return LossWeights(**self.model_dump())
+
+
+class TeacherRecipe(_Strict):
+    """Whose logits the distillation loss looks at, and what it makes of them.
+
+    Attributes:
+        model: timm's name of a network, or a folder of transformers; a command's ``--teacher`` goes
+            first. By default the backbone's own dense self.
+        hard: learn the class that the teacher holds likeliest, not its probabilities (DeiT).
+        temperature: that softens the probabilities.
+    """
+
+    model: str | None = None
+    hard: bool = False
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TeacherRecipe:
+        if self.hard and self.temperature != 1.0:
+            raise ValueError(f"hard has no use for temperature {self.temperature:g}: leave one out")
+        return self
+
+    def distillation(self) -> Distillation:
+        """The loss of the logits."""
+        if self.hard:
+            return hard_distillation_loss
+        return partial(distillation_loss, temperature=self.temperature)
 
 
 class AugmentRecipe(_Strict):
@@ -85,7 +114,11 @@ class Recipe(_Strict):
             :class:`~dynamicvit.model.DynamicViT`.
         share_stem: leave the blocks before the first stage as they are and run them once for
             student and teacher: where nothing has been dropped yet, the dense weights are right.
+        guided: share of the images on which the guidance loss looks; the others count as zero in
+            its mean. It takes the teacher's backward pass, as much again as its answer.
         losses: weights of the loss parts. Without classification no labels are needed.
+        teacher: whose logits are distilled, and how; the other parts that need a teacher have the
+            backbone's own dense self.
         augment: what happens to images.
         frozen: parameters of the backbone that never learn.
         hold_out: share of the labelled training images to keep aside and evaluate on.
@@ -110,7 +143,9 @@ class Recipe(_Strict):
     decisions: Decisions = "independent"
     leave: Leave = "never"
     share_stem: bool = False
+    guided: float = Field(1.0, gt=0, le=1)
     losses: LossRecipe = LossRecipe()
+    teacher: TeacherRecipe = TeacherRecipe()
     augment: AugmentRecipe = AugmentRecipe()
     frozen: tuple[str, ...] = ("cls_token", "pos_embed")
     hold_out: float = Field(0.0, ge=0, lt=1)
@@ -133,7 +168,21 @@ class Recipe(_Strict):
             raise ValueError(
                 "leave: at once gives the decisions no gradient: set losses.guidance as well"
             )
+        if not any(vars(self.losses).values()):
+            raise ValueError("losses: every weight is 0, so there is nothing to learn")
         return self
+
+    @property
+    def taught_by_dense_self(self) -> tuple[str, ...]:
+        """The parts of the loss with a weight that look at the backbone's own dense self."""
+        logits = ("distillation",) if self.teacher.model is None else ()
+        names = (*logits, "token", "feature", "guidance")
+        return tuple(name for name in names if getattr(self.losses, name))
+
+    @property
+    def asks_foreign_teacher(self) -> bool:
+        """Whether the loss looks at the logits of another network."""
+        return self.teacher.model is not None and self.losses.distillation > 0
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -219,16 +268,31 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     # pydantic also names the member of a union; people know fields only.
-    known = {*Recipe.model_fields, *LossRecipe.model_fields, *AugmentRecipe.model_fields}
+    known = {*Recipe.model_fields}.union(*(part.model_fields for part in _PARTS.values()))
     unknown = problem["type"] == "extra_forbidden"
     place = ".".join(str(p) for p in problem["loc"] if unknown or p in known or isinstance(p, int))
     if unknown:
         near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(problem["loc"]), n=1)
         return f"unknown key {place!r}" + (f", did you mean {near[0]!r}?" if near else "")
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}, got {problem['input']!r}" if place else message
+    if problem["type"] == "model_type":
+        message = f"has the parts {', '.join(_PARTS[place].model_fields)}"
+    # Where values don't fit together, the message has them.
+    given = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
+    return f"{place}: {message}{given}" if place else message
 
 
-def _keys(location: Sequence[int | str]) -> Mapping[str, Any]:
-    parts = {"losses": LossRecipe, "augment": AugmentRecipe}
-    return (parts.get(str(location[0]), Recipe) if len(location) > 1 else Recipe).model_fields
+#: What has parts of its own.
+_PARTS: dict[str, type[_Strict]] = {
+    "losses": LossRecipe,
+    "teacher": TeacherRecipe,
+    "augment": AugmentRecipe,
+}
+
+
+def _keys(location: Sequence[int | str]) -> Iterable[str]:
+    """What could stand in a place; above all parts also what they hold."""
+    if len(location) > 1:
+        return _PARTS.get(str(location[0]), Recipe).model_fields
+    inside = [f"{name}.{key}" for name, part in _PARTS.items() for key in part.model_fields]
+    return [*Recipe.model_fields, *inside]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ from dynamicvit.training.checkpoint import cannot_write, keep_checkpoint, newest
 from dynamicvit.training.log import LOG_NAME, to_line
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.resume import check_same_run
+from dynamicvit.training.teachers import Teachers
 from dynamicvit.weights import load_exactly
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Progress:
         learning_rates: of prediction modules and backbone.
         gradient_norm: before clipping.
         kept_by_score: for each stage the mean share of patches that are still there and likelier
-            kept than not by the scores alone.
+            kept than not by the scores alone; empty where a score is no probability
+            (:attr:`Recipe.scores_are_probabilities`).
         kept_at_inference: for each stage the share of patches that inference keeps, the k best.
         not_finite: for a step that was left out, what was not finite, by name.
     """
@@ -85,7 +90,8 @@ class RunState:
         folder: of the run; the main process writes its log and checkpoints there.
         recipe: of the run.
         model: the student.
-        teacher: its dense self as it was at the start.
+        teachers: of the run. The dense self's weights are saved, for nobody else may have them as
+            they were at the start; of another network only what tells it from a third.
         optimizer: of the student.
         ema: averaged weights, if any.
         scaler: of the loss, for fp16.
@@ -100,7 +106,7 @@ class RunState:
         recipe: Recipe,
         *,
         model: DynamicViT,
-        teacher: nn.Module,
+        teachers: Teachers,
         optimizer: torch.optim.Optimizer,
         ema: ModelEmaV3 | None,
         scaler: torch.amp.GradScaler,
@@ -111,7 +117,7 @@ class RunState:
         self.folder = folder
         self.recipe = recipe
         self.model = model
-        self.teacher = teacher
+        self.teachers = teachers
         self.optimizer = optimizer
         self.ema = ema
         self.scaler = scaler
@@ -182,6 +188,7 @@ class RunState:
             "recipe": self.recipe.model_dump(mode="json"),
             "epoch_steps": self.epoch_steps,
             "processes": self.processes,
+            "foreign_teacher": self._foreign_teacher,
             **{part: weights.state_dict() for part, weights in self._parts().items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -205,9 +212,13 @@ class RunState:
             self.recipe,
             epoch_steps=self.epoch_steps,
             processes=self.processes,
+            foreign_teacher=self._foreign_teacher,
             force=force,
         )
         for part, weights in self._parts().items():
+            if part == "teacher" and part not in state:
+                _log.warning("%s has no dense teacher: it is the model as it is loaded now", path)
+                continue
             if part not in state:
                 raise InputError(f"{path} holds no {part} weights: set ema=null to go on")
             load_exactly(weights, state[part], f"{path} is of another model")
@@ -220,8 +231,13 @@ class RunState:
             os.truncate(self.log_file, min(self.log_bytes, self.log_file.stat().st_size))
 
     def _parts(self) -> dict[str, nn.Module]:
-        averaged = {} if self.ema is None else {"ema": self.ema.module}
-        return {"model": self.model, "teacher": self.teacher, **averaged}
+        averaged = None if self.ema is None else self.ema.module
+        parts = {"model": self.model, "teacher": self.teachers.dense, "ema": averaged}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def _foreign_teacher(self) -> str | None:
+        return None if self.teachers.foreign is None else self.teachers.foreign.fingerprint
 
     def report(self) -> TrainingReport:
         """What was done."""

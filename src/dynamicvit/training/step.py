@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from dynamicvit.data import UNLABELLED, Batch
 from dynamicvit.decisions import best_k_sampler, gumbel_sampler, gumbel_top_k_sampler
-from dynamicvit.errors import InputError
 from dynamicvit.losses import Losses, LossWeights, dynamicvit_loss
-from dynamicvit.model import DenseOutput, DynamicViT, MaskedOutput, Stem
+from dynamicvit.model import DynamicViT, MaskedOutput
 from dynamicvit.networks import image_channels, own_image_size
 from dynamicvit.processes import Processes
-from dynamicvit.teacher import ask
 from dynamicvit.training.draws import NoisySampler, SplitDraws
 from dynamicvit.training.recipe import Recipe
+from dynamicvit.training.teachers import Teachers
 
 SAMPLERS: dict[str, NoisySampler] = {
     "independent": gumbel_sampler,
@@ -72,7 +71,7 @@ class Step:
 
     Args:
         model: the student, in ``train()``; its sampler is set.
-        teacher: of :func:`~dynamicvit.teacher.dense_teacher`.
+        teachers: whom the losses ask.
         recipe: of the run.
         processes: that share the batch.
         precision: dtype of autocast, or none.
@@ -83,7 +82,7 @@ class Step:
     def __init__(
         self,
         model: DynamicViT,
-        teacher: DynamicViT,
+        teachers: Teachers,
         recipe: Recipe,
         processes: Processes,
         *,
@@ -99,7 +98,7 @@ class Step:
         self.scaler = torch.amp.GradScaler(
             processes.device.type, enabled=precision is torch.float16
         )
-        self._pass = _Pass(model, teacher, recipe, precision, mixup)
+        self._pass = _Pass(model, teachers, recipe, precision, mixup)
         self._wrapped = processes.wrap(self._pass)
 
     def backward(self, batch: Batch, split: Split) -> Measured:
@@ -116,7 +115,8 @@ class Step:
             self._begin(split, number, counts)
             is_last = number == len(pieces) - 1
             with nullcontext() if is_last else self.processes.no_sync(self._wrapped):
-                losses, shares, alive, bad = self._wrapped(piece)
+                first = split.first + sum(counts[:number])
+                losses, shares, alive, bad = self._wrapped(piece, first)
                 images = count / split.total
                 tokens = self._token_share(alive, count, split, survivors)
                 parts = {
@@ -186,23 +186,29 @@ class _Pass(nn.Module):
     def __init__(
         self,
         model: DynamicViT,
-        teacher: DynamicViT,
+        teachers: Teachers,
         recipe: Recipe,
         precision: torch.dtype | None,
         mixup: Mixup | None,
     ) -> None:
         super().__init__()
         self.model = model
-        self._fixed = teacher, recipe, precision, mixup  # in a tuple: nothing of it is trained
+        self._fixed = teachers, recipe, precision, mixup  # in a tuple: nothing of it is trained
 
-    def forward(self, batch: Batch) -> tuple[Losses, Tensor, Tensor, Tensor]:
+    def forward(self, batch: Batch, first: int) -> tuple[Losses, Tensor, Tensor, Tensor]:
         """The losses, and what is only counted.
+
+        Args:
+            batch: of this pass.
+            first: place of its first image in the step's whole batch.
 
         Returns:
             The losses; ``(2 · stages,)`` the kept shares, by decision and by score; the number of
             surviving tokens; ``(1,)`` the number of images whose logits are not finite.
         """
-        output, losses = step_losses(self.model, self._fixed[0], batch, *self._fixed[1:])
+        output, losses = step_losses(
+            self.model, self._fixed[0], batch, *self._fixed[1:], first=first
+        )
         drawn = [decision.detach().float().mean() for decision in output.decisions]
         # Without scores there is nothing but the decisions to say what is kept.
         likely = [(odds.detach() > 0).float().mean() for odds in output.log_odds] or drawn
@@ -221,27 +227,32 @@ class _Pass(nn.Module):
 
 def step_losses(
     model: DynamicViT,
-    teacher: DynamicViT,
+    teachers: Teachers,
     batch: Batch,
     recipe: Recipe,
     precision: torch.dtype | None,
     mixup: Mixup | None = None,
+    first: int = 0,
 ) -> tuple[MaskedOutput, Losses]:
-    """Teacher, student under its decisions, and the losses (Eq. 12-16) of one batch."""
+    """Teachers, student under its decisions, and the losses (Eq. 12-16) of one batch.
+
+    It may be part of a larger one, in which its first image has place ``first``.
+    """
     images, labels = _mixed(batch, recipe, mixup)
     weights = loss_weights(model, recipe)
+    guided = _guided(first, len(images), recipe.guided) if weights.guidance else None
+    shares_stem = recipe.share_stem and model.schedule.stages
     with torch.autocast(images.device.type, precision, enabled=precision is not None):
-        with torch.no_grad():
-            # The teacher's stem serves both: the student's is never trained, so it is the same.
-            shared = recipe.share_stem and model.schedule.stages
-            start = teacher.stem(images, model.schedule.stages[0]) if shared else images
-        dense = _dense(teacher, start, weights)
+        start = teachers.shared_stem(model, images) if shares_stem else images
+        taught = teachers.ask(start, images, guided)
         output = model.forward_masked(start)
         losses = dynamicvit_loss(
             output,
             model.schedule.keep_ratios,
             labels=labels,
-            teacher=dense,
+            teacher=taught.dense,
+            teacher_logits=taught.logits,
+            distillation=recipe.teacher.distillation(),
             label_smoothing=recipe.augment.smoothing,
             weights=weights,
         )
@@ -283,27 +294,24 @@ def _draw(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
-def _dense(teacher: DynamicViT, start: Tensor | Stem, losses: LossWeights) -> DenseOutput | None:
-    """What the losses need of the teacher, if anything."""
-    if not (losses.distillation or losses.token or losses.feature or losses.guidance):
-        return None
-    return ask(teacher, start, importance=losses.guidance > 0)
+def _guided(first: int, count: int, share: float) -> Tensor:
+    """``(count,)`` bool: every so many images of the whole batch, however it is split."""
+    ends = ((torch.arange(first, first + count + 1, dtype=torch.float64) * share) + 1e-9).floor()
+    return ends.diff() > 0
 
 
 def _mixed(batch: Batch, recipe: Recipe, mixup: Mixup | None) -> tuple[Tensor, Tensor]:
     """Images ``(B, 3, H, W)`` and labels, mixed if asked for."""
     images, labels = batch.images, batch.labels
-    if recipe.losses.classification and (labels == UNLABELLED).any():
-        raise InputError(
-            "some images have no label, which the classification loss needs: set "
-            "losses.classification=0 to learn from the dense network alone"
-        )
     if mixup is None:
         return images, labels
     if len(images) % 2:  # timm's mixup pairs images: one of them is its own partner
         images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
+    known = labels != UNLABELLED
     # It mixes in place; a second pass over the same images must find them as they were.
-    return mixup(images.clone(), labels)
+    images, targets = mixup(images.clone(), labels * known)
+    # It pairs an image with its mirror place in the batch; of half a label nothing is learned.
+    return images, targets * (known & known.flip(0))[:, None]
 
 
 def _survivors(output: MaskedOutput) -> Tensor:

@@ -1,0 +1,184 @@
+"""`dynamicvit train --teacher`: another network teaches its logits, and says so when it can't."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+
+from dynamicvit import DynamicViT, count_macs
+from families import DEIT, NUM_CLASSES
+
+Main = Callable[..., int]
+
+#: Three steps of four images, of a model with as many classes as the folder.
+TINY = ("--set", "images=12", "--set", "batch_size=4", "--workers", "0")
+LOGITS_ALONE = [
+    *("--set", "leave=never", "--set", "losses.guidance=0"),
+    *("--set", "losses.token=0", "--set", "losses.feature=0"),
+]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    DEIT.sparse().save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def teacher_file(path: Path, name: str = "test_resnet", classes: int = NUM_CLASSES, seed: int = 0):
+    """Weights of a small network of another family, for images of 160 px."""
+    torch.manual_seed(seed)
+    save_file(timm.create_model(name, num_classes=classes).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    return teacher_file(tmp_path / "teacher.safetensors")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Seven classes of two images."""
+    for number in range(2 * NUM_CLASSES):
+        path = tmp_path / "images" / f"class{number % NUM_CLASSES}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 64), (number, 0, 0)).save(path)
+    return tmp_path / "images"
+
+
+def by(teacher: Path, name: str = "test_resnet") -> list[object]:
+    return ["--teacher", name, "--teacher-checkpoint", teacher]
+
+
+def distillation(folder: Path) -> list[float]:
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["losses"]["distillation"] for line in lines]
+
+
+def test_it_teaches_and_is_written_down(
+    saved: Path, teacher: Path, images: Path, tmp_path: Path, command: Main
+) -> None:
+    """Without labels, on labelled and unlabelled images."""
+    own, out = tmp_path / "own", tmp_path / "out"
+    words = ["train", images, "--unlabelled", images, "-m", saved, *TINY]
+    assert command(*words, "-o", own) == 0
+    assert command(*words, "-o", out, *by(teacher), "--set", "teacher.temperature=2") == 0
+    expected = {"model": "test_resnet", "hard": False, "temperature": 2.0}
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["teacher"] == expected
+    report = json.loads((out / "report.json").read_text())
+    assert report["teacher"] == {**expected, "checkpoint": str(teacher)}
+    assert json.loads((own / "report.json").read_text())["teacher"]["model"] is None
+    assert distillation(out)[0] != pytest.approx(distillation(own)[0], rel=0.01)
+    learned = [DynamicViT.from_pretrained(folder).state_dict() for folder in (own, out)]
+    assert any(not torch.equal(value, learned[1][name]) for name, value in learned[0].items())
+
+
+def test_labels_and_a_hard_teacher(
+    saved: Path, teacher: Path, images: Path, tmp_path: Path, command: Main
+) -> None:
+    """As in DeiT: the paper's recipe with its mixup, the teacher's class beside the label."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("epochs: 1\nteacher: {model: test_resnet, hard: true}\n")
+    words = ["train", images, "-m", saved, "--recipe", recipe, *TINY[2:], "-o", tmp_path / "out"]
+    assert command(*words, "--teacher-checkpoint", teacher) == 0
+    last = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[-1])["losses"]
+    assert min(last["classification"], last["distillation"], last["token"]) > 0
+
+
+def test_the_same_command_goes_on_and_another_teacher_is_refused(
+    saved: Path,
+    teacher: Path,
+    images: Path,
+    tmp_path: Path,
+    command: Main,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    words = ["train", images, "-m", saved, *TINY, "-o", out]
+    for _ in range(2):
+        assert command(*words, *by(teacher)) == 0
+    assert "going on with the run" in capsys.readouterr().out
+    other = teacher_file(tmp_path / "other.safetensors", seed=1)
+    for changed, said in (
+        ([], "teacher.model test_resnet -> None"),
+        (by(other), "weights of the teacher"),
+    ):
+        assert command(*words, *changed) == 2
+        error = capsys.readouterr().err
+        assert f"belongs to another run: {said}" in error
+        assert error.count("\n") == 1
+
+
+def test_a_teacher_that_no_loss_looks_at_is_not_loaded(
+    saved: Path, images: Path, tmp_path: Path, command: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", images, "-m", saved, *TINY, "-o", tmp_path / "out"]
+    assert command(*words, "--teacher", "test_resnet", "--set", "losses.distillation=0") == 0
+    said = capsys.readouterr().out
+    assert "teacher test_resnet is not asked: losses.distillation is 0" in said
+    assert set(distillation(tmp_path / "out")) == {0.0}
+
+
+def test_a_dry_run_says_who_teaches_what(
+    saved: Path, teacher: Path, command: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def plan(*words: object) -> str:
+        assert command("train", "--dry-run", "-m", saved, *words) == 0
+        return capsys.readouterr().out
+
+    assert "teacher    its own dense self, for distillation, token, feature, guidance" in plan()
+    said = plan(*by(teacher))
+    network = timm.create_model("test_resnet", num_classes=NUM_CLASSES)
+    size = f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters"
+    cost = f"{count_macs(network, 160) / 1e9:.2f} G at 160x160"
+    assert f"teacher    test_resnet: {size}, {cost}, for distillation\n" in said
+    assert "           its own dense self, for token, feature, guidance" in said
+    alone = plan(*by(teacher), *LOGITS_ALONE)
+    assert "its own dense self" not in alone
+    assert "  model: test_resnet" in alone
+    nobody = ["--set", "losses.ratio=1", "--set", "losses.distillation=0", *LOGITS_ALONE]
+    assert "teacher    none is asked" in plan(*nobody)
+
+
+def test_bad_teachers_are_one_line_and_leave_nothing(
+    saved: Path,
+    teacher: Path,
+    images: Path,
+    tmp_path: Path,
+    command: Main,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    five = teacher_file(tmp_path / "five.safetensors", classes=5)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(teacher.read_bytes()[:1000])
+    before = sorted(tmp_path.rglob("*"))
+    for words, said in (
+        (["--teacher", "resnet5"], "timm knows no model 'resnet5'; did you mean"),
+        (["--teacher", "dynamicvit_deit_tiny_patch16_224"], "did you mean deit_tiny_patch16_224?"),
+        (
+            ["--teacher", "lvvit-s-0.7"],
+            "and a teacher is dense; did you mean lvvit_s?",
+        ),
+        (["--teacher", saved], "give timm's name of the network"),
+        (["--teacher-checkpoint", teacher], "give its network with --teacher NAME"),
+        (by(teacher, "test_vit"), "does not fit test_vit"),
+        (by(tmp_path / "nowhere.pth"), "nowhere.pth: no such file"),
+        (by(broken), "truncated or not safetensors"),
+        (by(five), "the teacher has 5 classes, the student 7"),
+        (["--set", "teacher.hard=maybe"], "teacher.hard: Input should be a valid boolean"),
+    ):
+        line = ["train", images, "-m", saved, *TINY, "-o", tmp_path / "out", *words]
+        assert command(*line) == 2, words
+        error = capsys.readouterr().err
+        assert error.startswith("dynamicvit: ")
+        assert said in error, words
+        assert error.count("\n") == 1, error
+        assert sorted(tmp_path.rglob("*")) == before
