@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,14 @@ class PrunedOutput:
     keep_scores: tuple[Tensor, ...]
     grid: tuple[int, int]
     groups: tuple[Tensor, ...] = ()
+
+
+class _Report(NamedTuple):
+    """What the stages did, one entry for each; see :class:`PrunedOutput`."""
+
+    survived: list[Tensor]
+    keep_scores: list[Tensor]
+    groups: list[Tensor]
 
 
 class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
@@ -234,7 +242,7 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         """
         if self.training:
             return self.forward_masked(images)
-        return self.forward_head(self._prune(self.stem(images))[0])
+        return self.forward_head(self._prune(self.stem(images)))
 
     def forward_features(self, images: Tensor) -> Tokens:
         """The final tokens after the final norm.
@@ -242,7 +250,7 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         In ``eval()`` only the kept ones, in ``train()`` with the decision that pooling needs.
         """
         stem = self.stem(images)
-        return self._mask(stem)[0] if self.training else self._prune(stem)[0]
+        return self._mask(stem)[0] if self.training else self._prune(stem)
 
     def forward_head(self, features: Tokens, pre_logits: bool = False) -> Tensor:
         """Pool the kept tokens and classify: ``(B, classes)``, or ``(B, C)`` before the classifier.
@@ -307,15 +315,10 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         """
         if decisions is None:
             stem = self.stem(images)
-            features, left, scores = self._prune(stem)
-            num_patches = stem.tokens.num_patches
-            return PrunedOutput(
-                self.forward_head(features),
-                tuple(survivors(tokens, num_patches) for tokens in left),
-                scores,
-                stem.grid,
-                tuple(groups_of(tokens, num_patches) for tokens in left),
-            )
+            report = _Report([], [], [])
+            logits = self.forward_head(self._prune(stem, report))
+            survived, scores, groups = map(tuple, report)
+            return PrunedOutput(logits, survived, scores, stem.grid, groups)
         grid = self._grid(images)
         self._check_decisions(len(images), grid, decisions)
         survived = tuple(accumulate((drawn > 0.5 for drawn in decisions), torch.logical_and))
@@ -354,20 +357,21 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         tokens = self._run(tokens, stem.position, block, self.depth)
         return self._finish(tokens), tuple(taken), tuple(scores)
 
-    def _prune(self, stem: Stem) -> tuple[Tokens, list[Tokens], tuple[Tensor, ...]]:
-        """Final tokens; for each stage those it left, and keep scores ``(B, N)``."""
+    def _prune(self, stem: Stem, report: _Report | None = None) -> Tokens:
+        """Final tokens; what each stage did is added to the report."""
         tokens, block, num_patches = stem.tokens, stem.depth, stem.tokens.num_patches
-        left, scores = [], []
         for stage, budget in enumerate(self._schedule.kept(num_patches)):
             tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
-            block, before = self._schedule.stages[stage], tokens.index
+            block, index = self._schedule.stages[stage], tokens.index
             reduction = reduction_of(self.predictors[stage])
             tokens, score = reduction.prune(tokens, budget, stem.grid)
-            left.append(tokens)
+            if report is None:
+                continue
+            report.survived.append(survivors(tokens, num_patches))
+            report.groups.append(groups_of(tokens, num_patches))
             if score is not None:
-                scores.append(to_image(score, before, num_patches, fill=float("-inf")))
-        tokens = self._run(tokens, stem.position, block, self.depth)
-        return self._finish(tokens), left, tuple(scores)
+                report.keep_scores.append(to_image(score, index, num_patches, fill=float("-inf")))
+        return self._finish(self._run(tokens, stem.position, block, self.depth))
 
     def _prune_given(self, images: Tensor, survived: Sequence[Tensor]) -> Tokens:
         """Final tokens for given cumulative decisions of equal size in every image."""
