@@ -84,9 +84,9 @@ def merge(tokens: Tokens, leaving: Tensor, into: Tensor) -> Tokens:
     # Weights sum to 1; exactly 1 for a token that stays alone: it is not rounded at every stage.
     share = (size / total).to(patches.dtype)
     moved = (size.gather(1, leaving) / total.gather(1, into)).to(patches.dtype)
-    rows = leaving[..., None].expand(-1, -1, width)
-    joined = (patches * share[..., None]).scatter_add(
-        1, into[..., None].expand(-1, -1, width), patches.gather(1, rows) * moved[..., None]
+    scaled = patches * share[..., None]  # of those that leave, by 1
+    joined = scaled.scatter_add(
+        1, into[..., None].expand(-1, -1, width), _rows(scaled, leaving) * moved[..., None]
     )
     own = torch.arange(held, device=into.device).expand(batch, -1)
     stays = torch.ones_like(own).scatter(1, leaving, 0)
@@ -94,13 +94,20 @@ def merge(tokens: Tokens, leaving: Tensor, into: Tensor) -> Tokens:
     # Each that stays writes its position where it is now, the others all into one more column.
     target = torch.where(stays > 0, now, left)
     position = own.new_zeros(batch, left + 1).scatter(1, target, own)[:, :left]
-    x = joined.gather(1, position[..., None].expand(-1, -1, width))
     now = now.scatter(1, leaving, now.gather(1, into))
     return replace(
         tokens,
-        x=torch.cat([tokens.x[:, :prefix], x], dim=1),
+        x=torch.cat([tokens.x[:, :prefix], _rows(joined, position)], dim=1),
         index=position if tokens.index is None else tokens.index.gather(1, position),
         size=total.gather(1, position),
         groups=now if tokens.groups is None else regroup(tokens.groups, now),
         heads=None,
     )
+
+
+def _rows(x: Tensor, position: Tensor) -> Tensor:
+    """Rows ``(B, K, C)`` of ``(B, M, C)``; whole rows at a time, which ``gather`` does not do."""
+    batch, held, width = x.shape
+    first = held * torch.arange(batch, device=x.device)[:, None]
+    rows = x.reshape(batch * held, width).index_select(0, (first + position).flatten())
+    return rows.reshape(batch, position.shape[1], width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from matplotlib import colormaps
@@ -54,6 +55,7 @@ def _figure(lines: Sequence[Line], position: Callable[[Line], float | None], tit
         height = [_accuracy(line, has_labels) for _, line in shown]
         if max(height) < _LEAST_SHARE * best:
             label = f"{label} ({', '.join(f'{value:.0f}' for value in height)}: below)"
+            height = [math.nan] * len(height)
         trained = group[0].trained or group[0].way == DENSE_NAME
         spread = [_spread(line, has_labels) for _, line in shown]
         axes.errorbar(
@@ -69,8 +71,6 @@ def _figure(lines: Sequence[Line], position: Callable[[Line], float | None], tit
             linestyle="-" if trained else ":",
             capsize=2,
         )
-    low, _ = axes.get_ylim()
-    axes.set_ylim(bottom=max(low, _LEAST_SHARE * best))
     axes.set_xlabel(title, color=_INK)
     axes.set_ylabel("top-1, %" if has_labels else "agreement with dense, %", color=_INK)
     axes.grid(color=_FAINT, alpha=0.3, linewidth=0.5)
