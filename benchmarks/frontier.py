@@ -1,4 +1,4 @@
-"""Accuracy over budget: one model fine-tuned for each keep ratio, with and without labels.
+r"""Accuracy over budget: one model fine-tuned for each keep ratio, with and without labels.
 
 Each is made and judged by the commands a user has, `dynamicvit train` and `dynamicvit eval`, in a
 folder of its own. Stopped and started again, the script goes on where it was; the table is written

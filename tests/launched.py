@@ -15,6 +15,7 @@ from dynamicvit.evaluation import evaluate
 from dynamicvit.processes import launched_processes
 from dynamicvit.training import Progress, Recipe, train
 from dynamicvit.training.checkpoint import holds_run
+from dynamicvit.training.held_out import HeldOut
 from families import DEIT
 from memory import Memory, paper, small
 
@@ -49,6 +50,7 @@ def run(name: str, folder: Path, accumulate: int = 1, stop: int = STEPS) -> None
         memory,
         recipe,
         folder,
+        held_out=HeldOut(Memory(2, batch=5)),
         resume=holds_run(folder),
         processes=processes,
         accumulate=accumulate,

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from dynamicvit.training import checkpoint, loop, train
+from dynamicvit.training.held_out import HeldOut
 from families import DEIT
 from memory import Memory, paper
 
@@ -29,7 +30,14 @@ def run(folder: Path) -> None:
     """Train, saving after each step; go on where there is something to go on from."""
     loop.SAVE_SECONDS = 0.0
     model = DEIT.sparse(drop_path_rate=RECIPE.drop_path)
-    train(model, Memory(), RECIPE, folder, resume=checkpoint.holds_run(folder))
+    train(
+        model,
+        Memory(),
+        RECIPE,
+        folder,
+        held_out=HeldOut(Memory(2, batch=7)),
+        resume=checkpoint.holds_run(folder),
+    )
 
 
 def in_fork(work: Callable[[], None]) -> int:
@@ -115,13 +123,13 @@ def check_same(folder: Path, whole: Path) -> None:
     states = [checkpoint.load_checkpoint(each / checkpoint.NEWEST) for each in (folder, whole)]
     for state in states:
         del state["counters"]["seconds"], state["counters"]["log_bytes"]
-        # Of the losses between two saves, of which there are others after a kill.
-        del state["counters"]["best_loss"]
     ours, theirs = map(_flat, states)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         same = torch.equal(ours[name], value) if torch.is_tensor(value) else ours[name] == value
         assert same, name
+    best = [checkpoint.load_checkpoint(each / checkpoint.BEST) for each in (folder, whole)]
+    assert best[0]["counters"]["step"] == best[1]["counters"]["step"] == ours["best.step"]
     assert len((folder / "log.jsonl").read_text().splitlines()) == ours["counters.step"]
     assert not list(folder.glob("*.partial")) + list(folder.glob("*.link"))
 

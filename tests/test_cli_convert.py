@@ -212,6 +212,15 @@ def test_other_networks(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_weights_that_are_not_finite(tmp_path: Path, refused: Callable[..., str]) -> None:
+    file, state = tmp_path / "dynamic-vit_16_r0.7.pth", released_state()
+    state["blocks.1.norm1.bias"][3] = torch.nan
+    torch.save({"model": state}, file)
+    said = refused(file, "--out", tmp_path / "out", "--num-heads", 2)
+    assert "its weights are not finite: NaN or infinity in blocks.1.norm1.bias; take" in said
+    assert list(tmp_path.iterdir()) == [file]
+
+
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_failure_leaves_nothing_half_written(
     tmp_path: Path, small: Path, main: Main, monkeypatch: pytest.MonkeyPatch, existing: bool

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from dynamicvit import DynamicViT, sparsify
 from dynamicvit.cli import app
 from dynamicvit.cli import evaluate as command
 from dynamicvit.data import ImageData, eval_transform
+from dynamicvit.processes import Processes
 
 Main = Callable[..., int]
 
@@ -267,3 +270,45 @@ def test_workers_read_the_same_images(saved: Path, folder: Path) -> None:
     ]
     assert found[0]["top1"] == found[1]["top1"]
     assert found[0]["images"] == found[1]["images"] == 12
+
+
+def test_two_processes_count_each_image_once_and_one_of_them_prints(
+    saved: Path, folder: Path, tmp_path: Path, numbers: Callable[..., dict]
+) -> None:
+    (folder / "class0" / "00.png").write_bytes(b"no image")
+    (folder / "class1" / "01.png").unlink()  # batches of 4, 4 and 3
+    words = (str(folder), "--model", str(saved), "--compare-dense", "--batch-size", "4")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    out = tmp_path / "numbers.json"
+    done = subprocess.run(
+        [sys.executable, *torchrun, "-m", "dynamicvit", "eval", *words, "--json", str(out)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("top-1") == 2  # its own, and the dense one's
+    assert done.stdout.count("class map:") == 1
+    found, alone = json.loads(out.read_text()), numbers(*words)
+    assert (found["images"], found["processes"], alone["processes"]) == (10, 2, 1)
+    own = {"processes": 0, "seconds": 0, "images_per_second": 0}
+    assert found | own == alone | own
+
+
+def test_what_is_random_in_a_model_is_the_main_processs(
+    saved: Path, folder: Path, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_equal = []
+    monkeypatch.setattr(Processes, "equalise", lambda _, model: made_equal.append(model))
+    assert main(folder, "--model", saved) == 0
+    assert [type(model) for model in made_equal] == [DynamicViT]
+
+
+def test_the_precision_that_accelerate_asks_for(
+    saved: Path, folder: Path, main: Main, numbers, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert numbers(folder, "--model", saved)["precision"] == "bf16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert main(folder, "--model", saved) == 2
+    assert "fp16 needs a GPU: on a CPU" in one_line(capsys)

@@ -23,6 +23,7 @@ from dynamicvit.cli import app
 from dynamicvit.cli import train as command
 from dynamicvit.data import ImageData, eval_transform
 from dynamicvit.training import loop
+from dynamicvit.training.held_out import HeldOut
 
 Main = Callable[..., int]
 
@@ -194,10 +195,44 @@ def test_a_part_held_out_is_evaluated_and_not_trained_on(
     monkeypatch.setattr(command, "training", _Replaced(loop, train=train))
     out = tmp_path / "out"
     assert main("train", folder, "-m", saved, "-o", out, *TINY, "--set", "hold_out=0.25") == 0
-    assert "% of 3" in capsys.readouterr().out
-    held_out = json.loads((out / "report.json").read_text())["held_out"]
-    assert (held_out["images"], held_out["labelled"]) == (3, 3)
+    said = capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    top1, best = report["held_out"]["top1"], report["training"]["best"]
+    assert f"held-out top-1 {100 * top1:.2f} % after step 2\n" in said
+    assert f"held-out top-1 {100 * top1:.2f} % of 3 images\n" in said
+    assert (report["held_out"]["images"], report["held_out"]["labelled"]) == (3, 3)
+    assert best == {"measure": "top1", "value": top1, "step": 2}
     assert len(set(trained_on)) == 9
+
+
+def test_a_part_held_out_without_labels_is_judged_by_the_dense_network(
+    saved: Path, flat: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = (*TINY, "--set", "hold_out=0.5", "--set", "learning_rate=1e-9")
+    assert main("train", flat, "-m", saved, "-o", out, *words, "--set", "keep_ratio=1") == 0
+    said = capsys.readouterr().out
+    assert "held-out agreement with the dense network 100.00 % after step 1\n" in said
+    assert "held-out agreement with the dense network 100.00 % of 4 images\n" in said
+    report = json.loads((out / "report.json").read_text())
+    assert (report["held_out"]["agreement"], report["held_out"]["top1"]) == (1.0, None)
+    assert report["training"]["best"] == {"measure": "agreement", "value": 1.0, "step": 1}
+
+
+def test_where_the_end_is_not_the_best_it_is_said(
+    saved: Path,
+    flat: Path,
+    tmp_path: Path,
+    main: Main,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares = [0.75, 0.25, 0.25]  # the last is asked for once more, to be printed
+    monkeypatch.setattr(HeldOut, "score", lambda *_: {"agreement": shares.pop(0)})
+    words = (*TINY, "--set", "hold_out=0.5")
+    assert main("train", flat, "-m", saved, "-o", tmp_path / "out", *words) == 0
+    said = capsys.readouterr().out
+    assert "it was 75.00 % after step 1: checkpoint.best.pt\n" in said
 
 
 class _Replaced:
@@ -380,8 +415,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         ((flat, *run_with_model, "--set", "images=0"), "images: Input should be greater than 0"),
         ((flat, *run_with_model, "--set", "batch_size=9"), "more than the 8 images"),
         ((flat, *run_with_model, "--recipe", "deit_small"), "losses.classification=0"),
-        ((flat, *run_with_model, "--set", "hold_out=0.5"), "has no labels to evaluate with"),
         ((folder, *run_with_model, "--set", "hold_out=0.01"), "leaves one part empty"),
+        ((folder, *run_with_model, "--class-map", "imagenet"), "no label is used; leave it out"),
         ((flat, *run_with_model, "--threads", 0), "threads are at least 1, got 0"),
         ((flat, *run_with_model, "--precision", "fp8"), "'fp8'"),
         ((flat, *run_with_model, "--resume"), "holds no checkpoint.pt to go on from"),

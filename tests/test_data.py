@@ -186,6 +186,8 @@ def test_unreadable_images_are_left_out_and_named(
     names = [Path(path).name for path in first.skipped]
     assert names == ["9.jpg", "20.png"]
     assert second.skipped == ()
+    assert [Path(path).name for path in first.paths] == ["10.png", "11.png"]
+    assert [Path(path).name for path in second.to("cpu").paths] == ["21.png", "22.png", "30.png"]
     assert batches.num_images == 7
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2, "each is logged once, not in every epoch"

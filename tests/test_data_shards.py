@@ -322,7 +322,7 @@ def test_places_that_cannot_be_used(tmp_path: Path) -> None:
         f"{tmp_path}/empty": "holds no .tar",
         f"{tmp_path}/none.tar": "holds no images",
         f"{tmp_path}/nowhere": "1 shards are missing",
-        "https://example.org/a.tar": "not on this machine",
+        "https://example.org/a.tar": "not on this machine: download .* write wds/FOLDER",
         "pipe:cat a.tar": "not on this machine",
         f"{tmp_path}/none.tar@train": "a split needs an _info.json",
     }.items():

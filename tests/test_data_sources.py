@@ -31,8 +31,8 @@ def test_names_that_are_not_complete_or_not_supported() -> None:
         "wds/": "wds/ is not complete: write wds/PLACE or wds/PLACE@SPLIT",
         "hfds/pets@": "is not complete",
         "torch/mnist": "write torch/mnist/FOLDER",
-        "tfds/mnist": "tfds/ is not supported",
-        "HFIDS/pets": "hfds/ reads the same",
+        "tfds/mnist": "tfds/ is a stream, .* as shards or class folders",
+        "HFIDS/pets": "write hfds/pets, which is downloaded once",
     }.items():
         with pytest.raises(InputError, match=said) as raised:
             ImageData(name)

@@ -194,6 +194,9 @@ def test_figure_shows_each_stage_of_each_image(images: Tensor, output: PrunedOut
             np.testing.assert_allclose(shown[6 * row + 1 + stage], expected)
         scores = output.keep_scores[0][row].exp().reshape(4, 6).numpy()
         np.testing.assert_allclose(shown[6 * row + 4], scores)
+        # Their level means nothing unless the recipe holds it: no numbers.
+        ends = [label.get_text() for label in drawn.axes[6 * row + 5].get_yticklabels()]
+        assert ends == ["low", "high"]
 
 
 def test_figure_says_how_much_is_kept(images: Tensor, output: PrunedOutput) -> None:

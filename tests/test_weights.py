@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from dynamicvit import InputError
+from dynamicvit.training import train
 from dynamicvit.weights import first_line, load_exactly, open_weights, read_weights, weights_in
+from families import DEIT
+from memory import Memory, paper
 
 
 def state(value: float) -> dict[str, Tensor]:
@@ -136,3 +139,33 @@ def test_the_first_line_ends_with_a_sentence_or_says_that_it_goes_on(
     said: str, short: str | None
 ) -> None:
     assert first_line(OSError(said)) == (short or "No directory. Internal error.")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e300])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_weights_that_are_not_finite_are_refused(value: float, ending: str, tmp_path: Path) -> None:
+    file = tmp_path / f"broken.{ending}"
+    whole = state(PLAIN) | {"c": torch.zeros(2, dtype=torch.long)}
+    broken = whole | {"b": torch.tensor([1.0, value], dtype=torch.float64)}
+    write = save_file if ending == "safetensors" else torch.save
+    write(broken, file)
+    with pytest.raises(InputError, match=r"broken.*: its weights are not finite: .* in b; take"):
+        open_weights(file)
+    write(whole, file)
+    assert set(open_weights(file).tensors) == set(whole)
+
+
+def test_of_two_networks_in_a_file_only_the_one_that_is_taken_must_be_finite() -> None:
+    held = {"model": state(PLAIN), "ema": state(float("nan"))}
+    assert weights_in(held, "the file").copy == "model"
+    with pytest.raises(InputError, match=r"in a.weight, a.bias; take"):
+        weights_in(held, "the file", ema=True)
+
+
+def test_of_a_run_the_weights_that_it_is_for_are_taken(tmp_path: Path) -> None:
+    for name, recipe in (("plain", paper()), ("averaged", paper("ema=0.5"))):
+        model = DEIT.sparse()
+        train(model, Memory(), recipe, tmp_path / name)
+        weights = open_weights(tmp_path / name / "checkpoint.pt")
+        for key, value in model.state_dict().items():
+            assert torch.equal(weights.tensors[key], value), key

@@ -141,7 +141,7 @@ def launched_precision(
         raise InputError(f"mixed precision is one of {', '.join(_PRECISIONS)}, got {asked!r}")
     precision = _PRECISIONS[asked] if precision is None else precision
     if precision is torch.float16 and torch.device(device).type == "cpu":
-        raise InputError("fp16 needs a GPU: on a CPU train in bf16 or fp32")
+        raise InputError("fp16 needs a GPU: on a CPU take bf16 or fp32")
     return precision
 
 

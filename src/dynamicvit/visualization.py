@@ -180,7 +180,9 @@ def figure(
 
     The columns are the input, the image after each stage with its dropped patches faded out, and a
     map of one stage's keep scores (left out when the decisions were given, as there are no scores
-    then). Scores decide by their order, so each row's colours span that image's own scores.
+    then). Scores decide by their order alone, so each row's colours span that image's own scores,
+    without numbers: unless a model was trained with ``independent`` decisions, nothing holds their
+    level.
 
     Args:
         images: ``(B, C, H, W)`` in [0, 1], with one or three channels (see :func:`denormalise`).
@@ -410,7 +412,7 @@ def _show_scores(axes: Axes, bar: Axes, scores: Tensor) -> None:
     )
     gradient = np.linspace(1, 0, 256)[:, None]
     bar.imshow(gradient, cmap=colours, aspect="auto", extent=(0, 1, 0, 1))
-    bar.set(xticks=[], yticks=[0, 1], yticklabels=_ends(low, high))
+    bar.set(xticks=[], yticks=[0, 1], yticklabels=["low", "high"])
     bar.yaxis.tick_right()
     bar.tick_params(labelsize=7, length=0, pad=2, labelcolor=_FAINT)
     for label, place in zip(bar.get_yticklabels(), ("bottom", "top"), strict=True):
@@ -443,16 +445,6 @@ def _percent(share: float) -> str:
     """A share with the digits that tell it from 0 and from 1."""
     digits = 0 if 0.0995 <= share <= 0.995 else 1 if share >= 0.00995 else 2
     return f"{share:.{digits}%}"
-
-
-def _ends(low: float, high: float) -> list[str]:
-    """Both as percentages, with as many digits as it takes to tell them apart."""
-    texts: list[str] = []
-    for digits in range(4):
-        texts = [f"{low:.{digits}%}", f"{high:.{digits}%}"]
-        if texts[0] != texts[1]:
-            break
-    return texts
 
 
 def _as_rgb(image: Tensor) -> Tensor:

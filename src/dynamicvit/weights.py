@@ -24,6 +24,8 @@ EMA_WRAPPERS = ("state_dict_ema", "model_ema", "module_ema", "ema")
 NAME_PREFIXES = ("_orig_mod.", "module.")
 #: Before the names of the trained network in a state dict that holds its teacher too.
 STUDENT = "student."
+#: What a checkpoint of this library's own training holds beside weights.
+_RUN = {"recipe", "counters"}
 #: What torch's AveragedModel counts; no weight.
 _AVERAGE_COUNT = "n_averaged"
 
@@ -61,7 +63,7 @@ def open_weights(path: str | Path, ema: bool = False) -> Weights:
         ema: see :func:`weights_in`.
 
     Raises:
-        InputError: if the file is missing, truncated, holds code, or no tensors.
+        InputError: if the file is missing, truncated, holds code, no tensors, or NaN.
     """
     path = Path(path)
     if not path.is_file():
@@ -80,8 +82,8 @@ def weights_in(
     """The state dict inside a loaded checkpoint.
 
     Of a student and its teacher the student is taken. Of weights and their moving average the
-    weights are, as in the released evaluation; the average only on demand, or where it is all
-    there is.
+    weights are, as in the released evaluation; the average only on demand, where it is all there
+    is, or in a checkpoint of this library's own training, which saves and evaluates it.
 
     Args:
         checkpoint: a state dict; or a mapping that holds one under ``state_dict`` or ``model``, or
@@ -92,10 +94,12 @@ def weights_in(
         metadata: to go with the tensors.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is none, or it holds NaN or infinity.
     """
     held = _wrapped(checkpoint) or _prefixed(checkpoint)
     averages = [name for name in held if name in EMA_WRAPPERS]
+    if isinstance(checkpoint, Mapping) and checkpoint.keys() >= _RUN:
+        ema = bool(averages)
     if ema and not averages:
         raise InputError(
             f"{source}: holds no moving average (EMA) of the weights, under none of "
@@ -117,7 +121,19 @@ def weights_in(
     student = {_bare(name): value for name, value in _under(tensors, STUDENT).items()}
     if student:
         copy = f"{copy}.{STUDENT}".strip(".")
+    _check_finite(student or tensors, source)
     return Weights(student or tensors, dict(metadata or {}), copy, ema_left)
+
+
+def _check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    # A network with NaN in it answers, too: the same for every image.
+    held = {name: value for name, value in tensors.items() if not value.is_meta}
+    broken = [name for name, value in held.items() if not value.float().isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{source}: its weights are not finite: {first_few('NaN or infinity in', broken)}; "
+            f"take a checkpoint from before the training broke down"
+        )
 
 
 def _wrapped(checkpoint: Any) -> dict[str, Any]:

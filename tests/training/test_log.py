@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dynamicvit import InputError
 from dynamicvit.training import Progress
-from dynamicvit.training.curves import MAX_POINTS, draw_curves
+from dynamicvit.training.curves import MAX_POINTS, curves, draw_curves
 from dynamicvit.training.log import read_log, to_line
 from dynamicvit.training.tensorboard import TensorBoard, scalars
 
@@ -175,3 +175,47 @@ def test_a_long_run_is_drawn_as_means_and_a_run_of_bad_steps_too(tmp_path: Path)
     assert _means([1.0, None]).tolist()[0] == 1.0
     draw_curves(read_log(write_log(tmp_path / "log.jsonl", at(BAD, 0))), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 300])
+def test_no_legend_lies_on_a_curve(count: int, tmp_path: Path) -> None:
+    parts = {name: 10.0**-place for place, name in enumerate(("total", *"abcdefghijkl"))}
+    many = dataclasses.replace(FINE, losses=parts)
+    steps = [at(many, step) for step in range(count)]
+    steps.append(dataclasses.replace(many, step=count, not_finite=("a",)))
+    drawn = curves(read_log(write_log(tmp_path / "log.jsonl", *steps)))
+    drawn.canvas.draw()
+    page = drawn.bbox
+    assert len(drawn.axes) == 4
+    for axes in drawn.axes:
+        legend = axes.get_legend()
+        assert legend is not None
+        box = legend.get_window_extent()
+        assert not any(box.overlaps(other.bbox) for other in drawn.axes)
+        assert page.x0 <= box.x0 < box.x1 <= page.x1
+        assert page.y0 <= box.y0 < box.y1 <= page.y1
+
+
+def test_where_only_the_order_of_scores_counts_they_have_no_curve(tmp_path: Path) -> None:
+    def said(step: Progress) -> list[str]:
+        drawn = curves(read_log(write_log(tmp_path / "log.jsonl", step)))
+        legends = [axes.get_legend() for axes in drawn.axes]
+        return [text.get_text() for legend in legends if legend for text in legend.get_texts()]
+
+    ordered = dataclasses.replace(FINE, kept_by_score=())
+    assert set(said(FINE)) - set(said(ordered)) == {"likelier kept than not"}
+    assert {name for name, _ in scalars(FINE)} - {name for name, _ in scalars(ordered)} == {
+        "kept_stage_1/by_score",
+        "kept_stage_2/by_score",
+    }
+
+
+def test_held_out_images_have_a_panel_and_a_curve(tmp_path: Path) -> None:
+    told = dataclasses.replace(at(FINE, 3), held_out={"top1": 0.25})
+    again = dataclasses.replace(at(FINE, 5), held_out={"top1": 0.5})
+    steps = [at(FINE, 2), told, at(FINE, 4), again]
+    drawn = curves(read_log(write_log(tmp_path / "log.jsonl", *steps)))
+    (panel,) = (axes for axes in drawn.axes if "held-out" in axes.get_title("left"))
+    assert panel.lines[0].get_xydata().tolist() == [[3, 25], [5, 50]]
+    assert ("held_out/top1", 0.25) in scalars(told)
+    assert not any(name.startswith("held_out") for name, _ in scalars(FINE))

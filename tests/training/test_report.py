@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -14,14 +15,17 @@ import torch
 
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.data import Batch
-from dynamicvit.training import train
+from dynamicvit.processes import Processes
+from dynamicvit.training import Recipe, train
 from dynamicvit.training.checkpoint import load_checkpoint
+from dynamicvit.training.finite import suspects
+from dynamicvit.training.step import Measured
 from families import DEIT
 from memory import BATCH, Memory, paper, small
 
 
 class Poisoned(Memory):
-    """Memory with NaN in the first image of some batches."""
+    """Memory with names, and NaN from the second image on in some batches."""
 
     def __init__(self, *bad: int, images: int = 1) -> None:
         super().__init__()
@@ -30,8 +34,9 @@ class Poisoned(Memory):
     def __iter__(self) -> Iterator[Batch]:
         for place, batch in enumerate(super().__iter__(), self.start):
             if place in self.bad:
-                batch.images[: self.images] = math.nan
-            yield batch
+                batch.images[1 : 1 + self.images] = math.nan
+            names = tuple(f"{place}-{number}.jpg" for number in range(len(batch)))
+            yield dataclasses.replace(batch, paths=names)
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -74,6 +79,18 @@ def test_the_share_at_inference_is_that_of_the_pruned_path(tmp_path: Path) -> No
     assert step["kept"] == pytest.approx(step["kept_at_inference"])  # best-k draws nothing
 
 
+@pytest.mark.parametrize(
+    ("recipe", "stages"),
+    [(paper("images=4"), 3), (paper("images=4", "decisions=top-k"), 0), (small(steps=1), 0)],
+)
+def test_where_only_the_order_counts_the_scores_ask_for_no_share(
+    recipe: Recipe, stages: int, tmp_path: Path
+) -> None:
+    train(DEIT.sparse(), Memory(), recipe, tmp_path)
+    (step,) = log_of(tmp_path)
+    assert len(step["kept_by_score"]) == stages
+
+
 def test_shares_and_bad_images_do_not_depend_on_the_passes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -81,7 +98,8 @@ def test_shares_and_bad_images_do_not_depend_on_the_passes(
     for passes in (1, 3):  # 3 of 4 images: passes of different sizes
         folder = tmp_path / str(passes)
         data = Poisoned(1, images=3)
-        train(DEIT.sparse(), data, small(steps=2), folder, accumulate=passes)
+        recipe = paper("images=8", "augment.mixup=0", "augment.cutmix=0")
+        train(DEIT.sparse(), data, recipe, folder, accumulate=passes)
         steps.append(log_of(folder))
     for one, other in zip(*steps, strict=True):
         assert one["kept_by_score"] == pytest.approx(other["kept_by_score"])
@@ -90,7 +108,7 @@ def test_shares_and_bad_images_do_not_depend_on_the_passes(
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2
     assert said[0] == said[1]
-    assert "the logits of 3 of its 4 images are not" in said[0]
+    assert said[0].endswith("the logits of 3 of its 4 images are not: 1-1.jpg, 1-2.jpg, 1-3.jpg")
 
 
 # ---------------------------------------------------------------- steps that are not finite
@@ -113,7 +131,8 @@ def test_a_bad_step_is_counted_and_named_and_changes_no_weight(
     said = record.getMessage()
     assert said.startswith("step 1 left out: ")
     assert "token" in said
-    assert "the logits of 1 of its 4 images are not" in said
+    assert said.endswith("the logits of 1 of its 4 images are not: 1-1.jpg")
+    assert [step["suspects"] for step in steps] == [[], ["1-1.jpg"], []]
 
 
 def test_the_part_that_is_to_blame_is_named_alone(
@@ -123,9 +142,23 @@ def test_the_part_that_is_to_blame_is_named_alone(
         return torch.tensor(math.inf)
 
     monkeypatch.setattr("dynamicvit.losses.ratio_loss", broken)
-    train(DEIT.sparse(), Memory(), paper("images=4"), tmp_path)
-    assert log_of(tmp_path)[0]["not_finite"] == ["ratio"]
-    assert "ratio not finite; the logits of all its 4 images are" in caplog.text
+    train(DEIT.sparse(), Poisoned(), paper("images=4"), tmp_path)
+    (step,) = log_of(tmp_path)
+    assert step["not_finite"] == ["ratio"]
+    said = "ratio not finite; the logits of all its 4 images are: 0-0.jpg, 0-1.jpg, 0-2.jpg and 1 "
+    assert said in caplog.text
+    assert step["suspects"] == ["0-0.jpg", "0-1.jpg", "0-2.jpg"]
+
+
+def test_each_process_names_its_own_and_unknown_names_are_no_error() -> None:
+    class Two(Processes):
+        def gather(self, value: list[str]) -> list[list[str]]:
+            return [value, ["other.jpg"] * 5]
+
+    measured = Measured({}, (), (), bad_answers=6, bad_places=(1,))
+    names = suspects(Two(), ("a.jpg", "b.jpg"), measured)
+    assert names == ("b.jpg", "other.jpg", "other.jpg")
+    assert suspects(Processes(), (), measured) == ()
 
 
 def test_ten_in_a_row_stop_the_run_with_the_weights_before_them(tmp_path: Path) -> None:

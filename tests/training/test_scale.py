@@ -35,6 +35,7 @@ def assert_follows(folder: Path, alone: Path) -> None:
     assert len(ours) == launched.STEPS
     for mine, expected in zip(ours, theirs, strict=True):
         assert mine["losses"] == pytest.approx(expected["losses"], abs=1e-4, rel=0)
+        assert mine["held_out"] == expected["held_out"]
         assert mine["kept"] == pytest.approx(expected["kept"], abs=1e-6)
         assert mine["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-3)
 

@@ -35,6 +35,7 @@ app = typer.Typer(
     help="Faster vision transformers: learn which patches matter, drop the rest.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",  # or the line breaks of docstrings stay
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

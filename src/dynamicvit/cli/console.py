@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dynamicvit.errors import InputError
+from dynamicvit.processes import Processes
 
 
 class StoppedError(Exception):
@@ -26,6 +27,11 @@ class StoppedError(Exception):
     def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
         super().__init__(message)
         self.code = 128 + signum
+
+
+def main_console(processes: Processes, *, stderr: bool = False) -> Console:
+    """Where the main process prints; the others keep quiet."""
+    return Console(stderr=stderr, quiet=not processes.is_main)
 
 
 def say(console: Console, line: str) -> None:
@@ -52,7 +58,7 @@ def progress_bar(console: Console | None = None, *, transient: bool = True) -> P
         TimeRemainingColumn(),
         console=console,
         transient=transient,
-        disable=not console.is_terminal,
+        disable=console.quiet or not console.is_terminal,
     )
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from dynamicvit.cli import app
-from dynamicvit.cli.console import check_json, progress_bar, say, write_json
+from dynamicvit.cli.console import check_json, main_console, progress_bar, say, write_json
 from dynamicvit.cli.options import (
     Checkpoint,
     ClassMapOption,
@@ -33,6 +33,7 @@ from dynamicvit.cli.options import (
     check_one_model,
     chosen_model,
     parse_image_size,
+    precision_name,
     use_threads,
 )
 from dynamicvit.data import ImageData, Loader, class_map_for, eval_transform
@@ -41,6 +42,7 @@ from dynamicvit.evaluation import EvaluationResult, evaluate
 from dynamicvit.loading import load_backbone, load_model, set_image_size
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import DenseNetwork
+from dynamicvit.processes import Processes, launched_precision, launched_processes
 
 _NAMED = 10
 """How many skipped images are listed; all are in the JSON, and in the warnings."""
@@ -82,13 +84,16 @@ def eval_command(
 ) -> None:
     """Evaluate MODEL on the images of DATA: top-1, top-5, agreement with its dense self.
 
-    Each readable image is counted once; unreadable ones are named and counted nowhere.
+    Each readable image is counted once; unreadable ones are named and counted nowhere. Several
+    processes, started by torchrun or accelerate launch, share the images of each batch.
     """
     check_one_model(model_name, released)
     size = parse_image_size(image_size)
     check_json(json_file)
     use_threads(threads)
-    console = Console(stderr=json_file == "-")
+    processes = launched_processes("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = launched_precision(autocast_dtype(precision), processes.device)
+    console = main_console(processes, stderr=json_file == "-")
     images = ImageData(data, labelled=False if unlabelled else None, strict=strict)
     compare_dense = compare_dense or dense_checkpoint is not None
     if not images.labelled and not compare_dense:
@@ -107,13 +112,14 @@ def eval_command(
         images, origin = images.with_class_map(chosen.index), chosen.origin
         say(console, f"class map: {origin}")
     images = images.with_transform(eval_transform(model, size, crop_pct))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(processes.device)
+    processes.equalise(model)  # what is random in it, without trained weights, is the same in all
     result = _with_progress(
         DenseNetwork(model) if dense else model,
         Loader(images, batch_size, num_workers=workers),
         dense=teacher,
-        device=device,
-        amp_dtype=autocast_dtype(precision),
+        processes=processes,
+        amp_dtype=dtype,
     )
     settings: dict[str, Any] = {
         "model": model_name,
@@ -125,14 +131,17 @@ def eval_command(
         "keep_ratios": () if dense else model.schedule.keep_ratios,
         "image_size": size,
         "crop_pct": crop_pct,
-        "precision": precision,
+        "precision": precision_name(dtype),
         "batch_size": batch_size,
-        "device": device,
+        "device": processes.device.type,
+        "processes": processes.count,
         "torch": torch.__version__,
     }
     _print(console, settings, result)
     numbers = {**settings, **asdict(result), "images_per_second": result.images_per_second}
-    write_json(json_file, numbers)
+    if processes.is_main:
+        write_json(json_file, numbers)
+    processes.close()
 
 
 # ---------------------------------------------------------------- the models
@@ -156,17 +165,26 @@ def _teacher(model: DynamicViT, checkpoint: Path | None, size: tuple[int, int] |
 # ---------------------------------------------------------------- running
 
 
-def _with_progress(model: nn.Module, loader: Loader, **options: Any) -> EvaluationResult:
+def _with_progress(
+    model: nn.Module, loader: Loader, processes: Processes, **options: Any
+) -> EvaluationResult:
     """Evaluate under a bar with the rate and the time left, on a terminal."""
-    with progress_bar() as bar:
+    with progress_bar(main_console(processes, stderr=True)) as bar:
         task = bar.add_task("evaluating", total=loader.num_images, note="")
 
         def advance(images: int) -> None:
-            bar.advance(task, images)
+            bar.advance(task, images * processes.count)  # the others are about as far
             speed = bar.tasks[0].speed
             bar.update(task, note="" if speed is None else f"{speed:.1f} images/s")
 
-        return evaluate(model, loader, progress=advance, **options)
+        return evaluate(
+            model,
+            loader,
+            progress=advance,
+            processes=processes,
+            device=processes.device,
+            **options,
+        )
 
 
 # ---------------------------------------------------------------- printing

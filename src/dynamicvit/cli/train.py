@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import signal
 from contextlib import suppress
@@ -20,6 +21,7 @@ from dynamicvit.cli.console import (
     LineNowAndThen,
     StoppedError,
     check_folder,
+    main_console,
     progress_bar,
     say,
     write_json,
@@ -55,15 +57,16 @@ from dynamicvit.data import (
     train_transform,
 )
 from dynamicvit.errors import InputError
-from dynamicvit.evaluation import evaluate
 from dynamicvit.foreign import ForeignTeacher
 from dynamicvit.loading import load_model, set_drop_path
 from dynamicvit.model import DynamicViT
+from dynamicvit.networks import DenseNetwork
 from dynamicvit.processes import Processes, launched_precision, launched_processes
 from dynamicvit.training import Progress, Recipe, TrainingReport, load_recipe
 from dynamicvit.training import loop as training
-from dynamicvit.training.checkpoint import cannot_write, holds_run
+from dynamicvit.training.checkpoint import BEST, cannot_write, holds_run
 from dynamicvit.training.curves import draw_curves
+from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.log import LOG_NAME, read_log
 from dynamicvit.training.stopping import terminated_like_interrupted
 from dynamicvit.training.tensorboard import TENSORBOARD_FOLDER, TensorBoard
@@ -128,7 +131,9 @@ def train(
         raise InputError("Missing option '--output' / '-o'.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processes = launched_processes(device)
-    console = _console(processes)
+    console = main_console(processes)
+    if not processes.is_main:  # its warnings are about the run, which is everyone's
+        logging.getLogger("dynamicvit.training").setLevel(logging.ERROR)
     plan = with_teacher(load_recipe(recipe, overrides or []), teacher_name)
     if model_name is None and released is None:
         model_name = plan.model
@@ -138,7 +143,9 @@ def train(
     dtype = launched_precision(autocast_dtype(precision), processes.device)
     going_on = output is not None and _check_output(output, resume)
     use_threads(threads)
-    images = [] if data is None else _training_images(plan, data, unlabelled or [], strict)
+    images = (
+        [] if data is None else _training_images(plan, data, unlabelled or [], class_map, strict)
+    )
     torch.manual_seed(plan.seed)
     student = load_model(
         name,
@@ -154,20 +161,30 @@ def train(
     teacher = foreign_teacher(
         student, plan, teacher_checkpoint, pretrained=not dry_run, console=console
     )
-    loader, held_out = None, None
+    loader, kept_aside = None, None
     if images:
-        loader, held_out = _loaders(student, plan, images, class_map, workers, console)
+        loader, kept_aside = _loaders(student, plan, images, class_map, workers, console)
     if dry_run or loader is None or output is None:
         plan = plan.model_copy(update={"model": name})
         describe_run(
-            console, student, teacher, plan, images, loader, held_out, processes, accumulate, dtype
+            console,
+            student,
+            teacher,
+            plan,
+            images,
+            loader,
+            kept_aside,
+            processes,
+            accumulate,
+            dtype,
         )
         processes.close()
         return
     is_new = not output.exists()
     if going_on:
         say(console, f"going on with the run in {output}")
-    how = _How(going_on, force, processes, dtype, accumulate, compiled)
+    held_out = None if kept_aside is None else _held_out(student, kept_aside, images[0].labelled)
+    how = _How(held_out, going_on, force, processes, dtype, accumulate, compiled)
     try:
         with terminated_like_interrupted():
             try:
@@ -184,7 +201,7 @@ def train(
                 raise
             if processes.is_main:
                 student.save_pretrained(output)
-            results = _results(student, report, held_out, how, console)
+            results = _results(student, report, held_out, console)
             results["teacher"] = {
                 **plan.teacher.model_dump(),
                 "checkpoint": teacher_checkpoint and str(teacher_checkpoint),
@@ -203,6 +220,7 @@ class _How:
     """How a run is done, which changes nothing of what it does.
 
     Attributes:
+        held_out: images to evaluate on.
         resume: go on from the checkpoint.
         force: even if it is of another recipe.
         processes: that share the run.
@@ -211,19 +229,13 @@ class _How:
         compiled: with torch.compile.
     """
 
+    held_out: HeldOut | None
     resume: bool
     force: bool
     processes: Processes
     precision: torch.dtype | None
     accumulate: int
     compiled: bool
-
-
-def _console(processes: Processes) -> Console:
-    """Standard output of the main process; the others keep quiet, unless it is about their part."""
-    if not processes.is_main:
-        logging.getLogger("dynamicvit.training").setLevel(logging.ERROR)
-    return Console(quiet=not processes.is_main)
 
 
 # ---------------------------------------------------------------- what goes in
@@ -242,17 +254,21 @@ def _check_output(output: Path, resume: bool) -> bool:
 
 
 def _training_images(
-    recipe: Recipe, root: str, unlabelled: list[str], strict: bool
+    recipe: Recipe, root: str, unlabelled: list[str], class_map: str | None, strict: bool
 ) -> list[ImageData]:
     """The labelled images, if labels are needed, and those without; refused before any download.
 
     Raises:
-        InputError: for a source that can't be used, or has no labels where the recipe needs them.
+        InputError: for a source that can't be used, or has no labels where the recipe needs them,
+            and for a class map where it needs none.
     """
-    needs_labels = recipe.losses.classification > 0 or recipe.hold_out > 0
-    images = ImageData(root, labelled=None if needs_labels else False, strict=strict)
-    if recipe.hold_out and not images.labelled:
-        raise InputError(f"hold_out {recipe.hold_out}: {root} has no labels to evaluate with")
+    uses_labels = recipe.losses.classification > 0 or recipe.hold_out > 0
+    if class_map and not uses_labels:
+        raise InputError(
+            f"--class-map {class_map}: with losses.classification=0 and hold_out=0 no label is "
+            "used; leave it out"
+        )
+    images = ImageData(root, labelled=None if uses_labels else False, strict=strict)
     if recipe.losses.classification and not images.labelled:
         raise InputError(
             f"{root} has no labels, which the classification loss needs: set "
@@ -291,6 +307,11 @@ def _loaders(
     return loader, held_out
 
 
+def _held_out(model: DynamicViT, loader: Loader, labelled: bool) -> HeldOut:
+    """The images kept aside; without labels the dense network, as it is now, is right."""
+    return HeldOut(loader, None if labelled else copy.deepcopy(DenseNetwork(model)))
+
+
 # ---------------------------------------------------------------- running
 
 
@@ -318,11 +339,18 @@ def _train_with_progress(
             )
             bar.update(task, completed=progress.step + 1, note=note)
             lines.say(f"step {progress.step + 1} of {progress.steps}, {note}, {_left(progress)}")
+            for measure, share in progress.held_out.items():
+                say(console, f"{_on_held_out(measure, share)} after step {progress.step + 1}")
             write_scalars(progress)
 
         return training.train(
             model, loader, recipe, output, teacher=teacher, on_step=show, **vars(how)
         )
+
+
+def _on_held_out(measure: str, share: float) -> str:
+    what = {"top1": "top-1", "agreement": "agreement with the dense network"}[measure]
+    return f"held-out {what} {100 * share:.2f} %"
 
 
 def _left(progress: Progress) -> str:
@@ -367,8 +395,7 @@ def _take_back(output: Path, is_new: bool) -> None:
 def _results(
     model: DynamicViT,
     report: TrainingReport,
-    held_out: Loader | None,
-    how: _How,
+    held_out: HeldOut | None,
     console: Console,
 ) -> dict[str, Any]:
     """What the run did, printed and for `report.json`."""
@@ -382,18 +409,15 @@ def _results(
         say(console, f"left out {len(report.skipped)} unreadable images")
     if report.bad_steps:
         say(console, f"left out {report.bad_steps} steps that were not finite")
-    results: dict[str, Any] = {
-        "training": asdict(report),
-        "keep_ratios": model.schedule.keep_ratios,
-    }
-    if held_out is not None:
-        result = evaluate(
-            model,
-            held_out,
-            device=how.processes.device,
-            amp_dtype=how.precision,
-            processes=how.processes,
-        )
-        results["held_out"] = asdict(result)
-        say(console, f"held-out top-1 {100 * (result.top1 or 0):.2f} % of {result.labelled}")
+    training = asdict(report)
+    result = training.pop("held_out")
+    results: dict[str, Any] = {"training": training, "keep_ratios": model.schedule.keep_ratios}
+    if held_out is None or report.held_out is None:
+        return results
+    results["held_out"] = result
+    for measure, share in held_out.score(report.held_out).items():
+        say(console, f"{_on_held_out(measure, share)} of {report.held_out.images} images")
+        best = report.best
+        if best.value is not None and best.value > share:
+            say(console, f"it was {100 * best.value:.2f} % after step {best.step}: {BEST}")
     return results

@@ -30,11 +30,13 @@ class Batch:
             ``(0, 3, 0, 0)`` where all were.
         labels: ``(B,)`` int64, :data:`~dynamicvit.data.UNLABELLED` for images without one.
         skipped: paths of the unreadable images.
+        paths: of the images, one each; empty where nobody knows them.
     """
 
     images: Tensor
     labels: Tensor
     skipped: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,6 +47,7 @@ class Batch:
             self.images.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
             self.skipped,
+            self.paths,
         )
 
 
@@ -227,9 +230,10 @@ def _random_generators(*entropy: int) -> Iterator[None]:
 def _collate(samples: Sequence[Sample | Unreadable]) -> tuple[Batch, list[Unreadable]]:
     failures = [sample for sample in samples if isinstance(sample, Unreadable)]
     good = [sample for sample in samples if isinstance(sample, Sample)]
-    images = torch.stack([image for image, _ in good]) if good else torch.empty(0, 3, 0, 0)
-    labels = torch.tensor([label for _, label in good], dtype=torch.int64)
-    return Batch(images, labels, tuple(path for path, _, _ in failures)), failures
+    images = torch.stack([each.image for each in good]) if good else torch.empty(0, 3, 0, 0)
+    labels = torch.tensor([each.label for each in good], dtype=torch.int64)
+    skipped, paths = ([each.path for each in some] for some in (failures, good))
+    return Batch(images, labels, tuple(skipped), tuple(paths)), failures
 
 
 def _leave_interrupts_to_parent(worker: int) -> None:

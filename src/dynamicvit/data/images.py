@@ -22,10 +22,11 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class Sample(NamedTuple):
-    """One image: ``(3, H, W)``, and its class index or :data:`UNLABELLED`."""
+    """One image: ``(3, H, W)``, its class index or :data:`UNLABELLED`, and its name."""
 
     image: Tensor
     label: int
+    path: str = ""
 
 
 class Unreadable(NamedTuple):
@@ -124,7 +125,7 @@ class ImageData(Dataset["Sample | Unreadable"]):
                 label = label_of_target(target, self._class_map)
             except InputError as error:  # not the image's fault: a class map that does not fit
                 return Unreadable(self.path(index), one_line(error), fatal=True)
-        return Sample(self.transform(image), label)
+        return Sample(self.transform(image), label, self.path(index))
 
     def path(self, index: int) -> str:
         """The file of an image; in a tar, the member's name below the tar's."""

@@ -49,11 +49,11 @@ def keep_checkpoint(state: dict[str, Any], folder: Path, *, best: bool = False) 
     draft = newest.with_suffix(".partial")
     try:
         _write({"version": VERSION, **state}, draft)
+        if best:  # first: after a kill in between, the run comes by here again
+            _link(draft, folder / BEST)
         if newest.exists():
             _link(newest, folder / PREVIOUS)
         os.replace(draft, newest)
-        if best:
-            _link(newest, folder / BEST)
         _sync_names(folder)
     # torch's writer says RuntimeError where the disk said OSError.
     except (OSError, RuntimeError) as error:

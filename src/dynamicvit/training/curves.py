@@ -27,9 +27,24 @@ def draw_curves(steps: Sequence[Step], path: Path) -> None:
         steps: at least one.
         path: of the picture; replaced whole or not at all.
     """
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        curves(steps).savefig(draft, format="png", dpi=130)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def curves(steps: Sequence[Step]) -> Figure:
+    """The picture of a log of at least one step, on an Agg canvas of its own."""
+    evaluated = [step for step in steps if step.get("held_out")]
+    rows = 3 if evaluated else 2
+    figure = Figure(figsize=(13, 3.5 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    losses, kept, gradient, rates = figure.subplots(2, 2, sharex=True).flat
+    losses, kept, gradient, rates, *rest = figure.subplots(rows, 2, sharex=True).flat
+    if evaluated:
+        _held_out(rest[0], evaluated)
+        rest[1].set_visible(False)
     x = _means([step["step"] for step in steps])
     _losses(losses, x, steps)
     _kept(kept, x, steps)
@@ -41,19 +56,15 @@ def draw_curves(steps: Sequence[Step], path: Path) -> None:
     bad = [step["step"] for step in steps if step["not_finite"]]
     for axes in (losses, gradient):
         for place, step in enumerate(bad):
-            label = f"{len(bad)} steps left out" if not place else None
+            label = f"steps left out: {len(bad)}" if not place else None
             axes.axvline(step, color=_ALARM, linewidth=0.8, alpha=0.5, label=label)
-    for axes in (gradient, rates):
+    for axes in (rest[0] if evaluated else gradient, rates):
         axes.set_xlabel("step")
+        axes.tick_params(labelbottom=True)
     for axes in (losses, kept, gradient, rates):
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8)
-    draft = path.with_name(f"{path.name}.part")
-    try:
-        figure.savefig(draft, format="png", dpi=130)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+        if axes.get_legend_handles_labels()[0]:  # beside the curves: inside it would lie on some
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
 
 
 def _losses(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
@@ -68,20 +79,31 @@ def _losses(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
 
 
 def _kept(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
-    """For each stage the share drawn in training, that which the scores ask for, and the rule's."""
+    """For each stage the share kept in training, that which the scores ask for, and the rule's."""
     stages = len(steps[0]["kept"])
     colours = colormaps["viridis"](np.linspace(0.1, 0.8, stages))
     for stage, colour in enumerate(colours):
         for field, style, what in (
-            ("kept", "-", f"stage {stage + 1}: sampled"),
+            ("kept", "-", f"stage {stage + 1}: in training"),
             ("kept_by_score", ":", "likelier kept than not"),
             ("kept_at_inference", "--", "at inference"),
         ):
+            if not steps[0][field]:  # scores that say nothing but an order
+                continue
             values = _means([step[field][stage] for step in steps])
             label = what if field == "kept" or stage == stages - 1 else None
             axes.plot(x, values, style, color=colour, linewidth=1.2, label=label)
     _dress(axes, "share of patches kept")
     axes.set_ylim(0, 1.02)
+
+
+def _held_out(axes: Axes, steps: Sequence[Step]) -> None:
+    """How right the model was on the images kept aside, each time that it was asked."""
+    (name,) = steps[0]["held_out"]
+    percent = [100 * step["held_out"][name] for step in steps]
+    axes.plot([step["step"] for step in steps], percent, "o-", color=_INK, markersize=4)
+    what = {"top1": "top-1", "agreement": "agreement with the dense network"}[name]
+    _dress(axes, f"held-out images: {what} (%)")
 
 
 def _dress(axes: Axes, title: str, scale: str = "linear") -> None:

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dynamicvit.processes import Processes
     from dynamicvit.training.step import Measured
 
 _log = logging.getLogger(__name__)
 
 #: So many of them in a row are no accident.
 MAX_BAD_STEPS = 10
+#: So many images of a step are named.
+MAX_NAMES = 3
 
 
 def not_finite(losses: Mapping[str, float], gradient_norm: float) -> tuple[str, ...]:
@@ -30,7 +33,27 @@ def not_finite(losses: Mapping[str, float], gradient_norm: float) -> tuple[str, 
     return () if math.isfinite(gradient_norm) else ("gradient",)
 
 
-def report_left_out(step: int, parts: Sequence[str], measured: Measured, images: int) -> None:
+def suspects(processes: Processes, paths: Sequence[str], measured: Measured) -> tuple[str, ...]:
+    """A few names of images that may be to blame for a step; none where nobody knows the names.
+
+    Of those whose logits are not finite; of the whole batch if there are none. Each process that
+    shares the batch calls it.
+
+    Args:
+        processes: that shared the batch.
+        paths: of this process's images, if they are known.
+        measured: the step.
+    """
+    if measured.bad_answers:
+        own = [paths[place] for place in measured.bad_places] if paths else []
+    else:
+        own = list(paths)
+    return tuple(path for few in processes.gather(own[:MAX_NAMES]) for path in few)[:MAX_NAMES]
+
+
+def report_left_out(
+    step: int, parts: Sequence[str], measured: Measured, images: int, names: Sequence[str]
+) -> None:
     """Say in the log that a step was left out, and whether images or weights are to blame.
 
     Args:
@@ -38,11 +61,17 @@ def report_left_out(step: int, parts: Sequence[str], measured: Measured, images:
         parts: of :func:`not_finite`.
         measured: the step.
         images: in the whole batch.
+        names: of :func:`suspects`.
     """
-    whose = f"the logits of {measured.bad_answers} of its {images} images are not"
-    if not measured.bad_answers:
+    bad = measured.bad_answers
+    whose = f"the logits of {bad} of its {images} images are not"
+    if not bad:
         whose = f"the logits of all its {images} images are"
-    _log.warning("step %d left out: %s not finite; %s", step, " and ".join(parts), whose)
+    named = f": {', '.join(names)}" if names else ""
+    more = (bad or images) - len(names)
+    if names and more:
+        named += f" and {more} more"
+    _log.warning("step %d left out: %s not finite; %s%s", step, " and ".join(parts), whose, named)
 
 
 def what_to_try(step: int, parts: Sequence[str], folder: Path) -> str:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +20,15 @@ from dynamicvit.foreign import ForeignTeacher
 from dynamicvit.macs import costs_of
 from dynamicvit.model import DynamicViT
 from dynamicvit.processes import Processes, launched_precision
-from dynamicvit.training.finite import MAX_BAD_STEPS, not_finite, report_left_out, what_to_try
+from dynamicvit.training.best import Best
+from dynamicvit.training.finite import (
+    MAX_BAD_STEPS,
+    not_finite,
+    report_left_out,
+    suspects,
+    what_to_try,
+)
+from dynamicvit.training.held_out import HeldOut, is_due
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.recipe import Recipe, dump_recipe
 from dynamicvit.training.state import Progress, RunState, TrainingReport
@@ -55,6 +64,7 @@ def train(
     folder: Path,
     *,
     teacher: ForeignTeacher | None = None,
+    held_out: HeldOut | None = None,
     resume: bool = False,
     force: bool = False,
     device: torch.device | str = "cpu",
@@ -78,6 +88,9 @@ def train(
             Several processes share it.
         teacher: the network that ``recipe.teacher.model`` names, if it does: it gives the logits to
             distil, in place of the dense backbone. It is moved to the device.
+        held_out: images to evaluate on at the end of each epoch (in long runs of some) and of the
+            run. The best checkpoint is the one that does best on them; without them, the one before
+            which the mean training loss was lowest.
         resume: go on from the folder's newest checkpoint.
         force: go on even where the checkpoint's recipe differs.
         device: where to train.
@@ -137,6 +150,7 @@ def train(
             steps=steps,
             epoch_steps=len(loader),
             processes=processes.count,
+            best=Best() if held_out is None else Best(held_out.measure),
         )
         if resume:
             run.restore(force=force, is_main=processes.is_main)
@@ -148,6 +162,7 @@ def train(
         at_inference = tuple(k / num_patches for k in model.schedule.kept(num_patches))
         began = saved = time.perf_counter()
         first, images_before = run.step, run.images
+        result = None  # on the held-out images, of the weights as they are
         for batch in batches(loader, run.step, steps):
             # Everything that all processes must agree on, in one exchange.
             everyone = processes.gather((len(batch), batch.skipped, stop.signum))
@@ -174,16 +189,24 @@ def train(
                 kept=measured.kept,
                 learning_rates={str(g["name"]): float(g["lr"]) for g in optimizer.param_groups},
                 gradient_norm=norm,
-                kept_by_score=measured.kept_by_score,
+                kept_by_score=measured.kept_by_score if recipe.scores_are_probabilities else (),
                 kept_at_inference=at_inference,
                 not_finite=not_finite(measured.losses, norm),
             )
+            if progress.not_finite:
+                names = suspects(processes, batch.paths, measured)
+                progress = replace(progress, suspects=names)
+                report_left_out(run.step, progress.not_finite, measured, split.total, names)
             run.count(progress)
             run.step += 1
+            result = None
+            if held_out is not None and is_due(run.step, steps, len(loader)):
+                result = held_out.evaluate(run.network, processes, precision)
+                progress = replace(progress, held_out=held_out.score(result))
+                run.score = progress.held_out.get(held_out.measure)
+                began = time.perf_counter()  # it is no part of the speed of training
             if processes.is_main:
                 run.log(progress)
-            if progress.not_finite:
-                report_left_out(progress.step, progress.not_finite, measured, split.total)
             if run.bad_in_a_row == MAX_BAD_STEPS:
                 run.bad_in_a_row = 0  # whoever goes on has as many again
                 if processes.is_main:
@@ -191,7 +214,8 @@ def train(
                 raise InputError(what_to_try(progress.step, progress.not_finite, folder))
             if not processes.is_main:
                 continue
-            if time.perf_counter() - saved > SAVE_SECONDS:
+            found_best = result is not None and run.is_best
+            if found_best or time.perf_counter() - saved > SAVE_SECONDS:
                 run.save()
                 saved = time.perf_counter()
             if on_step is not None:
@@ -208,7 +232,9 @@ def train(
     if ema is not None:
         model.load_state_dict(ema.module.state_dict())
     model.eval()
-    return run.report()
+    if held_out is not None and result is None:  # a run that had ended, or with an unreadable batch
+        result = held_out.evaluate(model, processes, precision)
+    return run.report(result)
 
 
 def total_steps(recipe: Recipe, loader: Batches) -> int:

@@ -121,7 +121,9 @@ class Recipe(_Strict):
             backbone's own dense self.
         augment: what happens to images.
         frozen: parameters of the backbone that never learn.
-        hold_out: share of the labelled training images to keep aside and evaluate on.
+        hold_out: share of the training images to keep aside and evaluate on, after each epoch
+            (in long runs after some): top-1 if they have labels, else agreement with the dense
+            network. The best checkpoint is told by it.
         seed: of everything.
     """
 
@@ -150,6 +152,14 @@ class Recipe(_Strict):
     frozen: tuple[str, ...] = ("cls_token", "pos_embed")
     hold_out: float = Field(0.0, ge=0, lt=1)
     seed: int = Field(0, ge=0)
+
+    @property
+    def scores_are_probabilities(self) -> bool:
+        """Whether training keeps a patch as often as its keep score says.
+
+        Otherwise only the order of the scores decides, and nothing holds their level.
+        """
+        return self.decisions == "independent"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from dynamicvit.errors import InputError
+from dynamicvit.evaluation import EvaluationResult
 from dynamicvit.model import DynamicViT
+from dynamicvit.training.best import Best
 from dynamicvit.training.checkpoint import cannot_write, keep_checkpoint, newest_checkpoint
 from dynamicvit.training.log import LOG_NAME, to_line
 from dynamicvit.training.recipe import Recipe
@@ -43,6 +45,10 @@ class Progress:
             (:attr:`Recipe.scores_are_probabilities`).
         kept_at_inference: for each stage the share of patches that inference keeps, the k best.
         not_finite: for a step that was left out, what was not finite, by name.
+        suspects: of that step a few images by name: whose logits were not finite, or if all were,
+            of all.
+        held_out: after an evaluation of the held-out images ``top1``, or ``agreement`` with the
+            dense network, in 0..1; else empty.
     """
 
     step: int
@@ -56,6 +62,8 @@ class Progress:
     kept_by_score: tuple[float, ...]
     kept_at_inference: tuple[float, ...]
     not_finite: tuple[str, ...] = ()
+    suspects: tuple[str, ...] = ()
+    held_out: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,8 @@ class TrainingReport:
             the run: what the network was trained with.
         skipped: unreadable images, by name.
         bad_steps: steps left out because the loss or its gradient was not finite.
+        best: which checkpoint is the best, and by what.
+        held_out: how right the final weights are on the held-out images, if there are any.
     """
 
     steps: int
@@ -78,6 +88,8 @@ class TrainingReport:
     kept: tuple[float, ...]
     skipped: tuple[str, ...]
     bad_steps: int
+    best: Best
+    held_out: EvaluationResult | None = None
 
 
 class RunState:
@@ -98,6 +110,10 @@ class RunState:
         steps: of the whole run.
         epoch_steps: in an epoch.
         processes: how many share the run.
+        best: none yet, with what will tell it.
+
+    Attributes:
+        score: on held-out images, of the weights as they are; None if they were not evaluated.
     """
 
     def __init__(
@@ -113,6 +129,7 @@ class RunState:
         steps: int,
         epoch_steps: int,
         processes: int,
+        best: Best,
     ) -> None:
         self.folder = folder
         self.recipe = recipe
@@ -126,14 +143,32 @@ class RunState:
         self.seconds = self.seconds_before = 0.0
         self.skipped: list[str] = []
         self.log_bytes = 0
-        self.best_loss = math.inf
+        self.best = best
+        self.score: float | None = None
         self.loss_sum, self.loss_steps = 0.0, 0  # since the last save
         self.kept_sum, self.kept_steps = [0.0] * len(model.schedule.stages), 0
 
     _counters = (
         "step", "images", "bad_steps", "bad_in_a_row", "seconds", "skipped", "log_bytes",
-        "best_loss", "kept_sum", "kept_steps",
+        "kept_sum", "kept_steps",
     )  # fmt: skip
+
+    @property
+    def network(self) -> nn.Module:
+        """The weights that the run is for: the averages, if there are any."""
+        return self.model if self.ema is None else self.ema.module
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the weights as they are were found to be better than any before."""
+        return self.best.beaten_by(self._value)
+
+    @property
+    def _value(self) -> float | None:
+        """What the best is told by."""
+        if self.best.measure != "loss":
+            return self.score
+        return self.loss_sum / self.loss_steps if self.loss_steps else None
 
     @property
     def log_file(self) -> Path:
@@ -177,13 +212,10 @@ class RunState:
         self.log_bytes += len(line)
 
     def save(self) -> None:
-        """Write everything that going on needs.
-
-        The best checkpoint is the one before which the mean loss was the lowest.
-        """
-        loss = self.loss_sum / self.loss_steps if self.loss_steps else math.inf
-        is_best = loss < self.best_loss
-        self.best_loss = min(loss, self.best_loss)
+        """Write everything that going on needs."""
+        is_best = self.is_best
+        if is_best:
+            self.best.value, self.best.step = self._value, self.step
         state: dict[str, Any] = {
             "recipe": self.recipe.model_dump(mode="json"),
             "epoch_steps": self.epoch_steps,
@@ -193,9 +225,10 @@ class RunState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "counters": {name: getattr(self, name) for name in self._counters},
+            "best": asdict(self.best),
         }
         keep_checkpoint(state, self.folder, best=is_best)
-        self.loss_sum, self.loss_steps = 0.0, 0
+        self.loss_sum, self.loss_steps, self.score = 0.0, 0, None
 
     def restore(self, *, force: bool = False, is_main: bool = True) -> None:
         """Go on from the folder's newest checkpoint.
@@ -227,6 +260,9 @@ class RunState:
         for name in self._counters:
             setattr(self, name, state["counters"][name])
         self.seconds_before = self.seconds
+        best = Best(**state.get("best", {}))
+        if best.measure == self.best.measure:  # forced, a run may go on with another
+            self.best = best
         if is_main and self.log_file.exists():
             os.truncate(self.log_file, min(self.log_bytes, self.log_file.stat().st_size))
 
@@ -239,8 +275,8 @@ class RunState:
     def _foreign_teacher(self) -> str | None:
         return None if self.teachers.foreign is None else self.teachers.foreign.fingerprint
 
-    def report(self) -> TrainingReport:
-        """What was done."""
+    def report(self, held_out: EvaluationResult | None = None) -> TrainingReport:
+        """What was done, and how right the final weights are."""
         return TrainingReport(
             steps=self.step,
             images=self.images,
@@ -248,6 +284,8 @@ class RunState:
             kept=tuple(total / max(1, self.kept_steps) for total in self.kept_sum),
             skipped=tuple(dict.fromkeys(self.skipped)),
             bad_steps=self.bad_steps,
+            best=self.best,
+            held_out=held_out,
         )
 
 

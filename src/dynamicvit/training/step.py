@@ -54,12 +54,14 @@ class Measured:
         kept_by_score: for each stage the mean share of patches that are still there and likelier
             kept than not by the scores alone.
         bad_answers: images whose logits were not finite.
+        bad_places: which of this process's images they are, as far as they are its own.
     """
 
     losses: dict[str, float]
     kept: tuple[float, ...]
     kept_by_score: tuple[float, ...]
     bad_answers: int
+    bad_places: tuple[int, ...]
 
 
 class Step:
@@ -111,6 +113,7 @@ class Step:
         weights = self.recipe.losses.weights()
         sums: Tensor | float = 0.0
         names: list[str] = []
+        bad_masks: list[Tensor] = []
         for number, (piece, count) in enumerate(zip(pieces, counts, strict=True)):
             self._begin(split, number, counts)
             is_last = number == len(pieces) - 1
@@ -129,14 +132,17 @@ class Step:
                 self.scaler.scale(parts["total"] * self.processes.count).backward()
             names = list(parts)
             values = torch.stack(list(parts.values())).detach()
-            sums = sums + torch.cat([values, shares * images, bad * (count > 0)])
+            bad_masks.append(bad[:count])
+            sums = sums + torch.cat([values, shares * images, bad_masks[-1].sum().float()[None]])
         *values, bad_answers = self.processes.sum(sums).tolist()
+        bad = torch.cat(bad_masks).nonzero()[:, 0].tolist() if bad_answers else ()
         half = (len(names) + len(values)) // 2  # of the shares, those by decision come first
         return Measured(
             losses=dict(zip(names, values, strict=False)),
             kept=tuple(values[len(names) : half]),
             kept_by_score=tuple(values[half:]),
             bad_answers=round(bad_answers),
+            bad_places=tuple(bad),
         )
 
     def _begin(self, split: Split, number: int, counts: Sequence[int]) -> None:
@@ -204,7 +210,7 @@ class _Pass(nn.Module):
 
         Returns:
             The losses; ``(2 · stages,)`` the kept shares, by decision and by score; the number of
-            surviving tokens; ``(1,)`` the number of images whose logits are not finite.
+            surviving tokens; ``(B,)`` bool, the images whose logits are not finite.
         """
         output, losses = step_losses(
             self.model, self._fixed[0], batch, *self._fixed[1:], first=first
@@ -213,8 +219,8 @@ class _Pass(nn.Module):
         # Without scores there is nothing but the decisions to say what is kept.
         likely = [(odds.detach() > 0).float().mean() for odds in output.log_odds] or drawn
         shares = torch.stack(drawn + likely) if drawn else output.logits.new_zeros(0)
-        bad = (~output.logits.detach().isfinite().all(dim=1)).sum().float()
-        return losses, shares, _survivors(output), bad[None]
+        bad = ~output.logits.detach().isfinite().all(dim=1)
+        return losses, shares, _survivors(output), bad
 
     @torch.no_grad()
     def survivors(self, batch: Batch) -> Tensor:

@@ -73,13 +73,17 @@ def scalars(progress: Progress) -> Iterator[tuple[str, float]]:
     """The numbers of a step by their names in TensorBoard, which groups them by the first word."""
     for name, value in progress.losses.items():
         yield f"loss/{name}", value
-    for stage, shares in enumerate(
-        zip(progress.kept, progress.kept_by_score, progress.kept_at_inference, strict=True), 1
+    for name, shares in (
+        ("sampled", progress.kept),
+        ("by_score", progress.kept_by_score),
+        ("at_inference", progress.kept_at_inference),
     ):
-        for name, share in zip(("sampled", "by_score", "at_inference"), shares, strict=True):
+        for stage, share in enumerate(shares, 1):
             yield f"kept_stage_{stage}/{name}", share
     for name, value in progress.learning_rates.items():
         yield f"learning_rate/{name}", value
+    for name, value in progress.held_out.items():
+        yield f"held_out/{name}", value
     yield "run/gradient_norm", progress.gradient_norm
     yield "run/images_per_second", progress.images_per_second
     yield "run/left_out", float(bool(progress.not_finite))

@@ -15,7 +15,11 @@ from dynamicvit.errors import InputError
 __all__ = ["UNLABELLED", "Source", "one_line", "open_source"]
 
 _KINDS = {"wds": Shards, "hfds": HuggingFace, "torch": TorchSet}
-_STREAMS = {"hfids": "hfds/ reads the same data set", "tfds": "wds/, hfds/ and torch/ are read"}
+#: Streams have no order to go on in; what to take instead of each.
+_STREAMS = {
+    "hfids": "write hfds/{place}, which is downloaded once and then read in any order",
+    "tfds": "write it as shards or class folders, or take wds/, hfds/ or torch/",
+}
 
 
 def open_source(name: str | os.PathLike[str]) -> Source:
@@ -33,7 +37,8 @@ def open_source(name: str | os.PathLike[str]) -> Source:
     prefix, slash, place = name.partition("/")
     kind = prefix.lower() if slash else ""
     if kind in _STREAMS:
-        raise InputError(f"{name}: {kind}/ is not supported; {_STREAMS[kind]}")
+        instead = _STREAMS[kind].format(place=place)
+        raise InputError(f"{name}: {kind}/ is a stream, which is not supported; {instead}")
     if kind not in _KINDS:
         return open_files(Path(name))
     split = None

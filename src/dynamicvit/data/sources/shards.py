@@ -60,7 +60,10 @@ class Shards(Source):
     def __init__(self, name: str, place: str, split: str | None) -> None:
         self.name = name
         if "://" in place or place.startswith("pipe:"):
-            raise InputError(f"{name} is not on this machine: download the shards, or mount them")
+            raise InputError(
+                f"{name} is not on this machine: download the shards, or mount them (rclone, "
+                "s3fs), and write wds/FOLDER"
+            )
         require("webdataset", name)
         self._label_key: str | None = None
         lengths = None
