@@ -71,6 +71,20 @@ def test_what_weighs_nothing_is_what_goes() -> None:
     assert kept.tolist() == list(range(1, 48, 2))
 
 
+def test_a_loud_channel_stays_though_it_is_hardly_read() -> None:
+    """Every norm divides by it: without it all the others would be read differently."""
+    dense = DEIT.backbone()
+    with torch.no_grad():
+        for block in dense.blocks:
+            block.attn.qkv.weight[:, 5] *= 0.1
+            block.mlp.fc1.weight[:, 5] *= 0.1
+            block.attn.proj.weight[5] *= 100
+            block.mlp.fc2.weight[5] *= 100
+        dense.head.weight[:, 5] *= 0.1
+        dense.pos_embed.copy_(torch.arange(48.0))
+    assert 5 in narrow(dense, NEW).pos_embed[0, 0].long()
+
+
 def test_queries_and_keys_are_chosen_by_their_product() -> None:
     """A channel that queries ask for loudly and no key answers changes no attention."""
     dense = coded()

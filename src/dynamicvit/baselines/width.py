@@ -21,10 +21,11 @@ from dynamicvit.errors import InputError
 def narrow(backbone: nn.Module, head_width: int) -> nn.Module:
     """A narrower copy: all heads, each ``head_width`` wide; embedding and MLP in proportion.
 
-    Kept are the channels that weigh most, in the order that they had. Of the embedding: by what all
-    blocks and the classifier read from them, the same channels in every layer, since residuals add
-    them. In each head: query and key by the product of their norms, value by the product of its
-    norm and its column's in the projection. Of an MLP likewise.
+    Kept are the channels that weigh most, in the order that they had. Of the embedding: by what is
+    written to them times what is read from them, the same channels in every layer, since residuals
+    add them. (The loudest are hardly read, but every norm hangs on them.) In each head: query and
+    key by the product of their norms, value by the product of its norm and its column's in the
+    projection. Of an MLP likewise.
 
     Args:
         backbone: a ``VisionTransformer`` of timm with heads as wide together as its tokens.
@@ -41,7 +42,7 @@ def narrow(backbone: nn.Module, head_width: int) -> nn.Module:
     heads = small.blocks[0].attn.num_heads
     old = small.embed_dim
     width = heads * head_width
-    kept = _best(_read(small), width)
+    kept = _best(_read(small) * _written(small), width)
     for block in small.blocks:
         _narrow_attention(block.attn, kept, head_width)
         mlp = block.mlp
@@ -104,6 +105,19 @@ def _read(backbone: Any) -> Tensor:
     readers += [(last, part) for part in _classifiers(backbone)]
     weights = (linear.weight * norm.weight for norm, linear in readers)
     return torch.stack([weight.square().sum(dim=0) for weight in weights]).sum(dim=0)
+
+
+def _written(backbone: Any) -> Tensor:
+    """``(C,)``: how much embedding and blocks write to each channel of it."""
+    parts = [backbone.patch_embed.proj.weight.flatten(1).square().sum(dim=1)]
+    if backbone.pos_embed is not None:
+        parts.append(backbone.pos_embed.square().mean(dim=(0, 1)))
+    for block in backbone.blocks:
+        for linear, scale in ((block.attn.proj, block.ls1), (block.mlp.fc2, block.ls2)):
+            gamma = getattr(scale, "gamma", None)
+            rows = linear.weight if gamma is None else linear.weight * gamma[:, None]
+            parts.append(rows.square().sum(dim=1))
+    return torch.stack(parts).sum(dim=0)
 
 
 def _classifiers(backbone: Any) -> Iterable[nn.Linear]:
