@@ -82,7 +82,9 @@ def _check_tie(own: PrunedOutput, theirs: PrunedOutput, image: int) -> None:
 
     Only the first stage that differs can be judged: after it, the model saw other tokens.
     """
-    pairs = zip(own.survived, theirs.survived, own.keep_scores, strict=True)
+    # Without scores nothing ties: other ways to reduce tokens have none.
+    kept_scores = own.keep_scores or tuple(kept.float() for kept in own.survived)
+    pairs = zip(own.survived, theirs.survived, kept_scores, strict=True)
     for stage, (mine, other, scores) in enumerate(pairs, start=1):
         swapped = mine[image] != other[image]
         if not swapped.any():
