@@ -62,7 +62,9 @@ def write(
     if onnx.model.opset_imports[""] != opset:
         raise InputError(f"torch {torch.__version__} writes no opset {opset}; {OPSET} it does")
     if description.batch is None:  # torch calls it s34 or the like
-        onnx.rename_axes({onnx.model.graph.inputs[0].shape[0]: "batch"})
+        shape = onnx.model.graph.inputs[0].shape
+        assert shape is not None
+        onnx.rename_axes({shape[0]: "batch"})
     onnx.model.metadata_props[KEY] = description.to_json()
     onnx.save(path)
 
