@@ -82,9 +82,9 @@ def main() -> None:
         dense = load_backbone(options.model, options.checkpoint)
         save_model(dense, str(dense_weights))
     students = [Student(mode, ratio) for ratio in options.keep_ratios for mode in options.modes]
+    evaluate_dense(options)
     with ThreadPoolExecutor(options.jobs) as pool:
         pending = [pool.submit(make, student, options) for student in students]
-        evaluate_dense(options)
         for made in pending:
             made.result()
             write_csv(options.output / "frontier.csv", rows(students, options))
