@@ -85,7 +85,10 @@ class Processes:
 
     @contextmanager
     def whole_network(self, network: nn.Module, model: DynamicViT) -> Iterator[nn.Module]:
-        """A network that can be called: itself, or the model with its weights."""
+        """A student, or its average, as a network to call: itself, or the model with its weights.
+
+        The model is the one that :meth:`student` was given.
+        """
         del model
         yield network
 
@@ -207,9 +210,9 @@ def launched_processes(device: torch.device | str = "cpu", *, sharded: bool = Fa
             "accelerate launch, or leave --shard (--use_fsdp) out"
         )
     for name, (values, instead) in _FSDP_SETTINGS.items() if sharded else ():
-        asked = os.environ.get(name, values[0])
-        if asked.lower() not in [value.lower() for value in values]:
-            raise InputError(f"{name.lower()} {asked}: {instead}")
+        wanted = os.environ.get(name, values[0])
+        if wanted.lower() not in [value.lower() for value in values]:
+            raise InputError(f"{name.lower()} {wanted}: {instead}")
     asked = [name for flag, name in _ENGINES.items() if _is_set(flag)]
     if asked and torch.device(device).type == "cpu":
         raise InputError(
