@@ -43,3 +43,14 @@ def greys(batches: Iterable[Batch]) -> list[int]:
 
 def labels(batches: Iterable[Batch]) -> list[int]:
     return [int(label) for batch in batches for label in batch.labels]
+
+
+def noise_folders(root: Path, classes: int, each: int, size: tuple[int, int] = (64, 64)) -> Path:
+    """Class folders "0", "1", ... of images of noise, height and width given."""
+    random = np.random.default_rng(0)
+    for label in range(classes):
+        for number in range(each):
+            path = root / str(label) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    return root

@@ -110,7 +110,7 @@ class TestBench:
                 return self
 
         clocks = iter([Clock([2.0, 2.0, 20.0, 20.0]), Clock([1.0, 1.0, 10.0, 10.0])])
-        monkeypatch.setattr(benchmark, "_timer", lambda *_: next(clocks))
+        monkeypatch.setattr(benchmark, "timer_of", lambda *_: next(clocks))
         shares = []
         [measured] = bench(
             sparsify(tiny()),

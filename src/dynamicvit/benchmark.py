@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,7 @@ def bench(
     threads: int | None = None,
     seconds: float = 10.0,
     samples: int | None = None,
+    dense: nn.Module | None = None,
     progress: Progress | None = None,
 ) -> list[BenchRow]:
     """Time the backbone's own dense inference and the pruned path in turn, in one run.
@@ -119,6 +121,7 @@ def bench(
         threads: CPU threads for both; by default all cores this process may use.
         seconds: how long each row is measured, but at least :data:`MIN_PAIRS` pairs.
         samples: or how many pairs each row has (2 or more).
+        dense: what to compare with, where it is not the model's own backbone.
         progress: called after every pair.
 
     Raises:
@@ -130,7 +133,8 @@ def bench(
     height, width = resolve_image_size(model, image_size)
     device = next(model.parameters()).device
     rows = []
-    with eval_mode(model):
+    reference = DenseNetwork(model) if dense is None else dense
+    with eval_mode(model, reference):
         for precision in precisions:
             for batch_size in batch_sizes:
                 shape = (batch_size, model.in_chans, height, width)
@@ -140,9 +144,9 @@ def bench(
                     if progress is not None:
                         progress(*at, share)
 
-                dense = _timer(DenseNetwork(model), images, precision, threads)
-                pruned = _timer(model, images, precision, threads)
-                pairs = list(_pairs(dense, pruned, seconds, samples, done))
+                whole = timer_of(partial(reference, images), images, precision, threads)
+                pruned = timer_of(partial(model, images), images, precision, threads)
+                pairs = list(_pairs(whole, pruned, seconds, samples, done))
                 rows.append(_row(batch_size, precision, threads, pairs))
     return rows
 
@@ -191,14 +195,21 @@ def _pairs(
             return
 
 
-def _timer(network: nn.Module, images: Tensor, precision: str, threads: int) -> Timer:
-    """Times one batch; autocast is entered for each batch, as evaluation loops do."""
+def timer_of(work: Callable[[], object], images: Tensor, precision: str, threads: int) -> Timer:
+    """Times some work at inference; autocast is entered anew each time, as evaluation loops do.
+
+    Args:
+        work: what is timed.
+        images: those that it works on, for their device.
+        precision: a key of :data:`PRECISIONS`.
+        threads: CPU threads.
+    """
     timer = _timer_class()
     dtype = PRECISIONS[precision]
 
     def run() -> None:
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
-            network(images)
+            work()
 
     def infer() -> None:
         with torch.inference_mode():

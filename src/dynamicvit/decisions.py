@@ -7,6 +7,7 @@ Training draws decisions from the keep probabilities so that the choice is diffe
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -140,7 +141,7 @@ def gather_patches(tokens: Tokens, position: Tensor) -> Tokens:
         position: ``(B, K)`` positions among the held patch tokens, ascending.
 
     Returns:
-        The tokens with K patches, their original indices and, if there was one, their decision.
+        The tokens with K patches, their original indices and whatever else was known of them.
     """
     batch, width = tokens.x.shape[0], tokens.x.shape[2]
     prefix = torch.arange(tokens.num_prefix, device=position.device).expand(batch, -1)
@@ -148,7 +149,29 @@ def gather_patches(tokens: Tokens, position: Tensor) -> Tokens:
     x = tokens.x.gather(1, rows[..., None].expand(-1, -1, width))
     index = position if tokens.index is None else tokens.index.gather(1, position)
     decision = None if tokens.decision is None else tokens.decision.gather(1, position)
-    return Tokens(x, tokens.num_prefix, index, decision)
+    size = None if tokens.size is None else tokens.size.gather(1, position)
+    groups = tokens.groups
+    if groups is not None:
+        there = torch.arange(position.shape[1], device=position.device).expand_as(position)
+        now = groups.new_full((batch, tokens.num_patches), -1).scatter(1, position, there)
+        groups = regroup(groups, now)
+    return replace(
+        tokens, x=x, index=index, decision=decision, size=size, groups=groups, heads=None
+    )
+
+
+def regroup(groups: Tensor, now: Tensor) -> Tensor:
+    """Where each original patch is after the held tokens have moved or joined.
+
+    Args:
+        groups: ``(B, N)``, the held token that each patch is part of, -1 for none.
+        now: ``(B, M)``, where each held token is now, -1 for nowhere.
+
+    Returns:
+        ``(B, N)``.
+    """
+    moved = now.gather(1, groups.clamp(min=0))
+    return torch.where(groups < 0, groups, moved)
 
 
 def gather_alive(tokens: Tokens, alive: Tensor) -> Tokens:
@@ -168,7 +191,7 @@ def gather_alive(tokens: Tokens, alive: Tensor) -> Tokens:
 def unmask(tokens: Tokens) -> Tokens:
     """The same tokens without their decision, if it hides none: attention then needs no mask."""
     if tokens.decision is not None and (tokens.decision > 0.5).all():
-        return Tokens(tokens.x, tokens.num_prefix, tokens.index)
+        return replace(tokens, decision=None)
     return tokens
 
 
@@ -187,3 +210,18 @@ def to_image(values: Tensor, index: Tensor | None, num_patches: int, fill: float
     if index is None:
         return values
     return values.new_full((values.shape[0], num_patches), fill).scatter(1, index, values)
+
+
+def survivors(tokens: Tokens, num_patches: int) -> Tensor:
+    """``(B, N)`` bool: which original patches the held tokens have the places of."""
+    ones = torch.ones(tokens.patches.shape[:2], dtype=torch.bool, device=tokens.x.device)
+    return to_image(ones, tokens.index, num_patches, fill=False)
+
+
+def groups_of(tokens: Tokens, num_patches: int) -> Tensor:
+    """``(B, N)``: position of the held token that each original patch is part of, -1 for none."""
+    if tokens.groups is not None:
+        return tokens.groups
+    batch, held = tokens.patches.shape[:2]
+    position = torch.arange(held, device=tokens.x.device).expand(batch, -1)
+    return to_image(position, tokens.index, num_patches, fill=-1)

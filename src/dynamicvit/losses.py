@@ -13,6 +13,7 @@ from torch import Tensor
 from dynamicvit.distillation import Distillation, distillation_loss, divergence
 from dynamicvit.errors import InputError
 from dynamicvit.model import DenseOutput, MaskedOutput
+from dynamicvit.tokens import Tokens
 
 T = TypeVar("T")
 
@@ -146,7 +147,8 @@ def token_loss(output: MaskedOutput, teacher: DenseOutput) -> Tensor:
 
     The mean over all surviving tokens of the batch: of the squared distance of the tokens,
     averaged over their channels; for a family that classifies every patch (LV-ViT), of the KL
-    divergence of their class probabilities, as released.
+    divergence of their class probabilities, as released. A token made of several patches is
+    compared with the mean of the teacher's for them.
 
     Args:
         output: the student's.
@@ -154,10 +156,10 @@ def token_loss(output: MaskedOutput, teacher: DenseOutput) -> Tensor:
     """
     features = output.features
     if output.patch_logits is None or teacher.patch_logits is None:
-        expected = _held(teacher.features.patches, features.index)
+        expected = _held(teacher.features.patches, features)
         distance = (features.patches.float() - expected.float()).square().mean(dim=-1)
     else:
-        expected = _held(teacher.patch_logits, features.index)
+        expected = _held(teacher.patch_logits, features)
         distance = divergence(output.patch_logits, expected)
     # Which tokens survived is not what this loss should change: no gradient to the decision.
     decision = features.decision
@@ -179,8 +181,16 @@ def feature_loss(pooled: Tensor, teacher_pooled: Tensor) -> Tensor:
     return (pooled.float() - teacher_pooled.float()).square().mean()
 
 
-def _held(values: Tensor, index: Tensor | None) -> Tensor:
-    """Of ``(B, N, ...)`` the rows of the held tokens ``(B, M, ...)``; all without an index."""
+def _held(values: Tensor, tokens: Tokens) -> Tensor:
+    """What ``(B, N, C)`` says of each held token: ``(B, M, C)``.
+
+    Of a token that is one patch its row; of one made of several the mean of theirs.
+    """
+    index, groups = tokens.index, tokens.groups
+    if groups is not None:
+        members = F.one_hot(groups + 1, tokens.num_patches + 1)[..., 1:].to(values.dtype)
+        total = members.sum(dim=1).clamp(min=1)[..., None]
+        return members.transpose(1, 2) @ values / total
     if index is None:
         return values
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))

@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynamicvit.adapters import adapter_for
 from dynamicvit.errors import InputError
-from dynamicvit.layer_macs import linear_macs
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import (
     backbone_of,
@@ -29,6 +28,7 @@ from dynamicvit.networks import (
     without_compiler,
 )
 from dynamicvit.prediction import PredictionModule
+from dynamicvit.reduction import Crowd, Reduction, Scored, reduction_of
 from dynamicvit.schedule import Schedule
 
 #: No stage: the backbone's own dense network.
@@ -122,34 +122,40 @@ class Costs:
     Attributes:
         num_patches: N, patch tokens of the image.
         num_prefix: P, tokens that are never dropped.
+        width: C.
         embed: patch embedding.
         block_token: for each block, what one token costs in its linear layers.
         block_pair: for each block, what one pair of tokens costs in attention.
-        predictor: for each stage, what one patch token costs in its prediction module.
+        reductions: for each stage, what happens to the tokens there, which has its own cost.
+        heads: for each stage, number and width of the heads of the block before it; zeros where
+            no reduction asks.
         head: pooling and classifier, the part that does not depend on the tokens left.
         head_token: pooling, for each patch token left.
     """
 
     num_patches: int
     num_prefix: int
+    width: int
     embed: int
     block_token: tuple[int, ...]
     block_pair: tuple[int, ...]
-    predictor: tuple[int, ...]
+    reductions: tuple[Reduction, ...]
+    heads: tuple[tuple[int, int], ...]
     head: int
     head_token: int
 
     def total(self, schedule: Schedule) -> int:
-        """MACs of one image under a schedule with as many stages as there are predictors."""
+        """MACs of one image under a schedule with as many stages as there are reductions."""
         total = self.embed + self.head
-        held = self.num_patches
+        held, prefix = self.num_patches, self.num_prefix
         kept = dict(zip(schedule.stages, schedule.kept(self.num_patches), strict=True))
-        predictor = iter(self.predictor)
+        reductions = iter(zip(self.reductions, self.heads, strict=True))
         for block, (token, pair) in enumerate(zip(self.block_token, self.block_pair, strict=True)):
             if block in kept:
-                total += next(predictor) * held
-                held = kept[block]
-            tokens = self.num_prefix + held
+                reduction, heads = next(reductions)
+                total += reduction.macs(Crowd(held, prefix, self.width, *heads))
+                held, prefix = kept[block], prefix + reduction.adds
+            tokens = prefix + held
             total += token * tokens + pair * tokens**2
         return total + self.head_token * held
 
@@ -175,8 +181,8 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
 
     Args:
         model: a :class:`DynamicViT`, or a supported backbone.
-        num_stages: how many prediction modules are counted. Those of a :class:`DynamicViT` with
-            as many are measured as they are; else they are taken to be the paper's.
+        num_stages: how many reductions are counted. Those of a :class:`DynamicViT` with as many
+            are measured as they are; else they are taken to be the paper's prediction modules.
         image_size: see :func:`schedule_macs`.
     """
     backbone = backbone_of(model)
@@ -185,29 +191,45 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
     rows, columns = adapter.grid_size(backbone, height, width)
     blocks = [adapter.block_macs(backbone, depth) for depth in range(len(adapter.blocks(backbone)))]
     head, head_token = adapter.head_macs(backbone)
+    reductions = _reductions(model, num_stages)
+    heads = [(0, 0)] * num_stages
+    inner = core_of(model)
+    if isinstance(inner, DynamicViT) and any(reduction.looks_back for reduction in reductions):
+        heads = [_heads_before(backbone, stage, blocks) for stage in inner.schedule.stages]
     return Costs(
         num_patches=rows * columns,
         num_prefix=adapter.num_prefix_tokens(backbone),
+        width=adapter.width(backbone),
         embed=adapter.embed_macs(backbone, height, width),
         block_token=tuple(token for token, _ in blocks),
         block_pair=tuple(pair for _, pair in blocks),
-        predictor=_predictors(model, num_stages),
+        reductions=reductions,
+        heads=tuple(heads),
         head=head,
         head_token=head_token,
     )
 
 
-def _predictors(model: nn.Module, num_stages: int) -> tuple[int, ...]:
-    """MACs of each stage's prediction module for one patch token."""
+def _reductions(model: nn.Module, num_stages: int) -> tuple[Reduction, ...]:
+    """What happens at each stage."""
     inner = core_of(model)
     if isinstance(inner, DynamicViT) and len(inner.predictors) == num_stages:
-        return tuple(linear_macs(predictor) for predictor in inner.predictors)
+        return tuple(reduction_of(predictor) for predictor in inner.predictors)
     if num_stages == 0:
         return ()
     backbone = backbone_of(model)
     with torch.device("meta"):
         predictor = PredictionModule(adapter_for(backbone).width(backbone))
-    return (linear_macs(predictor),) * num_stages
+    return (Scored(predictor),) * num_stages
+
+
+def _heads_before(
+    backbone: nn.Module, stage: int, blocks: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
+    """Number and width of the heads in the block before a stage."""
+    number = adapter_for(backbone).num_heads(backbone, stage - 1)
+    _, pair = blocks[stage - 1]
+    return number, pair // 2 // number
 
 
 # -------------------------------------------------------------------------------- budgets

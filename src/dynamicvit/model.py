@@ -8,31 +8,22 @@ hides the dropped ones from attention, so that decisions are differentiable; the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, Literal, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from dynamicvit.adapters import adapter_for
-from dynamicvit.decisions import (
-    Sampler,
-    gather_alive,
-    gather_patches,
-    gumbel_sampler,
-    log_odds,
-    to_image,
-    top_k,
-    unmask,
-)
+from dynamicvit.decisions import Sampler, groups_of, gumbel_sampler, survivors, to_image
 from dynamicvit.errors import InputError
 from dynamicvit.hub import HubMixin
-from dynamicvit.prediction import KEEP, PredictionModule
+from dynamicvit.prediction import PredictionModule
+from dynamicvit.reduction import Draw, Leave, reduction_of
 from dynamicvit.schedule import Schedule
+from dynamicvit.timm_model import TimmModelMixin
 from dynamicvit.tokens import Tokens
-
-Leave = Literal["never", "late", "at once"]
 
 #: How far a given decision may be from 0 or 1: straight-through estimators leave a rounding error.
 _DECISION_ERROR = 1e-3
@@ -67,7 +58,8 @@ class MaskedOutput:
         decisions: for each stage ``(B, N)``, 1 where the patch is still kept, 0 where it has been
             dropped there or before; differentiable in the prediction modules.
         log_odds: for each stage ``(B, N)``, log-odds of keeping each patch that entered the stage,
-            ``-inf`` for those dropped before. Empty when the decisions were given.
+            ``-inf`` for those dropped before. Empty when the decisions were given, or none are
+            made.
         grid: rows and columns of patches; N is their product.
         pooled: ``(B, C)``, the features that the classifier reads.
         loss_logits: ``(B, classes)``, what classification and distillation look at. The same as
@@ -116,17 +108,29 @@ class PrunedOutput:
         logits: ``(B, classes)``.
         survived: for each stage ``(B, N)`` bool, which original patches were kept, in image order.
         keep_scores: for each stage ``(B, N)``, log-probability of keeping each patch that entered
-            the stage, ``-inf`` for those already gone. Empty when the decisions were given.
+            the stage, ``-inf`` for those already gone. Empty when the decisions were given, or
+            none are made.
         grid: rows and columns of patches; N is their product.
+        groups: for each stage ``(B, N)``, the position among the patch tokens left of the one that
+            each original patch is part of, -1 for none. Empty when the decisions were given.
     """
 
     logits: Tensor
     survived: tuple[Tensor, ...]
     keep_scores: tuple[Tensor, ...]
     grid: tuple[int, int]
+    groups: tuple[Tensor, ...] = ()
 
 
-class DynamicViT(nn.Module, HubMixin):
+class _Report(NamedTuple):
+    """What the stages did, one entry for each; see :class:`PrunedOutput`."""
+
+    survived: list[Tensor]
+    keep_scores: list[Tensor]
+    groups: list[Tensor]
+
+
+class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
     """A vision transformer with prediction modules that drop patch tokens in stages.
 
     In ``eval()`` calling the model gives logits ``(B, classes)`` through the pruned path; in
@@ -137,8 +141,8 @@ class DynamicViT(nn.Module, HubMixin):
         backbone: a supported vision transformer. It is used as it is and not changed: calling it
             directly still gives its dense output.
         schedule: where and how much to drop.
-        predictors: one module for each stage, called like :class:`PredictionModule`; by default
-            fresh prediction modules.
+        predictors: one module for each stage, called like :class:`PredictionModule`, or a
+            :class:`~dynamicvit.reduction.Reduction`; by default fresh prediction modules.
 
     Attributes:
         sampler: how training draws decisions, :func:`~dynamicvit.decisions.gumbel_sampler` unless
@@ -148,11 +152,13 @@ class DynamicViT(nn.Module, HubMixin):
             back; ``"at once"``, as in the pruned path. Outputs are the same, training is faster.
             "late" keeps the gradients too with a sampler in which dropped tokens don't compete
             (:func:`~dynamicvit.decisions.gumbel_top_k_sampler`). "at once" cuts the decisions'
-            gradient: the prediction modules then learn from the guidance loss only.
+            gradient: the prediction modules then learn from the guidance loss only. ``"zeroed"``
+            is what the paper compares with: dropped tokens stay and are seen, only their features
+            are set to zero; the masked path then differs from the pruned one.
 
     Raises:
         UnsupportedBackboneError: if no adapter covers the backbone.
-        InputError: if the schedule does not fit its depth.
+        InputError: if the schedule does not fit its depth, or a reduction not its stage.
     """
 
     def __init__(
@@ -171,6 +177,7 @@ class DynamicViT(nn.Module, HubMixin):
         if len(predictors) != len(schedule.stages):
             raise InputError(f"{len(schedule.stages)} stages, but {len(predictors)} predictors")
         self.predictors = nn.ModuleList(predictors)
+        self._check_reductions()
         self.sampler: Sampler = gumbel_sampler
         self.leave: Leave = "never"
         self._freeze_statistics()
@@ -235,7 +242,7 @@ class DynamicViT(nn.Module, HubMixin):
         """
         if self.training:
             return self.forward_masked(images)
-        return self.forward_head(self._prune(self.stem(images))[0])
+        return self.forward_head(self._prune(self.stem(images)))
 
     def forward_features(self, images: Tensor) -> Tokens:
         """The final tokens after the final norm.
@@ -243,7 +250,7 @@ class DynamicViT(nn.Module, HubMixin):
         In ``eval()`` only the kept ones, in ``train()`` with the decision that pooling needs.
         """
         stem = self.stem(images)
-        return self._mask(stem)[0] if self.training else self._prune(stem)[0]
+        return self._mask(stem)[0] if self.training else self._prune(stem)
 
     def forward_head(self, features: Tokens, pre_logits: bool = False) -> Tensor:
         """Pool the kept tokens and classify: ``(B, classes)``, or ``(B, C)`` before the classifier.
@@ -308,8 +315,10 @@ class DynamicViT(nn.Module, HubMixin):
         """
         if decisions is None:
             stem = self.stem(images)
-            features, survived, scores = self._prune(stem)
-            return PrunedOutput(self.forward_head(features), survived, scores, stem.grid)
+            report = _Report([], [], [])
+            logits = self.forward_head(self._prune(stem, report))
+            survived, scores, groups = map(tuple, report)
+            return PrunedOutput(logits, survived, scores, stem.grid, groups)
         grid = self._grid(images)
         self._check_decisions(len(images), grid, decisions)
         survived = tuple(accumulate((drawn > 0.5 for drawn in decisions), torch.logical_and))
@@ -339,45 +348,30 @@ class DynamicViT(nn.Module, HubMixin):
         for stage, budget in enumerate(self._schedule.kept(num_patches)):
             tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
             block = self._schedule.stages[stage]
-            before = tokens.decision
-            if before is None:
-                before = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
-            if decisions is None:
-                log_probs = self.predictors[stage](tokens.patches, tokens.decision)
-                odds = log_odds(log_probs).masked_fill(before.detach() < 0.5, float("-inf"))
-                scores.append(to_image(odds, tokens.index, num_patches, fill=float("-inf")))
-                drawn = self.sampler(log_probs, before, budget)
-            else:
-                drawn = decisions[stage].to(before.dtype)
-                # Without the rounding error, which the pruned path does not see; gradients stay.
-                drawn = drawn + (drawn.round() - drawn).detach()
-                drawn = drawn if tokens.index is None else drawn.gather(1, tokens.index)
-            decision = drawn * before
-            if self.leave == "at once":
-                decision = decision.detach()
-            taken.append(to_image(decision, tokens.index, num_patches))
-            tokens = Tokens(tokens.x, tokens.num_prefix, tokens.index, decision)
-            if self.leave == "late":
-                tokens = gather_alive(tokens, before)
-            elif self.leave == "at once":
-                tokens = unmask(gather_alive(tokens, decision))
+            given = None if decisions is None else decisions[stage]
+            draw = Draw(self.sampler, self.leave, given)
+            reduction = reduction_of(self.predictors[stage])
+            tokens, decision, odds = reduction.mask(tokens, budget, stem.grid, draw)
+            taken.append(decision)
+            scores += [] if odds is None else [odds]
         tokens = self._run(tokens, stem.position, block, self.depth)
         return self._finish(tokens), tuple(taken), tuple(scores)
 
-    def _prune(self, stem: Stem) -> tuple[Tokens, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Final tokens, and for each stage the survivors and keep scores ``(B, N)``."""
+    def _prune(self, stem: Stem, report: _Report | None = None) -> Tokens:
+        """Final tokens; what each stage did is added to the report."""
         tokens, block, num_patches = stem.tokens, stem.depth, stem.tokens.num_patches
-        survived, scores = [], []
         for stage, budget in enumerate(self._schedule.kept(num_patches)):
             tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
-            block = self._schedule.stages[stage]
-            score = self.predictors[stage](tokens.patches)[..., KEEP]
-            scores.append(to_image(score, tokens.index, num_patches, fill=float("-inf")))
-            if budget < tokens.num_patches:
-                tokens = gather_patches(tokens, top_k(score, budget))
-            survived.append(_survivors(tokens, num_patches))
-        tokens = self._run(tokens, stem.position, block, self.depth)
-        return self._finish(tokens), tuple(survived), tuple(scores)
+            block, index = self._schedule.stages[stage], tokens.index
+            reduction = reduction_of(self.predictors[stage])
+            tokens, score = reduction.prune(tokens, budget, stem.grid)
+            if report is None:
+                continue
+            report.survived.append(survivors(tokens, num_patches))
+            report.groups.append(groups_of(tokens, num_patches))
+            if score is not None:
+                report.keep_scores.append(to_image(score, index, num_patches, fill=float("-inf")))
+        return self._finish(self._run(tokens, stem.position, block, self.depth))
 
     def _prune_given(self, images: Tensor, survived: Sequence[Tensor]) -> Tokens:
         """Final tokens for given cumulative decisions of equal size in every image."""
@@ -387,16 +381,35 @@ class DynamicViT(nn.Module, HubMixin):
             tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
             block = self._schedule.stages[stage]
             held = kept if tokens.index is None else kept.gather(1, tokens.index)
-            tokens = gather_patches(tokens, held.nonzero()[:, 1].reshape(len(held), -1))
+            position = held.nonzero()[:, 1].reshape(len(held), -1)
+            tokens = reduction_of(self.predictors[stage]).prune_to(tokens, position)
         return self._finish(self._run(tokens, stem.position, block, self.depth))
 
     def _run(self, tokens: Tokens, position: Tensor | None, start: int, stop: int) -> Tokens:
+        """The tokens after some blocks, with what the last one's attention worked on."""
         for depth in range(start, stop):
-            tokens = tokens.with_x(self._adapter.run_block(self.backbone, depth, tokens, position))
+            entered = self._zeroed(tokens) if self.leave == "zeroed" else tokens
+            x, heads = self._adapter.run_block(self.backbone, depth, entered, position)
+            tokens = tokens.with_x(x, heads if depth == stop - 1 else None)
         return tokens
+
+    def _zeroed(self, tokens: Tokens) -> Tokens:
+        """The tokens with zeros for the dropped ones, which attention then sees."""
+        decision = tokens.key_decision()
+        if decision is None:
+            return tokens
+        return replace(tokens, x=tokens.x * decision[..., None].to(tokens.x.dtype), decision=None)
 
     def _finish(self, tokens: Tokens) -> Tokens:
         return tokens.with_x(self._adapter.finish(self.backbone, tokens.x))
+
+    def _check_reductions(self) -> None:
+        for module, block in zip(self.predictors, self._schedule.stages, strict=True):
+            reduction, name = reduction_of(module), type(module).__name__
+            if reduction.looks_back and block == 0:
+                raise InputError(f"{name} looks at the block before, but stage 0 has none")
+            if reduction.needs_class_token and not self._adapter.has_class_token(self.backbone):
+                raise InputError(f"{name} needs a class token, which this backbone has not")
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         """Check the batch; rows and columns of its patches."""
@@ -430,66 +443,3 @@ class DynamicViT(nn.Module, HubMixin):
             wrong = ~(torch.minimum(values.abs(), (values - 1).abs()) <= _DECISION_ERROR)
             if wrong.any():
                 raise InputError(f"decisions must be 0 or 1, got {values[wrong][0].item():.4g}")
-
-    # ---------------------------------------------------------------- timm citizenship
-
-    @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """timm's description of the backbone's weights and input."""
-        return self._adapter.pretrained_cfg(self.backbone)
-
-    @property
-    def default_cfg(self) -> dict[str, Any]:
-        """timm's older name for :attr:`pretrained_cfg`."""
-        return self.pretrained_cfg
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the head."""
-        return self._adapter.num_classes(self.backbone)
-
-    @property
-    def num_features(self) -> int:
-        """Width of the pooled features that the classifier takes."""
-        return self._adapter.num_features(self.backbone)
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """P, the tokens that are never dropped."""
-        return self._adapter.num_prefix_tokens(self.backbone)
-
-    @property
-    def in_chans(self) -> int:
-        """Number of image channels."""
-        return self._adapter.in_chans(self.backbone)
-
-    def get_classifier(self) -> nn.Module:
-        """The backbone's classifier."""
-        return self._adapter.classifier(self.backbone)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the backbone a fresh classifier; with another pool, if it can have it.
-
-        Raises:
-            InputError: for a pool that the backbone can't have, or that leaves tokens unpooled.
-        """
-        self._adapter.reset_classifier(self.backbone, num_classes, global_pool)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must leave alone."""
-        names = self._adapter.no_weight_decay(self.backbone)
-        return {f"backbone.{name}" for name in names}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade computation for memory in training: blocks are run again in the backward pass."""
-        self._adapter.set_grad_checkpointing(self.backbone, enable)
-
-
-def _survivors(tokens: Tokens, num_patches: int) -> Tensor:
-    """``(B, N)`` bool: which original patches the tokens still hold."""
-    ones = torch.ones(tokens.patches.shape[:2], dtype=torch.bool, device=tokens.x.device)
-    if tokens.index is None:
-        return ones
-    return torch.zeros(
-        tokens.x.shape[0], num_patches, dtype=torch.bool, device=tokens.x.device
-    ).scatter(1, tokens.index, ones)

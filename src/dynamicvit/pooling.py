@@ -11,7 +11,8 @@ def masked_mean(x: Tensor, decision: Tensor | None = None) -> Tensor:
 
     Args:
         x: ``(B, M, C)``.
-        decision: ``(B, M)``, 0 or 1; ``None`` when all are kept.
+        decision: ``(B, M)``, 0 or 1, or how many patches each counts for; ``None`` when all
+            are kept and count alike.
 
     Returns:
         ``(B, C)``; zero for an image that keeps nothing, where the released code divides by zero.

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Heads(NamedTuple):
+    """What a block's attention works on.
+
+    Attributes:
+        query: ``(B, H, T, D)``, normed and rotated; its products with keys are divided by √D.
+        key: likewise.
+        value: ``(B, H, T, D)``.
+        bias: broadcastable to ``(B, H, T, T)``, or ``None``.
+        dropout_p: dropout probability of the attention weights, 0 outside training.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    bias: Tensor | None = None
+    dropout_p: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -20,14 +39,25 @@ class Tokens:
         x: ``(B, P + M, C)``, the P prefix tokens first, then the M patch tokens still held.
         num_prefix: P, the number of prefix tokens (class, distillation, registers).
         index: ``(B, M)``, which of the N original patches each held patch token is; ``None`` when
-            all N are held, in order.
+            all N are held, in order. A token made of several patches has the place of one of them.
         decision: ``(B, M)``, 1 for kept and 0 for dropped; ``None`` when every held token is kept.
+        added: how many of the P are none of the backbone's own, and so have no place: the last.
+        size: ``(B, M)``, how many patches each held token counts for; ``None`` when each counts
+            for one.
+        groups: ``(B, N)``, the position among the held tokens of the one that each original patch
+            is part of, -1 for none; ``None`` when every held token is one patch.
+        heads: what the attention of the block before worked on, for these tokens; ``None`` where
+            they are not those that the block saw.
     """
 
     x: Tensor
     num_prefix: int
     index: Tensor | None = None
     decision: Tensor | None = None
+    added: int = 0
+    size: Tensor | None = None
+    groups: Tensor | None = None
+    heads: Heads | None = None
 
     @property
     def patches(self) -> Tensor:
@@ -39,13 +69,28 @@ class Tokens:
         """M: how many patch tokens are held."""
         return self.x.shape[1] - self.num_prefix
 
+    @property
+    def weight(self) -> Tensor | None:
+        """``(B, M)``: how much each patch token counts in a pool; ``None`` when all count alike."""
+        return self.size if self.decision is None else self.decision
+
     def key_decision(self) -> Tensor | None:
         """``(B, P + M)``: the decision of every token as a key; prefix tokens are never dropped."""
-        if self.decision is None:
-            return None
-        prefix = self.decision.new_ones(self.decision.shape[0], self.num_prefix)
-        return torch.cat([prefix, self.decision], dim=1)
+        return self._with_prefix(self.decision)
 
-    def with_x(self, x: Tensor) -> Tokens:
+    def key_size(self) -> Tensor | None:
+        """``(B, P + M)``: the size of every token as a key; a prefix token counts for one."""
+        return self._with_prefix(self.size)
+
+    def key_weight(self) -> Tensor | None:
+        """``(B, P + M)``: how much every token counts in a pool over all of them."""
+        return self._with_prefix(self.weight)
+
+    def _with_prefix(self, values: Tensor | None) -> Tensor | None:
+        if values is None:
+            return None
+        return torch.cat([values.new_ones(len(values), self.num_prefix), values], dim=1)
+
+    def with_x(self, x: Tensor, heads: Heads | None = None) -> Tokens:
         """The same tokens after a block: new values, same bookkeeping."""
-        return Tokens(x, self.num_prefix, self.index, self.decision)
+        return replace(self, x=x, heads=heads)

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 from torch import nn
 
-from dynamicvit.adapters.base import Adapter, Heads
+from dynamicvit.adapters.base import Adapter
 from dynamicvit.adapters.beit import BeitAdapter
 from dynamicvit.adapters.eva import EvaAdapter
 from dynamicvit.adapters.lvvit import LVViTAdapter
 from dynamicvit.adapters.vit import ViTAdapter
 from dynamicvit.errors import InputError, UnsupportedBackboneError
+from dynamicvit.tokens import Heads
 
 __all__ = [
     "BUILT_IN",

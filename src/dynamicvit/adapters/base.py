@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -13,25 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from dynamicvit.attention import attend
 from dynamicvit.errors import InputError
 from dynamicvit.layer_macs import convolution_macs, linear_macs
-from dynamicvit.tokens import Tokens
-
-
-class Heads(NamedTuple):
-    """What a block's attention works on.
-
-    Attributes:
-        query: ``(B, H, T, D)``, normed and rotated; its products with keys are divided by √D.
-        key: likewise.
-        value: ``(B, H, T, D)``.
-        bias: broadcastable to ``(B, H, T, T)``, or ``None``.
-        dropout_p: dropout probability of the attention weights, 0 outside training.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    bias: Tensor | None = None
-    dropout_p: float = 0.0
+from dynamicvit.tokens import Heads, Tokens
 
 
 class Answers(NamedTuple):
@@ -92,6 +75,18 @@ class Adapter(ABC):
     @abstractmethod
     def num_prefix_tokens(self, backbone: nn.Module) -> int:
         """P, how many tokens before the patches are never dropped."""
+
+    def has_class_token(self, backbone: nn.Module) -> bool:
+        """Whether the first token is one that the classifier reads, and so gathers the answer."""
+        return self.num_prefix_tokens(backbone) > 0
+
+    def num_heads(self, backbone: nn.Module, depth: int) -> int:
+        """H, the heads of the attention of block ``depth``.
+
+        Raises:
+            InputError: if the family does not say.
+        """
+        raise InputError(f"{self.family}: the number of its heads is not known")
 
     @abstractmethod
     def image_size(self, backbone: nn.Module) -> tuple[int, int]:
@@ -183,23 +178,27 @@ class Adapter(ABC):
 
     def run_block(
         self, backbone: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
-    ) -> Tensor:
-        """Block ``depth`` under the tokens' decision: ``(B, P + M, C)``."""
+    ) -> tuple[Tensor, Heads | None]:
+        """Block ``depth`` under the tokens' decision.
+
+        Returns:
+            ``(B, P + M, C)``, what leaves the block; and what its attention worked on, ``None``
+            where there was nothing to attend to.
+        """
         block = self.blocks(backbone)[depth]
         if tokens.x.shape[1] == 0:  # no prefix token and nothing kept: nothing to compute
-            return tokens.x
+            return tokens.x, None
         if self.grad_checkpointing(backbone, depth) and torch.is_grad_enabled():
 
-            def run(x: Tensor, decision: Tensor | None) -> Tensor:
-                held = Tokens(x, tokens.num_prefix, tokens.index, decision)
-                return self.block(block, depth, held, position)
+            def run(x: Tensor, decision: Tensor | None) -> tuple[Tensor, Heads]:
+                return self.block(block, depth, replace(tokens, x=x, decision=decision), position)
 
             return checkpoint(run, tokens.x, tokens.decision, use_reentrant=False)
         return self.block(block, depth, tokens, position)
 
     def block(
         self, block: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Heads]:
         """One block: attention that sees no dropped token, and what follows it."""
         heads = self.attention_inputs(block, depth, tokens, position)
         attended = attend(
@@ -207,10 +206,11 @@ class Adapter(ABC):
             heads.key,
             heads.value,
             decision=tokens.key_decision(),
+            size=tokens.key_size(),
             bias=heads.bias,
             dropout_p=heads.dropout_p,
         )
-        return self.after_attention(block, tokens.x, attended)
+        return self.after_attention(block, tokens.x, attended), heads
 
     # ---------------------------------------------------------------- the classifier
 

@@ -8,10 +8,9 @@ import torch
 from timm.models.beit import Attention, Beit, Block
 from torch import Tensor, nn
 
-from dynamicvit.adapters.base import Heads
 from dynamicvit.adapters.eva import gamma_scaled, split_heads
 from dynamicvit.adapters.timm_common import TimmAdapter
-from dynamicvit.tokens import Tokens
+from dynamicvit.tokens import Heads, Tokens
 
 
 class BeitAdapter(TimmAdapter):
@@ -52,16 +51,22 @@ def pair_bias(bias: Tensor | None, tokens: Tokens) -> Tensor | None:
     """The relative position bias of the held tokens.
 
     Args:
-        bias: ``(H, P + N, P + N)``, the prefix tokens first; or ``None``.
-        tokens: P prefix tokens and the M patches still held.
+        bias: ``(H, P + N, P + N)``, the backbone's own P prefix tokens first; or ``None``.
+        tokens: prefix tokens and the M patches still held. Added prefix tokens take the place of
+            the first of all.
 
     Returns:
         ``(1, H, P + N, P + N)``, or ``(B, H, P + M, P + M)`` gathered for each image.
     """
     if bias is None:
         return None
-    if tokens.index is None:
+    if tokens.index is None and not tokens.added:
         return bias[None]
-    prefix = torch.arange(tokens.num_prefix, device=bias.device).expand(len(tokens.index), -1)
-    place = torch.cat([prefix, tokens.index + tokens.num_prefix], dim=1)
+    own = tokens.num_prefix - tokens.added
+    index = tokens.index
+    if index is None:
+        index = torch.arange(tokens.num_patches, device=bias.device).expand(len(tokens.x), -1)
+    prefix = torch.arange(own, device=bias.device).expand(len(index), -1)
+    added = prefix.new_zeros(len(index), tokens.added)
+    place = torch.cat([prefix, added, index + own], dim=1)
     return bias[:, place[:, :, None], place[:, None, :]].transpose(0, 1)

@@ -10,9 +10,8 @@ from timm.layers import apply_rot_embed_cat
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from torch import Tensor, nn
 
-from dynamicvit.adapters.base import Heads
 from dynamicvit.adapters.timm_common import TimmAdapter
-from dynamicvit.tokens import Tokens
+from dynamicvit.tokens import Heads, Tokens
 
 
 class EvaAdapter(TimmAdapter):
@@ -86,7 +85,8 @@ def rotary(rope: Tensor | None, depth: int, index: Tensor | None) -> Tensor | No
 
 def rotate(attn: nn.Module, x: Tensor, rope: Tensor) -> Tensor:
     """Rotate the patch tokens of ``(B, H, P + M, D)``; prefix tokens have no place to rotate to."""
-    prefix, patches = x[:, :, : attn.num_prefix_tokens], x[:, :, attn.num_prefix_tokens :]
+    num_prefix = x.shape[2] - rope.shape[-2]
+    prefix, patches = x[:, :, :num_prefix], x[:, :, num_prefix:]
     half = getattr(attn, "rotate_half", False)
     return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=half)], dim=2)
 

@@ -18,9 +18,9 @@ from timm.data import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dynamicvit.adapters.base import Adapter, Heads
+from dynamicvit.adapters.base import Adapter
 from dynamicvit.errors import InputError
-from dynamicvit.tokens import Tokens
+from dynamicvit.tokens import Heads, Tokens
 
 OLDEST = "5.20"
 """transformers renames the parts of its models now and then; this is the oldest one tested."""
@@ -94,6 +94,10 @@ class HFAdapter(Adapter):
 
     def width(self, backbone: nn.Module) -> int:
         return self.encoder(backbone).config.hidden_size
+
+    def num_heads(self, backbone: nn.Module, depth: int) -> int:
+        attn = self.attention(self.blocks(backbone)[depth])
+        return attn.q_proj.out_features // attn.head_dim
 
     def classifier(self, backbone: nn.Module) -> nn.Module:
         return cast(nn.Module, backbone.classifier)

@@ -13,10 +13,9 @@ from transformers.models.dinov2.modeling_dinov2 import (
     Dinov2Layer,
 )
 
-from dynamicvit.adapters.base import Heads
 from dynamicvit.adapters.hf_common import CROPPED, HFAdapter
 from dynamicvit.pooling import masked_mean
-from dynamicvit.tokens import Tokens
+from dynamicvit.tokens import Heads, Tokens
 
 
 class HFDinov2Adapter(HFAdapter):
@@ -68,7 +67,7 @@ class HFDinov2Adapter(HFAdapter):
         return backbone.dinov2.layernorm(x)
 
     def pool(self, tokens: Tokens) -> Tensor:
-        return torch.cat([tokens.x[:, 0], masked_mean(tokens.patches, tokens.decision)], dim=1)
+        return torch.cat([tokens.x[:, 0], masked_mean(tokens.patches, tokens.weight)], dim=1)
 
     def set_drop_path(self, backbone: nn.Module, rates: list[float]) -> None:
         for block, rate in zip(self.blocks(backbone), rates, strict=True):

@@ -11,10 +11,9 @@ from transformers.models.siglip.modeling_siglip import (
     SiglipForImageClassification,
 )
 
-from dynamicvit.adapters.base import Heads
 from dynamicvit.adapters.hf_common import SQUASHED, HFAdapter
 from dynamicvit.pooling import masked_mean
-from dynamicvit.tokens import Tokens
+from dynamicvit.tokens import Heads, Tokens
 
 
 class HFSiglipAdapter(HFAdapter):
@@ -57,7 +56,7 @@ class HFSiglipAdapter(HFAdapter):
         return backbone.vision_model.post_layernorm(x)
 
     def pool(self, tokens: Tokens) -> Tensor:
-        return masked_mean(tokens.patches, tokens.decision)
+        return masked_mean(tokens.patches, tokens.weight)
 
     def processing(self, backbone: nn.Module) -> dict[str, Any]:
         return {**SQUASHED, "interpolation": "bicubic"}

@@ -16,9 +16,8 @@ from transformers.models.vit.modeling_vit import (
     ViTLayer,
 )
 
-from dynamicvit.adapters.base import Heads
 from dynamicvit.adapters.hf_common import CROPPED, SQUASHED, HFAdapter
-from dynamicvit.tokens import Tokens
+from dynamicvit.tokens import Heads, Tokens
 
 
 class HFViTAdapter(HFAdapter):

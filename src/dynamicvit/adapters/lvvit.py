@@ -35,7 +35,7 @@ class LVViTAdapter(ViTAdapter):
             return Answers(pooled, pooled, pooled)
         classed = backbone.head(pooled)
         patches = backbone.aux_head(tokens.patches)
-        best = masked_max(patches, tokens.decision)
+        best = masked_max(patches, tokens.weight)
         return Answers(classed + LVViT.aux_weight * best, pooled, classed, patches)
 
     def head_macs(self, backbone: nn.Module) -> tuple[int, int]:

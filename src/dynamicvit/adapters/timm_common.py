@@ -12,12 +12,12 @@ from timm.layers import AttentionPoolLatent, DropPath, PatchEmbed
 from torch import Tensor, nn
 
 from dynamicvit.adapters import timm_config
-from dynamicvit.adapters.base import Adapter, Heads
+from dynamicvit.adapters.base import Adapter
 from dynamicvit.attention import attend
 from dynamicvit.errors import InputError
 from dynamicvit.layer_macs import convolution_macs, linear_macs
 from dynamicvit.pooling import masked_max, masked_mean
-from dynamicvit.tokens import Tokens
+from dynamicvit.tokens import Heads, Tokens
 
 POOLS = ("token", "avg", "avgmax", "max", "map")
 
@@ -66,6 +66,12 @@ class TimmAdapter(Adapter):
 
     def num_prefix_tokens(self, backbone: nn.Module) -> int:
         return cast(int, backbone.num_prefix_tokens)
+
+    def has_class_token(self, backbone: nn.Module) -> bool:
+        return getattr(backbone, "cls_token", None) is not None
+
+    def num_heads(self, backbone: nn.Module, depth: int) -> int:
+        return cast(Any, self.blocks(backbone)[depth]).attn.num_heads
 
     def image_size(self, backbone: nn.Module) -> tuple[int, int]:
         # pretrained_cfg says what the weights were trained at, which img_size=... leaves behind.
@@ -126,16 +132,16 @@ class TimmAdapter(Adapter):
         if kind == "token":
             return tokens.x[:, 0]
         if self.pools_prefix(backbone):
-            x, decision = tokens.x, tokens.key_decision()
+            x, weight = tokens.x, tokens.key_weight()
         else:
-            x, decision = tokens.patches, tokens.decision
+            x, weight = tokens.patches, tokens.weight
         if kind == "map":
-            return attention_pool(backbone.attn_pool, x, decision)
+            return attention_pool(backbone.attn_pool, x, weight)
         if kind == "avg":
-            return masked_mean(x, decision)
+            return masked_mean(x, weight)
         if kind == "max":
-            return masked_max(x, decision)
-        return 0.5 * (masked_max(x, decision) + masked_mean(x, decision))
+            return masked_max(x, weight)
+        return 0.5 * (masked_max(x, weight) + masked_mean(x, weight))
 
     def pools_prefix(self, backbone: nn.Module) -> bool:
         """Whether prefix tokens are pooled along with the patches."""
@@ -239,13 +245,13 @@ class TimmAdapter(Adapter):
         return timm_config.rebuild(description)
 
 
-def attention_pool(pool: nn.Module, x: Tensor, decision: Tensor | None) -> Tensor:
+def attention_pool(pool: nn.Module, x: Tensor, weight: Tensor | None) -> Tensor:
     """timm's ``AttentionPoolLatent`` over the kept tokens.
 
     Args:
         pool: the backbone's pooling module.
         x: ``(B, M, C)``.
-        decision: ``(B, M)`` or ``None``.
+        weight: ``(B, M)``, decisions or sizes, or ``None``.
 
     Returns:
         ``(B, C)``; zero for an image that keeps nothing.
@@ -259,14 +265,14 @@ def attention_pool(pool: nn.Module, x: Tensor, decision: Tensor | None) -> Tenso
         pool.kv(x).reshape(batch, length, 2, pool.num_heads, pool.head_dim).permute(2, 0, 3, 1, 4)
     )
     query, key = pool.q_norm(query.transpose(1, 2)), pool.k_norm(key)
-    out = attend(query, key, value, decision=decision, keep_self=False)
+    out = attend(query, key, value, decision=weight, keep_self=False)
     out = pool.proj_drop(pool.proj(out.transpose(1, 2).reshape(batch, pool.latent_len, -1)))
     if pool.mlp is not None:
         out = out + pool.mlp(pool.norm(out))
     out = out[:, 0] if pool.pool == "token" else out.mean(dim=1)
-    if decision is None:
+    if weight is None:
         return out
-    return torch.where(decision.sum(dim=1, keepdim=True) > 0.5, out, torch.zeros_like(out))
+    return torch.where(weight.sum(dim=1, keepdim=True) > 0.5, out, torch.zeros_like(out))
 
 
 def project(attn: nn.Module, norm: nn.Module, x: Tensor, out: Tensor) -> Tensor:

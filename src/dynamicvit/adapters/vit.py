@@ -7,9 +7,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from dynamicvit.adapters.base import Heads
 from dynamicvit.adapters.timm_common import TimmAdapter
-from dynamicvit.tokens import Tokens
+from dynamicvit.tokens import Heads, Tokens
 
 
 class ViTAdapter(TimmAdapter):

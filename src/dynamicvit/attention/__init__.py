@@ -31,6 +31,7 @@ def attend(
     value: Tensor,
     *,
     decision: Tensor | None = None,
+    size: Tensor | None = None,
     bias: Tensor | None = None,
     dropout_p: float = 0.0,
     keep_self: bool = True,
@@ -44,6 +45,8 @@ def attend(
         key: ``(B, H, M, D)``.
         value: ``(B, H, M, D)``.
         decision: ``(B, M)`` decision of each key, or ``None`` when all are kept.
+        size: ``(B, M)``, how many equal keys each key stands for (proportional attention, Bolya et
+            al. 2023, Eq. 1); ``None`` when each is one. Without gradient.
         bias: broadcastable to ``(B, H, Q, M)``, added to the logits (relative positions).
         dropout_p: dropout probability of the attention weights.
         keep_self: whether a token always sees itself, as in self-attention. ``False`` for
@@ -52,6 +55,9 @@ def attend(
     Returns:
         ``(B, H, Q, D)``.
     """
+    if size is not None:  # exp(P + log s) = s · exp(P): any kernel that takes a bias will do
+        logs = size.log().to(query.dtype)[:, None, None, :]
+        bias = logs if bias is None else bias + logs
     if decision is None:
         return softmax_attention(query, key, value, bias=bias, dropout_p=dropout_p)
     if fused_form_fits(query, key, value, bias=bias, dropout_p=dropout_p):

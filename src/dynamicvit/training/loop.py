@@ -79,7 +79,8 @@ def train(
     The dense teacher is the backbone as it is when this is called, copied and frozen.
 
     Args:
-        model: a sparsified backbone with its pretrained weights.
+        model: a sparsified backbone with its pretrained weights; without a stage only under
+            another network's teaching.
         loader: the training images; shuffled. Its batches are those of one optimiser step, over
             all processes and passes.
         recipe: what to do.
@@ -109,7 +110,7 @@ def train(
         InputError: if the disk is full; the last checkpoint is whole.
         Interrupted: on SIGINT (Ctrl-C) or SIGTERM, after saving.
     """
-    if not model.schedule.stages:
+    if not model.schedule.stages and teacher is None:
         raise InputError("there is nothing to train: the schedule has no stage")
     if accumulate < 1:
         raise InputError(f"accumulate is at least 1 pass, got {accumulate}")

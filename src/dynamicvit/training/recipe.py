@@ -110,7 +110,7 @@ class Recipe(_Strict):
         decisions: "independent" draws each token for itself, as the paper does; "top-k" draws as
             many as inference keeps, so that no ratio loss is needed; "best-k" does not draw but
             keeps those that inference keeps.
-        leave: when dropped tokens leave memory: "never", "late" or "at once"; see
+        leave: when dropped tokens leave memory: "never", "late", "at once" or "zeroed"; see
             :class:`~dynamicvit.model.DynamicViT`.
         share_stem: leave the blocks before the first stage as they are and run them once for
             student and teacher: where nothing has been dropped yet, the dense weights are right.
@@ -167,7 +167,7 @@ class Recipe(_Strict):
             raise ValueError("give either epochs or images (how many to see)")
         if self.share_stem and self.drop_path:
             raise ValueError("share_stem needs drop_path 0: the teacher must not see dropped paths")
-        if self.leave != "never" and self.decisions == "independent":
+        if self.leave in ("late", "at once") and self.decisions == "independent":
             raise ValueError(
                 f"leave: {self.leave} needs decisions that keep as many tokens of each image: "
                 "top-k or best-k"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dynamicvit.data import UNLABELLED, Batch
 from dynamicvit.decisions import best_k_sampler, gumbel_sampler, gumbel_top_k_sampler
-from dynamicvit.losses import Losses, dynamicvit_loss
+from dynamicvit.losses import Losses, LossWeights, dynamicvit_loss
 from dynamicvit.model import DynamicViT, MaskedOutput
 from dynamicvit.networks import image_channels, own_image_size
 from dynamicvit.processes import Processes
@@ -220,9 +220,11 @@ class _Pass(nn.Module):
             self.model, self._fixed[0], batch, *self._fixed[1:], first=first
         )
         drawn = [decision.detach().float().mean() for decision in output.decisions]
-        likely = [(odds.detach() > 0).float().mean() for odds in output.log_odds]
+        # Without scores there is nothing but the decisions to say what is kept.
+        likely = [(odds.detach() > 0).float().mean() for odds in output.log_odds] or drawn
+        shares = torch.stack(drawn + likely) if drawn else output.logits.new_zeros(0)
         bad = ~output.logits.detach().isfinite().all(dim=1)
-        return losses, torch.stack(drawn + likely), _survivors(output), bad
+        return losses, shares, _survivors(output), bad
 
     @torch.no_grad()
     def survivors(self, batch: Batch) -> Tensor:
@@ -247,9 +249,11 @@ def step_losses(
     It may be part of a larger one, in which its first image has place ``first``.
     """
     images, labels = _mixed(batch, recipe, mixup)
-    guided = _guided(first, len(images), recipe.guided) if recipe.losses.guidance else None
+    weights = loss_weights(model, recipe)
+    guided = _guided(first, len(images), recipe.guided) if weights.guidance else None
+    shares_stem = recipe.share_stem and model.schedule.stages
     with torch.autocast(images.device.type, precision, enabled=precision is not None):
-        start = teachers.shared_stem(model, images) if recipe.share_stem else images
+        start = teachers.shared_stem(model, images) if shares_stem else images
         taught = teachers.ask(start, images, guided)
         output = model.forward_masked(start)
         losses = dynamicvit_loss(
@@ -260,9 +264,16 @@ def step_losses(
             teacher_logits=taught.logits,
             distillation=recipe.teacher.distillation(),
             label_smoothing=recipe.augment.smoothing,
-            weights=recipe.losses.weights(),
+            weights=weights,
         )
     return output, losses
+
+
+def loss_weights(model: DynamicViT, recipe: Recipe) -> LossWeights:
+    """The recipe's, without guidance where no ranking is learned: it would teach nothing."""
+    weights = recipe.losses.weights()
+    learns = any(True for _ in model.predictors.parameters())
+    return weights if learns else replace(weights, guidance=0.0)
 
 
 def create_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:

@@ -1,0 +1,189 @@
+"""`dynamicvit compare`: its table and files, that it goes on, and what bad input leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dynamicvit import sparsify
+from dynamicvit.cli import compare as command
+from dynamicvit.cli.compare import CSV_NAME
+from families import BY_NAME
+from pictures import noise_folders
+
+Main = Callable[..., int]
+
+# Python warns where a process with threads forks; that is torch's affair.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+DEIT = BY_NAME["deit"]
+SHORT = ("--images", 4, "--set", "batch_size=2", "--workers", 0, "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that its folder describes: by its name in timm and what differs."""
+    folder = tmp_path_factory.mktemp("model")
+    sparsify(DEIT.backbone()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("siglip")
+    sparsify(BY_NAME["siglip"].backbone()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return noise_folders(tmp_path / "images", classes=7, each=3, size=DEIT.size)
+
+
+@pytest.fixture
+def run(command: Main, saved: Path, data: Path, tmp_path: Path, monkeypatch) -> Main:
+    """The command on the small network and images; standard output as wide as it likes."""
+    monkeypatch.setenv("COLUMNS", "160")
+    output = tmp_path / "out"
+
+    def main(*arguments: object) -> int:
+        given = ("--model", saved, "--data", data, "--macs", "0.75", *SHORT, "-o", output)
+        return command("compare", *given, *arguments)
+
+    return main
+
+
+def table(tmp_path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((tmp_path / "out" / CSV_NAME).read_text().splitlines()))
+
+
+def test_table_csv_and_plots(run: Main, tmp_path: Path, capsys) -> None:
+    assert run("--ways", "dynamic,merging", "--seconds", "1e-6", "--seeds", 2) == 0
+    said = capsys.readouterr().out
+    for words in ("merging, untrained", "× dense", "what choosing takes", "agreement", "±"):
+        assert words in said
+    lines = table(tmp_path)
+    assert [(line["way"], line["trained"], line["seeds"]) for line in lines] == [
+        ("dense", "False", "1"),
+        ("dynamic", "True", "2"),
+        ("merging", "False", "1"),
+        ("merging", "True", "2"),
+    ]
+    assert all(float(line["macs_fraction"]) == pytest.approx(0.75, abs=0.03) for line in lines[1:])
+    assert all(line["speedup_batch_32"] for line in lines[1:])
+    for name in ("gmacs", "throughput_batch_1", "throughput_batch_32"):
+        for kind in ("png", "pdf"):
+            assert (tmp_path / "out" / f"accuracy_over_{name}.{kind}").stat().st_size > 1000
+
+
+def test_the_same_command_computes_nothing_and_others_add(
+    run: Main, tmp_path: Path, monkeypatch
+) -> None:
+    assert run("--ways", "random", "--no-timing") == 0
+    first = (tmp_path / "out" / CSV_NAME).read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr("dynamicvit.comparison.experiment.train", None)
+        patched.setattr("dynamicvit.comparison.experiment.evaluate", None)
+        assert run("--ways", "random", "--no-timing") == 0
+    assert (tmp_path / "out" / CSV_NAME).read_text() == first
+    assert run("--ways", "static", "--no-timing", "--macs", "0.8") == 0
+    assert [line["way"] for line in table(tmp_path)] == [
+        "dense", "static", "random", "random", "static",
+    ]  # fmt: skip
+    assert not list((tmp_path / "out").glob("*throughput*"))
+
+
+def test_interrupted_it_goes_on(run: Main, tmp_path: Path, capsys, monkeypatch) -> None:
+    finished = command.Experiment.row
+
+    def stop(self, entry, on_step=None):
+        if entry.seed is not None:
+            raise KeyboardInterrupt
+        return finished(self, entry, on_step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(command.Experiment, "row", stop)
+        assert run("--ways", "random", "--no-timing") == 130
+    said = capsys.readouterr().err
+    assert "the same command goes on" in said
+    assert len(list((tmp_path / "out" / "rows").iterdir())) == 2
+    assert run("--ways", "random", "--no-timing") == 0
+    assert len(table(tmp_path)) == 3
+
+
+def test_without_training(run: Main, tmp_path: Path) -> None:
+    assert run("--no-train", "--no-timing") == 0
+    assert [line["way"] for line in table(tmp_path)] == [
+        "dense", "random", "attention", "attention-fused", "merging",
+    ]  # fmt: skip
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_part_is_kept_aside_unless_images_are_named(run: Main, data: Path, monkeypatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def look(experiment, entries, *_):
+        seen.append((len(experiment.evaluated), sum(map(len, experiment.trained))))
+
+    monkeypatch.setattr(command, "_run", look)
+    monkeypatch.setattr(command, "_write", lambda *_: None)
+    assert run() == 0
+    assert run("--validation", data) == 0
+    assert run("--validation", data, "--unlabelled", data) == 0
+    assert run("--no-train") == 0
+    assert seen == [(2, 19), (21, 21), (21, 42), (21, 0)]
+
+
+def test_ways_that_a_backbone_can_not_have(
+    siglip: Path, run: Main, data: Path, tmp_path: Path, capsys
+) -> None:
+    arguments = ("--model", siglip, "--no-train", "--no-timing")
+    assert run(*arguments) == 0
+    said = capsys.readouterr().out
+    assert "left out attention: ClassAttention needs a class token" in said
+    assert "left out width" in said
+    assert [line["way"] for line in table(tmp_path)] == ["dense", "random", "merging"]
+    assert run(*arguments, "--ways", "random,attention") == 2
+    assert "--ways attention: ClassAttention needs a class token" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ways", "mergin"], "no way 'mergin': did you mean merging?"),
+        (["--ways", "width", "--no-train"], "none of the ways of 'width'"),
+        (["--macs", "1.5"], "a budget is written like"),
+        (["--macs", "100%"], "less than dense is needed"),
+        (["--macs", "0.001"], "a budget of"),
+        (["--seeds", "0"], "0"),
+        (["--images", "0"], "0"),
+        (["--seconds", "0"], "seconds are positive, got 0"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--validation", "nowhere"], "nowhere"),
+        (["--recipe", "nothing"], "no recipe 'nothing'"),
+        (["--set", "losses.gidance=1"], "did you mean 'guidance'"),
+        (["--set", "losses.classification=1", "--unlabelled", "DATA"], "have no labels"),
+        (["--set", "batch_size=1000"], "batch size 1000"),
+        (["--model", "deit_tini_patch16_224"], "did you mean"),
+    ],
+)
+def test_bad_input(
+    run: Main, data: Path, tmp_path: Path, capsys, arguments: list[str], message: str
+) -> None:
+    given = [str(data) if part == "DATA" else part for part in arguments]
+    assert run("--ways", "dynamic", *given) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists() or not os.listdir(tmp_path / "out")
+
+
+@pytest.mark.parametrize("missing", ["--model", "--data"])
+def test_what_must_be_named(command: Main, capsys, missing: str) -> None:
+    other = {"--model": "--data", "--data": "--model"}[missing]
+    assert command("compare", other, "something") == 2
+    assert f"Missing option '{missing}'" in capsys.readouterr().err

@@ -1,0 +1,320 @@
+"""The comparison: rows that are computed once, lines over seeds, numbers that mean something."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dynamicvit import DynamicViT
+from dynamicvit.baselines import WAYS, build
+from dynamicvit.comparison import Entry, Experiment, Row, Timing, lines_of, write_csv
+from dynamicvit.comparison import experiment as module
+from dynamicvit.comparison import timing as timings
+from dynamicvit.comparison.cache import Cache
+from dynamicvit.comparison.identity import data_identity, identity, weights_identity
+from dynamicvit.comparison.plots import accuracy_over_macs, accuracy_over_throughput
+from dynamicvit.data import ImageData
+from dynamicvit.macs import DENSE, count_macs
+from families import DEIT
+from pictures import noise_folders
+
+
+def images(folder: Path, count: int = 6) -> ImageData:
+    return ImageData(noise_folders(folder, classes=2, each=count // 2, size=DEIT.size))
+
+
+def experiment(folder: Path, **changes) -> Experiment:
+    data = images(folder / "images")
+    return Experiment(
+        **{
+            "backbone": DEIT.backbone(),
+            "evaluated": data,
+            "trained": [data],
+            "recipe": "small_data",
+            "overrides": ["images=4", "batch_size=2"],
+            "output": folder / "out",
+            "batch_size": 4,
+            "workers": 0,
+            **changes,
+        }
+    )
+
+
+class TestRows:
+    def test_a_row_is_computed_once(self, tmp_path: Path, monkeypatch) -> None:
+        entry = Entry(WAYS["attention"], 0.75, 0)
+        steps: list[int] = []
+        first = experiment(tmp_path).row(entry, lambda progress: steps.append(progress.step))
+        assert steps == [0, 1]
+        assert (first.way, first.seed, first.images, first.evaluated) == ("attention", 0, 4, 6)
+        monkeypatch.setattr(module, "train", None)
+        monkeypatch.setattr(module, "evaluate", None)
+        assert experiment(tmp_path).row(entry) == first
+        assert not list(tmp_path.rglob("checkpoint*"))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"overrides": ["images=6", "batch_size=2"]},
+            {"precision": "bf16"},
+            {"crop_pct": 0.5},
+            {"backbone": DEIT.backbone(seed=1)},
+        ],
+    )
+    def test_what_makes_a_row_another_one(self, tmp_path: Path, changes) -> None:
+        entry = Entry(WAYS["dynamic"], 0.75, 0)
+        one, other = experiment(tmp_path), experiment(tmp_path, **changes)
+        assert one.key(entry) != other.key(entry)
+
+    def test_seed_and_way_and_budget_too(self, tmp_path: Path) -> None:
+        plan = experiment(tmp_path)
+        entries = [
+            Entry(WAYS[way], fraction, seed)
+            for way in ("random", "merging")
+            for fraction in (0.5, 0.7)
+            for seed in (None, 0, 1)
+        ]
+        assert len({identity(plan.key(entry)) for entry in entries}) == len(entries)
+
+    def test_untrained_rows_do_not_hang_on_training(self, tmp_path: Path) -> None:
+        entry = Entry(WAYS["merging"], 0.75, None)
+        trained, untrained = experiment(tmp_path), experiment(tmp_path, trained=[])
+        assert trained.key(entry) == untrained.key(entry)
+        assert untrained.row(entry) in trained.known_rows()
+
+    def test_rows_of_another_recipe_stay_out(self, tmp_path: Path) -> None:
+        entry = Entry(WAYS["random"], 0.75, 0)
+        row = experiment(tmp_path).row(entry)
+        other = experiment(tmp_path, overrides=["images=6", "batch_size=2"])
+        assert row in experiment(tmp_path).known_rows()
+        assert other.known_rows() == []
+
+    def test_an_interrupted_run_goes_on(self, tmp_path: Path) -> None:
+        entry = Entry(WAYS["static"], 0.75, 0)
+
+        def stop(progress) -> None:
+            if progress.step == 0:
+                raise KeyboardInterrupt
+
+        steps: list[int] = []
+        with pytest.raises(KeyboardInterrupt):
+            experiment(tmp_path).row(entry, stop)
+        again = experiment(tmp_path).row(entry, lambda progress: steps.append(progress.step))
+        assert steps == [1]
+        whole = experiment(tmp_path / "other").row(entry)
+        assert again.agreement == whole.agreement
+
+    def test_dense_agrees_with_itself(self, tmp_path: Path) -> None:
+        plan = experiment(tmp_path)
+        dense = plan.row(Entry(None, 1.0, None))
+        assert dense.agreement == dense.macs_fraction == 1.0
+        assert dense.top1 is not None
+
+    def test_the_dense_network_is_asked_once(self, tmp_path: Path) -> None:
+        plan = experiment(tmp_path)
+        plan.row(Entry(WAYS["random"], 0.75, None))
+        calls: list[object] = []
+        plan._dense.network.register_forward_hook(lambda *_: calls.append(1))
+        row = plan.row(Entry(None, 1.0, None))
+        assert not calls
+        assert row.agreement == 1.0
+
+    def test_true_macs(self, tmp_path: Path) -> None:
+        plan = experiment(tmp_path)
+        row = plan.row(Entry(WAYS["downsampling"], 0.75, None))
+        macs = count_macs(build("downsampling", DEIT.backbone(), 0.75))
+        assert row.gmacs == macs / 1e9
+        assert row.macs_fraction == macs / count_macs(DEIT.backbone())
+
+    def test_the_backbone_is_left_alone(self, tmp_path: Path) -> None:
+        plan = experiment(tmp_path)
+        before = copy.deepcopy(plan.backbone.state_dict())
+        for way in ("dynamic", "width"):
+            plan.row(Entry(WAYS[way], 0.75, 0))
+        after = plan.backbone.state_dict()
+        assert all(value.equal(before[name]) for name, value in after.items())
+
+    def test_a_trained_dynamicvit_can_be_used(self, tmp_path: Path) -> None:
+        experiment(tmp_path).row(Entry(WAYS["dynamic"], 0.75, 0))
+        [folder] = (tmp_path / "out" / "runs").iterdir()
+        assert DynamicViT.from_pretrained(folder).schedule.stages == (1, 2, 3)
+
+    def test_entries(self, tmp_path: Path) -> None:
+        ways = [WAYS["dynamic"], WAYS["merging"]]
+        plan = experiment(tmp_path)
+        assert [str(entry) for entry in plan.entries(ways, [0.6], seeds=2)] == [
+            "dense",
+            "dynamic at 0.6, seed 0",
+            "dynamic at 0.6, seed 1",
+            "merging at 0.6, untrained",
+            "merging at 0.6, seed 0",
+            "merging at 0.6, seed 1",
+        ]
+        plan.trained = []
+        assert [entry.name for entry in plan.entries(ways, [0.6], 2)] == ["dense", "merging"]
+
+
+class TestIdentity:
+    def test_of_data(self, tmp_path: Path) -> None:
+        one = images(tmp_path / "one")
+        before = data_identity([one])
+        assert before != data_identity([one.subset([0, 1])])
+        assert before != data_identity([one.with_class_map({"0": 1, "1": 0})])
+        moved = (tmp_path / "one").rename(tmp_path / "moved")
+        assert data_identity([ImageData(moved)]) == before, "wherever it lies"
+
+    def test_of_a_file_that_changed(self, tmp_path: Path) -> None:
+        data = images(tmp_path)
+        before = data_identity([data])
+        path = Path(data.path(0))
+        path.write_bytes(path.read_bytes() + b" ")
+        assert data_identity([data]) != before
+
+    def test_of_weights(self) -> None:
+        network = nn.Linear(2, 2)
+        before = weights_identity(network)
+        assert weights_identity(copy.deepcopy(network)) == before
+        network.weight.data[0, 0] += 1e-3
+        assert weights_identity(network) != before
+
+
+class TestCache:
+    def test_a_broken_file_counts_for_nothing(self, tmp_path: Path) -> None:
+        cache = Cache(tmp_path)
+        cache.put({"a": 1}, {"b": 2})
+        assert cache.get({"a": 1}) == {"b": 2}
+        assert cache.get({"a": 2}) is None
+        for broken in ("{", "[]", '{"key": {}}'):
+            cache.path({"a": 1}).write_text(broken)
+            assert cache.get({"a": 1}) is None
+            assert list(cache.values()) == []
+
+
+class TestTiming:
+    @pytest.mark.parametrize("way", ["dynamic", "merging", "attention-fused", "width"])
+    def test_a_way(self, way: str) -> None:
+        backbone = DEIT.backbone()
+        model = build(way, copy.deepcopy(backbone), 0.75)
+        [timing] = timings.time_way(
+            model, backbone, precision="fp32", threads=1, seconds=1e-6, batch_sizes=(2,)
+        )
+        assert timing.batch_size == 2
+        assert timing.low <= timing.speedup <= timing.high
+        assert (timing.choosing_ms > 0) == (way != "width")
+
+    def test_width_is_compared_with_the_wide_network(self, monkeypatch) -> None:
+        asked: list[nn.Module] = []
+        backbone = DEIT.backbone()
+        backbone.register_forward_hook(lambda network, *_: asked.append(network))
+        model = build("width", DEIT.backbone(), 0.5)
+        timings.time_way(
+            model, backbone, precision="fp32", threads=1, seconds=1e-6, batch_sizes=(1,)
+        )
+        assert asked
+
+    def test_what_choosing_takes_of_what_is_saved(self, monkeypatch) -> None:
+        """10 ms dense, 7 ms so: 3 ms saved, and 1 ms more would be if choosing took none."""
+        measured = type("Spread", (), {"median": 0.010, "low": 1.0, "high": 2.0})()
+        pruned = type("Spread", (), {"median": 0.007})()
+        row = type(
+            "Bench",
+            (),
+            {"batch_size": 1, "dense_seconds": measured, "pruned_seconds": pruned,
+             "speedup": measured},
+        )()  # fmt: skip
+        monkeypatch.setattr(timings, "bench", lambda *_, **__: [row])
+        monkeypatch.setattr(timings, "stage_seconds", lambda *_: 0.001)
+        model = DynamicViT(DEIT.backbone(), DENSE, [])
+        [timing] = timings.time_way(model, model, precision="fp32", threads=1, seconds=1)
+        assert timing.choosing_ms == pytest.approx(1)
+        assert timing.choosing_share == pytest.approx(0.25)
+
+    def test_it_is_measured_once(self, tmp_path: Path, monkeypatch) -> None:
+        plan = experiment(tmp_path, threads=1, seconds=1e-6)
+        first = plan.timing(WAYS["merging"], 0.75)
+        assert [timing.batch_size for timing in first] == [1, 32]
+        monkeypatch.setattr(module, "time_way", None)
+        again = experiment(tmp_path, threads=1, seconds=1e-6)
+        assert again.timing(WAYS["merging"], 0.75) == first
+        assert again.known_timings() == {("merging", 0.75): first}
+        assert experiment(tmp_path, threads=2, seconds=1e-6).known_timings() == {}
+
+
+def row(way: str, seed: int | None, top1: float | None = 0.5, fraction: float = 0.6) -> Row:
+    return Row(way, fraction, fraction, 0.8, seed, 8, top1, 0.9, 100)
+
+
+def timed(size: int, speedup: float) -> Timing:
+    return Timing(size, speedup, speedup - 0.1, speedup + 0.1, 10.0, 5.0, 1.0, 0.2)
+
+
+ROWS = [
+    row("merging", None, 0.6),
+    row("dynamic", 1, 0.8),
+    row("dynamic", 0, 0.6),
+    row("dense", None, 0.9, fraction=1.0),
+    row("merging", 0, 0.65),
+]
+
+
+class TestLines:
+    def test_seeds_become_one_line(self) -> None:
+        lines = lines_of(ROWS, {("dynamic", 0.6): [timed(1, 1.5), timed(32, 2.0)]})
+        assert [line.label for line in lines] == [
+            "dense", "dynamic", "merging, untrained", "merging",
+        ]  # fmt: skip
+        dynamic = lines[1]
+        assert (dynamic.top1, dynamic.seeds) == (pytest.approx(0.7), 2)
+        assert dynamic.top1_spread == pytest.approx(0.2 / 2**0.5)
+        assert lines[3].top1_spread is None
+        assert dynamic.timings[32].speedup == 2.0
+        assert not lines[0].timings
+
+    def test_csv(self) -> None:
+        lines = lines_of(ROWS, {("dynamic", 0.6): [timed(1, 1.5)]})
+        table = list(csv.DictReader(io.StringIO(write_csv(lines))))
+        assert [line["way"] for line in table] == ["dense", "dynamic", "merging", "merging"]
+        assert float(table[1]["top1"]) == pytest.approx(0.7)
+        assert table[1]["speedup_batch_1"] == "1.5"
+        assert table[2]["speedup_batch_1"] == ""
+        assert [line["trained"] for line in table] == ["False", "True", "False", "True"]
+
+    @pytest.mark.parametrize("labelled", [True, False])
+    def test_plots(self, labelled: bool) -> None:
+        rows: Sequence[Row] = ROWS
+        if not labelled:
+            rows = [row(each.way, each.seed, None, each.fraction) for each in ROWS]
+        lines = lines_of(rows, {("dynamic", 0.6): [timed(32, 2.0)]})
+        [axes] = accuracy_over_macs(lines).axes
+        shown = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert shown == ["dense", "dynamic", "merging, untrained", "merging"]
+        assert ("top-1" in axes.get_ylabel()) == labelled
+        [axes] = accuracy_over_throughput(lines, 32).axes
+        shown = {text.get_text(): line for text, line in zip(
+            axes.get_legend().get_texts(), axes.lines, strict=False)}  # fmt: skip
+        assert set(shown) == {"dense", "dynamic"}, "what has not been timed is not shown"
+        assert shown["dynamic"].get_xdata().tolist() == [2.0]
+        expected = 70.0 if labelled else 90.0
+        assert shown["dynamic"].get_ydata().tolist() == pytest.approx([expected])
+
+
+def test_what_is_far_below_is_named_beside_the_plot() -> None:
+    lines = lines_of([*ROWS, row("width", 0, 0.01)], {})
+    [axes] = accuracy_over_macs(lines).axes
+    assert "width (1: below)" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert axes.get_ylim()[0] > 50, "the others have the plot to themselves"
+
+
+def test_chance_is_to_be_had_again(tmp_path: Path) -> None:
+    entry = Entry(WAYS["random"], 0.5, None)
+    torch.manual_seed(1)
+    one = experiment(tmp_path / "one").row(entry)
+    torch.manual_seed(2)
+    assert experiment(tmp_path / "two").row(entry) == one
