@@ -47,7 +47,7 @@ RUNS: Sequence[tuple[str, Recipe, int]] = (
 RESUMED = "resumed"
 #: The last of them, with averaged weights: stopped half-way by one process, and by several.
 GATHERED, SPREAD = "gathered", "spread"
-#: The first of them, in two passes.
+#: The first of them, in three passes, for which one of the processes has too few images.
 PASSES = "passes"
 
 
@@ -81,7 +81,7 @@ def spread(folder: Path) -> None:
     for name, _, _ in RUNS:
         weights = run(name, folder / name).state_dict()
         torch.save(weights, folder / name / f"weights{launched_processes().rank}.pt")
-    run(RUNS[0][0], folder / PASSES, accumulate=2)
+    run(RUNS[0][0], folder / PASSES, accumulate=3)
     run(RUNS[-1][0], folder / GATHERED)
     with suppress(Interrupted):
         run(RUNS[-1][0], folder / SPREAD, stop=STEPS // 2)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
+    from dynamicvit.adapters import Heads
     from dynamicvit.model import DynamicViT
     from dynamicvit.tokens import Tokens
 
@@ -45,21 +47,23 @@ def shard(model: DynamicViT, mesh: DeviceMesh) -> DynamicViT:
         _shard(block, mesh)
     _shard(twin, mesh)
     adapter = twin._adapter = copy.copy(twin._adapter)
-    run_block = adapter.run_block
-
-    def run(x: Tensor, backbone: nn.Module, depth: int, tokens: Tokens, *position: Any) -> Tensor:
-        out = run_block(backbone, depth, tokens.with_x(x), *position)
-        if x.shape[1] == 0:  # nothing was computed: the others wait for gradients, which are zero
-            out = out + sum(parameter.sum() * 0 for parameter in blocks[depth].parameters())
-        return out
+    blocks, run_block = twin.blocks, adapter.run_block
 
     def run_block_together(
         backbone: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
-    ) -> Tensor:
-        # The tokens as a tensor of their own: where its gradient comes out, the block is done.
-        return run_together(blocks[depth], run, tokens.x, backbone, depth, tokens, position)
+    ) -> tuple[Tensor, Heads | None]:
+        seen: list[Heads | None] = []
 
-    blocks = twin.blocks
+        # FSDP watches the tokens alone: the block's backward pass begins and ends with them.
+        def run(x: Tensor) -> Tensor:
+            out, heads = run_block(backbone, depth, replace(tokens, x=x), position)
+            seen.append(heads)
+            if x.shape[1] == 0:  # nothing was computed, but the others wait for its gradients
+                out = out + sum(weight.sum() * 0 for weight in blocks[depth].parameters())
+            return out
+
+        return run_together(blocks[depth], run, tokens.x), seen.pop()
+
     adapter.run_block = run_block_together
     return twin
 

@@ -108,7 +108,7 @@ def test_two_processes_with_half_the_weights_each_follow_one(
     assert_follows(spread / name, alone / name)
 
 
-def test_so_they_do_in_two_passes(alone: Path, spread: Path) -> None:
+def test_so_they_do_in_more_passes_than_one_has_images(alone: Path, spread: Path) -> None:
     assert_follows(spread / launched.PASSES, alone / NAMES[0])
 
 

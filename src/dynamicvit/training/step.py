@@ -110,6 +110,10 @@ class Step:
         counts = [len(piece) for piece in pieces]
         if not pieces:  # the other processes wait for this one's gradients, which are zero
             pieces, counts = [_placeholder(self._pass.model, self.processes.device)], [0]
+        if self.processes.holders > 1:  # they put the weights together in each pass
+            missing = self.accumulate - len(pieces)
+            pieces += missing * [_placeholder(self._pass.model, self.processes.device)]
+            counts += missing * [0]
         survivors = self._survivors_ahead(pieces, counts, split) if self.accumulate > 1 else None
         weights = self.recipe.losses.weights()
         sums: Tensor | float = 0.0
