@@ -25,6 +25,7 @@ _ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
+_FSDP = "ACCELERATE_USE_FSDP"
 #: What it can ask of FSDP: its variable, the values that are what is done, and what to do instead.
 _FSDP_SETTINGS = {
     "FSDP_SHARDING_STRATEGY": (("FULL_SHARD", "1"), "only FULL_SHARD is done here"),
@@ -119,11 +120,12 @@ class _Launched(Processes):
 
         # Not every weight learns from every loss: without one, its gradient never comes.
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-        self._accelerator = Accelerator(
-            cpu=torch.device(device).type == "cpu",
-            mixed_precision="no",  # autocast is ours, around teacher and student alike
-            kwargs_handlers=[unused],
-        )
+        with _unset(_FSDP):  # sharding is ours, too; Accelerate's plugin for it wants a GPU
+            self._accelerator = Accelerator(
+                cpu=torch.device(device).type == "cpu",
+                mixed_precision="no",  # autocast is ours, around teacher and student alike
+                kwargs_handlers=[unused],
+            )
         super().__init__(self._accelerator.device)
         self.rank = self._accelerator.process_index
         self.count = self._accelerator.num_processes
@@ -202,7 +204,7 @@ def launched_processes(device: torch.device | str = "cpu", *, sharded: bool = Fa
     Raises:
         InputError: if the launcher asks for what is not done here, or one process is to be sharded.
     """
-    sharded = sharded or _is_set("ACCELERATE_USE_FSDP")
+    sharded = sharded or _is_set(_FSDP)
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if sharded and count == 1:
         raise InputError(
@@ -240,6 +242,16 @@ def launched_precision(
     if precision is torch.float16 and torch.device(device).type == "cpu":
         raise InputError("fp16 needs a GPU: on a CPU take bf16 or fp32")
     return precision
+
+
+@contextmanager
+def _unset(flag: str) -> Iterator[None]:
+    was = os.environ.pop(flag, None)
+    try:
+        yield
+    finally:
+        if was is not None:
+            os.environ[flag] = was
 
 
 def _is_set(flag: str) -> bool:

@@ -66,7 +66,8 @@ def spread(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("spread")
     with pytest.raises(Interrupted):
         launched.run(NAMES[-1], folder / launched.GATHERED, stop=launched.STEPS // 2)
-    launch_two(folder, ACCELERATE_USE_FSDP="true")
+    # As accelerate launch says --use_fsdp.
+    launch_two(folder, ACCELERATE_USE_FSDP="true", FSDP_SYNC_MODULE_STATES="true")
     return folder
 
 
@@ -86,6 +87,7 @@ def launch_two(folder: Path, **environment: str) -> None:
         },
         capture_output=True,
         text=True,
+        timeout=900,  # processes that disagree wait for each other
     )
     assert done.returncode == 0, done.stderr
     (folder / "said").write_text(done.stderr)
