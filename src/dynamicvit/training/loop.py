@@ -125,7 +125,7 @@ def train(
     optimizer = create_optimizer(student, recipe)
     steps = total_steps(recipe, loader)
     rate = LearningRate(optimizer, recipe, steps)
-    ema = _averaged(model, student, recipe, processes) if recipe.ema else None
+    ema = averaged(model, student, recipe, processes) if recipe.ema else None
     if processes.count > 1:
         loader.set_share(processes.rank, processes.count)
 
@@ -259,7 +259,7 @@ def batches(loader: Batches, start: int, stop: int) -> Iterator[Batch]:
                 return
 
 
-def _averaged(
+def averaged(
     model: DynamicViT, student: DynamicViT, recipe: Recipe, processes: Processes
 ) -> ModelEmaV3:
     """The exponential average of what learns, spread over the processes as that is."""
