@@ -212,7 +212,7 @@ def launched_processes(device: torch.device | str = "cpu", *, sharded: bool = Fa
             "accelerate launch, or leave --shard (--use_fsdp) out"
         )
     for name, (values, instead) in _FSDP_SETTINGS.items() if sharded else ():
-        wanted = os.environ.get(name, values[0])
+        wanted = os.environ.get(name) or values[0]
         if wanted.lower() not in [value.lower() for value in values]:
             raise InputError(f"{name.lower()} {wanted}: {instead}")
     asked = [name for flag, name in _ENGINES.items() if _is_set(flag)]
