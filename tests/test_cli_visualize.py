@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from typer.testing import CliRunner
 
 from dynamicvit import DynamicViT, InputError, sparsify
-from dynamicvit.cli import app
+from dynamicvit.cli import app, inference
 from dynamicvit.cli import visualize as command
 
 Main = Callable[..., int]
@@ -43,7 +43,7 @@ def asked(model: DynamicViT, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         asked.update(name=name, **arguments)
         return model
 
-    monkeypatch.setattr(command, "load_model", load_model)
+    monkeypatch.setattr(inference, "load_model", load_model)
     return asked
 
 
@@ -205,7 +205,7 @@ def test_bad_places_are_refused_before_any_work(
     def load_model(*_: object, **__: object) -> DynamicViT:
         raise AssertionError("nothing should be loaded")
 
-    monkeypatch.setattr(command, "load_model", load_model)
+    monkeypatch.setattr(inference, "load_model", load_model)
     file = photos / "dog.jpg"
     before = files_in(tmp_path)
 
@@ -258,7 +258,7 @@ def test_errors_of_loading_end_the_command(
     def load_model(*_: object, **__: object) -> DynamicViT:
         raise InputError("no such model")
 
-    monkeypatch.setattr(command, "load_model", load_model)
+    monkeypatch.setattr(inference, "load_model", load_model)
     assert main(photos, "-m", "deti", "-o", tmp_path / "out") == 2
     assert capsys.readouterr().err == "dynamicvit: no such model\n"
     assert not (tmp_path / "out").exists()

@@ -214,8 +214,9 @@ def to_image(values: Tensor, index: Tensor | None, num_patches: int, fill: float
 
 def survivors(tokens: Tokens, num_patches: int) -> Tensor:
     """``(B, N)`` bool: which original patches the held tokens have the places of."""
-    ones = torch.ones(tokens.patches.shape[:2], dtype=torch.bool, device=tokens.x.device)
-    return to_image(ones, tokens.index, num_patches, fill=False)
+    ones = torch.ones(tokens.patches.shape[:2], device=tokens.x.device)
+    # By way of floats: TensorRT does not scatter booleans.
+    return to_image(ones, tokens.index, num_patches) > 0
 
 
 def groups_of(tokens: Tokens, num_patches: int) -> Tensor:

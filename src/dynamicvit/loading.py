@@ -42,6 +42,7 @@ from dynamicvit.weights import first_line, load_exactly, read_weights
 _HUB_PREFIX = "hf-hub:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+_EXPORTED_SUFFIXES = (".onnx", ".xml", ".pt2")
 #: Weights whose first dimension is the number of classes; the second is DeiT distilled's.
 _CLASSIFIERS = ("head", "head_dist")
 #: What may be given where timm's pretrained weights can't be had.
@@ -88,6 +89,8 @@ def load_model(
     """
     name = str(name_or_path)
     path = Path(name)
+    if path.suffix.lower() in _EXPORTED_SUFFIXES:
+        raise InputError(f"{name} is an exported file, for eval and visualize; give its model")
     weights = None if checkpoint is None else _Checkpoint.read(checkpoint)
     if weights is not None and is_released(weights.tensors):
         keep_ratio, _ = find_keep_ratio(keep_ratio, weights.metadata, Path(weights.source).name)

@@ -89,7 +89,7 @@ class Tokens:
     def _with_prefix(self, values: Tensor | None) -> Tensor | None:
         if values is None:
             return None
-        return torch.cat([values.new_ones(len(values), self.num_prefix), values], dim=1)
+        return torch.cat([values.new_ones(values.shape[0], self.num_prefix), values], dim=1)
 
     def with_x(self, x: Tensor, heads: Heads | None = None) -> Tokens:
         """The same tokens after a block: new values, same bookkeeping."""

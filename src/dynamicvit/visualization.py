@@ -27,6 +27,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_co
 from torch import Tensor
 
 from dynamicvit.errors import InputError
+from dynamicvit.inference import PrunedClassifier
 from dynamicvit.model import DynamicViT, PrunedOutput
 
 #: One picture holds at most this many images: Agg draws nothing beyond 65,535 pixels.
@@ -89,7 +90,7 @@ def score_map(keep_scores: Tensor, grid: tuple[int, int]) -> Tensor:
     return scores.exp().masked_fill(scores.isneginf(), float("nan"))
 
 
-def denormalise(images: Tensor, model: DynamicViT) -> Tensor:
+def denormalise(images: Tensor, model: PrunedClassifier) -> Tensor:
     """Undo the normalisation that the model's weights expect.
 
     Args:
@@ -108,12 +109,17 @@ def denormalise(images: Tensor, model: DynamicViT) -> Tensor:
 # ---------------------------------------------------------------- names of classes
 
 
-def class_names(model: DynamicViT) -> list[str]:
-    """Names of the model's classes.
+def class_names(model: PrunedClassifier) -> list[str]:
+    """Names of the model's classes, or ``"class 0"``, ``"class 1"``, ... if nobody knows them."""
+    names = known_class_names(model)
+    return [f"class {index}" for index in range(model.num_classes)] if names is None else names
+
+
+def known_class_names(model: PrunedClassifier) -> list[str] | None:
+    """Names of the model's classes, or ``None``.
 
     From ``label_descriptions`` or ``label_names`` of its ``pretrained_cfg``; else from the number
-    of classes where that tells which ImageNet it is (1,000 and the ImageNet-21k sets); else
-    ``"class 0"``, ``"class 1"``, ...
+    of classes where that tells which ImageNet it is (1,000 and the ImageNet-21k sets).
     """
     count = model.num_classes
     config = model.pretrained_cfg or {}
@@ -127,7 +133,7 @@ def class_names(model: DynamicViT) -> list[str]:
     subset = infer_imagenet_subset({"num_classes": count})
     if subset is not None:
         return list(ImageNetInfo(subset).label_descriptions())
-    return [f"class {index}" for index in range(count)]
+    return None
 
 
 class Prediction(NamedTuple):

@@ -65,8 +65,8 @@ def pair_bias(bias: Tensor | None, tokens: Tokens) -> Tensor | None:
     own = tokens.num_prefix - tokens.added
     index = tokens.index
     if index is None:
-        index = torch.arange(tokens.num_patches, device=bias.device).expand(len(tokens.x), -1)
-    prefix = torch.arange(own, device=bias.device).expand(len(index), -1)
-    added = prefix.new_zeros(len(index), tokens.added)
+        index = torch.arange(tokens.num_patches, device=bias.device).expand(tokens.x.shape[0], -1)
+    prefix = torch.arange(own, device=bias.device).expand(index.shape[0], -1)
+    added = prefix.new_zeros(index.shape[0], tokens.added)
     place = torch.cat([prefix, added, index + own], dim=1)
     return bias[:, place[:, :, None], place[:, None, :]].transpose(0, 1)

@@ -1,5 +1,25 @@
 """Importing this module registers every command on the app."""
 
-from dynamicvit.cli import backbones, bench, compare, convert, demo, evaluate, train, visualize
+from dynamicvit.cli import (
+    backbones,
+    bench,
+    compare,
+    convert,
+    demo,
+    evaluate,
+    export,
+    train,
+    visualize,
+)
 
-__all__ = ["backbones", "bench", "compare", "convert", "demo", "evaluate", "train", "visualize"]
+__all__ = [
+    "backbones",
+    "bench",
+    "compare",
+    "convert",
+    "demo",
+    "evaluate",
+    "export",
+    "train",
+    "visualize",
+]

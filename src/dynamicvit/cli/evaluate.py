@@ -14,6 +14,7 @@ from torch import nn
 
 from dynamicvit.cli import app
 from dynamicvit.cli.console import check_json, main_console, progress_bar, say, write_json
+from dynamicvit.cli.inference import load_for_inference
 from dynamicvit.cli.options import (
     Checkpoint,
     ClassMapOption,
@@ -39,7 +40,8 @@ from dynamicvit.cli.options import (
 from dynamicvit.data import ImageData, Loader, class_map_for, eval_transform
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation import EvaluationResult, evaluate
-from dynamicvit.loading import load_backbone, load_model, set_image_size
+from dynamicvit.inference import PrunedClassifier
+from dynamicvit.loading import load_backbone, set_image_size
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import DenseNetwork
 from dynamicvit.processes import Processes, launched_precision, launched_processes
@@ -99,13 +101,18 @@ def eval_command(
     if not images.labelled and not compare_dense:
         raise InputError(f"{data} has no labels to count right answers by: add --compare-dense")
     model_name = chosen_model(model_name, released)
-    model = load_model(
-        model_name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=not no_pretrained
+    model, size = load_for_inference(
+        model_name,
+        checkpoint=checkpoint,
+        keep_ratio=keep_ratio,
+        image_size=size,
+        precision=precision,
+        pretrained=not no_pretrained,
     )
     if model.num_classes < 1:
         raise InputError(f"{model_name} has no classifier, so there is no answer to evaluate")
-    teacher = _teacher(model, dense_checkpoint, size) if compare_dense else None
-    size = set_image_size(model, size)
+    network = _dense(model, model_name) if dense else model
+    teacher = _teacher(model, model_name, dense_checkpoint, size) if compare_dense else None
     origin = None
     if images.labelled:
         chosen = class_map_for(images, model.num_classes, class_map)
@@ -115,7 +122,7 @@ def eval_command(
     model.to(processes.device)
     processes.equalise(model)  # what is random in it, without trained weights, is the same in all
     result = _with_progress(
-        DenseNetwork(model) if dense else model,
+        network,
         Loader(images, batch_size, num_workers=workers),
         dense=teacher,
         processes=processes,
@@ -147,10 +154,26 @@ def eval_command(
 # ---------------------------------------------------------------- the models
 
 
-def _teacher(model: DynamicViT, checkpoint: Path | None, size: tuple[int, int] | None) -> nn.Module:
+def _dense(model: PrunedClassifier, name: str) -> nn.Module:
+    """The dense network inside a model.
+
+    Raises:
+        InputError: if there is none inside.
+    """
+    if not isinstance(model, DynamicViT):
+        raise InputError(
+            f"{name} is an exported file and holds no dense network; --dense-checkpoint FILE "
+            "compares with one"
+        )
+    return DenseNetwork(model)
+
+
+def _teacher(
+    model: PrunedClassifier, name: str, checkpoint: Path | None, size: tuple[int, int]
+) -> nn.Module:
     """What to agree with: the model's own backbone, or the same architecture with other weights."""
     if checkpoint is None:
-        return DenseNetwork(model)
+        return _dense(model, name)
     architecture = model.pretrained_cfg.get("architecture")
     if not architecture:
         raise InputError(

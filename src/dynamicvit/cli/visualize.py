@@ -15,6 +15,7 @@ from timm.data.readers.img_extensions import get_img_extensions, is_img_extensio
 
 from dynamicvit.cli import app
 from dynamicvit.cli.console import check_folder
+from dynamicvit.cli.inference import load_for_inference
 from dynamicvit.cli.options import (
     Checkpoint,
     CropPct,
@@ -29,7 +30,7 @@ from dynamicvit.cli.options import (
 )
 from dynamicvit.data import eval_transform
 from dynamicvit.errors import InputError
-from dynamicvit.loading import load_model, set_image_size
+from dynamicvit.inference import PrunedClassifier
 from dynamicvit.model import DynamicViT, PrunedOutput
 from dynamicvit.prediction import PredictionModule
 from dynamicvit.visualization import class_names, denormalise, figure, save_figure, top_classes
@@ -58,10 +59,14 @@ def visualize(
     check_folder(output)
     sources = _find_images(images)
     model_name = chosen_model(model_name, released)
-    model = load_model(
-        model_name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=not no_pretrained
+    model, size = load_for_inference(
+        model_name,
+        checkpoint=checkpoint,
+        keep_ratio=keep_ratio,
+        image_size=size,
+        pretrained=not no_pretrained,
     )
-    transform = eval_transform(model, set_image_size(model, size), crop_pct)
+    transform = eval_transform(model, size, crop_pct)
     names = class_names(model)
     failed = 0
     for source, target in zip(sources, _targets(sources, output), strict=True):
@@ -84,11 +89,12 @@ def visualize(
 
 @torch.inference_mode()
 def _draw(
-    model: DynamicViT, batch: torch.Tensor, names: Sequence[str], source: Path, target: Path
+    model: PrunedClassifier, batch: torch.Tensor, names: Sequence[str], source: Path, target: Path
 ) -> None:
     """Draw one image, ``(1, C, H, W)`` normalised, and print what the model says."""
     pruned = model.forward_pruned(batch)
-    dense_logits = model.forward_dense(batch).logits
+    # An exported file has no dense network.
+    dense_logits = model.forward_dense(batch).logits if isinstance(model, DynamicViT) else None
     picture = figure(
         denormalise(batch, model), pruned, names=names or None, dense_logits=dense_logits
     )
@@ -99,6 +105,8 @@ def _draw(
         return
     for guess in top_classes(pruned.logits[0], names):
         typer.echo(f"  {guess.probability:6.1%}  {guess.name}")
+    if dense_logits is None:
+        return
     [dense] = top_classes(dense_logits[0], names, k=1)
     typer.echo(f"  dense: {dense.name} ({dense.probability:.1%})")
 
@@ -183,7 +191,9 @@ def _targets(sources: Sequence[Path], folder: Path) -> list[Path]:
 # ---------------------------------------------------------------- the model
 
 
-def _untrained(model: DynamicViT) -> bool:
+def _untrained(model: PrunedClassifier) -> bool:
     """Whether the prediction modules are as initialised: with biases of exactly zero."""
+    if not isinstance(model, DynamicViT):  # they can't be looked into
+        return False
     own = (module for module in model.predictors.modules() if isinstance(module, PredictionModule))
     return any(not module.head[-1].bias.any() for module in own)

@@ -1,0 +1,56 @@
+"""A model to run and not to change: in PyTorch, or an exported file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dynamicvit.errors import InputError
+from dynamicvit.export import ExportedModel, is_exported, load_exported
+from dynamicvit.loading import load_model, set_image_size
+from dynamicvit.model import DynamicViT
+
+
+def load_for_inference(
+    name: str,
+    *,
+    checkpoint: Path | None = None,
+    keep_ratio: float | None = None,
+    image_size: tuple[int, int] | None = None,
+    precision: str = "fp32",
+    pretrained: bool = True,
+) -> tuple[DynamicViT | ExportedModel, tuple[int, int]]:
+    """The model that a user names, and the height and width of the images that it takes.
+
+    Args:
+        name: as for :func:`~dynamicvit.loading.load_model`, or an exported file.
+        checkpoint: likewise.
+        keep_ratio: likewise.
+        image_size: height and width; by default the model's own.
+        precision: to run in.
+        pretrained: as for ``load_model``.
+
+    Raises:
+        InputError: as ``load_model`` does, and for what is fixed in an exported file.
+    """
+    if not is_exported(name):
+        model = load_model(
+            name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=pretrained
+        )
+        return model, set_image_size(model, image_size)
+    if checkpoint is not None:
+        raise InputError(f"{name} has its weights: leave --checkpoint {checkpoint} out")
+    if keep_ratio is not None:
+        raise InputError(
+            f"the keep ratio of {name} is fixed: leave --keep-ratio {keep_ratio} out, or export "
+            "the model again with it"
+        )
+    if precision != "fp32":
+        raise InputError(f"{name} runs in fp32: leave --precision {precision} out")
+    exported = load_exported(name)
+    height, width = exported.description.input_size[1:]
+    if image_size not in (None, (height, width)):
+        raise InputError(
+            f"the images of {name} have {height}x{width} pixels: leave --image-size out, or export "
+            "the model again with it"
+        )
+    return exported, (height, width)

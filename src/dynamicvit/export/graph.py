@@ -1,0 +1,54 @@
+"""The pruned path as one graph of plain tensors: constant k, no control flow, any batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from dynamicvit.decisions import top_k
+from dynamicvit.export.description import Description
+from dynamicvit.model import DynamicViT
+from dynamicvit.networks import eval_mode
+
+
+class Graph(nn.Module):
+    """What is exported.
+
+    Args:
+        model: the model.
+        kept: k of each stage.
+    """
+
+    def __init__(self, model: DynamicViT, kept: tuple[int, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.kept = kept
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Logits ``(B, classes)``, then for each stage the patches kept, ``(B, k)`` int64.
+
+        Patches are numbered in image order, row by row, and ascend.
+
+        Args:
+            images: ``(B, channels, height, width)``, normalised.
+        """
+        output = self.model.forward_pruned(images)
+        survived = zip(output.survived, self.kept, strict=True)
+        # The k ones among zeros and ones: their places without nonzero(), whose size is unknown.
+        return output.logits, *(top_k(places.to(torch.float32), k) for places, k in survived)
+
+
+def trace(model: DynamicViT, description: Description) -> ExportedProgram:
+    """The model's graph, by ``torch.export``.
+
+    Args:
+        model: on the CPU, in float32.
+        description: its image size and batch.
+    """
+    graph = Graph(model, description.kept)
+    # With one image torch.export would take the batch for a constant.
+    images = torch.zeros(description.batch or 2, *description.input_size)
+    dynamic = None if description.batch else {"images": {0: Dim("batch", min=1)}}
+    with eval_mode(model), torch.no_grad():
+        return torch.export.export(graph.eval(), (images,), dynamic_shapes=dynamic)

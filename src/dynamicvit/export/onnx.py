@@ -1,0 +1,119 @@
+"""ONNX, written by torch's exporter and run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from dynamicvit.errors import InputError
+from dynamicvit.export.description import KEY, Description
+from dynamicvit.export.optional import need
+from dynamicvit.export.runner import Runner
+from dynamicvit.weights import first_line
+
+#: The exporter's own, and the least that is supported: what it writes needs no conversion.
+OPSET = 18
+
+_EXTRA = "onnx"
+
+
+def ready() -> None:
+    """See to it that ONNX files can be written, and run to be checked.
+
+    Raises:
+        InputError: if a package is missing.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        need(package, _EXTRA)
+
+
+def write(
+    program: ExportedProgram, description: Description, path: Path, opset: int | None = None
+) -> None:
+    """Write a ``.onnx`` file; weights beyond 2 GB go beside it.
+
+    Args:
+        program: the graph.
+        description: kept in ``metadata_props``.
+        path: where to.
+        opset: version of the operators; by default :data:`OPSET`.
+
+    Raises:
+        InputError: if the exporter does not write this opset.
+    """
+    opset = OPSET if opset is None else opset
+    with _quiet():
+        onnx = torch.onnx.export(
+            program,
+            input_names=["images"],
+            output_names=description.outputs,
+            opset_version=opset,
+            dynamo=True,
+            verbose=False,
+        )
+    assert onnx is not None
+    if onnx.model.opset_imports[""] != opset:
+        raise InputError(f"torch {torch.__version__} writes no opset {opset}; {OPSET} it does")
+    if description.batch is None:  # torch calls it s34 or the like
+        shape = onnx.model.graph.inputs[0].shape
+        assert shape is not None
+        onnx.rename_axes({shape[0]: "batch"})
+    onnx.model.metadata_props[KEY] = description.to_json()
+    onnx.save(path)
+
+
+def check_opset(opset: int | None) -> None:
+    """Refuse an opset that is too old.
+
+    Raises:
+        InputError: naming it.
+    """
+    if opset is not None and opset < OPSET:
+        raise InputError(f"opset {opset} is too old: {OPSET} or later")
+
+
+def read(path: Path) -> tuple[Runner, Description]:
+    """A session on the CPU, with as many threads as torch has.
+
+    Raises:
+        InputError: if ONNX Runtime is missing or refuses the file.
+    """
+    runtime = need("onnxruntime", _EXTRA)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own classes, which it does not export
+        raise InputError(f"{path} can't be read by ONNX Runtime ({first_line(error)})") from error
+    entries = session.get_modelmeta().custom_metadata_map
+    description = Description.from_json(entries.get(KEY), path)
+
+    def run(images: Tensor) -> list[Tensor]:
+        found = session.run(description.outputs, {"images": images.numpy()})
+        return [torch.from_numpy(value) for value in found]
+
+    return run, description
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says about its own insides."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,75 @@
+"""OpenVINO's intermediate representation: an ``.xml`` file, and its weights in a ``.bin``."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from dynamicvit.errors import InputError
+from dynamicvit.export.description import KEY, Description
+from dynamicvit.export.optional import need
+from dynamicvit.export.runner import Runner
+from dynamicvit.weights import first_line
+
+_EXTRA = "openvino"
+
+
+def ready() -> None:
+    """See to it that OpenVINO is here.
+
+    Raises:
+        InputError: if it is missing.
+    """
+    need("openvino", _EXTRA)
+
+
+def write(program: ExportedProgram, description: Description, path: Path) -> None:
+    """Write the graph and, beside it, its weights in float32.
+
+    Args:
+        program: the graph.
+        description: kept in the graph's ``rt_info``.
+        path: of the ``.xml``.
+    """
+    openvino = need("openvino", _EXTRA)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = openvino.convert_model(program)
+    model.reshape([description.batch or -1, *description.input_size])
+    model.inputs[0].get_tensor().set_names({"images"})
+    for output, name in zip(model.outputs, description.outputs, strict=True):
+        output.get_tensor().set_names({name})
+    model.set_rt_info(description.to_json(), [KEY])
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def read(path: Path) -> tuple[Runner, Description]:
+    """The graph compiled for the CPU in float32, with as many threads as torch has.
+
+    Raises:
+        InputError: if OpenVINO is missing or refuses the file.
+    """
+    openvino = need("openvino", _EXTRA)
+    core = openvino.Core()
+    try:
+        model = core.read_model(path)
+    except RuntimeError as error:
+        raise InputError(f"{path} can't be read by OpenVINO ({first_line(error)})") from error
+    entry = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
+    description = Description.from_json(entry, path)
+    # Left to itself it takes bfloat16 where the CPU has it, and ranks patches by that.
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    compiled = core.compile_model(model, "CPU", settings)
+
+    def run(images: Tensor) -> list[Tensor]:
+        found = compiled({"images": images.numpy()})
+        return [torch.from_numpy(found[name].copy()) for name in description.outputs]
+
+    return run, description

@@ -1,0 +1,124 @@
+"""An exported file as a model, for evaluation and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynamicvit.errors import InputError
+from dynamicvit.export.description import Description
+from dynamicvit.export.runner import Runner
+from dynamicvit.export.targets import FORMATS, format_of
+from dynamicvit.model import PrunedOutput
+from dynamicvit.schedule import Schedule
+
+
+class ExportedModel(nn.Module):
+    """A file's runtime with the face of a :class:`~dynamicvit.DynamicViT` in ``eval()``.
+
+    It computes on the CPU in float32, and gives its answers where the images were.
+
+    Args:
+        run: the runtime.
+        description: what the file says of itself.
+
+    Attributes:
+        description: the same.
+    """
+
+    def __init__(self, run: Runner, description: Description) -> None:
+        super().__init__()
+        self.description = description
+        self._run = run
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, classes)``.
+
+        Args:
+            images: ``(B, channels, height, width)``, normalised.
+        """
+        return self.outputs(images)[0]
+
+    def forward_pruned(self, images: Tensor) -> PrunedOutput:
+        """Logits, and which patches survived; the file does not give keep scores.
+
+        Args:
+            images: ``(B, channels, height, width)``, normalised.
+        """
+        logits, *kept = self.outputs(images)
+        rows, columns = self.description.grid
+        nothing = torch.zeros(len(images), rows * columns, dtype=torch.bool, device=images.device)
+        survived = tuple(nothing.scatter(1, places, True) for places in kept)
+        return PrunedOutput(logits, survived, (), self.description.grid)
+
+    def outputs(self, images: Tensor) -> list[Tensor]:
+        """What the file gives: logits ``(B, classes)``, and for each stage ``(B, k)`` int64.
+
+        Args:
+            images: ``(B, channels, height, width)``, normalised; B may be any number, also where
+                the file takes batches of one size only.
+
+        Raises:
+            InputError: for images of another size.
+        """
+        size = self.description.input_size
+        if images.ndim != 4 or images.shape[1:] != size or not len(images):
+            wanted = ", ".join(map(str, size))
+            raise InputError(f"images must be (batch, {wanted}), got {tuple(images.shape)}")
+        batches = images.detach().float().cpu().split(self.description.batch or len(images))
+        parts = zip(*(self._fill_and_run(batch) for batch in batches), strict=True)
+        return [torch.cat(part).to(images.device) for part in parts]
+
+    def _fill_and_run(self, images: Tensor) -> list[Tensor]:
+        missing = (self.description.batch or len(images)) - len(images)
+        full = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
+        return [output[: len(images)] for output in self._run(full.contiguous())]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.description.num_classes
+
+    @property
+    def in_chans(self) -> int:
+        """Number of image channels."""
+        return self.description.input_size[0]
+
+    @property
+    def schedule(self) -> Schedule:
+        """Where and how much is dropped."""
+        return self.description.schedule
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """Preprocessing and labels, as timm describes them."""
+        about = self.description
+        return {
+            "architecture": about.model,
+            "num_classes": about.num_classes,
+            "input_size": about.input_size,
+            "mean": about.mean,
+            "std": about.std,
+            "interpolation": about.interpolation,
+            "crop_pct": about.crop_pct,
+            "crop_mode": about.crop_mode,
+            "label_names": about.labels,
+        }
+
+
+def load_exported(path: str | Path) -> ExportedModel:
+    """A file that :func:`~dynamicvit.export.export` wrote, ready to run on the CPU.
+
+    Args:
+        path: its ``.onnx``, ``.xml`` or ``.pt2``. A ``.pt2`` may hold code: open your own only.
+
+    Raises:
+        InputError: if there is no such file, it is not one of ours, or its runtime is missing.
+    """
+    target = FORMATS[format_of(path)]
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    return ExportedModel(*target.read(Path(path))).eval()

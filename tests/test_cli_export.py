@@ -1,0 +1,148 @@
+"""`dynamicvit export`, and the commands that run its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dynamicvit import DynamicViT
+from dynamicvit.cli import export as module
+from dynamicvit.data import eval_transform
+from dynamicvit.export import ExportMismatchError, export
+from dynamicvit.visualization import top_classes
+from families import DEIT
+
+Main = Callable[..., int]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> DynamicViT:
+    return DEIT.sparse(depth=3, stages=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def saved(model: DynamicViT, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def file(model: DynamicViT, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "model.pt2"
+    export(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(model: DynamicViT, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many class folders as the model has classes, an image or two in each."""
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for index in range(10):
+        path = root / f"class{index % model.num_classes}" / f"{index:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        pixels = torch.randint(256, (5, 6, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).resize((90, 70)).save(path)
+    return root
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on standard error, without the command's name."""
+    error = capsys.readouterr().err
+    assert error.startswith("dynamicvit: ")
+    assert error.count("\n") == 1
+    return error.removeprefix("dynamicvit: ").strip()
+
+
+def test_export(saved: Path, folder: Path, tmp_path: Path, command: Main, capsys) -> None:
+    file = tmp_path / "small.pt2"
+    words = (saved, "-o", file, "--keep-ratio", 0.5, "--batch", 3, "--check", folder)
+    assert command("export", *words) == 0
+    said = capsys.readouterr().out
+    assert f"checked on 10 images of {folder}" in said
+    assert "the same patches kept" in said
+    assert command("eval", folder, "--model", file, "--workers", 0, "--json", "-") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["keep_ratios"] == pytest.approx([0.5, 0.25])
+    assert found["images"] == 10
+
+
+def test_eval_runs_a_file_as_the_model(
+    saved: Path, file: Path, folder: Path, command: Main, capsys
+) -> None:
+    def numbers(name: Path) -> dict:
+        assert command("eval", folder, "--model", name, "--workers", 0, "--json", "-") == 0
+        return json.loads(capsys.readouterr().out)
+
+    own, exported = numbers(saved), numbers(file)
+    for key in ("top1", "top5", "images", "image_size", "stages", "keep_ratios"):
+        assert exported[key] == own[key]
+
+
+def test_visualize_runs_a_file(
+    model: DynamicViT, file: Path, folder: Path, tmp_path: Path, command: Main, capsys
+) -> None:
+    image = folder / "class0" / "00.png"
+    assert command("visualize", image, "--model", file, "-o", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert (tmp_path / "00_dynamicvit.png").is_file()
+    kept = ", ".join(map(str, model.schedule.kept(DEIT.num_patches)))
+    assert f"kept {kept} of {DEIT.num_patches} patches" in said
+    with torch.no_grad():
+        logits = model(eval_transform(model)(Image.open(image))[None])[0]
+    [best] = top_classes(logits, [f"class {index}" for index in range(model.num_classes)], k=1)
+    assert f"{best.probability:.1%}  {best.name}" in said
+    assert "dense:" not in said
+
+
+def test_a_file_that_differs_ends_with_1(
+    saved: Path, tmp_path: Path, command: Main, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mismatch(*_: object, **__: object) -> None:
+        raise ExportMismatchError("logits differ")
+
+    monkeypatch.setattr(module, "export_model", mismatch)
+    file = tmp_path / "small.pt2"
+    assert command("export", saved, "-o", file) == 1
+    assert one_line(capsys) == f"{file} is not written: logits differ"
+
+
+def test_bad_input_is_one_line_and_exit_code_2(
+    saved: Path, file: Path, folder: Path, tmp_path: Path, command: Main, capsys
+) -> None:
+    out = tmp_path / "a.pt2"
+    of_file = ("eval", folder, "--model", file, "--workers", 0)
+    for words, said in (
+        (("export", saved, "-o", tmp_path / "a.tflite"), "ends in .onnx, .xml, .pt2"),
+        (("export", saved, "-o", out, "--format", "onnx"), "ends in .onnx"),
+        (("export", saved, "-o", tmp_path / "a.onnx", "--opset", 11), "opset 11 is too old"),
+        (("export", saved, "-o", out, "--opset", 18), "only ONNX"),
+        (("export", saved, "-o", out, "--batch", 0), "got 0"),
+        (("export", saved, "-o", out, "--image-size", 30), "multiples of its 16x16 patches"),
+        (("export", saved, "-o", out, "--check", tmp_path / "no"), "no does not exist"),
+        (("export", saved, "-o", tmp_path / "no" / "a.pt2"), "does not exist"),
+        (("export", file, "-o", out), "is an exported file already"),
+        (("export", "-o", out), "Missing option '--model'"),
+        (("export", saved, "--model", saved, "-o", out), "both name a model"),
+        (("eval", folder, "--model", out), "a.pt2: no such file"),
+        ((*of_file, "--keep-ratio", 0.5), "keep ratio of"),
+        ((*of_file, "--image-size", 128), "64x80 pixels"),
+        ((*of_file, "--precision", "bf16"), "runs in fp32"),
+        ((*of_file, "--checkpoint", "a.pth"), "leave --checkpoint"),
+        ((*of_file, "--compare-dense"), "holds no dense network"),
+        ((*of_file, "--dense"), "holds no dense network"),
+    ):
+        assert command(*words) == 2
+        assert said in one_line(capsys), words
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,50 @@
+"""The code of docs/export.md runs, and gives what the model gives."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from dynamicvit.data import eval_transform
+from dynamicvit.export.description import describe
+from dynamicvit.export.graph import trace
+from dynamicvit.export.targets import FORMATS
+from families import DEIT
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "export.md"
+CODE = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.M)
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@torch.no_grad()
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(load_sample_image("china.jpg")).resize((333, 217)).save("photo.jpg")
+    model = DEIT.sparse(img_size=64)
+    description = describe(model, crop_pct=0.875)
+    program = trace(model, description)
+    for name in ("onnx", "openvino", "torch"):
+        FORMATS[name].write(program, description, Path(f"model{FORMATS[name].suffix}"))
+    expected_input = eval_transform(model, crop_pct=0.875)(Image.open("photo.jpg"))[None]
+    expected = model.forward_pruned(expected_input)
+    names: dict[str, Any] = {}
+    assert len(CODE) == 4
+    for code in CODE[:3]:  # the last one is for another kind of .pt2
+        names["kept"] = names["logits"] = None
+        exec(compile(code, str(PAGE), "exec", dont_inherit=True), names)
+        np.testing.assert_allclose(names["images"], expected_input, atol=1e-5)
+        np.testing.assert_allclose(names["logits"], expected.logits, atol=1e-4)
+    places = expected.survived[-1][0].reshape(expected.grid).nonzero().numpy()
+    found = np.stack([names["rows"], names["columns"]], axis=1)
+    np.testing.assert_array_equal(found, places)
+    assert capsys.readouterr().out.strip() == str(int(expected.logits[0].argmax()))
