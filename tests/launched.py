@@ -1,21 +1,34 @@
-"""What each process of a launched run does: ``torchrun launched.py FOLDER``; the tests compare."""
+"""What each process of a launched run does: ``torchrun launched.py FOLDER``; the tests compare.
+
+As ``accelerate launch --use_fsdp`` asks, by a variable, the processes share the weights too.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from dynamicvit import DynamicViT
 from dynamicvit.data import Batch
 from dynamicvit.evaluation import evaluate
-from dynamicvit.processes import launched_processes
+from dynamicvit.processes import Processes, launched_processes
 from dynamicvit.training import Progress, Recipe, train
 from dynamicvit.training.checkpoint import holds_run
 from dynamicvit.training.held_out import HeldOut
+from dynamicvit.training.optimizer import create_optimizer
+from dynamicvit.training.step import Split, Step
+from dynamicvit.training.stopping import Interrupted
+from dynamicvit.training.teachers import teachers_for
 from families import DEIT
 from memory import Memory, paper, small
 
@@ -32,9 +45,13 @@ RUNS: Sequence[tuple[str, Recipe, int]] = (
 
 #: The first of them, stopped half-way by one process.
 RESUMED = "resumed"
+#: The last of them, with averaged weights: stopped half-way by one process, and by several.
+GATHERED, SPREAD = "gathered", "spread"
+#: The first of them, in three passes, for which one of the processes has too few images.
+PASSES = "passes"
 
 
-def run(name: str, folder: Path, accumulate: int = 1, stop: int = STEPS) -> None:
+def run(name: str, folder: Path, accumulate: int = 1, stop: int = STEPS) -> DynamicViT:
     """One of the runs, in as many processes as were launched; from where it was stopped."""
     _, recipe, batch = next(row for row in RUNS if row[0] == name)
     processes = launched_processes()
@@ -56,6 +73,52 @@ def run(name: str, folder: Path, accumulate: int = 1, stop: int = STEPS) -> None
         accumulate=accumulate,
         on_step=interrupt,
     )
+    return model
+
+
+def spread(folder: Path) -> None:
+    """The runs of processes that share the weights."""
+    for name, _, _ in RUNS:
+        weights = run(name, folder / name).state_dict()
+        torch.save(weights, folder / name / f"weights{launched_processes().rank}.pt")
+    run(RUNS[0][0], folder / PASSES, accumulate=3)
+    run(RUNS[-1][0], folder / GATHERED)
+    with suppress(Interrupted):
+        run(RUNS[-1][0], folder / SPREAD, stop=STEPS // 2)
+    held = hold(launched_processes())
+    (folder / f"held{launched_processes().rank}.json").write_text(json.dumps(held))
+
+
+def hold(processes: Processes) -> dict[str, Any]:
+    """What a process holds after a step, in bytes, and what an infinite gradient of one does."""
+    _, recipe, _ = RUNS[0]
+    model = DEIT.sparse().train()
+    teachers = teachers_for(model, recipe)
+    student = processes.student(model)
+    optimizer = create_optimizer(student, recipe)
+    step = Step(student, teachers, recipe, processes)
+    batch = next(iter(Memory(batch=2)))
+    step.backward(batch, Split(0, 2 * processes.rank, 2 * processes.count))
+    optimizer.step()
+    learned = [p for p in student.parameters() if p.grad is not None]
+    moments = [value for state in optimizer.state.values() for value in state.values()]
+    held = [*student.parameters(), *(p.grad for p in learned), *moments]
+    size = sum(_own(value).nbytes for value in held)
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    scaler.scale(torch.zeros(()))  # the first makes the scale
+    if processes.rank == processes.count - 1:
+        next(_own(p.grad) for p in learned if _own(p.grad).numel())[0] = math.inf
+    before = [_own(p).detach().clone() for p in learned]
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    left_out = all(map(torch.equal, before, map(_own, learned)))
+    return {"bytes": size, "scale": scaler.get_scale(), "left_out": left_out}
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def count(folder: Path) -> None:
@@ -79,8 +142,11 @@ class Unreadable(Memory):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    for name, _, _ in RUNS:
-        run(name, folder / name)
-    run(RUNS[0][0], folder / RESUMED)
-    count(folder)
+    if launched_processes().holders > 1:
+        spread(folder)
+    else:
+        for name, _, _ in RUNS:
+            run(name, folder / name)
+        run(RUNS[0][0], folder / RESUMED)
+        count(folder)
     launched_processes().close()

@@ -420,6 +420,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         ((flat, *run_with_model, "--threads", 0), "threads are at least 1, got 0"),
         ((flat, *run_with_model, "--precision", "fp8"), "'fp8'"),
         ((flat, *run_with_model, "--resume"), "holds no checkpoint.pt to go on from"),
+        ((flat, *run_with_model, "--shard"), "start several with torchrun"),
         ((flat, *run_with_model, "--stricct"), "No such option: --stricct"),
         ((flat, *run_with_model, "-o", tmp_path / "file"), "is not a folder"),
         ((flat, *run_with_model, "-o", tmp_path / "file" / "out"), "is not a folder"),

@@ -69,7 +69,7 @@ def own_image_size(model: nn.Module) -> tuple[int, int]:
     Of a network that no adapter covers: what timm's ``pretrained_cfg`` says, or 224.
     """
     backbone = backbone_of(model)
-    adapter = supported(backbone)
+    adapter = _adapter_of(model)
     if adapter is not None:
         return adapter.image_size(backbone)
     config = getattr(backbone, "pretrained_cfg", None) or {}
@@ -79,8 +79,14 @@ def own_image_size(model: nn.Module) -> tuple[int, int]:
 def image_channels(model: nn.Module) -> int:
     """Number of channels of the images that a network takes."""
     backbone = backbone_of(model)
-    adapter = supported(backbone)
+    adapter = _adapter_of(model)
     return getattr(backbone, "in_chans", 3) if adapter is None else adapter.in_chans(backbone)
+
+
+def _adapter_of(model: nn.Module) -> Adapter | None:
+    """The adapter that a DynamicViT was made with: its blocks may have other classes by now."""
+    core = core_of(model)
+    return core._adapter if isinstance(core, DynamicViT) else supported(core)
 
 
 @contextmanager

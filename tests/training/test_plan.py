@@ -124,6 +124,14 @@ def test_memory_grows_by_the_same_for_every_image(name: str) -> None:
     assert expected == pytest.approx(held, rel=0.05)
 
 
+def test_what_learns_is_spread_and_teachers_stay_whole() -> None:
+    memory = estimate_memory(DEIT.sparse(), paper("ema=0.99"))
+    spread = memory.spread(2)
+    shared = memory.weights + memory.averaged + memory.gradients + memory.optimizer
+    assert spread.total == pytest.approx(memory.total - shared / 2, abs=4)
+    assert (spread.teacher, spread.activations) == (memory.teacher, memory.activations)
+
+
 def test_weights_are_counted_for_what_holds_them() -> None:
     model = DEIT.sparse()
     size = sum(4 * p.numel() for p in model.parameters())

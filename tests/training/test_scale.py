@@ -17,8 +17,9 @@ import torch
 
 import launched
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.processes import launched_precision, launched_processes
+from dynamicvit.processes import Processes, launched_precision, launched_processes
 from dynamicvit.training import Recipe, train
+from dynamicvit.training.checkpoint import load_checkpoint
 from dynamicvit.training.stopping import Interrupted
 from families import DEIT
 from memory import Memory, paper, small
@@ -55,6 +56,22 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("together")
     with pytest.raises(Interrupted):
         launched.run(NAMES[0], folder / launched.RESUMED, stop=launched.STEPS // 2)
+    launch_two(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every run in two processes of which each holds half of the weights."""
+    folder = tmp_path_factory.mktemp("spread")
+    with pytest.raises(Interrupted):
+        launched.run(NAMES[-1], folder / launched.GATHERED, stop=launched.STEPS // 2)
+    # As accelerate launch says --use_fsdp.
+    launch_two(folder, ACCELERATE_USE_FSDP="true", FSDP_SYNC_MODULE_STATES="true")
+    return folder
+
+
+def launch_two(folder: Path, **environment: str) -> None:
     done = subprocess.run(
         [
             sys.executable,
@@ -62,13 +79,18 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
             launched.__file__,
             folder,
         ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
         capture_output=True,
         text=True,
+        timeout=900,  # processes that disagree wait for each other
     )
     assert done.returncode == 0, done.stderr
     (folder / "said").write_text(done.stderr)
-    return folder
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,6 +101,47 @@ def test_two_processes_follow_one(name: str, alone: Path, together: Path) -> Non
 def test_two_processes_go_on_where_one_was_stopped(alone: Path, together: Path) -> None:
     assert_follows(together / launched.RESUMED, alone / NAMES[0])
     assert "written by 1 process(es), now there are 2" in (together / "said").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_with_half_the_weights_each_follow_one(
+    name: str, alone: Path, spread: Path
+) -> None:
+    assert_follows(spread / name, alone / name)
+
+
+def test_so_they_do_in_more_passes_than_one_has_images(alone: Path, spread: Path) -> None:
+    assert_follows(spread / launched.PASSES, alone / NAMES[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_they_keep_is_whole(name: str, spread: Path) -> None:
+    state = load_checkpoint(spread / name / "checkpoint.pt")
+    for rank in range(2):
+        model = torch.load(spread / name / f"weights{rank}.pt")
+        kept = state.get("ema", state["model"])
+        assert list(model) == list(kept) == list(DEIT.sparse().state_dict())
+        assert all(torch.equal(model[key], kept[key]) for key in kept)
+
+
+def test_they_go_on_where_one_was_stopped_and_one_where_they_were(
+    alone: Path, spread: Path
+) -> None:
+    assert_follows(spread / launched.GATHERED, alone / NAMES[-1])
+    assert len(log_of(spread / launched.SPREAD)) == launched.STEPS // 2
+    launched.run(NAMES[-1], spread / launched.SPREAD)
+    assert_follows(spread / launched.SPREAD, alone / NAMES[-1])
+
+
+def test_each_of_them_holds_half(spread: Path) -> None:
+    whole = launched.hold(Processes())
+    assert whole["left_out"]
+    halves = [json.loads((spread / f"held{rank}.json").read_text()) for rank in range(2)]
+    assert sum(half["bytes"] for half in halves) == pytest.approx(whole["bytes"], rel=1e-3)
+    for half in halves:
+        assert half["bytes"] == pytest.approx(whole["bytes"] / 2, rel=0.05)
+        # Of one process's infinite gradient all hear.
+        assert (half["left_out"], half["scale"]) == (True, whole["scale"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,13 +159,37 @@ def test_each_image_is_counted_once_by_all(together: Path, tmp_path: Path) -> No
         assert result | {"seconds": 0} == expected | {"seconds": 0}
 
 
-@pytest.mark.parametrize("flag", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_what_a_cpu_would_ignore_is_refused(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(flag, "true")
+def test_what_a_cpu_would_ignore_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(InputError, match="does nothing on a CPU"):
         launched_processes("cpu")
     with pytest.raises(InputError, match="is not supported"):
         launched_processes("cuda")
+
+
+def test_one_process_is_not_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="start several"):
+        launched_processes(sharded=True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="start several"):
+        launched_processes()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "instead"),
+    [
+        ("FSDP_OFFLOAD_PARAMS", "true", "can't be offloaded"),
+        ("FSDP_SHARDING_STRATEGY", "HYBRID_SHARD", "only FULL_SHARD"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "--grad-checkpointing"),
+    ],
+)
+def test_what_would_not_be_heard_is_refused(
+    setting: str, value: str, instead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(setting, value)
+    with pytest.raises(InputError, match=f"{setting.lower()} {value}: .*{instead}"):
+        launched_processes(sharded=True)
 
 
 def test_fp16_on_a_cpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

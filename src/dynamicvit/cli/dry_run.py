@@ -55,7 +55,7 @@ def describe_run(
     device = processes.device
     memory = estimate_memory(
         model, recipe, at_a_time, teacher=teacher, device=device, precision=precision
-    )
+    ).spread(processes.holders)
     say(console, dump_recipe(recipe))
     for title, lines in (
         ("data", _data(sources, loader, held_out)),

@@ -104,6 +104,10 @@ def train(
     grad_checkpointing: Annotated[
         bool, typer.Option("--grad-checkpointing", help="Less memory, a third more computation.")
     ] = False,
+    sharded: Annotated[
+        bool,
+        typer.Option("--shard", help="Spread weights and optimiser over the processes (FSDP)."),
+    ] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Refuse to start anew: there must be a run to go on.")
@@ -130,7 +134,7 @@ def train(
     if output is None and not dry_run:
         raise InputError("Missing option '--output' / '-o'.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    processes = launched_processes(device)
+    processes = launched_processes(device, sharded=sharded)
     console = main_console(processes)
     if not processes.is_main:  # its warnings are about the run, which is everyone's
         logging.getLogger("dynamicvit.training").setLevel(logging.ERROR)

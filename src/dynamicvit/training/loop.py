@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from timm.utils import ModelEmaV3
@@ -121,17 +121,18 @@ def train(
     teachers = teachers_for(model, recipe, teacher)
     if teachers.foreign is not None:
         processes.equalise(teachers.foreign.to(processes.device))
-    optimizer = create_optimizer(model, recipe)
+    student = processes.student(model)
+    optimizer = create_optimizer(student, recipe)
     steps = total_steps(recipe, loader)
     rate = LearningRate(optimizer, recipe, steps)
-    ema = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
+    ema = averaged(model, student, recipe, processes) if recipe.ema else None
     if processes.count > 1:
         loader.set_share(processes.rank, processes.count)
 
     folder.mkdir(parents=True, exist_ok=True)
-    with _as_before(model), _compiled(compiled, model, teachers), stop_requests() as stop:
+    with _as_before(student), _compiled(compiled, student, teachers), stop_requests() as stop:
         step = Step(
-            model,
+            student,
             teachers,
             recipe,
             processes,
@@ -142,18 +143,18 @@ def train(
         run = RunState(
             folder,
             recipe,
-            model=model,
+            model=student,
             teachers=teachers,
             optimizer=optimizer,
             ema=ema,
             scaler=step.scaler,
             steps=steps,
             epoch_steps=len(loader),
-            processes=processes.count,
+            processes=processes,
             best=Best() if held_out is None else Best(held_out.measure),
         )
         if resume:
-            run.restore(force=force, is_main=processes.is_main)
+            run.restore(force=force)
         if processes.is_main and (force or not resume):
             (folder / "recipe.yaml").write_text(dump_recipe(recipe))
         if processes.is_main and not resume:
@@ -165,11 +166,12 @@ def train(
         result = None  # on the held-out images, of the weights as they are
         for batch in batches(loader, run.step, steps):
             # Everything that all processes must agree on, in one exchange.
-            everyone = processes.gather((len(batch), batch.skipped, stop.signum))
-            if any(signum for _, _, signum in everyone):
+            is_late = time.perf_counter() - saved > SAVE_SECONDS
+            everyone = processes.gather((len(batch), batch.skipped, stop.signum, is_late))
+            if any(signum for _, _, signum, _ in everyone):
                 break
-            counts = [count for count, _, _ in everyone]
-            run.skipped.extend(path for _, skipped, _ in everyone for path in skipped)
+            counts = [count for count, *_ in everyone]
+            run.skipped.extend(path for _, skipped, *_ in everyone for path in skipped)
             if not sum(counts):  # every image of it was unreadable
                 run.step += 1
                 continue
@@ -201,7 +203,8 @@ def train(
             run.step += 1
             result = None
             if held_out is not None and is_due(run.step, steps, len(loader)):
-                result = held_out.evaluate(run.network, processes, precision)
+                with processes.whole_network(run.network, model) as network:
+                    result = held_out.evaluate(network, processes, precision)
                 progress = replace(progress, held_out=held_out.score(result))
                 run.score = progress.held_out.get(held_out.measure)
                 began = time.perf_counter()  # it is no part of the speed of training
@@ -209,28 +212,26 @@ def train(
                 run.log(progress)
             if run.bad_in_a_row == MAX_BAD_STEPS:
                 run.bad_in_a_row = 0  # whoever goes on has as many again
-                if processes.is_main:
-                    run.save()
+                run.save()
                 raise InputError(what_to_try(progress.step, progress.not_finite, folder))
-            if not processes.is_main:
-                continue
             found_best = result is not None and run.is_best
-            if found_best or time.perf_counter() - saved > SAVE_SECONDS:
+            if found_best or any(late for *_, late in everyone):
                 run.save()
                 saved = time.perf_counter()
-            if on_step is not None:
+            if processes.is_main and on_step is not None:
                 try:
                     on_step(progress)
                 except KeyboardInterrupt:
                     stop.signum = signal.SIGINT
         # Without a step there is nothing new; without an image, nothing to go on from.
-        if processes.is_main and run.step > first and run.images:
+        if run.step > first and run.images:
             run.save()
         signum = max(processes.gather(stop.signum))
     if signum:
         raise Interrupted(signum)
-    if ema is not None:
-        model.load_state_dict(ema.module.state_dict())
+    if run.network is not model:
+        model.load_state_dict(processes.whole(run.network.state_dict()))
+        model.to(processes.device)
     model.eval()
     if held_out is not None and result is None:  # a run that had ended, or with an unreadable batch
         result = held_out.evaluate(model, processes, precision)
@@ -256,6 +257,17 @@ def batches(loader: Batches, start: int, stop: int) -> Iterator[Batch]:
             step += 1
             if step == stop:
                 return
+
+
+def averaged(
+    model: DynamicViT, student: DynamicViT, recipe: Recipe, processes: Processes
+) -> ModelEmaV3:
+    """The exponential average of what learns, spread over the processes as that is."""
+    ema = ModelEmaV3(model, decay=recipe.ema)
+    if student is not model:
+        ema.module = processes.student(cast(DynamicViT, ema.module))
+        ema.foreach = False  # for it takes no sharded weights together with whole statistics
+    return ema
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,15 @@ class Memory:
     def total(self) -> int:
         """Their sum."""
         return sum(getattr(self, field.name) for field in fields(self))
+
+    def spread(self, holders: int) -> Memory:
+        """The same where so many processes hold equal parts of all that learning adds (FSDP).
+
+        Of the weights that are put together in a pass only those of a few blocks are there at a
+        time, which is not counted; teachers stay whole.
+        """
+        learned = ("weights", "averaged", "gradients", "optimizer")
+        return replace(self, **{name: getattr(self, name) // holders for name in learned})
 
 
 def estimate_memory(

@@ -16,6 +16,7 @@ from torch import nn
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation import EvaluationResult
 from dynamicvit.model import DynamicViT
+from dynamicvit.processes import Processes
 from dynamicvit.training.best import Best
 from dynamicvit.training.checkpoint import cannot_write, keep_checkpoint, newest_checkpoint
 from dynamicvit.training.log import LOG_NAME, to_line
@@ -109,7 +110,7 @@ class RunState:
         scaler: of the loss, for fp16.
         steps: of the whole run.
         epoch_steps: in an epoch.
-        processes: how many share the run.
+        processes: that share the run.
         best: none yet, with what will tell it.
 
     Attributes:
@@ -128,7 +129,7 @@ class RunState:
         scaler: torch.amp.GradScaler,
         steps: int,
         epoch_steps: int,
-        processes: int,
+        processes: Processes,
         best: Best,
     ) -> None:
         self.folder = folder
@@ -179,7 +180,8 @@ class RunState:
         """One optimiser step, left out when loss or gradient is not finite; the gradient norm."""
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip))
+        limit = math.inf if clip is None else clip
+        norm = float(self.processes.whole(nn.utils.clip_grad_norm_(parameters, limit)))
         if math.isfinite(loss) and math.isfinite(norm):
             self.bad_in_a_row = 0
             self.scaler.step(self.optimizer)
@@ -212,14 +214,14 @@ class RunState:
         self.log_bytes += len(line)
 
     def save(self) -> None:
-        """Write everything that going on needs."""
+        """Write everything that going on needs; all processes call it, the main one writes."""
         is_best = self.is_best
         if is_best:
             self.best.value, self.best.step = self._value, self.step
         state: dict[str, Any] = {
             "recipe": self.recipe.model_dump(mode="json"),
             "epoch_steps": self.epoch_steps,
-            "processes": self.processes,
+            "processes": self.processes.count,
             "foreign_teacher": self._foreign_teacher,
             **{part: weights.state_dict() for part, weights in self._parts().items()},
             "optimizer": self.optimizer.state_dict(),
@@ -227,16 +229,18 @@ class RunState:
             "counters": {name: getattr(self, name) for name in self._counters},
             "best": asdict(self.best),
         }
-        keep_checkpoint(state, self.folder, best=is_best)
+        state = self.processes.whole(state, everywhere=False)
+        if self.processes.is_main:
+            keep_checkpoint(state, self.folder, best=is_best)
         self.loss_sum, self.loss_steps, self.score = 0.0, 0, None
 
-    def restore(self, *, force: bool = False, is_main: bool = True) -> None:
+    def restore(self, *, force: bool = False) -> None:
         """Go on from the folder's newest checkpoint.
+
+        What the log has of steps after it is cut off, for they are done again.
 
         Args:
             force: even if it is of a run with other values.
-            is_main: whether this process writes the log: what came after the checkpoint is done
-                again, so it is cut off.
         """
         state, path = newest_checkpoint(self.folder)
         check_same_run(
@@ -244,7 +248,7 @@ class RunState:
             path,
             self.recipe,
             epoch_steps=self.epoch_steps,
-            processes=self.processes,
+            processes=self.processes.count,
             foreign_teacher=self._foreign_teacher,
             force=force,
         )
@@ -254,8 +258,9 @@ class RunState:
                 continue
             if part not in state:
                 raise InputError(f"{path} holds no {part} weights: set ema=null to go on")
-            load_exactly(weights, state[part], f"{path} is of another model")
-        _load_optimizer(self.optimizer, state["optimizer"], path)
+            tensors = self.processes.parts(state[part], weights.state_dict())
+            load_exactly(weights, tensors, f"{path} is of another model")
+        _load_optimizer(self.optimizer, state["optimizer"], path, self.processes)
         self.scaler.load_state_dict(state["scaler"])
         for name in self._counters:
             setattr(self, name, state["counters"][name])
@@ -263,7 +268,7 @@ class RunState:
         best = Best(**state.get("best", {}))
         if best.measure == self.best.measure:  # forced, a run may go on with another
             self.best = best
-        if is_main and self.log_file.exists():
+        if self.processes.is_main and self.log_file.exists():
             os.truncate(self.log_file, min(self.log_bytes, self.log_file.stat().st_size))
 
     def _parts(self) -> dict[str, nn.Module]:
@@ -289,11 +294,19 @@ class RunState:
         )
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path, processes: Processes
+) -> None:
     """Take moments and counts from a checkpoint; rates and decays are the recipe's."""
+    learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kept = {
+        index: processes.parts(averages, dict.fromkeys(averages, learned[index]))
+        for index, averages in state["state"].items()
+        if index < len(learned)  # else it is refused below
+    }
     ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict({**state, "state": kept})
     except ValueError as error:
         raise InputError(f"{path}: other weights learned there than the recipe says") from error
     for group, values in zip(optimizer.param_groups, ours, strict=True):

@@ -72,7 +72,8 @@ class Step:
     are those of one pass over the whole batch, up to rounding.
 
     Args:
-        model: the student, in ``train()``; its sampler is set.
+        model: the student, in ``train()``, as :meth:`Processes.student` gave it; its sampler is
+            set.
         teachers: whom the losses ask.
         recipe: of the run.
         processes: that share the batch.
@@ -109,6 +110,10 @@ class Step:
         counts = [len(piece) for piece in pieces]
         if not pieces:  # the other processes wait for this one's gradients, which are zero
             pieces, counts = [_placeholder(self._pass.model, self.processes.device)], [0]
+        if self.processes.holders > 1:  # they put the weights together in each pass
+            missing = self.accumulate - len(pieces)
+            pieces += missing * [_placeholder(self._pass.model, self.processes.device)]
+            counts += missing * [0]
         survivors = self._survivors_ahead(pieces, counts, split) if self.accumulate > 1 else None
         weights = self.recipe.losses.weights()
         sums: Tensor | float = 0.0
@@ -119,7 +124,9 @@ class Step:
             is_last = number == len(pieces) - 1
             with nullcontext() if is_last else self.processes.no_sync(self._wrapped):
                 first = split.first + sum(counts[:number])
-                losses, shares, alive, bad = self._wrapped(piece, first)
+                losses, shares, alive, bad = self.processes.run(
+                    self._pass.model, self._wrapped, piece, first
+                )
                 images = count / split.total
                 tokens = self._token_share(alive, count, split, survivors)
                 parts = {
@@ -128,7 +135,7 @@ class Step:
                     if name != "total"
                 }
                 parts["total"] = sum(getattr(weights, name) * part for name, part in parts.items())
-                # DDP divides the sum of the processes' gradients by their number.
+                # DDP and FSDP divide the sum of the processes' gradients by their number.
                 self.scaler.scale(parts["total"] * self.processes.count).backward()
             names = list(parts)
             values = torch.stack(list(parts.values())).detach()
@@ -178,7 +185,8 @@ class Step:
         survivors = torch.zeros((), device=self.processes.device)
         for number, (piece, count) in enumerate(zip(pieces, counts, strict=True)):
             self._begin(split, number, counts)
-            survivors = survivors + self._pass.survivors(piece) * (count > 0)
+            alive = self.processes.run(self._pass.model, self._pass.survivors, piece)
+            survivors = survivors + alive * (count > 0)
         return self.processes.sum(survivors)
 
 
