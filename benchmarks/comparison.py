@@ -1,4 +1,4 @@
-"""The paper's comparison on one model, whole: the table of docs/results.md, in one folder.
+"""The paper's comparison on one model, whole, in one folder.
 
 Three calls of ``dynamicvit compare`` that add to one table; stopped and started again, it goes on::
 
