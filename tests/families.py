@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, sparsify
 from dynamicvit.networks import core_of
+from dynamicvit.schedule import Dropped
 
 NUM_CLASSES = 7
 
@@ -73,10 +74,11 @@ class Family:
         stages: Sequence[int] | None = None,
         depth: int = 4,
         seed: int = 0,
+        dropped: Dropped = "gone",
         **kwargs: Any,
     ) -> DynamicViT:
         """The backbone with prediction modules whose scores are well apart, in eval mode."""
-        model = core_of(sparsify(self.backbone(depth, seed, **kwargs), keep_ratio, stages))
+        model = core_of(sparsify(self.backbone(depth, seed, **kwargs), keep_ratio, stages, dropped))
         assert isinstance(model, DynamicViT)
         randomise(model.predictors, seed + 1)
         for predictor in model.predictors:  # of every image some are kept and some dropped

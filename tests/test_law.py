@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from functools import cache
+from typing import get_args
 
 import hypothesis
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, Schedule
 from dynamicvit.attention import choice
+from dynamicvit.schedule import Dropped
 from families import BY_NAME, NUM_CLASSES, Family, assert_agree, each_family
 
 SHARES = (0.0, 0.05, 0.3, 0.7, 1.0)
@@ -31,10 +33,13 @@ def backbone(name: str, depth: int) -> nn.Module:
     return BY_NAME[name].backbone(depth)
 
 
-def sparse(name: str, depth: int, stages: tuple[int, ...]) -> DynamicViT:
+def sparse(name: str, depth: int, stages: tuple[int, ...], dropped: Dropped = "gone") -> DynamicViT:
     """Decisions are given, so ratios and prediction modules play no part."""
     ratios = (0.5,) * len(stages)
-    return DynamicViT(backbone(name, depth), Schedule(stages, ratios)).eval()
+    return DynamicViT(backbone(name, depth), Schedule(stages, ratios, dropped)).eval()
+
+
+whatever_becomes_of_them = pytest.mark.parametrize("dropped", get_args(Dropped))
 
 
 @pytest.fixture(params=["attention by size", "fused attention"])
@@ -64,7 +69,8 @@ def cases(draw: st.DrawFn, family: Family) -> tuple[int, tuple[int, ...], list[T
 
 
 @each_family
-def test_masked_and_pruned_logits_agree(family: Family) -> None:
+@whatever_becomes_of_them
+def test_masked_and_pruned_logits_agree(family: Family, dropped: Dropped) -> None:
     """Whatever hypothesis draws: other examples for each family, the same ones in every run."""
 
     @settings(
@@ -79,7 +85,8 @@ def test_masked_and_pruned_logits_agree(family: Family) -> None:
     def holds(case: tuple[int, tuple[int, ...], list[Tensor], int]) -> None:
         depth, stages, decisions, seed = case
         batch = len(decisions[0]) if decisions else 2
-        model, images = sparse(family.name, depth, stages), family.images(batch, seed)
+        model = sparse(family.name, depth, stages, dropped)
+        images = family.images(batch, seed)
         masked = model.forward_masked(images, decisions)
         pruned = model.forward_pruned(images, decisions)
         assert masked.logits.shape == pruned.logits.shape == (batch, NUM_CLASSES)
@@ -91,11 +98,12 @@ def test_masked_and_pruned_logits_agree(family: Family) -> None:
 
 
 @each_family
+@whatever_becomes_of_them
 @pytest.mark.usefixtures("form")
 @torch.no_grad()
-def test_every_image_of_the_batch_keeps_another_number(family: Family) -> None:
+def test_every_image_of_the_batch_keeps_another_number(family: Family, dropped: Dropped) -> None:
     """None, one, half and all, in one batch and for every family whatever hypothesis draws."""
-    model, images = sparse(family.name, 4, (1, 3)), family.images(4)
+    model, images = sparse(family.name, 4, (1, 3), dropped), family.images(4)
     first = torch.zeros(4, family.num_patches)
     first[1, 7] = 1
     first[2, ::2] = 1
@@ -108,10 +116,13 @@ def test_every_image_of_the_batch_keeps_another_number(family: Family) -> None:
 
 
 @each_family
+@whatever_becomes_of_them
 @torch.no_grad()
-def test_the_surviving_tokens_agree_and_not_only_the_logits(family: Family) -> None:
+def test_the_surviving_tokens_agree_and_not_only_the_logits(
+    family: Family, dropped: Dropped
+) -> None:
     """A class token could hide what pooling does not see."""
-    model, images = family.sparse(keep_ratio=0.5), family.images()
+    model, images = family.sparse(keep_ratio=0.5, dropped=dropped), family.images()
     survived = model.forward_pruned(images).survived
     pruned = model.forward_features(images)
     masked = model.forward_masked(images, [kept.float() for kept in survived]).features

@@ -143,10 +143,10 @@ def gather_patches(tokens: Tokens, position: Tensor) -> Tokens:
     Returns:
         The tokens with K patches, their original indices and whatever else was known of them.
     """
-    batch, width = tokens.x.shape[0], tokens.x.shape[2]
+    batch = tokens.x.shape[0]
     prefix = torch.arange(tokens.num_prefix, device=position.device).expand(batch, -1)
     rows = torch.cat([prefix, position + tokens.num_prefix], dim=1)
-    x = tokens.x.gather(1, rows[..., None].expand(-1, -1, width))
+    x = _rows(tokens.x, rows)
     index = position if tokens.index is None else tokens.index.gather(1, position)
     decision = None if tokens.decision is None else tokens.decision.gather(1, position)
     size = None if tokens.size is None else tokens.size.gather(1, position)
@@ -160,6 +160,17 @@ def gather_patches(tokens: Tokens, position: Tensor) -> Tokens:
     )
 
 
+def _rows(x: Tensor, position: Tensor) -> Tensor:
+    """Rows ``(B, K, C)`` of ``(B, T, C)``.
+
+    Whole rows at a time, where ``gather`` looks up every number: ten times slower on a CPU.
+    """
+    batch, held, width = x.shape
+    first = held * torch.arange(batch, device=x.device)[:, None]
+    rows = x.reshape(batch * held, width).index_select(0, (first + position).flatten())
+    return rows.reshape(batch, position.shape[1], width)
+
+
 def regroup(groups: Tensor, now: Tensor) -> Tensor:
     """Where each original patch is after the held tokens have moved or joined.
 
@@ -170,8 +181,8 @@ def regroup(groups: Tensor, now: Tensor) -> Tensor:
     Returns:
         ``(B, N)``.
     """
-    moved = now.gather(1, groups.clamp(min=0))
-    return torch.where(groups < 0, groups, moved)
+    nowhere = now.new_full((now.shape[0], 1), -1)
+    return torch.cat([now, nowhere], dim=1).gather(1, groups.masked_fill(groups < 0, now.shape[1]))
 
 
 def gather_alive(tokens: Tokens, alive: Tensor) -> Tokens:

@@ -137,8 +137,7 @@ class HubMixin(
         try:
             adapter = adapter_from(config.get("backbone_source", "timm"))
             backbone = adapter.rebuild(config)
-            stages, keep_ratios = (config["schedule"][key] for key in ("stages", "keep_ratios"))
-            model = cls(backbone, Schedule(tuple(stages), tuple(keep_ratios)))
+            model = cls(backbone, _schedule_in(config))
         except Exception as error:  # whatever the backbone's library says to what it does not know
             reason = first_line(error)
             raise InputError(f"{config_file}: does not describe a model ({reason})") from error
@@ -214,6 +213,12 @@ def _read_config(path: Path) -> dict[str, Any]:
         )
     _check_types(config, path)
     return config
+
+
+def _schedule_in(config: Mapping[str, Any]) -> Schedule:
+    values = config["schedule"]
+    dropped = values.get("dropped", Schedule.dropped)
+    return Schedule(tuple(values["stages"]), tuple(values["keep_ratios"]), dropped)
 
 
 def _check_types(config: Mapping[str, Any], path: Path) -> None:

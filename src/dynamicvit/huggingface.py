@@ -35,7 +35,7 @@ from dynamicvit.losses import LossWeights, dynamicvit_loss
 from dynamicvit.model import DynamicViT, MaskedOutput, PrunedOutput
 from dynamicvit.networks import own_image_size
 from dynamicvit.prediction import init_weights
-from dynamicvit.schedule import Schedule
+from dynamicvit.schedule import Dropped, Schedule
 from dynamicvit.teacher import ask, dense_teacher, weigh_patches
 
 #: What a config says of the labels: kept in the backbone's config, whichever of the two is asked.
@@ -52,6 +52,7 @@ class DynamicViTConfig(PretrainedConfig):
         backbone_config: the dense model's, or its dictionary with ``model_type``; ViT's by default.
         keep_ratios: for each stage, which part of the original patches it keeps.
         stages: indices of the blocks before which tokens are dropped.
+        dropped: what becomes of dropped tokens, "gone" or "merged".
         **kwargs: what :class:`transformers.PretrainedConfig` takes.
 
     Raises:
@@ -65,12 +66,13 @@ class DynamicViTConfig(PretrainedConfig):
         backbone_config: PretrainedConfig | dict[str, Any] | None = None,
         keep_ratios: Sequence[float] = (),
         stages: Sequence[int] = (),
+        dropped: Dropped = "gone",
         **kwargs: Any,
     ) -> None:
         if not isinstance(backbone_config, PretrainedConfig):
             description = {"model_type": "vit", **(backbone_config or {})}
             backbone_config = AutoConfig.for_model(description.pop("model_type"), **description)
-        schedule = Schedule(tuple(stages), tuple(keep_ratios))
+        schedule = Schedule(tuple(stages), tuple(keep_ratios), dropped)
         # First of all and past __setattr__: the keys that follow are looked up in it.
         self.__dict__["backbone_config"] = backbone_config
         num_labels = kwargs.pop("num_labels", None)
@@ -78,6 +80,7 @@ class DynamicViTConfig(PretrainedConfig):
         super().__init__(**{**labels, **kwargs})
         self.keep_ratios = list(schedule.keep_ratios)
         self.stages = list(schedule.stages)
+        self.dropped = schedule.dropped
         if num_labels is not None:
             self.num_labels = num_labels
 
@@ -141,7 +144,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
         super().__init__(config)
         if dynamicvit is None:
             backbone = classifier_from(config.backbone_config)
-            schedule = Schedule(tuple(config.stages), tuple(config.keep_ratios))
+            schedule = Schedule(tuple(config.stages), tuple(config.keep_ratios), config.dropped)
             dynamicvit = DynamicViT(backbone, schedule)
         else:
             for module in dynamicvit.modules():
@@ -158,8 +161,9 @@ class DynamicViTForImageClassification(PreTrainedModel):
         The backbone and its config are shared, not copied.
         """
         core = cast(DynamicViT, model)
+        schedule = core.schedule
         config = DynamicViTConfig(
-            core.backbone.config, core.schedule.keep_ratios, core.schedule.stages
+            core.backbone.config, schedule.keep_ratios, schedule.stages, schedule.dropped
         )
         return cls(config, core).train(core.backbone.training)
 

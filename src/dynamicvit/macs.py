@@ -214,7 +214,8 @@ def _reductions(model: nn.Module, num_stages: int) -> tuple[Reduction, ...]:
     """What happens at each stage."""
     inner = core_of(model)
     if isinstance(inner, DynamicViT) and len(inner.predictors) == num_stages:
-        return tuple(reduction_of(predictor) for predictor in inner.predictors)
+        dropped = inner.schedule.dropped
+        return tuple(reduction_of(predictor, dropped) for predictor in inner.predictors)
     if num_stages == 0:
         return ()
     backbone = backbone_of(model)

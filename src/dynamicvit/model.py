@@ -20,7 +20,7 @@ from dynamicvit.decisions import Sampler, groups_of, gumbel_sampler, survivors, 
 from dynamicvit.errors import InputError
 from dynamicvit.hub import HubMixin
 from dynamicvit.prediction import PredictionModule
-from dynamicvit.reduction import Draw, Leave, reduction_of
+from dynamicvit.reduction import Draw, Leave, Reduction, reduction_of
 from dynamicvit.schedule import Schedule
 from dynamicvit.timm_model import TimmModelMixin
 from dynamicvit.tokens import Tokens
@@ -170,7 +170,9 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         super().__init__()
         self._adapter = adapter_for(backbone)
         self.backbone = backbone
-        self._schedule = Schedule.for_depth(self.depth, schedule.keep_ratios, schedule.stages)
+        self._schedule = Schedule.for_depth(
+            self.depth, schedule.keep_ratios, schedule.stages, schedule.dropped
+        )
         if predictors is None:
             width = self._adapter.width(backbone)
             predictors = [PredictionModule(width) for _ in schedule.stages]
@@ -210,7 +212,8 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
 
     @keep_ratio.setter
     def keep_ratio(self, keep_ratio: float | Sequence[float]) -> None:
-        self._schedule = Schedule.for_depth(self.depth, keep_ratio, self._schedule.stages)
+        now = self._schedule
+        self._schedule = Schedule.for_depth(self.depth, keep_ratio, now.stages, now.dropped)
 
     # ---------------------------------------------------------------- the mode
 
@@ -350,7 +353,7 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
             block = self._schedule.stages[stage]
             given = None if decisions is None else decisions[stage]
             draw = Draw(self.sampler, self.leave, given)
-            reduction = reduction_of(self.predictors[stage])
+            reduction = self._reduction(stage)
             tokens, decision, odds = reduction.mask(tokens, budget, stem.grid, draw)
             taken.append(decision)
             scores += [] if odds is None else [odds]
@@ -363,7 +366,7 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         for stage, budget in enumerate(self._schedule.kept(num_patches)):
             tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
             block, index = self._schedule.stages[stage], tokens.index
-            reduction = reduction_of(self.predictors[stage])
+            reduction = self._reduction(stage)
             tokens, score = reduction.prune(tokens, budget, stem.grid)
             if report is None:
                 continue
@@ -382,8 +385,11 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
             block = self._schedule.stages[stage]
             held = kept if tokens.index is None else kept.gather(1, tokens.index)
             position = held.nonzero()[:, 1].reshape(len(held), -1)
-            tokens = reduction_of(self.predictors[stage]).prune_to(tokens, position)
+            tokens = self._reduction(stage).prune_to(tokens, position, stem.grid)
         return self._finish(self._run(tokens, stem.position, block, self.depth))
+
+    def _reduction(self, stage: int) -> Reduction:
+        return reduction_of(self.predictors[stage], self._schedule.dropped)
 
     def _run(self, tokens: Tokens, position: Tensor | None, start: int, stop: int) -> Tokens:
         """The tokens after some blocks, with what the last one's attention worked on."""
@@ -404,8 +410,8 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         return tokens.with_x(self._adapter.finish(self.backbone, tokens.x))
 
     def _check_reductions(self) -> None:
-        for module, block in zip(self.predictors, self._schedule.stages, strict=True):
-            reduction, name = reduction_of(module), type(module).__name__
+        for stage, block in enumerate(self._schedule.stages):
+            reduction, name = self._reduction(stage), type(self.predictors[stage]).__name__
             if reduction.looks_back and block == 0:
                 raise InputError(f"{name} looks at the block before, but stage 0 has none")
             if reduction.needs_class_token and not self._adapter.has_class_token(self.backbone):

@@ -24,7 +24,9 @@ from dynamicvit.decisions import (
 )
 from dynamicvit.errors import InputError
 from dynamicvit.layer_macs import linear_macs
+from dynamicvit.merging import discounted, join, likeness, most_alike
 from dynamicvit.prediction import KEEP
+from dynamicvit.schedule import Dropped
 from dynamicvit.tokens import Tokens
 
 Leave = Literal["never", "late", "at once", "zeroed"]
@@ -106,12 +108,13 @@ class Reduction(ABC):
         """
 
     @abstractmethod
-    def prune_to(self, tokens: Tokens, position: Tensor) -> Tokens:
+    def prune_to(self, tokens: Tokens, position: Tensor, grid: Grid) -> Tokens:
         """The pruned path under a decision that was made elsewhere.
 
         Args:
             tokens: M patch tokens.
             position: ``(B, K)`` of those that stay, ascending.
+            grid: rows and columns of the image's patches.
 
         Raises:
             InputError: if this way does not choose tokens.
@@ -135,10 +138,14 @@ class Reduction(ABC):
 
 
 class Choice(Reduction):
-    """Some tokens stay as they are; the others are gone, or leave a summary behind.
+    """Some tokens stay; the others are gone, leave a summary behind, or merge into those that stay.
 
     The law holds for each of them: for the same decisions both paths go on with the same tokens.
     """
+
+    #: Whether each token that leaves becomes part of the one that is most like it among those that
+    #: stay (:mod:`~dynamicvit.merging`). What a token is worth then depends on that likeness too.
+    merges: bool = False
 
     @abstractmethod
     def log_probs(self, tokens: Tokens, grid: Grid) -> Tensor:
@@ -160,32 +167,52 @@ class Choice(Reduction):
 
     def prune(self, tokens: Tokens, budget: int, grid: Grid) -> tuple[Tokens, Tensor | None]:
         log_probs = self.log_probs(tokens, grid)
-        score = log_probs[..., KEEP]
+        alike = self._alike(tokens)
+        worth = log_probs if alike is None else discounted(log_probs, alike)
+        score = worth[..., KEEP]
         if budget >= tokens.num_patches and not self.adds:
             return tokens, score
         position = top_k(score, min(budget, tokens.num_patches))
-        return self._keep(tokens, position, log_probs), score
+        return self._keep(tokens, position, grid, log_probs, alike), score
 
-    def prune_to(self, tokens: Tokens, position: Tensor) -> Tokens:
-        return self._keep(tokens, position, None)
+    def prune_to(self, tokens: Tokens, position: Tensor, grid: Grid) -> Tokens:
+        alike = self._alike(tokens)
+        return self._keep(tokens, position, grid, None, alike)
 
-    def _keep(self, tokens: Tokens, position: Tensor, log_probs: Tensor | None) -> Tokens:
-        left = gather_patches(tokens, position)
-        if not self.adds:
-            return left
-        gone = tokens.x.new_ones(tokens.patches.shape[:2]).scatter(1, position, 0.0)
-        return _with_rest(left, self.rest(tokens, gone, log_probs))
+    def _alike(self, tokens: Tokens) -> Tensor | None:
+        """How like each other tokens are, where there are any and that matters."""
+        return likeness(tokens) if self.merges and tokens.num_patches else None
+
+    def _keep(
+        self,
+        tokens: Tokens,
+        position: Tensor,
+        grid: Grid,
+        log_probs: Tensor | None,
+        alike: Tensor | None,
+    ) -> Tokens:
+        if not self.adds and alike is None:
+            return gather_patches(tokens, position)
+        gone = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
+        gone = gone.scatter(1, position, 0.0)
+        left = tokens
+        if alike is not None:
+            left = join(tokens, gone, most_alike(alike, gone < 0.5), grid[0] * grid[1])
+        return _with_rest(gather_patches(left, position), self.rest(tokens, gone, log_probs))
 
     def mask(self, tokens: Tokens, budget: int, grid: Grid, draw: Draw) -> Masked:
         before = tokens.decision
         if before is None:
             before = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
         num_patches, log_probs, odds = grid[0] * grid[1], None, None
+        alike = self._alike(tokens)
         if draw.given is None:
+            alive = before.detach() > 0.5
             log_probs = self.log_probs(tokens, grid)
-            odds = log_odds(log_probs).masked_fill(before.detach() < 0.5, float("-inf"))
+            odds = log_odds(log_probs).masked_fill(~alive, float("-inf"))
             odds = to_image(odds, tokens.index, num_patches, fill=float("-inf"))
-            drawn = draw.sampler(log_probs, before, budget)
+            worth = log_probs if alike is None else discounted(log_probs, alike, alive)
+            drawn = draw.sampler(worth, before, budget)
         else:
             drawn = draw.given.to(before.dtype)
             # Without the rounding error, which the pruned path does not see; gradients stay.
@@ -195,6 +222,9 @@ class Choice(Reduction):
         if draw.leave == "at once":
             decision = decision.detach()
         left = replace(tokens, decision=decision)
+        if alike is not None:
+            into = most_alike(alike, decision > 0.5)
+            left = join(left, before - decision, into, num_patches)
         if draw.leave == "late":
             left = gather_alive(left, before)
         elif draw.leave == "at once":
@@ -208,10 +238,12 @@ class Scored(Choice):
 
     Args:
         module: called like :class:`~dynamicvit.prediction.PredictionModule`.
+        merges: see :class:`Choice`.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, merges: bool = False) -> None:
         self.module = module
+        self.merges = merges
 
     def log_probs(self, tokens: Tokens, grid: Grid) -> Tensor:
         """What the module says."""
@@ -219,8 +251,9 @@ class Scored(Choice):
         return self.module(tokens.patches, tokens.decision)
 
     def macs(self, crowd: Crowd) -> int:
-        """Of its linear layers, for every patch token."""
-        return linear_macs(self.module) * crowd.num_patches
+        """Of its linear layers, for every patch token, and of comparing each with each."""
+        compared = self.merges * crowd.width * crowd.num_patches
+        return (linear_macs(self.module) + compared) * crowd.num_patches
 
 
 class Combination(Reduction):
@@ -237,7 +270,7 @@ class Combination(Reduction):
     def prune(self, tokens: Tokens, budget: int, grid: Grid) -> tuple[Tokens, Tensor | None]:
         return self.combine(tokens, budget, grid), None
 
-    def prune_to(self, tokens: Tokens, position: Tensor) -> Tokens:
+    def prune_to(self, tokens: Tokens, position: Tensor, grid: Grid) -> Tokens:
         raise InputError(f"{type(self).__name__} combines tokens: it takes no decisions")
 
     def mask(self, tokens: Tokens, budget: int, grid: Grid, draw: Draw) -> Masked:
@@ -248,9 +281,14 @@ class Combination(Reduction):
         return Masked(left, to_image(held, left.index, grid[0] * grid[1]), None)
 
 
-def reduction_of(module: nn.Module) -> Reduction:
-    """What a stage does whose module this is: a reduction itself, or a module that scores."""
-    return module if isinstance(module, Reduction) else Scored(module)
+def reduction_of(module: nn.Module, dropped: Dropped) -> Reduction:
+    """What a stage does whose module this is: a reduction itself, or a module that scores.
+
+    Args:
+        module: of the stage.
+        dropped: what becomes of the tokens that are dropped by score.
+    """
+    return module if isinstance(module, Reduction) else Scored(module, dropped == "merged")
 
 
 def _with_rest(tokens: Tokens, rest: Tensor | None) -> Tokens:

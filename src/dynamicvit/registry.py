@@ -18,6 +18,7 @@ from timm.models import generate_default_cfgs, get_pretrained_cfg
 import dynamicvit.backbones  # noqa: F401 (some of the names below are registered there)
 from dynamicvit.backbones.registration import register_once
 from dynamicvit.model import DynamicViT
+from dynamicvit.schedule import Dropped
 from dynamicvit.sparsification import sparsify
 
 PREFIX = "dynamicvit_"
@@ -58,10 +59,11 @@ def _entry_point(backbone: str) -> Callable[..., DynamicViT]:
         pretrained: bool = False,
         keep_ratio: float | Sequence[float] = 0.7,
         stages: Sequence[int] | None = None,
+        dropped: Dropped = "gone",
         **backbone_args: Any,
     ) -> DynamicViT:
         dense = timm.create_model(backbone, pretrained=pretrained, **backbone_args)
-        return sparsify(dense, keep_ratio, stages)
+        return sparsify(dense, keep_ratio, stages, dropped)
 
     create.__name__ = create.__qualname__ = f"{PREFIX}{backbone}"
     create.__doc__ = f"timm's {backbone} that drops patch tokens; see :mod:`{__name__}`."

@@ -11,7 +11,7 @@ from dynamicvit.adapters import adapter_for
 from dynamicvit.errors import InputError
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import core_of
-from dynamicvit.schedule import Schedule
+from dynamicvit.schedule import Dropped, Schedule
 
 if TYPE_CHECKING:
     from dynamicvit.huggingface import DynamicViTForImageClassification
@@ -30,18 +30,27 @@ class TransformersModel(Protocol):
 
 @overload
 def sparsify(
-    model: TransformersModel, keep_ratio: KeepRatio = 0.7, stages: Stages = None
+    model: TransformersModel,
+    keep_ratio: KeepRatio = 0.7,
+    stages: Stages = None,
+    dropped: Dropped = "gone",
 ) -> DynamicViTForImageClassification: ...
 
 
 @overload
 def sparsify(
-    model: nn.Module, keep_ratio: KeepRatio = 0.7, stages: Stages = None
+    model: nn.Module,
+    keep_ratio: KeepRatio = 0.7,
+    stages: Stages = None,
+    dropped: Dropped = "gone",
 ) -> DynamicViT: ...
 
 
 def sparsify(
-    model: nn.Module | TransformersModel, keep_ratio: KeepRatio = 0.7, stages: Stages = None
+    model: nn.Module | TransformersModel,
+    keep_ratio: KeepRatio = 0.7,
+    stages: Stages = None,
+    dropped: Dropped = "gone",
 ) -> DynamicViT | DynamicViTForImageClassification:
     """Turn a vision transformer into one that drops patch tokens.
 
@@ -53,6 +62,8 @@ def sparsify(
             ratio for each stage.
         stages: indices of the blocks before which tokens are dropped; by default at 1/4, 2/4 and
             3/4 of the depth.
+        dropped: what becomes of dropped tokens: ``"gone"``, as in the paper, or ``"merged"`` into
+            the kept token that is most like each, which costs a little and loses far less.
 
     Returns:
         A :class:`~dynamicvit.DynamicViT`; for a model of Hugging Face transformers, one of
@@ -60,7 +71,7 @@ def sparsify(
 
     Raises:
         UnsupportedBackboneError: naming the class that is not supported, and the families.
-        InputError: for a ratio or stage that can't be, or something that is no dense model.
+        InputError: for a value that can't be, or something that is no dense model.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"sparsify takes a model, as timm.create_model makes it, got {model!r}")
@@ -68,4 +79,4 @@ def sparsify(
         raise InputError("the model is a DynamicViT already: set its keep_ratio instead")
     adapter = adapter_for(model)
     depth = len(adapter.blocks(model))
-    return adapter.wrap(DynamicViT(model, Schedule.for_depth(depth, keep_ratio, stages)))
+    return adapter.wrap(DynamicViT(model, Schedule.for_depth(depth, keep_ratio, stages, dropped)))

@@ -72,7 +72,9 @@ class Tokens:
     @property
     def weight(self) -> Tensor | None:
         """``(B, M)``: how much each patch token counts in a pool; ``None`` when all count alike."""
-        return self.size if self.decision is None else self.decision
+        if self.decision is None or self.size is None:
+            return self.size if self.decision is None else self.decision
+        return self.decision * self.size
 
     def key_decision(self) -> Tensor | None:
         """``(B, P + M)``: the decision of every token as a key; prefix tokens are never dropped."""

@@ -73,7 +73,7 @@ class TestMerging:
         x = torch.randn(2, 1 + 8, 48)
         x[:, 2] = x[:, 1]  # positions 0 and 1 of the patches
         x[:, 7] = x[:, 8]
-        merged = merge(Tokens(x, 1), torch.tensor([[0, 6]] * 2), torch.tensor([[1, 7]] * 2))
+        merged = merge(Tokens(x, 1), torch.tensor([[0, 6]] * 2), torch.tensor([[1, 7]] * 2), 8)
         assert merged.index.tolist() == [[1, 2, 3, 4, 5, 7]] * 2
         assert merged.size.tolist() == [[2, 1, 1, 1, 1, 2]] * 2
         whole, _ = adapter.run_block(backbone, 1, Tokens(x, 1), None)
@@ -90,7 +90,7 @@ class TestMerging:
         x = torch.randn(2, 8, 48)
         x[:, 1] = x[:, 0]
         x[:, 3] = x[:, 2]
-        merged = merge(Tokens(x, 0), torch.tensor([[0, 2]] * 2), torch.tensor([[1, 3]] * 2))
+        merged = merge(Tokens(x, 0), torch.tensor([[0, 2]] * 2), torch.tensor([[1, 3]] * 2), 8)
         assert_agree(adapter.head(backbone, merged), adapter.head(backbone, Tokens(x, 0)))
 
     def test_the_most_alike_pairs_are_found(self) -> None:
@@ -107,8 +107,8 @@ class TestMerging:
     def test_a_token_is_the_mean_of_its_patches(self) -> None:
         torch.manual_seed(0)
         tokens = Tokens(torch.randn(2, 13, 4), 1)
-        once = merge(tokens, *match(torch.randn(2, 12, 8), 5))
-        twice = merge(once, *match(torch.randn(2, 7, 8), 3))
+        once = merge(tokens, *match(torch.randn(2, 12, 8), 5), 12)
+        twice = merge(once, *match(torch.randn(2, 7, 8), 3), 12)
         assert (once.num_patches, twice.num_patches) == (7, 4)
         for left in (once, twice):
             for image in range(2):

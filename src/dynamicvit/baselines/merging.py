@@ -7,13 +7,12 @@ before, where they merge inside each block there, between attention and MLP.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynamicvit.decisions import regroup
+from dynamicvit.decisions import gather_patches, top_k
+from dynamicvit.merging import join
 from dynamicvit.reduction import Combination, Crowd, Grid
 from dynamicvit.tokens import Tokens
 
@@ -36,7 +35,7 @@ class Merging(nn.Module, Combination):
             return tokens
         assert tokens.heads is not None  # the model runs a block before each stage that looks back
         key = tokens.heads.key.detach().mean(dim=1)[:, tokens.num_prefix :]
-        return merge(tokens, *match(key, leaving))
+        return merge(tokens, *match(key, leaving), grid[0] * grid[1])
 
     def macs(self, crowd: Crowd) -> int:
         """Of each token at an even position with each at an odd one."""
@@ -63,51 +62,21 @@ def match(key: Tensor, leaving: int) -> tuple[Tensor, Tensor]:
     return 2 * pairs, 2 * partner.gather(1, pairs) + 1
 
 
-def merge(tokens: Tokens, leaving: Tensor, into: Tensor) -> Tokens:
+def merge(tokens: Tokens, leaving: Tensor, into: Tensor, num_patches: int) -> Tokens:
     """The tokens after some have become part of others.
 
     Args:
         tokens: M patch tokens.
         leaving: ``(B, R)`` positions of those that leave, each once.
         into: ``(B, R)`` positions of the ones that they become part of, which stay.
+        num_patches: N, the number of patches of the image.
 
     Returns:
         The tokens that stay, each the mean of its patches, in the order that they had.
     """
-    patches, prefix = tokens.patches, tokens.num_prefix
-    batch, held, width = patches.shape
-    left = held - leaving.shape[1]
-    size = tokens.size
-    if size is None:
-        size = patches.new_ones(batch, held, dtype=torch.float32)
-    total = size.scatter_add(1, into, size.gather(1, leaving))
-    # Weights sum to 1; exactly 1 for a token that stays alone: it is not rounded at every stage.
-    share = (size / total).to(patches.dtype)
-    moved = (size.gather(1, leaving) / total.gather(1, into)).to(patches.dtype)
-    scaled = patches * share[..., None]  # of those that leave, by 1
-    joined = scaled.scatter_add(
-        1, into[..., None].expand(-1, -1, width), _rows(scaled, leaving) * moved[..., None]
-    )
-    own = torch.arange(held, device=into.device).expand(batch, -1)
-    stays = torch.ones_like(own).scatter(1, leaving, 0)
-    now = stays.cumsum(dim=1) - 1
-    # Each that stays writes its position where it is now, the others all into one more column.
-    target = torch.where(stays > 0, now, left)
-    position = own.new_zeros(batch, left + 1).scatter(1, target, own)[:, :left]
-    now = now.scatter(1, leaving, now.gather(1, into))
-    return replace(
-        tokens,
-        x=torch.cat([tokens.x[:, :prefix], _rows(joined, position)], dim=1),
-        index=position if tokens.index is None else tokens.index.gather(1, position),
-        size=total.gather(1, position),
-        groups=now if tokens.groups is None else regroup(tokens.groups, now),
-        heads=None,
-    )
-
-
-def _rows(x: Tensor, position: Tensor) -> Tensor:
-    """Rows ``(B, K, C)`` of ``(B, M, C)``; whole rows at a time, which ``gather`` does not do."""
-    batch, held, width = x.shape
-    first = held * torch.arange(batch, device=x.device)[:, None]
-    rows = x.reshape(batch * held, width).index_select(0, (first + position).flatten())
-    return rows.reshape(batch, position.shape[1], width)
+    held = tokens.num_patches
+    gone = tokens.x.new_zeros(tokens.patches.shape[:2], dtype=torch.float32)
+    gone = gone.scatter(1, leaving, 1.0)
+    partner = torch.zeros_like(gone, dtype=torch.long).scatter(1, leaving, into)
+    stays = top_k(1.0 - gone, held - leaving.shape[1])
+    return gather_patches(join(tokens, gone, partner, num_patches), stays)

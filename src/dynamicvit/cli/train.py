@@ -156,6 +156,7 @@ def train(
         checkpoint=checkpoint,
         keep_ratio=plan.keep_ratio,
         stages=plan.stages,
+        dropped=plan.dropped,
         pretrained=not (no_pretrained or dry_run),
     )
     if plan.drop_path:

@@ -100,7 +100,9 @@ def stage_seconds(model: DynamicViT, batch_size: int, precision: str, threads: i
     device = next(model.parameters()).device
     shape = (batch_size, model.in_chans, *resolve_image_size(model))
     images = torch.randn(shape, device=device)
-    recorders = [_Recorder(reduction_of(module)) for module in model.predictors]
+    recorders = [
+        _Recorder(reduction_of(module, model.schedule.dropped)) for module in model.predictors
+    ]
     twin = DynamicViT(model.backbone, model.schedule, recorders)
     with eval_mode(model, twin):
         timer_of(partial(twin, images), images, precision, threads).timeit(1)
@@ -121,9 +123,9 @@ class _Recorder(nn.Module, Reduction):
         self._came = tokens, budget, grid
         return self.inner.prune(tokens, budget, grid)
 
-    def prune_to(self, tokens: Tokens, position: Tensor) -> Tokens:
+    def prune_to(self, tokens: Tokens, position: Tensor, grid: Grid) -> Tokens:
         """The inner one's."""
-        return self.inner.prune_to(tokens, position)
+        return self.inner.prune_to(tokens, position, grid)
 
     def mask(self, tokens: Tokens, budget: int, grid: Grid, draw: Draw) -> Masked:
         """The inner one's."""

@@ -14,7 +14,7 @@ from dynamicvit.adapters import adapter_for
 from dynamicvit.errors import InputError
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import own_image_size
-from dynamicvit.schedule import Schedule
+from dynamicvit.schedule import Dropped, Schedule
 from dynamicvit.visualization import known_class_names
 
 #: Under this name each format keeps the description, as JSON.
@@ -41,6 +41,7 @@ class Description:
         stages: blocks before which patch tokens are dropped.
         keep_ratios: ρ of each stage, shares of the N patches.
         kept: patches kept from each stage on; output ``kept_s`` is ``(B, kept[s - 1])``.
+        dropped: what becomes of dropped tokens.
     """
 
     model: str | None
@@ -58,6 +59,7 @@ class Description:
     stages: tuple[int, ...]
     keep_ratios: tuple[float, ...]
     kept: tuple[int, ...]
+    dropped: Dropped = "gone"
 
     @property
     def outputs(self) -> list[str]:
@@ -67,7 +69,7 @@ class Description:
     @property
     def schedule(self) -> Schedule:
         """Where and how much is dropped."""
-        return Schedule(self.stages, self.keep_ratios)
+        return Schedule(self.stages, self.keep_ratios, self.dropped)
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -138,6 +140,7 @@ def describe(
         stages=model.schedule.stages,
         keep_ratios=model.schedule.keep_ratios,
         kept=tuple(model.schedule.kept(grid[0] * grid[1])),
+        dropped=model.schedule.dropped,
     )
 
 

@@ -16,6 +16,7 @@ from dynamicvit.distillation import Distillation, distillation_loss, hard_distil
 from dynamicvit.errors import InputError
 from dynamicvit.losses import LossWeights
 from dynamicvit.model import Leave
+from dynamicvit.schedule import Dropped
 
 #: Version of the recipes that this code writes, and the newest that it reads.
 VERSION = 1
@@ -70,9 +71,21 @@ class TeacherRecipe(_Strict):
 
 
 class AugmentRecipe(_Strict):
-    """Augmentation, all of it timm's.
+    """Augmentation, all of it timm's and by timm's names.
 
-    Mixup, cutmix and smoothing are about labels: without the classification loss they are off.
+    Mixup and cutmix mix pairs of images: the teacher answers for the mixture, and labels, where
+    they are learned from, are mixed alike. Smoothing is about labels alone.
+
+    Attributes:
+        scale: least and greatest share of an image's area that a crop has.
+        hflip: probability of a mirror image.
+        auto_augment: timm's description of one, or none.
+        re_prob: probability of random erasing.
+        mixup: alpha; 0 is none.
+        cutmix: alpha; 0 is none. With both, chance decides.
+        mixup_prob: probability of mixing at all.
+        mixup_mode: whether that and how much is drawn for each "batch", "pair" or "elem" (image).
+        smoothing: of labels.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -81,6 +94,8 @@ class AugmentRecipe(_Strict):
     re_prob: float = Field(0.25, ge=0, le=1)
     mixup: float = Field(0.8, ge=0)
     cutmix: float = Field(1.0, ge=0)
+    mixup_prob: float = Field(1.0, ge=0, le=1)
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
     smoothing: float = Field(0.1, ge=0, lt=1)
 
     def transform_arguments(self) -> dict[str, Any]:
@@ -95,6 +110,8 @@ class Recipe(_Strict):
         model: timm's name of the backbone; a command's ``--model`` goes first.
         keep_ratio: ρ, or one ratio for each stage.
         stages: block indices; by default at 1/4, 2/4 and 3/4 of the depth.
+        dropped: what becomes of dropped tokens: "gone", or "merged" into the most alike kept one;
+            by default what the model was saved with, and "gone" for a new one.
         epochs: how long; or
         images: the number of images to see instead of epochs.
         batch_size: images in a step.
@@ -130,6 +147,7 @@ class Recipe(_Strict):
     model: str | None = None
     keep_ratio: float | tuple[float, ...] = 0.7
     stages: tuple[int, ...] | None = None
+    dropped: Dropped | None = None
     epochs: int | None = Field(None, gt=0)
     images: int | None = Field(None, gt=0)
     batch_size: int = Field(1024, gt=0)

@@ -79,7 +79,7 @@ class Step:
         processes: that share the batch.
         precision: dtype of autocast, or none.
         accumulate: passes in which a process works off its images, to save memory.
-        mixup: of the labels, if any. It mixes the images of a pass.
+        mixup: of images and labels, if any. It mixes the images of a pass.
     """
 
     def __init__(
@@ -281,15 +281,17 @@ def loss_weights(model: DynamicViT, recipe: Recipe) -> LossWeights:
 
 
 def create_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
-    """timm's mixup and cutmix, where labels are learned from."""
+    """timm's mixup and cutmix, if asked for."""
     augment = recipe.augment
-    if not recipe.losses.classification or not (augment.mixup or augment.cutmix):
+    if not (augment.mixup or augment.cutmix) or not augment.mixup_prob:
         return None
     return Mixup(
         mixup_alpha=augment.mixup,
         cutmix_alpha=augment.cutmix,
-        label_smoothing=augment.smoothing,
-        num_classes=num_classes,
+        prob=augment.mixup_prob,
+        mode=augment.mixup_mode,
+        label_smoothing=0.0,  # after mixing, see _mixed
+        num_classes=num_classes + 1,  # the last is that of images without a label
     )
 
 
@@ -321,11 +323,11 @@ def _mixed(batch: Batch, recipe: Recipe, mixup: Mixup | None) -> tuple[Tensor, T
         return images, labels
     if len(images) % 2:  # timm's mixup pairs images: one of them is its own partner
         images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
-    known = labels != UNLABELLED
+    nothing, smoothing = mixup.num_classes - 1, recipe.augment.smoothing
     # It mixes in place; a second pass over the same images must find them as they were.
-    images, targets = mixup(images.clone(), labels * known)
-    # It pairs an image with its mirror place in the batch; of half a label nothing is learned.
-    return images, targets * (known & known.flip(0))[:, None]
+    images, targets = mixup(images.clone(), labels.masked_fill(labels == UNLABELLED, nothing))
+    known = targets[:, nothing:] == 0  # of half a label nothing is learned
+    return images, (targets[:, :nothing] * (1 - smoothing) + smoothing / nothing) * known
 
 
 def _survivors(output: MaskedOutput) -> Tensor:
