@@ -82,9 +82,7 @@ def join(tokens: Tokens, gone: Tensor, into: Tensor, num_patches: int) -> Tokens
         Tokens in which the gone ones are as they were, and no patch's.
     """
     patches = tokens.patches
-    size = tokens.size
-    if size is None:
-        size = patches.new_ones(patches.shape[:2], dtype=torch.float32)
+    size = torch.ones_like(gone) if tokens.size is None else tokens.size
     moved = gone * size
     total = size.scatter_add(1, into, moved)
     # The shares sum to 1; exactly 1 for a token that stays alone: it is not rounded at every stage.
