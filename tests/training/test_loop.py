@@ -1,5 +1,6 @@
 """The training loop: it learns, keeps the teacher, spares what is frozen, and goes on."""
 
+import copy
 import json
 import math
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.data import Mixup
+from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.data import UNLABELLED, Batch
@@ -14,9 +17,9 @@ from dynamicvit.model import DenseOutput, Stem
 from dynamicvit.teacher import weigh_some
 from dynamicvit.training import Progress, Recipe, loop, train
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
-from dynamicvit.training.step import create_mixup, seed_everything
+from dynamicvit.training.step import create_mixup, mix, seed_everything
 from dynamicvit.training.teachers import teachers_for
-from families import BY_NAME, DEIT, Family
+from families import BY_NAME, DEIT, NUM_CLASSES, Family
 from memory import BATCH, Memory, paper, small
 
 
@@ -292,3 +295,59 @@ def test_weight_decay_spares_biases_norms_and_positions() -> None:
     for name, parameter in model.named_parameters():
         spared = parameter.ndim == 1 or name in model.no_weight_decay()
         assert (id(parameter) in decayed) != spared, name
+
+
+MIXED = ("augment.mixup=1", "augment.cutmix=0", "augment.mixup_mode=elem")
+
+
+def mixed(batch: Batch, *overrides: str) -> tuple[Tensor, Tensor]:
+    recipe = small(*MIXED, *overrides)
+    mixup = create_mixup(recipe, NUM_CLASSES)
+    seed_everything(0)
+    return mix(batch, recipe, mixup)
+
+
+def test_images_are_mixed_without_labels() -> None:
+    batch = next(iter(Memory(labelled=False)))
+    images, targets = mixed(batch)
+    assert not torch.equal(images, batch.images)
+    assert not targets.any(), "nothing is learned from labels that are not there"
+
+
+def test_a_label_is_lost_only_by_mixing_with_an_image_that_has_none() -> None:
+    batch = next(iter(Memory()))
+    labels = batch.labels.clone()
+    labels[0] = UNLABELLED  # its partner is the last image
+    images, targets = mixed(Batch(batch.images, labels), "augment.mixup_prob=0.5")
+    alone = [torch.equal(*pair) for pair in zip(images, batch.images, strict=True)]
+    assert set(alone) == {True, False}, "or this says nothing"
+    for place, is_alone in enumerate(alone):
+        expected = 0.0 if place == 0 or (place == len(alone) - 1 and not is_alone) else 1.0
+        torch.testing.assert_close(targets[place].sum().item(), expected)
+        if is_alone and place:
+            assert targets[place].argmax() == batch.labels[place]
+
+
+def test_mixed_labels_are_smoothed_as_timm_does() -> None:
+    batch, recipe = next(iter(Memory())), small(*MIXED, "augment.smoothing=0.1")
+    theirs = Mixup(mixup_alpha=1.0, mode="elem", label_smoothing=0.1, num_classes=NUM_CLASSES)
+    seed_everything(0)
+    _, expected = theirs(batch.images.clone(), batch.labels)
+    torch.testing.assert_close(mixed(batch, "augment.smoothing=0.1")[1], expected)
+    assert recipe.augment.smoothing
+
+
+def test_the_average_forgets_the_start_of_a_short_run(tmp_path: Path) -> None:
+    """With a decay of so many more steps than there are, it would be where it began."""
+    model = DEIT.sparse()
+    untrained = copy.deepcopy(model.predictors).requires_grad_(False)
+    settings = ("learning_rate=0.01", "warmup=0", "backbone_lr_scale=0")
+    train(model, Memory(), small("ema=0.9999", *settings, steps=24), tmp_path / "averaged")
+    last = DEIT.sparse()
+    train(last, Memory(), small(*settings, steps=24), tmp_path / "last")
+
+    def distance(one: nn.Module, other: nn.Module) -> float:
+        pairs = zip(one.parameters(), other.parameters(), strict=True)
+        return sum((a - b).square().sum().item() for a, b in pairs) ** 0.5
+
+    assert distance(model.predictors, last.predictors) < 0.5 * distance(untrained, last.predictors)

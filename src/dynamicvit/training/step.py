@@ -234,7 +234,7 @@ class _Pass(nn.Module):
     def survivors(self, batch: Batch) -> Tensor:
         """The number of surviving tokens alone; draws as :meth:`forward` does."""
         _, recipe, precision, mixup = self._fixed
-        images, _ = _mixed(batch, recipe, mixup)
+        images, _ = mix(batch, recipe, mixup)
         with torch.autocast(images.device.type, precision, enabled=precision is not None):
             return _survivors(self.model.forward_masked(images))
 
@@ -252,7 +252,7 @@ def step_losses(
 
     It may be part of a larger one, in which its first image has place ``first``.
     """
-    images, labels = _mixed(batch, recipe, mixup)
+    images, labels = mix(batch, recipe, mixup)
     weights = loss_weights(model, recipe)
     guided = _guided(first, len(images), recipe.guided) if weights.guidance else None
     shares_stem = recipe.share_stem and model.schedule.stages
@@ -290,7 +290,7 @@ def create_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
         cutmix_alpha=augment.cutmix,
         prob=augment.mixup_prob,
         mode=augment.mixup_mode,
-        label_smoothing=0.0,  # after mixing, see _mixed
+        label_smoothing=0.0,  # after mixing, see mix
         num_classes=num_classes + 1,  # the last is that of images without a label
     )
 
@@ -316,7 +316,7 @@ def _guided(first: int, count: int, share: float) -> Tensor:
     return ends.diff() > 0
 
 
-def _mixed(batch: Batch, recipe: Recipe, mixup: Mixup | None) -> tuple[Tensor, Tensor]:
+def mix(batch: Batch, recipe: Recipe, mixup: Mixup | None) -> tuple[Tensor, Tensor]:
     """Images ``(B, 3, H, W)`` and labels, mixed if asked for."""
     images, labels = batch.images, batch.labels
     if mixup is None:
