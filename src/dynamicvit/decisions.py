@@ -230,6 +230,20 @@ def survivors(tokens: Tokens, num_patches: int) -> Tensor:
     return to_image(ones, tokens.index, num_patches) > 0
 
 
+def places_of(tokens: Tokens) -> Tensor | None:
+    """``(B, N)``: the patch that has the place of the token which each original patch is part of.
+
+    A patch that is part of none has its own place; ``None`` when every held token is one patch.
+    """
+    groups, index = tokens.groups, tokens.index
+    if groups is None or not tokens.num_patches:
+        return None
+    place = groups.clamp(min=0)
+    place = place if index is None else index.gather(1, place)
+    here = torch.arange(groups.shape[1], device=groups.device).expand_as(groups)
+    return torch.where(groups < 0, here, place)
+
+
 def groups_of(tokens: Tokens, num_patches: int) -> Tensor:
     """``(B, N)``: position of the held token that each original patch is part of, -1 for none."""
     if tokens.groups is not None:

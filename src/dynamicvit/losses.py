@@ -110,7 +110,7 @@ def dynamicvit_loss(
     if weights.guidance:
         importance = _needed(teacher, "teacher", "guidance").importance
         importance = _needed(importance, "teacher.importance", "guidance")
-        guidance = guidance_loss(output.log_odds, importance)
+        guidance = guidance_loss(output.log_odds, importance, output.places)
     total = (
         weights.classification * classification
         + weights.distillation * distilled
@@ -208,7 +208,11 @@ def ratio_loss(decisions: tuple[Tensor, ...], keep_ratios: tuple[float, ...]) ->
     return torch.stack(parts).mean()
 
 
-def guidance_loss(log_odds: tuple[Tensor, ...], importance: tuple[Tensor, ...]) -> Tensor:
+def guidance_loss(
+    log_odds: tuple[Tensor, ...],
+    importance: tuple[Tensor, ...],
+    places: tuple[Tensor | None, ...] = (),
+) -> Tensor:
     """KL divergence of each stage's ranking from the patches' importance to the dense network.
 
     Among the tokens that enter a stage, the softmax of their log-odds of being kept should be
@@ -221,11 +225,18 @@ def guidance_loss(log_odds: tuple[Tensor, ...], importance: tuple[Tensor, ...]) 
         importance: for each stage ``(B, N)``, not negative; of
             :func:`~dynamicvit.teacher.weigh_patches`. An image whose patches were not weighed
             (zero throughout) counts as zero in the mean.
+        places: for each stage ``(B, N)``, the patch that has the place of the token which each
+            patch is part of: a token is as important as its patches together. ``None`` for a stage
+            where each patch is a token, and nothing where that is so for all.
     """
     parts = []
-    for odds, weight in zip(log_odds, importance, strict=True):
+    places = places or (None,) * len(log_odds)
+    for odds, weight, place in zip(log_odds, importance, places, strict=True):
         entered = odds > float("-inf")
-        target = weight.float() * entered
+        target = weight.float()
+        if place is not None:
+            target = torch.zeros_like(target).scatter_add(1, place, target)
+        target = target * entered
         target = target / target.sum(dim=1, keepdim=True).clamp(min=_TINY)
         # A softmax over no token at all is NaN: such an image has nothing to rank.
         empty = ~entered.any(dim=1, keepdim=True)

@@ -66,6 +66,8 @@ class MaskedOutput:
             ``logits``, but for LV-ViT: the class token's alone, as the released code trains it.
         patch_logits: ``(B, M, classes)`` of LV-ViT's second classifier for every held patch token,
             which the token loss then looks at; ``None`` for other families.
+        places: for each of ``log_odds`` ``(B, N)``, the patch that had the place of the token which
+            each patch was part of when it entered; ``None`` where each was a token itself.
     """
 
     logits: Tensor
@@ -76,6 +78,7 @@ class MaskedOutput:
     pooled: Tensor
     loss_logits: Tensor
     patch_logits: Tensor | None = None
+    places: tuple[Tensor | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -287,10 +290,10 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
             decisions: for each stage ``(B, N)`` with 0 or 1, in place of the model's own draw.
         """
         stem = images if isinstance(images, Stem) else self.stem(images)
-        features, taken, scores = self._mask(stem, decisions)
+        features, taken, scores, places = self._mask(stem, decisions)
         logits, pooled, loss_logits, patch_logits = self._adapter.answers(self.backbone, features)
         return MaskedOutput(
-            logits, features, taken, scores, stem.grid, pooled, loss_logits, patch_logits
+            logits, features, taken, scores, stem.grid, pooled, loss_logits, patch_logits, places
         )
 
     def forward_dense(self, images: Tensor | Stem) -> DenseOutput:
@@ -340,25 +343,28 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
 
     def _mask(
         self, stem: Stem, decisions: Sequence[Tensor] | None = None
-    ) -> tuple[Tokens, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Final tokens under the last decision; each stage's decisions and log-odds ``(B, N)``."""
+    ) -> tuple[Tokens, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        """Final tokens under the last decision; each stage's decisions, log-odds and places."""
         if self.leave not in get_args(Leave):
             raise InputError(f"leave is one of {get_args(Leave)}, got {self.leave!r}")
         tokens, block, num_patches = stem.tokens, stem.depth, stem.tokens.num_patches
         if decisions is not None:
             self._check_decisions(len(tokens.x), stem.grid, decisions)
-        taken, scores = [], []
+        taken, scores, places = [], [], []
         for stage, budget in enumerate(self._schedule.kept(num_patches)):
             tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
             block = self._schedule.stages[stage]
             given = None if decisions is None else decisions[stage]
             draw = Draw(self.sampler, self.leave, given)
             reduction = self._reduction(stage)
-            tokens, decision, odds = reduction.mask(tokens, budget, stem.grid, draw)
-            taken.append(decision)
-            scores += [] if odds is None else [odds]
+            masked = reduction.mask(tokens, budget, stem.grid, draw)
+            tokens = masked.tokens
+            taken.append(masked.decision)
+            if masked.log_odds is not None:
+                scores.append(masked.log_odds)
+                places.append(masked.places)
         tokens = self._run(tokens, stem.position, block, self.depth)
-        return self._finish(tokens), tuple(taken), tuple(scores)
+        return self._finish(tokens), tuple(taken), tuple(scores), tuple(places)
 
     def _prune(self, stem: Stem, report: _Report | None = None) -> Tokens:
         """Final tokens; what each stage did is added to the report."""

@@ -18,6 +18,7 @@ from dynamicvit.decisions import (
     gather_alive,
     gather_patches,
     log_odds,
+    places_of,
     to_image,
     top_k,
     unmask,
@@ -58,11 +59,14 @@ class Masked(NamedTuple):
         decision: ``(B, N)``, 1 where a patch is still kept, 0 where it is not.
         log_odds: ``(B, N)`` of keeping each patch that entered, ``-inf`` for the others; ``None``
             where nothing was scored.
+        places: ``(B, N)``, the place of the token that each patch was part of when it entered;
+            ``None`` where every token was one patch.
     """
 
     tokens: Tokens
     decision: Tensor
     log_odds: Tensor | None
+    places: Tensor | None = None
 
 
 class Crowd(NamedTuple):
@@ -230,7 +234,8 @@ class Choice(Reduction):
         elif draw.leave == "at once":
             left = unmask(gather_alive(left, decision))
         left = _with_rest(left, self.rest(tokens, before - decision, log_probs))
-        return Masked(left, to_image(decision, tokens.index, num_patches), odds)
+        decision = to_image(decision, tokens.index, num_patches)
+        return Masked(left, decision, odds, places_of(tokens))
 
 
 class Scored(Choice):

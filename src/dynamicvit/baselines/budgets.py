@@ -16,7 +16,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.macs import DENSE, costs_of, keep_ratio_for, meta_copy, schedule_macs
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import own_image_size
-from dynamicvit.schedule import Schedule
+from dynamicvit.schedule import Dropped, Schedule
 
 T = TypeVar("T")
 
@@ -29,6 +29,7 @@ def with_keep_ratio(
     fraction: float,
     stage: Callable[[], nn.Module],
     stages: Sequence[int] | None = None,
+    dropped: Dropped = "gone",
 ) -> DynamicViT:
     """Tokens chosen in stages, with the largest ρ that the budget pays for.
 
@@ -37,12 +38,13 @@ def with_keep_ratio(
         fraction: of its MACs.
         stage: makes each stage's module.
         stages: block indices; by default at 1/4, 2/4 and 3/4 of the depth.
+        dropped: what becomes of dropped tokens.
 
     Raises:
         InputError: for a budget below what one token at each stage costs.
     """
     depth = len(adapter_for(backbone).blocks(backbone))
-    schedule = Schedule.for_depth(depth, 1.0, stages)
+    schedule = Schedule.for_depth(depth, 1.0, stages, dropped)
     model = DynamicViT(backbone, schedule, [stage() for _ in schedule.stages])
     model.keep_ratio = keep_ratio_for(model, fraction=fraction)
     return model

@@ -23,7 +23,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import own_image_size
 from dynamicvit.prediction import PredictionModule
-from dynamicvit.schedule import Schedule
+from dynamicvit.schedule import Dropped, Schedule
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,18 @@ class Way:
     ablation: bool = False
 
 
-def _dynamic(stages: int = 3) -> Callable[[nn.Module, float], DynamicViT]:
-    """The paper's way, with the first of its usual stages."""
+def _dynamic(
+    stages: int = 3, dropped: Dropped = "gone"
+) -> Callable[[nn.Module, float], DynamicViT]:
+    """The paper's way, with the first of its usual stages; or what becomes of dropped tokens."""
 
     def build(backbone: nn.Module, fraction: float) -> DynamicViT:
         adapter = adapter_for(backbone)
         usual = Schedule.for_depth(len(adapter.blocks(backbone))).stages
         width = adapter.width(backbone)
-        return with_keep_ratio(backbone, fraction, lambda: PredictionModule(width), usual[:stages])
+        return with_keep_ratio(
+            backbone, fraction, lambda: PredictionModule(width), usual[:stages], dropped
+        )
 
     return build
 
@@ -80,6 +84,7 @@ _NO_GUIDANCE = ("losses.guidance=0", "decisions=top-k", "leave=late")
 
 _WAYS = (
     Way("dynamic", "DynamicViT", _dynamic()),
+    Way("dynamic-merged", "DynamicViT, dropped tokens merged", _dynamic(dropped="merged")),
     Way("random", "any tokens", _kept_by(RandomScores), untrained=True),
     Way("static", "the same places for all images, learned", _static),
     Way("downsampling", "the grid pooled 2×2 before a block", with_downsampling),
