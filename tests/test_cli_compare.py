@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from dynamicvit import sparsify
+from dynamicvit.baselines import WAYS
 from dynamicvit.cli import compare as command
 from dynamicvit.cli.compare import CSV_NAME
+from dynamicvit.cli.compare_tables import results_table
+from dynamicvit.comparison import Line
+from dynamicvit.comparison.timing import Timing
 from families import BY_NAME
 from pictures import noise_folders
 
@@ -64,7 +70,7 @@ def table(tmp_path: Path) -> list[dict[str, str]]:
 def test_table_csv_and_plots(run: Main, tmp_path: Path, capsys) -> None:
     assert run("--ways", "dynamic,merging", "--seconds", "1e-6", "--seeds", 2) == 0
     said = capsys.readouterr().out
-    for words in ("merging, untrained", "× dense", "what choosing takes", "agreement", "±"):
+    for words in ("for 0.75 of dense", "what choosing takes", "agreement", "±", "none"):
         assert words in said
     lines = table(tmp_path)
     assert [(line["way"], line["trained"], line["seeds"]) for line in lines] == [
@@ -78,6 +84,21 @@ def test_table_csv_and_plots(run: Main, tmp_path: Path, capsys) -> None:
     for name in ("gmacs", "throughput_batch_1", "throughput_batch_32"):
         for kind in ("png", "pdf"):
             assert (tmp_path / "out" / f"accuracy_over_{name}.{kind}").stat().st_size > 1000
+
+
+def test_the_table_fits_a_terminal() -> None:
+    """The longest name with every number at its widest."""
+    longest = max(WAYS, key=len)
+    timing = Timing(32, 10.52, 10.4, 10.6, 99.0, 9.4, 0.1, 0.1)
+    shared = dict(gmacs=10.825, macs_fraction=0.825, seeds=3, images=8, timings={32: timing})
+    line = Line(longest, 0.64, True, top1=0.7738, top1_spread=0.0042, agreement=0.9,
+                agreement_spread=0.0133, **shared)  # fmt: skip
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(results_table([line], labelled=True))
+    said = console.export_text()
+    for words in (longest, "77.38 ± 0.42", "90.00 ± 1.33", "10.825", "0.825", "10.52"):
+        assert words in said
+    assert "…" not in said
 
 
 def test_the_same_command_computes_nothing_and_others_add(

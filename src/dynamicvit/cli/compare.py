@@ -11,13 +11,13 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
-from rich.table import Table
 from torch import nn
 
 from dynamicvit.adapters import adapter_for
 from dynamicvit.baselines import Way, build, ways_of
 from dynamicvit.benchmark import available_cores
 from dynamicvit.cli import app
+from dynamicvit.cli.compare_tables import costs_table, results_table
 from dynamicvit.cli.console import (
     LineNowAndThen,
     StoppedError,
@@ -153,9 +153,9 @@ def compare(
         where = f"interrupted; what was done is in {output}, the same command goes on"
         raise StoppedError(where, getattr(stop, "signum", signal.SIGINT)) from None
     lines = lines_of(experiment.known_rows(), experiment.known_timings())
-    console.print(_table(lines, evaluated.labelled), highlight=False)
+    console.print(results_table(lines, evaluated.labelled), highlight=False)
     if any(line.timings for line in lines):
-        console.print(_costs(lines), highlight=False)
+        console.print(costs_table(lines), highlight=False)
     _write(output, lines, console)
 
 
@@ -279,65 +279,6 @@ def _said(row: Row) -> str:
 
 
 # ---------------------------------------------------------------- what comes out
-
-
-def _table(lines: Sequence[Line], labelled: bool) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("way", vertical="bottom", no_wrap=True)
-    for heading in (
-        *(["top-1, %"] if labelled else []),
-        "agreement",
-        "GMACs",
-        "of dense",
-        "seeds",
-        *(f"× dense,\nbatch {size}" for size in BATCH_SIZES),
-    ):
-        table.add_column(heading, justify="right", vertical="bottom")
-    for line in lines:
-        table.add_row(
-            line.label,
-            *([_share(line.top1, line.top1_spread)] if labelled else []),
-            _share(line.agreement, line.agreement_spread),
-            f"{line.gmacs:.3f}",
-            f"{line.macs_fraction:.3f}",
-            str(line.seeds) if line.trained else "-",
-            *(_speedup(line, size) for size in BATCH_SIZES),
-        )
-    return table
-
-
-def _costs(lines: Sequence[Line]) -> Table:
-    """What the ways themselves take, each once: training plays no part in it."""
-    table = Table(title="what choosing takes: ms, and share of the time saved", box=None)
-    table.add_column("way", no_wrap=True)
-    table.add_column("of dense", justify="right")
-    for size in BATCH_SIZES:
-        table.add_column(f"batch {size}", justify="right")
-    once = {(line.way, line.fraction): line for line in lines if line.timings}
-    for line in once.values():
-        costs = (_choosing(line, size) for size in BATCH_SIZES)
-        table.add_row(line.way, f"{line.macs_fraction:.3f}", *costs)
-    return table
-
-
-def _share(mean: float | None, spread: float | None) -> str:
-    if mean is None:
-        return "-"
-    return f"{100 * mean:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
-
-
-def _speedup(line: Line, size: int) -> str:
-    timing = line.timings.get(size)
-    return "-" if timing is None else f"{timing.speedup:.2f}"
-
-
-def _choosing(line: Line, size: int) -> str:
-    """Milliseconds, and the share of the time saved."""
-    timing = line.timings.get(size)
-    if timing is None:
-        return "-"
-    share = timing.choosing_share
-    return f"{timing.choosing_ms:.2f} ms" + ("" if share is None else f", {100 * share:.0f} %")
 
 
 def _write(output: Path, lines: Sequence[Line], console: Console) -> None:

@@ -1,0 +1,89 @@
+"""What ``dynamicvit compare`` prints: tables that fit a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich.table import Table
+
+from dynamicvit.comparison import Line
+from dynamicvit.comparison.experiment import DENSE_NAME
+from dynamicvit.comparison.timing import BATCH_SIZES
+
+
+def results_table(lines: Sequence[Line], labelled: bool) -> Table:
+    """A line for each way, trained or not, under the budget that it was built for.
+
+    Args:
+        lines: by budget.
+        labelled: whether there is a top-1.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("way", vertical="bottom", no_wrap=True)
+    for heading in (
+        *(["top-1\n%"] if labelled else []),
+        "agreement\n%",
+        "GMACs",
+        "of\ndense",
+        "runs",
+        *(f"batch\n{size}" for size in BATCH_SIZES),
+    ):
+        table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
+    for fraction, group in groupby(lines, lambda line: line.fraction):
+        members = list(group)
+        if any(line.way != DENSE_NAME for line in members):
+            table.add_section()
+            table.add_row(f"[bold]for {fraction:g} of dense[/bold]")
+        for line in members:
+            table.add_row(
+                line.way,
+                *([_share(line.top1, line.top1_spread)] if labelled else []),
+                _share(line.agreement, line.agreement_spread),
+                f"{line.gmacs:.3f}",
+                f"{line.macs_fraction:.3f}",
+                _runs(line),
+                *(_speedup(line, size) for size in BATCH_SIZES),
+            )
+    table.caption = "runs: fine-tuned, each with a seed; batch: times as fast as dense"
+    return table
+
+
+def costs_table(lines: Sequence[Line]) -> Table:
+    """What the ways themselves take, each once: training plays no part in it."""
+    table = Table(title="what choosing takes: ms, and share of the time saved", box=None)
+    table.add_column("way", no_wrap=True)
+    table.add_column("of dense", justify="right")
+    for size in BATCH_SIZES:
+        table.add_column(f"batch {size}", justify="right")
+    once = {(line.way, line.fraction): line for line in lines if line.timings}
+    for line in once.values():
+        costs = (_choosing(line, size) for size in BATCH_SIZES)
+        table.add_row(line.way, f"{line.macs_fraction:.3f}", *costs)
+    return table
+
+
+def _runs(line: Line) -> str:
+    if line.way == DENSE_NAME:
+        return "-"
+    return str(line.seeds) if line.trained else "none"
+
+
+def _share(mean: float | None, spread: float | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
+
+
+def _speedup(line: Line, size: int) -> str:
+    timing = line.timings.get(size)
+    return "-" if timing is None else f"{timing.speedup:.2f}"
+
+
+def _choosing(line: Line, size: int) -> str:
+    """Milliseconds, and the share of the time saved."""
+    timing = line.timings.get(size)
+    if timing is None:
+        return "-"
+    share = timing.choosing_share
+    return f"{timing.choosing_ms:.2f} ms" + ("" if share is None else f", {100 * share:.0f} %")
