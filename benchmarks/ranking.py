@@ -1,8 +1,9 @@
 """Which patches matter: how far an untrained pruned network is from the dense one, by the oracle.
 
 Every oracle has seen the dense network run on the image and ranks its patches for each stage; the
-best are kept by the schedule, and the answers compared with the dense ones. Nothing is trained, so
-this says which ranking is worth learning::
+best are kept by the schedule, the others gone or merged into them, and the answers compared with
+the dense ones. Nothing is trained, so this says which ranking is worth learning, and what becomes
+best of the rest::
 
     python benchmarks/ranking.py IMAGES --checkpoint deit_tiny_patch16_224.safetensors --images 200
 """
@@ -13,17 +14,20 @@ import argparse
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from dynamicvit import sparsify
+from dynamicvit import merging, sparsify
 from dynamicvit.data import ImageData, Loader, eval_transform
 from dynamicvit.loading import load_backbone
 from dynamicvit.model import DynamicViT
+from dynamicvit.reduction import Choice, Grid
+from dynamicvit.schedule import Dropped
 from dynamicvit.teacher import dense_teacher, weigh_patches
+from dynamicvit.tokens import Tokens
 
 Scores = list[Tensor]
 """For each stage ``(B, N)``, what a patch is worth."""
@@ -80,15 +84,24 @@ ORACLES: dict[str, Callable[[DynamicViT, Tensor], Scores]] = {
 }
 
 
-def keep_best(scores: Scores, kept: tuple[int, ...]) -> Scores:
-    """The decisions that keep the best of those still there."""
-    alive = torch.ones_like(scores[0])
-    decisions = []
-    for score, budget in zip(scores, kept, strict=True):
-        best = score.masked_fill(alive < 0.5, float("-inf")).topk(budget, dim=1).indices
-        alive = torch.zeros_like(alive).scatter(1, best, 1.0)
-        decisions.append(alive)
-    return decisions
+class Oracle(nn.Module, Choice):
+    """Keeps the patches that an oracle ranks highest in the images at hand.
+
+    Args:
+        merges: whether the others merge into them.
+    """
+
+    def __init__(self, merges: bool) -> None:
+        super().__init__()
+        self.merges = merges
+        self.worth = torch.zeros(0)
+
+    def log_probs(self, tokens: Tokens, grid: Grid) -> Tensor:
+        """What the oracle said of the patches that are left."""
+        del grid
+        worth = self.worth if tokens.index is None else self.worth.gather(1, tokens.index)
+        odds = worth.clamp(min=torch.finfo(worth.dtype).tiny).log()
+        return torch.stack([F.logsigmoid(odds), F.logsigmoid(-odds)], dim=-1)
 
 
 def main() -> None:
@@ -100,32 +113,54 @@ def main() -> None:
     parser.add_argument("--keep-ratio", type=float, default=0.7)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--crop-pct", type=float, default=0.875)
+    parser.add_argument(
+        "--unlikeness-power",
+        type=float,
+        default=merging.UNLIKENESS_POWER,
+        help="how much the choice minds likeness where dropped tokens merge; 0: not at all",
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
     torch.manual_seed(options.seed)
+    merging.UNLIKENESS_POWER = options.unlikeness_power
     backbone = load_backbone(options.model, options.checkpoint)
-    model = sparsify(backbone, options.keep_ratio).eval()
-    teacher = dense_teacher(model)
-    data = ImageData(options.data).with_transform(eval_transform(model))
+    models = {
+        fate: DynamicViT(backbone, schedule, [Oracle(fate == "merged") for _ in schedule.stages])
+        for fate in get_args(Dropped)
+        for schedule in [sparsify(backbone, options.keep_ratio).schedule]
+    }
+    teacher = dense_teacher(models["gone"].eval())
+    data = ImageData(options.data).with_transform(
+        eval_transform(teacher, crop_pct=options.crop_pct)
+    )
     loader = Loader(data, options.batch_size, shuffle=True)
-    divergence: dict[str, float] = defaultdict(float)
-    agreed: dict[str, int] = defaultdict(int)
+    divergence: dict[tuple[str, str], float] = defaultdict(float)
+    agreed: dict[tuple[str, str], int] = defaultdict(int)
     seen = 0
     with torch.no_grad():
         for batch in islice(loader, -(-options.images // options.batch_size)):
             dense = teacher.forward_dense(batch.images).logits.log_softmax(dim=-1)
-            kept = model.schedule.kept(teacher.stem(batch.images, depth=0).tokens.num_patches)
             for name, oracle in ORACLES.items():
-                decisions = keep_best(oracle(teacher, batch.images), kept)
-                pruned = model.forward_pruned(batch.images, decisions).logits.log_softmax(dim=-1)
-                divergence[name] += F.kl_div(pruned, dense, log_target=True, reduction="sum").item()
-                agreed[name] += int((pruned.argmax(-1) == dense.argmax(-1)).sum())
+                scores = oracle(teacher, batch.images)
+                for fate, model in models.items():
+                    for module, worth in zip(model.predictors, scores, strict=True):
+                        module.worth = worth
+                    pruned = model.eval()(batch.images).log_softmax(dim=-1)
+                    divergence[name, fate] += F.kl_div(
+                        pruned, dense, log_target=True, reduction="sum"
+                    ).item()
+                    agreed[name, fate] += int((pruned.argmax(-1) == dense.argmax(-1)).sum())
             seen += len(batch)
-    print(f"{options.model}, keep ratio {options.keep_ratio}, {seen} images")
-    print(f"{'oracle':32}{'KL':>8}{'agreement':>12}")
+    print(f"{options.model}, keep ratio {options.keep_ratio}, {seen} images: KL, agreement")
+    print(f"{'oracle':32}" + "".join(f"{'dropped ' + fate:>20}" for fate in models))
     for name in ORACLES:
-        print(f"{name:32}{divergence[name] / seen:8.4f}{100 * agreed[name] / seen:10.1f} %")
+        cells = (
+            f"{divergence[name, fate] / seen:11.4f}{100 * agreed[name, fate] / seen:7.1f} %"
+            for fate in models
+        )
+        print(f"{name:32}" + "".join(cells))
 
 
 if __name__ == "__main__":
