@@ -416,7 +416,11 @@ def _results(
         say(console, f"left out {report.bad_steps} steps that were not finite")
     training = asdict(report)
     result = training.pop("held_out")
-    results: dict[str, Any] = {"training": training, "keep_ratios": model.schedule.keep_ratios}
+    results: dict[str, Any] = {
+        "training": training,
+        "keep_ratios": model.schedule.keep_ratios,
+        "dropped": model.schedule.dropped,
+    }
     if held_out is None or report.held_out is None:
         return results
     results["held_out"] = result
