@@ -56,7 +56,7 @@ class DynamicViTConfig(PretrainedConfig):
         **kwargs: what :class:`transformers.PretrainedConfig` takes.
 
     Raises:
-        InputError: for ratios or stages that can't be.
+        InputError: for ratios, stages or a word on dropped tokens that can't be.
     """
 
     model_type = "dynamicvit"
