@@ -129,9 +129,10 @@ def test_the_config_holds_name_arguments_and_schedule(tmp_path: Path) -> None:
 
 def test_what_becomes_of_dropped_tokens_is_kept(tmp_path: Path) -> None:
     """By a new budget too; folders from before there was a choice drop."""
-    model = small(dropped="merged", img_size=64)
+    model = small(img_size=64)
+    model.dropped = "merged"
     model.keep_ratio = 0.3
-    assert model.schedule.dropped == "merged"
+    assert model.schedule.dropped == model.dropped == "merged"
     model.save_pretrained(tmp_path)
     config = config_of(tmp_path)
     assert config["schedule"].pop("dropped") == "merged"

@@ -507,7 +507,9 @@ def test_round_trip(family: HFFamily, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_what_becomes_of_dropped_tokens_is_kept(tmp_path: Path) -> None:
     """By a new budget, in the folder, and by every command; older folders drop."""
-    model, images = sparse(dropped="merged"), VIT.images()
+    assert sparse(dropped="merged").config.dropped == "merged"
+    model, images = sparse(), VIT.images()
+    model.dynamicvit.dropped = "merged"
     model.keep_ratio = 0.3
     assert (model.config.dropped, model.dynamicvit.schedule.dropped) == ("merged", "merged")
     assert DynamicViTForImageClassification.around(model.dynamicvit).config.dropped == "merged"

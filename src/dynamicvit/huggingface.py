@@ -191,6 +191,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
     def _note_schedule(self) -> None:
         self.config.keep_ratios = list(self.dynamicvit.schedule.keep_ratios)
         self.config.stages = list(self.dynamicvit.schedule.stages)
+        self.config.dropped = self.dynamicvit.schedule.dropped
 
     # ---------------------------------------------------------------- forward
 

@@ -156,9 +156,10 @@ def train(
         checkpoint=checkpoint,
         keep_ratio=plan.keep_ratio,
         stages=plan.stages,
-        dropped=plan.dropped,
         pretrained=not (no_pretrained or dry_run),
     )
+    if plan.dropped is not None:  # also of a model that had another: it learns who should stay now
+        student.dropped = plan.dropped
     if plan.drop_path:
         set_drop_path(student, plan.drop_path)
     if grad_checkpointing:
