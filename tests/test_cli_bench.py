@@ -107,6 +107,20 @@ def test_a_saved_model(tmp_path):
     assert numbers["dense_macs"] == schedule_macs(model, DENSE)
 
 
+def test_it_says_what_becomes_of_dropped_patches(tmp_path):
+    from dynamicvit.loading import load_model
+
+    model = load_model("test_vit", dropped="merged", pretrained=False)
+    model.save_pretrained(tmp_path)
+    result = run("--model", str(tmp_path), "--json", str(tmp_path / "bench.json"))
+    assert "the others merge into the most alike kept ones" in " ".join(result.stdout.split())
+    numbers = json.loads((tmp_path / "bench.json").read_text())
+    assert numbers["dropped"] == "merged"
+    assert numbers["pruned_macs"] == schedule_macs(model, model.schedule)
+    result = run()
+    assert "the others are gone" in " ".join(result.stdout.split())
+
+
 def test_memory(monkeypatch):
     """The command's part; that the numbers are right is tested with the library's."""
     from dynamicvit.benchmark import MemoryRow, Peak

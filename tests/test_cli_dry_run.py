@@ -55,6 +55,7 @@ def test_a_recipe_alone_is_enough(
         "196 patches of an image of 224x224",
         "137 (69.9 %) left before block 3",
         "67 (34.2 %) left before block 9",
+        "the others are gone",
         "1.25 G dense, 0.80 G pruned (64 %)",
         "learning rate 1e-05, weight decay 0.05",
         "30 epochs in steps of 1024 images; how many, the data will say",
@@ -90,6 +91,14 @@ def test_it_prints_the_recipe_as_it_is_resolved(plan: Callable[..., str], saved:
     recipe = yaml.safe_load(said[: said.index("\ndata ")])
     assert (recipe["images"], recipe["losses"]["token"]) == (400, 3.0)
     assert recipe["model"] == str(saved)
+
+
+def test_it_says_what_becomes_of_the_others(plan: Callable[..., str], saved: Path) -> None:
+    """The recipe decides, where it says anything; else the model stays as it was saved."""
+    said = plan("-m", saved, "--set", "dropped=merged")
+    assert "the others merge into the most alike kept ones" in said
+    for words in (("--set", "dropped=gone"), ("--recipe", "deit_tiny")):
+        assert "the others are gone" in plan("-m", saved, *words, "--set", "batch_size=4")
 
 
 def test_passes_and_half_precision_need_less_memory(plan: Callable[..., str], saved: Path) -> None:

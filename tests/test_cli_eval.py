@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,29 @@ def test_the_numbers_are_right(
     assert alone["agreement"] == 1
     assert alone["top1"] == found["dense_top1"]
     assert alone["keep_ratios"] == []
+
+
+def test_it_says_what_becomes_of_dropped_patches(
+    model: DynamicViT,
+    folder: Path,
+    tmp_path: Path,
+    numbers: Callable[..., dict],
+    main: Main,
+    capsys,
+) -> None:
+    merging = DynamicViT(
+        copy.deepcopy(model.backbone), replace(model.schedule, dropped="merged"), model.predictors
+    ).eval()
+    merging.save_pretrained(tmp_path / "merging")
+    sparse, _, labels = answers(merging, folder)
+    assert (sparse != answers(model, folder)[0]).any(), "else it shows nothing"
+    found = numbers(folder, "--model", tmp_path / "merging")
+    assert found["dropped"] == "merged"
+    assert found["top1"] == pytest.approx(float((sparse == labels).float().mean()))
+    assert numbers(folder, "--model", tmp_path / "merging", "--dense")["dropped"] is None
+    assert main(folder, "--model", tmp_path / "merging") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of the patches, the others merge into the most alike kept ones, fp32" in said
 
 
 def test_keep_ratio_one_drops_nothing(

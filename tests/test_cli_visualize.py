@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,6 +121,17 @@ def test_options_reach_the_model(asked: dict[str, Any], photos: Path, tmp_path: 
         "keep_ratio": 0.5,
         "pretrained": False,
     }
+
+
+def test_it_says_how_merged_patches_are_shown(
+    model: DynamicViT, photos: Path, tmp_path: Path, main: Main, monkeypatch, capsys
+) -> None:
+    schedule = replace(model.schedule, dropped="merged")
+    merging = DynamicViT(model.backbone, schedule, model.predictors)
+    monkeypatch.setattr(inference, "load_model", lambda *_, **__: merging)
+    assert main(photos / "dog.jpg", "-m", "tiny", "-o", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "(69%, 44%, 31%); each of the others looks like the kept one that it is part of" in said
 
 
 @pytest.mark.usefixtures("asked")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from dynamicvit.export.graph import Graph, trace
 from dynamicvit.export.package import has_compiler
 from dynamicvit.export.pictures import MAX_IMAGES, own_pictures, sample_pictures
 from dynamicvit.loading import set_image_size
+from dynamicvit.schedule import Dropped
 from families import DEIT, FAMILIES, Family, assert_agree
 from pictures import write_image
 
@@ -42,11 +44,11 @@ NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino"
 #: (docs/operators.md of onnx/onnx-tensorrt, at 8.4; LayerNormalization is younger). No Loop, If,
 #: Scan, NonZero, OneHot or Sequence.
 LISTED = """
-    Add And Cast Clip Concat Constant ConstantOfShape Conv Cos Div Equal Erf Exp Expand Flatten
-    Gather GatherElements GatherND Gemm GlobalAveragePool Greater Identity LayerNormalization Less
-    Log LogSoftmax MatMul Max Min Mul Neg Not Pad Pow Range ReduceMax ReduceMean
-    ReduceSum Relu Reshape ScatterElements Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub
-    Tanh Tile TopK Transpose Unsqueeze Where
+    Add And ArgMax Cast Clip Concat Constant ConstantOfShape Conv Cos Div Equal Erf Exp
+    Expand Flatten Gather GatherElements GatherND Gemm GlobalAveragePool Greater Identity
+    LayerNormalization Less Log LogSoftmax MatMul Max Min Mul Neg Not Pad Pow Range ReduceL2
+    ReduceMax ReduceMean ReduceSum Relu Reshape ScatterElements Shape Sigmoid Sin Slice Softmax
+    Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Unsqueeze Where
 """
 
 # What other libraries deprecate in each other.
@@ -88,6 +90,28 @@ def description(model: DynamicViT) -> Description:
 def program(model: DynamicViT, description: Description) -> ExportedProgram:
     """The model's graph: tracing takes most of an export's time."""
     return trace(model, description)
+
+
+@pytest.fixture(scope="module")
+def merging_program() -> tuple[DynamicViT, Description, ExportedProgram]:
+    """A model that merges, and its graph."""
+    model = DEIT.sparse(dropped="merged")
+    description = describe(model)
+    return model, description, trace(model, description)
+
+
+@pytest.fixture(scope="module", params=["onnx", "openvino", "torch"])
+def merging(
+    request: pytest.FixtureRequest,
+    merging_program: tuple[DynamicViT, Description, ExportedProgram],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[DynamicViT, Path]:
+    """A model that merges, and it in each format."""
+    needs(request.param)
+    model, description, program = merging_program
+    path = tmp_path_factory.mktemp("merging") / f"model{FORMATS[request.param].suffix}"
+    FORMATS[request.param].write(program, description, path)
+    return model, path
 
 
 @pytest.fixture(scope="module", params=["onnx", "openvino", "torch"])
@@ -145,6 +169,12 @@ def test_labels_go_along() -> None:
     assert type(described).from_json(described.to_json(), "x") == described
 
 
+def test_files_from_before_there_was_merging_drop(description: Description) -> None:
+    values = json.loads(description.to_json())
+    del values["dropped"]
+    assert Description.from_json(json.dumps(values), "x").schedule.dropped == "gone"
+
+
 @torch.no_grad()
 def test_a_fixed_batch_takes_any_number_of_images(model: DynamicViT, tmp_path: Path) -> None:
     file = tmp_path / "pairs.pt2"
@@ -155,13 +185,26 @@ def test_a_fixed_batch_takes_any_number_of_images(model: DynamicViT, tmp_path: P
         exported._run(images)
 
 
-@export_families
+@pytest.mark.parametrize("batch", [1, 3])
 @torch.no_grad()
-def test_every_family_in_onnx(family: Family, tmp_path: Path) -> None:
+def test_a_file_merges_as_the_model_does(
+    merging: tuple[DynamicViT, Path], batch: int, model: DynamicViT
+) -> None:
+    merged, file = merging
+    exported, images = load_exported(file), DEIT.images(batch, seed=4)
+    assert exported.schedule == merged.schedule
+    assert check(merged, exported, images).ties == 0
+    assert (model(images) - merged(images)).abs().max() > 1e-2, "else it shows nothing"
+
+
+@export_families
+@pytest.mark.parametrize("dropped", get_args(Dropped))
+def test_every_family_in_onnx(family: Family, dropped: Dropped, tmp_path: Path) -> None:
     """One graph of operators that every runtime lists, with any number of images."""
     onnx = pytest.importorskip("onnx")
     needs("onnx")
-    model, file = family.sparse(depth=2, stages=(0, 1)), tmp_path / "model.onnx"
+    model = family.sparse(depth=2, stages=(0, 1), dropped=dropped)
+    file = tmp_path / "model.onnx"
     # Some of transformers' are made for another one.
     export(model, file, image_size=set_image_size(model, family.size))
     images = family.images(3, seed=4)

@@ -35,6 +35,7 @@ from dynamicvit.data import eval_transform
 from dynamicvit.decisions import best_k_sampler
 from dynamicvit.loading import load_model, set_drop_path, set_image_size
 from dynamicvit.losses import LossWeights, dynamicvit_loss
+from dynamicvit.schedule import Dropped
 from dynamicvit.teacher import weigh_patches
 from families import HF_FAMILIES, NUM_CLASSES, HFFamily, assert_agree, randomise
 
@@ -52,9 +53,11 @@ LABELS = {index: f"thing {index}" for index in range(NUM_CLASSES)}
 each_hf_family = pytest.mark.parametrize("family", HF_FAMILIES, ids=lambda family: family.name)
 
 
-def sparse(family: HFFamily = VIT, keep_ratio: float = 0.6, **kwargs: Any) -> Any:
+def sparse(
+    family: HFFamily = VIT, keep_ratio: float = 0.6, dropped: Dropped = "gone", **kwargs: Any
+) -> Any:
     """A transformers model with prediction modules that tell patches apart, in eval mode."""
-    model = sparsify(family.backbone(**kwargs), keep_ratio)
+    model = sparsify(family.backbone(**kwargs), keep_ratio, dropped=dropped)
     randomise(model.dynamicvit.predictors, 1)
     return model
 
@@ -499,6 +502,36 @@ def test_round_trip(family: HFFamily, tmp_path: Path) -> None:
     half = DynamicViTForImageClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     assert type(transformers.AutoConfig.from_pretrained(tmp_path)) is DynamicViTConfig
+
+
+@torch.no_grad()
+def test_what_becomes_of_dropped_tokens_is_kept(tmp_path: Path) -> None:
+    """By a new budget, in the folder, and by every command; older folders drop."""
+    assert sparse(dropped="merged").config.dropped == "merged"
+    model, images = sparse(), VIT.images()
+    model.dynamicvit.dropped = "merged"
+    model.keep_ratio = 0.3
+    assert (model.config.dropped, model.dynamicvit.schedule.dropped) == ("merged", "merged")
+    assert DynamicViTForImageClassification.around(model.dynamicvit).config.dropped == "merged"
+    model.save_pretrained(tmp_path)
+    expected = model(images).logits
+    again = DynamicViTForImageClassification.from_pretrained(tmp_path)
+    assert again.dynamicvit.schedule == model.dynamicvit.schedule
+    assert torch.equal(again(images).logits, expected)
+    core = load_model(tmp_path, dropped="merged")
+    assert torch.equal(core(images), expected)
+    with pytest.raises(InputError, match="they can't be gone now"):
+        load_model(tmp_path, dropped="gone")
+    with pytest.raises(InputError, match=r"'gone', 'merged'.* got 'left'"):
+        DynamicViTConfig(dropped="left")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("dropped") == "merged"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    old = DynamicViTForImageClassification.from_pretrained(tmp_path)
+    assert old.dynamicvit.schedule.dropped == "gone"
+    assert not torch.equal(old(images).logits, expected)
+    VIT.backbone().save_pretrained(tmp_path / "dense")
+    assert load_model(tmp_path / "dense", dropped="merged").schedule.dropped == "merged"
 
 
 def _noted(model: Any) -> dict[str, Any]:

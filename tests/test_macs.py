@@ -15,7 +15,7 @@ from dynamicvit.macs import (
     parse_budget,
     schedule_macs,
 )
-from families import each_family
+from families import each_family, few_families
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,15 @@ def test_the_closed_form_is_what_is_counted(family):
     assert schedule_macs(model.backbone, model.schedule) == count_macs(model)
 
 
+@few_families
+@pytest.mark.parametrize("keep_ratio", [0.5, [0.6, 0.6, 0.1], 1.0])
+def test_comparing_tokens_is_counted(family, keep_ratio):
+    """Also where nothing is dropped: who is most like whom is asked before."""
+    model = family.sparse(keep_ratio, dropped="merged")
+    assert schedule_macs(model, model.schedule) == count_macs(model)
+    assert count_macs(model) > count_macs(family.sparse(keep_ratio))
+
+
 class TestBudget:
     @pytest.mark.parametrize("budget", [{"macs": 3.0e9}, {"fraction": 0.6}, {"fraction": 1.0}])
     def test_the_largest_that_fits(self, deit_small, budget):
@@ -168,6 +177,17 @@ class TestBudget:
         assert rho != keep_ratio_for(model.backbone, fraction=0.8)
         model.keep_ratio = rho
         assert count_macs(model) <= 0.8 * count_macs(model.backbone)
+
+    def test_comparing_tokens_is_paid_from_it(self):
+        gone, merged = (sparsify(tiny(), 0.7, dropped=dropped) for dropped in ("gone", "merged"))
+        rho = keep_ratio_for(merged, fraction=0.8)
+        assert rho < keep_ratio_for(gone, fraction=0.8)
+        dense = count_macs(merged.backbone)
+        merged.keep_ratio = rho
+        assert merged.schedule.dropped == "merged"
+        assert count_macs(merged) <= 0.8 * dense
+        merged.keep_ratio = rho + 0.01
+        assert count_macs(merged) > 0.8 * dense
 
     def test_less_than_one_token_costs(self):
         model = sparsify(tiny(), 0.7)

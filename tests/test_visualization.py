@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -21,10 +22,12 @@ from torch import Tensor
 from dynamicvit import DynamicViT, InputError, PrunedOutput, sparsify
 from dynamicvit.visualization import (
     MAX_IMAGES,
+    as_merged,
     class_names,
     denormalise,
     fade,
     figure,
+    merges,
     save_figure,
     score_map,
     top_classes,
@@ -118,6 +121,32 @@ def test_fade_names_what_does_not_fit() -> None:
         fade(torch.rand(2, 4, 4), torch.ones(4, dtype=torch.bool), (2, 2))
 
 
+def test_a_merged_patch_looks_like_the_one_that_it_is_part_of() -> None:
+    """2 x 3 patches of 4 x 5: the third and the last are kept, the fifth is gone."""
+    image = torch.rand(3, 8, 15)
+    survived = torch.tensor([0, 0, 1, 0, 0, 1]).bool()
+    shown = as_merged(image, survived, torch.tensor([1, 0, 0, 0, -1, 1]), (2, 3))
+
+    def patch(of: Tensor, index: int) -> Tensor:
+        row, column = divmod(index, 3)
+        return of[:, 4 * row : 4 * row + 4, 5 * column : 5 * column + 5]
+
+    for index, like in enumerate((5, 2, 2, 2, 4, 5)):
+        assert torch.equal(patch(shown, index), patch(image, like)), index
+    gone = torch.full((6,), -1)
+    assert torch.equal(as_merged(image, torch.zeros(6).bool(), gone, (2, 3)), image)
+
+
+@pytest.mark.parametrize("size", [(7, 17), (9, 13)])
+def test_images_that_patches_do_not_divide(size: tuple[int, int]) -> None:
+    """Padded for the model, they are drawn as they are."""
+    image, survived = torch.rand(3, *size), torch.tensor([1, 0, 0, 0, 0, 1]).bool()
+    shown = as_merged(image, survived, torch.tensor([0, 0, 0, 1, 1, 1]), (2, 3))
+    assert shown.shape == image.shape
+    rows, columns = (side // part for side, part in zip(size, (2, 3), strict=True))
+    assert torch.equal(shown[:, :rows, :columns], image[:, :rows, :columns])
+
+
 def test_score_map_is_in_image_order_and_blank_where_patches_are_gone() -> None:
     scores = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 1.0]).log()
     scores[3] = -torch.inf
@@ -204,6 +233,34 @@ def test_figure_says_how_much_is_kept(images: Tensor, output: PrunedOutput) -> N
     # floor(24 x 0.7), floor(24 x 0.49), floor(24 x 0.343) of 24
     for title in ("24 patches", "67% kept", "46% kept", "33% kept", "stage 3", "keep score"):
         assert title in said
+
+
+def test_what_merged_is_told_from_what_is_kept_and_from_what_is_gone(
+    model: DynamicViT, images: Tensor, output: PrunedOutput
+) -> None:
+    assert not any(merges(output, stage) for stage in range(3)), "they are gone"
+    schedule = replace(model.schedule, dropped="merged")
+    merging = DynamicViT(model.backbone, schedule, model.predictors).eval()
+    with torch.no_grad():
+        merged = merging.forward_pruned(images)
+    assert all(merges(merged, stage) for stage in range(3))
+    drawn = figure(images, merged)
+    assert "33% kept, rest merged" in texts(drawn)
+    for row, image in enumerate(images):
+        for stage, (survived, groups) in enumerate(
+            zip(merged.survived, merged.groups, strict=True)
+        ):
+            shown = torch.from_numpy(pictures(drawn)[6 * row + 1 + stage]).permute(2, 0, 1)
+            kept, alike = survived[row], as_merged(image, survived[row], groups[row], (4, 6))
+            expected = fade(alike, kept, (4, 6), strength=0.5)
+            torch.testing.assert_close(shown, expected)
+    gone = replace(merged, groups=tuple(torch.full_like(g, -1) for g in merged.groups))
+    assert "33% kept" in texts(figure(images, gone))
+    unknown = replace(merged, groups=())
+    for one, other in zip(
+        pictures(figure(images, gone)), pictures(figure(images, unknown)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_later_stages_map_is_blank_where_patches_had_gone(

@@ -56,7 +56,7 @@ class DynamicViTConfig(PretrainedConfig):
         **kwargs: what :class:`transformers.PretrainedConfig` takes.
 
     Raises:
-        InputError: for ratios or stages that can't be.
+        InputError: for ratios, stages or a word on dropped tokens that can't be.
     """
 
     model_type = "dynamicvit"
@@ -191,6 +191,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
     def _note_schedule(self) -> None:
         self.config.keep_ratios = list(self.dynamicvit.schedule.keep_ratios)
         self.config.stages = list(self.dynamicvit.schedule.stages)
+        self.config.dropped = self.dynamicvit.schedule.dropped
 
     # ---------------------------------------------------------------- forward
 

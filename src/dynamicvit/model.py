@@ -21,7 +21,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.hub import HubMixin
 from dynamicvit.prediction import PredictionModule
 from dynamicvit.reduction import Draw, Leave, Reduction, reduction_of
-from dynamicvit.schedule import Schedule
+from dynamicvit.schedule import Dropped, Schedule
 from dynamicvit.timm_model import TimmModelMixin
 from dynamicvit.tokens import Tokens
 
@@ -217,6 +217,15 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
     def keep_ratio(self, keep_ratio: float | Sequence[float]) -> None:
         now = self._schedule
         self._schedule = Schedule.for_depth(self.depth, keep_ratio, now.stages, now.dropped)
+
+    @property
+    def dropped(self) -> Dropped:
+        """What becomes of dropped tokens. Set it before training: who should stay depends on it."""
+        return self._schedule.dropped
+
+    @dropped.setter
+    def dropped(self, dropped: Dropped) -> None:
+        self._schedule = replace(self._schedule, dropped=dropped)
 
     # ---------------------------------------------------------------- the mode
 

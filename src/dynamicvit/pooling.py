@@ -25,7 +25,7 @@ def masked_mean(x: Tensor, decision: Tensor | None = None) -> Tensor:
     count = decision.sum(dim=1, keepdim=True)
     # Divided before the sum: half precision can neither count past 256 nor hold a large total.
     weight = decision / torch.where(count > 0.5, count, torch.ones_like(count))
-    return torch.einsum("bmc,bm->bc", x, weight.to(x.dtype))
+    return (x * weight.to(x.dtype)[..., None]).sum(dim=1)
 
 
 def masked_max(x: Tensor, decision: Tensor | None = None) -> Tensor:

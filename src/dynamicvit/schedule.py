@@ -83,6 +83,13 @@ class Schedule:
         return cls(stages, geometric(keep_ratio, len(stages)), dropped)
 
     @property
+    def fate(self) -> str:
+        """What becomes of the patches that are not kept, in words that end a sentence on them."""
+        if self.dropped == "merged":
+            return "merge into the most alike kept ones"
+        return "are gone"
+
+    @property
     def keep_ratio(self) -> float | None:
         """ρ, if the ratios are ρ, ρ², ρ³, ...; else ``None``."""
         if not self.keep_ratios:

@@ -1,5 +1,7 @@
 """The paper's picture for anyone's images: dropped patches fade out, stage by stage.
 
+Patches that merge show the kept patch that they are part of, paler than it.
+
 In one step, from a model and normalised images::
 
     save_figure(visualize(model, images), "kept.png")
@@ -39,6 +41,7 @@ _GAP, _MARGIN, _TITLE, _CAPTION = 0.07, 0.12, 0.42, 0.28  # inches
 _BAR_WIDTH, _BAR_LABELS = 0.09, 0.46  # inches
 _INK, _FAINT = "#1b1f24", "#6b7280"
 _SCORE_COLOURS = "viridis"
+_MERGED_FADE = 0.5  # a merged patch is told from a kept one, and what it is part of still seen
 
 
 # ---------------------------------------------------------------- images and maps
@@ -70,6 +73,36 @@ def fade(
     kept = _as_grid(survived, grid).to(image.dtype)
     kept = F.interpolate(kept[None, None], size=image.shape[1:], mode="nearest")[0]
     return image.lerp(torch.full_like(image, towards), strength * (1 - kept))
+
+
+def as_merged(image: Tensor, survived: Tensor, groups: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The image in which each patch that became part of a kept one looks like that one.
+
+    Args:
+        image: ``(3, H, W)``.
+        survived: ``(N,)`` bool, which patches are kept, in image order.
+        groups: ``(N,)``, which of the kept ones each patch is part of, -1 for none.
+        grid: rows and columns of patches; N is their product.
+
+    Returns:
+        ``(3, H, W)``; patches that are part of none, and kept ones, as they were.
+
+    Raises:
+        InputError: if N is not rows times columns.
+    """
+    rows, columns = grid
+    kept = _as_grid(survived, grid).flatten().nonzero().flatten()
+    own = torch.arange(rows * columns)
+    source = own if not len(kept) else torch.where(groups < 0, own, kept[groups.clamp(min=0)])
+    source = torch.where(survived, own, source).reshape(rows, columns)
+    height, width = image.shape[1:]
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    row, column = y * rows // height, x * columns // width
+    source = source[row, column]
+    # As far from the corner of the one patch as from that of the other.
+    y = y + ((source // columns - row) * height / rows).round().long()
+    x = x + ((source % columns - column) * width / columns).round().long()
+    return image[:, y.clamp(0, height - 1), x.clamp(0, width - 1)]
 
 
 def score_map(keep_scores: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -184,9 +217,10 @@ def figure(
 ) -> Figure:
     """The paper's figure: a row for each image, a column for each stage.
 
-    The columns are the input, the image after each stage with its dropped patches faded out, and a
-    map of one stage's keep scores (left out when the decisions were given, as there are no scores
-    then). Scores decide by their order alone, so each row's colours span that image's own scores,
+    The columns are the input, the image after each stage, and a map of one stage's keep scores
+    (left out when the decisions were given, as there are no scores then). In the image, dropped
+    patches are faded out; where they merge, each is a paler copy of the kept patch that it is part
+    of. Scores decide by their order alone, so each row's colours span that image's own scores,
     without numbers: unless a model was trained with ``independent`` decisions, nothing holds their
     level.
 
@@ -221,8 +255,9 @@ def figure(
         _show(page.cell(row, 0), image)
         for stage, survived in enumerate(output.survived):
             kept = survived[row].cpu()
+            groups = output.groups[stage][row].cpu() if output.groups else None
             axes = page.cell(row, 1 + stage)
-            _show(axes, fade(image, kept, output.grid))
+            _show(axes, _after_stage(image, kept, groups, output.grid))
             _outline(axes, _as_grid(kept, output.grid), images.shape[2], images.shape[3])
         if has_scores:
             scores = score_map(output.keep_scores[score_stage][row].detach().cpu(), output.grid)
@@ -382,10 +417,29 @@ def _titles(output: PrunedOutput, score_stage: int) -> list[tuple[str, str]]:
     titles = [("input", f"{rows * columns} patches")]
     for stage, survived in enumerate(output.survived):
         kept = survived.float().mean().item()
-        titles.append((f"stage {stage + 1}", f"{kept:.0%} kept"))
+        rest = ", rest merged" if merges(output, stage) else ""
+        titles.append((f"stage {stage + 1}", f"{kept:.0%} kept{rest}"))
     if output.keep_scores:
         titles.append(("keep score", f"at stage {score_stage + 1}"))
     return titles
+
+
+def merges(output: PrunedOutput, stage: int) -> bool:
+    """Whether, as far as the output tells, patches that a stage dropped are part of kept ones."""
+    return bool(output.groups) and bool(
+        (~output.survived[stage] & (output.groups[stage] >= 0)).any()
+    )
+
+
+def _after_stage(
+    image: Tensor, kept: Tensor, groups: Tensor | None, grid: tuple[int, int]
+) -> Tensor:
+    """The image with what is gone faded out, and what has merged as what it is part of."""
+    if groups is None:
+        return fade(image, kept, grid)
+    gone = ~kept & (groups < 0)
+    shown = fade(as_merged(image, kept, groups, grid), kept | gone, grid, strength=_MERGED_FADE)
+    return fade(shown, ~gone, grid)
 
 
 def _show(axes: Axes, image: Tensor) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
 
 from dynamicvit.macs import count_macs
+from dynamicvit.schedule import Dropped
 from dynamicvit.training import Recipe, load_recipe, loop
 from dynamicvit.training.memory import _held, estimate_memory
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
@@ -89,7 +91,8 @@ def resident(kind):
 
 torch.set_num_threads(1)
 recipe, batch = load_recipe(sys.argv[1]), 12
-model = sparsify(timm.create_model("deit_tiny_patch16_224", depth=4, num_classes=10))
+backbone = timm.create_model("deit_tiny_patch16_224", depth=4, num_classes=10)
+model = sparsify(backbone, dropped=recipe.dropped or "gone")
 memory = estimate_memory(model, recipe, batch)
 model.train()
 model.sampler, model.leave = loop.SAMPLERS[recipe.decisions], recipe.leave
@@ -114,9 +117,10 @@ def test_the_process_peaks_where_it_was_said(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["deit_small", "small_data"])
-def test_memory_grows_by_the_same_for_every_image(name: str) -> None:
+@pytest.mark.parametrize("dropped", get_args(Dropped))
+def test_memory_grows_by_the_same_for_every_image(name: str, dropped: Dropped) -> None:
     """Two images tell what five need."""
-    recipe, model = load_recipe(name), DEIT.sparse().train()
+    recipe, model = load_recipe(name), DEIT.sparse(dropped=dropped).train()
     expected = estimate_memory(model, recipe, 5).activations
     model.sampler, model.leave = loop.SAMPLERS[recipe.decisions], recipe.leave
     teachers = teachers_for(model, recipe)

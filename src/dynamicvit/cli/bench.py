@@ -46,6 +46,7 @@ from dynamicvit.macs import (
 )
 from dynamicvit.model import DynamicViT
 from dynamicvit.released import is_release
+from dynamicvit.schedule import Dropped, Schedule
 
 
 @app.command("bench")
@@ -99,6 +100,7 @@ def bench_command(
         weights="random" if checkpoint is None and _by_name(model_name) else "given",
         stages=model.schedule.stages,
         keep_ratios=model.schedule.keep_ratios,
+        dropped=model.schedule.dropped,
         image_size=size,
         dense_macs=schedule_macs(model, DENSE, size),
         pruned_macs=count_macs(model, size),
@@ -131,6 +133,7 @@ class Report:
         weights: "random" or "given".
         stages: blocks before which tokens are dropped.
         keep_ratios: share of the patches that each stage leaves.
+        dropped: what becomes of the others.
         image_size: height and width in pixels.
         dense_macs: of one image.
         pruned_macs: of one image, prediction modules included.
@@ -144,6 +147,7 @@ class Report:
     weights: str
     stages: tuple[int, ...]
     keep_ratios: tuple[float, ...]
+    dropped: Dropped
     image_size: tuple[int, int]
     dense_macs: int
     pruned_macs: int
@@ -209,10 +213,11 @@ def _measured(model: DynamicViT, size: tuple[int, int], plan: dict[str, Any]) ->
 def _print_times(console: Console, report: Report, rows: list[BenchRow]) -> None:
     ratios = ", ".join(f"{ratio:.3g}" for ratio in report.keep_ratios)
     height, width = report.image_size
+    fate = Schedule(report.stages, report.keep_ratios, report.dropped).fate
     say(
         console,
         f"{report.model} ({report.weights} weights), {height}x{width} px, keeps {ratios} of the "
-        f"patches from blocks {', '.join(map(str, report.stages))} on",
+        f"patches from blocks {', '.join(map(str, report.stages))} on, the others {fate}",
     )
     say(
         console,

@@ -91,7 +91,7 @@ def _schedule(plan: Plan) -> list[str]:
     lines = [f"{plan.num_patches} patches of an image of {height}x{width}"]
     for stage, kept in zip(plan.schedule.stages, plan.kept, strict=True):
         lines.append(f"{kept} ({100 * kept / plan.num_patches:.1f} %) left before block {stage}")
-    return lines
+    return [*lines, f"the others {plan.schedule.fate}"] if plan.kept else lines
 
 
 def _macs(plan: Plan) -> list[str]:

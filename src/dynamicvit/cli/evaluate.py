@@ -45,6 +45,7 @@ from dynamicvit.loading import load_backbone, set_image_size
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import DenseNetwork
 from dynamicvit.processes import Processes, launched_precision, launched_processes
+from dynamicvit.schedule import Schedule
 
 _NAMED = 10
 """How many skipped images are listed; all are in the JSON, and in the warnings."""
@@ -136,6 +137,7 @@ def eval_command(
         "class_map": origin,
         "stages": () if dense else model.schedule.stages,
         "keep_ratios": () if dense else model.schedule.keep_ratios,
+        "dropped": None if dense else model.schedule.dropped,
         "image_size": size,
         "crop_pct": crop_pct,
         "precision": precision_name(dtype),
@@ -144,7 +146,7 @@ def eval_command(
         "processes": processes.count,
         "torch": torch.__version__,
     }
-    _print(console, settings, result)
+    _print(console, settings, None if dense else model.schedule, result)
     numbers = {**settings, **asdict(result), "images_per_second": result.images_per_second}
     if processes.is_main:
         write_json(json_file, numbers)
@@ -213,13 +215,17 @@ def _with_progress(
 # ---------------------------------------------------------------- printing
 
 
-def _print(console: Console, settings: dict[str, Any], result: EvaluationResult) -> None:
-    ratios = ", ".join(f"{ratio:.3g}" for ratio in settings["keep_ratios"])
-    say(
-        console,
-        f"{settings['model']}, {f'keeps {ratios} of the patches' if ratios else 'dense'}, "
-        f"{settings['precision']}",
-    )
+def _print(
+    console: Console,
+    settings: dict[str, Any],
+    schedule: Schedule | None,
+    result: EvaluationResult,
+) -> None:
+    kept = "dense"
+    if schedule is not None and schedule.stages:
+        ratios = ", ".join(f"{ratio:.3g}" for ratio in schedule.keep_ratios)
+        kept = f"keeps {ratios} of the patches, the others {schedule.fate}"
+    say(console, f"{settings['model']}, {kept}, {settings['precision']}")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")

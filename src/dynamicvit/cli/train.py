@@ -156,9 +156,10 @@ def train(
         checkpoint=checkpoint,
         keep_ratio=plan.keep_ratio,
         stages=plan.stages,
-        dropped=plan.dropped,
         pretrained=not (no_pretrained or dry_run),
     )
+    if plan.dropped is not None:  # also of a model that had another: it learns who should stay now
+        student.dropped = plan.dropped
     if plan.drop_path:
         set_drop_path(student, plan.drop_path)
     if grad_checkpointing:
@@ -416,7 +417,11 @@ def _results(
         say(console, f"left out {report.bad_steps} steps that were not finite")
     training = asdict(report)
     result = training.pop("held_out")
-    results: dict[str, Any] = {"training": training, "keep_ratios": model.schedule.keep_ratios}
+    results: dict[str, Any] = {
+        "training": training,
+        "keep_ratios": model.schedule.keep_ratios,
+        "dropped": model.schedule.dropped,
+    }
     if held_out is None or report.held_out is None:
         return results
     results["held_out"] = result

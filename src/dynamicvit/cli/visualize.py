@@ -33,7 +33,14 @@ from dynamicvit.errors import InputError
 from dynamicvit.inference import PrunedClassifier
 from dynamicvit.model import DynamicViT, PrunedOutput
 from dynamicvit.prediction import PredictionModule
-from dynamicvit.visualization import class_names, denormalise, figure, save_figure, top_classes
+from dynamicvit.visualization import (
+    class_names,
+    denormalise,
+    figure,
+    merges,
+    save_figure,
+    top_classes,
+)
 
 _OWN_PICTURE = re.compile(r"_dynamicvit(-\d+)?\.png$")
 
@@ -117,7 +124,10 @@ def _kept(pruned: PrunedOutput) -> str:
     if not kept:
         return f"all {patches} patches kept: the model has no stages"
     shares = ", ".join(f"{share / patches:.0%}" for share in kept)
-    return f"kept {', '.join(map(str, kept))} of {patches} patches ({shares})"
+    said = f"kept {', '.join(map(str, kept))} of {patches} patches ({shares})"
+    if not any(merges(pruned, stage) for stage in range(len(kept))):
+        return said
+    return f"{said}; each of the others looks like the kept one that it is part of, but paler"
 
 
 # ---------------------------------------------------------------- images in, pictures out

@@ -49,7 +49,8 @@ def write(
         InputError: if the exporter does not write this opset.
     """
     opset = OPSET if opset is None else opset
-    with _quiet():
+    # With gradients attention would lie in memory in another way than when it was traced.
+    with _quiet(), torch.no_grad():
         onnx = torch.onnx.export(
             program,
             input_names=["images"],

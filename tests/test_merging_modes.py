@@ -1,0 +1,122 @@
+"""A model that merges dropped tokens, in the modes and precisions in which models are trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynamicvit import DynamicViT
+from dynamicvit.decisions import best_k_sampler
+from families import DEIT, Family, assert_agree, few_families
+
+both_leaves = pytest.mark.parametrize("leave", ["never", "at once"])
+
+
+def learner(family: Family, leave: Any, **arguments: Any) -> DynamicViT:
+    """In training, on the best k: what it does is no matter of chance."""
+    model = family.sparse(keep_ratio=0.6, dropped="merged", **arguments).train()
+    model.sampler, model.leave = best_k_sampler, leave
+    return model
+
+
+def learned(
+    model: DynamicViT, images: Tensor, call: Any = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits, and the gradients of a loss on them and on the scores."""
+    model.zero_grad()
+    output = (model if call is None else call)(images)
+    scores = sum(odds[odds.isfinite()].sigmoid().sum() for odds in output.log_odds)
+    (output.logits.float().square().sum() + scores).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return output.logits.detach(), gradients
+
+
+def assert_same(
+    found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor, dict[str, Tensor]]
+) -> None:
+    assert_agree(found[0], expected[0])
+    assert found[1].keys() == expected[1].keys()
+    assert any("predictors" in name for name in expected[1])
+    for name, gradient in expected[1].items():
+        assert_agree(found[1][name], gradient, tolerance=1e-4)
+
+
+@few_families
+@pytest.mark.parametrize("leave", ["never", "late", "at once"])
+@torch.no_grad()
+def test_training_on_the_best_k_sees_what_inference_sees(family: Family, leave: Any) -> None:
+    """Scores at later stages included: likeness to tokens that have left counts for nothing."""
+    model, images = learner(family, leave), family.images(3)
+    masked, pruned = model(images), model.forward_pruned(images)
+    assert_agree(masked.logits, pruned.logits)
+    for decision, survived in zip(masked.decisions, pruned.survived, strict=True):
+        assert torch.equal(decision > 0.5, survived)
+
+
+@both_leaves
+@few_families
+def test_grad_checkpointing_gives_the_same_gradients(family: Family, leave: Any) -> None:
+    model, images = learner(family, leave), family.images()
+    expected = learned(model, images)
+    model.set_grad_checkpointing()
+    assert_same(learned(model, images), expected)
+
+
+# Compilation takes seconds for each block, so these models have two.
+
+
+# Where a graph breaks, torch looks at gradients of what it hands on.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@both_leaves
+def test_compiled_training(leave: Any) -> None:
+    model, images = learner(DEIT, leave, depth=2, stages=[1]), DEIT.images()
+    expected = learned(model, images)
+    torch._dynamo.reset()
+    # How many tokens leave at once, the graph does not know before it runs: it may break there.
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=leave == "never")
+    assert_same(learned(model, images, compiled), expected)
+
+
+@torch.no_grad()
+def test_one_graph_holds_the_whole_of_inference() -> None:
+    model, images = DEIT.sparse(depth=2, stages=[1], dropped="merged"), DEIT.images()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert_agree(compiled(images), model(images))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@both_leaves
+@few_families
+def test_half_precision(family: Family, leave: Any, dtype: torch.dtype) -> None:
+    """Finite, also where all patches are the same; near to full precision.
+
+    Not nearer: to a half, another token may be the most alike one.
+    """
+    model, images, decisions = learner(family, leave), family.images(), family.decisions()
+    images = torch.cat([images, torch.zeros_like(images[:1])])
+    decisions = [torch.cat([each, each[:1]]) for each in decisions]
+    exact = model.forward_masked(images, decisions).logits.detach()
+    with torch.autocast("cpu", dtype):
+        for path in (model.forward_masked, model.forward_pruned):
+            assert_agree(path(images, decisions).logits.float(), exact, tolerance=0.15)
+        logits, gradients = learned(model, images)
+        assert model.eval()(images).isfinite().all()
+    assert logits.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+@few_families
+@torch.no_grad()
+def test_double_precision(family: Family) -> None:
+    """Shares and sizes are in single precision, and exact for what both paths have in common."""
+    model = family.sparse(dropped="merged").double()
+    images, decisions = family.images().double(), family.decisions()
+    masked, pruned = (
+        path(images, decisions).logits for path in (model.forward_masked, model.forward_pruned)
+    )
+    assert masked.dtype == pruned.dtype == torch.float64
+    assert_agree(masked, pruned, tolerance=1e-6)
