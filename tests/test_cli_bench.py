@@ -110,7 +110,8 @@ def test_a_saved_model(tmp_path):
 def test_it_says_what_becomes_of_dropped_patches(tmp_path):
     from dynamicvit.loading import load_model
 
-    model = load_model("test_vit", dropped="merged", pretrained=False)
+    model = load_model("test_vit", pretrained=False)
+    model.dropped = "merged"
     model.save_pretrained(tmp_path)
     result = run("--model", str(tmp_path), "--json", str(tmp_path / "bench.json"))
     assert "the others merge into the most alike kept ones" in " ".join(result.stdout.split())

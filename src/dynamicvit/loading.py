@@ -36,7 +36,6 @@ from dynamicvit.released import (
     released_name,
     rename_released,
 )
-from dynamicvit.schedule import Dropped
 from dynamicvit.sparsification import sparsify
 from dynamicvit.weights import first_line, load_exactly, read_weights
 
@@ -56,7 +55,6 @@ def load_model(
     checkpoint: str | Path | None = None,
     keep_ratio: float | Sequence[float] | None = None,
     stages: Sequence[int] | None = None,
-    dropped: Dropped | None = None,
     num_classes: int | None = None,
     pretrained: bool = True,
 ) -> DynamicViT:
@@ -78,7 +76,6 @@ def load_model(
             :func:`~dynamicvit.sparsify`'s default. A checkpoint of the released implementation
             must tell its own: by this, its metadata, or its name (``dynamic-vit_384_r0.7.pth``).
         stages: blocks before which tokens are dropped; can't move those of a saved model.
-        dropped: what becomes of dropped tokens, "gone" by default; can't change a saved model.
         num_classes: with another number than the weights have, the classifier is a fresh one.
         pretrained: whether a timm name without a checkpoint gets timm's pretrained weights,
             downloaded if need be; otherwise they are random.
@@ -100,22 +97,20 @@ def load_model(
         stages = weights.metadata.stages() if stages is None else stages
     if path.is_file() or is_release(name):
         model = load_released(name, keep_ratio, stages=stages)
-        _check_dropped(model, dropped, name)
     elif _is_transformers(path):
-        model = _from_transformers(path, keep_ratio, stages, dropped)
+        model = _from_transformers(path, keep_ratio, stages)
     elif _is_saved(path) or _on_hub(name):
         model = DynamicViT.from_pretrained(name.removeprefix(_HUB_PREFIX))
         _check_stages(model, stages, name)
-        _check_dropped(model, dropped, name)
     else:
         backbone_name = _backbone_name(name)
         if weights is None or not weights.sparse:
             backbone = _backbone(backbone_name, weights, num_classes, pretrained)
-            return _sparsify(backbone, keep_ratio, stages, dropped).eval()
+            return _sparsify(backbone, keep_ratio, stages).eval()
         # As the released implementation evaluates; there is no other word on it in its files.
         crop = {"crop_pct": CROP_PCT} if is_released(weights.tensors) else {}
         backbone = _build(backbone_name, weights.classes(), pretrained_cfg_overlay=crop)
-        model = _sparsify(backbone, keep_ratio, stages, dropped)
+        model = _sparsify(backbone, keep_ratio, stages)
     if weights is not None:
         _fill(model, weights, name)
     if keep_ratio is not None:
@@ -284,14 +279,6 @@ def _check_stages(model: DynamicViT, stages: Sequence[int] | None, name: str) ->
         )
 
 
-def _check_dropped(model: DynamicViT, dropped: Dropped | None, name: str) -> None:
-    if dropped is not None and dropped != model.schedule.dropped:
-        raise InputError(
-            f"{name} was trained with dropped tokens {model.schedule.dropped}; they can't be "
-            f"{dropped} now"
-        )
-
-
 def _drops_tokens(name: str, dense: str) -> str:
     return f"teacher {name} drops tokens, and a teacher is dense; did you mean {dense}?"
 
@@ -405,32 +392,26 @@ def _dense_classifier(folder: Path) -> nn.Module:
     network = core_of(_classifier_in(folder))
     if isinstance(network, DynamicViT):
         raise InputError(f"teacher {folder} drops tokens, and a teacher is dense")
-    return DenseNetwork(_sparsify(network, None, None, None)).eval()
+    return DenseNetwork(_sparsify(network, None, None)).eval()
 
 
 def _from_transformers(
-    folder: Path,
-    keep_ratio: float | Sequence[float] | None,
-    stages: Sequence[int] | None,
-    dropped: Dropped | None,
+    folder: Path, keep_ratio: float | Sequence[float] | None, stages: Sequence[int] | None
 ) -> DynamicViT:
     """The DynamicViT in a model that transformers saved, or one made of a dense model."""
     network = core_of(_classifier_in(folder))
     if isinstance(network, DynamicViT):
         _check_stages(network, stages, str(folder))
-        _check_dropped(network, dropped, str(folder))
         return network
-    return _sparsify(network, keep_ratio, stages, dropped)
+    return _sparsify(network, keep_ratio, stages)
 
 
 def _sparsify(
     backbone: nn.Module,
     keep_ratio: float | Sequence[float] | None,
     stages: Sequence[int] | None,
-    dropped: Dropped | None,
 ) -> DynamicViT:
     args: dict[str, Any] = {} if keep_ratio is None else {"keep_ratio": keep_ratio}
-    args |= {} if dropped is None else {"dropped": dropped}
     model = core_of(sparsify(backbone, stages=stages, **args))
     assert isinstance(model, DynamicViT)
     return model
