@@ -143,9 +143,8 @@ class TestMerging:
     def test_closed_form_of_the_macs(self) -> None:
         model = merging()
         assert schedule_macs(model, model.schedule) == count_macs(model)
-        # A mean over tokens of several sizes is a product, which a plain mean is not.
-        gap = merging(BY_NAME["siglip_gap"])
-        assert count_macs(gap) - schedule_macs(gap, gap.schedule) == 6 * 48
+        gap = merging(BY_NAME["siglip_gap"])  # a mean over tokens of several sizes
+        assert count_macs(gap) == schedule_macs(gap, gap.schedule)
 
     def test_under_autocast(self) -> None:
         model, images = merging(), DEIT.images()
