@@ -300,7 +300,9 @@ def test_weight_decay_spares_biases_norms_and_positions() -> None:
         assert (id(parameter) in decayed) != spared, name
 
 
-MIXED = ("augment.mixup=1", "augment.cutmix=0", "augment.mixup_mode=elem")
+MIXED = tuple(
+    f"augment.{part}" for part in ("mixup=1", "cutmix=0", "mixup_prob=1", "mixup_mode=elem")
+)
 
 
 def mixed(batch: Batch, *overrides: str) -> tuple[Tensor, Tensor]:
