@@ -46,7 +46,7 @@ NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino"
 LISTED = """
     Add And ArgMax Cast Clip Concat Constant ConstantOfShape Conv Cos Div Equal Erf Exp
     Expand Flatten Gather GatherElements GatherND Gemm GlobalAveragePool Greater Identity
-    LayerNormalization Less Log LogSoftmax MatMul Max Min Mul Neg Not Pad Pow Range ReduceL2
+    LayerNormalization Less Log LogSoftmax MatMul Max Min Mul Neg Not Or Pad Pow Range ReduceL2
     ReduceMax ReduceMean ReduceSum Relu Reshape ScatterElements Shape Sigmoid Sin Slice Softmax
     Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Unsqueeze Where
 """

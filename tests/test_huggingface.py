@@ -509,7 +509,8 @@ def test_what_becomes_of_dropped_tokens_is_kept(tmp_path: Path) -> None:
     """By a new budget, in the folder, and by every command; older folders drop."""
     assert sparse(dropped="merged").config.dropped == "merged"
     model, images = sparse(), VIT.images()
-    model.dynamicvit.dropped = "merged"
+    model.dropped = "merged"
+    assert model.config.dropped == model.dropped == "merged"
     model.keep_ratio = 0.3
     assert (model.config.dropped, model.dynamicvit.schedule.dropped) == ("merged", "merged")
     assert DynamicViTForImageClassification.around(model.dynamicvit).config.dropped == "merged"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from dynamicvit.decisions import best_k_sampler, gather_patches, log_odds, top_k
 from dynamicvit.merging import discounted, join, likeness, most_alike
 from dynamicvit.model import DynamicViT
 from dynamicvit.reduction import Leave
+from dynamicvit.schedule import Dropped
 from dynamicvit.tokens import Tokens
 from families import DEIT, Family, assert_agree, few_families
 
@@ -38,6 +40,13 @@ class TestLikeness:
         stays = torch.tensor([[False, True, True]])
         assert most_alike(alike, stays).tolist() == [[1, 1, 2]]
         assert most_alike(alike, torch.tensor([[False, False, True]])).tolist() == [[2, 2, 2]]
+
+    def test_autocast_does_not_make_it_coarse(self) -> None:
+        tokens = some()
+        tokens.x[:, 2] = tokens.x[:, 1] + 0.02 * tokens.x[:, 3]
+        exact = likeness(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(likeness(tokens), exact)
 
     def test_nothing_of_it_is_learned(self) -> None:
         tokens = some()
@@ -69,6 +78,11 @@ class TestWorth:
         alike, odds = self.alike({(0, 1): 0.999}), self.log_probs(3.0, 2.0, -2.0)
         without = discounted(odds, alike, torch.tensor([[False, True, True]]))
         torch.testing.assert_close(without[0, 1:], discounted(odds[:, 1:], alike[:, 1:, 1:])[0])
+
+    @pytest.mark.parametrize("rounding", [-1e-3, 0.0, 1e-3])
+    def test_of_twins_with_equal_odds_the_second_leaves(self, rounding: float) -> None:
+        worth = discounted(self.log_probs(3.0, 3.0 + rounding, -2.0), self.alike({(0, 1): 1.0}))
+        assert top_k(log_odds(worth), 2).tolist() == [[0, 2]]
 
     def test_they_are_probabilities_and_finite(self) -> None:
         worth = discounted(self.log_probs(30.0, 30.0, -30.0), torch.ones(1, 3, 3))
@@ -103,6 +117,13 @@ class TestJoining:
         others = [0, 1, 3, 4, 5]
         assert torch.equal(after.x[:, :1], tokens.x[:, :1])
         assert torch.equal(after.patches[:, others], tokens.patches[:, others]), "not one rounding"
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_a_large_group_is_a_mean_in_half_precision_too(self, dtype: torch.dtype) -> None:
+        tokens = Tokens(torch.ones(1, 600, 4, dtype=dtype), 0)
+        gone = torch.ones(1, 600).index_fill(1, torch.tensor([0]), 0.0)
+        left = join(tokens, gone, torch.zeros(1, 600, dtype=torch.long), 600)
+        assert left.patches[0, 0].tolist() == [1.0] * 4
 
     def test_the_decision_has_a_gradient(self) -> None:
         """More of a token that leaves moves the one that it joins towards it."""
@@ -179,8 +200,7 @@ def test_a_dropped_patch_lives_on() -> None:
         decision[0, 7] = 0
     other = images.clone()
     other[0, :, 16:32, 32:48] += 1.0  # patch 7 of 4 × 5
-    from_start = {"gone": (0, 1, 2), "merged": (0, 1, 2)}
-    for dropped, stages in from_start.items():
-        model = DEIT.sparse(0.9, stages=stages, dropped=dropped)
+    for dropped in get_args(Dropped):
+        model = DEIT.sparse(0.9, stages=(0, 1, 2), dropped=dropped)
         before, after = (model.forward_pruned(x, keep_most).logits for x in (images, other))
         assert torch.allclose(before, after) == (dropped == "gone")

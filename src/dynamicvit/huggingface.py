@@ -188,6 +188,16 @@ class DynamicViTForImageClassification(PreTrainedModel):
         self.dynamicvit.keep_ratio = keep_ratio
         self._note_schedule()
 
+    @property
+    def dropped(self) -> Dropped:
+        """What becomes of dropped tokens; set it as on the core."""
+        return self.dynamicvit.dropped
+
+    @dropped.setter
+    def dropped(self, dropped: Dropped) -> None:
+        self.dynamicvit.dropped = dropped
+        self._note_schedule()
+
     def _note_schedule(self) -> None:
         self.config.keep_ratios = list(self.dynamicvit.schedule.keep_ratios)
         self.config.stages = list(self.dynamicvit.schedule.stages)

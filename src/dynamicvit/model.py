@@ -58,8 +58,8 @@ class MaskedOutput:
         decisions: for each stage ``(B, N)``, 1 where the patch is still kept, 0 where it has been
             dropped there or before; differentiable in the prediction modules.
         log_odds: for each stage ``(B, N)``, log-odds of keeping each patch that entered the stage,
-            ``-inf`` for those dropped before. Empty when the decisions were given, or none are
-            made.
+            ``-inf`` for those dropped before; what the modules say, however like others tokens are.
+            Empty when the decisions were given, or none are made.
         grid: rows and columns of patches; N is their product.
         pooled: ``(B, C)``, the features that the classifier reads.
         loss_logits: ``(B, classes)``, what classification and distillation look at. The same as
@@ -111,8 +111,9 @@ class PrunedOutput:
         logits: ``(B, classes)``.
         survived: for each stage ``(B, N)`` bool, which original patches were kept, in image order.
         keep_scores: for each stage ``(B, N)``, log-probability of keeping each patch that entered
-            the stage, ``-inf`` for those already gone. Empty when the decisions were given, or
-            none are made.
+            the stage, ``-inf`` for those already gone; where dropped tokens merge, with how like
+            others they are (:func:`~dynamicvit.merging.discounted`). Empty when the decisions were
+            given, or none are made.
         grid: rows and columns of patches; N is their product.
         groups: for each stage ``(B, N)``, the position among the patch tokens left of the one that
             each original patch is part of, -1 for none. Empty when the decisions were given.

@@ -263,7 +263,7 @@ def averaged(
     model: DynamicViT, student: DynamicViT, recipe: Recipe, processes: Processes
 ) -> ModelEmaV3:
     """The exponential average of what learns, spread over the processes as that is."""
-    # The average over all steps at first: what the untrained modules were fades as fast as it can.
+    # At first over about the last tenth of the steps so far: the untrained modules fade at once.
     ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True, warmup_gamma=10.0, warmup_power=1.0)
     if student is not model:
         ema.module = processes.student(cast(DynamicViT, ema.module))

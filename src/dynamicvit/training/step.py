@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dynamicvit.data import UNLABELLED, Batch
 from dynamicvit.decisions import best_k_sampler, gumbel_sampler, gumbel_top_k_sampler
+from dynamicvit.errors import InputError
 from dynamicvit.losses import Losses, LossWeights, dynamicvit_loss
 from dynamicvit.model import DynamicViT, MaskedOutput
 from dynamicvit.networks import image_channels, own_image_size
@@ -324,6 +325,8 @@ def mix(batch: Batch, recipe: Recipe, mixup: Mixup | None) -> tuple[Tensor, Tens
     if len(images) % 2:  # timm's mixup pairs images: one of them is its own partner
         images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
     nothing, smoothing = mixup.num_classes - 1, recipe.augment.smoothing
+    if (labels >= nothing).any():
+        raise InputError(f"label {int(labels.max())}, but the model has {nothing} classes")
     # It mixes in place; a second pass over the same images must find them as they were.
     images, targets = mixup(images.clone(), labels.masked_fill(labels == UNLABELLED, nothing))
     known = targets[:, nothing:] == 0  # of half a label nothing is learned
