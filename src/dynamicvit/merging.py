@@ -38,9 +38,9 @@ def likeness(tokens: Tokens) -> Tensor:
     patches = tokens.patches.detach()
     wide = torch.promote_types(patches.dtype, torch.float32)
     device = patches.device.type
-    # Not entered without need: exporters write down a context that changes nothing.
-    full = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else None
-    with full or nullcontext():
+    # Not entered without need: exporters write down contexts, and the meta device has none.
+    rounds = not patches.is_meta and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if rounds else nullcontext():
         direction = F.normalize(patches.to(wide), dim=-1)
         return direction @ direction.transpose(1, 2)
 
