@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from dynamicvit.decisions import (
     gumbel_sampler,
     gumbel_top_k_sampler,
     log_odds,
+    places_of,
     to_image,
     top_k,
 )
@@ -271,3 +274,13 @@ def test_to_image_passes_the_gradient() -> None:
     values = torch.randn(2, 3, requires_grad=True)
     to_image(values, torch.tensor([[1, 3, 4], [0, 2, 7]]), 8).sum().backward()
     assert torch.equal(values.grad, torch.ones(2, 3))
+
+
+def test_where_the_token_is_that_a_patch_is_part_of() -> None:
+    tokens = Tokens(torch.zeros(1, 3, 2), 1, index=torch.tensor([[1, 4]]))
+    assert places_of(tokens) is None, "each is a patch"
+    groups = torch.tensor([[1, 0, -1, 1, 1]])
+    # The third patch is part of none, and stays where it was.
+    assert places_of(replace(tokens, groups=groups)).tolist() == [[4, 1, 2, 4, 4]]
+    whole = Tokens(torch.zeros(1, 3, 2), 0, groups=torch.tensor([[2, 1, 2]]))
+    assert places_of(whole).tolist() == [[2, 1, 2]]

@@ -232,6 +232,15 @@ def test_each_stage_has_its_own_guidance() -> None:
     assert guidance_loss((first.log(), second.log()), (second, first)) > 0.01
 
 
+def test_a_token_is_as_important_as_its_patches_together() -> None:
+    importance = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    places = torch.tensor([[0, 0, 2, 2]])
+    odds = torch.tensor([[3.0, 0.0, 7.0, 0.0]]).log()
+    assert guidance_loss((odds,), (importance,), (places,)).abs() < 1e-6
+    assert guidance_loss((odds,), (importance,), (None,)) > 1e-3
+    assert guidance_loss((odds,), (importance,)) > 1e-3
+
+
 def test_guidance_does_not_ask_how_large_importance_is() -> None:
     odds, importance = torch.randn(B, N), torch.rand(B, N)
     torch.testing.assert_close(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from dynamicvit.adapters import adapter_for
+from dynamicvit.baselines import Merging
 from dynamicvit.decisions import best_k_sampler, gather_patches, log_odds, top_k
 from dynamicvit.merging import discounted, join, likeness, most_alike
 from dynamicvit.model import DynamicViT
@@ -204,3 +205,29 @@ def test_a_dropped_patch_lives_on() -> None:
         model = DEIT.sparse(0.9, stages=(0, 1, 2), dropped=dropped)
         before, after = (model.forward_pruned(x, keep_most).logits for x in (images, other))
         assert torch.allclose(before, after) == (dropped == "gone")
+
+
+@pytest.mark.parametrize("leave", ["never", "late", "at once"])
+@torch.no_grad()
+def test_the_loss_is_told_what_each_token_is_made_of(leave: Leave) -> None:
+    model, images = merged(), DEIT.images()
+    pruned = model.forward_pruned(images)
+    model.sampler, model.leave = best_k_sampler, leave
+    first, *later = model.forward_masked(images).places
+    assert first is None, "nothing has merged before the first stage"
+    for places, survived, groups in zip(later, pruned.survived, pruned.groups, strict=False):
+        held = survived.nonzero()[:, 1].reshape(2, -1)  # the patch whose place each token has
+        assert torch.equal(places, held.gather(1, groups))
+
+
+@torch.no_grad()
+def test_after_tokens_that_were_combined_in_another_way() -> None:
+    model = merged()
+    stages = [Merging(), *list(model.predictors)[1:]]
+    model = DynamicViT(model.backbone, replace(model.schedule), stages).eval()
+    model.sampler, model.leave = best_k_sampler, "at once"
+    images = DEIT.images()
+    pruned, masked = model.forward_pruned(images), model.forward_masked(images)
+    assert_agree(masked.logits, pruned.logits)
+    for groups, kept in zip(pruned.groups, model.schedule.kept(DEIT.num_patches), strict=True):
+        assert sorted(groups[0].unique().tolist()) == list(range(kept))

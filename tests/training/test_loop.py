@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.data import UNLABELLED, Batch
 from dynamicvit.model import DenseOutput, Stem
+from dynamicvit.schedule import Dropped
 from dynamicvit.teacher import weigh_some
-from dynamicvit.training import Progress, Recipe, loop, train
+from dynamicvit.training import Progress, Recipe, load_recipe, loop, train
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.step import create_mixup, mix, seed_everything
 from dynamicvit.training.teachers import teachers_for
@@ -362,3 +364,14 @@ def test_the_average_forgets_the_start_of_a_short_run(tmp_path: Path) -> None:
         return sum((a - b).square().sum().item() for a, b in pairs) ** 0.5
 
     assert distance(model.predictors, last.predictors) < 0.5 * distance(untrained, last.predictors)
+
+
+@pytest.mark.parametrize("dropped", get_args(Dropped))
+def test_the_run_says_what_became_of_dropped_tokens(dropped: Dropped, tmp_path: Path) -> None:
+    """Whatever the recipe wanted; and to go on, it must not have changed."""
+    recipe = small("dropped=merged", steps=2)
+    train(DEIT.sparse(dropped=dropped), Memory(), recipe, tmp_path)
+    assert load_recipe(str(tmp_path / "recipe.yaml")).dropped == dropped
+    (other,) = set(get_args(Dropped)) - {dropped}
+    with pytest.raises(InputError, match=f"dropped {dropped} -> {other}"):
+        train(DEIT.sparse(dropped=other), Memory(), recipe, tmp_path, resume=True)

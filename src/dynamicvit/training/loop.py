@@ -114,6 +114,8 @@ def train(
         raise InputError("there is nothing to train: the schedule has no stage")
     if accumulate < 1:
         raise InputError(f"accumulate is at least 1 pass, got {accumulate}")
+    # The model has the say, and the run's recipe tells what was done.
+    recipe = recipe.model_copy(update={"dropped": model.dropped})
     processes = Processes(device) if processes is None else processes
     precision = launched_precision(precision, processes.device)
     model.to(processes.device).train()
