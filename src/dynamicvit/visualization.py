@@ -106,21 +106,28 @@ def as_merged(image: Tensor, survived: Tensor, groups: Tensor, grid: tuple[int, 
 
 
 def score_map(keep_scores: Tensor, grid: tuple[int, int]) -> Tensor:
-    """How probable it is that each patch is kept, laid out as the image.
+    """Where each patch stands among the others by its keep score, laid out as the image.
+
+    Scores decide by their order alone. Their values span orders of magnitude, in which a few
+    patches would hide how the others differ.
 
     Args:
         keep_scores: ``(N,)`` log-probabilities of keeping; ``-inf`` for patches already gone.
         grid: rows and columns of patches; N is their product.
 
     Returns:
-        ``(rows, columns)`` probabilities; NaN for patches already gone, which matplotlib leaves
-        blank.
+        ``(rows, columns)``, from 0 for the lowest score to 1 for the highest, equal scores midway
+        between their places; NaN for patches already gone, which matplotlib leaves blank.
 
     Raises:
         InputError: if N is not rows times columns.
     """
-    scores = _as_grid(keep_scores, grid).float()
-    return scores.exp().masked_fill(scores.isneginf(), float("nan"))
+    scores = _as_grid(keep_scores, grid).float().flatten()
+    known = scores[~scores.isneginf()]
+    below = (known[:, None] > known).sum(dim=1) + 0.5 * ((known[:, None] == known).sum(dim=1) - 1)
+    places = torch.full_like(scores, float("nan"))
+    places[~scores.isneginf()] = below / max(1, len(known) - 1)
+    return places.reshape(grid)
 
 
 def denormalise(images: Tensor, model: PrunedClassifier) -> Tensor:
@@ -220,9 +227,8 @@ def figure(
     The columns are the input, the image after each stage, and a map of one stage's keep scores
     (left out when the decisions were given, as there are no scores then). In the image, dropped
     patches are faded out; where they merge, each is a paler copy of the kept patch that it is part
-    of. Scores decide by their order alone, so each row's colours span that image's own scores,
-    without numbers: unless a model was trained with ``independent`` decisions, nothing holds their
-    level.
+    of. The map has the order of the scores, which alone decides, and no numbers: unless a model was
+    trained with ``independent`` decisions, nothing holds their level.
 
     Args:
         images: ``(B, C, H, W)`` in [0, 1], with one or three channels (see :func:`denormalise`).
@@ -459,14 +465,12 @@ def _outline(axes: Axes, kept: Tensor, height: int, width: int) -> None:
 
 
 def _show_scores(axes: Axes, bar: Axes, scores: Tensor) -> None:
-    known = scores[~scores.isnan()]
-    low, high = (known.min().item(), known.max().item()) if len(known) else (0.0, 1.0)
     colours = colormaps[_SCORE_COLOURS].with_extremes(bad="white")
     axes.imshow(
         np.ma.masked_invalid(scores.numpy()),
         cmap=colours,
-        vmin=low,
-        vmax=high,
+        vmin=0,
+        vmax=1,
         interpolation="nearest",
         aspect="auto",
     )
