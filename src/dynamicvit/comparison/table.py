@@ -47,7 +47,7 @@ class Line:
 
     @property
     def label(self) -> str:
-        """How tables and plots call it."""
+        """How plots call it."""
         untrained = not self.trained and self.way != DENSE_NAME
         return f"{self.way}, untrained" if untrained else self.way
 
