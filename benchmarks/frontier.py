@@ -137,6 +137,7 @@ def evaluation(model: Sequence[Any], result: Path, options: argparse.Namespace) 
 def run(command: Sequence[Any], options: argparse.Namespace, log: Path) -> None:
     """One `dynamicvit` command, its output added to a log."""
     words = [sys.executable, "-m", "dynamicvit", *map(str, command), "--threads", options.threads]
+    words += [] if options.workers is None else ["--workers", options.workers]
     with log.open("a") as file:
         done = subprocess.run(list(map(str, words)), stdout=file, stderr=subprocess.STDOUT)
     if done.returncode:
@@ -212,6 +213,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--crop-pct", type=float, default=0.875)
     parser.add_argument("--jobs", type=int, default=1, help="models trained at the same time")
     parser.add_argument("--threads", type=int, help="of each; by default all cores shared evenly")
+    parser.add_argument("--workers", type=int, help="that read images; each command's default")
     options = parser.parse_args()
     options.threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
     return options
