@@ -78,6 +78,20 @@ def test_export(saved: Path, folder: Path, tmp_path: Path, command: Main, capsys
     assert found["images"] == 10
 
 
+def test_the_backbone_alone(
+    saved: Path, folder: Path, tmp_path: Path, command: Main, capsys
+) -> None:
+    file = tmp_path / "dense.pt2"
+    assert command("export", saved, "-o", file, "--dense", "--check", folder) == 0
+    assert "kept" not in capsys.readouterr().out
+    assert command("eval", folder, "--model", saved, "--dense", "--workers", 0, "--json", "-") == 0
+    own = json.loads(capsys.readouterr().out)
+    assert command("eval", folder, "--model", file, "--workers", 0, "--json", "-") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["stages"] == []
+    assert found["top1"] == own["top1"]
+
+
 def test_eval_runs_a_file_as_the_model(
     saved: Path, file: Path, folder: Path, command: Main, capsys
 ) -> None:
@@ -132,6 +146,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (("export", saved, "-o", out, "--image-size", 30), "multiples of its 16x16 patches"),
         (("export", saved, "-o", out, "--check", tmp_path / "no"), "no does not exist"),
         (("export", saved, "-o", tmp_path / "no" / "a.pt2"), "does not exist"),
+        (("export", saved, "-o", out, "--dense", "--keep-ratio", 0.5), "--dense keeps every patch"),
         (("export", file, "-o", out), "is an exported file already"),
         (("export", "-o", out), "Missing option '--model'"),
         (("export", saved, "--model", saved, "-o", out), "both name a model"),

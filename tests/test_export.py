@@ -197,6 +197,25 @@ def test_a_file_merges_as_the_model_does(
     assert (model(images) - merged(images)).abs().max() > 1e-2, "else it shows nothing"
 
 
+@torch.no_grad()
+def test_bfloat16_where_the_runtime_has_it(model: DynamicViT, file: Path) -> None:
+    """OpenVINO computes in it, where the processor can; the others say that they don't."""
+    if file.suffix != ".xml":
+        with pytest.raises(InputError, match="runs in fp32, not in bf16"):
+            load_exported(file, "bf16")
+        return
+    with pytest.raises(InputError, match="fp32 or bf16, not in fp16"):
+        load_exported(file, "fp16")
+    images = DEIT.images(3, seed=4)
+    exact, rounded = load_exported(file)(images), load_exported(file, "bf16")(images)
+    assert rounded.dtype == torch.float32
+    assert_agree(rounded, exact, 0.2)
+    import openvino
+
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert not torch.equal(rounded, exact), "it was not asked for bfloat16"
+
+
 @export_families
 @pytest.mark.parametrize("dropped", get_args(Dropped))
 def test_every_family_in_onnx(family: Family, dropped: Dropped, tmp_path: Path) -> None:

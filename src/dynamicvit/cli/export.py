@@ -26,6 +26,8 @@ from dynamicvit.errors import InputError
 from dynamicvit.export import FORMATS, ExportMismatchError, format_of, is_exported
 from dynamicvit.export import export as export_model
 from dynamicvit.loading import load_model, set_image_size
+from dynamicvit.macs import DENSE
+from dynamicvit.model import DynamicViT
 
 
 @app.command()
@@ -47,6 +49,9 @@ def export(
         typer.Option("--format", help=f"{', '.join(FORMATS)}; by default by the file's ending."),
     ] = None,
     keep_ratio: KeepRatio = None,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Write the backbone alone: every patch is kept.")
+    ] = False,
     image_size: ImageSizeOption = None,
     crop_pct: CropPct = None,
     batch: Annotated[
@@ -78,6 +83,10 @@ def export(
         name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=not no_pretrained
     )
     size = set_image_size(model, size)
+    if dense:
+        if keep_ratio is not None:
+            raise InputError(f"--dense keeps every patch: leave --keep-ratio {keep_ratio} out")
+        model = DynamicViT(model.backbone, DENSE, []).eval()
     try:
         result, pictures = export_model(
             model,
@@ -95,5 +104,6 @@ def export(
     console = Console()
     ties = f", of {result.ties} after a tie" if result.ties else ""
     say(console, f"checked on {pictures.origin}: as in PyTorch, logits to {result.logit_error:.1g}")
-    say(console, f"the same patches kept{ties}")
+    if not dense:
+        say(console, f"the same patches kept{ties}")
     say(console, f"saved {output}: dynamicvit eval DATA --model {output}")

@@ -44,9 +44,7 @@ def load_for_inference(
             f"the keep ratio of {name} is fixed: leave --keep-ratio {keep_ratio} out, or export "
             "the model again with it"
         )
-    if precision != "fp32":
-        raise InputError(f"{name} runs in fp32: leave --precision {precision} out")
-    exported = load_exported(name)
+    exported = load_exported(name, precision)
     height, width = exported.description.input_size[1:]
     if image_size not in (None, (height, width)):
         raise InputError(

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from dynamicvit.errors import InputError
 from dynamicvit.export.description import KEY, Description
 from dynamicvit.export.optional import need
-from dynamicvit.export.runner import Runner
+from dynamicvit.export.runner import Runner, only_fp32
 from dynamicvit.weights import first_line
 
 #: The exporter's own, and the least that is supported: what it writes needs no conversion.
@@ -80,12 +80,17 @@ def check_opset(opset: int | None) -> None:
         raise InputError(f"opset {opset} is too old: {OPSET} or later")
 
 
-def read(path: Path) -> tuple[Runner, Description]:
+def read(path: Path, precision: str = "fp32") -> tuple[Runner, Description]:
     """A session on the CPU, with as many threads as torch has.
 
+    Args:
+        path: of the ``.onnx``.
+        precision: "fp32", for ONNX Runtime computes on CPUs in what the file holds.
+
     Raises:
-        InputError: if ONNX Runtime is missing or refuses the file.
+        InputError: if ONNX Runtime is missing, refuses the file or has not this precision.
     """
+    only_fp32(path, precision)
     runtime = need("onnxruntime", _EXTRA)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -17,6 +17,9 @@ from dynamicvit.weights import first_line
 
 _EXTRA = "openvino"
 
+#: What OpenVINO calls them.
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+
 
 def ready() -> None:
     """See to it that OpenVINO is here.
@@ -47,12 +50,18 @@ def write(program: ExportedProgram, description: Description, path: Path) -> Non
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def read(path: Path) -> tuple[Runner, Description]:
-    """The graph compiled for the CPU in float32, with as many threads as torch has.
+def read(path: Path, precision: str = "fp32") -> tuple[Runner, Description]:
+    """The graph compiled for the CPU, with as many threads as torch has.
+
+    Args:
+        path: of the ``.xml``.
+        precision: "fp32" or "bf16".
 
     Raises:
-        InputError: if OpenVINO is missing or refuses the file.
+        InputError: if OpenVINO is missing or refuses the file, or for another precision.
     """
+    if precision not in _PRECISIONS:
+        raise InputError(f"{path} runs in {' or '.join(_PRECISIONS)}, not in {precision}")
     openvino = need("openvino", _EXTRA)
     core = openvino.Core()
     try:
@@ -63,7 +72,7 @@ def read(path: Path) -> tuple[Runner, Description]:
     description = Description.from_json(entry, path)
     # Left to itself it takes bfloat16 where the CPU has it, and ranks patches by that.
     settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     compiled = core.compile_model(model, "CPU", settings)

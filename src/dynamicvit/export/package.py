@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from dynamicvit.errors import InputError
 from dynamicvit.export.description import KEY, Description
-from dynamicvit.export.runner import Runner
+from dynamicvit.export.runner import Runner, only_fp32
 from dynamicvit.weights import first_line
 
 
@@ -69,12 +69,17 @@ def has_compiler() -> bool:
         return False
 
 
-def read(path: Path) -> tuple[Runner, Description]:
+def read(path: Path, precision: str = "fp32") -> tuple[Runner, Description]:
     """The graph or the compiled code, whichever the file holds.
 
+    Args:
+        path: of the ``.pt2``.
+        precision: "fp32", in which the graph is written.
+
     Raises:
-        InputError: if PyTorch can't read it.
+        InputError: if PyTorch can't read it, or for another precision.
     """
+    only_fp32(path, precision)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

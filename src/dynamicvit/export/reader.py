@@ -19,7 +19,7 @@ from dynamicvit.schedule import Schedule
 class ExportedModel(nn.Module):
     """A file's runtime with the face of a :class:`~dynamicvit.DynamicViT` in ``eval()``.
 
-    It computes on the CPU in float32, and gives its answers where the images were.
+    It computes on the CPU, and gives its answers where the images were, in float32.
 
     Args:
         run: the runtime.
@@ -109,16 +109,19 @@ class ExportedModel(nn.Module):
         }
 
 
-def load_exported(path: str | Path) -> ExportedModel:
+def load_exported(path: str | Path, precision: str = "fp32") -> ExportedModel:
     """A file that :func:`~dynamicvit.export.export` wrote, ready to run on the CPU.
 
     Args:
         path: its ``.onnx``, ``.xml`` or ``.pt2``. A ``.pt2`` may hold code: open your own only.
+        precision: "fp32", as files are checked; or "bf16", which OpenVINO can. Patches whose keep
+            scores are near each other are then ranked otherwise.
 
     Raises:
-        InputError: if there is no such file, it is not one of ours, or its runtime is missing.
+        InputError: if there is no such file, it is not one of ours, its runtime is missing or does
+            not compute in this precision.
     """
     target = FORMATS[format_of(path)]
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
-    return ExportedModel(*target.read(Path(path))).eval()
+    return ExportedModel(*target.read(Path(path), precision)).eval()

@@ -21,13 +21,13 @@ class Target:
         suffix: how its files end.
         ready: raises an :class:`~dynamicvit.InputError` where the format can't be written.
         write: called with the graph, its description and the path; ONNX also with an opset.
-        read: gives what runs the file, and its description.
+        read: gives what runs the file in some precision, and its description.
     """
 
     suffix: str
     ready: Callable[[], None]
     write: Callable[..., None]
-    read: Callable[[Path], tuple[Runner, Description]]
+    read: Callable[[Path, str], tuple[Runner, Description]]
 
 
 #: By name; of two with the same suffix the first is meant where only the file is named.
