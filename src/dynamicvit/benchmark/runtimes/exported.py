@@ -1,0 +1,63 @@
+"""Exported files in the runtimes that they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dynamicvit.benchmark.runtimes.base import Job, Runtime
+from dynamicvit.errors import InputError
+from dynamicvit.export import FORMATS, ExportedModel, export, load_exported
+from dynamicvit.model import DynamicViT
+
+
+class Exported(Runtime):
+    """Files of one batch size, checked as those of ``dynamicvit export`` are.
+
+    Args:
+        name: of the format.
+        precisions: those that its runtime computes in.
+    """
+
+    def __init__(self, name: str, *precisions: str) -> None:
+        self.name = name
+        self.precisions = precisions
+
+    def check(self) -> None:
+        """See to it that files can be written and run.
+
+        Raises:
+            InputError: naming the package that is missing.
+        """
+        FORMATS[self.name].ready()
+
+    def why_not(self, precision: str, device_type: str) -> str | None:
+        """Files are run on the CPU."""
+        if device_type != "cpu":
+            return f"exported files are run on the CPU, and the model is on {device_type}"
+        return super().why_not(precision, device_type)
+
+    def prepare(self, job: Job) -> Callable[[], object]:
+        """The network's file, loaded."""
+        exported = load_exported(self.write(job), job.precision)
+        return partial(run_file, exported, job.images)
+
+    def write(self, job: Job) -> Path:
+        """The network's file, once for all precisions."""
+        if not isinstance(job.network, DynamicViT):
+            raise InputError(f"{self.name} runs a DynamicViT only, got {type(job.network)}")
+        file = job.folder / f"{job.name}{FORMATS[self.name].suffix}"
+        if not file.exists():
+            batch, _, height, width = job.images.shape
+            export(job.network, file, image_size=(height, width), batch=batch)
+        return file
+
+
+def run_file(exported: ExportedModel, images: Tensor) -> None:
+    """One batch, its results thrown away."""
+    with torch.inference_mode():
+        exported.outputs(images)

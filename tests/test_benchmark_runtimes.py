@@ -1,0 +1,223 @@
+"""The benchmark's runtimes: each runs the network that it says, and says if it can't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynamicvit import DynamicViT, InputError
+from dynamicvit.benchmark import RUNTIMES, bench, bench_files, peak_memory
+from dynamicvit.benchmark.plot import plot_rows
+from dynamicvit.benchmark.runtimes import Job, compiled, exported
+from dynamicvit.export import export
+from dynamicvit.macs import DENSE
+from dynamicvit.networks import DenseNetwork
+from families import DEIT, assert_agree
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*pickle.*:UserWarning"
+)
+
+FILES = ("onnx", "openvino")
+
+
+@pytest.fixture(scope="module")
+def model() -> DynamicViT:
+    return DEIT.sparse(depth=2, stages=(1,))
+
+
+@pytest.fixture(scope="module")
+def files(model: DynamicViT, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pruned.xml and dense.xml of any batch size, and two.onnx of two images."""
+    folder = tmp_path_factory.mktemp("files")
+    export(model, folder / "pruned.xml")
+    export(RUNTIMES["openvino"].dense(model), folder / "dense.xml")
+    export(model, folder / "two.onnx", batch=2)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["eager", *FILES])
+def test_dense_keeps_every_patch(name: str, model: DynamicViT) -> None:
+    dense = RUNTIMES[name].dense(model)
+    if name == "eager":  # as its own library runs it
+        assert isinstance(dense, DenseNetwork)
+    else:
+        assert isinstance(dense, DynamicViT)
+        assert dense.schedule == DENSE
+    assert dense.backbone is model.backbone
+    images = DEIT.images()
+    with torch.inference_mode():
+        assert_agree(dense(images), model.backbone(images))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_are_timed_do_what_the_model_does(
+    name: str, model: DynamicViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of each network, of this batch size, written once for all precisions."""
+    runtime = RUNTIMES[name]
+    images = DEIT.images(3)
+    answers: list[Tensor] = []
+    written: list[tuple[str, int]] = []
+
+    def watched(network, file, *, image_size, batch):
+        written.append((file.name, batch))
+        return export(network, file, image_size=image_size, batch=batch)
+
+    monkeypatch.setattr(exported, "export", watched)
+    monkeypatch.setattr(exported, "run_file", lambda file, images: answers.append(file(images)))
+    networks = {"dense": runtime.dense(model), "pruned": model}
+    for precision in runtime.precisions:
+        for part, network in networks.items():
+            runtime.prepare(Job(network, part, images, precision, tmp_path))()
+    suffix = ".onnx" if name == "onnx" else ".xml"
+    assert written == [(f"dense{suffix}", 3), (f"pruned{suffix}", 3)]
+    with torch.inference_mode():
+        for place, network in enumerate(networks.values()):
+            assert_agree(answers[place], network(images), 1e-4)
+    if name == "openvino":  # bf16 is another precision
+        assert (answers[2] - answers[0]).abs().max() > 1e-4
+
+
+def test_rows_of_files(model: DynamicViT) -> None:
+    rows = bench(model, batch_sizes=[2], runtimes=["onnx"], samples=2, threads=1)
+    [row] = rows
+    assert (row.runtime, row.precision) == ("onnx", "fp32")
+    assert row.reference is not None
+    assert row.reference is not row.dense
+    assert row.macs_ratio is not None
+    assert row.macs_ratio > 1
+
+
+def test_a_compiled_network_is_compiled_once_for_its_shape(
+    model: DynamicViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled for real in test_compiled; here, with what."""
+    asked = []
+
+    def compiler(network, **arguments):
+        asked.append(arguments)
+        return network
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    images = DEIT.images()
+    work = RUNTIMES["compile"].prepare(Job(model, "pruned", images, "fp32", tmp_path))
+    with torch.inference_mode():
+        assert torch.equal(work(), model(images))
+        work()
+    [arguments] = asked
+    assert arguments["dynamic"] is False
+    assert arguments["options"]["freezing"]
+    assert not arguments["options"]["triton.cudagraphs"]
+
+
+class TestBenchFiles:
+    def test_a_file_against_another(self, files: Path) -> None:
+        rows = bench_files(
+            files / "pruned.xml",
+            files / "dense.xml",
+            batch_sizes=[1, 2],
+            precisions=["fp32", "bf16"],
+            samples=2,
+            threads=1,
+        )
+        assert [(row.batch_size, row.runtime, row.precision) for row in rows] == [
+            (1, "openvino", "fp32"),
+            (1, "openvino", "bf16"),
+            (2, "openvino", "fp32"),
+            (2, "openvino", "bf16"),
+        ]
+        for row in rows:
+            assert row.dense is not None
+            assert row.dense is not row.pruned
+            assert row.reference is None
+
+    def test_a_file_alone_takes_its_own_batch_size(self, files: Path) -> None:
+        [row] = bench_files(files / "two.onnx", samples=2, threads=1)
+        assert (row.batch_size, row.runtime, row.dense) == (2, "onnx", None)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"batch_sizes": [2, 3]}, "two.onnx takes batches of 2, not of 3"),
+            ({"batch_sizes": [0]}, "at least 1, got 0"),
+            ({"precisions": ["bf16"]}, "fp32, not in bf16"),
+            ({"precisions": []}, "at least one precision"),
+            ({"threads": 0}, "threads are at least 1, got 0"),
+        ],
+    )
+    def test_bad_input(self, arguments: dict, message: str, files: Path) -> None:
+        with pytest.raises(InputError, match=message):
+            bench_files(files / "two.onnx", **arguments)
+
+    def test_files_that_take_other_images(self, files: Path, tmp_path: Path) -> None:
+        other = DEIT.sparse(depth=2, stages=(1,), img_size=(32, 48))
+        export(other, tmp_path / "other.xml", batch=2)
+        with pytest.raises(InputError, match="take other images: 3x32x48 and 3x64x80"):
+            bench_files(files / "pruned.xml", tmp_path / "other.xml")
+
+
+class TestMissing:
+    @pytest.mark.parametrize(("name", "package"), [("onnx", "onnx"), ("openvino", "openvino")])
+    def test_a_package(
+        self, name: str, package: str, model: DynamicViT, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(__import__("sys").modules, package, None)
+        with pytest.raises(InputError, match=rf"pip install 'dynamicvit\[{name}\]'"):
+            bench(model, runtimes=["eager", name], batch_sizes=[1], samples=2)
+
+    def test_the_compiler(self, model: DynamicViT, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compiled, "has_compiler", lambda: False)
+        with pytest.raises(InputError, match=r"needs a C\+\+ compiler, and g\+\+ is not installed"):
+            bench(model, runtimes=["compile"], batch_sizes=[1], samples=2)
+
+
+class TestMemory:
+    def test_of_a_file(self, model: DynamicViT) -> None:
+        """Weights and runtime, in processes that load the file."""
+        row = peak_memory(model, 2, runtime="onnx", threads=1)
+        assert row.runtime == "onnx"
+        for peak in (row.dense, row.pruned):
+            assert peak.total > peak.inference >= 0
+            assert peak.total > 50 << 20
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"runtime": "compile"}, "measured in eager, onnx, openvino, not in compile"),
+            ({"runtime": "onnx", "precision": "bf16"}, "onnx computes in fp32"),
+            ({"runtime": "onnx", "graph": True}, "onnx keeps no graph"),
+        ],
+    )
+    def test_what_is_not_measured(self, arguments: dict, message: str, model: DynamicViT) -> None:
+        with pytest.raises(InputError, match=message):
+            peak_memory(model, 2, **arguments)
+
+
+class TestPlot:
+    def test_a_panel_for_each_batch_size_and_a_bar_for_each_network(
+        self, model: DynamicViT
+    ) -> None:
+        rows = bench(model, batch_sizes=[1, 2], samples=2, threads=1)
+        panels = plot_rows(rows, "title").axes
+        assert [panel.get_title() for panel in panels] == ["batch 1", "batch 2"]
+        for place, panel in enumerate(panels):
+            bars = [bar.get_width() for bar in panel.patches]
+            expected = [
+                row.reference.over(times).median
+                for row in rows[2 * place : 2 * place + 2]
+                for times in (row.dense, row.pruned)
+            ]
+            assert bars == pytest.approx(expected)
+        ticks = [label.get_text() for label in panels[0].get_yticklabels()]
+        assert ticks == ["eager fp32", "eager bf16"]
+
+    def test_files_have_images_per_second(self, files: Path) -> None:
+        rows = bench_files(files / "two.onnx", samples=2, threads=1)
+        [panel] = plot_rows(rows).axes
+        assert panel.get_xlabel() == "images per second"
+        [bar] = panel.patches
+        assert bar.get_width() == pytest.approx(rows[0].pruned_throughput, rel=0.5)
