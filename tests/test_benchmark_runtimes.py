@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.benchmark import RUNTIMES, bench, bench_files, peak_memory
@@ -95,8 +95,8 @@ def test_rows_of_files(model: DynamicViT) -> None:
 def test_a_compiled_network_is_compiled_once_for_its_shape(
     model: DynamicViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compiled for real in test_compiled; here, with what."""
-    asked = []
+    """The compiler itself takes a minute; here, what it is told."""
+    asked: list[dict] = []
 
     def compiler(network, **arguments):
         asked.append(arguments)
@@ -112,6 +112,14 @@ def test_a_compiled_network_is_compiled_once_for_its_shape(
     assert arguments["dynamic"] is False
     assert arguments["options"]["freezing"]
     assert not arguments["options"]["triton.cudagraphs"]
+
+
+def test_any_number_of_networks_is_compiled() -> None:
+    """With shared code the compiler gives up after so many, without a word unless asked for it."""
+    limit = torch._dynamo.config.recompile_limit
+    for width in range(1, limit + 2):
+        work = compiled.with_code_of_its_own(nn.Linear(width, 1))
+        torch.compile(work, backend="eager", fullgraph=True, dynamic=False)(torch.ones(1, width))
 
 
 class TestBenchFiles:

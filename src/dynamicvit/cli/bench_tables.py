@@ -120,9 +120,10 @@ def print_times(console: Console, rows: Sequence[BenchRow]) -> None:
             "unclear: the quartiles lie further apart than the ratio is from 1; measure for "
             "longer (--seconds), or on a quieter machine",
         )
-    fewest = min(row.pairs for row in rows)
-    if fewest < 100:
-        say(console, f"{fewest} rounds: p95 takes 20, p99 100; --samples 100 has them")
+    rounds = sorted({row.pairs for row in rows})
+    counts = " to ".join(map(str, dict.fromkeys([rounds[0], rounds[-1]])))
+    few = "; p95 takes 20, p99 100 (--samples 100)" if rounds[0] < 100 else ""
+    say(console, f"{counts} rounds{few}")
 
 
 def print_memory(console: Console, peaks: Sequence[MemoryRow], first_stage: int | None) -> None:
