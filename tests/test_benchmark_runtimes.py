@@ -57,15 +57,15 @@ def test_dense_keeps_every_patch(name: str, model: DynamicViT) -> None:
 def test_files_that_are_timed_do_what_the_model_does(
     name: str, model: DynamicViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file of each network, of this batch size, written once for all precisions."""
+    """The file of each network, written once for all batch sizes and precisions."""
     runtime = RUNTIMES[name]
     images = DEIT.images(3)
     answers: list[Tensor] = []
-    written: list[tuple[str, int]] = []
+    written: list[str] = []
 
-    def watched(network, file, *, image_size, batch):
-        written.append((file.name, batch))
-        return export(network, file, image_size=image_size, batch=batch)
+    def watched(network, file, *, image_size):
+        written.append(file.name)
+        return export(network, file, image_size=image_size)
 
     monkeypatch.setattr(exported, "export", watched)
     monkeypatch.setattr(exported, "run_file", lambda file, images: answers.append(file(images)))
@@ -74,7 +74,7 @@ def test_files_that_are_timed_do_what_the_model_does(
         for part, network in networks.items():
             runtime.prepare(Job(network, part, images, precision, tmp_path))()
     suffix = ".onnx" if name == "onnx" else ".xml"
-    assert written == [(f"dense{suffix}", 3), (f"pruned{suffix}", 3)]
+    assert written == [f"dense{suffix}", f"pruned{suffix}"]
     with torch.inference_mode():
         for place, network in enumerate(networks.values()):
             assert_agree(answers[place], network(images), 1e-4)
@@ -83,9 +83,9 @@ def test_files_that_are_timed_do_what_the_model_does(
 
 
 def test_rows_of_files(model: DynamicViT) -> None:
-    rows = bench(model, batch_sizes=[2], runtimes=["onnx"], samples=2, threads=1)
-    [row] = rows
+    row, larger = bench(model, batch_sizes=[1, 2], runtimes=["onnx"], samples=2, threads=1)
     assert (row.runtime, row.precision) == ("onnx", "fp32")
+    assert (row.batch_size, larger.batch_size) == (1, 2)
     assert row.reference is not None
     assert row.reference is not row.dense
     assert row.macs_ratio is not None

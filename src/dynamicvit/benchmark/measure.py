@@ -91,22 +91,21 @@ def bench(
         for network in {model, *(pair.dense for pair in pairs)}
     }
     rows = []
-    with eval_mode(model, original), torch_threads(threads):
+    with TemporaryDirectory() as folder, eval_mode(model, original), torch_threads(threads):
         for batch_size in batch_sizes:
             images = torch.randn(batch_size, model.in_chans, height, width, device=device)
             tell = partial(progress, batch_size) if progress is not None else _tell_nobody
-            with TemporaryDirectory() as folder:
-                work = []
-                for pair in pairs:
-                    tell(f"{pair.runtime} {pair.precision}, making ready", 0.0)
-                    work += pair.prepare(images, Path(folder))
-                if reference and REFERENCE not in settings:
-                    job = Job(original, "reference", images, REFERENCE.precision, Path(folder))
-                    work.append(RUNTIMES[REFERENCE.runtime].prepare(job))
-                tell("timing", 0.0)
-                budget = seconds * len(pairs)
-                times = time_in_turn(work, threads, budget, samples, partial(tell, "timing"))
-                del work  # runtimes map the files
+            work = []
+            for pair in pairs:
+                tell(f"{pair.runtime} {pair.precision}, making ready", 0.0)
+                work += pair.prepare(images, Path(folder))
+            if reference and REFERENCE not in settings:
+                job = Job(original, "reference", images, REFERENCE.precision, Path(folder))
+                work.append(RUNTIMES[REFERENCE.runtime].prepare(job))
+            tell("timing", 0.0)
+            budget = seconds * len(pairs)
+            times = time_in_turn(work, threads, budget, samples, partial(tell, "timing"))
+            del work  # runtimes map the files
             if not reference:
                 base = None
             elif REFERENCE in settings:

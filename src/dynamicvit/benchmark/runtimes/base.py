@@ -22,7 +22,7 @@ class Job:
         name: how the others call it, for files.
         images: ``(B, channels, height, width)``, all that it will be run on.
         precision: one of the runtime's.
-        folder: for files; those of one batch size share it.
+        folder: for files; jobs that share it have the same networks under these names.
     """
 
     network: nn.Module

@@ -16,7 +16,7 @@ from dynamicvit.model import DynamicViT
 
 
 class Exported(Runtime):
-    """Files of one batch size, checked as those of ``dynamicvit export`` are.
+    """Files for any number of images, written and checked as ``dynamicvit export`` does.
 
     Args:
         name: of the format.
@@ -47,13 +47,13 @@ class Exported(Runtime):
         return partial(run_file, exported, job.images)
 
     def write(self, job: Job) -> Path:
-        """The network's file, once for all precisions."""
+        """The network's file, once for all batch sizes and precisions."""
         if not isinstance(job.network, DynamicViT):
             raise InputError(f"{self.name} runs a DynamicViT only, got {type(job.network)}")
         file = job.folder / f"{job.name}{FORMATS[self.name].suffix}"
         if not file.exists():
-            batch, _, height, width = job.images.shape
-            export(job.network, file, image_size=(height, width), batch=batch)
+            height, width = job.images.shape[-2:]
+            export(job.network, file, image_size=(height, width))
         return file
 
 
