@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -12,6 +12,7 @@ from dynamicvit.cli import app
 from dynamicvit.cli.console import check_file, say
 from dynamicvit.cli.options import (
     Checkpoint,
+    ClassMapOption,
     CropPct,
     ImageSizeOption,
     KeepRatio,
@@ -23,8 +24,9 @@ from dynamicvit.cli.options import (
     parse_image_size,
 )
 from dynamicvit.errors import InputError
-from dynamicvit.export import FORMATS, ExportMismatchError, format_of, is_exported
+from dynamicvit.export import FORMATS, ExportMismatchError, export_int8, format_of, is_exported
 from dynamicvit.export import export as export_model
+from dynamicvit.export.quantisation import CALIBRATION_IMAGES, INT8, Int8Result
 from dynamicvit.loading import load_model, set_image_size
 from dynamicvit.macs import DENSE
 from dynamicvit.model import DynamicViT
@@ -62,15 +64,44 @@ def export(
         str | None,
         typer.Option(help="Images to compare the file with PyTorch on; else two photographs."),
     ] = None,
+    precision: Annotated[
+        Literal["fp32", "int8"], typer.Option(help="int8 for .onnx and .xml; needs --calibrate.")
+    ] = "fp32",
+    calibrate: Annotated[
+        str | None,
+        typer.Option(help="Images to find int8's ranges with, of any source, labelled or not."),
+    ] = None,
+    calibration_images: Annotated[
+        int, typer.Option(help="How many of them; others of the source are compared on.")
+    ] = CALIBRATION_IMAGES,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Points of top-1 that int8 may cost: layers stay in float until it does not cost "
+            "more. Without --validation, changed answers count."
+        ),
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Labelled images to compare the int8 file on.")
+    ] = None,
+    class_map: ClassMapOption = None,
     no_pretrained: NoPretrained = False,
 ) -> None:
     """Write MODEL as a file that other runtimes run, and check that it does the same.
 
     The file gives logits and the patches kept at each stage, and holds the labels and what is to
-    be done to an image. If it differs from PyTorch, it is not written, and the exit code is 1.
+    be done to an image. If it differs from PyTorch, it is not written, and the exit code is 1; in
+    int8 it may differ a little, and how much is said.
     """
     size = parse_image_size(image_size)
-    format_of(output, file_format)
+    named = format_of(output, file_format)
+    int8 = {
+        "--calibrate": calibrate,
+        "--max-drop": max_drop,
+        "--validation": validation,
+        "--class-map": class_map,
+    }
+    _check_precision(precision, named, output, int8, {"--opset": opset, "--check": check})
     check_file("--output", output)
     if model_argument is not None and model_name is not None:
         raise InputError(f"{model_argument} and --model {model_name} both name a model: give one")
@@ -87,23 +118,61 @@ def export(
         if keep_ratio is not None:
             raise InputError(f"--dense keeps every patch: leave --keep-ratio {keep_ratio} out")
         model = DynamicViT(model.backbone, DENSE, []).eval()
+    fixed: dict[str, Any] = dict(
+        file_format=file_format, image_size=size, batch=batch, crop_pct=crop_pct
+    )
+    console = Console()
     try:
-        result, pictures = export_model(
-            model,
-            output,
-            file_format=file_format,
-            image_size=size,
-            batch=batch,
-            opset=opset,
-            crop_pct=crop_pct,
-            check_on=check,
-        )
+        if precision == "int8":
+            made = export_int8(
+                model,
+                output,
+                calibrate=calibrate,
+                images=calibration_images,
+                max_drop=max_drop,
+                validation=validation,
+                class_map=class_map,
+                **fixed,
+            )
+            _tell_int8(console, made, output)
+            return
+        result, pictures = export_model(model, output, opset=opset, check_on=check, **fixed)
     except ExportMismatchError as error:
         typer.echo(f"dynamicvit: {output} is not written: {error}", err=True)
         raise typer.Exit(1) from None
-    console = Console()
     ties = f", of {result.ties} after a tie" if result.ties else ""
     say(console, f"checked on {pictures.origin}: as in PyTorch, logits to {result.logit_error:.1g}")
     if not dense:
         say(console, f"the same patches kept{ties}")
+    say(console, f"saved {output}: dynamicvit eval DATA --model {output}")
+
+
+def _check_precision(
+    precision: str, named: str, output: Path, int8: dict[str, Any], fp32: dict[str, Any]
+) -> None:
+    """Refuse int8 where it can't be, and options that only the other precision has."""
+    if precision == "int8" and named not in INT8:
+        kinds = " or ".join(FORMATS[known].suffix for known in INT8)
+        raise InputError(f"--precision int8 writes {kinds} files, not {output}")
+    other, needed = (fp32, "fp32") if precision == "int8" else (int8, "int8")
+    for option, value in other.items():
+        if value is not None:
+            raise InputError(f"{option} {value} goes with --precision {needed}")
+    if precision == "int8" and int8["--calibrate"] is None:
+        raise InputError(
+            "--precision int8 needs --calibrate IMAGES, of the kind that the file will see"
+        )
+
+
+def _tell_int8(console: Console, made: Int8Result, output: Path) -> None:
+    found = made.agreement
+    say(console, f"int8, calibrated on {made.calibrated_on}")
+    say(console, f"compared on {made.compared_on}, {found.images} images:")
+    say(console, f"  {found.answers:.1%} of the answers are as in PyTorch")
+    if found.kept:
+        kept = ", ".join(f"{share:.1%}" for share in found.kept)
+        say(console, f"  {kept} of the patches kept")
+    if found.top1 is not None and found.model_top1 is not None:
+        say(console, f"  top-1 {found.top1:.2%}, in PyTorch {found.model_top1:.2%}")
+    say(console, f"layers in float: {made.in_words}")
     say(console, f"saved {output}: dynamicvit eval DATA --model {output}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from timm.data import resolve_model_data_config
 
@@ -42,6 +42,7 @@ class Description:
         keep_ratios: ρ of each stage, shares of the N patches.
         kept: patches kept from each stage on; output ``kept_s`` is ``(B, kept[s - 1])``.
         dropped: what becomes of dropped tokens.
+        precision: "int8" where layers compute in it, else "fp32".
     """
 
     model: str | None
@@ -60,6 +61,7 @@ class Description:
     keep_ratios: tuple[float, ...]
     kept: tuple[int, ...]
     dropped: Dropped = "gone"
+    precision: Literal["fp32", "int8"] = "fp32"
 
     @property
     def outputs(self) -> list[str]:

@@ -1,0 +1,67 @@
+"""OpenVINO over a batch: each thread takes images of its own.
+
+Threads that share every layer wait for each other at its end. With two threads and 32 images that
+took up to twice the time of two streams (docs/quantisation.md). One image has nothing to share out,
+so all threads work on it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynamicvit.export.runner import Runner
+
+#: Images that a thread takes at a time: their activations should fit into its cache.
+MOST_AT_ONCE = 16
+
+
+def in_streams(
+    core: Any, model: Any, settings: dict[str, Any], outputs: list[str], queue_class: Any
+) -> Runner:
+    """A runner for any number of images; it compiles for one, and for many, when first asked.
+
+    Args:
+        core: OpenVINO's.
+        model: with any number of images as input.
+        settings: for the CPU.
+        outputs: names of the outputs, in order.
+        queue_class: ``openvino.AsyncInferQueue``.
+    """
+    threads = torch.get_num_threads()
+    made: dict[str, Any] = {}
+
+    def one(images: Tensor) -> list[Tensor]:
+        if "one" not in made:
+            single = model.clone()
+            single.reshape([1, *images.shape[1:]])
+            made["one"] = core.compile_model(single, "CPU", settings)
+        found = made["one"]({"images": images.numpy()})
+        return [torch.from_numpy(found[name].copy()) for name in outputs]
+
+    def many(images: Tensor) -> list[Tensor]:
+        if "many" not in made:
+            compiled = core.compile_model(model, "CPU", {**settings, "NUM_STREAMS": threads})
+            made["many"] = queue_class(compiled, threads)
+        queue, parts = made["many"], shares(images, threads)
+        found: list[list[Tensor]] = [[] for _ in parts]
+
+        def keep(request: Any, part: int) -> None:
+            tensors = (request.get_tensor(name).data for name in outputs)
+            found[part] = [torch.from_numpy(tensor.copy()) for tensor in tensors]
+
+        queue.set_callback(keep)
+        for part, share in enumerate(parts):
+            queue.start_async({"images": share.numpy()}, part)
+        queue.wait_all()
+        return [torch.cat(pieces) for pieces in zip(*found, strict=True)]
+
+    return lambda images: one(images) if len(images) == 1 else many(images)
+
+
+def shares(images: Tensor, threads: int) -> tuple[Tensor, ...]:
+    """The batch in as many pieces as there are threads, or more where they would be large."""
+    share = min(MOST_AT_ONCE, -(-len(images) // threads))
+    return images.split(share)
