@@ -70,7 +70,7 @@ def test_files_that_are_timed_do_what_the_model_does(
     monkeypatch.setattr(exported, "export", watched)
     monkeypatch.setattr(exported, "run_file", lambda file, images: answers.append(file(images)))
     networks = {"dense": runtime.dense(model), "pruned": model}
-    for precision in runtime.precisions:
+    for precision in ("fp32", "bf16") if name == "openvino" else ("fp32",):
         for part, network in networks.items():
             runtime.prepare(Job(network, part, images, precision, tmp_path))()
     suffix = ".onnx" if name == "onnx" else ".xml"
@@ -80,6 +80,28 @@ def test_files_that_are_timed_do_what_the_model_does(
             assert_agree(answers[place], network(images), 1e-4)
     if name == "openvino":  # bf16 is another precision
         assert (answers[2] - answers[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("calibrate", [None, "photos"])
+def test_int8_has_a_file_of_its_own(
+    calibrate: str | None, model: DynamicViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checked where the images to calibrate on are the user's; else it is for speed only."""
+    asked: list[dict] = []
+
+    def quantised(network, file, **arguments):
+        asked.append(arguments)
+        export(network, file)
+
+    monkeypatch.setattr(exported, "export_int8", quantised)
+    job = Job(model, "pruned", DEIT.images(), "int8", tmp_path, calibrate)
+    RUNTIMES["onnx"].prepare(job)()
+    RUNTIMES["onnx"].prepare(job)()
+    [arguments] = asked
+    assert arguments["image_size"] == DEIT.size
+    assert arguments.get("calibrate") == calibrate
+    assert arguments.get("least_agreement") == (0.0 if calibrate is None else None)
+    assert [file.name for file in tmp_path.glob("*.onnx")] == ["pruned-int8.onnx"]
 
 
 def test_rows_of_files(model: DynamicViT) -> None:
@@ -196,7 +218,7 @@ class TestMemory:
         ("arguments", "message"),
         [
             ({"runtime": "compile"}, "measured in eager, onnx, openvino, not in compile"),
-            ({"runtime": "onnx", "precision": "bf16"}, "onnx computes in fp32"),
+            ({"runtime": "onnx", "precision": "bf16"}, "onnx computes in fp32 or int8"),
             ({"runtime": "onnx", "graph": True}, "onnx keeps no graph"),
         ],
     )

@@ -141,7 +141,7 @@ def test_runtimes_that_there_are(monkeypatch):
     monkeypatch.setattr(command, "bench", lambda *_, **plan: asked.append(plan) or ROWS)
     result = run("--runtime", "onnx", "--runtime", "openvino", "--precision", "bf16")
     assert result.exit_code == 0, result.output
-    assert result.stderr == "onnx bf16 is left out: onnx computes in fp32\n"
+    assert result.stderr == "onnx bf16 is left out: onnx computes in fp32 or int8\n"
     assert asked[0]["runtimes"] == ["onnx", "openvino"]
     assert asked[0]["precisions"] == ["fp32", "bf16"]
     assert f"onnxruntime {version('onnxruntime')}, openvino {version('openvino')}" in result.stdout
@@ -268,7 +268,8 @@ def test_memory(monkeypatch):
         (["--macs", "0.001G"], "too small: with one token kept"),
         (["--keep-ratio", "1.5"], "1.5"),
         (["--batch-size", "0"], "a batch size is at least 1, got 0"),
-        (["--precision", "fp8"], "one of fp32, bf16, got 'fp8'"),
+        (["--precision", "fp8"], "one of fp32, bf16, int8, got 'fp8'"),
+        (["--calibrate", "photos"], "--calibrate photos goes with --precision int8"),
         (["--runtime", "tflite"], "one of eager, compile, onnx, openvino, got 'tflite'"),
         (["--plot", "speed.txt"], "--plot speed.txt: a plot ends in .png, .pdf, .svg"),
         (["--plot", "nowhere/speed.png"], "the folder nowhere does not exist"),

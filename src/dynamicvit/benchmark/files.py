@@ -68,7 +68,9 @@ def bench_files(
             for place, precision in enumerate(models):
                 own = times[place * len(paths) : (place + 1) * len(paths)]
                 dense = None if against is None else own[0]
-                row = BenchRow(batch_size, format_of(file), precision, threads, own[-1], dense)
+                inside = models[precision][-1].description.precision
+                named = precision if inside == "fp32" else inside
+                row = BenchRow(batch_size, format_of(file), named, threads, own[-1], dense)
                 rows.append(row)
     return rows
 

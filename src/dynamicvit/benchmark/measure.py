@@ -15,7 +15,7 @@ from dynamicvit.benchmark.machine import available_cores, torch_threads
 from dynamicvit.benchmark.plan import Setting, check_plan, check_weights, settings_of
 from dynamicvit.benchmark.rows import BenchRow
 from dynamicvit.benchmark.runtimes import RUNTIMES, Job
-from dynamicvit.benchmark.timer import time_in_turn
+from dynamicvit.benchmark.timer import time_in_turn, timer_class
 from dynamicvit.errors import InputError
 from dynamicvit.macs import ImageSize, count_macs, resolve_image_size
 from dynamicvit.model import DynamicViT
@@ -43,6 +43,7 @@ def bench(
     samples: int | None = None,
     dense: nn.Module | None = None,
     reference: bool = True,
+    calibrate: str | None = None,
     progress: Progress | None = None,
 ) -> list[BenchRow]:
     """Time dense and pruned inference in turn, in one run.
@@ -67,6 +68,7 @@ def bench(
         samples: or how many rounds there are (2 or more).
         dense: what to compare with in eager mode, where it is not the model's own backbone.
         reference: time the dense network in eager fp32 too, where that is no row of its own.
+        calibrate: a source of images for int8; without one its files are for speed only.
         progress: told of what is done.
 
     Raises:
@@ -79,8 +81,8 @@ def bench(
     check_weights(model)
     device = next(model.parameters()).device
     settings, _ = settings_of(runtimes, precisions, device.type)
-    for name in dict.fromkeys(setting.runtime for setting in settings):
-        RUNTIMES[name].check()
+    for name, precision in settings:
+        RUNTIMES[name].check(precision)
         if dense is not None and name != REFERENCE.runtime:
             raise InputError(f"another dense network is compared with in eager mode, not in {name}")
     height, width = resolve_image_size(model, image_size)
@@ -91,6 +93,7 @@ def bench(
         for network in {model, *(pair.dense for pair in pairs)}
     }
     rows = []
+    timer_class()  # before a runtime imports, with a word on compilers, what the timer imports
     with TemporaryDirectory() as folder, eval_mode(model, original), torch_threads(threads):
         for batch_size in batch_sizes:
             images = torch.randn(batch_size, model.in_chans, height, width, device=device)
@@ -98,7 +101,7 @@ def bench(
             work = []
             for pair in pairs:
                 tell(f"{pair.runtime} {pair.precision}, making ready", 0.0)
-                work += pair.prepare(images, Path(folder))
+                work += pair.prepare(images, Path(folder), calibrate)
             if reference and REFERENCE not in settings:
                 job = Job(original, "reference", images, REFERENCE.precision, Path(folder))
                 work.append(RUNTIMES[REFERENCE.runtime].prepare(job))
@@ -136,13 +139,15 @@ class _Pair(NamedTuple):
     dense: nn.Module
     pruned: DynamicViT
 
-    def prepare(self, images: Tensor, folder: Path) -> list[Callable[[], object]]:
+    def prepare(
+        self, images: Tensor, folder: Path, calibrate: str | None
+    ) -> list[Callable[[], object]]:
         """The work of the dense network, and that of the pruned one."""
         runtime = RUNTIMES[self.runtime]
         # Beside each other lie files of the same kind only.
         folder = folder / self.runtime
         jobs = [
-            Job(network, name, images, self.precision, folder)
+            Job(network, name, images, self.precision, folder, calibrate)
             for name, network in (("dense", self.dense), ("pruned", self.pruned))
         ]
         return [runtime.prepare(job) for job in jobs]

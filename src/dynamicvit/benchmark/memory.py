@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from dynamicvit.benchmark.machine import available_cores
 from dynamicvit.benchmark.plan import check_plan, check_weights, settings_of
 from dynamicvit.benchmark.runtimes import RUNTIMES, Exported, Job
-from dynamicvit.benchmark.runtimes.exported import run_file
+from dynamicvit.benchmark.runtimes.exported import load, run_file
 from dynamicvit.benchmark.timer import AUTOCAST
 from dynamicvit.errors import InputError
-from dynamicvit.export import is_exported, load_exported
+from dynamicvit.export import is_exported
 from dynamicvit.macs import ImageSize, meta_copy, resolve_image_size
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import DenseNetwork
@@ -107,7 +107,7 @@ def peak_memory(
         raise InputError(f"memory is measured in {', '.join(MEASURED)}, not in {runtime}")
     if graph and runtime != "eager":
         raise InputError(f"{runtime} keeps no graph: measure it in eager mode")
-    way.check()
+    way.check(precision)
     shape = (batch_size, model.in_chans, *resolve_image_size(model, image_size))
     job = {"shape": shape, "precision": precision, "threads": threads, "graph": graph}
     with tempfile.TemporaryDirectory() as folder:
@@ -152,7 +152,7 @@ def _measure_peak() -> None:
     torch.set_num_threads(job["threads"])
     images = torch.zeros(job["shape"])
     if is_exported(job["file"]):
-        exported = load_exported(job["file"], job["precision"])
+        exported = load(Path(job["file"]), job["precision"])
         run = partial(run_file, exported, images)
     else:
         run = partial(_run_eager, _filled(job["file"], job["part"]), images, job)

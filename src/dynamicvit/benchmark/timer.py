@@ -102,10 +102,10 @@ def timer(work: Callable[[], object], threads: int) -> Timer:
         work: what is timed.
         threads: CPU threads of torch.
     """
-    return _timer_class()("work()", globals={"work": work}, num_threads=threads)
+    return timer_class()("work()", globals={"work": work}, num_threads=threads)
 
 
-def _timer_class() -> type[Timer]:
+def timer_class() -> type[Timer]:
     """torch's timer, imported only when it is needed, and without its word on compilers.
 
     The import looks for CUDA's compiler, which nothing here uses, and logs that none works.

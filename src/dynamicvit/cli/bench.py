@@ -100,6 +100,10 @@ def bench_command(
     memory: Annotated[
         bool, typer.Option("--memory", help="Also measure peak memory, at the largest batch.")
     ] = False,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(help="Images for int8, of any source; by default it is for speed only."),
+    ] = None,
     json_file: JsonFile = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the table: .png, .pdf or .svg.", readable=False)
@@ -129,6 +133,7 @@ def bench_command(
             "--macs": macs,
             "--image-size": image_size,
             "--runtime": runtime,
+            "--calibrate": calibrate,
             "--memory": memory or None,
         }
         for option, value in fixed.items():
@@ -150,6 +155,7 @@ def bench_command(
             "batch_sizes": batch_size or list(BATCH_SIZES),
             "runtimes": runtime or ["eager"],
             "precisions": precision or ["fp32", "bf16"],
+            "calibrate": calibrate,
         }
         found = _of_model(model, name, weights, size, plan, memory)
     print_heading(console, found.report)
@@ -213,6 +219,9 @@ def _of_model(
     settings, left_out = settings_of(plan["runtimes"], plan["precisions"], device)
     for line in left_out:
         typer.echo(line, err=True)
+    int8 = any(setting.precision == "int8" for setting in settings)
+    if plan["calibrate"] is not None and not int8:
+        raise InputError(f"--calibrate {plan['calibrate']} goes with --precision int8")
     report = Report(
         model=name,
         weights=weights,
@@ -226,6 +235,7 @@ def _of_model(
         device=device,
         processor=torch.cuda.get_device_name() if device == "cuda" else processor_name(),
         versions=versions(setting.runtime for setting in settings),
+        int8=(plan["calibrate"] or "two photographs, for speed only") if int8 else None,
     )
     try:
         with _progress() as progress:

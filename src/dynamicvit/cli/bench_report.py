@@ -30,6 +30,7 @@ class Report:
         processor: name of the device.
         versions: of torch and of the runtimes.
         against: the other file, which the rows call dense.
+        int8: what it was calibrated on; ``None`` without int8.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Report:
     processor: str
     versions: dict[str, str]
     against: str | None = None
+    int8: str | None = None
 
 
 def as_numbers(

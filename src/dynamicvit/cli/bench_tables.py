@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import StringIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +29,8 @@ def print_heading(console: Console, report: Report) -> None:
     say(console, line)
     if report.against is not None:
         say(console, f"against {report.against}, which the table calls dense")
+    if report.int8 is not None:
+        say(console, f"int8 calibrated on {report.int8}")
     if report.dense_macs is not None and report.pruned_macs is not None:
         say(
             console,
@@ -162,8 +165,11 @@ def print_memory(console: Console, peaks: Sequence[MemoryRow], first_stage: int 
 
 def _print_whole(console: Console, table: Table) -> None:
     """A table as wide as it is: a narrow terminal breaks its lines rather than its numbers."""
-    width = console.measure(table, options=console.options.update(width=1000)).maximum
-    console.print(table, width=width, crop=False, soft_wrap=True)
+    text = StringIO()
+    page = Console(file=text, width=1000, color_system=None)
+    page.print(table)
+    for line in text.getvalue().splitlines():
+        say(console, line.rstrip())
 
 
 def _milliseconds(percent: int, line: _Line) -> str:

@@ -11,8 +11,8 @@ RUNTIMES: dict[str, Runtime] = {
     for runtime in (
         Eager(),
         Compiled(),
-        Exported("onnx", "fp32"),
-        Exported("openvino", "fp32", "bf16"),
+        Exported("onnx", "fp32", "int8"),
+        Exported("openvino", "fp32", "bf16", "int8"),
     )
 }
 

@@ -23,6 +23,8 @@ class Job:
         images: ``(B, channels, height, width)``, all that it will be run on.
         precision: one of the runtime's.
         folder: for files; jobs that share it have the same networks under these names.
+        calibrate: a source of images for int8; by default two photographs' crops, whose ranges are
+            as fast as any.
     """
 
     network: nn.Module
@@ -30,6 +32,7 @@ class Job:
     images: Tensor
     precision: str
     folder: Path
+    calibrate: str | None = None
 
 
 class Runtime(ABC):
@@ -44,8 +47,11 @@ class Runtime(ABC):
     precisions: tuple[str, ...]
 
     @abstractmethod
-    def check(self) -> None:
+    def check(self, precision: str) -> None:
         """See to it that all it needs is here.
+
+        Args:
+            precision: one of the runtime's.
 
         Raises:
             InputError: naming what is missing.

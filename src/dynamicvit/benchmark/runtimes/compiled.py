@@ -21,7 +21,7 @@ class Compiled(Runtime):
     name = "compile"
     precisions = tuple(AUTOCAST)
 
-    def check(self) -> None:
+    def check(self, precision: str) -> None:
         """See to it that there is a C++ compiler, which GPUs need too.
 
         Raises:

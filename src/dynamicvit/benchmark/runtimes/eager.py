@@ -19,7 +19,7 @@ class Eager(Runtime):
     name = "eager"
     precisions = tuple(AUTOCAST)
 
-    def check(self) -> None:
+    def check(self, precision: str) -> None:
         """PyTorch is always here."""
 
     def dense(self, model: DynamicViT) -> nn.Module:
