@@ -17,7 +17,7 @@ from dynamicvit.benchmark.rows import BenchRow
 from dynamicvit.benchmark.runtimes import RUNTIMES, Job
 from dynamicvit.benchmark.timer import time_in_turn, timer_class
 from dynamicvit.errors import InputError
-from dynamicvit.macs import ImageSize, count_macs, resolve_image_size
+from dynamicvit.macs import ImageSize, executed_macs, resolve_image_size
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import DenseNetwork, eval_mode
 
@@ -88,10 +88,7 @@ def bench(
     height, width = resolve_image_size(model, image_size)
     original = DenseNetwork(model) if dense is None else dense
     pairs = [_Pair(*each, _dense(each, model, original), model) for each in settings]
-    macs = {
-        network: count_macs(network, (height, width))
-        for network in {model, *(pair.dense for pair in pairs)}
-    }
+    macs = {network: _macs(network, (height, width)) for pair in pairs for network in pair[2:]}
     rows = []
     timer_class()  # before a runtime imports, with a word on compilers, what the timer imports
     with TemporaryDirectory() as folder, eval_mode(model, original), torch_threads(threads):
@@ -157,6 +154,12 @@ def _dense(setting: Setting, model: DynamicViT, original: nn.Module) -> nn.Modul
     if setting.runtime == REFERENCE.runtime:
         return original
     return RUNTIMES[setting.runtime].dense(model)
+
+
+def _macs(network: nn.Module, image_size: tuple[int, int]) -> int:
+    # What it wraps says how many channels its images have.
+    inside = network.backbone if isinstance(network, DenseNetwork) else network
+    return executed_macs(inside, image_size)
 
 
 def _tell_nobody(doing: str, share: float) -> None:
