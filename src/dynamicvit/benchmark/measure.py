@@ -88,7 +88,8 @@ def bench(
     height, width = resolve_image_size(model, image_size)
     original = DenseNetwork(model) if dense is None else dense
     pairs = [_Pair(*each, _dense(each, model, original), model) for each in settings]
-    macs = {network: _macs(network, (height, width)) for pair in pairs for network in pair[2:]}
+    networks = {model, *(pair.dense for pair in pairs)}
+    macs = {network: _macs(network, (height, width)) for network in networks}
     rows = []
     timer_class()  # before a runtime imports, with a word on compilers, what the timer imports
     with TemporaryDirectory() as folder, eval_mode(model, original), torch_threads(threads):
