@@ -138,10 +138,11 @@ def test_a_compiled_network_is_compiled_once_for_its_shape(
 
 def test_any_number_of_networks_is_compiled() -> None:
     """With shared code the compiler gives up after so many, without a word unless asked for it."""
-    limit = torch._dynamo.config.recompile_limit
-    for width in range(1, limit + 2):
-        work = compiled.with_code_of_its_own(nn.Linear(width, 1))
-        torch.compile(work, backend="eager", fullgraph=True, dynamic=False)(torch.ones(1, width))
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for width in (1, 2, 3):
+            work = compiled.with_code_of_its_own(nn.Linear(width, 1))
+            ready = torch.compile(work, backend="eager", fullgraph=True, dynamic=False)
+            ready(torch.ones(1, width))
 
 
 class TestBenchFiles:
