@@ -59,6 +59,17 @@ def test_a_layer_that_is_more_than_its_weights(change: str) -> None:
     assert_agree(doubled, model.forward_head(model.forward_features(images)))
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_layers_quantised_by_pytorch() -> None:
+    """They have no weights to take apart; nothing of the network may do that unasked."""
+    family = BY_NAME["deit"]
+    model, images = family.sparse(keep_ratio=1.0), family.images()
+    plain = model(images)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
+    assert 1e-4 < (quantised(images) - plain).abs().max() < 0.5
+
+
 def test_with_checkpointed_gradients() -> None:
     family = BY_NAME["deit"]
     model, images = family.sparse(), family.images()

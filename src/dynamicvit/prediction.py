@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dynamicvit.errors import InputError
 from dynamicvit.layer_macs import linear_macs
+from dynamicvit.layers import is_plain
 from dynamicvit.pooling import masked_mean
 
 #: Column of the module's output that means "keep". The paper's text says 1, the released weights
@@ -67,9 +68,10 @@ class PredictionModule(nn.Module):
         return scores.log_softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
     def _joined(self, local_features: Tensor, global_features: Tensor) -> Tensor:
-        """The head's first layer on ``[local, global]`` (Eq. 4), which are never laid side by side.
+        """The head's first layer on ``[local, global]`` (Eq. 4), without laying them side by side.
 
-        It is linear: what the global half adds is the same for all tokens of an image.
+        It is linear: what the global half adds is the same for all tokens of an image. A layer that
+        is more than its weights (quantised, with an adapter) gets them as the paper has them.
 
         Args:
             local_features: ``(B, M, C / 2)``.
@@ -78,8 +80,10 @@ class PredictionModule(nn.Module):
         Returns:
             ``(B, M, C / 2)``.
         """
-        first = cast(nn.Linear, self.head[0])
-        half = local_features.shape[-1]
+        first, half = cast(nn.Linear, self.head[0]), local_features.shape[-1]
+        if not is_plain(first):
+            everywhere = global_features[:, None].expand_as(local_features)
+            return first(torch.cat([local_features, everywhere], dim=-1))
         shared = F.linear(global_features, first.weight[:, half:], first.bias)
         return F.linear(local_features, first.weight[:, :half]) + shared[:, None]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynamicvit.layers import is_plain
+
 
 def fused_heads(
     qkv: nn.Module, x: Tensor, num_heads: int, queries: int | None
@@ -52,12 +54,3 @@ def separate(x: Tensor, num_heads: int, count: int = 3) -> tuple[Tensor, ...]:
     """``count`` tensors ``(B, H, T, D)`` from ``(B, T, count H D)``."""
     batch, length, _ = x.shape
     return x.reshape(batch, length, count, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is no more than its weights: no other class, and no hook that may act.
-
-    Quantised layers, adapters (LoRA) and pruning by hooks compute something else.
-    """
-    hooks = layer._forward_hooks or layer._forward_pre_hooks
-    return type(layer) is nn.Linear and not hooks
