@@ -84,10 +84,7 @@ def in_int8(file: Path) -> dict[str, bool]:
 
         kinds = ("MatMul", "Convolution", "ScaledDotProductAttention")
         return {
-            node.get_friendly_name().partition("/")[0]: any(
-                source.get_node().get_type_name() == "FakeQuantize"
-                for source in node.input_values()
-            )
+            node.get_friendly_name().partition("/")[0]: is_rounded(node.input_value(0).get_node())
             for node in openvino.Core().read_model(file).get_ordered_ops()
             if node.get_type_name() in kinds
         }
@@ -100,6 +97,13 @@ def in_int8(file: Path) -> dict[str, bool]:
         for node in nodes
         if node.op_type in ("MatMul", "Gemm", "Conv")
     }
+
+
+def is_rounded(node: Any) -> bool:
+    """Whether an OpenVINO node gives rounded values, moved about perhaps."""
+    while node.get_type_name() in ("Reshape", "Transpose", "Gather"):
+        node = node.input_value(0).get_node()
+    return node.get_type_name() == "FakeQuantize"
 
 
 def scope(node: Any) -> str:
@@ -137,7 +141,7 @@ def test_an_int8_file_is_near_its_model(model: DynamicViT, files: tuple[str, Pat
     given = exported.forward_pruned(images)
     own = model.forward_pruned(images)
     error = (given.logits - own.logits).square().mean().sqrt() / own.logits.std()
-    assert 1e-4 < error < 0.3
+    assert 1e-4 < error < 0.5  # of another image's logits it would be 1.4
     kept = [(a & b).sum() / a.sum() for a, b in zip(own.survived, given.survived, strict=True)]
     assert min(kept) > 0.8
     torch.testing.assert_close(exported(images[:1]), given.logits[:1], atol=0.15, rtol=0)

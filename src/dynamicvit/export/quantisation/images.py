@@ -29,11 +29,13 @@ class Calibration(NamedTuple):
         images: ``(B, channels, height, width)``, normalised.
         held_out: others, in batches that can be gone through again.
         origin: where they are from, in words.
+        others: where the others are from.
     """
 
     images: Tensor
     held_out: Loader | list[Batch]
     origin: str
+    others: str
 
 
 def calibration_images(
@@ -64,7 +66,8 @@ def calibration_images(
     if not images:
         raise InputError(f"{source.root} holds no readable image to calibrate on")
     batches = Loader(data.subset(others), batch_size=32)
-    return Calibration(torch.stack(images), batches, f"{len(images)} images of {source.root}")
+    origin = f"{len(images)} images of {source.root}"
+    return Calibration(torch.stack(images), batches, origin, f"others of {source.root}")
 
 
 def sample_calibration(
@@ -73,7 +76,7 @@ def sample_calibration(
     """Two photographs' crops for both: enough to time a file, not to use it."""
     images, origin = sample_pictures(transform, channels)
     labels = torch.full((len(images),), UNLABELLED)
-    return Calibration(images, [Batch(images, labels)], origin)
+    return Calibration(images, [Batch(images, labels)], origin, "the same")
 
 
 def _spread(indices: np.ndarray, count: int) -> np.ndarray:

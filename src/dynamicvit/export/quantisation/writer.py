@@ -35,6 +35,7 @@ LEAST_AGREEMENT = 0.85
 
 #: Images to rank the layers by.
 _RANKED_ON = 32
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -124,16 +125,10 @@ def export_int8(
             f"calibration in batches of {batch} needs as many images, got "
             f"{len(calibration.images)}: give more, or no fixed batch"
         )
-    held_out, compared_on = calibration.held_out, f"others of {calibrate}"
-    if calibrate is None:
-        compared_on = "the same"
+    held_out, compared_on = calibration.held_out, calibration.others
     if validation is not None:
-        labelled = ImageData(validation)
-        if not labelled.labelled:
-            raise InputError(f"{validation} has no labels to count right answers by")
-        chosen = class_map_for(labelled, model.num_classes, class_map)
-        labelled = labelled.with_class_map(chosen.index).with_transform(transform)
-        held_out, compared_on = Loader(labelled, batch_size=32), validation
+        labelled = _labelled(validation, model, class_map).with_transform(transform)
+        held_out, compared_on = Loader(labelled, batch_size=_BATCH), validation
     program = trace(model, about)
     layers = layers_of(program)
     always = ranking_layers(layers)
@@ -167,6 +162,14 @@ def export_int8(
         for part in place.parent.iterdir():
             part.replace(path.parent / part.name)
     return Int8Result(agreement, tuple(layers.values()), in_float, calibration.origin, compared_on)
+
+
+def _labelled(source: str, model: DynamicViT, class_map: str | None) -> ImageData:
+    """A source of images with the model's classes."""
+    data = ImageData(source)
+    if not data.labelled:
+        raise InputError(f"{source} has no labels to count right answers by")
+    return data.with_class_map(class_map_for(data, model.num_classes, class_map).index)
 
 
 def _check(agreement: Agreement, least: float) -> None:

@@ -1,0 +1,197 @@
+"""The staircase: what bfloat16, int8 and dropping tokens are worth, by themselves and together.
+
+    python benchmarks/quantisation.py MODEL CALIBRATION VALIDATION --class-map imagenet \
+        --dense-checkpoint deit_tiny_patch16_224.safetensors -o runs/quantisation
+
+Writes each file once, evaluates it once (``results.json``; stopped, it goes on where it was), and
+times all of them in turn, batch size by batch size: a CSV and a plot of throughput over timm's own
+dense network in eager float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor, nn
+
+from dynamicvit.data import ImageData, Loader, class_map_for, eval_transform
+from dynamicvit.evaluation import evaluate
+from dynamicvit.export import export, export_int8, load_exported
+from dynamicvit.loading import load_backbone, load_model
+from dynamicvit.macs import DENSE
+from dynamicvit.model import DynamicViT
+
+REFERENCE = "timm, dense, fp32"
+BATCHES = (1, 32)
+
+#: Each step: its name, whether tokens are dropped, the file, and what that computes in.
+STEPS = (
+    ("dense, fp32", False, "fp32", "fp32"),
+    ("dense, bf16", False, "fp32", "bf16"),
+    ("dense, int8", False, "int8", "fp32"),
+    ("dropped, fp32", True, "fp32", "fp32"),
+    ("dropped, bf16", True, "fp32", "bf16"),
+    ("dropped, int8", True, "int8", "fp32"),
+)
+
+
+def main() -> None:
+    """Write, evaluate, time, draw."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    model = load_model(options.model)
+    if options.dropped:
+        model.dropped = options.dropped
+    architecture = model.pretrained_cfg["architecture"]
+    timm_dense = load_backbone(architecture, options.dense_checkpoint).eval()
+    dense = DynamicViT(load_backbone(architecture, options.dense_checkpoint), DENSE, []).eval()
+    for dropped, network in ((False, dense), (True, model)):
+        for kind in ("fp32", "int8"):
+            _write(network, _file(options, dropped, kind), kind, options)
+    found = _accuracies(timm_dense, options)
+    rows = []
+    for batch in BATCHES:
+        images = _pictures(options, timm_dense, batch)
+        work: dict[str, Callable[[], Any]] = {REFERENCE: partial(_infer, timm_dense, images)}
+        for name, dropped, kind, precision in STEPS:
+            exported = load_exported(_file(options, dropped, kind), precision)
+            work[name] = partial(_infer, exported, images)
+        for name, times in _in_turn(work, options.seconds).items():
+            rows.append({"batch": batch, "step": name, "top1": found[name], **times})
+            print(rows[-1], flush=True)
+    with (options.output / "staircase.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    _draw(rows, options.output / "staircase.png")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", help="a trained model that drops tokens")
+    parser.add_argument("calibration", help="images to calibrate on")
+    parser.add_argument("validation", help="labelled images")
+    parser.add_argument("--dense-checkpoint", required=True, help="what it was trained from")
+    parser.add_argument("--class-map")
+    parser.add_argument("--crop-pct", type=float, default=0.875)
+    parser.add_argument("--dropped", choices=("gone", "merged"), help="instead of the model's own")
+    parser.add_argument("--images", type=int, default=300, help="to calibrate on")
+    parser.add_argument("--max-drop", type=float, help="as of dynamicvit export")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each batch size")
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/quantisation"))
+    return parser.parse_args()
+
+
+def _file(options: argparse.Namespace, dropped: bool, kind: str) -> Path:
+    return options.output / f"{'dropped' if dropped else 'dense'}-{kind}.xml"
+
+
+def _write(network: DynamicViT, file: Path, kind: str, options: argparse.Namespace) -> None:
+    if file.exists():
+        return
+    if kind == "fp32":
+        export(network, file, crop_pct=options.crop_pct)
+        return
+    judged = {} if options.max_drop is None else {"validation": options.validation}
+    made = export_int8(
+        network,
+        file,
+        calibrate=options.calibration,
+        images=options.images,
+        max_drop=options.max_drop,
+        class_map=options.class_map,
+        crop_pct=options.crop_pct,
+        **judged,
+    )
+    print(file, made.agreement, "in float:", made.in_words, flush=True)
+
+
+def _accuracies(timm_dense: nn.Module, options: argparse.Namespace) -> dict[str, float]:
+    """Top-1 of each step, of those not yet in ``results.json`` anew."""
+    kept = options.output / "results.json"
+    found: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
+    steps = [(REFERENCE, lambda: timm_dense)]
+    for name, dropped, kind, precision in STEPS:
+        steps.append((name, partial(load_exported, _file(options, dropped, kind), precision)))
+    data = ImageData(options.validation)
+    data = data.with_class_map(class_map_for(data, 1000, options.class_map).index)
+    data = data.with_transform(eval_transform(timm_dense, crop_pct=options.crop_pct))
+    for name, load in steps:
+        if name not in found:
+            found[name] = evaluate(load(), Loader(data, 32)).top1 or 0.0
+            kept.write_text(json.dumps(found, indent=1))
+            print(f"{name}: top-1 {found[name]:.2%}", flush=True)
+    return found
+
+
+def _pictures(options: argparse.Namespace, model: nn.Module, count: int) -> Tensor:
+    data = ImageData(options.validation, labelled=False)
+    data = data.with_transform(eval_transform(model, crop_pct=options.crop_pct))
+    return torch.stack([data[index].image for index in range(count)])
+
+
+@torch.inference_mode()
+def _infer(network: nn.Module, images: Tensor) -> None:
+    network(images)
+
+
+def _in_turn(work: dict[str, Callable[[], Any]], seconds: float) -> dict[str, dict[str, float]]:
+    """Median time of a batch, and the reference's over it in the same round: median, quartiles."""
+    for run in work.values():
+        run()
+        run()
+    times: dict[str, list[float]] = {name: [] for name in work}
+    end = perf_counter() + seconds
+    while perf_counter() < end or len(times[REFERENCE]) < 3:
+        for name, run in work.items():
+            run()  # the runtime before may have left threads spinning, and caches cold
+            started = perf_counter()
+            run()
+            times[name].append(perf_counter() - started)
+    told = {}
+    for name, own in times.items():
+        ratios = sorted(a / b for a, b in zip(times[REFERENCE], own, strict=True))
+        told[name] = {
+            "milliseconds": round(1e3 * median(own), 3),
+            "fastest": round(1e3 * min(own), 3),
+            "speed_up": round(median(ratios), 2),
+            "lower": round(ratios[len(ratios) // 4], 2),
+            "upper": round(ratios[(3 * len(ratios)) // 4], 2),
+            "rounds": len(own),
+        }
+    return told
+
+
+def _draw(rows: list[dict[str, Any]], file: Path) -> None:
+    figure, axes = plt.subplots(1, len(BATCHES), figsize=(11, 4), sharey=True, layout="constrained")
+    for axis, batch in zip(axes, BATCHES, strict=True):
+        held = [row for row in rows if row["batch"] == batch]
+        ups = [row["speed_up"] for row in held]
+        spread = [
+            [row["speed_up"] - row["lower"] for row in held],
+            [row["upper"] - row["speed_up"] for row in held],
+        ]
+        bars = axis.barh([row["step"] for row in held], ups, xerr=spread, color="tab:blue")
+        axis.bar_label(
+            bars, [f"{row['speed_up']:.1f} ×, top-1 {row['top1']:.1%}" for row in held], padding=6
+        )
+        axis.set(title=f"batch {batch}", xlabel=f"times the throughput of {REFERENCE}")
+        axis.set_xlim(right=1.6 * max(ups))
+        axis.invert_yaxis()
+    figure.savefig(file, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
