@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.benchmark import RUNTIMES, bench, bench_files, peak_memory
 from dynamicvit.benchmark.plot import plot_rows
-from dynamicvit.benchmark.runtimes import Job, compiled, exported
+from dynamicvit.benchmark.runtimes import Job, compiled, exported, onednn
 from dynamicvit.export import export
 from dynamicvit.macs import DENSE
 from dynamicvit.networks import DenseNetwork
+from dynamicvit.onednn import OneDNNLinear
 from families import DEIT, assert_agree
 
 pytestmark = pytest.mark.filterwarnings(
@@ -51,6 +52,30 @@ def test_dense_keeps_every_patch(name: str, model: DynamicViT) -> None:
     images = DEIT.images()
     with torch.inference_mode():
         assert_agree(dense(images), model.backbone(images))
+
+
+def test_onednn_is_of_a_copy(
+    model: DynamicViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, images = RUNTIMES["onednn"], DEIT.images()
+    runtime.check("fp32")
+    answers: list[Tensor] = []
+
+    def watched(work, device_type, precision):
+        network = work.func
+        assert (device_type, precision) == ("cpu", "fp32")
+        assert any(type(layer) is OneDNNLinear for layer in network.modules())
+        assert all(a is b for a, b in zip(network.parameters(), model.parameters(), strict=True))
+        answers.append(work())
+
+    monkeypatch.setattr(onednn, "infer", watched)
+    with torch.inference_mode():
+        runtime.prepare(Job(model, "pruned", images, "fp32", tmp_path))()
+        assert_agree(answers[0], model(images))
+    assert not any(type(layer) is OneDNNLinear for layer in model.modules())
+    assert runtime.why_not("fp32", "cpu") is None
+    assert runtime.why_not("bf16", "cpu") == "onednn computes in fp32"
+    assert runtime.why_not("fp32", "cuda") == "onednn computes on the CPU"
 
 
 @pytest.mark.parametrize("name", FILES)

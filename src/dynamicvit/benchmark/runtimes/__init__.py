@@ -4,6 +4,7 @@ from dynamicvit.benchmark.runtimes.base import Job, Runtime
 from dynamicvit.benchmark.runtimes.compiled import Compiled
 from dynamicvit.benchmark.runtimes.eager import Eager
 from dynamicvit.benchmark.runtimes.exported import Exported
+from dynamicvit.benchmark.runtimes.onednn import OneDNN
 
 #: By name, in the order in which they are told of.
 RUNTIMES: dict[str, Runtime] = {
@@ -11,6 +12,7 @@ RUNTIMES: dict[str, Runtime] = {
     for runtime in (
         Eager(),
         Compiled(),
+        OneDNN(),
         Exported("onnx", "fp32", "int8"),
         Exported("openvino", "fp32", "bf16", "int8"),
     )
