@@ -69,13 +69,13 @@ def check_onednn() -> None:
 def _fits(x: Tensor, weight: Tensor) -> bool:
     return (
         not torch.is_grad_enabled()
+        and not torch.jit.is_tracing()
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and x.numel() > 0
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
     )
 
 
