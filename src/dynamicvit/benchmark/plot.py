@@ -40,8 +40,7 @@ def plot_rows(rows: Sequence[BenchRow], title: str = "") -> Figure:
         related = all(row.reference is not None for row in rows)
         unit = "throughput, times dense eager fp32" if related else "images per second"
         axes.set_xlabel(unit, color=_INK, fontsize=9)
-        axes.set_xlim(left=0)
-        axes.margins(x=0.22)  # the numbers stand behind the bars
+        axes.set_xlim(0, 1.5 * axes.dataLim.x1)  # the numbers stand behind the bars
         if related:
             axes.axvline(1.0, color=_FAINT, linewidth=0.8, linestyle=":")
         for side in ("top", "right"):
@@ -67,7 +66,7 @@ def _draw(axes: Axes, row: BenchRow, place: int) -> None:
 
 def _bar(axes: Axes, row: BenchRow, times: Times, place: float, label: str, colour: str) -> None:
     speed = _speed(row, times)
-    text = f"{speed.median:.3g}"
+    text = f"{speed.median:.0f}" if speed.median >= 100 else f"{speed.median:.3g}"
     if label == "pruned" and row.dense is not None:
         text += f"  (×{row.speedup.median:.2f}{'' if row.conclusive else ', unclear'})"
     axes.barh(
