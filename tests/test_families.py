@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dynamicvit import sparsify
+from dynamicvit.adapters import adapter_for
 from dynamicvit.decisions import gumbel_top_k_sampler
 from dynamicvit.model import MaskedOutput
 from dynamicvit.networks import DenseNetwork, core_of
@@ -55,6 +56,18 @@ def test_forward_dense_is_the_backbone(family: Family) -> None:
 
 @each_family
 @torch.no_grad()
+def test_the_last_block_gives_what_the_head_reads(family: Family) -> None:
+    """And no more, where that is less: the numbers are those of the whole block."""
+    model, images = family.sparse(keep_ratio=0.5).double(), family.images().double()
+    whole = model.forward_features(images)
+    assert whole.num_patches == model.schedule.kept(family.num_patches)[-1]
+    assert_agree(model(images), model.forward_head(whole), 1e-12)
+    merging = family.sparse(keep_ratio=0.5, dropped="merged").double()
+    assert_agree(merging(images), merging.forward_head(merging.forward_features(images)), 1e-12)
+
+
+@each_family
+@torch.no_grad()
 def test_dropping_changes_the_output(family: Family) -> None:
     """Or the tests above would pass with a network that never drops anything."""
     model, images = family.sparse(keep_ratio=0.5), family.images()
@@ -88,11 +101,11 @@ def test_features_and_head_compose_to_forward(family: Family) -> None:
     features = model.forward_features(images)
     assert isinstance(features, Tokens)
     assert features.num_patches == model.schedule.kept(family.num_patches)[-1]
-    assert torch.equal(model.forward_head(features), model(images))
+    assert_agree(model.forward_head(features), model(images), 1e-6)
     pooled = model.forward_head(features, pre_logits=True)
     assert pooled.shape == (2, family.num_features)
     if family.one_classifier:
-        assert torch.equal(model.get_classifier()(pooled), model(images))
+        assert_agree(model.get_classifier()(pooled), model(images), 1e-6)
 
     model.train()
     torch.manual_seed(0)
@@ -193,14 +206,16 @@ def test_the_masked_path_scores_like_the_pruned_path(family: Family) -> None:
 @each_family
 @torch.no_grad()
 def test_blocks_see_fewer_tokens_in_the_pruned_path(family: Family) -> None:
-    """The tokens are really gone: each block's MLP gets P + K of them."""
+    """The tokens are really gone: each block's MLP gets P + K of them, the last what is read."""
     model = family.sparse(keep_ratio=0.6)
     lengths: list[int] = []
     for block in model.blocks:
         block.mlp.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     model(family.images())
     kept = (family.num_patches, *model.schedule.kept(family.num_patches))
-    assert lengths == [model.num_prefix_tokens + patches for patches in kept]
+    whole = [model.num_prefix_tokens + patches for patches in kept]
+    read = adapter_for(model.backbone).reads(model.backbone)
+    assert lengths == [*whole[:-1], read or whole[-1]]
     lengths.clear()
     model.train()(family.images())
     assert lengths == [model.num_prefix_tokens + family.num_patches] * 4

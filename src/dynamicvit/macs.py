@@ -2,17 +2,20 @@
 
 A MAC is one multiply-add (two FLOPs). Only products of matrices, attention and convolutions count,
 as in the papers. Unlike the published numbers, the prediction modules are counted too.
+
+As in the papers, every block counts for all tokens that enter it. Of the last block inference runs
+only what the head reads: :func:`executed_macs` says what is left.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -49,9 +52,9 @@ _Module = TypeVar("_Module", bound=nn.Module)
 def count_macs(model: nn.Module, image_size: ImageSize = None) -> int:
     """MACs of one image's inference, counted by torch on the operations that ran.
 
-    A :class:`DynamicViT` is counted on its pruned path with its schedule of the moment, any other
-    module as it is. What runs is a copy without weights on the meta device: nothing is computed
-    and the model itself is not touched.
+    A :class:`DynamicViT` is counted on its pruned path with its schedule of the moment, with every
+    block whole; any other module as it is. What runs is a copy without weights on the meta device:
+    nothing is computed and the model itself is not touched.
 
     Args:
         model: the network.
@@ -61,6 +64,34 @@ def count_macs(model: nn.Module, image_size: ImageSize = None) -> int:
     Raises:
         InputError: for an image size that the backbone refuses.
     """
+
+    def answer(network: nn.Module, images: Tensor) -> None:
+        inner = core_of(network)
+        if isinstance(inner, DynamicViT):
+            inner.forward_head(inner.forward_features(images))
+        else:
+            network(images)
+
+    return _counted(model, image_size, answer)
+
+
+def executed_macs(model: nn.Module, image_size: ImageSize = None) -> int:
+    """MACs of one image's inference as it is run: without what the head does not read.
+
+    Args:
+        model: see :func:`count_macs`, from which only a :class:`DynamicViT` differs.
+        image_size: likewise.
+
+    Raises:
+        InputError: for an image size that the backbone refuses.
+    """
+    return _counted(model, image_size, lambda network, images: network(images))
+
+
+def _counted(
+    model: nn.Module, image_size: ImageSize, run: Callable[[nn.Module, Tensor], object]
+) -> int:
+    """What torch counts while a copy without weights runs one image."""
     height, width = resolve_image_size(model, image_size)
     twin = meta_copy(model).eval().requires_grad_(False)
     weights = (parameter.dtype for parameter in twin.parameters() if parameter.is_floating_point())
@@ -74,7 +105,7 @@ def count_macs(model: nn.Module, image_size: ImageSize = None) -> int:
         FlopCounterMode(display=False) as counter,
     ):
         dtype = next(weights, torch.float32)
-        twin(torch.empty(1, channels, height, width, dtype=dtype, device="meta"))
+        run(twin, torch.empty(1, channels, height, width, dtype=dtype, device="meta"))
     return counter.get_total_flops() // 2
 
 

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynamicvit.decisions import groups_of, log_odds, regroup
+from dynamicvit.decisions import flat_rows, groups_of, log_odds, regroup
+from dynamicvit.prediction import KEEP
 from dynamicvit.tokens import Tokens
 
 #: Power of the unlikeness in what a token is worth; 1 and 2 were tried (docs/results.md).
@@ -69,8 +70,10 @@ def discounted(log_probs: Tensor, alike: Tensor, alive: Tensor | None = None) ->
         better = better & alive[:, None, :]
     nearest = alike.masked_fill(~better, -1.0).amax(dim=-1)
     odds = odds + UNLIKENESS_POWER * (1.0 - nearest).clamp(min=LEAST_UNLIKENESS).log()
-    # Of the softmax, for runtimes have coarse sigmoids.
-    return torch.stack([odds, torch.zeros_like(odds)], dim=-1).log_softmax(dim=-1)
+    columns = [torch.zeros_like(odds), torch.zeros_like(odds)]
+    columns[KEEP] = odds
+    # By a softmax, for runtimes have coarse sigmoids.
+    return torch.stack(columns, dim=-1).log_softmax(dim=-1)
 
 
 def most_alike(alike: Tensor, stays: Tensor) -> Tensor:
@@ -126,7 +129,6 @@ def _added(x: Tensor, position: Tensor, rows: Tensor) -> Tensor:
     batch, held, width = x.shape
     if torch.compiler.is_compiling():
         return x.scatter_add(1, position[..., None].expand_as(rows), rows)
-    first = held * torch.arange(batch, device=x.device)[:, None]
     flat = x.reshape(batch * held, width)
-    flat = flat.index_add(0, (first + position).flatten(), rows.reshape(-1, width))
+    flat = flat.index_add(0, flat_rows(position, held), rows.reshape(-1, width))
     return flat.reshape(batch, held, width)

@@ -258,7 +258,7 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         """
         if self.training:
             return self.forward_masked(images)
-        return self.forward_head(self._prune(self.stem(images)))
+        return self._prune(self.stem(images))
 
     def forward_features(self, images: Tensor) -> Tokens:
         """The final tokens after the final norm.
@@ -266,7 +266,10 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         In ``eval()`` only the kept ones, in ``train()`` with the decision that pooling needs.
         """
         stem = self.stem(images)
-        return self._mask(stem)[0] if self.training else self._prune(stem)
+        if self.training:
+            return self._mask(stem)[0]
+        tokens, block = self._reduce(stem)
+        return self._finish(self._run(tokens, stem.position, block, self.depth))
 
     def forward_head(self, features: Tokens, pre_logits: bool = False) -> Tensor:
         """Pool the kept tokens and classify: ``(B, classes)``, or ``(B, C)`` before the classifier.
@@ -282,10 +285,11 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
 
         Args:
             images: ``(B, channels, height, width)``.
-            depth: how many blocks; by default those before the first stage.
+            depth: how many blocks; by default those before the first stage, or where there is none
+                before the last block.
         """
         if depth is None:
-            depth = self._schedule.stages[0] if self._schedule.stages else self.depth
+            depth = (*self._schedule.stages, self.depth - 1)[0]
         grid = self._grid(images)
         tokens, position = self._adapter.embed(self.backbone, images)
         return Stem(self._run(tokens, position, 0, depth), position, grid, depth)
@@ -332,7 +336,7 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         if decisions is None:
             stem = self.stem(images)
             report = _Report([], [], [])
-            logits = self.forward_head(self._prune(stem, report))
+            logits = self._prune(stem, report)
             survived, scores, groups = map(tuple, report)
             return PrunedOutput(logits, survived, scores, stem.grid, groups)
         grid = self._grid(images)
@@ -344,8 +348,7 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
             else torch.arange(len(images), device=images.device).split(1)
         )
         logits = [
-            self.forward_head(self._prune_given(images[rows], [kept[rows] for kept in survived]))
-            for rows in groups
+            self._prune_given(images[rows], [kept[rows] for kept in survived]) for rows in groups
         ]
         return PrunedOutput(torch.cat(logits), survived, (), grid)
 
@@ -376,8 +379,20 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         tokens = self._run(tokens, stem.position, block, self.depth)
         return self._finish(tokens), tuple(taken), tuple(scores), tuple(places)
 
-    def _prune(self, stem: Stem, report: _Report | None = None) -> Tokens:
-        """Final tokens; what each stage did is added to the report."""
+    def _prune(self, stem: Stem, report: _Report | None = None) -> Tensor:
+        """Logits; what each stage did is added to the report."""
+        tokens, block = self._reduce(stem, report)
+        return self._answer(tokens, stem.position, block)
+
+    def _answer(self, tokens: Tokens, position: Tensor | None, block: int) -> Tensor:
+        """Logits after the blocks that are left, of the last one only what the head reads."""
+        if block < self.depth:
+            tokens = self._run(tokens, position, block, self.depth - 1)
+            tokens = self._adapter.run_last_block(self.backbone, tokens, position)
+        return self.forward_head(self._finish(tokens))
+
+    def _reduce(self, stem: Stem, report: _Report | None = None) -> tuple[Tokens, int]:
+        """The tokens after the last stage, and the block that comes next."""
         tokens, block, num_patches = stem.tokens, stem.depth, stem.tokens.num_patches
         for stage, budget in enumerate(self._schedule.kept(num_patches)):
             tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
@@ -390,10 +405,10 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
             report.groups.append(groups_of(tokens, num_patches))
             if score is not None:
                 report.keep_scores.append(to_image(score, index, num_patches, fill=float("-inf")))
-        return self._finish(self._run(tokens, stem.position, block, self.depth))
+        return tokens, block
 
-    def _prune_given(self, images: Tensor, survived: Sequence[Tensor]) -> Tokens:
-        """Final tokens for given cumulative decisions of equal size in every image."""
+    def _prune_given(self, images: Tensor, survived: Sequence[Tensor]) -> Tensor:
+        """Logits for given cumulative decisions of equal size in every image."""
         stem = self.stem(images)
         tokens, block = stem.tokens, stem.depth
         for stage, kept in enumerate(survived):
@@ -402,7 +417,7 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
             held = kept if tokens.index is None else kept.gather(1, tokens.index)
             position = held.nonzero()[:, 1].reshape(len(held), -1)
             tokens = self._reduction(stage).prune_to(tokens, position, stem.grid)
-        return self._finish(self._run(tokens, stem.position, block, self.depth))
+        return self._answer(tokens, stem.position, block)
 
     def _reduction(self, stage: int) -> Reduction:
         return reduction_of(self.predictors[stage], self._schedule.dropped)

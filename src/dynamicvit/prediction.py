@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import islice
+from typing import cast
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamicvit.errors import InputError
+from dynamicvit.layer_macs import linear_macs
+from dynamicvit.layers import is_plain
 from dynamicvit.pooling import masked_mean
 
 #: Column of the module's output that means "keep". The paper's text says 1, the released weights
@@ -56,9 +62,40 @@ class PredictionModule(nn.Module):
         """
         features = self.act(self.project(self.norm(patches)))
         local_features, global_features = features.chunk(2, dim=-1)
-        pooled = masked_mean(global_features, decision)[:, None].expand_as(global_features)
-        scores = self.head(torch.cat([local_features, pooled], dim=-1))
+        scores = self._joined(local_features, masked_mean(global_features, decision))
+        for layer in islice(self.head, 1, None):
+            scores = layer(scores)
         return scores.log_softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+    def _joined(self, local_features: Tensor, global_features: Tensor) -> Tensor:
+        """The head's first layer on ``[local, global]`` (Eq. 4), without laying them side by side.
+
+        It is linear: what the global half adds is the same for all tokens of an image. A layer that
+        is more than its weights (quantised, with an adapter) gets them as the paper has them.
+
+        Args:
+            local_features: ``(B, M, C / 2)``.
+            global_features: ``(B, C / 2)``.
+
+        Returns:
+            ``(B, M, C / 2)``.
+        """
+        first, half = cast(nn.Linear, self.head[0]), local_features.shape[-1]
+        if not is_plain(first):
+            everywhere = global_features[:, None].expand_as(local_features)
+            return first(torch.cat([local_features, everywhere], dim=-1))
+        shared = F.linear(global_features, first.weight[:, half:], first.bias)
+        return F.linear(local_features, first.weight[:, :half]) + shared[:, None]
+
+    def macs(self, num_patches: int) -> int:
+        """MACs of scoring the tokens of one image.
+
+        Args:
+            num_patches: M.
+        """
+        half = self.project.out_features // 2
+        shared = half * half  # once for the image, not for every token
+        return (linear_macs(self) - shared) * num_patches + shared
 
 
 def init_weights(module: nn.Module) -> None:

@@ -26,7 +26,7 @@ from dynamicvit.decisions import (
 from dynamicvit.errors import InputError
 from dynamicvit.layer_macs import linear_macs
 from dynamicvit.merging import discounted, join, likeness, most_alike
-from dynamicvit.prediction import KEEP
+from dynamicvit.prediction import KEEP, PredictionModule
 from dynamicvit.schedule import Dropped
 from dynamicvit.tokens import Tokens
 
@@ -256,9 +256,9 @@ class Scored(Choice):
         return self.module(tokens.patches, tokens.decision)
 
     def macs(self, crowd: Crowd) -> int:
-        """Of its linear layers, for every patch token, and of comparing each with each."""
-        compared = self.merges * crowd.width * crowd.num_patches
-        return (linear_macs(self.module) + compared) * crowd.num_patches
+        """Of the module, and of comparing each patch token with each."""
+        compared = self.merges * crowd.width * crowd.num_patches**2
+        return module_macs(self.module, crowd.num_patches) + compared
 
 
 class Combination(Reduction):
@@ -284,6 +284,18 @@ class Combination(Reduction):
         left = self.combine(tokens, budget, grid)
         held = left.x.new_ones(left.patches.shape[:2], dtype=torch.float32)
         return Masked(left, to_image(held, left.index, grid[0] * grid[1]), None)
+
+
+def module_macs(module: nn.Module, num_patches: int) -> int:
+    """MACs of a module that scores the patch tokens of one image.
+
+    Args:
+        module: the paper's, or another, whose linear layers are taken to run for each token.
+        num_patches: M.
+    """
+    if isinstance(module, PredictionModule):
+        return module.macs(num_patches)
+    return linear_macs(module) * num_patches
 
 
 def reduction_of(module: nn.Module, dropped: Dropped) -> Reduction:

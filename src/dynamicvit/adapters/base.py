@@ -121,7 +121,12 @@ class Adapter(ABC):
 
     @abstractmethod
     def attention_inputs(
-        self, block: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
+        self,
+        block: nn.Module,
+        depth: int,
+        tokens: Tokens,
+        position: Tensor | None,
+        queries: int | None = None,
     ) -> Heads:
         """What the attention of a block works on, from the tokens that enter the block.
 
@@ -130,6 +135,8 @@ class Adapter(ABC):
             depth: its index.
             tokens: the held tokens; ``tokens.index`` says where on the image they are.
             position: what :meth:`embed` gave.
+            queries: that only so many of the first tokens, prefix tokens all, look at the others;
+                asked for in the last block of a family whose head reads no more (:meth:`reads`).
         """
 
     @abstractmethod
@@ -156,6 +163,13 @@ class Adapter(ABC):
         With ``pre_logits`` the pooled features before the classifier. Pooling over patches runs
         over the kept ones only (:mod:`dynamicvit.pooling`).
         """
+
+    def reads(self, backbone: nn.Module) -> int | None:
+        """How many of the first tokens the head reads, prefix tokens all; ``None`` for all tokens.
+
+        At inference the last block gives no others.
+        """
+        return None
 
     def answers(self, backbone: nn.Module, tokens: Tokens) -> Answers:
         """What :meth:`head` gives, and what the losses look at, if that is something else.
@@ -201,16 +215,29 @@ class Adapter(ABC):
     ) -> tuple[Tensor, Heads]:
         """One block: attention that sees no dropped token, and what follows it."""
         heads = self.attention_inputs(block, depth, tokens, position)
-        attended = attend(
-            heads.query,
-            heads.key,
-            heads.value,
-            decision=tokens.key_decision(),
-            size=tokens.key_size(),
-            bias=heads.bias,
-            dropout_p=heads.dropout_p,
-        )
-        return self.after_attention(block, tokens.x, attended), heads
+        return self.after_attention(block, tokens.x, _attended(heads, tokens)), heads
+
+    def run_last_block(
+        self, backbone: nn.Module, tokens: Tokens, position: Tensor | None
+    ) -> Tokens:
+        """The last block of the pruned path, for the tokens that the head reads and no others.
+
+        Each of them attends to all tokens, and goes on alone: the same numbers, for less work.
+
+        Args:
+            backbone: the network.
+            tokens: those that enter the block, without decision.
+            position: what :meth:`embed` gave.
+        """
+        depth = len(self.blocks(backbone)) - 1
+        read = self.reads(backbone)
+        if read is None or self.grad_checkpointing(backbone, depth):
+            x, _ = self.run_block(backbone, depth, tokens, position)
+            return tokens.with_x(x)
+        block = self.blocks(backbone)[depth]
+        heads = self.attention_inputs(block, depth, tokens, position, queries=read)
+        x = self.after_attention(block, tokens.x[:, :read], _attended(heads, tokens))
+        return Tokens(x, num_prefix=read)
 
     # ---------------------------------------------------------------- the classifier
 
@@ -340,3 +367,16 @@ class Adapter(ABC):
         returns a model that follows them.
         """
         return model
+
+
+def _attended(heads: Heads, tokens: Tokens) -> Tensor:
+    """The values as attention among the tokens mixes them, ``(B, H, Q, D)``."""
+    return attend(
+        heads.query,
+        heads.key,
+        heads.value,
+        decision=tokens.key_decision(),
+        size=tokens.key_size(),
+        bias=heads.bias,
+        dropout_p=heads.dropout_p,
+    )

@@ -33,27 +33,34 @@ class BeitAdapter(TimmAdapter):
         return kind in ("token", "avg")
 
     def heads(
-        self, attn: nn.Module, x: Tensor, depth: int, tokens: Tokens, position: Tensor | None
+        self,
+        attn: nn.Module,
+        x: Tensor,
+        depth: int,
+        tokens: Tokens,
+        position: Tensor | None,
+        queries: int | None = None,
     ) -> Heads:
         bias = position  # shared by the blocks
         if attn.relative_position_bias_table is not None:
             own = attn._get_rel_pos_bias()[0]
             bias = own if bias is None else own + bias
-        query, key, value = split_heads(attn, x)
-        bias = pair_bias(bias, tokens)
+        query, key, value = split_heads(attn, x, queries)
+        bias = pair_bias(bias, tokens, queries)
         return Heads(query, key, value, None if bias is None else bias.to(query.dtype))
 
     def layer_scale(self, block: nn.Module, branch: int, x: Tensor) -> Tensor:
         return gamma_scaled(block, branch, x)
 
 
-def pair_bias(bias: Tensor | None, tokens: Tokens) -> Tensor | None:
+def pair_bias(bias: Tensor | None, tokens: Tokens, queries: int | None = None) -> Tensor | None:
     """The relative position bias of the held tokens.
 
     Args:
         bias: ``(H, P + N, P + N)``, the backbone's own P prefix tokens first; or ``None``.
         tokens: prefix tokens and the M patches still held. Added prefix tokens take the place of
             the first of all.
+        queries: how many of the first tokens ask, which are the rows; ``None`` for all.
 
     Returns:
         ``(1, H, P + N, P + N)``, or ``(B, H, P + M, P + M)`` gathered for each image.
@@ -61,7 +68,7 @@ def pair_bias(bias: Tensor | None, tokens: Tokens) -> Tensor | None:
     if bias is None:
         return None
     if tokens.index is None and not tokens.added:
-        return bias[None]
+        return bias[None, :, :queries]
     own = tokens.num_prefix - tokens.added
     index = tokens.index
     if index is None:
@@ -69,4 +76,4 @@ def pair_bias(bias: Tensor | None, tokens: Tokens) -> Tensor | None:
     prefix = torch.arange(own, device=bias.device).expand(index.shape[0], -1)
     added = prefix.new_zeros(index.shape[0], tokens.added)
     place = torch.cat([prefix, added, index + own], dim=1)
-    return bias[:, place[:, :, None], place[:, None, :]].transpose(0, 1)
+    return bias[:, place[:, :queries, None], place[:, None, :]].transpose(0, 1)

@@ -10,6 +10,7 @@ from timm.layers import apply_rot_embed_cat
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from torch import Tensor, nn
 
+from dynamicvit.adapters.projections import partial_heads, separate
 from dynamicvit.adapters.timm_common import TimmAdapter
 from dynamicvit.tokens import Heads, Tokens
 
@@ -27,13 +28,21 @@ class EvaAdapter(TimmAdapter):
         return Tokens(backbone.norm_pre(x), backbone.num_prefix_tokens), rope
 
     def heads(
-        self, attn: nn.Module, x: Tensor, depth: int, tokens: Tokens, position: Tensor | None
+        self,
+        attn: nn.Module,
+        x: Tensor,
+        depth: int,
+        tokens: Tokens,
+        position: Tensor | None,
+        queries: int | None = None,
     ) -> Heads:
-        query, key, value = split_heads(attn, x)
+        query, key, value = split_heads(attn, x, queries)
         query, key = attn.q_norm(query), attn.k_norm(key)
         rope = rotary(position, depth, tokens.index)
         if rope is not None:
-            query = rotate(attn, query, rope).type_as(value)
+            if queries is None:  # else they are prefix tokens'
+                query = rotate(attn, query, rope)
+            query = query.type_as(value)
             key = rotate(attn, key, rope).type_as(value)
         return Heads(query, key, value)
 
@@ -44,20 +53,28 @@ class EvaAdapter(TimmAdapter):
         return backbone.global_pool == "map"
 
 
-def split_heads(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value ``(B, H, T, D)`` of an attention whose key has no bias."""
-    batch, length, _ = x.shape
+def split_heads(
+    attn: nn.Module, x: Tensor, queries: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value ``(B, H, T, D)`` of an attention whose key has no bias.
+
+    Args:
+        attn: the attention.
+        x: ``(B, T, C)``.
+        queries: how many of the first tokens ask; ``None`` for all.
+    """
     if attn.qkv is None:
-        parts = (attn.q_proj(x), attn.k_proj(x), attn.v_proj(x))
+        parts = (attn.q_proj(x[:, :queries]), attn.k_proj(x), attn.v_proj(x))
         query, key, value = (
-            part.reshape(batch, length, attn.num_heads, -1).transpose(1, 2) for part in parts
+            part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in parts
         )
         return query, key, value
     bias = None
     if attn.q_bias is not None:
         bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
-    qkv = F.linear(x, attn.qkv.weight, bias)
-    query, key, value = qkv.reshape(batch, length, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    if queries is not None:
+        return partial_heads(x, attn.qkv.weight, bias, attn.num_heads, queries)
+    query, key, value = separate(F.linear(x, attn.qkv.weight, bias), attn.num_heads)
     return query, key, value
 
 

@@ -169,11 +169,11 @@ class HFAdapter(Adapter):
         x = embeddings(images, interpolate_pos_encoding=differs)
         return Tokens(x, self.num_prefix_tokens(backbone)), None
 
-    def heads(self, attn: Any, x: Tensor, dropout: float) -> Heads:
-        """Query, key and value of the block's normed input."""
+    def heads(self, attn: Any, x: Tensor, dropout: float, queries: int | None = None) -> Heads:
+        """Query, key and value of the block's normed input; a query for the first tokens only."""
         query, key, value = (
             projected.unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
-            for projected in (attn.q_proj(x), attn.k_proj(x), attn.v_proj(x))
+            for projected in (attn.q_proj(x[:, :queries]), attn.k_proj(x), attn.v_proj(x))
         )
         return Heads(query, key, value, dropout_p=dropout if attn.training else 0.0)
 

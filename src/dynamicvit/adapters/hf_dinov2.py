@@ -53,10 +53,15 @@ class HFDinov2Adapter(HFAdapter):
         return Tokens(self.encoder(backbone).embeddings(images), 1), None
 
     def attention_inputs(
-        self, block: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
+        self,
+        block: nn.Module,
+        depth: int,
+        tokens: Tokens,
+        position: Tensor | None,
+        queries: int | None = None,
     ) -> Heads:
         attn: Any = block.attention
-        return self.heads(attn, block.norm1(tokens.x), attn.attention_dropout)
+        return self.heads(attn, block.norm1(tokens.x), attn.attention_dropout, queries)
 
     def after_attention(self, block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
         mixed = block.attention.o_proj(attended.transpose(1, 2).flatten(2))

@@ -43,10 +43,15 @@ class HFSiglipAdapter(HFAdapter):
         return 0
 
     def attention_inputs(
-        self, block: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
+        self,
+        block: nn.Module,
+        depth: int,
+        tokens: Tokens,
+        position: Tensor | None,
+        queries: int | None = None,
     ) -> Heads:
         attn: Any = block.self_attn
-        return self.heads(attn, block.layer_norm1(tokens.x), attn.dropout)
+        return self.heads(attn, block.layer_norm1(tokens.x), attn.dropout, queries)
 
     def after_attention(self, block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
         x = x + block.self_attn.out_proj(attended.transpose(1, 2).flatten(2))

@@ -41,10 +41,15 @@ class HFViTAdapter(HFAdapter):
         return 1 if isinstance(backbone, ViTForImageClassification) else 2
 
     def attention_inputs(
-        self, block: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
+        self,
+        block: nn.Module,
+        depth: int,
+        tokens: Tokens,
+        position: Tensor | None,
+        queries: int | None = None,
     ) -> Heads:
         attn: Any = block.attention
-        return self.heads(attn, block.layernorm_before(tokens.x), attn.attention_dropout)
+        return self.heads(attn, block.layernorm_before(tokens.x), attn.attention_dropout, queries)
 
     def after_attention(self, block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
         mixed = block.attention.o_proj(attended.transpose(1, 2).flatten(2))
@@ -53,6 +58,9 @@ class HFViTAdapter(HFAdapter):
 
     def finish(self, backbone: nn.Module, x: Tensor) -> Tensor:
         return self.encoder(backbone).layernorm(x)
+
+    def reads(self, backbone: nn.Module) -> int:
+        return 1
 
     def pool(self, tokens: Tokens) -> Tensor:
         return tokens.x[:, 0]

@@ -20,6 +20,9 @@ class LVViTAdapter(ViTAdapter):
     block_classes = (DividedBlock,)
     embed_classes = (ConvStem,)
 
+    def reads(self, backbone: nn.Module) -> None:
+        """All: every patch has its say."""
+
     def can_pool(self, backbone: nn.Module, kind: str) -> bool:
         return kind == "token"
 

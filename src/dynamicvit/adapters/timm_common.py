@@ -97,10 +97,15 @@ class TimmAdapter(Adapter):
         return embed.dynamic_feat_size((height, width))
 
     def attention_inputs(
-        self, block: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
+        self,
+        block: nn.Module,
+        depth: int,
+        tokens: Tokens,
+        position: Tensor | None,
+        queries: int | None = None,
     ) -> Heads:
         attn: Any = block.attn
-        heads = self.heads(attn, block.norm1(tokens.x), depth, tokens, position)
+        heads = self.heads(attn, block.norm1(tokens.x), depth, tokens, position, queries)
         return heads._replace(dropout_p=attn.attn_drop.p if attn.training else 0.0)
 
     def after_attention(self, block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
@@ -110,7 +115,13 @@ class TimmAdapter(Adapter):
 
     @abstractmethod
     def heads(
-        self, attn: nn.Module, x: Tensor, depth: int, tokens: Tokens, position: Tensor | None
+        self,
+        attn: nn.Module,
+        x: Tensor,
+        depth: int,
+        tokens: Tokens,
+        position: Tensor | None,
+        queries: int | None = None,
     ) -> Heads:
         """Query, key and value of the block's normed input ``x``, and the bias of their pairs."""
 
@@ -142,6 +153,9 @@ class TimmAdapter(Adapter):
         if kind == "max":
             return masked_max(x, weight)
         return 0.5 * (masked_max(x, weight) + masked_mean(x, weight))
+
+    def reads(self, backbone: nn.Module) -> int | None:
+        return 1 if backbone.global_pool == "token" and self.has_class_token(backbone) else None
 
     def pools_prefix(self, backbone: nn.Module) -> bool:
         """Whether prefix tokens are pooled along with the patches."""

@@ -7,6 +7,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from dynamicvit.adapters.projections import fused_heads
 from dynamicvit.adapters.timm_common import TimmAdapter
 from dynamicvit.tokens import Heads, Tokens
 
@@ -24,15 +25,22 @@ class ViTAdapter(TimmAdapter):
         return Tokens(x, backbone.num_prefix_tokens), None
 
     def heads(
-        self, attn: nn.Module, x: Tensor, depth: int, tokens: Tokens, position: Tensor | None
+        self,
+        attn: nn.Module,
+        x: Tensor,
+        depth: int,
+        tokens: Tokens,
+        position: Tensor | None,
+        queries: int | None = None,
     ) -> Heads:
-        batch, length, _ = x.shape
-        qkv = attn.qkv(x).reshape(batch, length, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)
+        query, key, value = fused_heads(attn.qkv, x, attn.num_heads, queries)
         return Heads(attn.q_norm(query), attn.k_norm(key), value)
 
     def layer_scale(self, block: nn.Module, branch: int, x: Tensor) -> Tensor:
         return (block.ls1 if branch == 1 else block.ls2)(x)
+
+    def reads(self, backbone: nn.Module) -> int | None:
+        return 2 if isinstance(backbone, VisionTransformerDistilled) else super().reads(backbone)
 
     def can_pool(self, backbone: nn.Module, kind: str) -> bool:
         if isinstance(backbone, VisionTransformerDistilled):
