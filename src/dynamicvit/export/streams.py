@@ -1,8 +1,8 @@
 """OpenVINO over a batch: each thread takes images of its own.
 
 Threads that share every layer wait for each other at its end. With two threads and 32 images that
-took up to twice the time of two streams (docs/quantisation.md). One image has nothing to share out,
-so all threads work on it.
+took 1.4 to 1.8 times as long (docs/quantisation.md). One image can't be shared out, so all threads
+work on it.
 """
 
 from __future__ import annotations

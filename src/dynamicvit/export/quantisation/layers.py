@@ -7,8 +7,10 @@ in float: they have few MACs here, and most of them decide something.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 #: Layers of the modules that rank the tokens.
 RANKING = "predictors."
@@ -20,13 +22,14 @@ _WEIGHTED = {"aten.linear.default", "aten.conv2d.default", "aten.convolution.def
 def layers_of(program: ExportedProgram) -> dict[str, str]:
     """The layer of each product with weights, by the product's name in the graph, in order.
 
-    Layers are named as in the model, the backbone's without its name: ``blocks.3.mlp.fc2``.
+    A layer may be several products, each with a part of its weights. Layers are named as in the
+    model, the backbone's without its name: ``blocks.3.mlp.fc2``.
     """
     parameters = program.graph_signature.inputs_to_parameters
     found = {}
     for node in program.graph.nodes:
         if node.op == "call_function" and str(node.target) in _WEIGHTED:
-            weight = parameters.get(getattr(node.args[1], "name", ""))
+            weight = parameters.get(_origin(node.args[1]))
             if weight is not None:
                 found[node.name] = _layer(weight)
     return found
@@ -51,6 +54,13 @@ def in_words(in_float: Collection[str], layers: Collection[str]) -> str:
         named.append("the prediction modules")
         rest = [layer for layer in rest if layer not in ranking]
     return ", ".join([*named, *rest]) or "none"
+
+
+def _origin(value: Any) -> str:
+    """Name of what a value is part of: the last block takes its weights in pieces."""
+    while isinstance(value, Node) and value.op == "call_function":
+        value = value.args[0]
+    return getattr(value, "name", "")
 
 
 def _layer(weight: str) -> str:
