@@ -13,7 +13,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from PIL import Image
 from rich.console import Console
+from torch import Tensor
 
 from dynamicvit.cli import app
 from dynamicvit.cli.console import StoppedError, check_file
@@ -41,13 +43,14 @@ from dynamicvit.export import ExportedModel
 from dynamicvit.model import DynamicViT
 from dynamicvit.streaming import (
     Controller,
+    Event,
     Feed,
-    Level,
     Tally,
     costs_of,
     level_line,
     levels_of,
     line_of,
+    milliseconds,
     open_source,
     stream,
 )
@@ -114,31 +117,24 @@ def stream_command(
     use_threads(threads)
     _check_choice(model_names, released, checkpoint, keep_ratio, target)
     source = open_source(source_name, fps)
-    names = model_names or [chosen_model(None, released)]
-    models: list[tuple[str, DynamicViT | ExportedModel]] = []
-    for name in names:
-        model, size = load_for_inference(
-            name,
-            checkpoint=checkpoint,
-            image_size=size,
-            precision=precision,
-            pretrained=not no_pretrained,
-        )
-        models.append((name, model))
+    models, size = _load(
+        model_names or [chosen_model(None, released)],
+        checkpoint=checkpoint,
+        image_size=size,
+        precision=precision,
+        pretrained=not no_pretrained,
+    )
     first = models[0][1]
     if target is not None and not keep_ratio and len(models) == 1 and isinstance(first, DynamicViT):
         keep_ratio = list(RATIOS)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for name, model in models:
+    for _, model in models:
         model.to(device)
-        say_if_untrained(name, model)
     levels = levels_of(models, keep_ratio or (), device=device, precision=autocast_dtype(precision))
-    transform = eval_transform(first, size, crop_pct)
-    mode = "L" if first.in_chans == 1 else "RGB"
     with stop_requests() as request:
         feed = Feed(
             source,
-            lambda image: transform(image.convert(mode))[None],
+            _preparation(first, size, crop_pct),
             fps=fps,
             places=queue,
             stopped=lambda: bool(request.signum),
@@ -146,41 +142,40 @@ def stream_command(
         costs = costs_of(levels, torch.zeros(1, first.in_chans, *size))
         controller = None
         if target is not None:
-            period = None if feed.lossless else feed.period
-            controller = Controller(costs, target, period=period, places=queue)
+            controller = Controller(costs, target, period=feed.period, places=queue)
+        events = stream(feed, levels, class_names(first), top=top, controller=controller)
+        console, tally = Console(stderr=lines_file == "-"), Tally(target)
+        settings = {
+            "source": source_name,
+            "fps": feed.period and round(1 / feed.period, 3),
+            "target_ms": milliseconds(target),
+            "image_size": size,
+            "precision": precision,
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "levels": [
+                {**level_line(level), "computing_ms": milliseconds(cost)}
+                for level, cost in zip(levels, costs, strict=True)
+            ],
+        }
         with _writer(lines_file) as write:
-            write(
-                {
-                    "event": "start",
-                    "source": source_name,
-                    "fps": None if feed.lossless else fps or source.rate,
-                    "target_ms": target and target * 1e3,
-                    "image_size": size,
-                    "precision": precision,
-                    "device": device,
-                    "threads": torch.get_num_threads(),
-                    "levels": [
-                        {**level_line(level), "computing_ms": round(cost * 1e3, 3)}
-                        for level, cost in zip(levels, costs, strict=True)
-                    ],
-                }
-            )
-            console = Console(stderr=lines_file == "-")
-            tally = Tally(target)
-            problem = _run(feed, levels, class_names(first), top, controller, tally, write, console)
-            summary = tally.summary(feed.dropped)
+            write({"event": "start", **settings})
+            problem = _run(feed, events, tally, write, console)
             ended = "broken" if problem else "interrupted" if request.signum else "complete"
+            summary = tally.summary(feed.dropped)
             write({"event": "end", "ended": ended, **summary})
     print_summary(console, source_name, summary)
     if problem is not None:
         raise problem
     if request.signum:
-        where = "" if lines_file in (None, "-") else f"; all of them are in {lines_file}"
-        raise StoppedError(f"stopped after {tally.frames} frames{where}", request.signum)
+        raise StoppedError(f"stopped after {tally.frames} frames", request.signum)
     if not tally.frames + tally.unreadable:
         raise InputError(f"{source_name} holds no frames")
     if tally.unreadable:
         raise typer.Exit(2)
+
+
+# ---------------------------------------------------------------- what is asked for
 
 
 def _check_choice(
@@ -210,20 +205,47 @@ def _check_choice(
         raise InputError(f"--target-latency chooses among {given}: give it, or only one of them")
 
 
+def _load(
+    names: list[str], *, image_size: tuple[int, int] | None, **options: Any
+) -> tuple[list[tuple[str, DynamicViT | ExportedModel]], tuple[int, int]]:
+    """The models by name, and the height and width of the images that all of them take.
+
+    Raises:
+        InputError: if they take different ones, or one can't be loaded.
+    """
+    models, sizes = [], []
+    for name in names:
+        model, size = load_for_inference(name, image_size=image_size, **options)
+        if sizes and size != sizes[0]:
+            raise InputError(
+                f"{names[0]} and {name} can't take turns: images of {sizes[0][0]}x{sizes[0][1]} "
+                f"and {size[0]}x{size[1]} pixels"
+            )
+        say_if_untrained(name, model)
+        models.append((name, model))
+        sizes.append(size)
+    return models, sizes[0]
+
+
+def _preparation(
+    model: DynamicViT | ExportedModel, size: tuple[int, int], crop_pct: float | None
+) -> Callable[[Image.Image], Tensor]:
+    """From a frame to ``(1, channels, height, width)``."""
+    transform = eval_transform(model, size, crop_pct)
+    mode = "L" if model.in_chans == 1 else "RGB"
+    return lambda frame: transform(frame.convert(mode))[None]
+
+
+# ---------------------------------------------------------------- running
+
+
 def _run(
-    feed: Feed,
-    levels: list[Level],
-    names: list[str],
-    top: int,
-    controller: Controller | None,
-    tally: Tally,
-    write: Write,
-    console: Console,
+    feed: Feed, events: Iterator[Event], tally: Tally, write: Write, console: Console
 ) -> Exception | None:
-    """Classify all frames; gives what went wrong, if so, when what came before is written."""
+    """Count, write and show all events; gives what went wrong, if so, after what came before."""
     try:
         with View(console, tally) as view, feed:
-            for event in stream(feed, levels, names, top=top, controller=controller):
+            for event in events:
                 tally.add(event)
                 write(line_of(event))
                 view.show(event, feed.dropped)

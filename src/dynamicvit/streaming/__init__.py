@@ -7,7 +7,7 @@ from dynamicvit.streaming.levels import Level, costs_of, levels_of
 from dynamicvit.streaming.lines import level_line, line_of
 from dynamicvit.streaming.loop import Answer, Change, Event, Missed, Unreadable, stream
 from dynamicvit.streaming.sources import open_source
-from dynamicvit.streaming.tally import Tally
+from dynamicvit.streaming.tally import Tally, milliseconds
 
 __all__ = [
     "Answer",
@@ -26,6 +26,7 @@ __all__ = [
     "level_line",
     "levels_of",
     "line_of",
+    "milliseconds",
     "open_source",
     "stream",
 ]

@@ -84,11 +84,6 @@ class Feed:
         return self._waiting.dropped
 
     @property
-    def lossless(self) -> bool:
-        """Whether no frame is ever dropped, as the source waits."""
-        return self._pace.lossless
-
-    @property
     def period(self) -> float | None:
         """Seconds between two frames, if they come at a rate."""
         return self._pace.period

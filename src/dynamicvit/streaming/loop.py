@@ -129,14 +129,26 @@ def stream(
         controller: chooses among the levels.
         clock: the time in seconds, the same that the frames are due by.
 
-    Yields:
-        An answer for each frame, and what else there is to say.
+    Returns:
+        An answer for each frame, and what else there is to say, as it happens. What ends the
+        frames before their end is raised there.
 
     Raises:
-        InputError: for less than one class in an answer; what ends the frames before their end.
+        InputError: for less than one class in an answer.
     """
     if top < 1:
         raise InputError(f"an answer has at least 1 class, got {top}")
+    return _answers(frames, levels, names, top, controller, clock)
+
+
+def _answers(
+    frames: Frames,
+    levels: Sequence[Level],
+    names: Sequence[str],
+    top: int,
+    controller: Controller | None,
+    clock: Callable[[], float],
+) -> Iterator[Event]:
     for frame in frames:
         if frame.images is None:
             yield Unreadable(frame.index, frame.problem or "")
