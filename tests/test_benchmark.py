@@ -148,7 +148,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("runtimes", "precisions", "message"),
         [
-            (["tflite"], ["fp32"], "one of eager, compile, onnx, openvino, got 'tflite'"),
+            (["tflite"], ["fp32"], "one of eager, compile, onednn, onnx, openvino, got 'tflite'"),
             (["eager"], ["fp8"], "got 'fp8'"),
             (["onnx"], ["bf16"], "nothing to measure: onnx bf16 is left out"),
             ([], ["bf16"], "at least one runtime and one precision"),

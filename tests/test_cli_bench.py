@@ -270,7 +270,7 @@ def test_memory(monkeypatch):
         (["--batch-size", "0"], "a batch size is at least 1, got 0"),
         (["--precision", "fp8"], "one of fp32, bf16, int8, got 'fp8'"),
         (["--calibrate", "photos"], "--calibrate photos goes with --precision int8"),
-        (["--runtime", "tflite"], "one of eager, compile, onnx, openvino, got 'tflite'"),
+        (["--runtime", "tflite"], "one of eager, compile, onednn, onnx, openvino, got 'tflite'"),
         (["--plot", "speed.txt"], "--plot speed.txt: a plot ends in .png, .pdf, .svg"),
         (["--plot", "nowhere/speed.png"], "the folder nowhere does not exist"),
         (["--against", "dense.onnx"], "--against dense.onnx compares exported files"),
