@@ -91,7 +91,9 @@ class NetworkAdapter(Adapter):
     def embed(self, backbone: Any, images: Tensor) -> tuple[Tokens, None]:
         return Tokens(backbone.tokens(images), 1), None
 
-    def attention_inputs(self, block: Any, depth: int, tokens: Tokens, position: None) -> Heads:
+    def attention_inputs(
+        self, block: Any, depth: int, tokens: Tokens, position: None, queries: int | None = None
+    ) -> Heads:
         attn = block.attention
         qkv = nn.functional.linear(block.norm(tokens.x), attn.in_proj_weight, attn.in_proj_bias)
         return Heads(*qkv.unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4))

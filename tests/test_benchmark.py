@@ -3,14 +3,17 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import timm
 import torch
 from torch import nn
 
-from dynamicvit import InputError, benchmark, sparsify
-from dynamicvit.benchmark import BenchRow, MemoryRow, Spread, bench, peak_memory
+from dynamicvit import InputError, sparsify
+from dynamicvit.benchmark import BenchRow, MemoryRow, Spread, Times, bench, peak_memory, settings_of
+from dynamicvit.benchmark import timer as clock
+from dynamicvit.macs import count_macs, executed_macs
 
 
 def tiny(**arguments) -> nn.Module:
@@ -20,18 +23,46 @@ def tiny(**arguments) -> nn.Module:
     )
 
 
-def row(speedup: Spread) -> BenchRow:
-    return BenchRow(8, "fp32", 1, 5, Spread(0.3, 0.4, 0.5), Spread(0.1, 0.2, 0.3), speedup)
+class Clock:
+    """Shows the times that it is told, one at each call; the first is a warm-up's."""
+
+    def __init__(self, *times: float) -> None:
+        self.times = iter([0.0, *times])
+
+    def timeit(self, number: int) -> "Clock":
+        assert number == 1
+        self.median = next(self.times)
+        return self
 
 
-class TestRows:
+def with_clocks(monkeypatch: pytest.MonkeyPatch, *clocks: Clock) -> None:
+    waiting = iter(clocks)
+    monkeypatch.setattr(clock, "timer", lambda *_: next(waiting))
+
+
+class TestTimes:
     def test_quartiles(self):
         assert Spread.of([5.0, 1.0, 3.0, 2.0, 4.0]) == Spread(2.0, 3.0, 4.0)
 
-    def test_throughput(self):
-        measured = row(Spread(1.9, 2.0, 2.1))
-        assert measured.dense_throughput == pytest.approx(20)
-        assert measured.pruned_throughput == pytest.approx(40)
+    def test_ratios_are_of_rounds(self):
+        """The medians' ratio would be 2."""
+        assert Times((1.0, 4.0, 9.0)).over(Times((1.0, 2.0, 3.0))) == Spread(1.5, 2.0, 2.5)
+        assert Times((8.0, 4.0, 2.0)).over(Times((1.0, 2.0, 4.0))).median == 2.0
+
+    @pytest.mark.parametrize(
+        ("percent", "samples", "expected"),
+        [
+            (50, 2, 1.5),
+            (95, 19, None),
+            (95, 20, 19.05),
+            (99, 99, None),
+            (99, 100, 99.01),
+            (99, 1001, 991.0),
+        ],
+    )
+    def test_percentiles_of_enough_samples(self, percent, samples, expected):
+        times = Times(tuple(float(second) for second in range(samples, 0, -1)))
+        assert times.percentile(percent) == pytest.approx(expected)
 
     @pytest.mark.parametrize(
         ("speedup", "conclusive"),
@@ -44,7 +75,88 @@ class TestRows:
         ],
     )
     def test_no_claim_wider_than_its_distance_from_one(self, speedup, conclusive):
-        assert row(speedup).conclusive is conclusive
+        assert speedup.conclusive is conclusive
+
+
+class TestRows:
+    row = BenchRow(
+        8,
+        "eager",
+        "fp32",
+        1,
+        pruned=Times((0.1, 0.2, 0.3)),
+        dense=Times((0.2, 0.4, 0.6)),
+        pruned_macs=100,
+        dense_macs=250,
+    )
+
+    def test_throughput(self):
+        assert self.row.dense_throughput == pytest.approx(20)
+        assert self.row.pruned_throughput == pytest.approx(40)
+
+    def test_what_the_clock_shows_of_the_macs(self):
+        assert self.row.macs_ratio == 2.5
+        assert self.row.realised == pytest.approx(0.8)
+
+    def test_a_file_alone_has_no_speedup(self):
+        alone = BenchRow(8, "onnx", "fp32", 1, pruned=Times((0.1, 0.2)))
+        assert alone.macs_ratio is None
+        with pytest.raises(ValueError, match="no dense network"):
+            _ = alone.speedup
+
+
+class TestInTurn:
+    def test_each_once_a_round_and_the_other_way_round_in_the_next(self):
+        done: list[str] = []
+        work = [partial(done.append, name) for name in "abc"]
+        times = clock.time_in_turn(work, threads=1, seconds=1.0, samples=3)
+        # Each sample is one call after two untimed ones.
+        assert "".join(done) == "".join(3 * name for name in "abcabccbaabc")
+        assert [len(each.seconds) for each in times] == [3, 3, 3]
+
+    def test_times_go_with_their_work(self, monkeypatch):
+        with_clocks(monkeypatch, Clock(1.0, 2.0, 3.0), Clock(4.0, 5.0, 6.0))
+        times = clock.time_in_turn([print, print], 1, 1.0, 3)
+        assert times == [Times((1.0, 2.0, 3.0)), Times((4.0, 5.0, 6.0))]
+
+    def test_time_is_up_but_not_before_five_rounds(self):
+        shares: list[float] = []
+        [times] = clock.time_in_turn([lambda: None], 1, 1e-9, progress=shares.append)
+        assert len(times.seconds) == 5
+        assert shares == [0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+class TestSettings:
+    def test_those_that_exist(self):
+        found, left_out = settings_of(
+            ["openvino", "onnx", "eager", "onnx"], ["bf16", "fp32"], "cpu"
+        )
+        assert found == [
+            ("openvino", "bf16"),
+            ("openvino", "fp32"),
+            ("onnx", "fp32"),
+            ("eager", "bf16"),
+            ("eager", "fp32"),
+        ]
+        assert left_out == ["onnx bf16 is left out: onnx computes in fp32 or int8"]
+
+    def test_files_are_for_the_cpu(self):
+        found, [line] = settings_of(["eager", "onnx"], ["fp32"], "cuda")
+        assert found == [("eager", "fp32")]
+        assert line.endswith("exported files are run on the CPU, and the model is on cuda")
+
+    @pytest.mark.parametrize(
+        ("runtimes", "precisions", "message"),
+        [
+            (["tflite"], ["fp32"], "one of eager, compile, onnx, openvino, got 'tflite'"),
+            (["eager"], ["fp8"], "got 'fp8'"),
+            (["onnx"], ["bf16"], "nothing to measure: onnx bf16 is left out"),
+            ([], ["bf16"], "at least one runtime and one precision"),
+        ],
+    )
+    def test_nothing_left(self, runtimes, precisions, message):
+        with pytest.raises(InputError, match=message):
+            settings_of(runtimes, precisions, "cpu")
 
 
 class TestBench:
@@ -53,8 +165,8 @@ class TestBench:
         rows = bench(model, batch_sizes=[1, 2], samples=3, threads=1)
         assert [(r.batch_size, r.precision) for r in rows] == [
             (1, "fp32"),
-            (2, "fp32"),
             (1, "bf16"),
+            (2, "fp32"),
             (2, "bf16"),
         ]
         for measured in rows:
@@ -71,8 +183,7 @@ class TestBench:
 
         def watch(name):
             def hook(module, inputs, output):
-                alone = name == "dense" and inputs[0].ndim == 4
-                if alone or name == "pruned":
+                if not inputs[0].is_meta:  # there MACs are counted
                     assert not module.training
                     assert torch.is_inference_mode_enabled()
                     assert torch.get_num_threads() == 1
@@ -87,46 +198,59 @@ class TestBench:
             model.register_forward_hook(watch("pruned")),
         ]
         threads = torch.get_num_threads()
-        bench(model, batch_sizes=[2], precisions=["bf16"], samples=2, threads=1)
+        bench(model, batch_sizes=[2], precisions=["bf16"], samples=2, threads=1, reference=False)
         for handle in handles:
             handle.remove()
         assert {autocast for _, autocast in seen} == {True}
         order = [name for i, (name, _) in enumerate(seen) if i == 0 or seen[i - 1][0] != name]
-        assert order == ["dense", "pruned", "dense"]  # the second pair the other way round
+        # A warm-up, then two rounds of which the second goes the other way round.
+        assert order == ["dense", "pruned", "dense", "pruned", "dense"]
         assert model.training
         assert not model.backbone.blocks[0].training
         assert torch.get_num_threads() == threads
 
     def test_speedup_is_of_pairs(self, monkeypatch):
         """A machine that slows down tenfold half-way: the ratio of the pairs doesn't see it."""
-
-        class Clock:
-            def __init__(self, times):
-                self.times = iter(times)
-
-            def timeit(self, number):
-                assert number == 1
-                self.median = next(self.times)
-                return self
-
-        clocks = iter([Clock([2.0, 2.0, 20.0, 20.0]), Clock([1.0, 1.0, 10.0, 10.0])])
-        monkeypatch.setattr(benchmark, "timer_of", lambda *_: next(clocks))
-        shares = []
+        with_clocks(monkeypatch, Clock(2.0, 2.0, 20.0, 20.0), Clock(1.0, 1.0, 10.0, 10.0))
+        told = []
         [measured] = bench(
             sparsify(tiny()),
             batch_sizes=[1],
             precisions=["fp32"],
             samples=4,
-            progress=lambda *at: shares.append(at),
+            progress=lambda *at: told.append(at),
         )
         assert measured.speedup == Spread(2.0, 2.0, 2.0)
-        assert shares == [(1, "fp32", share) for share in (0.25, 0.5, 0.75, 1.0)]
+        assert told[0] == (1, "eager fp32, making ready", 0.0)
+        assert told[-4:] == [(1, "timing", share) for share in (0.25, 0.5, 0.75, 1.0)]
 
-    def test_time_is_up_but_not_before_five_pairs(self):
-        [measured] = bench(
-            sparsify(tiny()), batch_sizes=[1], precisions=["fp32"], seconds=1e-6, threads=1
-        )
-        assert measured.pairs == 5
+    def test_the_reference_is_a_row_or_timed_besides(self, monkeypatch):
+        clocks = [Clock(4.0, 8.0), Clock(3.0, 6.0), Clock(2.0, 4.0), Clock(1.0, 2.0)]
+        with_clocks(monkeypatch, *clocks)
+        plan = {"batch_sizes": [1], "samples": 2}
+        rows = bench(sparsify(tiny()), precisions=["bf16", "fp32"], **plan)
+        for measured in rows:
+            assert measured.reference is rows[1].dense
+            assert measured.reference.seconds == (2.0, 4.0)
+
+        with_clocks(monkeypatch, Clock(4.0, 8.0), Clock(3.0, 6.0), Clock(9.0, 18.0))
+        [measured] = bench(sparsify(tiny()), precisions=["bf16"], **plan)
+        assert measured.reference == Times((9.0, 18.0))
+        assert measured.speedup.median == pytest.approx(4 / 3)
+
+        with_clocks(monkeypatch, Clock(4.0, 8.0), Clock(3.0, 6.0))
+        [measured] = bench(sparsify(tiny()), precisions=["bf16"], reference=False, **plan)
+        assert measured.reference is None
+
+    def test_macs_of_what_is_timed(self):
+        model = sparsify(tiny(in_chans=1))
+        dense = tiny(in_chans=1, depth=8)
+        plan = {"batch_sizes": [1], "precisions": ["fp32"], "samples": 2, "threads": 1}
+        [own] = bench(model, **plan)
+        [other] = bench(model, dense=dense, **plan)
+        assert own.pruned_macs == other.pruned_macs == executed_macs(model)
+        assert own.dense_macs == count_macs(model.backbone)
+        assert other.dense_macs == count_macs(dense)
 
     def test_fewer_tokens_are_faster(self):
         """So few are kept that no noise hides it."""
@@ -139,7 +263,8 @@ class TestBench:
         [
             ({"batch_sizes": [1, 0]}, "batch size is at least 1, got 0"),
             ({"batch_sizes": []}, "at least one batch size"),
-            ({"precisions": ["fp8"]}, "one of fp32, bf16, got 'fp8'"),
+            ({"precisions": ["fp8"]}, "one of fp32, bf16, int8, got 'fp8'"),
+            ({"runtimes": ["onnx"], "precisions": ["fp32"], "dense": nn.Identity()}, "eager mode"),
             ({"threads": 0}, "threads are at least 1, got 0"),
             ({"seconds": 0.0}, "seconds are positive, got 0.0"),
             ({"seconds": float("nan")}, "seconds are positive, got nan"),
@@ -196,9 +321,9 @@ def test_the_timer_is_imported_late_and_without_a_word() -> None:
     """Importing it looks for a compiler, and complains where there is no CUDA."""
     code = (
         "import sys, dynamicvit.cli.commands\n"
-        "from dynamicvit.benchmark import _timer_class\n"
+        "from dynamicvit.benchmark.timer import timer_class\n"
         "assert 'torch.utils.benchmark' not in sys.modules\n"
-        "print(_timer_class().__name__)\n"
+        "print(timer_class().__name__)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "Timer\n"

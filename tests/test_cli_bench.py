@@ -2,13 +2,19 @@
 
 import json
 import sys
+from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from dynamicvit import cli
+from dynamicvit.benchmark import RUNTIMES, BenchRow, Times
 from dynamicvit.cli import bench as command  # registers the command
+from dynamicvit.cli.bench_tables import print_times
+from dynamicvit.export import ExportMismatchError
 from dynamicvit.macs import DENSE, count_macs, schedule_macs
 
 QUICK = ["--batch-size", "1", "--precision", "fp32", "--samples", "2", "--threads", "1"]
@@ -35,16 +41,83 @@ def no_download(monkeypatch):
     monkeypatch.setattr("timm.models._builder.load_pretrained", refuse)
 
 
+def cells(text: str) -> list[list[str]]:
+    """The table's lines, word by word."""
+    lines = [line.split() for line in text.splitlines()]
+    return [line for line in lines if line[1:2] and line[1] in RUNTIMES]
+
+
 def test_table():
     result = run("--keep-ratio", "0.5", "--batch-size", "2", "--precision", "bf16")
     assert result.exit_code == 0, result.output
     assert "test_vit (random weights), 160x160 px, keeps 0.5, 0.25, 0.125" in result.stdout
     assert "GMACs 0.0376 dense" in result.stdout
-    assert "speed-up [quartiles]" in result.stdout
     assert f"torch {torch.__version__}, 1 threads" in result.stdout
-    lines = [line.split() for line in result.stdout.splitlines()]
-    settings = [line[:2] for line in lines if line[1:2] in (["fp32"], ["bf16"])]
-    assert settings == [["1", "fp32"], ["2", "fp32"], ["1", "bf16"], ["2", "bf16"]]
+    assert [line[:4] for line in cells(result.stdout)] == [
+        [size, "eager", precision, network]
+        for size in ("1", "2")
+        for precision in ("fp32", "bf16")
+        for network in ("dense", "pruned")
+    ]
+    assert "\n2 rounds; p95 takes 20, p99 100" in result.stdout
+
+
+#: A batch of four in two runtimes, with a reference that is slower than both.
+ROWS = [
+    BenchRow(
+        4,
+        "eager",
+        "bf16",
+        2,
+        pruned=Times((0.08, 0.1, 0.12)),
+        dense=Times((0.16, 0.2, 0.24)),
+        reference=Times((0.32, 0.4, 0.48)),
+        pruned_macs=1,
+        dense_macs=4,
+    ),
+    BenchRow(
+        4,
+        "openvino",
+        "fp32",
+        2,
+        pruned=Times((0.05,) * 100),
+        dense=Times((0.04, 0.06) * 50),
+        reference=Times((0.4,) * 100),
+        pruned_macs=1,
+        dense_macs=2,
+    ),
+]
+
+
+def test_what_a_line_says(capsys):
+    print_times(Console(width=60), ROWS[:1])
+    printed = capsys.readouterr().out
+    reference, dense, pruned = cells(printed)
+    # Lines as wide as they are, though the terminal is not.
+    assert reference == ["4", "eager", "fp32", "dense", "400", "–", "–", "10"]
+    assert " ".join(dense) == "4 eager bf16 dense 200 – – 20 2.00 [2.00–2.00]"
+    assert " ".join(pruned[:-3]) == "4 eager bf16 pruned 100 – – 40 4.00 [4.00–4.00]"
+    assert pruned[-3:] == ["2.00", "[2.00–2.00]", "50%"]
+    assert "unclear" not in printed
+    assert "\n3 rounds; p95 takes 20, p99 100" in printed
+
+
+def test_a_ratio_within_its_spread_is_called_unclear(capsys):
+    print_times(Console(width=200), ROWS[1:])
+    printed = capsys.readouterr().out
+    _, dense, pruned = cells(printed)
+    assert dense[4:7] == ["50", "60", "60"]
+    assert pruned[8:] == ["8.00", "[8.00–8.00]", "1.00", "[0.80–1.20]", "unclear", "50%"]
+    assert "unclear: the quartiles lie further apart than the ratio is from 1" in printed
+    assert printed.endswith("\n100 rounds\n")
+
+
+def test_a_reference_that_is_a_row_is_told_once(capsys):
+    row = replace(ROWS[0], precision="fp32", reference=ROWS[0].dense)
+    print_times(Console(width=200), [row])
+    dense, pruned = cells(capsys.readouterr().out)
+    assert dense[3:] == ["dense", "200", "–", "–", "20"]
+    assert pruned[8] == "2.00"
 
 
 def test_json_on_standard_output_is_only_json():
@@ -53,8 +126,45 @@ def test_json_on_standard_output_is_only_json():
     assert numbers["weights"] == "random"
     assert numbers["threads"] == 1
     [row] = numbers["rows"]
-    assert (row["batch_size"], row["precision"], row["pairs"]) == (1, "fp32", 2)
+    assert (row["batch_size"], row["runtime"], row["precision"]) == (1, "eager", "fp32")
+    assert row["pairs"] == 2
     assert row["speedup"]["low"] <= row["speedup"]["median"] <= row["speedup"]["high"]
+    assert row["reference"] == row["dense"]
+    assert row["pruned"]["over_reference"] == row["speedup"]
+    assert row["pruned"]["p99"] is None
+    assert row["pruned"]["throughput"] == pytest.approx(1 / row["pruned"]["p50"])
+
+
+def test_runtimes_that_there_are(monkeypatch):
+    """What is left out is said, where a product of options asked for it."""
+    asked = []
+    monkeypatch.setattr(command, "bench", lambda *_, **plan: asked.append(plan) or ROWS)
+    result = run("--runtime", "onnx", "--runtime", "openvino", "--precision", "bf16")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "onnx bf16 is left out: onnx computes in fp32 or int8\n"
+    assert asked[0]["runtimes"] == ["onnx", "openvino"]
+    assert asked[0]["precisions"] == ["fp32", "bf16"]
+    assert f"onnxruntime {version('onnxruntime')}, openvino {version('openvino')}" in result.stdout
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf"])
+def test_plot(ending, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "bench", lambda *_, **__: ROWS)
+    target = tmp_path / f"speed.{ending}"
+    result = run("--plot", str(target))
+    assert result.exit_code == 0, result.output
+    assert f"saved {target}" in result.stdout
+    assert target.stat().st_size > 2000
+
+
+def test_a_file_that_differs_is_not_timed(monkeypatch):
+    def differ(*_, **__):
+        raise ExportMismatchError("logits differ")
+
+    monkeypatch.setattr(command, "bench", differ)
+    result = run()
+    assert result.exit_code == 1
+    assert result.stderr == "dynamicvit: test_vit can't be timed as a file: logits differ\n"
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -64,7 +174,7 @@ def test_the_device_is_cuda_where_there_is_one(device, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: device == "cuda")
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
     monkeypatch.setattr(command.DynamicViT, "to", lambda model, place: moved.append(place))
-    monkeypatch.setattr(command, "_timed", lambda *_: [])
+    monkeypatch.setattr(command, "bench", lambda *_, **__: ROWS)
     numbers = measured()
     assert moved == [device] == [numbers["device"]]
     assert (numbers["processor"] == "a GPU") == (device == "cuda")
@@ -128,19 +238,26 @@ def test_memory(monkeypatch):
 
     asked = []
 
-    def peak_memory(model, batch_size, *, precision, image_size, threads, graph):
-        asked.append((batch_size, precision, graph))
-        return MemoryRow(
-            batch_size, precision, graph, Peak(900 << 20, 100 << 20), Peak(800 << 20, 0)
-        )
+    def peak_memory(model, batch_size, *, precision, image_size, threads, graph, runtime):
+        asked.append((batch_size, runtime, precision, graph))
+        peaks = Peak(900 << 20, 100 << 20), Peak(800 << 20, 0)
+        return MemoryRow(batch_size, precision, graph, *peaks, runtime)
 
     monkeypatch.setattr(command, "peak_memory", peak_memory)
-    result = run("--batch-size", "3", "--memory")
+    monkeypatch.setattr(command, "bench", lambda *_, **__: ROWS)
+    runtimes = ["--runtime", "eager", "--runtime", "compile", "--runtime", "openvino"]
+    result = run("--batch-size", "3", "--memory", *runtimes)
     assert result.exit_code == 0, result.output
-    assert asked == [(3, "fp32", False), (3, "fp32", True)]
-    assert "peak memory in MiB, batch 3, fp32" in result.stdout
-    [line] = [line for line in result.stdout.splitlines() if line.startswith("inference mode  ")]
-    assert line.split()[2:] == ["900", "800", "100", "0"]
+    assert asked == [
+        (3, "eager", "fp32", False),
+        (3, "eager", "fp32", True),
+        (3, "openvino", "fp32", False),
+    ]
+    assert "peak memory in MiB, batch 3" in result.stdout
+    lines = [line.split() for line in result.stdout.splitlines()]
+    numbers = ["900", "800", "100", "0"]
+    assert ["eager", "fp32,", "inference", "mode", *numbers] in lines
+    assert ["openvino", "fp32", *numbers] in lines
 
 
 @pytest.mark.parametrize(
@@ -151,7 +268,15 @@ def test_memory(monkeypatch):
         (["--macs", "0.001G"], "too small: with one token kept"),
         (["--keep-ratio", "1.5"], "1.5"),
         (["--batch-size", "0"], "a batch size is at least 1, got 0"),
-        (["--precision", "fp8"], "one of fp32, bf16, got 'fp8'"),
+        (["--precision", "fp8"], "one of fp32, bf16, int8, got 'fp8'"),
+        (["--calibrate", "photos"], "--calibrate photos goes with --precision int8"),
+        (["--runtime", "tflite"], "one of eager, compile, onnx, openvino, got 'tflite'"),
+        (["--plot", "speed.txt"], "--plot speed.txt: a plot ends in .png, .pdf, .svg"),
+        (["--plot", "nowhere/speed.png"], "the folder nowhere does not exist"),
+        (["--against", "dense.onnx"], "--against dense.onnx compares exported files"),
+        (["--model", "no.onnx"], "no.onnx: no such file"),
+        (["--model", "no.onnx", "--runtime", "onnx"], "leave --runtime out"),
+        (["--model", "no.onnx", "--memory"], "leave --memory out"),
         (["--threads", "0"], "threads are at least 1, got 0"),
         (["--samples", "1"], "at least 2 samples, got 1"),
         (["--seconds", "0"], "seconds are positive, got 0.0"),

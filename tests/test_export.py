@@ -446,3 +446,19 @@ def test_files_that_are_not_ours(
 def test_images_of_another_size(file: Path) -> None:
     with pytest.raises(InputError, match=r"\(batch, 3, 64, 80\), got \(1, 3, 8, 8\)"):
         load_exported(file)(torch.zeros(1, 3, 8, 8))
+
+
+def test_what_openvino_can_not_convert_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    openvino = pytest.importorskip("openvino")
+
+    def fail(_: object) -> None:
+        raise RuntimeError("Check 'false' failed\nNo conversion rule found for: aten.some_op\n\n")
+
+    monkeypatch.setattr(openvino, "convert_model", fail)
+    with pytest.raises(
+        InputError, match=r"can't convert this model \(No conversion rule .*some_op"
+    ):
+        export(DEIT.sparse(depth=2, stages=(1,)), tmp_path / "model.xml")
+    assert list(tmp_path.iterdir()) == []

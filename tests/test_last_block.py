@@ -43,7 +43,7 @@ def test_the_class_token_has_its_place(family: Family) -> None:
     assert_agree(model(images), family.dense(model.backbone, images), 1e-12)
 
 
-@pytest.mark.parametrize("change", ["class", "hook"])
+@pytest.mark.parametrize("change", ["class", "hook", "instance"])
 @torch.no_grad()
 def test_a_layer_that_is_more_than_its_weights(change: str) -> None:
     family = BY_NAME["deit"]
@@ -52,6 +52,9 @@ def test_a_layer_that_is_more_than_its_weights(change: str) -> None:
     attn = model.blocks[-1].attn
     if change == "class":
         attn.qkv.__class__ = Doubled
+    elif change == "instance":
+        forward = attn.qkv.forward
+        attn.qkv.forward = lambda x: 2 * forward(x)
     else:
         attn.qkv.register_forward_hook(lambda layer, inputs, output: 2 * output)
     doubled = model(images)
@@ -80,3 +83,42 @@ def test_with_checkpointed_gradients() -> None:
         model(images).sum().backward()
         gradients.append(model.blocks[-1].attn.qkv.weight.grad.clone())
     assert_agree(gradients[1], gradients[0])
+
+
+def test_backward_hooks_are_heard() -> None:
+    family = BY_NAME["deit"]
+    model, images = family.sparse(), family.images()
+    heard: list[str] = []
+    layers = {"qkv": model.blocks[-1].attn.qkv, "head": model.predictors[0].head[0]}
+    for name, layer in layers.items():
+        layer.register_full_backward_hook(lambda *_, name=name: heard.append(name))
+    model(images).sum().backward()
+    model.forward_masked(images).log_odds[0].sum().backward()
+    assert set(heard) == set(layers)
+
+
+@torch.no_grad()
+def test_checkpointing_without_gradients_changes_nothing() -> None:
+    family = BY_NAME["deit"]
+    model, images = family.sparse(), family.images()
+    model.set_grad_checkpointing(True)
+    lengths: list[int] = []
+    model.blocks[-1].mlp.register_forward_pre_hook(lambda _, x: lengths.append(x[0].shape[1]))
+    model(images)
+    assert lengths == [1]
+
+
+@torch.no_grad()
+def test_an_adapters_own_block_is_run() -> None:
+    family = BY_NAME["deit"]
+    model, images = family.sparse(), family.images()
+    run: list[tuple[int, int | None]] = []
+
+    class Watched(type(model._adapter)):
+        def block(self, block, depth, tokens, position, queries=None):
+            run.append((depth, queries))
+            return super().block(block, depth, tokens, position, queries)
+
+    model._adapter = Watched()
+    model(images)
+    assert run == [(0, None), (1, None), (2, None), (3, 1)]

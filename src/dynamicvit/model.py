@@ -386,9 +386,8 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
 
     def _answer(self, tokens: Tokens, position: Tensor | None, block: int) -> Tensor:
         """Logits after the blocks that are left, of the last one only what the head reads."""
-        if block < self.depth:
-            tokens = self._run(tokens, position, block, self.depth - 1)
-            tokens = self._adapter.run_last_block(self.backbone, tokens, position)
+        tokens = self._run(tokens, position, block, self.depth - 1)
+        tokens = self._adapter.run_last_block(self.backbone, tokens, position)
         return self.forward_head(self._finish(tokens))
 
     def _reduce(self, stem: Stem, report: _Report | None = None) -> tuple[Tokens, int]:

@@ -16,7 +16,8 @@ from dynamicvit.errors import InputError
 class OneDNNLinear(nn.Linear):
     """A linear layer with the same weights, run by oneDNN at inference in float32 on a CPU.
 
-    Everywhere else, in training or in an exported graph, it is the plain layer.
+    Everywhere else it is the plain layer: with gradients enabled, in other precisions, in graphs
+    that are compiled, traced or exported.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def use_onednn(model: nn.Module, enable: bool = True) -> int:
     """Let a network's linear layers be run by oneDNN, or by PyTorch's choice again.
 
     Weights, ``state_dict`` and gradients stay what they are: only the layers' class changes, and
-    only that of exact ``nn.Linear``.
+    only that of exact ``nn.Linear``, which tools that replace layers then don't find.
 
     Args:
         model: any network.
@@ -46,8 +47,8 @@ def use_onednn(model: nn.Module, enable: bool = True) -> int:
     Raises:
         InputError: if this PyTorch can't.
     """
-    if enable and not _works():
-        raise InputError(f"torch {torch.__version__} can't run linear layers by oneDNN here")
+    if enable:
+        check_onednn()
     old, new = (nn.Linear, OneDNNLinear) if enable else (OneDNNLinear, nn.Linear)
     layers = [module for module in model.modules() if type(module) is old]
     for layer in layers:
@@ -55,15 +56,26 @@ def use_onednn(model: nn.Module, enable: bool = True) -> int:
     return len(layers)
 
 
+def check_onednn() -> None:
+    """See to it that this PyTorch can.
+
+    Raises:
+        InputError: if it can't.
+    """
+    if not _works():
+        raise InputError(f"torch {torch.__version__} can't run linear layers by oneDNN here")
+
+
 def _fits(x: Tensor, weight: Tensor) -> bool:
-    trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     return (
-        x.dtype == weight.dtype == torch.float32
+        not torch.is_grad_enabled()
+        and not torch.jit.is_tracing()
+        and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and x.numel() > 0
-        and not trained
+        and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_exporting()
+        and not torch.compiler.is_compiling()
     )
 
 

@@ -50,13 +50,17 @@ def shard(model: DynamicViT, mesh: DeviceMesh) -> DynamicViT:
     blocks, run_block = twin.blocks, adapter.run_block
 
     def run_block_together(
-        backbone: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
+        backbone: nn.Module,
+        depth: int,
+        tokens: Tokens,
+        position: Tensor | None,
+        queries: int | None = None,
     ) -> tuple[Tensor, Heads | None]:
         seen: list[Heads | None] = []
 
         # FSDP watches the tokens alone: the block's backward pass begins and ends with them.
         def run(x: Tensor) -> Tensor:
-            out, heads = run_block(backbone, depth, replace(tokens, x=x), position)
+            out, heads = run_block(backbone, depth, replace(tokens, x=x), position, queries)
             seen.append(heads)
             if x.shape[1] == 0:  # nothing was computed, but the others wait for its gradients
                 out = out + sum(weight.sum() * 0 for weight in blocks[depth].parameters())

@@ -13,10 +13,11 @@ class Heads(NamedTuple):
     """What a block's attention works on.
 
     Attributes:
-        query: ``(B, H, T, D)``, normed and rotated; its products with keys are divided by √D.
-        key: likewise.
+        query: ``(B, H, Q, D)``, normed and rotated; its products with keys are divided by √D. Q is
+            T where all tokens ask.
+        key: ``(B, H, T, D)``, likewise.
         value: ``(B, H, T, D)``.
-        bias: broadcastable to ``(B, H, T, T)``, or ``None``.
+        bias: broadcastable to ``(B, H, Q, T)``, or ``None``.
         dropout_p: dropout probability of the attention weights, 0 outside training.
     """
 

@@ -145,8 +145,8 @@ class Adapter(ABC):
 
         Args:
             block: one of :meth:`blocks`.
-            x: ``(B, T, C)``, what entered the block.
-            attended: ``(B, H, T, D)``, the values as attention mixed them.
+            x: ``(B, T, C)``, what entered the block, or of that the tokens that go on.
+            attended: ``(B, H, T, D)``, the values as attention mixed them for these.
 
         Returns:
             ``(B, T, C)``, what leaves the block.
@@ -161,7 +161,8 @@ class Adapter(ABC):
         """Pool the finished tokens under their decision and classify: ``(B, classes)``.
 
         With ``pre_logits`` the pooled features before the classifier. Pooling over patches runs
-        over the kept ones only (:mod:`dynamicvit.pooling`).
+        over the kept ones only (:mod:`dynamicvit.pooling`). What it reads of the tokens must be
+        what :meth:`reads` says.
         """
 
     def reads(self, backbone: nn.Module) -> int | None:
@@ -191,13 +192,26 @@ class Adapter(ABC):
         return backbone(images)
 
     def run_block(
-        self, backbone: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
+        self,
+        backbone: nn.Module,
+        depth: int,
+        tokens: Tokens,
+        position: Tensor | None,
+        queries: int | None = None,
     ) -> tuple[Tensor, Heads | None]:
         """Block ``depth`` under the tokens' decision.
 
+        Args:
+            backbone: the network.
+            depth: index of the block.
+            tokens: those that enter it.
+            position: what :meth:`embed` gave.
+            queries: let only so many of the first tokens look at the others and go on; ``None`` for
+                all.
+
         Returns:
-            ``(B, P + M, C)``, what leaves the block; and what its attention worked on, ``None``
-            where there was nothing to attend to.
+            ``(B, P + M, C)`` or ``(B, queries, C)``, what leaves the block; and what its attention
+            worked on, ``None`` where there was nothing to attend to.
         """
         block = self.blocks(backbone)[depth]
         if tokens.x.shape[1] == 0:  # no prefix token and nothing kept: nothing to compute
@@ -205,17 +219,32 @@ class Adapter(ABC):
         if self.grad_checkpointing(backbone, depth) and torch.is_grad_enabled():
 
             def run(x: Tensor, decision: Tensor | None) -> tuple[Tensor, Heads]:
-                return self.block(block, depth, replace(tokens, x=x, decision=decision), position)
+                again = replace(tokens, x=x, decision=decision)
+                return self.block(block, depth, again, position, queries)
 
             return checkpoint(run, tokens.x, tokens.decision, use_reentrant=False)
-        return self.block(block, depth, tokens, position)
+        return self.block(block, depth, tokens, position, queries)
 
     def block(
-        self, block: nn.Module, depth: int, tokens: Tokens, position: Tensor | None
+        self,
+        block: nn.Module,
+        depth: int,
+        tokens: Tokens,
+        position: Tensor | None,
+        queries: int | None = None,
     ) -> tuple[Tensor, Heads]:
         """One block: attention that sees no dropped token, and what follows it."""
-        heads = self.attention_inputs(block, depth, tokens, position)
-        return self.after_attention(block, tokens.x, _attended(heads, tokens)), heads
+        heads = self.attention_inputs(block, depth, tokens, position, queries)
+        attended = attend(
+            heads.query,
+            heads.key,
+            heads.value,
+            decision=tokens.key_decision(),
+            size=tokens.key_size(),
+            bias=heads.bias,
+            dropout_p=heads.dropout_p,
+        )
+        return self.after_attention(block, tokens.x[:, :queries], attended), heads
 
     def run_last_block(
         self, backbone: nn.Module, tokens: Tokens, position: Tensor | None
@@ -229,15 +258,9 @@ class Adapter(ABC):
             tokens: those that enter the block, without decision.
             position: what :meth:`embed` gave.
         """
-        depth = len(self.blocks(backbone)) - 1
         read = self.reads(backbone)
-        if read is None or self.grad_checkpointing(backbone, depth):
-            x, _ = self.run_block(backbone, depth, tokens, position)
-            return tokens.with_x(x)
-        block = self.blocks(backbone)[depth]
-        heads = self.attention_inputs(block, depth, tokens, position, queries=read)
-        x = self.after_attention(block, tokens.x[:, :read], _attended(heads, tokens))
-        return Tokens(x, num_prefix=read)
+        x, _ = self.run_block(backbone, len(self.blocks(backbone)) - 1, tokens, position, read)
+        return tokens.with_x(x) if read is None else Tokens(x, num_prefix=read)
 
     # ---------------------------------------------------------------- the classifier
 
@@ -367,16 +390,3 @@ class Adapter(ABC):
         returns a model that follows them.
         """
         return model
-
-
-def _attended(heads: Heads, tokens: Tokens) -> Tensor:
-    """The values as attention among the tokens mixes them, ``(B, H, Q, D)``."""
-    return attend(
-        heads.query,
-        heads.key,
-        heads.value,
-        decision=tokens.key_decision(),
-        size=tokens.key_size(),
-        bias=heads.bias,
-        dropout_p=heads.dropout_p,
-    )

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from dynamicvit.benchmark import (
+    BATCH_SIZES,
+    MEASURED,
+    PRECISIONS,
+    RUNTIMES,
     BenchRow,
     MemoryRow,
-    Spread,
+    Progress,
+    Setting,
     available_cores,
     bench,
+    bench_files,
     peak_memory,
     processor_name,
+    settings_of,
+    versions,
 )
+from dynamicvit.benchmark.plot import plot_rows
 from dynamicvit.cli import app
-from dynamicvit.cli.console import check_json, progress_bar, say, write_json
+from dynamicvit.cli.bench_report import Report, as_numbers
+from dynamicvit.cli.bench_tables import (
+    print_heading,
+    print_machine,
+    print_memory,
+    print_times,
+)
+from dynamicvit.cli.console import check_file, check_json, progress_bar, say, write_json
 from dynamicvit.cli.options import (
     Checkpoint,
     ImageSizeOption,
@@ -35,6 +50,7 @@ from dynamicvit.cli.options import (
     parse_image_size,
 )
 from dynamicvit.errors import InputError
+from dynamicvit.export import ExportMismatchError, format_of, is_exported, load_exported
 from dynamicvit.loading import load_model, set_image_size
 from dynamicvit.macs import (
     DENSE,
@@ -46,7 +62,6 @@ from dynamicvit.macs import (
 )
 from dynamicvit.model import DynamicViT
 from dynamicvit.released import is_release
-from dynamicvit.schedule import Dropped, Schedule
 
 
 @app.command("bench")
@@ -59,102 +74,107 @@ def bench_command(
         str | None,
         typer.Option(help="Instead of a keep ratio: at most so much, as 3.0G or 60% (of dense)."),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of an exported file as --model: another one to compare with.", readable=False
+        ),
+    ] = None,
     batch_size: Annotated[
         list[int] | None, typer.Option(help="Images in a batch; may be repeated; else 1, 8, 32.")
     ] = None,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{', '.join(RUNTIMES)}; may be repeated; else eager."),
+    ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help="fp32 or bf16 (autocast); may be repeated; else both."),
+        typer.Option(help=f"{', '.join(PRECISIONS)}; may be repeated; else fp32 and bf16."),
     ] = None,
     threads: Threads = None,
     image_size: ImageSizeOption = None,
-    seconds: Annotated[float, typer.Option(help="Time for each row, at least 5 pairs.")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="Time for each row, at least 5 rounds.")] = 10.0,
     samples: Annotated[
-        int | None, typer.Option(help="Instead of a time: pairs of runs for each row.")
+        int | None, typer.Option(help="Instead of a time: rounds of runs, 100 for a p99.")
     ] = None,
     memory: Annotated[
         bool, typer.Option("--memory", help="Also measure peak memory, at the largest batch.")
     ] = False,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(help="Images for int8, of any source; by default it is for speed only."),
+    ] = None,
     json_file: JsonFile = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the table: .png, .pdf or .svg.", readable=False)
+    ] = None,
 ) -> None:
     """Time a model dense and pruned, in turn, and print the speed-up with its spread.
 
     Without --released nothing is downloaded: where neither a saved model nor a checkpoint is given
-    the weights are random, which changes neither times nor MACs.
+    the weights are random, which changes neither times nor MACs. An exported file is timed as it
+    is.
     """
     budget = _budget(keep_ratio, macs)
     size = parse_image_size(image_size)
     check_json(json_file)
+    _check_plot(plot)
     console = Console(stderr=json_file == "-")
-    model_name = chosen_model(model_name, released)
-    model = load_model(model_name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=False)
-    size = set_image_size(model, size)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
-    if budget is not None:
-        model.keep_ratio = keep_ratio_for(
-            model, macs=budget.macs, fraction=budget.fraction, image_size=size
-        )
-    report = Report(
-        model=model_name,
-        weights="random" if checkpoint is None and _by_name(model_name) else "given",
-        stages=model.schedule.stages,
-        keep_ratios=model.schedule.keep_ratios,
-        dropped=model.schedule.dropped,
-        image_size=size,
-        dense_macs=schedule_macs(model, DENSE, size),
-        pruned_macs=count_macs(model, size),
-        torch=torch.__version__,
-        threads=available_cores() if threads is None else threads,
-        device=device,
-        processor=torch.cuda.get_device_name() if device == "cuda" else processor_name(),
-    )
+    name = chosen_model(model_name, released)
     plan: dict[str, Any] = {
-        "batch_sizes": batch_size or [1, 8, 32],
-        "precisions": precision or ["fp32", "bf16"],
-        "threads": report.threads,
+        "threads": available_cores() if threads is None else threads,
         "seconds": seconds,
         "samples": samples,
     }
-    rows = _timed(model, size, plan)
-    peaks = _measured(model, size, plan) if memory else []
-    _print_times(console, report, rows)
-    if peaks:
-        _print_memory(console, report, peaks)
-    _write(json_file, report, rows, peaks)
+    if is_exported(name):
+        fixed = {
+            "--checkpoint": checkpoint,
+            "--keep-ratio": keep_ratio,
+            "--macs": macs,
+            "--image-size": image_size,
+            "--runtime": runtime,
+            "--calibrate": calibrate,
+            "--memory": memory or None,
+        }
+        for option, value in fixed.items():
+            if value is not None:
+                raise InputError(f"{name} is timed as it is: leave {option} out")
+        plan |= {"batch_sizes": batch_size, "precisions": precision or ["fp32"]}
+        found = _of_file(name, against, plan)
+    else:
+        if against is not None:
+            raise InputError(f"--against {against} compares exported files, and {name} is none")
+        model = load_model(name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=False)
+        size = set_image_size(model, size)
+        if budget is not None:
+            model.keep_ratio = keep_ratio_for(
+                model, macs=budget.macs, fraction=budget.fraction, image_size=size
+            )
+        weights = "random" if checkpoint is None and _by_name(name) else "given"
+        plan |= {
+            "batch_sizes": batch_size or list(BATCH_SIZES),
+            "runtimes": runtime or ["eager"],
+            "precisions": precision or ["fp32", "bf16"],
+            "calibrate": calibrate,
+        }
+        found = _of_model(model, name, weights, size, plan, memory)
+    print_heading(console, found.report)
+    print_times(console, found.rows)
+    if found.peaks:
+        print_memory(console, found.peaks, next(iter(found.report.stages), None))
+    print_machine(console, found.report)
+    if plot is not None:
+        plot_rows(found.rows, f"{found.report.model}, {found.report.processor}").savefig(plot)
+        say(console, f"saved {plot}")
+    write_json(json_file, as_numbers(*found))
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was measured, and where; a table of it says how much.
+class _Found(NamedTuple):
+    """All that is told."""
 
-    Attributes:
-        model: as it was asked for.
-        weights: "random" or "given".
-        stages: blocks before which tokens are dropped.
-        keep_ratios: share of the patches that each stage leaves.
-        dropped: what becomes of the others.
-        image_size: height and width in pixels.
-        dense_macs: of one image.
-        pruned_macs: of one image, prediction modules included.
-        torch: version.
-        threads: CPU threads.
-        device: "cuda" where there is one, else "cpu"; memory is the CPU's all the same.
-        processor: name of the device.
-    """
-
-    model: str
-    weights: str
-    stages: tuple[int, ...]
-    keep_ratios: tuple[float, ...]
-    dropped: Dropped
-    image_size: tuple[int, int]
-    dense_macs: int
-    pruned_macs: int
-    torch: str
-    threads: int
-    device: str
-    processor: str
+    report: Report
+    rows: list[BenchRow]
+    peaks: list[MemoryRow]
 
 
 # ---------------------------------------------------------------- what is asked for
@@ -174,128 +194,107 @@ def _by_name(model_name: str) -> bool:
     return "/" not in model_name and not known
 
 
+def _check_plot(plot: Path | None) -> None:
+    if plot is None:
+        return
+    endings = (".png", ".pdf", ".svg")
+    if plot.suffix.lower() not in endings:
+        raise InputError(f"--plot {plot}: a plot ends in {', '.join(endings)}")
+    check_file("--plot", plot)
+
+
 # ---------------------------------------------------------------- measuring
 
 
-def _timed(model: DynamicViT, size: tuple[int, int], plan: dict[str, Any]) -> list[BenchRow]:
-    settings = len(plan["batch_sizes"]) * len(plan["precisions"])
+def _of_model(
+    model: DynamicViT,
+    name: str,
+    weights: str,
+    size: tuple[int, int],
+    plan: dict[str, Any],
+    memory: bool,
+) -> _Found:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    settings, left_out = settings_of(plan["runtimes"], plan["precisions"], device)
+    for line in left_out:
+        typer.echo(line, err=True)
+    int8 = any(setting.precision == "int8" for setting in settings)
+    if plan["calibrate"] is not None and not int8:
+        raise InputError(f"--calibrate {plan['calibrate']} goes with --precision int8")
+    report = Report(
+        model=name,
+        weights=weights,
+        stages=model.schedule.stages,
+        keep_ratios=model.schedule.keep_ratios,
+        dropped=model.schedule.dropped,
+        image_size=size,
+        dense_macs=schedule_macs(model, DENSE, size),
+        pruned_macs=count_macs(model, size),
+        threads=plan["threads"],
+        device=device,
+        processor=torch.cuda.get_device_name() if device == "cuda" else processor_name(),
+        versions=versions(setting.runtime for setting in settings),
+        int8=(plan["calibrate"] or "two photographs, for speed only") if int8 else None,
+    )
+    try:
+        with _progress() as progress:
+            rows = bench(model, image_size=size, progress=progress, **plan)
+        peaks = list(_peaks(model, size, plan, settings)) if memory else []
+    except ExportMismatchError as error:
+        typer.echo(f"dynamicvit: {name} can't be timed as a file: {error}", err=True)
+        raise typer.Exit(1) from None
+    return _Found(report, rows, peaks)
+
+
+def _of_file(name: str, against: Path | None, plan: dict[str, Any]) -> _Found:
+    about = load_exported(name).description
+    with _progress() as progress:
+        rows = bench_files(name, against, progress=progress, **plan)
+    report = Report(
+        model=name,
+        weights="given",
+        stages=about.stages,
+        keep_ratios=about.keep_ratios,
+        dropped=about.dropped,
+        image_size=about.input_size[1:],
+        dense_macs=None,
+        pruned_macs=None,
+        threads=plan["threads"],
+        device="cpu",
+        processor=processor_name(),
+        versions=versions([format_of(each) for each in (name, against) if each is not None]),
+        against=None if against is None else str(against),
+    )
+    return _Found(report, rows, [])
+
+
+def _peaks(
+    model: DynamicViT, size: tuple[int, int], plan: dict[str, Any], settings: Sequence[Setting]
+) -> Iterator[MemoryRow]:
+    """Peak memory at the largest batch; in eager mode also with a graph for the backward pass."""
+    for runtime, precision in settings:
+        if runtime not in MEASURED:
+            continue
+        for graph in (False, True) if runtime == "eager" else (False,):
+            yield peak_memory(
+                model,
+                max(plan["batch_sizes"]),
+                precision=precision,
+                image_size=size,
+                threads=plan["threads"],
+                graph=graph,
+                runtime=runtime,
+            )
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar that starts anew for each batch size."""
     with progress_bar() as bar:
-        task = bar.add_task("warming up", total=settings, note="")
-        done = 0
+        task = bar.add_task("making ready", total=1, note="")
 
-        def progress(batch_size: int, precision: str, share: float) -> None:
-            nonlocal done
-            name = f"batch {batch_size}, {precision}"
-            bar.update(task, description=name, completed=done + share)
-            done += share >= 1
+        def progress(batch_size: int, doing: str, share: float) -> None:
+            bar.update(task, description=f"batch {batch_size}, {doing}", completed=share)
 
-        return bench(model, image_size=size, progress=progress, **plan)
-
-
-def _measured(model: DynamicViT, size: tuple[int, int], plan: dict[str, Any]) -> list[MemoryRow]:
-    """Peak memory at the largest batch, without and with a graph for the backward pass."""
-    return [
-        peak_memory(
-            model,
-            max(plan["batch_sizes"]),
-            precision=plan["precisions"][0],
-            image_size=size,
-            threads=plan["threads"],
-            graph=graph,
-        )
-        for graph in (False, True)
-    ]
-
-
-# ---------------------------------------------------------------- printing
-
-
-def _print_times(console: Console, report: Report, rows: list[BenchRow]) -> None:
-    ratios = ", ".join(f"{ratio:.3g}" for ratio in report.keep_ratios)
-    height, width = report.image_size
-    fate = Schedule(report.stages, report.keep_ratios, report.dropped).fate
-    say(
-        console,
-        f"{report.model} ({report.weights} weights), {height}x{width} px, keeps {ratios} of the "
-        f"patches from blocks {', '.join(map(str, report.stages))} on, the others {fate}",
-    )
-    say(
-        console,
-        f"GMACs {report.dense_macs / 1e9:.3g} dense, {report.pruned_macs / 1e9:.3g} pruned: "
-        f"{report.dense_macs / report.pruned_macs:.2f} times fewer",
-    )
-    table = Table(box=None, pad_edge=False)
-    for name in ("batch", "type", "dense\nms", "pruned\nms", "dense\nimg/s", "pruned\nimg/s"):
-        table.add_column(name, justify="right", vertical="bottom")
-    table.add_column(escape("speed-up [quartiles]"), no_wrap=True)
-    table.add_column("pairs", justify="right")
-    for row in rows:
-        table.add_row(
-            str(row.batch_size),
-            row.precision,
-            f"{row.dense_seconds.median * 1e3:.4g}",
-            f"{row.pruned_seconds.median * 1e3:.4g}",
-            f"{row.dense_throughput:.4g}",
-            f"{row.pruned_throughput:.4g}",
-            escape(_speedup(row.speedup, row.conclusive)),
-            str(row.pairs),
-        )
-    console.print(table)
-    if not all(row.conclusive for row in rows):
-        say(
-            console,
-            "unclear: the quartiles lie further apart than the speed-up is from 1; measure for "
-            "longer (--seconds), or on a quieter machine",
-        )
-    say(console, f"torch {report.torch}, {report.threads} threads, {report.processor}")
-
-
-def _speedup(spread: Spread, conclusive: bool) -> str:
-    text = f"{spread.median:.2f} [{spread.low:.2f}–{spread.high:.2f}]"
-    return text if conclusive else f"{text} unclear"
-
-
-def _print_memory(console: Console, report: Report, peaks: list[MemoryRow]) -> None:
-    first = peaks[0]
-    say(console, f"\npeak memory in MiB, batch {first.batch_size}, {first.precision}")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for name in ("dense\nprocess", "pruned\nprocess", "dense\nbatch", "pruned\nbatch"):
-        table.add_column(name, justify="right")
-    for row in peaks:
-        sizes = (
-            row.dense.total,
-            row.pruned.total,
-            row.dense.inference,
-            row.pruned.inference,
-        )
-        table.add_row(
-            "eval(), graph kept" if row.graph else "inference mode",
-            *(f"{size / 2**20:.0f}" for size in sizes),
-        )
-    console.print(table)
-    if report.stages and report.stages[0] > 0:
-        say(
-            console,
-            f"inference mode holds one block's activations at a time: the first {report.stages[0]} "
-            "blocks, which see every patch, set its peak",
-        )
-
-
-def _write(
-    json_file: str | None, report: Report, rows: list[BenchRow], peaks: list[MemoryRow]
-) -> None:
-    numbers = {
-        **asdict(report),
-        "rows": [
-            {
-                **asdict(row),
-                "dense_throughput": row.dense_throughput,
-                "pruned_throughput": row.pruned_throughput,
-                "conclusive": row.conclusive,
-            }
-            for row in rows
-        ],
-        "memory": [asdict(row) for row in peaks],
-    }
-    write_json(json_file, numbers)
+        yield progress

@@ -8,6 +8,7 @@ from dynamicvit.cli import (
     demo,
     evaluate,
     export,
+    stream,
     train,
     visualize,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "demo",
     "evaluate",
     "export",
+    "stream",
     "train",
     "visualize",
 ]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import typer
+
 from dynamicvit.errors import InputError
 from dynamicvit.export import ExportedModel, is_exported, load_exported
+from dynamicvit.inference import PrunedClassifier
 from dynamicvit.loading import load_model, set_image_size
 from dynamicvit.model import DynamicViT
+from dynamicvit.prediction import PredictionModule
 
 
 def load_for_inference(
@@ -52,3 +56,26 @@ def load_for_inference(
             "the model again with it"
         )
     return exported, (height, width)
+
+
+def say_if_untrained(name: str, model: PrunedClassifier) -> None:
+    """Say on standard error that what a model keeps means nothing, if that is so.
+
+    Args:
+        name: the model's, as the user wrote it.
+        model: the model.
+    """
+    if _untrained(model):
+        typer.echo(
+            f"note: the prediction modules of {name} are untrained, so what they keep means "
+            "nothing yet; give --checkpoint, or the folder of a trained model",
+            err=True,
+        )
+
+
+def _untrained(model: PrunedClassifier) -> bool:
+    """Whether the prediction modules are as initialised: with biases of exactly zero."""
+    if not isinstance(model, DynamicViT):  # they can't be looked into
+        return False
+    own = (module for module in model.predictors.modules() if isinstance(module, PredictionModule))
+    return any(not module.head[-1].bias.any() for module in own)

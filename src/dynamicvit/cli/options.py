@@ -6,6 +6,7 @@ it, in one line. Bounds of numbers are checked by the library for the same reaso
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +30,10 @@ Unlabelled = Annotated[
     typer.Option(help="More images, named as DATA is, without labels; may be repeated."),
 ]
 Model = Annotated[str | None, typer.Option(*_MODEL_FLAGS, help=_MODEL)]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(*_MODEL_FLAGS, help=f"{_MODEL[:-1]}, an exported file; may be repeated."),
+]
 Released = Annotated[
     str | None,
     typer.Option(help=f"Download the authors' checkpoint, once: {', '.join(RELEASES)}."),
@@ -107,6 +112,23 @@ def parse_image_size(text: str | None) -> tuple[int, int] | None:
     if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise InputError(f"an image size is written 384 or 224x320, got {text!r}")
     return int(sides[0]), int(sides[-1])
+
+
+_LATENCY = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
+
+
+def parse_latency(text: str | None) -> float | None:
+    """Seconds from ``20ms`` or ``0.5s``.
+
+    Raises:
+        InputError: for any other text, and for nothing.
+    """
+    if text is None:
+        return None
+    found = _LATENCY.fullmatch(text.strip())
+    if found is None or not float(found[1]):
+        raise InputError(f"a latency is positive and written 20ms or 0.5s, got {text!r}")
+    return float(found[1]) * {"ms": 1e-3, "s": 1.0}[found[2]]
 
 
 def use_threads(threads: int | None) -> None:

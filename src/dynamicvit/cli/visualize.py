@@ -10,12 +10,11 @@ from typing import Annotated
 
 import torch
 import typer
-from PIL import Image, ImageOps
 from timm.data.readers.img_extensions import get_img_extensions, is_img_extension
 
 from dynamicvit.cli import app
 from dynamicvit.cli.console import check_folder
-from dynamicvit.cli.inference import load_for_inference
+from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
     Checkpoint,
     CropPct,
@@ -28,11 +27,10 @@ from dynamicvit.cli.options import (
     chosen_model,
     parse_image_size,
 )
-from dynamicvit.data import eval_transform
+from dynamicvit.data import eval_transform, read_upright
 from dynamicvit.errors import InputError
 from dynamicvit.inference import PrunedClassifier
 from dynamicvit.model import DynamicViT, PrunedOutput
-from dynamicvit.prediction import PredictionModule
 from dynamicvit.visualization import (
     class_names,
     denormalise,
@@ -78,18 +76,14 @@ def visualize(
     failed = 0
     for source, target in zip(sources, _targets(sources, output), strict=True):
         try:
-            image = _read(source, model.in_chans)
+            image = read_upright(source, "L" if model.in_chans == 1 else "RGB")
         except InputError as error:
             failed += 1
             typer.echo(f"dynamicvit: {error}", err=True)
             continue
         _draw(model, transform(image)[None], names, source, target)
-    if failed < len(sources) and _untrained(model):
-        typer.echo(
-            f"note: the prediction modules of {model_name} are untrained, so what they keep means "
-            "nothing yet; give --checkpoint, or the folder of a trained model",
-            err=True,
-        )
+    if failed < len(sources):
+        say_if_untrained(model_name, model)
     if failed:
         raise typer.Exit(2)
 
@@ -162,25 +156,6 @@ def _images_in(folder: Path) -> list[Path]:
     )
 
 
-def _read(path: Path, channels: int) -> Image.Image:
-    """The image as people see it: upright, in colour or grey as the model takes it.
-
-    Raises:
-        InputError: naming the file, if it can't be read.
-    """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            return upright.convert("L" if channels == 1 else "RGB")
-    # Broken files raise whatever the decoder stumbles over: OSError, SyntaxError, ValueError,
-    # struct.error, zlib.error, DecompressionBombError ...
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(
-            f"{path} can't be read as an image ({reason or type(error).__name__})"
-        ) from error
-
-
 def _targets(sources: Sequence[Path], folder: Path) -> list[Path]:
     """A picture's path for each image: no two the same, none of them an image that was given."""
     # Case is folded, as file systems exist where Cat.png and cat.png are one file.
@@ -196,14 +171,3 @@ def _targets(sources: Sequence[Path], folder: Path) -> list[Path]:
         taken.add(key)
         targets.append(target)
     return targets
-
-
-# ---------------------------------------------------------------- the model
-
-
-def _untrained(model: PrunedClassifier) -> bool:
-    """Whether the prediction modules are as initialised: with biases of exactly zero."""
-    if not isinstance(model, DynamicViT):  # they can't be looked into
-        return False
-    own = (module for module in model.predictors.modules() if isinstance(module, PredictionModule))
-    return any(not module.head[-1].bias.any() for module in own)

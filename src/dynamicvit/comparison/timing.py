@@ -62,7 +62,7 @@ def time_way(
     Args:
         model: at its budget, on the device to measure.
         dense: the network that it is compared with.
-        precision: a key of :data:`~dynamicvit.benchmark.PRECISIONS`.
+        precision: a key of :data:`~dynamicvit.benchmark.timer.AUTOCAST`.
         threads: CPU threads.
         seconds: for each batch size.
         batch_sizes: images in a batch.
@@ -74,6 +74,7 @@ def time_way(
         precisions=(precision,),
         threads=threads,
         seconds=seconds,
+        reference=False,
     )
     timings = []
     for row in rows:

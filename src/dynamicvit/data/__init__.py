@@ -10,6 +10,7 @@ from dynamicvit.data.images import ImageData, Sample, Unreadable
 from dynamicvit.data.sources import UNLABELLED
 from dynamicvit.data.splits import split
 from dynamicvit.data.transforms import eval_transform, train_transform
+from dynamicvit.data.upright import read_upright
 
 __all__ = [
     "UNLABELLED",
@@ -22,6 +23,7 @@ __all__ = [
     "class_map_for",
     "eval_transform",
     "imagenet_class_map",
+    "read_upright",
     "split",
     "train_transform",
 ]

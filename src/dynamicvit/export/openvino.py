@@ -39,11 +39,18 @@ def write(program: ExportedProgram, description: Description, path: Path) -> Non
         program: the graph.
         description: kept in the graph's ``rt_info``.
         path: of the ``.xml``.
+
+    Raises:
+        InputError: if OpenVINO does not know what the graph does.
     """
     openvino = need("openvino", _EXTRA)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = openvino.convert_model(program)
+        try:
+            model = openvino.convert_model(program)
+        except Exception as error:  # its own classes, which it does not export
+            reason = str(error).strip().splitlines()[-1:]
+            raise InputError(f"OpenVINO can't convert this model ({' '.join(reason)})") from error
     model.reshape([description.batch or -1, *description.input_size])
     model.inputs[0].get_tensor().set_names({"images"})
     for output, name in zip(model.outputs, description.outputs, strict=True):

@@ -1,0 +1,278 @@
+"""`dynamicvit stream`: classify a video, a camera or a folder of images, frame by frame."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from dynamicvit.cli import app
+from dynamicvit.cli.console import StoppedError, check_file
+from dynamicvit.cli.inference import load_for_inference, say_if_untrained
+from dynamicvit.cli.options import (
+    Checkpoint,
+    CropPct,
+    ImageSizeOption,
+    Models,
+    NoPretrained,
+    Precision,
+    Released,
+    Threads,
+    autocast_dtype,
+    check_one_model,
+    chosen_model,
+    parse_image_size,
+    parse_latency,
+    use_threads,
+)
+from dynamicvit.cli.stream_view import View, print_summary
+from dynamicvit.data import eval_transform
+from dynamicvit.errors import InputError
+from dynamicvit.export import ExportedModel
+from dynamicvit.model import DynamicViT
+from dynamicvit.streaming import (
+    Controller,
+    Event,
+    Feed,
+    Tally,
+    costs_of,
+    level_line,
+    levels_of,
+    line_of,
+    milliseconds,
+    open_source,
+    stream,
+)
+from dynamicvit.training.stopping import stop_requests
+from dynamicvit.visualization import class_names
+
+#: What a target may choose among where nothing is said.
+RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5)
+
+Write = Callable[[dict[str, Any]], None]
+
+
+@app.command("stream")
+def stream_command(
+    source_name: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A video file, a folder of images, or a camera: camera:0, /dev/video0.",
+        ),
+    ],
+    model_names: Models = None,
+    released: Released = None,
+    checkpoint: Checkpoint = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            help="Frames a second; 0: as fast as they are classified, none dropped. By default a "
+            "video's and a camera's own, and 0 for a folder."
+        ),
+    ] = None,
+    target_latency: Annotated[
+        str | None,
+        typer.Option(help="20ms: go down and up among the keep ratios to hold it."),
+    ] = None,
+    keep_ratio: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Keep ratio ρ; repeated, those that --target-latency may use "
+            f"({', '.join(map(str, RATIOS))} if none is given)."
+        ),
+    ] = None,
+    queue: Annotated[int, typer.Option(help="Frames that wait; one more drops the oldest.")] = 2,
+    top: Annotated[int, typer.Option(help="Classes in each answer.")] = 1,
+    lines_file: Annotated[
+        str | None,
+        typer.Option("--json", "-o", metavar="FILE", help="Write JSON lines; - prints them."),
+    ] = None,
+    precision: Precision = "fp32",
+    threads: Threads = None,
+    image_size: ImageSizeOption = None,
+    crop_pct: CropPct = None,
+    no_pretrained: NoPretrained = False,
+) -> None:
+    """Classify the frames of SOURCE in order, as they come, and drop those that come too late.
+
+    The model may be an exported file. --model may be repeated with --target-latency: models or
+    files of several keep ratios.
+    """
+    target = parse_latency(target_latency)
+    size = parse_image_size(image_size)
+    if lines_file not in (None, "-"):
+        check_file("--json", lines_file)
+    use_threads(threads)
+    _check_choice(model_names, released, checkpoint, keep_ratio, target)
+    source = open_source(source_name, fps)
+    models, size = _load(
+        model_names or [chosen_model(None, released)],
+        checkpoint=checkpoint,
+        image_size=size,
+        precision=precision,
+        pretrained=not no_pretrained,
+    )
+    first = models[0][1]
+    if target is not None and not keep_ratio and len(models) == 1 and isinstance(first, DynamicViT):
+        keep_ratio = list(RATIOS)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for _, model in models:
+        model.to(device)
+    levels = levels_of(models, keep_ratio or (), device=device, precision=autocast_dtype(precision))
+    with stop_requests() as request:
+        feed = Feed(
+            source,
+            _preparation(first, size, crop_pct),
+            fps=fps,
+            places=queue,
+            stopped=lambda: bool(request.signum),
+        )
+        costs = costs_of(levels, torch.zeros(1, first.in_chans, *size))
+        controller = None
+        if target is not None:
+            controller = Controller(costs, target, period=feed.period, places=queue)
+        events = stream(feed, levels, class_names(first), top=top, controller=controller)
+        console, tally = Console(stderr=lines_file == "-"), Tally(target)
+        settings = {
+            "source": source_name,
+            "fps": feed.period and round(1 / feed.period, 3),
+            "target_ms": milliseconds(target),
+            "image_size": size,
+            "precision": precision,
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "levels": [
+                {**level_line(level), "computing_ms": milliseconds(cost)}
+                for level, cost in zip(levels, costs, strict=True)
+            ],
+        }
+        with _writer(lines_file) as write:
+            write({"event": "start", **settings})
+            problem = _run(feed, events, tally, write, console)
+            ended = "broken" if problem else "interrupted" if request.signum else "complete"
+            summary = tally.summary(feed.dropped)
+            write({"event": "end", "ended": ended, **summary})
+    print_summary(console, source_name, summary)
+    if problem is not None:
+        raise problem
+    if request.signum:
+        raise StoppedError(f"stopped after {tally.frames} frames", request.signum)
+    if not tally.frames + tally.unreadable:
+        raise InputError(f"{source_name} holds no frames")
+    if tally.unreadable:
+        raise typer.Exit(2)
+
+
+# ---------------------------------------------------------------- what is asked for
+
+
+def _check_choice(
+    models: list[str] | None,
+    released: str | None,
+    checkpoint: Path | None,
+    keep_ratios: list[float] | None,
+    target: float | None,
+) -> None:
+    """Refuse what does not go together, before anything is loaded.
+
+    Raises:
+        InputError: naming the options.
+    """
+    check_one_model(models[0] if models else None, released)
+    models, keep_ratios = models or [], keep_ratios or []
+    several = len(models) > 1
+    if several and checkpoint is not None:
+        raise InputError(f"--checkpoint {checkpoint} goes with one model, got {', '.join(models)}")
+    if several and keep_ratios:
+        raise InputError(
+            f"--keep-ratio {keep_ratios[0]}: several models have a keep ratio each; "
+            "leave it out, or give one model"
+        )
+    if target is None and (several or len(keep_ratios) > 1):
+        given = ", ".join(models if several else map(str, keep_ratios))
+        raise InputError(f"--target-latency chooses among {given}: give it, or only one of them")
+
+
+def _load(
+    names: list[str], *, image_size: tuple[int, int] | None, **options: Any
+) -> tuple[list[tuple[str, DynamicViT | ExportedModel]], tuple[int, int]]:
+    """The models by name, and the height and width of the images that all of them take.
+
+    Raises:
+        InputError: if they take different ones, or one can't be loaded.
+    """
+    models, sizes = [], []
+    for name in names:
+        model, size = load_for_inference(name, image_size=image_size, **options)
+        if sizes and size != sizes[0]:
+            raise InputError(
+                f"{names[0]} and {name} can't take turns: images of {sizes[0][0]}x{sizes[0][1]} "
+                f"and {size[0]}x{size[1]} pixels"
+            )
+        say_if_untrained(name, model)
+        models.append((name, model))
+        sizes.append(size)
+    return models, sizes[0]
+
+
+def _preparation(
+    model: DynamicViT | ExportedModel, size: tuple[int, int], crop_pct: float | None
+) -> Callable[[Image.Image], Tensor]:
+    """From a frame to ``(1, channels, height, width)``."""
+    transform = eval_transform(model, size, crop_pct)
+    mode = "L" if model.in_chans == 1 else "RGB"
+    return lambda frame: transform(frame.convert(mode))[None]
+
+
+# ---------------------------------------------------------------- running
+
+
+def _run(
+    feed: Feed, events: Iterator[Event], tally: Tally, write: Write, console: Console
+) -> Exception | None:
+    """Count, write and show all events; gives what went wrong, if so, after what came before."""
+    try:
+        with View(console, tally) as view, feed:
+            for event in events:
+                tally.add(event)
+                write(line_of(event))
+                view.show(event, feed.dropped)
+    except StoppedError:
+        raise
+    except Exception as error:
+        return error
+    return None
+
+
+@contextmanager
+def _writer(file: str | None) -> Iterator[Write]:
+    """Writes an object as a line, at once, so that others can follow."""
+    if file is None:
+        yield lambda found: None
+    elif file == "-":
+        yield _print_line
+    else:
+        with open(file, "w", encoding="utf-8", buffering=1) as lines:
+            yield lambda found: print(json.dumps(found), file=lines)
+
+
+def _print_line(found: dict[str, Any]) -> None:
+    try:
+        print(json.dumps(found), flush=True)
+    except BrokenPipeError:  # as of `| head`
+        # Python would try again to write what is left when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        message = "stopped, for nobody reads the lines any more"
+        raise StoppedError(message, getattr(signal, "SIGPIPE", signal.SIGTERM)) from None

@@ -1,0 +1,132 @@
+"""What `dynamicvit stream` shows while it runs, and at its end."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from dynamicvit.cli.console import LineNowAndThen, say
+from dynamicvit.streaming import Answer, Change, Event, Missed, Tally, Unreadable
+
+#: Between two pictures of the numbers, in seconds.
+_REFRESH = 0.25
+
+#: Of frames that can't be read so many are named; all are in the JSON lines.
+_NAMED = 10
+
+_PARTS = ("latency", "waiting", "computing")
+
+
+class View:
+    """The last frames in numbers, on a terminal; elsewhere a line now and then.
+
+    Args:
+        console: where events are printed.
+        tally: of the events, each counted before it is shown.
+    """
+
+    def __init__(self, console: Console, tally: Tally) -> None:
+        self._console = console
+        self._tally = tally
+        errors = Console(stderr=True)  # so that the output can be piped
+        self._live = Live(console=errors, transient=True) if errors.is_terminal else None
+        self._lines = LineNowAndThen(errors)
+        self._shown = -_REFRESH
+
+    def __enter__(self) -> View:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, event: Event, dropped: int) -> None:
+        """Show an event.
+
+        Args:
+            event: what has happened.
+            dropped: frames lost so far.
+        """
+        if isinstance(event, Change):
+            say(
+                self._console,
+                f"frame {event.index}: {event.before} -> {event.after}; "
+                f"{_nine_of_ten(event.measured, event.target)}",
+            )
+        elif isinstance(event, Missed):
+            say(
+                self._console,
+                f"frame {event.index}: not even {event.level} holds the target; "
+                f"{_nine_of_ten(event.measured, event.target)}",
+            )
+        elif isinstance(event, Unreadable) and self._tally.unreadable <= _NAMED:
+            say(Console(stderr=True), f"dynamicvit: {event.problem}")
+        elif isinstance(event, Answer):
+            self._now_and_then(event, dropped)
+
+    def _now_and_then(self, answer: Answer, dropped: int) -> None:
+        now = time.monotonic()
+        if now - self._shown < _REFRESH:
+            return
+        self._shown = now
+        state = (
+            f"frame {answer.index}, {self._tally.recent_rate:.1f} a second, {dropped} dropped, "
+            f"{answer.level}: {answer.classes[0].name} ({answer.classes[0].probability:.0%})"
+        )
+        recent = {part: self._tally.recent(part) for part in _PARTS}
+        if self._live is not None:
+            # Made here and not in the thread that draws: the numbers change meanwhile.
+            self._live.update(_table(recent, 1e3, caption=state))
+        else:
+            latency = ", ".join(f"{name} {s * 1e3:.1f}" for name, s in recent["latency"].items())
+            self._lines.say(f"{state}; latency {latency} ms")
+
+
+def print_summary(console: Console, source: str, summary: dict[str, Any]) -> None:
+    """Print what a stream came to.
+
+    Args:
+        console: where.
+        source: its name.
+        summary: of :meth:`~dynamicvit.streaming.Tally.summary`.
+    """
+    unreadable = summary["unreadable"]
+    say(
+        console,
+        f"{source}: {summary['frames']} frames in {summary['seconds']:.1f} s, "
+        f"{summary['fps']:.1f} a second; {summary['dropped']} dropped"
+        + (f", {unreadable} unreadable" if unreadable else ""),
+    )
+    if not summary["frames"]:
+        return
+    console.print(_table({part: summary[f"{part}_ms"] for part in _PARTS}), highlight=False)
+    if "changes" in summary:
+        levels = ", ".join(_of_level(level) for level in summary["levels"])
+        share = summary["within_target"]
+        say(console, f"{share:.1%} within the target; {levels}; {summary['changes']} changes")
+
+
+def _table(parts: dict[str, dict[str, float]], unit: float = 1.0, caption: str = "") -> Table:
+    """Percentiles, a row for each part."""
+    table = Table(box=None, pad_edge=False, caption=caption or None, caption_justify="left")
+    table.add_column("ms")
+    for name in parts["latency"]:
+        table.add_column(name, justify="right")
+    for part, values in parts.items():
+        table.add_row(part, *(f"{value * unit:.1f}" for value in values.values()))
+    return table
+
+
+def _of_level(level: dict[str, Any]) -> str:
+    ratio = "its own ratios" if level["keep_ratio"] is None else f"ρ {level['keep_ratio']:.3g}"
+    return f"{level['frames']} frames at {ratio}"
+
+
+def _nine_of_ten(measured: float, target: float) -> str:
+    return f"nine of ten frames took up to {measured * 1e3:.1f} ms, target {target * 1e3:g} ms"

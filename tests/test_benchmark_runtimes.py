@@ -1,0 +1,281 @@
+"""The benchmark's runtimes: each runs the network that it says, and says if it can't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynamicvit import DynamicViT, InputError
+from dynamicvit.benchmark import RUNTIMES, bench, bench_files, peak_memory
+from dynamicvit.benchmark.plot import plot_rows
+from dynamicvit.benchmark.runtimes import Job, compiled, exported, onednn
+from dynamicvit.export import export
+from dynamicvit.macs import DENSE, executed_macs
+from dynamicvit.networks import DenseNetwork
+from dynamicvit.onednn import OneDNNLinear
+from families import DEIT, assert_agree
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*pickle.*:UserWarning"
+)
+
+FILES = ("onnx", "openvino")
+
+
+@pytest.fixture(scope="module")
+def model() -> DynamicViT:
+    return DEIT.sparse(depth=2, stages=(1,))
+
+
+@pytest.fixture(scope="module")
+def files(model: DynamicViT, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pruned.xml and dense.xml of any batch size, and two.onnx of two images."""
+    folder = tmp_path_factory.mktemp("files")
+    export(model, folder / "pruned.xml")
+    export(RUNTIMES["openvino"].dense(model), folder / "dense.xml")
+    export(model, folder / "two.onnx", batch=2)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["eager", *FILES])
+def test_dense_keeps_every_patch(name: str, model: DynamicViT) -> None:
+    dense = RUNTIMES[name].dense(model)
+    if name == "eager":  # as its own library runs it
+        assert isinstance(dense, DenseNetwork)
+    else:
+        assert isinstance(dense, DynamicViT)
+        assert dense.schedule == DENSE
+    assert dense.backbone is model.backbone
+    images = DEIT.images()
+    with torch.inference_mode():
+        assert_agree(dense(images), model.backbone(images))
+
+
+def test_onednn_is_of_a_copy(
+    model: DynamicViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, images = RUNTIMES["onednn"], DEIT.images()
+    runtime.check("fp32")
+    answers: list[Tensor] = []
+
+    def watched(work, device_type, precision):
+        network = work.func
+        assert (device_type, precision) == ("cpu", "fp32")
+        assert any(type(layer) is OneDNNLinear for layer in network.modules())
+        assert all(a is b for a, b in zip(network.parameters(), model.parameters(), strict=True))
+        answers.append(work())
+
+    monkeypatch.setattr(onednn, "infer", watched)
+    with torch.inference_mode():
+        runtime.prepare(Job(model, "pruned", images, "fp32", tmp_path))()
+        assert_agree(answers[0], model(images))
+    assert not any(type(layer) is OneDNNLinear for layer in model.modules())
+    assert runtime.why_not("fp32", "cpu") is None
+    assert runtime.why_not("bf16", "cpu") == "onednn computes in fp32"
+    assert runtime.why_not("fp32", "cuda") == "onednn computes on the CPU"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_are_timed_do_what_the_model_does(
+    name: str, model: DynamicViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of each network, written once for all batch sizes and precisions."""
+    runtime = RUNTIMES[name]
+    images = DEIT.images(3)
+    answers: list[Tensor] = []
+    written: list[str] = []
+
+    def watched(network, file, *, image_size):
+        written.append(file.name)
+        return export(network, file, image_size=image_size)
+
+    monkeypatch.setattr(exported, "export", watched)
+    monkeypatch.setattr(exported, "run_file", lambda file, images: answers.append(file(images)))
+    networks = {"dense": runtime.dense(model), "pruned": model}
+    for precision in ("fp32", "bf16") if name == "openvino" else ("fp32",):
+        for part, network in networks.items():
+            runtime.prepare(Job(network, part, images, precision, tmp_path))()
+    suffix = ".onnx" if name == "onnx" else ".xml"
+    assert written == [f"dense{suffix}", f"pruned{suffix}"]
+    with torch.inference_mode():
+        for place, network in enumerate(networks.values()):
+            assert_agree(answers[place], network(images), 1e-4)
+    if name == "openvino":  # bf16 is another precision
+        assert (answers[2] - answers[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("calibrate", [None, "photos"])
+def test_int8_has_a_file_of_its_own(
+    calibrate: str | None, model: DynamicViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checked where the images to calibrate on are the user's; else it is for speed only."""
+    asked: list[dict] = []
+
+    def quantised(network, file, **arguments):
+        asked.append(arguments)
+        export(network, file)
+
+    monkeypatch.setattr(exported, "export_int8", quantised)
+    job = Job(model, "pruned", DEIT.images(), "int8", tmp_path, calibrate)
+    RUNTIMES["onnx"].prepare(job)()
+    RUNTIMES["onnx"].prepare(job)()
+    [arguments] = asked
+    assert arguments["image_size"] == DEIT.size
+    assert arguments.get("calibrate") == calibrate
+    assert arguments.get("least_agreement") == (0.0 if calibrate is None else None)
+    assert [file.name for file in tmp_path.glob("*.onnx")] == ["pruned-int8.onnx"]
+
+
+def test_rows_of_files(model: DynamicViT) -> None:
+    row, larger = bench(model, batch_sizes=[1, 2], runtimes=["onnx"], samples=2, threads=1)
+    assert (row.runtime, row.precision) == ("onnx", "fp32")
+    assert (row.batch_size, larger.batch_size) == (1, 2)
+    assert row.reference is not None
+    assert row.reference is not row.dense
+    # Against a dense network that saves what the pruned one saves besides tokens.
+    assert row.pruned_macs == executed_macs(model)
+    assert row.dense_macs == executed_macs(RUNTIMES["onnx"].dense(model))
+    assert row.dense_macs < executed_macs(model.backbone)
+
+
+def test_a_compiled_network_is_compiled_once_for_its_shape(
+    model: DynamicViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler itself takes a minute; here, what it is told."""
+    asked: list[dict] = []
+
+    def compiler(network, **arguments):
+        asked.append(arguments)
+        return network
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    images = DEIT.images()
+    work = RUNTIMES["compile"].prepare(Job(model, "pruned", images, "fp32", tmp_path))
+    with torch.inference_mode():
+        assert torch.equal(work(), model(images))
+        work()
+    [arguments] = asked
+    assert arguments["dynamic"] is False
+    assert arguments["options"]["freezing"]
+    assert not arguments["options"]["triton.cudagraphs"]
+
+
+def test_any_number_of_networks_is_compiled() -> None:
+    """With shared code the compiler gives up after so many, without a word unless asked for it."""
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for width in (1, 2, 3):
+            work = compiled.with_code_of_its_own(nn.Linear(width, 1))
+            ready = torch.compile(work, backend="eager", fullgraph=True, dynamic=False)
+            ready(torch.ones(1, width))
+
+
+class TestBenchFiles:
+    def test_a_file_against_another(self, files: Path) -> None:
+        rows = bench_files(
+            files / "pruned.xml",
+            files / "dense.xml",
+            batch_sizes=[1, 2],
+            precisions=["fp32", "bf16"],
+            samples=2,
+            threads=1,
+        )
+        assert [(row.batch_size, row.runtime, row.precision) for row in rows] == [
+            (1, "openvino", "fp32"),
+            (1, "openvino", "bf16"),
+            (2, "openvino", "fp32"),
+            (2, "openvino", "bf16"),
+        ]
+        for row in rows:
+            assert row.dense is not None
+            assert row.dense is not row.pruned
+            assert row.reference is None
+
+    def test_a_file_alone_takes_its_own_batch_size(self, files: Path) -> None:
+        [row] = bench_files(files / "two.onnx", samples=2, threads=1)
+        assert (row.batch_size, row.runtime, row.dense) == (2, "onnx", None)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"batch_sizes": [2, 3]}, "two.onnx takes batches of 2, not of 3"),
+            ({"batch_sizes": [0]}, "at least 1, got 0"),
+            ({"precisions": ["bf16"]}, "fp32, not in bf16"),
+            ({"precisions": []}, "at least one precision"),
+            ({"threads": 0}, "threads are at least 1, got 0"),
+        ],
+    )
+    def test_bad_input(self, arguments: dict, message: str, files: Path) -> None:
+        with pytest.raises(InputError, match=message):
+            bench_files(files / "two.onnx", **arguments)
+
+    def test_files_that_take_other_images(self, files: Path, tmp_path: Path) -> None:
+        other = DEIT.sparse(depth=2, stages=(1,), img_size=(32, 48))
+        export(other, tmp_path / "other.xml", batch=2)
+        with pytest.raises(InputError, match="take other images: 3x32x48 and 3x64x80"):
+            bench_files(files / "pruned.xml", tmp_path / "other.xml")
+
+
+class TestMissing:
+    @pytest.mark.parametrize(("name", "package"), [("onnx", "onnx"), ("openvino", "openvino")])
+    def test_a_package(
+        self, name: str, package: str, model: DynamicViT, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(__import__("sys").modules, package, None)
+        with pytest.raises(InputError, match=rf"pip install 'dynamicvit\[{name}\]'"):
+            bench(model, runtimes=["eager", name], batch_sizes=[1], samples=2)
+
+    def test_the_compiler(self, model: DynamicViT, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compiled, "has_compiler", lambda: False)
+        with pytest.raises(InputError, match=r"needs a C\+\+ compiler, and g\+\+ is not installed"):
+            bench(model, runtimes=["compile"], batch_sizes=[1], samples=2)
+
+
+class TestMemory:
+    def test_of_a_file(self, model: DynamicViT) -> None:
+        """Weights and runtime, in processes that load the file."""
+        row = peak_memory(model, 2, runtime="onnx", threads=1)
+        assert row.runtime == "onnx"
+        for peak in (row.dense, row.pruned):
+            assert peak.total > peak.inference >= 0
+            assert peak.total > 50 << 20
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"runtime": "compile"}, "measured in eager, onnx, openvino, not in compile"),
+            ({"runtime": "onnx", "precision": "bf16"}, "onnx computes in fp32 or int8"),
+            ({"runtime": "onnx", "graph": True}, "onnx keeps no graph"),
+        ],
+    )
+    def test_what_is_not_measured(self, arguments: dict, message: str, model: DynamicViT) -> None:
+        with pytest.raises(InputError, match=message):
+            peak_memory(model, 2, **arguments)
+
+
+class TestPlot:
+    def test_a_panel_for_each_batch_size_and_a_bar_for_each_network(
+        self, model: DynamicViT
+    ) -> None:
+        rows = bench(model, batch_sizes=[1, 2], samples=2, threads=1)
+        panels = plot_rows(rows, "title").axes
+        assert [panel.get_title() for panel in panels] == ["batch 1", "batch 2"]
+        for place, panel in enumerate(panels):
+            bars = [bar.get_width() for bar in panel.patches]
+            expected = [
+                row.reference.over(times).median
+                for row in rows[2 * place : 2 * place + 2]
+                for times in (row.dense, row.pruned)
+            ]
+            assert bars == pytest.approx(expected)
+        ticks = [label.get_text() for label in panels[0].get_yticklabels()]
+        assert ticks == ["eager fp32", "eager bf16"]
+
+    def test_files_have_images_per_second(self, files: Path) -> None:
+        rows = bench_files(files / "two.onnx", samples=2, threads=1)
+        [panel] = plot_rows(rows).axes
+        assert panel.get_xlabel() == "images per second"
+        [bar] = panel.patches
+        assert bar.get_width() == pytest.approx(rows[0].pruned_throughput, rel=0.5)
