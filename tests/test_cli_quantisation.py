@@ -39,6 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a broken command writes after all is not written into the repository."""
+    monkeypatch.chdir(tmp_path)
+
+
 def test_int8_the_whole_way(
     saved: Path, folder: Path, tmp_path: Path, command: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:
