@@ -82,12 +82,9 @@ def test_a_hiccup_now_and_then_is_no_reason() -> None:
 
 def test_frames_that_waited_through_the_level_before_do_not_count() -> None:
     controller = Controller(COSTS, 0.025, places=3)
-    found = play(controller, FEWEST, lambda frame: 1.6)
-    assert levels(found) == [1]
+    assert levels(play(controller, FEWEST, lambda frame: 1.6)) == [1]
     assert play(controller, 3, lambda frame: 100.0) == []
-    assert play(controller, 200, lambda frame: 0.9) == [
-        (29, Step(1, 0, pytest.approx(0.0153)))
-    ] or (controller.level == 0)
+    assert levels(play(controller, 200, lambda frame: 0.9)) == [0]
 
 
 def test_what_can_not_be_held_is_said_once() -> None:

@@ -97,7 +97,11 @@ def test_a_fast_machine_answers_each_frame_as_it_comes() -> None:
 def test_a_slow_machine_drops_the_oldest_and_never_falls_behind(places: int) -> None:
     clock = Clock()
     camera = Camera(300, 30, clock, places)
-    found = answers(list(stream(camera, machine(clock, 0.1), NAMES, clock=clock)))
+    start, found = clock.now, []
+    for answer in stream(camera, machine(clock, 0.1), NAMES, clock=clock):
+        assert isinstance(answer, Answer)
+        assert answer.latency == pytest.approx(clock.now - start - answer.index / 30)
+        found.append(answer)
     shown = indices(found)
     assert shown == sorted(set(shown))
     assert shown[-1] == 299
