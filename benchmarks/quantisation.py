@@ -16,14 +16,13 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
+from dynamicvit.benchmark.timer import time_in_turn
 from dynamicvit.data import ImageData, Loader, class_map_for, eval_transform
 from dynamicvit.evaluation import evaluate
 from dynamicvit.export import export, export_int8, load_exported
@@ -67,7 +66,7 @@ def main() -> None:
         for name, dropped, kind, precision in STEPS:
             exported = load_exported(_file(options, dropped, kind), precision)
             work[name] = partial(_infer, exported, images)
-        for name, times in _in_turn(work, options.seconds).items():
+        for name, times in _in_turn(work, options.threads, options.seconds).items():
             rows.append({"batch": batch, "step": name, "top1": found[name], **times})
             print(rows[-1], flush=True)
     with (options.output / "staircase.csv").open("w", newline="") as file:
@@ -147,29 +146,20 @@ def _infer(network: nn.Module, images: Tensor) -> None:
     network(images)
 
 
-def _in_turn(work: dict[str, Callable[[], Any]], seconds: float) -> dict[str, dict[str, float]]:
+def _in_turn(
+    work: dict[str, Callable[[], Any]], threads: int, seconds: float
+) -> dict[str, dict[str, float]]:
     """Median time of a batch, and the reference's over it in the same round: median, quartiles."""
-    for run in work.values():
-        run()
-        run()
-    times: dict[str, list[float]] = {name: [] for name in work}
-    end = perf_counter() + seconds
-    while perf_counter() < end or len(times[REFERENCE]) < 3:
-        for name, run in work.items():
-            run()  # the runtime before may have left threads spinning, and caches cold
-            started = perf_counter()
-            run()
-            times[name].append(perf_counter() - started)
+    times = dict(zip(work, time_in_turn(list(work.values()), threads, seconds, None), strict=True))
     told = {}
     for name, own in times.items():
-        ratios = sorted(a / b for a, b in zip(times[REFERENCE], own, strict=True))
+        ratio = times[REFERENCE].over(own)
         told[name] = {
-            "milliseconds": round(1e3 * median(own), 3),
-            "fastest": round(1e3 * min(own), 3),
-            "speed_up": round(median(ratios), 2),
-            "lower": round(ratios[len(ratios) // 4], 2),
-            "upper": round(ratios[(3 * len(ratios)) // 4], 2),
-            "rounds": len(own),
+            "milliseconds": round(1e3 * own.spread.median, 3),
+            "speed_up": round(ratio.median, 2),
+            "lower": round(ratio.low, 2),
+            "upper": round(ratio.high, 2),
+            "rounds": len(own.seconds),
         }
     return told
 
