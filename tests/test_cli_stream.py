@@ -26,7 +26,6 @@ from pictures import write_image
 
 pytest.importorskip("av")
 
-sys.path.append(str(Path(__file__).parent / "streaming"))
 from clips import write_clip
 
 Main = Callable[..., int]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from dynamicvit.cli.console import LineNowAndThen, say
 from dynamicvit.streaming import Answer, Change, Event, Missed, Tally, Unreadable
@@ -82,7 +83,8 @@ class View:
         recent = {part: self._tally.recent(part) for part in _PARTS}
         if self._live is not None:
             # Made here and not in the thread that draws: the numbers change meanwhile.
-            self._live.update(_table(recent, 1e3, caption=state))
+            line = Text(state, no_wrap=True, overflow="ellipsis")
+            self._live.update(Group(_table(recent, 1e3), line))
         else:
             latency = ", ".join(f"{name} {s * 1e3:.1f}" for name, s in recent["latency"].items())
             self._lines.say(f"{state}; latency {latency} ms")
@@ -112,9 +114,9 @@ def print_summary(console: Console, source: str, summary: dict[str, Any]) -> Non
         say(console, f"{share:.1%} within the target; {levels}; {summary['changes']} changes")
 
 
-def _table(parts: dict[str, dict[str, float]], unit: float = 1.0, caption: str = "") -> Table:
+def _table(parts: dict[str, dict[str, float]], unit: float = 1.0) -> Table:
     """Percentiles, a row for each part."""
-    table = Table(box=None, pad_edge=False, caption=caption or None, caption_justify="left")
+    table = Table(box=None, pad_edge=False)
     table.add_column("ms")
     for name in parts["latency"]:
         table.add_column(name, justify="right")
