@@ -87,8 +87,7 @@ def read(path: Path, precision: str = "fp32") -> tuple[Runner, Description]:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     if description.batch is None:
-        queue = openvino.AsyncInferQueue
-        return in_streams(core, model, settings, description.outputs, queue), description
+        return in_streams(core, model, settings, description.outputs), description
     compiled = core.compile_model(model, "CPU", settings)
 
     def run(images: Tensor) -> list[Tensor]:

@@ -18,9 +18,7 @@ from dynamicvit.export.runner import Runner
 MOST_AT_ONCE = 16
 
 
-def in_streams(
-    core: Any, model: Any, settings: dict[str, Any], outputs: list[str], queue_class: Any
-) -> Runner:
+def in_streams(core: Any, model: Any, settings: dict[str, Any], outputs: list[str]) -> Runner:
     """A runner for any number of images; it compiles for one, and for many, when first asked.
 
     Args:
@@ -28,7 +26,6 @@ def in_streams(
         model: with any number of images as input.
         settings: for the CPU.
         outputs: names of the outputs, in order.
-        queue_class: ``openvino.AsyncInferQueue``.
     """
     threads = torch.get_num_threads()
     made: dict[str, Any] = {}
@@ -44,18 +41,18 @@ def in_streams(
     def many(images: Tensor) -> list[Tensor]:
         if "many" not in made:
             compiled = core.compile_model(model, "CPU", {**settings, "NUM_STREAMS": threads})
-            made["many"] = queue_class(compiled, threads)
-        queue, parts = made["many"], shares(images, threads)
-        found: list[list[Tensor]] = [[] for _ in parts]
-
-        def keep(request: Any, part: int) -> None:
-            tensors = (request.get_tensor(name).data for name in outputs)
-            found[part] = [torch.from_numpy(tensor.copy()) for tensor in tensors]
-
-        queue.set_callback(keep)
-        for part, share in enumerate(parts):
-            queue.start_async({"images": share.numpy()}, part)
-        queue.wait_all()
+            made["many"] = [compiled.create_infer_request() for _ in range(threads)]
+        parts, found = shares(images, threads), []
+        # No callbacks, and so no AsyncInferQueue: the network's end waits for its threads, and
+        # those, to let go of a callback of Python's, for the interpreter, which waits for that end.
+        for first in range(0, len(parts), threads):
+            working = list(zip(made["many"], parts[first : first + threads], strict=False))
+            for request, share in working:
+                request.start_async({"images": share.numpy()})
+            for request, _ in working:
+                request.wait()
+                tensors = (request.get_tensor(name).data for name in outputs)
+                found.append([torch.from_numpy(tensor.copy()) for tensor in tensors])
         return [torch.cat(pieces) for pieces in zip(*found, strict=True)]
 
     return lambda images: one(images) if len(images) == 1 else many(images)
