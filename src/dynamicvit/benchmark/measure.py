@@ -17,7 +17,7 @@ from dynamicvit.benchmark.rows import BenchRow
 from dynamicvit.benchmark.runtimes import RUNTIMES, Job
 from dynamicvit.benchmark.timer import time_in_turn, timer_class
 from dynamicvit.errors import InputError
-from dynamicvit.macs import ImageSize, executed_macs, resolve_image_size
+from dynamicvit.macs import DENSE, ImageSize, executed_macs, resolve_image_size, schedule_macs
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import DenseNetwork, eval_mode
 
@@ -158,9 +158,9 @@ def _dense(setting: Setting, model: DynamicViT, original: nn.Module) -> nn.Modul
 
 
 def _macs(network: nn.Module, image_size: tuple[int, int]) -> int:
-    # What it wraps says how many channels its images have.
-    inside = network.backbone if isinstance(network, DenseNetwork) else network
-    return executed_macs(inside, image_size)
+    if isinstance(network, DenseNetwork):  # its library runs all of it
+        return schedule_macs(network.backbone, DENSE, image_size)
+    return executed_macs(network, image_size)
 
 
 def _tell_nobody(doing: str, share: float) -> None:
