@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dynamicvit.benchmark.timer import time_in_turn
 from dynamicvit.data import ImageData, Loader, class_map_for, eval_transform
+from dynamicvit.errors import InputError
 from dynamicvit.evaluation import evaluate
 from dynamicvit.export import export, export_int8, load_exported
 from dynamicvit.loading import load_backbone, load_model
@@ -125,11 +126,15 @@ def _accuracies(timm_dense: nn.Module, options: argparse.Namespace) -> dict[str,
     for name, dropped, kind, precision in STEPS:
         steps.append((name, partial(load_exported, _file(options, dropped, kind), precision)))
     data = ImageData(options.validation)
+    if not data.labelled:
+        raise InputError(f"{options.validation} has no labels to count right answers by")
     data = data.with_class_map(class_map_for(data, 1000, options.class_map).index)
     data = data.with_transform(eval_transform(timm_dense, crop_pct=options.crop_pct))
     for name, load in steps:
         if name not in found:
-            found[name] = evaluate(load(), Loader(data, 32)).top1 or 0.0
+            top1 = evaluate(load(), Loader(data, 32)).top1
+            assert top1 is not None  # the images have labels
+            found[name] = top1
             kept.write_text(json.dumps(found, indent=1))
             print(f"{name}: top-1 {found[name]:.2%}", flush=True)
     return found

@@ -22,12 +22,12 @@ from dynamicvit import DynamicViT
 from dynamicvit.data import Batch
 from dynamicvit.evaluation import evaluate
 from dynamicvit.processes import Processes, launched_processes
+from dynamicvit.stopping import Interrupted
 from dynamicvit.training import Progress, Recipe, train
 from dynamicvit.training.checkpoint import holds_run
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.optimizer import create_optimizer
 from dynamicvit.training.step import Split, Step
-from dynamicvit.training.stopping import Interrupted
 from dynamicvit.training.teachers import teachers_for
 from families import DEIT
 from memory import Memory, paper, small

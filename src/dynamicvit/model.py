@@ -158,7 +158,8 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
             (:func:`~dynamicvit.decisions.gumbel_top_k_sampler`). "at once" cuts the decisions'
             gradient: the prediction modules then learn from the guidance loss only. ``"zeroed"``
             is what the paper compares with: dropped tokens stay and are seen, only their features
-            are set to zero; the masked path then differs from the pruned one.
+            are set to zero; the masked path then differs from the pruned one. It cuts the gradient
+            too (:data:`~dynamicvit.reduction.NO_GRADIENT`).
 
     Raises:
         UnsupportedBackboneError: if no adapter covers the backbone.

@@ -32,6 +32,10 @@ from dynamicvit.tokens import Tokens
 
 Leave = Literal["never", "late", "at once", "zeroed"]
 
+#: Where the decisions pass no gradient on. Tokens that have left have none to give; zeros have one,
+#: but the norm of a token of zeros multiplies it by 1/√ε in each block that it enters.
+NO_GRADIENT: tuple[Leave, ...] = ("at once", "zeroed")
+
 Grid = tuple[int, int]
 """Rows and columns of the image's N patches."""
 
@@ -223,7 +227,7 @@ class Choice(Reduction):
             drawn = drawn + (drawn.round() - drawn).detach()
             drawn = drawn if tokens.index is None else drawn.gather(1, tokens.index)
         decision = drawn * before
-        if draw.leave == "at once":
+        if draw.leave in NO_GRADIENT:
             decision = decision.detach()
         left = replace(tokens, decision=decision)
         if alike is not None:

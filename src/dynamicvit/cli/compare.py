@@ -47,8 +47,8 @@ from dynamicvit.data import ImageData, class_map_for, split
 from dynamicvit.errors import InputError, UnsupportedBackboneError
 from dynamicvit.loading import load_model
 from dynamicvit.macs import DENSE, meta_copy, parse_budget, schedule_macs
+from dynamicvit.stopping import terminated_like_interrupted
 from dynamicvit.training import Progress
-from dynamicvit.training.stopping import terminated_like_interrupted
 from dynamicvit.visualization import save_figure
 
 #: Share of DATA that is evaluated on where nothing else is named.

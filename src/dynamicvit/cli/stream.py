@@ -41,6 +41,7 @@ from dynamicvit.data import eval_transform
 from dynamicvit.errors import InputError
 from dynamicvit.export import ExportedModel
 from dynamicvit.model import DynamicViT
+from dynamicvit.stopping import stop_requests
 from dynamicvit.streaming import (
     Controller,
     Event,
@@ -54,7 +55,6 @@ from dynamicvit.streaming import (
     open_source,
     stream,
 )
-from dynamicvit.training.stopping import stop_requests
 from dynamicvit.visualization import class_names
 
 #: What a target may choose among where nothing is said.

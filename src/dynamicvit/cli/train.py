@@ -62,13 +62,13 @@ from dynamicvit.loading import load_model, set_drop_path
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import DenseNetwork
 from dynamicvit.processes import Processes, launched_precision, launched_processes
+from dynamicvit.stopping import terminated_like_interrupted
 from dynamicvit.training import Progress, Recipe, TrainingReport, load_recipe
 from dynamicvit.training import loop as training
 from dynamicvit.training.checkpoint import BEST, cannot_write, holds_run
 from dynamicvit.training.curves import draw_curves
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.log import LOG_NAME, read_log
-from dynamicvit.training.stopping import terminated_like_interrupted
 from dynamicvit.training.tensorboard import TENSORBOARD_FOLDER, TensorBoard
 
 

@@ -12,9 +12,9 @@ from torch.export import ExportedProgram
 
 from dynamicvit.errors import InputError
 from dynamicvit.export.description import KEY, Description
-from dynamicvit.export.optional import need
 from dynamicvit.export.runner import Runner
 from dynamicvit.export.streams import in_streams
+from dynamicvit.optional import need
 from dynamicvit.weights import first_line
 
 _EXTRA = "openvino"

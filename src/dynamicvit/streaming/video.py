@@ -10,7 +10,7 @@ from PIL import Image
 
 from dynamicvit.data.sources import one_line
 from dynamicvit.errors import InputError
-from dynamicvit.export.optional import need
+from dynamicvit.optional import need
 from dynamicvit.streaming.frames import Frame
 
 #: A file that ends by more than this many seconds before its own duration has been cut off.

@@ -20,6 +20,7 @@ from dynamicvit.foreign import ForeignTeacher
 from dynamicvit.macs import costs_of
 from dynamicvit.model import DynamicViT
 from dynamicvit.processes import Processes, launched_precision
+from dynamicvit.stopping import Interrupted, stop_requests
 from dynamicvit.training.best import Best
 from dynamicvit.training.finite import (
     MAX_BAD_STEPS,
@@ -33,7 +34,6 @@ from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.recipe import Recipe, dump_recipe
 from dynamicvit.training.state import Progress, RunState, TrainingReport
 from dynamicvit.training.step import SAMPLERS, Split, Step, create_mixup, step_losses
-from dynamicvit.training.stopping import Interrupted, stop_requests
 from dynamicvit.training.teachers import Teachers, teachers_for
 
 __all__ = ["SAMPLERS", "Batches", "Interrupted", "step_losses", "total_steps", "train"]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dynamicvit.distillation import Distillation, distillation_loss, hard_distillation_loss
 from dynamicvit.errors import InputError
 from dynamicvit.losses import LossWeights
-from dynamicvit.model import Leave
+from dynamicvit.reduction import NO_GRADIENT, Leave
 from dynamicvit.schedule import Dropped
 
 #: Version of the recipes that this code writes, and the newest that it reads.
@@ -192,9 +192,9 @@ class Recipe(_Strict):
             )
         if self.stages == ():
             raise ValueError("stages: at least one is needed to drop anything")
-        if self.leave == "at once" and not self.losses.guidance:
+        if self.leave in NO_GRADIENT and not self.losses.guidance:
             raise ValueError(
-                "leave: at once gives the decisions no gradient: set losses.guidance as well"
+                f"leave: {self.leave} gives the decisions no gradient: set losses.guidance as well"
             )
         if not any(vars(self.losses).values()):
             raise ValueError("losses: every weight is 0, so there is nothing to learn")

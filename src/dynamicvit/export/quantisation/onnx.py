@@ -13,9 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from dynamicvit.export.description import KEY, Description
-from dynamicvit.export.optional import need
-
-_EXTRA = "quant"
+from dynamicvit.export.quantisation.quantiser import EXTRA
+from dynamicvit.optional import need
 
 #: What layers become in ONNX.
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
@@ -25,14 +24,10 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def ready() -> None:
-    """See to it that ONNX Runtime's quantiser is here.
-
-    Raises:
-        InputError: if a package is missing.
-    """
-    need("onnx", _EXTRA)
+    """See to it that ONNX Runtime's quantiser is here."""
+    need("onnx", EXTRA)
     with _quiet():
-        need("onnxruntime.quantization", _EXTRA)
+        need("onnxruntime.quantization", EXTRA)
 
 
 def quantise(
@@ -43,22 +38,13 @@ def quantise(
     layers: Mapping[str, str],
     in_float: frozenset[str],
 ) -> None:
-    """Write a ``.onnx`` in which layers compute in int8 between Q and DQ nodes.
-
-    Args:
-        source: the same in float.
-        target: where to.
-        description: of the new file.
-        images: ``(B, channels, height, width)`` to calibrate on, normalised.
-        layers: of :func:`~dynamicvit.export.quantisation.layers.layers_of`.
-        in_float: names of those that stay as they are.
-    """
-    onnx = need("onnx", _EXTRA)
+    """Write a ``.onnx`` in which layers compute in int8 between Q and DQ nodes."""
+    onnx = need("onnx", EXTRA)
     chosen = {name for name, layer in layers.items() if layer not in in_float}
     model = onnx.load(source)
     names = [node.name for node in _products(model, chosen)]
     with _quiet():
-        quantisation: Any = need("onnxruntime.quantization", _EXTRA)
+        quantisation: Any = need("onnxruntime.quantization", EXTRA)
         batches = (batch.numpy() for batch in images.split(description.batch or 1))
         wanted = description.batch or 1
         reader = _Reader(batch for batch in batches if len(batch) == wanted)

@@ -13,23 +13,18 @@ from typing import Any
 from torch import Tensor
 
 from dynamicvit.export.description import KEY, Description
-from dynamicvit.export.optional import need
-
-_EXTRA = "quant"
+from dynamicvit.export.quantisation.quantiser import EXTRA
+from dynamicvit.optional import need
 
 #: What NNCF would quantise here: layers, attention's products, the likeness of tokens.
 _PRODUCTS = ("MatMul", "Convolution", "ScaledDotProductAttention")
 
 
 def ready() -> None:
-    """See to it that NNCF is here.
-
-    Raises:
-        InputError: if a package is missing.
-    """
-    need("openvino", _EXTRA)
+    """See to it that NNCF is here."""
+    need("openvino", EXTRA)
     with _quiet():
-        need("nncf", _EXTRA)
+        need("nncf", EXTRA)
 
 
 def quantise(
@@ -40,19 +35,10 @@ def quantise(
     layers: Mapping[str, str],
     in_float: frozenset[str],
 ) -> None:
-    """Write an ``.xml`` in which layers compute in int8.
-
-    Args:
-        source: the same in float.
-        target: where to.
-        description: of the new file.
-        images: ``(B, channels, height, width)`` to calibrate on, normalised.
-        layers: of :func:`~dynamicvit.export.quantisation.layers.layers_of`.
-        in_float: names of those that stay as they are.
-    """
-    openvino = need("openvino", _EXTRA)
+    """Write an ``.xml`` in which layers compute in int8."""
+    openvino = need("openvino", EXTRA)
     with _quiet():
-        nncf = need("nncf", _EXTRA)
+        nncf = need("nncf", EXTRA)
         ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet
         model = openvino.Core().read_model(source)
         chosen = {name for name, layer in layers.items() if layer not in in_float}

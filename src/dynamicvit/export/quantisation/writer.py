@@ -19,6 +19,7 @@ from dynamicvit.export.quantisation.images import (
     sample_calibration,
 )
 from dynamicvit.export.quantisation.layers import in_words, layers_of, ranking_layers
+from dynamicvit.export.quantisation.quantiser import Quantiser
 from dynamicvit.export.quantisation.search import fewest_in_float
 from dynamicvit.export.quantisation.sensitivity import most_sensitive_first
 from dynamicvit.export.reader import load_exported
@@ -26,7 +27,7 @@ from dynamicvit.export.targets import FORMATS, format_of
 from dynamicvit.model import DynamicViT
 
 #: The formats that have int8, and who quantises them.
-INT8 = {"onnx": onnx, "openvino": openvino}
+INT8: dict[str, Quantiser] = {"onnx": onnx, "openvino": openvino}
 
 #: Share of answers, and of the patches kept at each stage, that must be the model's own. DeiT-Tiny
 #: with ρ = 0.5 and gone tokens answers 83 % as it does dense: an int8 file that agrees less with

@@ -1,4 +1,4 @@
-"""Packages that only some formats need."""
+"""Packages that only some features need."""
 
 from __future__ import annotations
 
