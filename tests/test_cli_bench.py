@@ -62,6 +62,12 @@ def test_table():
     assert "\n2 rounds; p95 takes 20, p99 100" in result.stdout
 
 
+def test_whole_tiles():
+    """100 patches at half, a quarter and an eighth: 50 to 47, 25 to 31 and 12 to 15 beside the
+    class token."""
+    assert measured("--keep-ratio", "0.5", "--tile", "16")["keep_ratios"] == [0.47, 0.31, 0.15]
+
+
 #: A batch of four in two runtimes, with a reference that is slower than both.
 ROWS = [
     BenchRow(

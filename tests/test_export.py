@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -141,6 +141,34 @@ def test_a_file_does_what_the_model_does(model: DynamicViT, file: Path, batch: i
     assert theirs.grid == own.grid
     for mine, other in zip(own.survived, theirs.survived, strict=True):
         assert torch.equal(mine, other)
+
+
+@torch.no_grad()
+def test_one_image_has_a_session_of_its_own_in_onnx(
+    model: DynamicViT, program: ExportedProgram, description: Description, tmp_path: Path
+) -> None:
+    """Made when it is first asked for, with as many threads as there were; the answers stay."""
+    needs("onnx")
+    import onnxruntime
+
+    path = tmp_path / "model.onnx"
+    FORMATS["onnx"].write(program, description, path)
+    made: list[onnxruntime.SessionOptions] = []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, path: Path, options: onnxruntime.SessionOptions, **rest: Any) -> None:
+            made.append(options)
+            super().__init__(path, options, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "InferenceSession", Session)
+        exported, images = load_exported(path), DEIT.images(2, seed=4)
+        assert_agree(exported(images), model(images), 1e-4)
+        assert len(made) == 1
+        for _ in range(2):
+            assert_agree(exported(images[:1]), model(images[:1]), 1e-4)
+        assert len(made) == 2
+        assert {options.intra_op_num_threads for options in made} == {torch.get_num_threads()}
 
 
 def test_kept_patches_are_indices_in_image_order(model: DynamicViT, file: Path) -> None:

@@ -9,6 +9,7 @@ from dynamicvit.prediction import PredictionModule
 from dynamicvit.released import load_released
 from dynamicvit.schedule import Schedule
 from dynamicvit.sparsification import sparsify
+from dynamicvit.tiles import tiled_keep_ratios
 
 __all__ = [
     "DynamicViT",
@@ -24,4 +25,5 @@ __all__ = [
     "load_released",
     "schedule_macs",
     "sparsify",
+    "tiled_keep_ratios",
 ]

@@ -46,6 +46,7 @@ from dynamicvit.cli.options import (
     Model,
     Released,
     Threads,
+    Tile,
     chosen_model,
     parse_image_size,
 )
@@ -62,6 +63,7 @@ from dynamicvit.macs import (
 )
 from dynamicvit.model import DynamicViT
 from dynamicvit.released import is_release
+from dynamicvit.tiles import tiled_keep_ratios
 
 
 @app.command("bench")
@@ -70,6 +72,7 @@ def bench_command(
     released: Released = None,
     checkpoint: Checkpoint = None,
     keep_ratio: KeepRatio = None,
+    tile: Tile = None,
     macs: Annotated[
         str | None,
         typer.Option(help="Instead of a keep ratio: at most so much, as 3.0G or 60% (of dense)."),
@@ -130,6 +133,7 @@ def bench_command(
         fixed = {
             "--checkpoint": checkpoint,
             "--keep-ratio": keep_ratio,
+            "--tile": tile,
             "--macs": macs,
             "--image-size": image_size,
             "--runtime": runtime,
@@ -150,6 +154,8 @@ def bench_command(
             model.keep_ratio = keep_ratio_for(
                 model, macs=budget.macs, fraction=budget.fraction, image_size=size
             )
+        if tile is not None:
+            model.keep_ratio = tiled_keep_ratios(model, tile, size)
         weights = "random" if checkpoint is None and _by_name(name) else "given"
         plan |= {
             "batch_sizes": batch_size or list(BATCH_SIZES),

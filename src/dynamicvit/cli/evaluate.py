@@ -29,6 +29,7 @@ from dynamicvit.cli.options import (
     Released,
     Strict,
     Threads,
+    Tile,
     Workers,
     autocast_dtype,
     check_one_model,
@@ -58,6 +59,7 @@ def eval_command(
     released: Released = None,
     checkpoint: Checkpoint = None,
     keep_ratio: KeepRatio = None,
+    tile: Tile = None,
     dense: Annotated[
         bool, typer.Option("--dense", help="Evaluate the backbone alone: every patch is kept.")
     ] = False,
@@ -106,6 +108,7 @@ def eval_command(
         model_name,
         checkpoint=checkpoint,
         keep_ratio=keep_ratio,
+        tile=tile,
         image_size=size,
         precision=precision,
         pretrained=not no_pretrained,

@@ -19,6 +19,7 @@ from dynamicvit.cli.options import (
     Model,
     NoPretrained,
     Released,
+    Tile,
     check_one_model,
     chosen_model,
     parse_image_size,
@@ -30,6 +31,7 @@ from dynamicvit.export.quantisation import CALIBRATION_IMAGES, INT8, Int8Result
 from dynamicvit.loading import load_model, set_image_size
 from dynamicvit.macs import DENSE
 from dynamicvit.model import DynamicViT
+from dynamicvit.tiles import tiled_keep_ratios
 
 
 @app.command()
@@ -51,6 +53,7 @@ def export(
         typer.Option("--format", help=f"{', '.join(FORMATS)}; by default by the file's ending."),
     ] = None,
     keep_ratio: KeepRatio = None,
+    tile: Tile = None,
     dense: Annotated[
         bool, typer.Option("--dense", help="Write the backbone alone: every patch is kept.")
     ] = False,
@@ -114,9 +117,12 @@ def export(
         name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=not no_pretrained
     )
     size = set_image_size(model, size)
+    if tile is not None:
+        model.keep_ratio = tiled_keep_ratios(model, tile, size)
     if dense:
-        if keep_ratio is not None:
-            raise InputError(f"--dense keeps every patch: leave --keep-ratio {keep_ratio} out")
+        for option, value in (("--keep-ratio", keep_ratio), ("--tile", tile)):
+            if value is not None:
+                raise InputError(f"--dense keeps every patch: leave {option} {value} out")
         model = DynamicViT(model.backbone, DENSE, []).eval()
     fixed: dict[str, Any] = dict(
         file_format=file_format, image_size=size, batch=batch, crop_pct=crop_pct

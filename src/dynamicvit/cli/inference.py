@@ -12,6 +12,7 @@ from dynamicvit.inference import PrunedClassifier
 from dynamicvit.loading import load_model, set_image_size
 from dynamicvit.model import DynamicViT
 from dynamicvit.prediction import PredictionModule
+from dynamicvit.tiles import tiled_keep_ratios
 
 
 def load_for_inference(
@@ -19,6 +20,7 @@ def load_for_inference(
     *,
     checkpoint: Path | None = None,
     keep_ratio: float | None = None,
+    tile: int | None = None,
     image_size: tuple[int, int] | None = None,
     precision: str = "fp32",
     pretrained: bool = True,
@@ -29,6 +31,7 @@ def load_for_inference(
         name: as for :func:`~dynamicvit.loading.load_model`, or an exported file.
         checkpoint: likewise.
         keep_ratio: likewise.
+        tile: rows of the tiles that each stage's tokens should fill; by default any number stays.
         image_size: height and width; by default the model's own.
         precision: to run in.
         pretrained: as for ``load_model``.
@@ -40,7 +43,10 @@ def load_for_inference(
         model = load_model(
             name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=pretrained
         )
-        return model, set_image_size(model, image_size)
+        size = set_image_size(model, image_size)
+        if tile is not None:
+            model.keep_ratio = tiled_keep_ratios(model, tile, size)
+        return model, size
     if checkpoint is not None:
         raise InputError(f"{name} has its weights: leave --checkpoint {checkpoint} out")
     if keep_ratio is not None:
@@ -48,6 +54,8 @@ def load_for_inference(
             f"the keep ratio of {name} is fixed: leave --keep-ratio {keep_ratio} out, or export "
             "the model again with it"
         )
+    if tile is not None:
+        raise InputError(f"what {name} keeps is fixed: leave --tile {tile} out, or export with it")
     exported = load_exported(name, precision)
     height, width = exported.description.input_size[1:]
     if image_size not in (None, (height, width)):

@@ -51,6 +51,10 @@ NoPretrained = Annotated[
 KeepRatio = Annotated[
     float | None, typer.Option(help="Keep ratio ρ; the stages keep ρ, ρ², ρ³, ...")
 ]
+Tile = Annotated[
+    int | None,
+    typer.Option(help="Round each stage's tokens to whole tiles of so many, 16 for AMX."),
+]
 Output = Annotated[
     Path,
     typer.Option("--output", "-o", help="Folder to write into; made if need be.", readable=False),
