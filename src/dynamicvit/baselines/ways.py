@@ -79,8 +79,13 @@ _OWN_CHANNELS = (
     *("share_stem=false", "teacher.model=dense"),
 )
 
-#: The only other teacher of the ranking is the gradient of the decisions.
-_NO_GUIDANCE = ("losses.guidance=0", "decisions=top-k", "leave=late")
+#: The only other teacher of the ranking is the gradient of the decisions. It comes as the paper has
+#: it: drawn one by one, with a ratio loss of four times the token loss's weight (small_data's: 4).
+#: Where as many must stay, top-k's gradient has nothing to hold it and diverges at this rate.
+_NO_GUIDANCE = (
+    *("losses.guidance=0", "losses.ratio=16"),
+    *("decisions=independent", "leave=never"),
+)
 
 _WAYS = (
     Way("dynamic", "DynamicViT", _dynamic()),
