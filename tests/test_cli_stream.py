@@ -242,6 +242,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
     ratios = ("--keep-ratio", 0.5, "--keep-ratio", 0.7)
     text = tmp_path / "text.mp4"
     text.write_text("no video")
+    pairs = tmp_path / "pairs.pt2"
+    export(DEIT.sparse(), pairs, batch=2)
     for words, said in (
         (("stream", clip, "-o", out), "Missing option '--model'"),
         (("stream", tmp_path / "none.mp4", "-m", saved), "none.mp4: no such file"),
@@ -255,6 +257,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ((*of_model, "--keep-ratio", 1.5), "a keep ratio is a number in (0, 1], got 1.5"),
         (("stream", clip, "-m", file, "--keep-ratio", 0.5), "is fixed: leave --keep-ratio out"),
         (("stream", clip, "-m", file, "--precision", "bf16"), "runs in fp32"),
+        (("stream", clip, "-m", pairs), "takes 2 images at a time, and a stream has one"),
         ((*of_model, "--fps", -1), "frames per second are positive"),
         ((*of_model, "--queue", 0), "at least 1 frame waits in the queue, got 0"),
         ((*of_model, "--top", 0), "an answer has at least 1 class, got 0"),
@@ -267,7 +270,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         assert error.startswith("dynamicvit: ")
         assert error.count("\n") == 1, error
         assert said in error, words
-    assert [path.name for path in tmp_path.iterdir()] == ["text.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.pt2", "text.mp4"]
 
 
 def test_untrained_prediction_modules_are_owned_up_to(
