@@ -16,10 +16,12 @@ from dynamicvit.decisions import (
     gumbel_sampler,
     gumbel_top_k_sampler,
     log_odds,
+    log_probs_of,
     places_of,
     to_image,
     top_k,
 )
+from dynamicvit.prediction import KEEP
 from dynamicvit.tokens import Tokens
 
 each_sampler = pytest.mark.parametrize(
@@ -28,7 +30,7 @@ each_sampler = pytest.mark.parametrize(
 exact_samplers = pytest.mark.parametrize("sampler", [gumbel_top_k_sampler, best_k_sampler])
 
 
-def log_probs_of(keep_probability: Tensor) -> Tensor:
+def logs_of(keep_probability: Tensor) -> Tensor:
     return torch.stack([keep_probability, 1 - keep_probability], dim=-1).log()
 
 
@@ -44,7 +46,7 @@ def test_gumbel_sampler_keeps_with_the_given_probability() -> None:
     torch.manual_seed(0)
     probability = torch.tensor([0.02, 0.2, 0.5, 0.8, 0.98])
     draws = 20_000
-    log_probs = log_probs_of(probability).expand(draws, -1, -1)
+    log_probs = logs_of(probability).expand(draws, -1, -1)
     kept = gumbel_sampler(log_probs, torch.ones(draws, 5), 1).mean(dim=0)
     error = (probability * (1 - probability) / draws).sqrt()
     assert ((kept - probability).abs() < 4 * error).all(), (kept, probability)
@@ -53,7 +55,7 @@ def test_gumbel_sampler_keeps_with_the_given_probability() -> None:
 def test_gumbel_sampler_draws_tokens_one_by_one() -> None:
     """So the number kept varies; that is what the ratio loss is for."""
     torch.manual_seed(0)
-    log_probs = log_probs_of(torch.full((500, 20), 0.5))
+    log_probs = logs_of(torch.full((500, 20), 0.5))
     counts = gumbel_sampler(log_probs, torch.ones(500, 20), 10).sum(dim=1)
     assert counts.var().item() == pytest.approx(20 * 0.25, rel=0.3)  # binomial
 
@@ -93,7 +95,7 @@ def test_gumbel_top_k_favours_high_scores() -> None:
     """In the order of the keep probabilities, and more than by chance but not always."""
     torch.manual_seed(0)
     probability = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
-    log_probs = log_probs_of(probability).expand(4000, -1, -1)
+    log_probs = logs_of(probability).expand(4000, -1, -1)
     kept = gumbel_top_k_sampler(log_probs, torch.ones(4000, 5), 2).mean(dim=0)
     assert kept.sum().item() == pytest.approx(2.0)
     assert (kept.diff() > 0.05).all(), kept
@@ -110,7 +112,7 @@ def test_best_k_is_the_choice_of_inference() -> None:
 
 def test_gumbel_top_k_is_even_where_scores_are() -> None:
     torch.manual_seed(0)
-    log_probs = log_probs_of(torch.full((8000, 5), 0.5))
+    log_probs = logs_of(torch.full((8000, 5), 0.5))
     kept = gumbel_top_k_sampler(log_probs, torch.ones(8000, 5), 2).mean(dim=0)
     torch.testing.assert_close(kept, torch.full((5,), 0.4), rtol=0, atol=0.025)
 
@@ -284,3 +286,11 @@ def test_where_the_token_is_that_a_patch_is_part_of() -> None:
     assert places_of(replace(tokens, groups=groups)).tolist() == [[4, 1, 2, 4, 4]]
     whole = Tokens(torch.zeros(1, 3, 2), 0, groups=torch.tensor([[2, 1, 2]]))
     assert places_of(whole).tolist() == [[2, 1, 2]]
+
+
+def test_odds_and_log_probabilities_say_the_same() -> None:
+    odds = torch.linspace(-30, 30, 13)[None]
+    log_probs = log_probs_of(odds)
+    torch.testing.assert_close(log_odds(log_probs), odds)
+    torch.testing.assert_close(log_probs.exp().sum(dim=-1), torch.ones(1, 13))
+    assert (log_probs[0, :, KEEP].diff() >= 0).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -270,6 +271,38 @@ def test_every_family_in_onnx(family: Family, dropped: Dropped, tmp_path: Path) 
             assert types[node.output[0]] != onnx.TensorProto.BOOL
 
 
+@pytest.mark.parametrize("dropped", get_args(Dropped))
+def test_a_stage_is_no_more_than_it_must_be(dropped: Dropped, tmp_path: Path) -> None:
+    """For one image in int8 a stage's small operations cost as much as what it saves in others.
+
+    The k best in image order take two: TopK by score, TopK to sort. The odds take no softmax, and
+    which patches are kept is known without looking for them.
+    """
+    onnx = pytest.importorskip("onnx")
+    needs("onnx")
+    model = DEIT.sparse(dropped=dropped)
+    export(model, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    counts = Counter(node.op_type for node in graph.node)
+    assert counts["TopK"] == 2 * len(model.schedule.stages)
+    assert counts["LogSoftmax"] == 0
+    assert counts["Softmax"] == model.depth, "of attention alone"
+    assert (counts["ScatterElements"] > 0) == (dropped == "merged")
+
+
+@torch.no_grad()
+def test_a_stage_that_drops_nothing(tmp_path: Path) -> None:
+    """Its patches are those of the stage before, under a name of their own."""
+    model = DEIT.sparse(keep_ratio=(1.0, 0.5, 0.5))
+    for name in ("onnx", "openvino", "torch"):
+        needs(name)
+        file = tmp_path / f"model{FORMATS[name].suffix}"
+        export(model, file)
+        _, *kept = load_exported(file).outputs(DEIT.images(3))
+        assert [places.shape[1] for places in kept] == [DEIT.num_patches, 10, 10]
+        assert torch.equal(kept[1], kept[2])
+
+
 @pytest.mark.every_family
 def test_aotinductor(model: DynamicViT, tmp_path: Path) -> None:
     if not has_compiler():
@@ -287,7 +320,7 @@ def test_aotinductor(model: DynamicViT, tmp_path: Path) -> None:
 def changed(model: DynamicViT, change: Callable[[list[Tensor]], list[Tensor]]) -> ExportedModel:
     """The model's own outputs, changed, as if by a faulty runtime."""
     description = describe(model)
-    graph = Graph(model, description.kept)
+    graph = Graph(model)
     return ExportedModel(lambda images: change(list(graph(images))), description)
 
 
@@ -336,7 +369,7 @@ def tied(model: DynamicViT, images: Tensor, gap: float) -> ExportedModel:
 
     model.forward_pruned = nudged
     description = describe(model)
-    graph = Graph(model, description.kept)
+    graph = Graph(model)
 
     def run(images: Tensor) -> list[Tensor]:
         *rest, kept = graph(images)

@@ -158,6 +158,8 @@ def test_the_best_k_survive_and_are_reported_in_image_order(family: Family) -> N
     expected = [max(1, int(family.num_patches * 0.6**stage + 1e-9)) for stage in (1, 2, 3)]
     entered = torch.ones(3, family.num_patches, dtype=torch.bool)
     assert len(output.survived) == len(output.keep_scores) == 3
+    for survived, kept in zip(output.survived, output.kept, strict=True):
+        assert torch.equal(survived.nonzero()[:, 1].reshape(kept.shape), kept)
     for kept, survived, scores in zip(expected, output.survived, output.keep_scores, strict=True):
         assert survived.shape == scores.shape == (3, family.num_patches)
         assert survived.sum(dim=1).tolist() == [kept] * 3

@@ -86,8 +86,30 @@ def test_half_precision_scores_are_normalised_in_full_precision() -> None:
     assert module.double()(patches.double()).dtype == torch.float64
 
 
-def test_fresh_modules_are_undecided() -> None:
+def test_fresh_modules_are_unmake() -> None:
     """Training starts near one half for every token, so both sides of a decision are drawn."""
     torch.manual_seed(0)
     keep = PredictionModule(64)(torch.randn(2, 50, 64))[..., KEEP].exp()
     torch.testing.assert_close(keep, torch.full_like(keep, 0.5), rtol=0, atol=0.05)
+
+
+@torch.no_grad()
+def test_the_odds_are_those_of_the_probabilities() -> None:
+    module, patches = make(), torch.randn(2, 7, 16)
+    kept = torch.tensor([[1.0] * 7, [1.0, 0, 1, 0, 0, 1, 0]])
+    for decision in (None, kept):
+        log_probs = module(patches, decision)
+        torch.testing.assert_close(
+            module.odds(patches, decision), log_probs[..., KEEP] - log_probs[..., 1 - KEEP]
+        )
+
+
+@torch.no_grad()
+def test_odds_tell_apart_what_is_nearly_certain() -> None:
+    """Of two tokens that are kept with a probability of 1 in float32, one is still the better."""
+    module = make()
+    module.head[-1].weight.zero_()
+    module.head[-1].bias.copy_(torch.tensor([40.0, 0.0] if KEEP == 0 else [0.0, 40.0]))
+    module.head[-1].weight[KEEP, 0] = 1.0
+    odds, log_probs = module.odds(torch.randn(1, 9, 16)), module(torch.randn(1, 9, 16))
+    assert odds.unique().numel() > log_probs[..., KEEP].unique().numel()

@@ -240,7 +240,7 @@ def batches(count: int, labels: list[int]) -> list[Batch]:
 def changed(model: DynamicViT, change: Callable[[list[Tensor]], list[Tensor]]) -> ExportedModel:
     """The model's own outputs, changed, as if rounded."""
     description = describe(model)
-    graph = Graph(model, description.kept)
+    graph = Graph(model)
     return ExportedModel(lambda images: change(list(graph(images))), description)
 
 

@@ -87,8 +87,18 @@ def best_k_sampler(
 
 
 def log_odds(log_probs: Tensor) -> Tensor:
-    """``(B, M)``: log-probability of keeping minus that of dropping, from ``(B, M, 2)``."""
+    """``(B, M)``: log-probability of keeping minus that of dropping, from ``(B, M, 2)``.
+
+    What both have in common does not count, so that scores which are not normalised will do.
+    """
     return log_probs[..., KEEP] - log_probs[..., 1 - KEEP]
+
+
+def log_probs_of(odds: Tensor) -> Tensor:
+    """``(B, M, 2)`` log-probabilities of keeping and dropping, from log-odds ``(B, M)``."""
+    columns = [torch.zeros_like(odds), torch.zeros_like(odds)]
+    columns[KEEP] = odds
+    return torch.stack(columns, dim=-1).log_softmax(dim=-1)
 
 
 def _cut_at_k(score: Tensor, decision: Tensor, k: int) -> Tensor:
@@ -124,7 +134,7 @@ def top_k(keep_score: Tensor, k: int) -> Tensor:
     """Positions of the k highest keep scores, in ascending order (Section 3.4).
 
     Args:
-        keep_score: ``(B, M)``.
+        keep_score: ``(B, M)``; anything that grows with the probability of keeping.
         k: how many to keep, 0 to M.
 
     Returns:
@@ -231,6 +241,14 @@ def to_image(values: Tensor, index: Tensor | None, num_patches: int, fill: float
     if index is None:
         return values
     return values.new_full((values.shape[0], num_patches), fill).scatter(1, index, values)
+
+
+def kept_patches(tokens: Tokens) -> Tensor:
+    """``(B, M)``: which original patch each held token has the place of, ascending."""
+    if tokens.index is not None:
+        return tokens.index
+    batch, held = tokens.patches.shape[:2]
+    return torch.arange(held, device=tokens.x.device).expand(batch, -1)
 
 
 def survivors(tokens: Tokens, num_patches: int) -> Tensor:

@@ -14,14 +14,18 @@ def is_plain(layer: nn.Module) -> bool:
     Others compute something else, or want to be called: layers that are quantised or have an
     adapter (LoRA), weights that are no plain tensors, hooks, a ``forward`` of the instance's own.
     """
-    if type(layer) not in (nn.Linear, OneDNNLinear) or "forward" in vars(layer):
+    if type(layer) not in (nn.Linear, OneDNNLinear) or not is_unhooked(layer):
         return False
     # A compiler or exporter has put its own kind of tensors there.
-    tensors = torch.compiler.is_compiling() or type(layer.weight) in (nn.Parameter, torch.Tensor)
+    return torch.compiler.is_compiling() or type(layer.weight) in (nn.Parameter, torch.Tensor)
+
+
+def is_unhooked(module: nn.Module) -> bool:
+    """Whether calling a module is no more than its class's ``forward``."""
     hooks = (
-        layer._forward_hooks,
-        layer._forward_pre_hooks,
-        layer._backward_hooks,
-        layer._backward_pre_hooks,
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
     )
-    return tensors and not any(hooks)
+    return "forward" not in vars(module) and not any(hooks)

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynamicvit.decisions import flat_rows, groups_of, log_odds, regroup
-from dynamicvit.prediction import KEEP
+from dynamicvit.decisions import flat_rows, groups_of, regroup
 from dynamicvit.tokens import Tokens
 
 #: Power of the unlikeness in what a token is worth; 1 and 2 were tried (docs/results.md).
@@ -46,7 +45,7 @@ def likeness(tokens: Tokens) -> Tensor:
         return direction @ direction.transpose(1, 2)
 
 
-def discounted(log_probs: Tensor, alike: Tensor, alive: Tensor | None = None) -> Tensor:
+def discounted(odds: Tensor, alike: Tensor, alive: Tensor | None = None) -> Tensor:
     """What tokens are worth where those that leave merge.
 
     Merging a token moves it to the one that it becomes part of: its worth is the odds of keeping it
@@ -54,26 +53,20 @@ def discounted(log_probs: Tensor, alike: Tensor, alive: Tensor | None = None) ->
     tokens with equal odds the first one is taken for the better, wherever they are computed.
 
     Args:
-        log_probs: ``(B, M, 2)`` of keeping and dropping each token, where those that leave are
-            gone.
+        odds: ``(B, M)`` log-odds of keeping each token, where those that leave are gone.
         alike: of :func:`likeness`.
         alive: ``(B, M)`` bool, which tokens there are; by default all.
 
     Returns:
-        ``(B, M, 2)`` log-probabilities, in the same columns.
+        ``(B, M)`` log-odds.
     """
-    odds = log_odds(log_probs)
     ahead = odds[:, None, :] - odds[:, :, None]
     here = torch.arange(odds.shape[1], device=odds.device)
     better = (ahead > LEAST_ODDS) | ((ahead > -LEAST_ODDS) & (here < here[:, None]))
     if alive is not None:
         better = better & alive[:, None, :]
     nearest = alike.masked_fill(~better, -1.0).amax(dim=-1)
-    odds = odds + UNLIKENESS_POWER * (1.0 - nearest).clamp(min=LEAST_UNLIKENESS).log()
-    columns = [torch.zeros_like(odds), torch.zeros_like(odds)]
-    columns[KEEP] = odds
-    # By a softmax, for runtimes have coarse sigmoids.
-    return torch.stack(columns, dim=-1).log_softmax(dim=-1)
+    return odds + UNLIKENESS_POWER * (1.0 - nearest).clamp(min=LEAST_UNLIKENESS).log()
 
 
 def most_alike(alike: Tensor, stays: Tensor) -> Tensor:

@@ -13,10 +13,18 @@ from itertools import accumulate
 from typing import NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamicvit.adapters import adapter_for
-from dynamicvit.decisions import Sampler, groups_of, gumbel_sampler, survivors, to_image
+from dynamicvit.decisions import (
+    Sampler,
+    groups_of,
+    gumbel_sampler,
+    kept_patches,
+    survivors,
+    to_image,
+)
 from dynamicvit.errors import InputError
 from dynamicvit.hub import HubMixin
 from dynamicvit.prediction import PredictionModule
@@ -117,6 +125,8 @@ class PrunedOutput:
         grid: rows and columns of patches; N is their product.
         groups: for each stage ``(B, N)``, the position among the patch tokens left of the one that
             each original patch is part of, -1 for none. Empty when the decisions were given.
+        kept: for each stage ``(B, K)``, which original patches the patch tokens left have the
+            places of, in the tokens' order, which ascends. Empty when the decisions were given.
     """
 
     logits: Tensor
@@ -124,6 +134,7 @@ class PrunedOutput:
     keep_scores: tuple[Tensor, ...]
     grid: tuple[int, int]
     groups: tuple[Tensor, ...] = ()
+    kept: tuple[Tensor, ...] = ()
 
 
 class _Report(NamedTuple):
@@ -132,6 +143,7 @@ class _Report(NamedTuple):
     survived: list[Tensor]
     keep_scores: list[Tensor]
     groups: list[Tensor]
+    kept: list[Tensor]
 
 
 class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
@@ -336,10 +348,10 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         """
         if decisions is None:
             stem = self.stem(images)
-            report = _Report([], [], [])
+            report = _Report([], [], [], [])
             logits = self._prune(stem, report)
-            survived, scores, groups = map(tuple, report)
-            return PrunedOutput(logits, survived, scores, stem.grid, groups)
+            survived, scores, groups, kept = map(tuple, report)
+            return PrunedOutput(logits, survived, scores, stem.grid, groups, kept)
         grid = self._grid(images)
         self._check_decisions(len(images), grid, decisions)
         survived = tuple(accumulate((drawn > 0.5 for drawn in decisions), torch.logical_and))
@@ -398,12 +410,14 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
             tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
             block, index = self._schedule.stages[stage], tokens.index
             reduction = self._reduction(stage)
-            tokens, score = reduction.prune(tokens, budget, stem.grid)
+            tokens, odds = reduction.prune(tokens, budget, stem.grid)
             if report is None:
                 continue
             report.survived.append(survivors(tokens, num_patches))
             report.groups.append(groups_of(tokens, num_patches))
-            if score is not None:
+            report.kept.append(kept_patches(tokens))
+            if odds is not None:
+                score = F.logsigmoid(odds)
                 report.keep_scores.append(to_image(score, index, num_patches, fill=float("-inf")))
         return tokens, block
 

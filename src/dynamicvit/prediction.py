@@ -60,12 +60,29 @@ class PredictionModule(nn.Module):
         Returns:
             ``(B, M, 2)`` log-probabilities, column 0 "keep", column 1 "drop".
         """
+        return self._scores(patches, decision).log_softmax(dim=-1)
+
+    def odds(self, patches: Tensor, decision: Tensor | None = None) -> Tensor:
+        """Log-odds of keeping each token: the order of the log-probabilities, without a softmax.
+
+        Args:
+            patches: ``(B, M, C)``.
+            decision: ``(B, M)`` or ``None``, as in :meth:`forward`.
+
+        Returns:
+            ``(B, M)``.
+        """
+        scores = self._scores(patches, decision)
+        return scores[..., KEEP] - scores[..., 1 - KEEP]
+
+    def _scores(self, patches: Tensor, decision: Tensor | None) -> Tensor:
+        """``(B, M, 2)`` in float32 at least, not normalised yet."""
         features = self.act(self.project(self.norm(patches)))
         local_features, global_features = features.chunk(2, dim=-1)
         scores = self._joined(local_features, masked_mean(global_features, decision))
         for layer in islice(self.head, 1, None):
             scores = layer(scores)
-        return scores.log_softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     def _joined(self, local_features: Tensor, global_features: Tensor) -> Tensor:
         """The head's first layer on ``[local, global]`` (Eq. 4), without laying them side by side.

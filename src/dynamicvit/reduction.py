@@ -18,6 +18,7 @@ from dynamicvit.decisions import (
     gather_alive,
     gather_patches,
     log_odds,
+    log_probs_of,
     places_of,
     to_image,
     top_k,
@@ -25,8 +26,9 @@ from dynamicvit.decisions import (
 )
 from dynamicvit.errors import InputError
 from dynamicvit.layer_macs import linear_macs
+from dynamicvit.layers import is_unhooked
 from dynamicvit.merging import discounted, join, likeness, most_alike
-from dynamicvit.prediction import KEEP, PredictionModule
+from dynamicvit.prediction import PredictionModule
 from dynamicvit.schedule import Dropped
 from dynamicvit.tokens import Tokens
 
@@ -111,8 +113,8 @@ class Reduction(ABC):
             grid: rows and columns of the image's patches.
 
         Returns:
-            The tokens that go on; and ``(B, M)`` log-probabilities of keeping those that came,
-            ``None`` where nothing was scored.
+            The tokens that go on; and ``(B, M)`` log-odds of keeping those that came, ``None``
+            where nothing was scored.
         """
 
     @abstractmethod
@@ -173,15 +175,21 @@ class Choice(Reduction):
         del tokens, gone, log_probs
         return None
 
+    def odds(self, tokens: Tokens, grid: Grid) -> Tensor:
+        """``(B, M)``: log-odds of keeping each patch token, whose order says who stays."""
+        return log_odds(self.log_probs(tokens, grid))
+
     def prune(self, tokens: Tokens, budget: int, grid: Grid) -> tuple[Tokens, Tensor | None]:
-        log_probs = self.log_probs(tokens, grid)
+        # Only a summary of those that leave may ask for more than the order.
+        log_probs = self.log_probs(tokens, grid) if self.adds else None
+        odds = self.odds(tokens, grid) if log_probs is None else log_odds(log_probs)
         alike = self._alike(tokens)
-        worth = log_probs if alike is None else discounted(log_probs, alike)
-        score = worth[..., KEEP]
+        if alike is not None:
+            odds = discounted(odds, alike)
         if budget >= tokens.num_patches and not self.adds:
-            return tokens, score
-        position = top_k(score, min(budget, tokens.num_patches))
-        return self._keep(tokens, position, grid, log_probs, alike), score
+            return tokens, odds
+        position = top_k(odds, min(budget, tokens.num_patches))
+        return self._keep(tokens, position, grid, log_probs, alike), odds
 
     def prune_to(self, tokens: Tokens, position: Tensor, grid: Grid) -> Tokens:
         alike = self._alike(tokens)
@@ -219,7 +227,9 @@ class Choice(Reduction):
             log_probs = self.log_probs(tokens, grid)
             odds = log_odds(log_probs).masked_fill(~alive, float("-inf"))
             odds = to_image(odds, tokens.index, num_patches, fill=float("-inf"))
-            worth = log_probs if alike is None else discounted(log_probs, alike, alive)
+            worth = log_probs
+            if alike is not None:
+                worth = log_probs_of(discounted(log_odds(log_probs), alike, alive))
             drawn = draw.sampler(worth, before, budget)
         else:
             drawn = draw.given.to(before.dtype)
@@ -258,6 +268,12 @@ class Scored(Choice):
         """What the module says."""
         del grid
         return self.module(tokens.patches, tokens.decision)
+
+    def odds(self, tokens: Tokens, grid: Grid) -> Tensor:
+        """What the module says; of the paper's without the softmax, which changes no order."""
+        if type(self.module) is PredictionModule and is_unhooked(self.module):
+            return self.module.odds(tokens.patches, tokens.decision)
+        return super().odds(tokens, grid)
 
     def macs(self, crowd: Crowd) -> int:
         """Of the module, and of comparing each patch token with each."""

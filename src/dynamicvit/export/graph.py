@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from dynamicvit.decisions import top_k
 from dynamicvit.export.description import Description
 from dynamicvit.model import DynamicViT
 from dynamicvit.networks import eval_mode
@@ -17,13 +16,11 @@ class Graph(nn.Module):
 
     Args:
         model: the model.
-        kept: k of each stage.
     """
 
-    def __init__(self, model: DynamicViT, kept: tuple[int, ...]) -> None:
+    def __init__(self, model: DynamicViT) -> None:
         super().__init__()
         self.model = model
-        self.kept = kept
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Logits ``(B, classes)``, then for each stage the patches kept, ``(B, k)`` int64.
@@ -34,9 +31,13 @@ class Graph(nn.Module):
             images: ``(B, channels, height, width)``, normalised.
         """
         output = self.model.forward_pruned(images)
-        survived = zip(output.survived, self.kept, strict=True)
-        # The k ones among zeros and ones: their places without nonzero(), whose size is unknown.
-        return output.logits, *(top_k(places.to(torch.float32), k) for places, k in survived)
+        kept = list(output.kept)
+        for stage in range(1, len(kept)):
+            # A stage that drops nothing has the tensor of the one before, but each output wants a
+            # name of its own. They ascend, so that sorting makes an equal one of another operation.
+            if kept[stage] is output.kept[stage - 1]:
+                kept[stage] = kept[stage].sort(dim=1).values
+        return output.logits, *kept
 
 
 def trace(model: DynamicViT, description: Description) -> ExportedProgram:
@@ -46,7 +47,7 @@ def trace(model: DynamicViT, description: Description) -> ExportedProgram:
         model: on the CPU, in float32.
         description: its image size and batch.
     """
-    graph = Graph(model, description.kept)
+    graph = Graph(model)
     # With one image torch.export would take the batch for a constant.
     images = torch.zeros(description.batch or 2, *description.input_size)
     dynamic = None if description.batch else {"images": {0: Dim("batch", min=1)}}
