@@ -14,6 +14,8 @@ from dynamicvit.comparison.experiment import DENSE_NAME
 from dynamicvit.comparison.table import Line
 
 _INK, _FAINT = "#1b1f24", "#6b7280"
+#: tab20 alternates full and pale tones; the full ones first.
+_TONES = [colormaps["tab20"](tone) for tone in (*range(0, 20, 2), *range(1, 20, 2))]
 #: Less than this share of the best is not drawn but named: it would press the others together.
 _LEAST_SHARE = 0.6
 _MARKERS = "osD^vP*X<>hd8pH"
@@ -63,7 +65,7 @@ def _figure(lines: Sequence[Line], position: Callable[[Line], float | None], tit
             height,
             yerr=spread if any(spread) else None,
             label=label,
-            color=_INK if group[0].way == DENSE_NAME else colormaps["tab20"](place % 20),
+            color=_INK if group[0].way == DENSE_NAME else _TONES[place % len(_TONES)],
             marker=_MARKERS[place % len(_MARKERS)],
             markerfacecolor=None if trained else "white",
             markersize=6,
