@@ -5,7 +5,7 @@
 
 Writes each file once, evaluates it once (``results.json``; stopped, it goes on where it was), and
 times all of them in turn, batch size by batch size: a CSV and a plot of throughput over timm's own
-dense network in eager float32.
+dense network in eager float32. With ``--dropped gone --dropped merged`` the model is run both ways.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
@@ -30,19 +30,21 @@ from dynamicvit.export import export, export_int8, load_exported
 from dynamicvit.loading import load_backbone, load_model
 from dynamicvit.macs import DENSE
 from dynamicvit.model import DynamicViT
+from dynamicvit.tiles import tiled_keep_ratios
 
 REFERENCE = "timm, dense, fp32"
 BATCHES = (1, 32)
 
-#: Each step: its name, whether tokens are dropped, the file, and what that computes in.
-STEPS = (
-    ("dense, fp32", False, "fp32", "fp32"),
-    ("dense, bf16", False, "fp32", "bf16"),
-    ("dense, int8", False, "int8", "fp32"),
-    ("dropped, fp32", True, "fp32", "fp32"),
-    ("dropped, bf16", True, "fp32", "bf16"),
-    ("dropped, int8", True, "int8", "fp32"),
-)
+#: Of each network: what it is called, the kind of file, and what that computes in.
+PRECISIONS = (("fp32", "fp32", "fp32"), ("bf16", "fp32", "bf16"), ("int8", "int8", "fp32"))
+
+
+class Step(NamedTuple):
+    """One file, run in one precision."""
+
+    name: str
+    file: Path
+    precision: str
 
 
 def main() -> None:
@@ -51,22 +53,22 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.output.mkdir(parents=True, exist_ok=True)
     model = load_model(options.model)
-    if options.dropped:
-        model.dropped = options.dropped
     architecture = model.pretrained_cfg["architecture"]
     timm_dense = load_backbone(architecture, options.dense_checkpoint).eval()
     dense = DynamicViT(load_backbone(architecture, options.dense_checkpoint), DENSE, []).eval()
-    for dropped, network in ((False, dense), (True, model)):
-        for kind in ("fp32", "int8"):
-            _write(network, _file(options, dropped, kind), kind, options)
-    found = _accuracies(timm_dense, options)
+    steps = _steps("dense", dense, options)
+    for dropped in options.dropped or (model.dropped,):
+        model.dropped = dropped
+        if options.tile is not None:
+            model.keep_ratio = tiled_keep_ratios(model, options.tile)
+        steps += _steps(dropped, model, options)
+    found = _accuracies(timm_dense, steps, options)
     rows = []
     for batch in BATCHES:
         images = _pictures(options, timm_dense, batch)
         work: dict[str, Callable[[], Any]] = {REFERENCE: partial(_infer, timm_dense, images)}
-        for name, dropped, kind, precision in STEPS:
-            exported = load_exported(_file(options, dropped, kind), precision)
-            work[name] = partial(_infer, exported, images)
+        for name, file, precision in steps:
+            work[name] = partial(_infer, load_exported(file, precision), images)
         for name, times in _in_turn(work, options.threads, options.seconds).items():
             rows.append({"batch": batch, "step": name, "top1": found[name], **times})
             print(rows[-1], flush=True)
@@ -85,7 +87,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dense-checkpoint", required=True, help="what it was trained from")
     parser.add_argument("--class-map")
     parser.add_argument("--crop-pct", type=float, default=0.875)
-    parser.add_argument("--dropped", choices=("gone", "merged"), help="instead of the model's own")
+    parser.add_argument(
+        "--dropped", action="append", choices=("gone", "merged"), help="instead of the model's own"
+    )
+    parser.add_argument("--tile", type=int, help="as of dynamicvit export")
     parser.add_argument("--images", type=int, default=300, help="to calibrate on")
     parser.add_argument("--max-drop", type=float, help="as of dynamicvit export")
     parser.add_argument("--threads", type=int, default=2)
@@ -94,8 +99,12 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _file(options: argparse.Namespace, dropped: bool, kind: str) -> Path:
-    return options.output / f"{'dropped' if dropped else 'dense'}-{kind}.xml"
+def _steps(name: str, network: DynamicViT, options: argparse.Namespace) -> list[Step]:
+    """A network in each precision; files that are not there yet are written."""
+    files = {kind: options.output / f"{name}-{kind}.xml" for kind in ("fp32", "int8")}
+    for kind, file in files.items():
+        _write(network, file, kind, options)
+    return [Step(f"{name}, {label}", files[kind], inner) for label, kind, inner in PRECISIONS]
 
 
 def _write(network: DynamicViT, file: Path, kind: str, options: argparse.Namespace) -> None:
@@ -118,19 +127,20 @@ def _write(network: DynamicViT, file: Path, kind: str, options: argparse.Namespa
     print(file, made.agreement, "in float:", made.in_words, flush=True)
 
 
-def _accuracies(timm_dense: nn.Module, options: argparse.Namespace) -> dict[str, float]:
+def _accuracies(
+    timm_dense: nn.Module, steps: Sequence[Step], options: argparse.Namespace
+) -> dict[str, float]:
     """Top-1 of each step, of those not yet in ``results.json`` anew."""
     kept = options.output / "results.json"
     found: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
-    steps = [(REFERENCE, lambda: timm_dense)]
-    for name, dropped, kind, precision in STEPS:
-        steps.append((name, partial(load_exported, _file(options, dropped, kind), precision)))
+    networks: dict[str, Callable[[], Any]] = {REFERENCE: lambda: timm_dense}
+    networks |= {name: partial(load_exported, *file) for name, *file in steps}
     data = ImageData(options.validation)
     if not data.labelled:
         raise InputError(f"{options.validation} has no labels to count right answers by")
     data = data.with_class_map(class_map_for(data, 1000, options.class_map).index)
     data = data.with_transform(eval_transform(timm_dense, crop_pct=options.crop_pct))
-    for name, load in steps:
+    for name, load in networks.items():
         if name not in found:
             top1 = evaluate(load(), Loader(data, 32)).top1
             assert top1 is not None  # the images have labels
@@ -170,7 +180,13 @@ def _in_turn(
 
 
 def _draw(rows: list[dict[str, Any]], file: Path) -> None:
-    figure, axes = plt.subplots(1, len(BATCHES), figsize=(11, 4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        1,
+        len(BATCHES),
+        figsize=(11, 1 + 0.42 * len(rows) / len(BATCHES)),
+        sharey=True,
+        layout="constrained",
+    )
     for axis, batch in zip(axes, BATCHES, strict=True):
         held = [row for row in rows if row["batch"] == batch]
         ups = [row["speed_up"] for row in held]
