@@ -19,7 +19,6 @@ from unittest.mock import patch
 
 import timm
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from torch.utils.benchmark import Timer
 from dynamicvit import DynamicViT, decisions, reduction, sparsify
 from dynamicvit.adapters.base import Adapter
 from dynamicvit.networks import own_image_size
-from dynamicvit.prediction import KEEP, PredictionModule
+from dynamicvit.prediction import PredictionModule
 
 
 @contextmanager
@@ -52,22 +51,12 @@ def concatenation(model: DynamicViT) -> Iterator[None]:
 
 @contextmanager
 def two_way_softmax(model: DynamicViT) -> Iterator[None]:
-    """With: a softmax over two is one difference, and the best k of it are the same.
+    """Without: log-probabilities of keeping and dropping, whose difference ranks the tokens."""
 
-    The row of the last layer is half as long, and nothing is normalised.
-    """
+    def odds(module: PredictionModule, patches: Tensor, decision: Tensor | None) -> Tensor:
+        return decisions.log_odds(module(patches, decision))
 
-    def difference(module: PredictionModule, patches: Tensor, decision: Tensor | None) -> Tensor:
-        features = module.act(module.project(module.norm(patches)))
-        local, shared = features.chunk(2, dim=-1)
-        hidden = module._joined(local, shared.mean(dim=1))
-        *layers, last = module.head[1:]
-        for layer in layers:
-            hidden = layer(hidden)
-        row, bias = last.weight[KEEP] - last.weight[1 - KEEP], last.bias[KEEP] - last.bias[1 - KEEP]
-        return F.linear(hidden, row[None], bias[None])  # one column, which is "keep"
-
-    with patch.object(PredictionModule, "forward", difference):
+    with patch.object(PredictionModule, "odds", odds):
         yield
 
 
@@ -118,7 +107,7 @@ SAVINGS: dict[str, tuple[bool, Way]] = {
     "last block: what the head reads": (True, whole_last_block),
     "prediction modules without concatenation": (True, concatenation),
     "kept tokens gathered by rows": (True, gathered_numbers),
-    "difference instead of a softmax of two": (False, two_way_softmax),
+    "difference instead of a softmax of two": (True, two_way_softmax),
     "kept tokens in any order": (False, unsorted_tokens),
     "patch embedding with channels last": (False, channels_last),
 }

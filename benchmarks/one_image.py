@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dynamicvit import DynamicViT, sparsify, tiled_keep_ratios
 from dynamicvit.benchmark.timer import time_in_turn
@@ -145,9 +146,9 @@ def main() -> None:
     for name in options.runtime or RUNTIMES:
         for precision in RUNTIMES[name][0]:
             with TemporaryDirectory() as folder:
-                _time(name, precision, dense, pruned, Path(folder), options, promised, table)
+                _time(name, precision, dense, pruned, Path(folder), options, table)
     console.print(table)
-    console.print("share: of the products the MACs ratio, of the network the products' ratio")
+    console.print("share: of the products their own MACs ratio, of the network the products' ratio")
 
 
 def _time(
@@ -157,14 +158,15 @@ def _time(
     pruned: DynamicViT,
     folder: Path,
     options: argparse.Namespace,
-    promised: float,
     table: Table,
 ) -> None:
     """Two rows: the products alone, and the network."""
     _, alone, suffix = RUNTIMES[name]
     tokens = torch.randn(1, Products(dense).rows[0], dense.num_features)
     images = torch.randn(1, 3, *dense.default_cfg["input_size"][1:])
-    work = [alone(_copy(Products(each)), tokens, precision) for each in (dense, pruned)]
+    products = [Products(each) for each in (dense, pruned)]
+    promised = _flops(products[0], tokens) / _flops(products[1], tokens)
+    work = [alone(_copy(each), tokens, precision) for each in products]
     for label, network in (("dense", dense), ("pruned", pruned)):
         if suffix is None:
             work.append(in_pytorch(_copy(network), images, precision))
@@ -187,6 +189,13 @@ def _time(
             f"{ratio.median:.2f} [{ratio.low:.2f}–{ratio.high:.2f}]",
             f"{shares[place]:.0%}",
         )
+
+
+@torch.inference_mode()
+def _flops(products: Products, tokens: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        products(tokens)
+    return counter.get_total_flops()
 
 
 def _copy(network: nn.Module) -> nn.Module:

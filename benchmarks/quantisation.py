@@ -52,16 +52,19 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     options.output.mkdir(parents=True, exist_ok=True)
+    if not ImageData(options.validation).labelled:
+        raise InputError(f"{options.validation} has no labels to count right answers by")
     model = load_model(options.model)
     architecture = model.pretrained_cfg["architecture"]
     timm_dense = load_backbone(architecture, options.dense_checkpoint).eval()
     dense = DynamicViT(load_backbone(architecture, options.dense_checkpoint), DENSE, []).eval()
     steps = _steps("dense", dense, options)
     for dropped in options.dropped or (model.dropped,):
-        model.dropped = dropped
+        model.dropped, name = dropped, dropped
         if options.tile is not None:
             model.keep_ratio = tiled_keep_ratios(model, options.tile)
-        steps += _steps(dropped, model, options)
+            name = f"{dropped}, tile {options.tile}"
+        steps += _steps(name, model, options)
     found = _accuracies(timm_dense, steps, options)
     rows = []
     for batch in BATCHES:
@@ -101,7 +104,10 @@ def _options() -> argparse.Namespace:
 
 def _steps(name: str, network: DynamicViT, options: argparse.Namespace) -> list[Step]:
     """A network in each precision; files that are not there yet are written."""
-    files = {kind: options.output / f"{name}-{kind}.xml" for kind in ("fp32", "int8")}
+    files = {
+        kind: options.output / f"{name.replace(', tile ', '-')}-{kind}.xml"
+        for kind in ("fp32", "int8")
+    }
     for kind, file in files.items():
         _write(network, file, kind, options)
     return [Step(f"{name}, {label}", files[kind], inner) for label, kind, inner in PRECISIONS]
@@ -136,8 +142,6 @@ def _accuracies(
     networks: dict[str, Callable[[], Any]] = {REFERENCE: lambda: timm_dense}
     networks |= {name: partial(load_exported, *file) for name, *file in steps}
     data = ImageData(options.validation)
-    if not data.labelled:
-        raise InputError(f"{options.validation} has no labels to count right answers by")
     data = data.with_class_map(class_map_for(data, 1000, options.class_map).index)
     data = data.with_transform(eval_transform(timm_dense, crop_pct=options.crop_pct))
     for name, load in networks.items():
@@ -189,19 +193,28 @@ def _draw(rows: list[dict[str, Any]], file: Path) -> None:
     )
     for axis, batch in zip(axes, BATCHES, strict=True):
         held = [row for row in rows if row["batch"] == batch]
+        names = [row["step"] for row in held]
+        networks = list(dict.fromkeys(name.rpartition(", ")[0] for name in names))
         ups = [row["speed_up"] for row in held]
         spread = [
             [row["speed_up"] - row["lower"] for row in held],
             [row["upper"] - row["speed_up"] for row in held],
         ]
-        bars = axis.barh([row["step"] for row in held], ups, xerr=spread, color="tab:blue")
-        axis.bar_label(
-            bars, [f"{row['speed_up']:.1f} ×, top-1 {row['top1']:.1%}" for row in held], padding=6
+        bars = axis.barh(
+            names,
+            ups,
+            xerr=spread,
+            ecolor="dimgray",
+            capsize=2,
+            color=[f"C{networks.index(name.rpartition(', ')[0])}" for name in names],
         )
-        axis.set(title=f"batch {batch}", xlabel=f"times the throughput of {REFERENCE}")
-        axis.set_xlim(right=1.6 * max(ups))
-        axis.invert_yaxis()
-    figure.savefig(file, dpi=150)
+        axis.bar_label(
+            bars, [f"{row['speed_up']:.1f} ×, {row['top1']:.1%}" for row in held], padding=6
+        )
+        axis.set(title=f"batch {batch}", xlabel=f"times the throughput of {REFERENCE}; and top-1")
+        axis.set_xlim(right=1.5 * max(row["upper"] for row in held))
+    axes[0].invert_yaxis()  # they share it
+    figure.savefig(file, dpi=110)
 
 
 if __name__ == "__main__":

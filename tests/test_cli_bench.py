@@ -270,6 +270,7 @@ def test_memory(monkeypatch):
     ("arguments", "message"),
     [
         (["--macs", "60%", "--keep-ratio", "0.5"], "--keep-ratio 0.5 and --macs 60%"),
+        (["--macs", "60%", "--tile", "16"], "--tile 16 may round up, and --macs 60% is a limit"),
         (["--macs", "3"], "3.0G, 900M or 60%"),
         (["--macs", "0.001G"], "too small: with one token kept"),
         (["--keep-ratio", "1.5"], "1.5"),

@@ -86,7 +86,7 @@ def test_half_precision_scores_are_normalised_in_full_precision() -> None:
     assert module.double()(patches.double()).dtype == torch.float64
 
 
-def test_fresh_modules_are_unmake() -> None:
+def test_fresh_modules_are_undecided() -> None:
     """Training starts near one half for every token, so both sides of a decision are drawn."""
     torch.manual_seed(0)
     keep = PredictionModule(64)(torch.randn(2, 50, 64))[..., KEEP].exp()

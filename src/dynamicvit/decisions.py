@@ -87,10 +87,7 @@ def best_k_sampler(
 
 
 def log_odds(log_probs: Tensor) -> Tensor:
-    """``(B, M)``: log-probability of keeping minus that of dropping, from ``(B, M, 2)``.
-
-    What both have in common does not count, so that scores which are not normalised will do.
-    """
+    """``(B, M)``: log-probability of keeping minus that of dropping, from ``(B, M, 2)``."""
     return log_probs[..., KEEP] - log_probs[..., 1 - KEEP]
 
 

@@ -29,7 +29,8 @@ def tiled_keep_ratios(
         image_size: as of :func:`~dynamicvit.macs.schedule_macs`.
 
     Returns:
-        Shares of the N patches, never growing; at least one patch, though it fills no tile.
+        Shares of the N patches, never growing. Where a tile more or less is not to be had, what is
+        left fills none: a single patch, or all that came.
 
     Raises:
         InputError: for a tile of less than one row.
@@ -40,7 +41,7 @@ def tiled_keep_ratios(
     patches, prefix, counts = costs.num_patches, costs.num_prefix, [costs.num_patches]
     for kept, reduction in zip(model.schedule.kept(patches), costs.reductions, strict=True):
         prefix += reduction.adds
-        rows = tile * round((prefix + kept) / tile)
+        rows = tile * ((2 * (prefix + kept) + tile) // (2 * tile))  # half a tile is rounded up
         # Rounded up, it may be more than there are.
         counts.append(patches if kept == patches else max(1, min(rows - prefix, counts[-1])))
     return tuple(count / patches for count in counts[1:])

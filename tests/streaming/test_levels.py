@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from fakes import Clock
 
 from dynamicvit import DynamicViT, InputError
+from dynamicvit.export import ExportedModel
+from dynamicvit.export.description import describe
 from dynamicvit.streaming import costs_of, levels_of
 from families import DEIT, NUM_CLASSES
 
@@ -73,7 +76,9 @@ def test_what_does_not_go_together(model: DynamicViT) -> None:
     without.reset_classifier(0)
     few = DEIT.sparse(num_classes=3)
     fixed: Any = SimpleNamespace(num_classes=NUM_CLASSES)
+    pairs: Any = ExportedModel(lambda images: [images], replace(describe(model), batch=2))
     for models, ratios, said in (
+        ([("pairs.onnx", pairs)], (), "pairs.onnx takes 2 images at a time, and a stream has one"),
         ([("none", without)], (), "none has no classifier"),
         ([("a", model), ("b", few)], (), "a and b can't take turns: their classes differ"),
         ([("a", model), ("b", other(model, mean=(0.1, 0.2, 0.3)))], (), r"turns: mean \(.*0\.3\)"),

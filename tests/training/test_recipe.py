@@ -108,6 +108,7 @@ def test_overrides_reach_into_parts_and_replace_the_length() -> None:
         ("batch_size", "must be key=value"),
         ("seed.deep=1", "seed has no parts"),
         ("leave=late", "leave: late needs decisions"),
+        ("leave=zeroed", "leave: zeroed needs decisions"),
         ("stages=[]", "at least one"),
         ("losses.token=[", "is not YAML"),
         ("teacher.modl=resnet50", "unknown key 'teacher.modl', did you mean 'model'"),

@@ -118,7 +118,7 @@ def bench_command(
     the weights are random, which changes neither times nor MACs. An exported file is timed as it
     is.
     """
-    budget = _budget(keep_ratio, macs)
+    budget = _budget(keep_ratio, tile, macs)
     size = parse_image_size(image_size)
     check_json(json_file)
     _check_plot(plot)
@@ -186,11 +186,13 @@ class _Found(NamedTuple):
 # ---------------------------------------------------------------- what is asked for
 
 
-def _budget(keep_ratio: float | None, macs: str | None) -> Budget | None:
+def _budget(keep_ratio: float | None, tile: int | None, macs: str | None) -> Budget | None:
     if macs is None:
         return None
     if keep_ratio is not None:
         raise InputError(f"--keep-ratio {keep_ratio} and --macs {macs} both set it: give one")
+    if tile is not None:
+        raise InputError(f"--tile {tile} may round up, and --macs {macs} is a limit: give one")
     return parse_budget(macs)
 
 

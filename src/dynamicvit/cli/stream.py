@@ -211,17 +211,11 @@ def _load(
     """The models by name, and the height and width of the images that all of them take.
 
     Raises:
-        InputError: if they take different ones, or one can't be loaded or takes several at once.
+        InputError: if they take different ones, or one can't be loaded.
     """
     models, sizes = [], []
     for name in names:
         model, size = load_for_inference(name, image_size=image_size, **options)
-        batch = model.description.batch if isinstance(model, ExportedModel) else None
-        if batch not in (None, 1):
-            raise InputError(
-                f"{name} takes {batch} images at a time, and a stream has one: export without "
-                f"--batch, or with --batch 1"
-            )
         if sizes and size != sizes[0]:
             raise InputError(
                 f"{names[0]} and {name} can't take turns: images of {sizes[0][0]}x{sizes[0][1]} "

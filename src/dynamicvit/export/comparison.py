@@ -13,8 +13,8 @@ from dynamicvit.model import DynamicViT, PrunedOutput
 
 #: The largest difference of a logit in float32.
 MAX_LOGIT_ERROR = 1e-3
-#: Log-probabilities of keeping that are nearer to the last one kept than this are a tie: runtimes
-#: add up in another order, which moves them by some 1e-6.
+#: Log-odds of keeping that are nearer to the last patch kept than this are a tie: runtimes add up
+#: in another order, which moves them by some 1e-6.
 TIE = 1e-4
 
 
@@ -83,8 +83,8 @@ def _check_tie(own: PrunedOutput, theirs: PrunedOutput, image: int) -> None:
     Only the first stage that differs can be judged: after it, the model saw other tokens.
     """
     # Without scores nothing ties: other ways to reduce tokens have none.
-    kept_scores = own.keep_scores or tuple(kept.float() for kept in own.survived)
-    pairs = zip(own.survived, theirs.survived, kept_scores, strict=True)
+    odds = tuple(map(_log_odds, own.keep_scores)) or tuple(kept.float() for kept in own.survived)
+    pairs = zip(own.survived, theirs.survived, odds, strict=True)
     for stage, (mine, other, scores) in enumerate(pairs, start=1):
         swapped = mine[image] != other[image]
         if not swapped.any():
@@ -96,6 +96,15 @@ def _check_tie(own: PrunedOutput, theirs: PrunedOutput, image: int) -> None:
             return
         raise ExportMismatchError(
             f"image {image + 1} of the check keeps other patches than in PyTorch at stage {stage}: "
-            f"{int((swapped & mine[image]).sum())} of {int(mine[image].sum())} differ, with keep "
-            f"scores {gap:.2g} from the cut"
+            f"{int((swapped & mine[image]).sum())} of {int(mine[image].sum())} differ, with "
+            f"log-odds of keeping {gap:.2g} from the cut"
         )
+
+
+def _log_odds(keep_scores: Tensor) -> Tensor:
+    """Of log-probabilities of keeping, which are all near 0 where the model is sure to keep.
+
+    The model ranks there too, by what is left of 1.
+    """
+    scores = keep_scores.double()
+    return scores - (-scores.expm1()).log()

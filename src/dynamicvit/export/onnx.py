@@ -88,7 +88,8 @@ def read(path: Path, precision: str = "fp32") -> tuple[Runner, Description]:
     """Sessions on the CPU, with as many threads as torch has.
 
     One image gets a session of its own, whose shapes are all known: more of the graph is fused
-    there, which takes a twentieth of the time off, and weighs most where few tokens are left.
+    there, which takes a twentieth of the time off, and weighs most where few tokens are left. It is
+    made when it is first needed, and holds the weights once more.
 
     Args:
         path: of the ``.onnx``.

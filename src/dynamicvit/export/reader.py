@@ -52,7 +52,7 @@ class ExportedModel(nn.Module):
         rows, columns = self.description.grid
         nothing = torch.zeros(len(images), rows * columns, dtype=torch.bool, device=images.device)
         survived = tuple(nothing.scatter(1, places, True) for places in kept)
-        return PrunedOutput(logits, survived, (), self.description.grid)
+        return PrunedOutput(logits, survived, (), self.description.grid, kept=tuple(kept))
 
     def outputs(self, images: Tensor) -> list[Tensor]:
         """What the file gives: logits ``(B, classes)``, and for each stage ``(B, k)`` int64.

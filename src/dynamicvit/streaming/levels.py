@@ -13,6 +13,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor
 
 from dynamicvit.errors import InputError
+from dynamicvit.export import ExportedModel
 from dynamicvit.inference import PrunedClassifier
 from dynamicvit.model import DynamicViT
 from dynamicvit.schedule import Schedule
@@ -65,13 +66,19 @@ def levels_of(
         precision: of autocast; ``None`` for float32.
 
     Raises:
-        InputError: for models that don't go together or know no classes, and keep ratios that
-            can't be, or can't be set.
+        InputError: for models that don't go together, know no classes or take several images at
+            once, and keep ratios that can't be, or can't be set.
     """
     (first_name, first), *others = models
     for name, model in models:
         if model.num_classes < 1:
             raise InputError(f"{name} has no classifier, so there is no answer to give")
+        batch = model.description.batch if isinstance(model, ExportedModel) else None
+        if batch not in (None, 1):
+            raise InputError(
+                f"{name} takes {batch} images at a time, and a stream has one: export without "
+                "--batch, or with --batch 1"
+            )
     for name, model in others:
         _check_same(first_name, first, name, model)
     run = partial(_classify, device=device, precision=precision)

@@ -185,7 +185,7 @@ class Recipe(_Strict):
             raise ValueError("give either epochs or images (how many to see)")
         if self.share_stem and self.drop_path:
             raise ValueError("share_stem needs drop_path 0: the teacher must not see dropped paths")
-        if self.leave in ("late", "at once") and self.decisions == "independent":
+        if self.leave in ("late", *NO_GRADIENT) and self.decisions == "independent":
             raise ValueError(
                 f"leave: {self.leave} needs decisions that keep as many tokens of each image: "
                 "top-k or best-k"
