@@ -147,6 +147,42 @@ def test_an_int8_file_is_near_its_model(model: DynamicViT, files: tuple[str, Pat
     torch.testing.assert_close(exported(images[:1]), given.logits[:1], atol=0.15, rtol=0)
 
 
+@pytest.mark.parametrize("files", ["onnx"], indirect=True)
+@pytest.mark.parametrize("fixed", [False, True])
+@torch.no_grad()
+def test_one_image_is_computed_in_int8_too(
+    files: tuple[str, Path, Path], fixed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where ONNX Runtime knows the shapes it would fuse products with their biases, in float."""
+    import onnx
+    import onnxruntime
+
+    *_, target = files
+    graph = onnx.load(target)
+    if fixed:
+        graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+        [entry] = [entry for entry in graph.metadata_props if entry.key == "dynamicvit"]
+        entry.value = json.dumps({**json.loads(entry.value), "batch": 1})
+    onnx.save(graph, tmp_path / "int8.onnx")
+    optimised = [tmp_path / f"optimised-{number}.onnx" for number in range(2)]
+    places = iter(optimised)
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, path: Path, options: Any, **rest: Any) -> None:
+            options.optimized_model_filepath = str(next(places))
+            super().__init__(path, options, **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    load_exported(tmp_path / "int8.onnx")(DEIT.images(1))
+    nodes = onnx.load(optimised[1]).graph.node
+    made = {output: node.op_type for node in nodes for output in node.output}
+    products = [node for node in nodes if node.op_type in ("MatMul", "FusedMatMul", "Gemm")]
+    assert products, "attention's are in float"
+    for node in products:
+        assert not any(made.get(name) == "DequantizeLinear" for name in node.input), node.name
+    assert any(node.op_type == "MatMulIntegerToFloat" for node in nodes)
+
+
 def test_files_from_before_int8_are_fp32(traced: tuple[Description, Any]) -> None:
     values = json.loads(traced[0].to_json())
     del values["precision"]

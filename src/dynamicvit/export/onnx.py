@@ -27,6 +27,10 @@ _EXTRA = "onnx"
 #: Name of the images' first axis, where a file takes any number.
 _BATCH = "batch"
 
+#: What ONNX Runtime must leave alone in int8: where shapes are known it makes one operation of a
+#: product and its bias, which it then computes in float, with weights made floats at every call.
+_NOT_IN_INT8 = ("MatMulAddFusion",)
+
 
 def ready() -> None:
     """See to it that ONNX files can be written, and run to be checked.
@@ -102,14 +106,16 @@ def read(path: Path, precision: str = "fp32") -> tuple[Runner, Description]:
     runtime = need("onnxruntime", _EXTRA)
     threads = torch.get_num_threads()
 
-    def session(single: bool) -> Any:
+    def session(single: bool, without: tuple[str, ...] = ()) -> Any:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         if single:
             options.add_free_dimension_override_by_name(_BATCH, 1)
         try:
-            return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            return runtime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"], disabled_optimizers=without
+            )
         except Exception as error:  # its own classes, which it does not export
             reason = first_line(error)
             raise InputError(f"{path} can't be read by ONNX Runtime ({reason})") from error
@@ -117,11 +123,14 @@ def read(path: Path, precision: str = "fp32") -> tuple[Runner, Description]:
     sessions = {False: session(single=False)}
     entries = sessions[False].get_modelmeta().custom_metadata_map
     description = Description.from_json(entries.get(KEY), path)
+    without = _NOT_IN_INT8 if description.precision == "int8" else ()
+    if without and description.batch is not None:
+        sessions[False] = session(single=False, without=without)
 
     def run(images: Tensor) -> list[Tensor]:
         single = len(images) == 1 and description.batch is None
         if single not in sessions:
-            sessions[single] = session(single)
+            sessions[single] = session(single, without)
         found = sessions[single].run(description.outputs, {"images": images.numpy()})
         return [torch.from_numpy(value) for value in found]
 
