@@ -16,6 +16,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.data import resolve_model_data_config
 from typer.testing import CliRunner
 
 from dynamicvit import DynamicViT, sparsify
@@ -112,6 +113,7 @@ def test_the_numbers_are_right(
     assert found["agreement"] == pytest.approx(float((sparse == dense).float().mean()))
     assert found["keep_ratios"] == pytest.approx([0.7, 0.49, 0.343])
     assert found["image_size"] == [32, 32]
+    assert found["crop_pct"] == resolve_model_data_config(model)["crop_pct"]
     alone = numbers(folder, "--model", saved, "--dense", "--compare-dense")
     assert alone["agreement"] == 1
     assert alone["top1"] == found["dense_top1"]
@@ -254,6 +256,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ((folder, "--model", tmp_path / "nowhere", "--json", out), "nowhere"),
         ((folder, *common, "--keep-ratio", 1.5), "1.5"),
         ((folder, *common, "--crop-pct", 2), "crop_pct"),
+        ((folder, *common, "--dense", "--tile", 16), "--dense keeps every patch: leave --tile 16"),
+        ((folder, *common, "--dense", "--keep-ratio", 0.5), "--dense keeps every patch"),
         ((folder, *common, "--image-size", 30), "multiples of its 8x8 patches"),
         ((folder, *common, "--class-map", "imagenet"), "not in the class map"),
         ((folder, *common, "--class-map", tmp_path / "no.txt"), "no.txt"),

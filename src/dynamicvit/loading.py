@@ -90,7 +90,9 @@ def load_model(
     name = str(name_or_path)
     path = Path(name)
     if path.suffix.lower() in _EXPORTED_SUFFIXES:
-        raise InputError(f"{name} is an exported file, for eval and visualize; give its model")
+        raise InputError(
+            f"{name} is an exported file, for eval, bench, visualize and stream; give its model"
+        )
     weights = None if checkpoint is None else _Checkpoint.read(checkpoint)
     if weights is not None and is_released(weights.tensors):
         keep_ratio, _ = find_keep_ratio(keep_ratio, weights.metadata, Path(weights.source).name)

@@ -30,7 +30,7 @@ from dynamicvit.benchmark import (
 )
 from dynamicvit.benchmark.plot import plot_rows
 from dynamicvit.cli import app
-from dynamicvit.cli.bench_report import Report, as_numbers
+from dynamicvit.cli.bench_report import Report, as_numbers, title_of
 from dynamicvit.cli.bench_tables import (
     print_heading,
     print_machine,
@@ -170,7 +170,7 @@ def bench_command(
         print_memory(console, found.peaks, next(iter(found.report.stages), None))
     print_machine(console, found.report)
     if plot is not None:
-        plot_rows(found.rows, f"{found.report.model}, {found.report.processor}").savefig(plot)
+        plot_rows(found.rows, title_of(found.report)).savefig(plot)
         say(console, f"saved {plot}")
     write_json(json_file, as_numbers(*found))
 

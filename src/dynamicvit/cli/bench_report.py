@@ -49,6 +49,12 @@ class Report:
     int8: str | None = None
 
 
+def title_of(report: Report) -> str:
+    """What a plot of it is called."""
+    against = "" if report.against is None else f" (pruned) against {report.against} (dense)"
+    return f"{report.model}{against}, {report.processor}"
+
+
 def as_numbers(
     report: Report, rows: Sequence[BenchRow], peaks: Sequence[MemoryRow]
 ) -> dict[str, Any]:

@@ -117,6 +117,8 @@ def print_times(console: Console, rows: Sequence[BenchRow]) -> None:
     for line in lines:
         table.add_row(*(escape(cell(line)) for cell in columns.values()))
     _print_whole(console, table)
+    if any(line.ratios for line in lines):
+        say(console, "ratios: the median round's, which need not be the ratio of two medians")
     if not all(ratio.conclusive for line in lines for ratio in line.ratios):
         say(
             console,

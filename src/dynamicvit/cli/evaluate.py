@@ -10,11 +10,12 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from timm.data import resolve_model_data_config
 from torch import nn
 
 from dynamicvit.cli import app
 from dynamicvit.cli.console import check_json, main_console, progress_bar, say, write_json
-from dynamicvit.cli.inference import load_for_inference
+from dynamicvit.cli.inference import load_for_inference, refuse_budget_of_dense
 from dynamicvit.cli.options import (
     Checkpoint,
     ClassMapOption,
@@ -93,6 +94,8 @@ def eval_command(
     processes, started by torchrun or accelerate launch, share the images of each batch.
     """
     check_one_model(model_name, released)
+    if dense:
+        refuse_budget_of_dense(keep_ratio, tile)
     size = parse_image_size(image_size)
     check_json(json_file)
     use_threads(threads)
@@ -142,7 +145,7 @@ def eval_command(
         "keep_ratios": () if dense else model.schedule.keep_ratios,
         "dropped": None if dense else model.schedule.dropped,
         "image_size": size,
-        "crop_pct": crop_pct,
+        "crop_pct": crop_pct or resolve_model_data_config(model)["crop_pct"],
         "precision": precision_name(dtype),
         "batch_size": batch_size,
         "device": processes.device.type,

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from dynamicvit.cli import app
 from dynamicvit.cli.console import check_file, say
+from dynamicvit.cli.inference import refuse_budget_of_dense
 from dynamicvit.cli.options import (
     Checkpoint,
     ClassMapOption,
@@ -110,6 +111,8 @@ def export(
         raise InputError(f"{model_argument} and --model {model_name} both name a model: give one")
     model_name = model_name if model_argument is None else model_argument
     check_one_model(model_name, released)
+    if dense:
+        refuse_budget_of_dense(keep_ratio, tile)
     if is_exported(model_name):
         raise InputError(f"{model_name} is an exported file already: give the model it came from")
     name = chosen_model(model_name, released)
@@ -120,9 +123,6 @@ def export(
     if tile is not None:
         model.keep_ratio = tiled_keep_ratios(model, tile, size)
     if dense:
-        for option, value in (("--keep-ratio", keep_ratio), ("--tile", tile)):
-            if value is not None:
-                raise InputError(f"--dense keeps every patch: leave {option} {value} out")
         model = DynamicViT(model.backbone, DENSE, []).eval()
     fixed: dict[str, Any] = dict(
         file_format=file_format, image_size=size, batch=batch, crop_pct=crop_pct

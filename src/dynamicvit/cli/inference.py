@@ -66,6 +66,17 @@ def load_for_inference(
     return exported, (height, width)
 
 
+def refuse_budget_of_dense(keep_ratio: float | None, tile: int | None) -> None:
+    """Refuse what says how much is kept beside ``--dense``, which keeps everything.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for option, value in (("--keep-ratio", keep_ratio), ("--tile", tile)):
+        if value is not None:
+            raise InputError(f"--dense keeps every patch: leave {option} {value} out")
+
+
 def say_if_untrained(name: str, model: PrunedClassifier) -> None:
     """Say on standard error that what a model keeps means nothing, if that is so.
 
