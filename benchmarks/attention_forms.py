@@ -23,8 +23,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-import dynamicvit.attention
-from dynamicvit.attention import explicit_attention, fused_attention, softmax_attention, undecided
+import dynamicvit.layers.attention
+from dynamicvit.layers.attention import (
+    explicit_attention,
+    fused_attention,
+    softmax_attention,
+    undecided,
+)
 
 #: DeiT-Tiny's heads, the side of its patches, and the share of them that decisions keep.
 HEADS, WIDTH, PATCH = 3, 64, 16
@@ -49,7 +54,9 @@ FORMS: dict[str, tuple[bool | None, bool | None]] = {
 def form(name: str) -> Iterator[None]:
     """Attention in a form of :data:`FORMS`, whatever its size."""
     fused, products = FORMS[name]
-    with patch.object(dynamicvit.attention, "fused_form_fits", _answer(fused, "fused_form_fits")):
+    with patch.object(
+        dynamicvit.layers.attention, "fused_form_fits", _answer(fused, "fused_form_fits")
+    ):
         if products is None:
             yield
             return
@@ -58,7 +65,7 @@ def form(name: str) -> Iterator[None]:
 
 
 def _answer(value: bool | None, name: str) -> Callable[..., bool]:
-    return getattr(dynamicvit.attention, name) if value is None else lambda *_, **__: value
+    return getattr(dynamicvit.layers.attention, name) if value is None else lambda *_, **__: value
 
 
 def seconds(run: Callable[[], object], device: str) -> float:

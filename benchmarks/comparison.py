@@ -2,7 +2,7 @@
 
 Three calls of ``dynamicvit compare`` that add to one table; stopped and started again, it goes on::
 
-    python benchmarks/comparison.py LABELLED VAL --checkpoint deit_tiny_patch16_224.safetensors
+    python benchmarks/comparison.py LABELED VAL --checkpoint deit_tiny_patch16_224.safetensors
 
 Any option of ``dynamicvit compare`` may follow (``--unlabelled``, ``--crop-pct``, ``-o``).
 """

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from dynamicvit import DynamicViT, decisions, reduction, sparsify
-from dynamicvit.adapters.base import Adapter
-from dynamicvit.networks import own_image_size
-from dynamicvit.prediction import PredictionModule
+from dynamicvit.backbones.base import Adapter
+from dynamicvit.core.networks import own_image_size
+from dynamicvit.core.prediction import PredictionModule
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Each is made and judged by the commands a user has, `dynamicvit train` and `dyna
 folder of its own. Stopped and started again, the script goes on where it was; the table is written
 anew after each model::
 
-    python benchmarks/frontier.py LABELLED VAL --unlabelled UNLABELLED \\
+    python benchmarks/frontier.py LABELED VAL --unlabelled UNLABELLED \\
         --checkpoint deit_tiny_patch16_224.safetensors --class-map imagenet -o runs/frontier
 """
 
@@ -24,8 +24,8 @@ from typing import Any
 
 from safetensors.torch import save_model
 
-from dynamicvit.loading import load_backbone, load_model
-from dynamicvit.macs import count_macs
+from dynamicvit.checkpoints.loading import load_backbone, load_model
+from dynamicvit.costs import count_macs
 
 DENSE = "dense"
 
@@ -102,7 +102,7 @@ def make(student: Student, options: argparse.Namespace) -> None:
             f"losses.classification={weight}",
             *options.set,
         ]
-        command = ["train", options.labelled, "--model", options.model, "-o", folder]
+        command = ["train", options.labeled, "--model", options.model, "-o", folder]
         command += ["--checkpoint", options.output / "dense.safetensors"]
         command += ["--recipe", options.recipe, "--precision", options.precision]
         command += [word for setting in settings for word in ("--set", setting)]
@@ -192,7 +192,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("labelled", help="training images with labels")
+    parser.add_argument("labeled", help="training images with labels")
     parser.add_argument("val", help="images to evaluate on")
     parser.add_argument("--unlabelled", action="append", default=[], help="more training images")
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="timm's name")

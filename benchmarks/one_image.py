@@ -37,9 +37,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynamicvit import DynamicViT, sparsify, tiled_keep_ratios
-from dynamicvit.benchmark.timer import time_in_turn
+from dynamicvit.costs import DENSE, costs_of, executed_macs
+from dynamicvit.evaluation.bench.timer import time_in_turn
 from dynamicvit.export import export, load_exported
-from dynamicvit.macs import DENSE, costs_of, executed_macs
 
 
 class Products(nn.Module):

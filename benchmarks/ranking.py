@@ -20,14 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynamicvit import merging, sparsify
+from dynamicvit import sparsify
+from dynamicvit.checkpoints.loading import load_backbone
+from dynamicvit.core import merging
+from dynamicvit.core.method import Choice, Grid
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.teacher import dense_teacher, weigh_patches
 from dynamicvit.data import ImageData, Loader, eval_transform
-from dynamicvit.loading import load_backbone
-from dynamicvit.model import DynamicViT
-from dynamicvit.reduction import Choice, Grid
-from dynamicvit.schedule import Dropped
-from dynamicvit.teacher import dense_teacher, weigh_patches
-from dynamicvit.tokens import Tokens
+from dynamicvit.layers.tokens import Tokens
 
 Scores = list[Tensor]
 """For each stage ``(B, N)``, what a patch is worth."""

@@ -21,12 +21,12 @@ from torch.distributed.tensor import DTensor
 
 from dynamicvit import sparsify
 from dynamicvit.data import Batch
-from dynamicvit.processes import launched_processes
 from dynamicvit.training import load_recipe
 from dynamicvit.training.loop import averaged
 from dynamicvit.training.optimizer import create_optimizer
 from dynamicvit.training.step import Split, Step
 from dynamicvit.training.teachers import teachers_for
+from dynamicvit.utils.distributed import launched_processes
 
 SIZE = 64
 RECIPE = load_recipe("deit_small", ["ema=0.9", "augment.mixup=0", "augment.cutmix=0"])

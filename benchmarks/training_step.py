@@ -23,9 +23,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, sparsify
-from dynamicvit.benchmark import peak_resident_memory
-from dynamicvit.losses import dynamicvit_loss
-from dynamicvit.teacher import ask, dense_teacher
+from dynamicvit.core.losses import dynamicvit_loss
+from dynamicvit.core.teacher import ask, dense_teacher
+from dynamicvit.evaluation.bench import peak_resident_memory
 
 MODEL, CLASSES = "deit_tiny_patch16_224", 1000
 

@@ -26,11 +26,11 @@ from PIL import Image
 from torch import Tensor
 
 from dynamicvit import DynamicViT
-from dynamicvit.baselines import ClassAttention, RandomScores
+from dynamicvit.checkpoints.loading import load_model
 from dynamicvit.data import ImageData, Loader, eval_transform
 from dynamicvit.demo import experiment
-from dynamicvit.loading import load_model
-from dynamicvit.visualization import save_figure, visualize
+from dynamicvit.methods import ClassAttention, RandomScores
+from dynamicvit.plots.visualization import save_figure, visualize
 
 #: scikit-image's photographs that come with it, without a download.
 SKIMAGE = (
@@ -129,7 +129,7 @@ def main() -> None:
         page = visualize(model, photographs(model))
         print(save_figure(page, options.output / "photographs.png"))
         if options.data is not None:
-            images = ImageData(options.data, labelled=False).with_transform(eval_transform(model))
+            images = ImageData(options.data, labeled=False).with_transform(eval_transform(model))
             shares, count = kept_by_position(model, Loader(images, 32))
             page = draw_positions(shares, count)
             print(save_figure(page, options.output / "positions.png"))

@@ -1,4 +1,4 @@
-"""Small videos, each frame of one grey."""
+"""Small videos, each frame of one gray."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_clip(
     right: int | None = None,
     **options: Any,
 ) -> Path:
-    """A video whose frame ``i`` has the grey level ``8 i``, its own among the first 31.
+    """A video whose frame ``i`` has the gray level ``8 i``, its own among the first 31.
 
     Args:
         path: where to; the ending says the kind.
@@ -29,8 +29,8 @@ def write_clip(
         fps: their rate.
         size: width and height.
         times: of the frames, in units of ``1 / fps`` seconds, where they don't come evenly.
-        noise: frames of noise, which are large, in place of grey.
-        right: grey level of the right half, if it has its own.
+        noise: frames of noise, which are large, in place of gray.
+        right: gray level of the right half, if it has its own.
         **options: of the container.
     """
     width, height = size

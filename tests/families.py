@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, sparsify
-from dynamicvit.networks import core_of
-from dynamicvit.schedule import Dropped
+from dynamicvit.core.networks import core_of
+from dynamicvit.core.schedule import Dropped
 
 NUM_CLASSES = 7
 
@@ -66,7 +66,7 @@ class Family:
             for module in backbone.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0
-        return randomise(backbone, seed).eval()
+        return randomize(backbone, seed).eval()
 
     def sparse(
         self,
@@ -80,7 +80,7 @@ class Family:
         """The backbone with prediction modules whose scores are well apart, in eval mode."""
         model = core_of(sparsify(self.backbone(depth, seed, **kwargs), keep_ratio, stages, dropped))
         assert isinstance(model, DynamicViT)
-        randomise(model.predictors, seed + 1)
+        randomize(model.predictors, seed + 1)
         for predictor in model.predictors:  # of every image some are kept and some dropped
             predictor.head[-1].weight.data *= 0.3
             predictor.head[-1].bias.data.copy_(torch.tensor([0.5, -0.5]))
@@ -127,7 +127,7 @@ class HFFamily(Family):
             arguments = {"vision_config": arguments}
         config = getattr(transformers, f"{self.model}Config")(num_labels=NUM_CLASSES, **arguments)
         network = getattr(transformers, f"{self.model}ForImageClassification")(config)
-        return randomise(network, seed).eval()
+        return randomize(network, seed).eval()
 
     def dense(self, backbone: nn.Module, images: Tensor) -> Tensor:
         return self._call(backbone, images).logits
@@ -221,7 +221,7 @@ few_families = pytest.mark.parametrize(
 
 
 @torch.no_grad()
-def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
     """Random values for every parameter, of a size that keeps the signal alive.
 
     Fresh networks hide errors: layer scales of 1e-5, classifiers and relative biases of zero,

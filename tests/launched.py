@@ -20,15 +20,15 @@ from torch.distributed.tensor import DTensor
 
 from dynamicvit import DynamicViT
 from dynamicvit.data import Batch
-from dynamicvit.evaluation import evaluate
-from dynamicvit.processes import Processes, launched_processes
-from dynamicvit.stopping import Interrupted
+from dynamicvit.evaluation.accuracy import evaluate
 from dynamicvit.training import Progress, Recipe, train
 from dynamicvit.training.checkpoint import holds_run
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.optimizer import create_optimizer
 from dynamicvit.training.step import Split, Step
 from dynamicvit.training.teachers import teachers_for
+from dynamicvit.utils.distributed import Processes, launched_processes
+from dynamicvit.utils.signals import Interrupted
 from families import DEIT
 from memory import Memory, paper, small
 

@@ -16,8 +16,8 @@ BATCH = 4
 class Memory:
     """Batches that depend on epoch and place only."""
 
-    def __init__(self, length: int = 3, labelled: bool = True, batch: int = BATCH) -> None:
-        self.length, self.labelled, self.batch = length, labelled, batch
+    def __init__(self, length: int = 3, labeled: bool = True, batch: int = BATCH) -> None:
+        self.length, self.labeled, self.batch = length, labeled, batch
         self.epoch = self.start = 0
         self.share = 0, 1
 
@@ -36,7 +36,7 @@ class Memory:
             draw = torch.Generator().manual_seed(100 * self.epoch + place)
             images = torch.randn(self.batch, 3, *DEIT.size, generator=draw)
             labels = torch.randint(7, (self.batch,), generator=draw)
-            if not self.labelled:
+            if not self.labeled:
                 labels = torch.full_like(labels, UNLABELLED)
             yield Batch(images.tensor_split(parts)[part], labels.tensor_split(parts)[part])
 

@@ -12,22 +12,22 @@ from PIL import Image
 from dynamicvit.data import Batch
 
 
-def encoded(grey: int, size: tuple[int, int] = (12, 10)) -> bytes:
-    """A PNG that can be told from the others by its grey level."""
+def encoded(gray: int, size: tuple[int, int] = (12, 10)) -> bytes:
+    """A PNG that can be told from the others by its gray level."""
     buffer = io.BytesIO()
-    Image.new("RGB", size, (grey, grey, grey)).save(buffer, "PNG")
+    Image.new("RGB", size, (gray, gray, gray)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def write_image(path: Path, grey: int, size: tuple[int, int] = (12, 10)) -> Path:
-    """An image that can be told from the others by its grey level."""
+def write_image(path: Path, gray: int, size: tuple[int, int] = (12, 10)) -> Path:
+    """An image that can be told from the others by its gray level."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (grey, grey, grey)).save(path)
+    Image.new("RGB", size, (gray, gray, gray)).save(path)
     return path
 
 
 def truncated_jpeg(path: Path) -> Path:
-    """A photograph whose second half is missing: decoders that are lenient make it grey."""
+    """A photograph whose second half is missing: decoders that are lenient make it gray."""
     buffer = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer, "JPEG")
@@ -36,8 +36,8 @@ def truncated_jpeg(path: Path) -> Path:
     return path
 
 
-def greys(batches: Iterable[Batch]) -> list[int]:
-    """The grey levels of all images, in order."""
+def grays(batches: Iterable[Batch]) -> list[int]:
+    """The gray levels of all images, in order."""
     return [round(float(image.mean()) * 255) for batch in batches for image in batch.images]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynamicvit.released import Release
+from dynamicvit.checkpoints.released import Release
 
 WIDTH, DEPTH, HEADS = 16, 4, 2
 

@@ -18,10 +18,10 @@ from dynamicvit import (
     schedule_macs,
     sparsify,
 )
-from dynamicvit.adapters import Adapter, Heads, adapter_for, adapter_from, register_adapter
-from dynamicvit.layer_macs import convolution_macs, linear_macs
-from dynamicvit.loading import set_drop_path, set_image_size
-from dynamicvit.tokens import Tokens
+from dynamicvit.backbones import Adapter, Heads, adapter_for, adapter_from, register_adapter
+from dynamicvit.backbones.layer_macs import convolution_macs, linear_macs
+from dynamicvit.checkpoints.loading import set_drop_path, set_image_size
+from dynamicvit.layers.tokens import Tokens
 from families import DEIT, assert_agree
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import dynamicvit.attention
-from dynamicvit.attention import (
+import dynamicvit.layers.attention
+from dynamicvit.layers.attention import (
     MAX_DROPPED_GAP,
     attend,
     explicit_attention,
@@ -22,7 +22,7 @@ from dynamicvit.attention import (
     fused_attention,
     undecided,
 )
-from dynamicvit.attention.choice import KEYS_PER_WIDTH, fused_form_fits
+from dynamicvit.layers.attention.choice import KEYS_PER_WIDTH, fused_form_fits
 
 Form = Callable[..., Tensor]
 
@@ -289,13 +289,13 @@ def test_attend_takes_the_form_that_was_chosen(
 ) -> None:
     taken = []
     for name in ("fused", "explicit"):
-        form = getattr(dynamicvit.attention, f"{name}_attention")
+        form = getattr(dynamicvit.layers.attention, f"{name}_attention")
 
         def spy(*args: Any, name: str = name, form: Form = form, **kwargs: Any) -> Tensor:
             taken.append(name)
             return form(*args, **kwargs)
 
-        monkeypatch.setattr(dynamicvit.attention, f"{name}_attention", spy)
+        monkeypatch.setattr(dynamicvit.layers.attention, f"{name}_attention", spy)
     inputs = heads(2, 3, tokens, 8)
     decision = (draw(2, tokens) > 0).float()
     out = attend(*inputs, decision=decision)

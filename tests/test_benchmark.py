@@ -11,9 +11,17 @@ import torch
 from torch import nn
 
 from dynamicvit import InputError, sparsify
-from dynamicvit.benchmark import BenchRow, MemoryRow, Spread, Times, bench, peak_memory, settings_of
-from dynamicvit.benchmark import timer as clock
-from dynamicvit.macs import count_macs, executed_macs
+from dynamicvit.costs import count_macs, executed_macs
+from dynamicvit.evaluation.bench import (
+    BenchRow,
+    MemoryRow,
+    Spread,
+    Times,
+    bench,
+    peak_memory,
+    settings_of,
+)
+from dynamicvit.evaluation.bench import timer as clock
 
 
 def tiny(**arguments) -> nn.Module:
@@ -96,7 +104,7 @@ class TestRows:
 
     def test_what_the_clock_shows_of_the_macs(self):
         assert self.row.macs_ratio == 2.5
-        assert self.row.realised == pytest.approx(0.8)
+        assert self.row.realized == pytest.approx(0.8)
 
     def test_a_file_alone_has_no_speedup(self):
         alone = BenchRow(8, "onnx", "fp32", 1, pruned=Times((0.1, 0.2)))
@@ -321,7 +329,7 @@ def test_the_timer_is_imported_late_and_without_a_word() -> None:
     """Importing it looks for a compiler, and complains where there is no CUDA."""
     code = (
         "import sys, dynamicvit.cli.commands\n"
-        "from dynamicvit.benchmark.timer import timer_class\n"
+        "from dynamicvit.evaluation.bench.timer import timer_class\n"
         "assert 'torch.utils.benchmark' not in sys.modules\n"
         "print(timer_class().__name__)\n"
     )

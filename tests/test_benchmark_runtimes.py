@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.benchmark import RUNTIMES, bench, bench_files, peak_memory
-from dynamicvit.benchmark.plot import plot_rows
-from dynamicvit.benchmark.runtimes import Job, compiled, exported, onednn
+from dynamicvit.core.networks import DenseNetwork
+from dynamicvit.costs import DENSE, executed_macs
+from dynamicvit.evaluation.bench import RUNTIMES, bench, bench_files, peak_memory
+from dynamicvit.evaluation.bench.plot import plot_rows
+from dynamicvit.evaluation.bench.runtimes import Job, compiled, exported, onednn
 from dynamicvit.export import export
-from dynamicvit.macs import DENSE, executed_macs
-from dynamicvit.networks import DenseNetwork
-from dynamicvit.onednn import OneDNNLinear
+from dynamicvit.layers.onednn import OneDNNLinear
 from families import DEIT, assert_agree
 
 pytestmark = pytest.mark.filterwarnings(
@@ -117,11 +117,11 @@ def test_int8_has_a_file_of_its_own(
     """Checked where the images to calibrate on are the user's; else it is for speed only."""
     asked: list[dict] = []
 
-    def quantised(network, file, **arguments):
+    def quantized(network, file, **arguments):
         asked.append(arguments)
         export(network, file)
 
-    monkeypatch.setattr(exported, "export_int8", quantised)
+    monkeypatch.setattr(exported, "export_int8", quantized)
     job = Job(model, "pruned", DEIT.images(), "int8", tmp_path, calibrate)
     RUNTIMES["onnx"].prepare(job)()
     RUNTIMES["onnx"].prepare(job)()

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import dynamicvit.attention
-from dynamicvit.attention import attend
+import dynamicvit.layers.attention
+from dynamicvit.layers.attention import attend
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
@@ -36,8 +36,8 @@ def test_a_form_is_what_its_name_says(
 ) -> None:
     called: list[str] = []
     for module, function in (
-        (dynamicvit.attention, "explicit_attention"),
-        (dynamicvit.attention, "fused_attention"),
+        (dynamicvit.layers.attention, "explicit_attention"),
+        (dynamicvit.layers.attention, "fused_attention"),
         (F, "scaled_dot_product_attention"),
     ):
         real = getattr(module, function)

@@ -11,11 +11,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from dynamicvit import cli
-from dynamicvit.benchmark import RUNTIMES, BenchRow, Times
 from dynamicvit.cli import bench as command  # registers the command
 from dynamicvit.cli.bench_tables import print_times
+from dynamicvit.costs import DENSE, count_macs, schedule_macs
+from dynamicvit.evaluation.bench import RUNTIMES, BenchRow, Times
 from dynamicvit.export import ExportMismatchError
-from dynamicvit.macs import DENSE, count_macs, schedule_macs
 
 QUICK = ["--batch-size", "1", "--precision", "fp32", "--samples", "2", "--threads", "1"]
 
@@ -212,7 +212,7 @@ def test_image_size(model):
 
 
 def test_a_saved_model(tmp_path):
-    from dynamicvit.loading import load_model
+    from dynamicvit.checkpoints.loading import load_model
 
     model = load_model("test_vit", keep_ratio=0.4, pretrained=False)
     model.save_pretrained(tmp_path / "saved")
@@ -224,7 +224,7 @@ def test_a_saved_model(tmp_path):
 
 
 def test_it_says_what_becomes_of_dropped_patches(tmp_path):
-    from dynamicvit.loading import load_model
+    from dynamicvit.checkpoints.loading import load_model
 
     model = load_model("test_vit", pretrained=False)
     model.dropped = "merged"
@@ -240,7 +240,7 @@ def test_it_says_what_becomes_of_dropped_patches(tmp_path):
 
 def test_memory(monkeypatch):
     """The command's part; that the numbers are right is tested with the library's."""
-    from dynamicvit.benchmark import MemoryRow, Peak
+    from dynamicvit.evaluation.bench import MemoryRow, Peak
 
     asked = []
 

@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 
 from dynamicvit import sparsify
-from dynamicvit.baselines import WAYS
 from dynamicvit.cli import compare as command
 from dynamicvit.cli.compare import CSV_NAME
 from dynamicvit.cli.compare_tables import results_table
-from dynamicvit.comparison import Line
-from dynamicvit.comparison.timing import Timing
+from dynamicvit.evaluation.compare import Line
+from dynamicvit.evaluation.compare.timing import Timing
+from dynamicvit.methods import WAYS
 from families import BY_NAME
 from pictures import noise_folders
 
@@ -94,7 +94,7 @@ def test_the_table_fits_a_terminal() -> None:
     line = Line(longest, 0.64, True, top1=0.7738, top1_spread=0.0042, agreement=0.9,
                 agreement_spread=0.0133, **shared)  # fmt: skip
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(results_table([line], labelled=True))
+    console.print(results_table([line], labeled=True))
     said = console.export_text()
     for words in (longest, "77.38 ± 0.42", "90.00 ± 1.33", "10.825", "0.825", "10.52"):
         assert words in said
@@ -107,8 +107,8 @@ def test_the_same_command_computes_nothing_and_others_add(
     assert run("--ways", "random", "--no-timing") == 0
     first = (tmp_path / "out" / CSV_NAME).read_text()
     with monkeypatch.context() as patched:
-        patched.setattr("dynamicvit.comparison.experiment.train", None)
-        patched.setattr("dynamicvit.comparison.experiment.evaluate", None)
+        patched.setattr("dynamicvit.evaluation.compare.experiment.train", None)
+        patched.setattr("dynamicvit.evaluation.compare.experiment.evaluate", None)
         assert run("--ways", "random", "--no-timing") == 0
     assert (tmp_path / "out" / CSV_NAME).read_text() == first
     assert run("--ways", "static", "--no-timing", "--macs", "0.8") == 0

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import nn
 
 from dynamicvit import DynamicViT, InputError
+from dynamicvit.checkpoints.loading import load_model
+from dynamicvit.checkpoints.released import RELEASES
 from dynamicvit.cli import convert as command_file
-from dynamicvit.loading import load_model
-from dynamicvit.released import RELEASES
 from released_state import filled, lvvit_shapes, lvvit_state, released_state, shapes_of
 
 Main = Callable[..., int]
@@ -102,7 +102,7 @@ def test_eval_runs_a_converted_lvvit(
     words = ("--compare-dense", "--workers", 0, "--json", "-")
     assert command("eval", images, "--model", out, *words) == 0
     from_folder = json.loads(capsys.readouterr().out)
-    assert from_folder["images"] == from_folder["labelled"] == 5
+    assert from_folder["images"] == from_folder["labeled"] == 5
     assert from_folder["keep_ratios"] == [0.5, 0.25, 0.125]
 
 
@@ -134,7 +134,7 @@ def test_the_folder_holds_the_same_model(
     assert "keeps 0.5, 0.25, 0.125 of the patches (as given)" in said
     assert "weights from model" in said
     heads = dict(zip(words[::2], words[1::2], strict=True))
-    direct = command_file.recognise(
+    direct = command_file.recognize(
         file, 0.5, heads["--num-heads"], residual_divisor=heads.get("--residual-divisor")
     ).build()
     loaded = load_model(out)
@@ -234,7 +234,7 @@ def test_a_failure_leaves_nothing_half_written(
         Path(path).write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("dynamicvit.hub.save_file", full)
+    monkeypatch.setattr("dynamicvit.core.hub.save_file", full)
     assert main(small, "--out", out, "--num-heads", 2) == 2
     if existing:
         assert [path.name for path in out.iterdir()] == ["config.json"]
@@ -285,7 +285,7 @@ def test_every_command_takes_a_release(
     def no_network(name: str) -> Path:
         raise InputError(f"{name} is asked for")
 
-    monkeypatch.setattr("dynamicvit.released.load.download", no_network)
+    monkeypatch.setattr("dynamicvit.checkpoints.released.load.download", no_network)
     monkeypatch.setattr("dynamicvit.cli.options.download", no_network)
     assert command(*words, "--released", "deit-s-0.7") == 2
     assert capsys.readouterr().err == "dynamicvit: deit-s-0.7 is asked for\n"

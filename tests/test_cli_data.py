@@ -48,7 +48,7 @@ def test_training_on_shards_and_unlabelled_sources(
     saved: Path, shards: str, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:
     datasets = pytest.importorskip("datasets", reason="pip install 'dynamicvit[data]'")
-    table = {"image": [{"bytes": encoded(grey)} for grey in (5, 6)]}
+    table = {"image": [{"bytes": encoded(gray)} for gray in (5, 6)]}
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict(table, features=features).save_to_disk(tmp_path / "table")
     write_image(tmp_path / "flat" / "1.png", 7)
@@ -68,7 +68,7 @@ def test_training_on_shards_and_unlabelled_sources(
     numbers = json.loads(capsys.readouterr().out)
     assert numbers["data"] == shards
     assert numbers["class_map"] == "the numbers given"
-    assert numbers["labelled"] == numbers["images"] == 8
+    assert numbers["labeled"] == numbers["images"] == 8
     assert numbers["skipped"] == [broken]
 
 

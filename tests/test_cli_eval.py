@@ -23,7 +23,7 @@ from dynamicvit import DynamicViT, sparsify
 from dynamicvit.cli import app
 from dynamicvit.cli import evaluate as command
 from dynamicvit.data import ImageData, eval_transform
-from dynamicvit.processes import Processes
+from dynamicvit.utils.distributed import Processes
 
 Main = Callable[..., int]
 
@@ -107,7 +107,7 @@ def test_the_numbers_are_right(
     sparse, dense, labels = answers(model, folder)
     assert (sparse != dense).any(), "else agreement tests nothing"
     found = numbers(folder, "--model", saved, "--compare-dense", "--batch-size", 5)
-    assert found["images"] == found["labelled"] == 12
+    assert found["images"] == found["labeled"] == 12
     assert found["top1"] == pytest.approx(float((sparse == labels).float().mean()))
     assert found["dense_top1"] == pytest.approx(float((dense == labels).float().mean()))
     assert found["agreement"] == pytest.approx(float((sparse == dense).float().mean()))
@@ -332,7 +332,7 @@ def test_what_is_random_in_a_model_is_the_main_processs(
     saved: Path, folder: Path, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_equal = []
-    monkeypatch.setattr(Processes, "equalise", lambda _, model: made_equal.append(model))
+    monkeypatch.setattr(Processes, "equalize", lambda _, model: made_equal.append(model))
     assert main(folder, "--model", saved) == 0
     assert [type(model) for model in made_equal] == [DynamicViT]
 

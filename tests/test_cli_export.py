@@ -14,7 +14,7 @@ from dynamicvit import DynamicViT
 from dynamicvit.cli import export as module
 from dynamicvit.data import eval_transform
 from dynamicvit.export import ExportMismatchError, export
-from dynamicvit.visualization import top_classes
+from dynamicvit.plots.visualization import top_classes
 from families import DEIT
 
 Main = Callable[..., int]

@@ -66,7 +66,7 @@ def distillation(folder: Path) -> list[float]:
 def test_it_teaches_and_is_written_down(
     saved: Path, teacher: Path, images: Path, tmp_path: Path, command: Main
 ) -> None:
-    """Without labels, on labelled and unlabelled images."""
+    """Without labels, on labeled and unlabelled images."""
     own, out = tmp_path / "own", tmp_path / "out"
     words = ["train", images, "--unlabelled", images, "-m", saved, *TINY]
     assert command(*words, "-o", own) == 0

@@ -200,7 +200,7 @@ def test_a_part_held_out_is_evaluated_and_not_trained_on(
     top1, best = report["held_out"]["top1"], report["training"]["best"]
     assert f"held-out top-1 {100 * top1:.2f} % after step 2\n" in said
     assert f"held-out top-1 {100 * top1:.2f} % of 3 images\n" in said
-    assert (report["held_out"]["images"], report["held_out"]["labelled"]) == (3, 3)
+    assert (report["held_out"]["images"], report["held_out"]["labeled"]) == (3, 3)
     assert best == {"measure": "top1", "value": top1, "step": 2}
     assert len(set(trained_on)) == 9
 

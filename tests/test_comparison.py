@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from dynamicvit import DynamicViT
-from dynamicvit.baselines import WAYS, build
-from dynamicvit.comparison import Entry, Experiment, Row, Timing, lines_of, write_csv
-from dynamicvit.comparison import experiment as module
-from dynamicvit.comparison import timing as timings
-from dynamicvit.comparison.cache import Cache
-from dynamicvit.comparison.identity import data_identity, identity, weights_identity
-from dynamicvit.comparison.plots import accuracy_over_macs, accuracy_over_throughput
+from dynamicvit.costs import DENSE, count_macs
 from dynamicvit.data import ImageData
-from dynamicvit.macs import DENSE, count_macs
+from dynamicvit.evaluation.compare import Entry, Experiment, Row, Timing, lines_of, write_csv
+from dynamicvit.evaluation.compare import experiment as module
+from dynamicvit.evaluation.compare import timing as timings
+from dynamicvit.evaluation.compare.cache import Cache
+from dynamicvit.evaluation.compare.identity import data_identity, identity, weights_identity
+from dynamicvit.evaluation.compare.plots import accuracy_over_macs, accuracy_over_throughput
+from dynamicvit.methods import WAYS, build
 from families import DEIT
 from pictures import noise_folders
 
@@ -286,22 +286,22 @@ class TestLines:
         assert table[2]["speedup_batch_1"] == ""
         assert [line["trained"] for line in table] == ["False", "True", "False", "True"]
 
-    @pytest.mark.parametrize("labelled", [True, False])
-    def test_plots(self, labelled: bool) -> None:
+    @pytest.mark.parametrize("labeled", [True, False])
+    def test_plots(self, labeled: bool) -> None:
         rows: Sequence[Row] = ROWS
-        if not labelled:
+        if not labeled:
             rows = [row(each.way, each.seed, None, each.fraction) for each in ROWS]
         lines = lines_of(rows, {("dynamic", 0.6): [timed(32, 2.0)]})
         [axes] = accuracy_over_macs(lines).axes
         shown = [text.get_text() for text in axes.get_legend().get_texts()]
         assert shown == ["dense", "dynamic", "merging, untrained", "merging"]
-        assert ("top-1" in axes.get_ylabel()) == labelled
+        assert ("top-1" in axes.get_ylabel()) == labeled
         [axes] = accuracy_over_throughput(lines, 32).axes
         shown = {text.get_text(): line for text, line in zip(
             axes.get_legend().get_texts(), axes.lines, strict=False)}  # fmt: skip
         assert set(shown) == {"dense", "dynamic"}, "what has not been timed is not shown"
         assert shown["dynamic"].get_xdata().tolist() == [2.0]
-        expected = 70.0 if labelled else 90.0
+        expected = 70.0 if labeled else 90.0
         assert shown["dynamic"].get_ydata().tolist() == pytest.approx([expected])
 
 

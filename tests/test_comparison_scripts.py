@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from dynamicvit import DynamicViT, Schedule
-from dynamicvit.baselines import ClassAttention, StaticRanking
 from dynamicvit.data import UNLABELLED, Batch
+from dynamicvit.methods import ClassAttention, StaticRanking
 from families import DEIT
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"

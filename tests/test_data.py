@@ -31,7 +31,7 @@ from dynamicvit.data import (
     train_transform,
 )
 from dynamicvit.errors import InputError
-from pictures import greys, labels, truncated_jpeg, write_image
+from pictures import grays, labels, truncated_jpeg, write_image
 
 pytestmark = [
     # Python warns where a process with threads forks; that is torch's affair.
@@ -42,11 +42,11 @@ pytestmark = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three classes with 2, 3 and 1 images, of grey levels 10, 11, 20, 21, 22, 30."""
+    """Three classes with 2, 3 and 1 images, of gray levels 10, 11, 20, 21, 22, 30."""
     root = tmp_path / "images"
     for name, levels in {"cat": (10, 11), "dog": (20, 21, 22), "eel": (30,)}.items():
-        for grey in levels:
-            write_image(root / name / f"{grey}.png", grey)
+        for gray in levels:
+            write_image(root / name / f"{gray}.png", gray)
     return root
 
 
@@ -68,7 +68,7 @@ def test_class_folders_in_a_folder_or_a_tar(folder: Path, archived: bool, worker
     assert len(data) == 6
     data[0]  # workers must not share what reading in this process has opened
     batches = Loader(data, 4, num_workers=workers)
-    assert greys(batches) == [10, 11, 20, 21, 22, 30]
+    assert grays(batches) == [10, 11, 20, 21, 22, 30]
     assert labels(batches) == [0, 0, 1, 1, 1, 2]
     assert [len(batch) for batch in batches] == [4, 2]
 
@@ -76,23 +76,23 @@ def test_class_folders_in_a_folder_or_a_tar(folder: Path, archived: bool, worker
 @pytest.mark.parametrize("archived", [False, True])
 def test_a_flat_folder_has_no_labels(tmp_path: Path, archived: bool) -> None:
     flat = tmp_path / "flat"
-    for grey in (1, 2, 3):
-        write_image(flat / f"{grey}.png", grey)
+    for gray in (1, 2, 3):
+        write_image(flat / f"{gray}.png", gray)
     if archived:
         with tarfile.open(tmp_path / "flat.tar", "w") as archive:
             for path in sorted(flat.iterdir()):
                 archive.add(path, arcname=path.name)
         flat = tmp_path / "flat.tar"
     data = ImageData(flat)
-    assert not data.labelled
+    assert not data.labeled
     assert labels(Loader(data, 2)) == [UNLABELLED] * 3
     with pytest.raises(InputError, match="no class folders"):
-        ImageData(flat, labelled=True)
+        ImageData(flat, labeled=True)
 
 
 def test_class_folders_without_their_labels(folder: Path) -> None:
-    data = ImageData(folder, labelled=False)
-    assert not data.labelled
+    data = ImageData(folder, labeled=False)
+    assert not data.labeled
     assert set(labels(Loader(data, 6))) == {UNLABELLED}
 
 
@@ -109,7 +109,7 @@ def test_inner_tar(folder: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "outer.tar", "w") as archive:
         archive.add(inner, arcname="fox.tar")
     data = ImageData(tmp_path / "outer.tar", class_map={"fox": 3})
-    assert greys(Loader(data, 1)) == [40]
+    assert grays(Loader(data, 1)) == [40]
     assert data.labels.tolist() == [3]
 
 
@@ -181,7 +181,7 @@ def test_unreadable_images_are_left_out_and_named(
         first, second = list(batches)
         list(batches)
     # cat: 9 (bad), 10, 11; dog: 20 (bad) | 21, 22; eel: 30. No image comes twice.
-    assert greys([first, second]) == [10, 11, 21, 22, 30]
+    assert grays([first, second]) == [10, 11, 21, 22, 30]
     assert first.labels.tolist() == [0, 0]
     names = [Path(path).name for path in first.skipped]
     assert names == ["9.jpg", "20.png"]
@@ -367,7 +367,7 @@ def test_order(folder: Path) -> None:
     def order(seed: int, epoch: int, start: int = 0) -> list[int]:
         batches = Loader(data, 2, shuffle=True, seed=seed)
         batches.set_epoch(epoch, start)
-        return greys(batches)
+        return grays(batches)
 
     orders = {tuple(order(0, epoch)) for epoch in range(5)}
     assert all(sorted(order) == [10, 11, 20, 21, 22, 30] for order in orders)
@@ -385,13 +385,13 @@ def test_drop_last(folder: Path) -> None:
     assert len(Loader(ImageData(folder), 4)) == 2
 
 
-def test_labelled_and_unlabelled_together(folder: Path, tmp_path: Path) -> None:
+def test_labeled_and_unlabelled_together(folder: Path, tmp_path: Path) -> None:
     flat = tmp_path / "flat"
     write_image(flat / "50.png", 50)
     (flat / "51.png").write_bytes(b"")
     both = ConcatDataset([ImageData(folder), ImageData(flat)])
     batches = Loader(both, 3, num_workers=1)
-    assert greys(batches) == [10, 11, 20, 21, 22, 30, 50]
+    assert grays(batches) == [10, 11, 20, 21, 22, 30, 50]
     assert labels(batches) == [0, 0, 1, 1, 1, 2, UNLABELLED]
     assert [name for batch in batches for name in batch.skipped] == [str(flat / "51.png")]
 
@@ -444,8 +444,8 @@ def test_split_parts_keep_labels_and_take_their_own_transform(folder: Path) -> N
     held = held.with_transform(lambda image: torch.zeros(3, 1, 1))
     assert len(rest) == len(held) == 3
     assert set(labels(Loader(held, 3))) <= {5, 6, 7}
-    assert greys(Loader(held, 3)) == [0, 0, 0]
-    assert min(greys(Loader(rest, 3))) >= 10
+    assert grays(Loader(held, 3)) == [0, 0, 0]
+    assert min(grays(Loader(rest, 3))) >= 10
     again = held.with_class_map({"cat": 0, "dog": 1, "eel": 2})
     assert (again.labels == held.labels - 5).all()
 
@@ -467,7 +467,7 @@ def deit() -> torch.nn.Module:
 def test_eval_transform_is_timms_with_the_models_settings(deit: torch.nn.Module) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    # crop_pct 0.9: short side 248, bicubic, then the centre 224.
+    # crop_pct 0.9: short side 248, bicubic, then the center 224.
     resized = image.resize((400 * 248 // 300, 248), Image.Resampling.BICUBIC)
     left, top = round((resized.width - 224) / 2), (248 - 224) // 2
     expected = np.asarray(resized.crop((left, top, left + 224, top + 224))) / 255
@@ -518,7 +518,7 @@ def test_train_transform_passes_augmentation_on(deit: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"colour": 1}, "unknown augmentation 'colour'"), ({"auto_augment": "rand-x9"}, "rand-x9")],
+    [({"color": 1}, "unknown augmentation 'color'"), ({"auto_augment": "rand-x9"}, "rand-x9")],
 )
 def test_train_transform_refuses(deit: torch.nn.Module, wrong: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):

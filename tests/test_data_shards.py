@@ -17,7 +17,7 @@ from dynamicvit.data import UNLABELLED, ImageData, Loader, class_map_for, order,
 from dynamicvit.data.sources import shards
 from dynamicvit.data.sources.tars import list_files
 from dynamicvit.errors import InputError
-from pictures import encoded, greys, labels, write_image
+from pictures import encoded, grays, labels, write_image
 
 webdataset = pytest.importorskip("webdataset", reason="pip install 'dynamicvit[data]'")
 
@@ -28,22 +28,22 @@ pytestmark = [
 
 
 def write_shard(path: Path, levels: Sequence[int], **more: Callable[[int], object]) -> Path:
-    """A shard with an image of each grey level, and for each further file what a level gives."""
+    """A shard with an image of each gray level, and for each further file what a level gives."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with webdataset.TarWriter(str(path)) as writer:
-        for grey in levels:
-            files = {ending: of(grey) for ending, of in more.items()}
-            writer.write({"__key__": f"image{grey:03}", "png": encoded(grey), **files})
+        for gray in levels:
+            files = {ending: of(gray) for ending, of in more.items()}
+            writer.write({"__key__": f"image{gray:03}", "png": encoded(gray), **files})
     return path
 
 
-def tens(grey: int) -> int:
-    return grey // 10
+def tens(gray: int) -> int:
+    return gray // 10
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three shards of 4, 3 and 2 images; the tens of the grey level are the class."""
+    """Three shards of 4, 3 and 2 images; the tens of the gray level are the class."""
     root = tmp_path / "shards"
     write_shard(root / "train-2.tar", [10, 11, 12, 20], cls=tens)
     write_shard(root / "train-10.tar", [21, 22, 30], cls=tens)
@@ -71,21 +71,21 @@ def write_info(folder: Path, **splits: dict[str, int]) -> None:
 def test_a_folder_of_shards(folder: Path, workers: int) -> None:
     data = ImageData(f"wds/{folder}")
     assert len(data) == 9
-    assert data.labelled
+    assert data.labeled
     batches = Loader(data, 4, num_workers=workers)
-    assert greys(batches) == LEVELS
+    assert grays(batches) == LEVELS
     assert labels(batches) == [level // 10 for level in LEVELS]
     assert data.path(4) == str(folder / "train-10.tar" / "image021.png")
 
 
 def test_shards_can_be_sent_to_another_process(folder: Path) -> None:
     data = pickle.loads(pickle.dumps(ImageData(f"wds/{folder}")))
-    assert greys(Loader(data, 4)) == LEVELS
+    assert grays(Loader(data, 4)) == LEVELS
 
 
 def test_braces(folder: Path) -> None:
-    assert greys(Loader(ImageData(f"wds/{folder}/train-{{10..11}}.tar"), 4)) == LEVELS[4:]
-    assert greys(Loader(ImageData(f"wds/{folder}/train-2.tar"), 4)) == LEVELS[:4]
+    assert grays(Loader(ImageData(f"wds/{folder}/train-{{10..11}}.tar"), 4)) == LEVELS[4:]
+    assert grays(Loader(ImageData(f"wds/{folder}/train-2.tar"), 4)) == LEVELS[:4]
     with pytest.raises(InputError, match=r"2 shards are missing, the first is .*train-3\.tar"):
         ImageData(f"wds/{folder}/train-{{2..4}}.tar")
 
@@ -97,8 +97,8 @@ def test_splits_and_lengths_of_an_info_file(folder: Path, monkeypatch: pytest.Mo
     write_info(folder, train={"train-2.tar": 4, "train-11.tar": 2}, test={"train-10.tar": 3})
     data = ImageData(f"wds/{folder}")
     assert set(read) == {"train-2.tar"}, "the lengths are known: no shard but the first is read"
-    assert greys(Loader(data, 4)) == [10, 11, 12, 20, 31, 40]
-    assert greys(Loader(ImageData(f"wds/{folder}@test"), 4)) == [21, 22, 30]
+    assert grays(Loader(data, 4)) == [10, 11, 12, 20, 31, 40]
+    assert grays(Loader(ImageData(f"wds/{folder}@test"), 4)) == [21, 22, 30]
     with pytest.raises(InputError, match="split 'val' can't be used"):
         ImageData(f"wds/{folder}@val")
 
@@ -108,7 +108,7 @@ def test_a_shard_that_holds_other_than_it_should(
 ) -> None:
     write_info(folder, train={"train-2.tar": 3, "train-10.tar": 5})
     batches = list(Loader(ImageData(f"wds/{folder}"), 8))
-    assert greys(batches) == [10, 11, 12, 21, 22, 30]
+    assert grays(batches) == [10, 11, 12, 21, 22, 30]
     shard = str(folder / "train-10.tar")
     assert batches[0].skipped == (shard, shard)
     messages = [record.getMessage() for record in caplog.records]
@@ -120,15 +120,15 @@ def test_a_shard_that_holds_other_than_it_should(
 
 
 def test_classes_by_json_and_by_name(tmp_path: Path) -> None:
-    write_shard(tmp_path / "a.tar", [1, 2], json=lambda grey: {"label": grey + 5})
+    write_shard(tmp_path / "a.tar", [1, 2], json=lambda gray: {"label": gray + 5})
     assert labels(Loader(ImageData(f"wds/{tmp_path}/a.tar"), 2)) == [6, 7]
-    write_shard(tmp_path / "b.tar", [1, 2], cls=lambda grey: ["cat", "dog"][grey - 1])
+    write_shard(tmp_path / "b.tar", [1, 2], cls=lambda gray: ["cat", "dog"][gray - 1])
     named = ImageData(f"wds/{tmp_path}/b.tar", class_map={"cat": 3, "dog": 1})
     assert labels(Loader(named, 2)) == [3, 1]
 
 
 def test_the_label_that_the_info_file_names(tmp_path: Path) -> None:
-    write_shard(tmp_path / "a.tar", [1, 2], cls=tens, json=lambda grey: {"label": 9, "kind": grey})
+    write_shard(tmp_path / "a.tar", [1, 2], cls=tens, json=lambda gray: {"label": 9, "kind": gray})
     write_info(tmp_path, train={"a.tar": 2})
     info = json.loads((tmp_path / "_info.json").read_text())
     info["splits"]["train"]["alt_label"] = "kind"
@@ -137,16 +137,16 @@ def test_the_label_that_the_info_file_names(tmp_path: Path) -> None:
 
 
 def test_shards_without_classes(tmp_path: Path) -> None:
-    write_shard(tmp_path / "a.tar", [1, 2], txt=lambda grey: "a caption")
+    write_shard(tmp_path / "a.tar", [1, 2], txt=lambda gray: "a caption")
     data = ImageData(f"wds/{tmp_path}")
-    assert not data.labelled
+    assert not data.labeled
     assert labels(Loader(data, 2)) == [UNLABELLED] * 2
     with pytest.raises(InputError, match="has no classes"):
-        ImageData(f"wds/{tmp_path}", labelled=True)
+        ImageData(f"wds/{tmp_path}", labeled=True)
 
 
 def test_classes_left_aside_are_not_read(folder: Path) -> None:
-    data = ImageData(f"wds/{folder}", labelled=False, class_map=None)
+    data = ImageData(f"wds/{folder}", labeled=False, class_map=None)
     assert set(labels(Loader(data, 9))) == {UNLABELLED}
 
 
@@ -175,7 +175,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         writer.write({"__key__": "bare", "txt": "no image", "cls": 1})
         writer.write({"__key__": "odd", "png": encoded(8)})
     (batch,) = list(Loader(ImageData(f"wds/{path}"), 4))
-    assert greys([batch]) == [7]
+    assert grays([batch]) == [7]
     assert batch.skipped == tuple(str(path / name) for name in ("bad.png", "bare", "odd.png"))
 
 
@@ -235,7 +235,7 @@ def test_names_that_do_not_fit_one_field(folder: Path, format: int) -> None:
     shard = folder / "train-2.tar"
     with_long_names(shard, format)
     data = ImageData(f"wds/{shard}")
-    assert greys(Loader(data, 4)) == LEVELS[:4]
+    assert grays(Loader(data, 4)) == LEVELS[:4]
     assert labels(Loader(data, 4)) == [1, 1, 1, 2]
     assert data.path(1) == f"{shard}/{LONG}image011.png"
 
@@ -264,7 +264,7 @@ def test_a_shard_that_breaks_in_the_middle(
     batches = Loader(ImageData(f"wds/{folder}"), 3)
     read = list(batches)
     list(batches)
-    assert greys(read) == [10, 11, *LEVELS[4:]]
+    assert grays(read) == [10, 11, *LEVELS[4:]]
     assert labels(read) == [1, 1, 2, 2, 3, 3, 4]
     lost = [name for batch in read for name in batch.skipped]
     assert lost == [str(broken)] * (2 if with_info else 1)
@@ -296,7 +296,7 @@ def test_a_shard_that_is_no_tar_or_goes_away(folder: Path) -> None:
         if not cached:
             shards._read_headers.cache_clear()
         (batch,) = list(Loader(data, 9))
-        assert greys([batch]) == LEVELS[:4]
+        assert grays([batch]) == LEVELS[:4]
         assert {
             Path(*Path(name).parts[: len(folder.parts) + 1]).name for name in batch.skipped
         } == {
@@ -350,7 +350,7 @@ def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def drawn(data: ImageData, epoch: int, start: int = 0, workers: int = 0) -> list[int]:
     batches = Loader(data, 5, shuffle=True, num_workers=workers)
     batches.set_epoch(epoch, start)
-    return greys(batches)
+    return grays(batches)
 
 
 def test_shards_are_shuffled_in_windows(many: Path) -> None:
@@ -359,9 +359,9 @@ def test_shards_are_shuffled_in_windows(many: Path) -> None:
     for found in orders:
         assert sorted(found) == [10 * number + place for number in range(6) for place in range(5)]
         windows = [found[start : start + 10] for start in (0, 10, 20)]
-        assert all(len({grey // 10 for grey in window}) == 2 for window in windows)
+        assert all(len({gray // 10 for gray in window}) == 2 for window in windows)
         assert any(window[:5] != sorted(window[:5]) for window in windows)
-    assert len({grey // 10 for found in orders for grey in found[:10]}) > 2
+    assert len({gray // 10 for found in orders for gray in found[:10]}) > 2
     assert drawn(data, 1, workers=2) == orders[1]
 
 
@@ -374,7 +374,7 @@ def test_going_on_inside_an_epoch_is_exact_and_said(
     lines = [record.getMessage() for record in caplog.records]
     batches = Loader(data, 5, shuffle=True)
     batches.set_epoch(4, 1)
-    numbers = {grey // 10 for grey in whole[:5]} & {grey // 10 for grey in whole[5:10]}
+    numbers = {gray // 10 for gray in whole[:5]} & {gray // 10 for gray in whole[5:10]}
     assert set(batches.reopened) == {str(many / f"{number}.tar") for number in numbers}
     assert len(lines) == 1
     assert f"{len(numbers)} shards are read again from their start" in lines[0]
@@ -383,21 +383,21 @@ def test_going_on_inside_an_epoch_is_exact_and_said(
 
 
 def test_shards_beside_a_folder_without_labels(many: Path, tmp_path: Path) -> None:
-    for grey in range(100, 130):
-        write_image(tmp_path / "flat" / f"{grey}.png", grey)
+    for gray in range(100, 130):
+        write_image(tmp_path / "flat" / f"{gray}.png", gray)
     both = ConcatDataset([ImageData(f"wds/{many}"), ImageData(tmp_path / "flat")])
     batches = Loader(both, 10, shuffle=True)
     read = list(batches)
-    assert sorted(greys(read)) == sorted([*drawn(both.datasets[0], 0), *range(100, 130)])
+    assert sorted(grays(read)) == sorted([*drawn(both.datasets[0], 0), *range(100, 130)])
     for batch in read:  # mixed throughout, and each image with its own label
         unlabelled = batch.labels == UNLABELLED
         assert 0 < unlabelled.sum() < 10
-        expected = [UNLABELLED if grey >= 100 else grey // 10 for grey in greys([batch])]
+        expected = [UNLABELLED if gray >= 100 else gray // 10 for gray in grays([batch])]
         assert batch.labels.tolist() == expected
     batches.set_epoch(0, 3)
     assert torch.equal(next(iter(batches)).images, read[3].images)
-    seen = {grey // 10 for grey in greys(read[:3]) if grey < 100}
-    unseen = {grey // 10 for grey in greys(read[3:]) if grey < 100}
+    seen = {gray // 10 for gray in grays(read[:3]) if gray < 100}
+    unseen = {gray // 10 for gray in grays(read[3:]) if gray < 100}
     assert {Path(name).stem for name in batches.reopened} == {str(n) for n in seen & unseen}
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset
 
 from dynamicvit.data import UNLABELLED, ImageData, Loader, class_map_for
 from dynamicvit.errors import InputError
-from pictures import encoded, greys, labels, truncated_jpeg, write_image
+from pictures import encoded, grays, labels, truncated_jpeg, write_image
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
@@ -89,7 +89,7 @@ def test_a_data_set_saved_to_disk(datasets: Any, tmp_path: Path, workers: int) -
     data = ImageData(f"hfds/{saved}")
     assert data.classes == tuple(CLASSES)
     batches = Loader(data, 3, num_workers=workers)
-    assert greys(batches) == LEVELS
+    assert grays(batches) == LEVELS
     assert labels(batches) == [0, 1, 0, 2]
     assert class_map_for(data, 3).origin == "the 3 classes in their order"
     with pytest.raises(InputError, match=r"3 classes and the model 1000 classes; give a class map"):
@@ -108,26 +108,26 @@ def test_splits_saved_to_disk(datasets: Any, tmp_path: Path) -> None:
     whole = table(datasets, datasets.ClassLabel(names=CLASSES), labels=[0, 1, 0, 2])
     splits = {"train": whole.select([0, 3]), "test": whole.select([1, 2])}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
-    assert greys(Loader(ImageData(f"hfds/{tmp_path}/saved"), 3)) == [10, 30]
+    assert grays(Loader(ImageData(f"hfds/{tmp_path}/saved"), 3)) == [10, 30]
     data = ImageData(f"hfds/{tmp_path}/saved@test")
-    assert greys(Loader(data, 3)) == [20, 11]
+    assert grays(Loader(data, 3)) == [20, 11]
     assert labels(Loader(data, 3)) == [1, 0]
     with pytest.raises(InputError, match="no split 'val', there are train, test"):
         ImageData(f"hfds/{tmp_path}/saved@val")
 
 
 def test_a_folder_that_load_dataset_reads(datasets: Any, tmp_path: Path) -> None:
-    for name, grey in {"bee": 20, "ant": 10}.items():
-        write_image(tmp_path / "pets" / "train" / name / "1.png", grey)
-        write_image(tmp_path / "pets" / "test" / name / "1.png", grey + 1)
+    for name, gray in {"bee": 20, "ant": 10}.items():
+        write_image(tmp_path / "pets" / "train" / name / "1.png", gray)
+        write_image(tmp_path / "pets" / "test" / name / "1.png", gray + 1)
     (tmp_path / "pets" / "train" / "bee" / "1.png").write_bytes(b"nothing")
     data = ImageData(f"hfds/{tmp_path}/pets")
     assert data.classes == ("ant", "bee")
     (batch,) = list(Loader(data, 3))
-    assert greys([batch]) == [10]
+    assert grays([batch]) == [10]
     (skipped,) = batch.skipped
     assert skipped.endswith("pets/train/bee/1.png")
-    assert greys(Loader(ImageData(f"hfds/{tmp_path}/pets@test"), 3)) == [11, 21]
+    assert grays(Loader(ImageData(f"hfds/{tmp_path}/pets@test"), 3)) == [11, 21]
     with pytest.raises(InputError, match="can't be opened") as raised:
         ImageData(f"hfds/{tmp_path}/nowhere")
     assert "\n" not in str(raised.value)
@@ -150,7 +150,7 @@ def test_kinds_of_labels(
     table(datasets, label, labels=given).save_to_disk(tmp_path / "saved")
     data = ImageData(f"hfds/{tmp_path}/saved")
     assert data.classes == classes
-    assert data.labelled == (kind in ("int64", "string"))
+    assert data.labeled == (kind in ("int64", "string"))
     assert labels(Loader(data, 4)) == expected
 
 
@@ -175,7 +175,7 @@ def test_rows_that_cannot_be_read(datasets: Any, tmp_path: Path) -> None:
     bad = datasets.Dataset.from_dict({"id": range(2), "img": rows}, features=good.features)
     datasets.concatenate_datasets([bad, good]).save_to_disk(tmp_path / "saved")
     (batch,) = list(Loader(ImageData(f"hfds/{tmp_path}/saved"), 7))
-    assert greys([batch]) == LEVELS
+    assert grays([batch]) == LEVELS
     assert batch.skipped == tuple(f"hfds/{tmp_path}/saved#{row}" for row in ("0 odd.png", 1))
 
 
@@ -218,10 +218,10 @@ def test_a_set_of_torchvision(tmp_path: Path, workers: int) -> None:
     data = ImageData(f"torch/mnist/{tmp_path}")
     assert len(data.classes) == 10
     batches = Loader(data, 2, num_workers=workers)
-    assert greys(batches) == [10, 20, 30]
+    assert grays(batches) == [10, 20, 30]
     assert labels(batches) == [3, 0, 9]
     assert next(iter(batches)).images.shape == (2, 3, 28, 28)
-    assert greys(Loader(ImageData(f"torch/mnist/{tmp_path}@test"), 2)) == [11, 21, 31]
+    assert grays(Loader(ImageData(f"torch/mnist/{tmp_path}@test"), 2)) == [11, 21, 31]
     assert data.path(1) == f"torch/mnist/{tmp_path}#1"
 
 
@@ -230,7 +230,7 @@ def test_torchvisions_image_folder(tmp_path: Path) -> None:
     bad = truncated_jpeg(tmp_path / "bee" / "1.jpg")
     write_image(tmp_path / "bee" / "2.png", 20)
     (batch,) = list(Loader(ImageData(f"torch/image_folder/{tmp_path}"), 4))
-    assert greys([batch]) == [10, 20]
+    assert grays([batch]) == [10, 20]
     assert batch.labels.tolist() == [0, 1]
     assert batch.skipped == (str(bad),)
 
@@ -269,8 +269,8 @@ def test_a_tar_that_breaks_in_the_middle_is_refused(
 ) -> None:
     path = tmp_path / ("cat.tar" if inner else "all.tar")
     with tarfile.open(path, "w") as archive:
-        for grey in (1, 2, 3):
-            archive.add(write_image(tmp_path / "cat" / f"{grey}.png", grey), f"cat/{grey}.png")
+        for gray in (1, 2, 3):
+            archive.add(write_image(tmp_path / "cat" / f"{gray}.png", gray), f"cat/{gray}.png")
     with tarfile.open(path) as archive:
         header = archive.getmembers()[2].offset
     content = damage(bytearray(path.read_bytes()), header)
@@ -308,7 +308,7 @@ def test_all_kinds_in_one_epoch(datasets: Any, tmp_path: Path) -> None:
     sources = [f"torch/mnist/{tmp_path}", f"hfds/{tmp_path}/saved", f"{tmp_path}/flat"]
     data = ConcatDataset([ImageData(source) for source in sources])
     batches = list(Loader(data, 1))  # the sizes differ
-    assert greys(batches) == [100, 101, *LEVELS, 50]
+    assert grays(batches) == [100, 101, *LEVELS, 50]
     assert labels(batches) == [3, 0, 4, 2, 4, 1, UNLABELLED]
     sent = pickle.loads(pickle.dumps(data))  # to workers, where processes are not forked
-    assert greys(Loader(sent, 1)) == greys(batches)
+    assert grays(Loader(sent, 1)) == grays(batches)

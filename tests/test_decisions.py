@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dynamicvit import PredictionModule
-from dynamicvit.decisions import (
+from dynamicvit.core.decisions import (
     Sampler,
     best_k_sampler,
     gather_patches,
@@ -21,8 +21,8 @@ from dynamicvit.decisions import (
     to_image,
     top_k,
 )
-from dynamicvit.prediction import KEEP
-from dynamicvit.tokens import Tokens
+from dynamicvit.core.prediction import KEEP
+from dynamicvit.layers.tokens import Tokens
 
 each_sampler = pytest.mark.parametrize(
     "sampler", [gumbel_sampler, gumbel_top_k_sampler, best_k_sampler]
@@ -91,7 +91,7 @@ def test_exactly_k_of_the_living_are_kept(sampler: Sampler, k: int) -> None:
     assert kept[40:].sum(dim=1).tolist() == [k] * 24
 
 
-def test_gumbel_top_k_favours_high_scores() -> None:
+def test_gumbel_top_k_favors_high_scores() -> None:
     """In the order of the keep probabilities, and more than by chance but not always."""
     torch.manual_seed(0)
     probability = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])

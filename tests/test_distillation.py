@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dynamicvit.distillation import distillation_loss, hard_distillation_loss
+from dynamicvit.core.distillation import distillation_loss, hard_distillation_loss
 
 B, CLASSES = 3, 5
 GENERATOR = torch.Generator().manual_seed(0)
@@ -42,11 +42,11 @@ def test_at_temperature_1_it_is_the_released_loss() -> None:
 
 @pytest.mark.parametrize("temperature", [30.0, 300.0])
 def test_gradients_don_t_shrink_with_the_temperature(temperature: float) -> None:
-    """At a high one they are the distance of the centred logits (arXiv 1503.02531, Eq. 4)."""
+    """At a high one they are the distance of the centered logits (arXiv 1503.02531, Eq. 4)."""
     logits = STUDENT.clone().requires_grad_()
     distillation_loss(logits, TEACHER, temperature).backward()
-    centred = [each - each.mean(dim=1, keepdim=True) for each in (STUDENT, TEACHER)]
-    expected = (centred[0] - centred[1]) / (CLASSES * B)
+    centered = [each - each.mean(dim=1, keepdim=True) for each in (STUDENT, TEACHER)]
+    expected = (centered[0] - centered[1]) / (CLASSES * B)
     torch.testing.assert_close(logits.grad, expected, rtol=0, atol=0.1 * expected.abs().max())
 
 

@@ -16,8 +16,8 @@ import torch
 from timm.models.vision_transformer_relpos import ResPostRelPosBlock
 
 from dynamicvit import DynamicViT, UnsupportedBackboneError, adapters, sparsify
-from dynamicvit.loading import set_image_size
-from dynamicvit.macs import count_macs, schedule_macs
+from dynamicvit.checkpoints.loading import set_image_size
+from dynamicvit.costs import count_macs, schedule_macs
 from families import BY_NAME, FAMILIES, Family, assert_agree
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "adding-a-backbone.md"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dynamicvit import sparsify
 from dynamicvit.data import UNLABELLED, Batch
 from dynamicvit.errors import InputError
-from dynamicvit.evaluation import evaluate
+from dynamicvit.evaluation.accuracy import evaluate
 from families import FAMILIES
 
 
@@ -56,7 +56,7 @@ def test_top1_and_top5() -> None:
     result = evaluate(Oracle(), BATCHES)
     assert result.top1 == 2 / 5
     assert result.top5 == 4 / 5
-    assert (result.images, result.labelled) == (5, 5)
+    assert (result.images, result.labeled) == (5, 5)
     assert result.skipped == ("bad.jpg",)
     assert result.agreement is None
     assert result.dense_top1 is None
@@ -76,11 +76,11 @@ def test_images_without_labels_count_for_agreement_only() -> None:
     result = evaluate(Oracle(), [unlabelled], dense=Always(0))
     assert (result.top1, result.top5, result.dense_top1) == (None, None, None)
     assert result.agreement == 1
-    assert (result.images, result.labelled) == (2, 0)
+    assert (result.images, result.labeled) == (2, 0)
     mixed = evaluate(Oracle(), [*BATCHES, unlabelled], dense=Always(0))
     assert (mixed.top1, mixed.top5) == (2 / 5, 4 / 5)
     assert mixed.agreement == 6 / 7
-    assert (mixed.images, mixed.labelled) == (7, 5)
+    assert (mixed.images, mixed.labeled) == (7, 5)
 
 
 def test_a_batch_of_unreadable_images_only() -> None:

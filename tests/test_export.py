@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from dynamicvit import DynamicViT, InputError
+from dynamicvit.checkpoints.loading import set_image_size
+from dynamicvit.core.schedule import Dropped
 from dynamicvit.data import ImageData, eval_transform
 from dynamicvit.export import (
     FORMATS,
@@ -34,8 +36,6 @@ from dynamicvit.export.description import describe
 from dynamicvit.export.graph import Graph, trace
 from dynamicvit.export.package import has_compiler
 from dynamicvit.export.pictures import MAX_IMAGES, own_pictures, sample_pictures
-from dynamicvit.loading import set_image_size
-from dynamicvit.schedule import Dropped
 from families import DEIT, FAMILIES, Family, assert_agree
 from pictures import write_image
 
@@ -432,8 +432,8 @@ def test_pictures_are_real(model: DynamicViT) -> None:
 
 def test_pictures_of_ones_own(model: DynamicViT, tmp_path: Path) -> None:
     """Spread over the source; what can't be read is left out."""
-    for grey in range(0, 200, 2):
-        write_image(tmp_path / f"{grey:03}.png", grey, size=DEIT.size[::-1])
+    for gray in range(0, 200, 2):
+        write_image(tmp_path / f"{gray:03}.png", gray, size=DEIT.size[::-1])
     (tmp_path / "000.png").write_bytes(b"no image")
     data = ImageData(tmp_path)
     images, origin = own_pictures(data, eval_transform(model, crop_pct=1.0))

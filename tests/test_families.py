@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from dynamicvit import sparsify
-from dynamicvit.adapters import adapter_for
-from dynamicvit.decisions import gumbel_top_k_sampler
-from dynamicvit.model import MaskedOutput
-from dynamicvit.networks import DenseNetwork, core_of
-from dynamicvit.tokens import Tokens
+from dynamicvit.backbones import adapter_for
+from dynamicvit.core.decisions import gumbel_top_k_sampler
+from dynamicvit.core.model import MaskedOutput
+from dynamicvit.core.networks import DenseNetwork, core_of
+from dynamicvit.layers.tokens import Tokens
 from families import BY_NAME, Family, assert_agree, each_family
 
 

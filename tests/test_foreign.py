@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamicvit import InputError, sparsify
-from dynamicvit.foreign import ForeignTeacher
-from dynamicvit.networks import DenseNetwork, core_of
+from dynamicvit.core.networks import DenseNetwork, core_of
+from dynamicvit.training.external_teacher import ForeignTeacher
 from families import BY_NAME, DEIT, NUM_CLASSES, assert_agree
 
-#: timm's DeiT: what the student's images are normalised with.
+#: timm's DeiT: what the student's images are normalized with.
 MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 

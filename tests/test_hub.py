@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dynamicvit import DynamicViT, InputError, Schedule, sparsify
-from dynamicvit.schedule import Dropped
+from dynamicvit.core.schedule import Dropped
 
 SMALL = {"depth": 4, "embed_dim": 16, "num_heads": 2, "img_size": 32, "num_classes": 3}
 
@@ -59,7 +59,7 @@ def downloads_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError(f"asked for a download: {args} {kwargs}")
 
-    monkeypatch.setattr("dynamicvit.hub.hf_hub_download", fail)
+    monkeypatch.setattr("dynamicvit.core.hub.hf_hub_download", fail)
     monkeypatch.setattr("timm.models._builder.load_pretrained", fail)
 
 
@@ -238,7 +238,7 @@ def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((repo_id, filename, kwargs["revision"]))
         return str(tmp_path / filename)
 
-    monkeypatch.setattr("dynamicvit.hub.hf_hub_download", download)
+    monkeypatch.setattr("dynamicvit.core.hub.hf_hub_download", download)
     assert_same(DynamicViT.from_pretrained("someone/a-model", revision="v1"), model)
     assert asked == [
         ("someone/a-model", "config.json", "v1"),

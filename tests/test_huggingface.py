@@ -31,20 +31,20 @@ from dynamicvit import (
     keep_ratio_for,
     sparsify,
 )
+from dynamicvit.checkpoints.loading import load_model, set_drop_path, set_image_size
+from dynamicvit.core.decisions import best_k_sampler
+from dynamicvit.core.losses import LossWeights, dynamicvit_loss
+from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.teacher import weigh_patches
 from dynamicvit.data import eval_transform
-from dynamicvit.decisions import best_k_sampler
-from dynamicvit.loading import load_model, set_drop_path, set_image_size
-from dynamicvit.losses import LossWeights, dynamicvit_loss
-from dynamicvit.schedule import Dropped
-from dynamicvit.teacher import weigh_patches
-from families import HF_FAMILIES, NUM_CLASSES, HFFamily, assert_agree, randomise
+from families import HF_FAMILIES, NUM_CLASSES, HFFamily, assert_agree, randomize
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 from transformers.modeling_outputs import ImageClassifierOutput  # noqa: E402
 
-from dynamicvit.adapters.hf_common import OLDEST, HFAdapter, require  # noqa: E402
-from dynamicvit.huggingface import DynamicViTConfig, DynamicViTForImageClassification  # noqa: E402
+from dynamicvit.backbones.hf_common import OLDEST, HFAdapter, require  # noqa: E402
+from dynamicvit.transformers.model import DynamicViTConfig, DynamicViTForImageClassification  # noqa: E402
 
 BY_NAME = {family.name: family for family in HF_FAMILIES}
 VIT = BY_NAME["hf_vit"]
@@ -58,7 +58,7 @@ def sparse(
 ) -> Any:
     """A transformers model with prediction modules that tell patches apart, in eval mode."""
     model = sparsify(family.backbone(**kwargs), keep_ratio, dropped=dropped)
-    randomise(model.dynamicvit.predictors, 1)
+    randomize(model.dynamicvit.predictors, 1)
     return model
 
 
@@ -97,14 +97,14 @@ def test_the_budget_and_the_survivors() -> None:
     assert model.keep_ratio == 0.6
     model.keep_ratio = 0.3
     assert model.dynamicvit.keep_ratio == model.keep_ratio == 0.3
-    assert model.config.keep_ratios == list(model.dynamicvit.schedule.keep_ratios)
+    assert model.config.keep_ratios == list(model.dynamicvit.core.schedule.keep_ratios)
     assert model.forward_pruned(images).survived[0].sum(dim=1).tolist() == [6, 6]
 
 
 @torch.no_grad()
 def test_around_a_trained_model() -> None:
     core, images = DynamicViT(VIT.backbone(), Schedule((1, 2), (0.7, 0.4))).eval(), VIT.images()
-    randomise(core.predictors)
+    randomize(core.predictors)
     before = core(images)
     model = DynamicViTForImageClassification.around(core)
     assert model.dynamicvit is core
@@ -221,7 +221,7 @@ def drawn(model: Any, images: Tensor) -> Any:
 
 def test_in_training_the_loss_is_the_papers() -> None:
     model, images, labels = sparse(), VIT.images(), torch.tensor([1, 5])
-    output, ratios = drawn(model, images), model.dynamicvit.schedule.keep_ratios
+    output, ratios = drawn(model, images), model.dynamicvit.core.schedule.keep_ratios
     alone = LossWeights(distillation=0, token=0)
     expected = dynamicvit_loss(output, ratios, labels=labels, weights=alone).total
     given = model(images, labels=labels)
@@ -288,7 +288,7 @@ def test_other_problems(problem: str, labels: Tensor, loss: Callable[..., Tensor
     assert_agree(output.loss, loss(output.logits, labels))
     masked = drawn(model, images)
     rest = LossWeights(classification=0, distillation=0, token=0)
-    rest = dynamicvit_loss(masked, model.dynamicvit.schedule.keep_ratios, weights=rest).total
+    rest = dynamicvit_loss(masked, model.dynamicvit.core.schedule.keep_ratios, weights=rest).total
     assert_agree(model(images, labels=labels).loss, loss(masked.logits, labels) + rest)
     model.distil_from()
     with pytest.raises(InputError, match=f"'{problem}', but distillation"):
@@ -497,7 +497,7 @@ def test_round_trip(family: HFFamily, tmp_path: Path) -> None:
         assert type(again) is DynamicViTForImageClassification
         assert not again.training
         assert again.config.to_dict() == {**model.config.to_dict(), **_noted(again)}
-        assert again.dynamicvit.schedule == model.dynamicvit.schedule
+        assert again.dynamicvit.core.schedule == model.dynamicvit.core.schedule
         assert torch.equal(again(images, **interpolated(family)).logits, expected)
     half = DynamicViTForImageClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
@@ -512,12 +512,12 @@ def test_what_becomes_of_dropped_tokens_is_kept(tmp_path: Path) -> None:
     model.dropped = "merged"
     assert model.config.dropped == model.dropped == "merged"
     model.keep_ratio = 0.3
-    assert (model.config.dropped, model.dynamicvit.schedule.dropped) == ("merged", "merged")
+    assert (model.config.dropped, model.dynamicvit.core.schedule.dropped) == ("merged", "merged")
     assert DynamicViTForImageClassification.around(model.dynamicvit).config.dropped == "merged"
     model.save_pretrained(tmp_path)
     expected = model(images).logits
     again = DynamicViTForImageClassification.from_pretrained(tmp_path)
-    assert again.dynamicvit.schedule == model.dynamicvit.schedule
+    assert again.dynamicvit.core.schedule == model.dynamicvit.core.schedule
     assert torch.equal(again(images).logits, expected)
     assert torch.equal(load_model(tmp_path)(images), expected)
     with pytest.raises(InputError, match=r"'gone', 'merged'.* got 'left'"):
@@ -526,7 +526,7 @@ def test_what_becomes_of_dropped_tokens_is_kept(tmp_path: Path) -> None:
     assert config.pop("dropped") == "merged"
     (tmp_path / "config.json").write_text(json.dumps(config))
     old = DynamicViTForImageClassification.from_pretrained(tmp_path)
-    assert old.dynamicvit.schedule.dropped == "gone"
+    assert old.dynamicvit.core.schedule.dropped == "gone"
     assert not torch.equal(old(images).logits, expected)
 
 
@@ -695,7 +695,7 @@ def test_folders_that_can_not_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="transformers can't load it"):
         load_model(tmp_path)
-    monkeypatch.delitem(sys.modules, "dynamicvit.transformers_folder")
+    monkeypatch.delitem(sys.modules, "dynamicvit.transformers.folder")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"is a model of transformers.*dynamicvit\[transformers\]"):
         load_model(tmp_path)
@@ -713,7 +713,7 @@ def test_folders_that_can_not_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
         ),
         lambda: processor(48, 48).__class__(size={"height": 48, "width": 48}, do_normalize=False),
     ],
-    ids=["squashed", "squashed and cropped", "cropped", "not normalised"],
+    ids=["squashed", "squashed and cropped", "cropped", "not normalized"],
 )
 def test_images_are_prepared_as_the_saved_processor_does(
     make: Callable[[], Any], tmp_path: Path

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, Schedule, keep_ratio_for, sparsify
-from dynamicvit.loading import load_model, set_image_size
-from dynamicvit.macs import DENSE, RATIO_STEP, count_macs, schedule_macs
-from families import NUM_CLASSES, assert_agree, randomise
+from dynamicvit.checkpoints.loading import load_model, set_image_size
+from dynamicvit.costs import DENSE, RATIO_STEP, count_macs, schedule_macs
+from families import NUM_CLASSES, assert_agree, randomize
 
 # timm's resampling of relative biases looks tables up in ways that torch warns of.
 pytestmark = [
@@ -65,12 +65,12 @@ def small(name: str, **arguments: Any) -> nn.Module:
 
 def trained(name: str) -> nn.Module:
     """A small network at 224 px whose weights are not those of a fresh one."""
-    return randomise(small(name, img_size=OWN_SIZE)).eval()
+    return randomize(small(name, img_size=OWN_SIZE)).eval()
 
 
 def sparse(backbone: nn.Module, keep_ratio: float = 0.7) -> DynamicViT:
     model = sparsify(backbone, keep_ratio)
-    randomise(model.predictors, seed=1)
+    randomize(model.predictors, seed=1)
     return model.eval()
 
 
@@ -106,7 +106,7 @@ def test_macs_of_large_networks(name: str) -> None:
 def test_the_law_at_full_width(name: str) -> None:
     """Two blocks as wide as the real ones, and as many patches; depth adds nothing to the law."""
     backbone = on_meta(name, depth=2, num_classes=NUM_CLASSES, weight_init="skip")
-    backbone = randomise(backbone.to_empty(device="cpu")).eval()
+    backbone = randomize(backbone.to_empty(device="cpu")).eval()
     model = sparsify(backbone, 0.5, stages=[1]).eval()
     picture = images(OWN_SIZE)
     num_patches = backbone.patch_embed.num_patches
@@ -238,8 +238,8 @@ def saved(tmp_path: Path) -> Path:
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
-    for index, colours in enumerate(images(48, batch=2).clamp(0, 1).mul(255).byte()):
-        Image.fromarray(colours.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    for index, colors in enumerate(images(48, batch=2).clamp(0, 1).mul(255).byte()):
+        Image.fromarray(colors.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
     return folder
 
 

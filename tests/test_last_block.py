@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dynamicvit.adapters import adapter_for
+from dynamicvit.backbones import adapter_for
 from families import BY_NAME, Family, assert_agree
 
 #: Positions of two kinds where a class token asks: rotated, and a bias of its own.
@@ -64,13 +64,13 @@ def test_a_layer_that_is_more_than_its_weights(change: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_layers_quantised_by_pytorch() -> None:
+def test_layers_quantized_by_pytorch() -> None:
     """They have no weights to take apart; nothing of the network may do that unasked."""
     family = BY_NAME["deit"]
     model, images = family.sparse(keep_ratio=1.0), family.images()
     plain = model(images)
-    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
-    assert 1e-4 < (quantised(images) - plain).abs().max() < 0.5
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
+    assert 1e-4 < (quantized(images) - plain).abs().max() < 0.5
 
 
 def test_with_checkpointed_gradients() -> None:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, Schedule
-from dynamicvit.attention import choice
-from dynamicvit.schedule import Dropped
+from dynamicvit.core.schedule import Dropped
+from dynamicvit.layers.attention import choice
 from families import BY_NAME, NUM_CLASSES, Family, assert_agree, each_family
 
 SHARES = (0.0, 0.05, 0.3, 0.7, 1.0)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dynamicvit import DynamicViT, InputError, UnsupportedBackboneError, sparsify
-from dynamicvit.loading import (
+from dynamicvit.checkpoints.loading import (
     load_backbone,
     load_model,
     load_teacher,
@@ -271,7 +271,7 @@ def test_an_id_on_the_hub_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) ->
         asked.append(repo_id)
         raise OSError("no network")
 
-    monkeypatch.setattr("dynamicvit.hub.hf_hub_download", no_network)
+    monkeypatch.setattr("dynamicvit.core.hub.hf_hub_download", no_network)
     for name in ("someone/a-model", "hf-hub:someone/a-model"):
         with pytest.raises(InputError, match=r"someone/a-model.*from the Hub \(no network\)"):
             load_model(name)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from dynamicvit import InputError
-from dynamicvit.distillation import distillation_loss, hard_distillation_loss
-from dynamicvit.losses import (
+from dynamicvit.core.distillation import distillation_loss, hard_distillation_loss
+from dynamicvit.core.losses import (
     LossWeights,
     classification_loss,
     dynamicvit_loss,
@@ -17,8 +17,8 @@ from dynamicvit.losses import (
     ratio_loss,
     token_loss,
 )
-from dynamicvit.model import DenseOutput, MaskedOutput
-from dynamicvit.tokens import Tokens
+from dynamicvit.core.model import DenseOutput, MaskedOutput
+from dynamicvit.layers.tokens import Tokens
 
 B, N, C, P, CLASSES = 3, 6, 4, 1, 5
 RATIOS = (0.5, 0.25)

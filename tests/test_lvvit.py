@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError, UnsupportedBackboneError, sparsify
-from dynamicvit.backbones import LVViT
-from dynamicvit.loading import load_backbone, set_image_size
-from families import BY_NAME, DEIT, NUM_CLASSES, assert_agree, randomise
+from dynamicvit.backbones.networks import LVViT
+from dynamicvit.checkpoints.loading import load_backbone, set_image_size
+from families import BY_NAME, DEIT, NUM_CLASSES, assert_agree, randomize
 
 SMALL: dict[str, Any] = {
     "embed_dim": 24,
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
 
 
 def small(name: str = "lvvit_s", seed: int = 0, **kwargs: Any) -> LVViT:
-    return randomise(timm.create_model(name, **{**SMALL, **kwargs}), seed).eval()
+    return randomize(timm.create_model(name, **{**SMALL, **kwargs}), seed).eval()
 
 
 def images(height: int = 32, width: int = 40, channels: int = 3) -> Tensor:

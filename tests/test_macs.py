@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dynamicvit import DynamicViT, InputError, Schedule, sparsify
-from dynamicvit.macs import (
+from dynamicvit.costs import (
     DENSE,
     Budget,
     count_macs,

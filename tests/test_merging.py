@@ -8,14 +8,14 @@ from typing import get_args
 import pytest
 import torch
 
-from dynamicvit.adapters import adapter_for
-from dynamicvit.baselines import Merging
-from dynamicvit.decisions import best_k_sampler, gather_patches, log_odds, top_k
-from dynamicvit.merging import discounted, join, likeness, most_alike
-from dynamicvit.model import DynamicViT
-from dynamicvit.reduction import Leave
-from dynamicvit.schedule import Dropped
-from dynamicvit.tokens import Tokens
+from dynamicvit.backbones import adapter_for
+from dynamicvit.core.decisions import best_k_sampler, gather_patches, log_odds, top_k
+from dynamicvit.core.merging import discounted, join, likeness, most_alike
+from dynamicvit.core.method import Leave
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.schedule import Dropped
+from dynamicvit.layers.tokens import Tokens
+from dynamicvit.methods import Merging
 from families import DEIT, Family, assert_agree, few_families
 
 

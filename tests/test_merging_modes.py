@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dynamicvit import DynamicViT
-from dynamicvit.decisions import best_k_sampler
+from dynamicvit.core.decisions import best_k_sampler
 from families import DEIT, Family, assert_agree, few_families
 
 both_leaves = pytest.mark.parametrize("leave", ["never", "at once"])

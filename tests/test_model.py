@@ -33,7 +33,7 @@ from dynamicvit import (
     UnsupportedBackboneError,
     sparsify,
 )
-from dynamicvit.decisions import best_k_sampler, gumbel_sampler, gumbel_top_k_sampler
+from dynamicvit.core.decisions import best_k_sampler, gumbel_sampler, gumbel_top_k_sampler
 from families import (
     BY_NAME,
     DEIT,
@@ -43,7 +43,7 @@ from families import (
     assert_agree,
     each_family,
     few_families,
-    randomise,
+    randomize,
 )
 
 
@@ -568,7 +568,7 @@ def test_training_learns_which_patches_matter() -> None:
     model = DEIT.sparse(stages=[1], keep_ratio=0.3, depth=2)
     model.predictors = nn.ModuleList([PredictionModule(48)])
     model.train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     signs = torch.randn(NUM_CLASSES, 3, 16, 16)
 
     def scenes() -> tuple[Tensor, Tensor, Tensor]:
@@ -586,9 +586,9 @@ def test_training_learns_which_patches_matter() -> None:
         output = model(images)
         ratio = (output.decisions[0].mean(dim=1) - 0.3).square().mean()
         loss = nn.functional.cross_entropy(output.logits, labels) + 2 * ratio
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     images, labels, marked = scenes()
     with torch.no_grad():
         survived = model.forward_pruned(images).survived[0]
@@ -673,7 +673,7 @@ def test_copies_and_pickles_are_independent(family: Family) -> None:
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other(images), expected)
         other.keep_ratio = 0.3
-        randomise(other, seed=9)
+        randomize(other, seed=9)
         assert not torch.equal(other(images), expected)
         assert model.keep_ratio == 0.7
         assert torch.equal(model(images), expected)

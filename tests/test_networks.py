@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dynamicvit import sparsify
-from dynamicvit.networks import (
+from dynamicvit.core.networks import (
     backbone_of,
     core_of,
     eval_mode,
@@ -28,8 +28,8 @@ def test_the_size_a_network_was_built_for() -> None:
 
 
 def test_the_channels_of_its_images() -> None:
-    grey = VisionTransformer(in_chans=1, patch_size=16, embed_dim=32, depth=4, num_heads=2)
-    assert image_channels(grey) == image_channels(sparsify(grey)) == 1
+    gray = VisionTransformer(in_chans=1, patch_size=16, embed_dim=32, depth=4, num_heads=2)
+    assert image_channels(gray) == image_channels(sparsify(gray)) == 1
     unknown = nn.Conv2d(5, 1, 1)
     assert image_channels(unknown) == 3, "as timm supposes"
     unknown.in_chans = 5

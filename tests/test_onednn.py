@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dynamicvit import InputError, onednn
-from dynamicvit.onednn import OneDNNLinear, use_onednn
+from dynamicvit.layers.onednn import OneDNNLinear, use_onednn
 from families import BY_NAME, DEIT, assert_agree
 
 needs_onednn = pytest.mark.skipif(not onednn._works(), reason="this PyTorch has no oneDNN")

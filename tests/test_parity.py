@@ -15,9 +15,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, Schedule, sparsify
-from dynamicvit.losses import dynamicvit_loss
-from dynamicvit.prediction import KEEP
-from dynamicvit.released import rename_released
+from dynamicvit.checkpoints.released import rename_released
+from dynamicvit.core.losses import dynamicvit_loss
+from dynamicvit.core.prediction import KEEP
 from shared import shared
 
 CLOSE = {"atol": 1e-4, "rtol": 0.0}

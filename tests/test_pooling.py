@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynamicvit.pooling import masked_max, masked_mean
+from dynamicvit.layers.pooling import masked_max, masked_mean
 
 DECISION = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0] * 4, [1.0] * 4])
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dynamicvit import InputError, PredictionModule
-from dynamicvit.prediction import KEEP
+from dynamicvit.core.prediction import KEEP
 
 
 def make(dim: int = 16, seed: int = 0) -> PredictionModule:
@@ -75,7 +75,7 @@ def test_an_image_without_any_token_left() -> None:
     assert module(patches[:, :0]).shape == (2, 0, 2)
 
 
-def test_half_precision_scores_are_normalised_in_full_precision() -> None:
+def test_half_precision_scores_are_normalized_in_full_precision() -> None:
     module, patches = make(), torch.randn(2, 10, 16)
     half = PredictionModule(16).bfloat16()
     half.load_state_dict(module.state_dict())

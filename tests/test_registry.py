@@ -52,8 +52,8 @@ def test_timm_lists_the_models() -> None:
 def test_importing_the_package_is_enough_and_gives_no_warning() -> None:
     code = (
         "import dynamicvit, timm, importlib\n"
-        "from dynamicvit.backbones import deit, lvvit\n"
-        "for module in (deit, lvvit, dynamicvit.registry):\n"
+        "from dynamicvit.backbones.networks import deit, lvvit\n"
+        "for module in (deit, lvvit, dynamicvit.checkpoints.timm_names):\n"
         "    importlib.reload(module)\n"
         f"assert timm.is_model({TINY!r})\n"
     )

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dynamicvit import InputError
-from dynamicvit.released import load_released
+from dynamicvit.checkpoints.released import load_released
 from released_state import (
     DEPTH,
     HEADS,

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from dynamicvit import InputError, load_released
-from dynamicvit.loading import load_model
-from dynamicvit.released import RELEASES, download, recognise, zoo
+from dynamicvit.checkpoints.loading import load_model
+from dynamicvit.checkpoints.released import RELEASES, download, recognize, zoo
 from released_state import released_state
 
 NAME = "tiny-0.6"
@@ -183,7 +183,7 @@ def test_the_bar_is_told_how_much_is_there(
         assert name == NAME
         yield lambda done, total: told.append((done, total))
 
-    monkeypatch.setattr("dynamicvit.released.downloads._bar", bar)
+    monkeypatch.setattr("dynamicvit.checkpoints.released.downloads._bar", bar)
     (tmp_path / PARTIAL).write_bytes(server.content[: size // 2])
     download(NAME, tmp_path)
     assert told[0][0] > size // 2  # what was there counts
@@ -308,7 +308,7 @@ def test_a_server_that_does_not_answer(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits = threading.Event()
-    monkeypatch.setattr("dynamicvit.released.downloads.TIMEOUT", 0.05)
+    monkeypatch.setattr("dynamicvit.checkpoints.released.downloads.TIMEOUT", 0.05)
     monkeypatch.setattr(Handler, "do_GET", lambda self: waits.wait(5))
     refused(tmp_path, "no answer for 0.05 s")
     waits.set()
@@ -324,4 +324,4 @@ def test_a_cache_that_can_not_be_written(server: Server, tmp_path: Path) -> None
 def test_a_cached_file_has_a_name_that_tells_its_ratio(tmp_path: Path) -> None:
     path = tmp_path / RELEASES["lvvit-s-0.5"].file_name
     torch.save({"model": released_state()}, path)
-    assert recognise(path, num_heads=2).keep_ratio == 0.5
+    assert recognize(path, num_heads=2).keep_ratio == 0.5

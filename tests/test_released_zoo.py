@@ -10,11 +10,11 @@ import timm
 import torch
 
 from dynamicvit import InputError, count_macs
-from dynamicvit.adapters import adapter_for
-from dynamicvit.macs import costs_of
-from dynamicvit.reduction import Crowd
-from dynamicvit.released import RELEASES, Release, recognise, release_of
-from dynamicvit.released.zoo import ARCHITECTURES, Architecture
+from dynamicvit.backbones import adapter_for
+from dynamicvit.checkpoints.released import RELEASES, Release, recognize, release_of
+from dynamicvit.checkpoints.released.zoo import ARCHITECTURES, Architecture
+from dynamicvit.core.method import Crowd
+from dynamicvit.costs import costs_of
 from released_state import meta, shapes_of
 
 each_release = pytest.mark.parametrize("release", RELEASES.values(), ids=list(RELEASES))
@@ -30,7 +30,7 @@ LVVIT_M_BYTES = 228_568_565
 @each_release
 def test_a_stand_in_is_what_the_table_says(release: Release) -> None:
     state = meta(shapes_of(release))
-    found = recognise({"model": state}, keep_ratio=release.keep_ratio)
+    found = recognize({"model": state}, keep_ratio=release.keep_ratio)
     assert found.architecture == release.architecture
     with torch.device("meta"):
         model = found.build()
@@ -60,7 +60,7 @@ def test_a_stand_in_is_what_the_table_says(release: Release) -> None:
 @each_release
 def test_a_stand_in_can_be_saved_and_built_again(release: Release) -> None:
     with torch.device("meta"):
-        backbone = recognise(meta(shapes_of(release)), release.keep_ratio).build().backbone
+        backbone = recognize(meta(shapes_of(release)), release.keep_ratio).build().backbone
         adapter = adapter_for(backbone)
         again = adapter.rebuild(json.loads(json.dumps(adapter.describe(backbone))))
     assert type(again) is type(backbone)
@@ -82,7 +82,7 @@ def test_nothing_but_a_word_tells_two_releases_apart() -> None:
     half, more = RELEASES["lvvit-s-0.5"], RELEASES["lvvit-s-0.7"]
     assert shapes_of(half) == shapes_of(more)
     with pytest.raises(InputError, match=r"does not say its keep ratio.*--keep-ratio"):
-        recognise({"model": meta(shapes_of(half))})
+        recognize({"model": meta(shapes_of(half))})
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda row: row.name)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from dynamicvit import InputError
-from dynamicvit.losses import LossWeights, dynamicvit_loss, guidance_loss
-from dynamicvit.model import DynamicViT
-from dynamicvit.teacher import ask, dense_teacher, weigh_patches, weigh_some
+from dynamicvit.core.losses import LossWeights, dynamicvit_loss, guidance_loss
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.teacher import ask, dense_teacher, weigh_patches, weigh_some
 from families import DEIT, Family, assert_agree, each_family
 
 

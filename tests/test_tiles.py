@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dynamicvit import InputError, count_macs, sparsify, tiled_keep_ratios
-from dynamicvit.baselines.class_attention import ClassAttention
-from dynamicvit.macs import costs_of
-from dynamicvit.model import DynamicViT
-from dynamicvit.schedule import Schedule
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.schedule import Schedule
+from dynamicvit.costs import costs_of
+from dynamicvit.methods.class_attention import ClassAttention
 from families import Family, each_family
 
 

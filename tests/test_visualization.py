@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from dynamicvit import DynamicViT, InputError, PrunedOutput, sparsify
-from dynamicvit.visualization import (
+from dynamicvit.plots.visualization import (
     MAX_IMAGES,
     as_merged,
     class_names,
@@ -154,7 +154,7 @@ def test_score_map_is_in_image_order_and_blank_where_patches_are_gone() -> None:
     torch.testing.assert_close(shown, expected, equal_nan=True)
 
 
-def test_denormalise_undoes_the_models_normalisation(model: DynamicViT, images: Tensor) -> None:
+def test_denormalise_undoes_the_models_normalization(model: DynamicViT, images: Tensor) -> None:
     model.backbone.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
     try:
         mean, std = (torch.tensor(v)[:, None, None] for v in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
@@ -208,7 +208,7 @@ def test_top_classes() -> None:
 
 def test_figure_shows_each_stage_of_each_image(images: Tensor, output: PrunedOutput) -> None:
     drawn = figure(images, output)
-    # For each image: input, three stages, the map and its colour bar.
+    # For each image: input, three stages, the map and its color bar.
     assert len(drawn.axes) == 2 * 6
     shown = pictures(drawn)
     for row, image in enumerate(images):
@@ -276,7 +276,7 @@ def test_the_outline_lies_between_kept_and_dropped_patches() -> None:
     drawn = figure(torch.rand(1, 3, 16, 12), given)
     [lines] = drawn.axes[1].collections
     segments = {tuple(map(tuple, segment.vertices)) for segment in lines.get_paths()}
-    # Patches are 8 high and 4 wide; the first pixel's centre is at 0.
+    # Patches are 8 high and 4 wide; the first pixel's center is at 0.
     assert segments == {((-0.5, 7.5), (3.5, 7.5)), ((3.5, -0.5), (3.5, 7.5))}
 
 
@@ -356,7 +356,7 @@ def test_figure_names_what_does_not_fit(images: Tensor, output: PrunedOutput) ->
         figure(images[:0], output)
 
 
-def test_visualize_runs_both_and_takes_another_normalisation(
+def test_visualize_runs_both_and_takes_another_normalization(
     model: DynamicViT, images: Tensor
 ) -> None:
     mean, std = (0.5,) * 3, (0.25,) * 3

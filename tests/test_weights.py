@@ -13,7 +13,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from dynamicvit import InputError
 from dynamicvit.training import train
-from dynamicvit.weights import first_line, load_exactly, open_weights, read_weights, weights_in
+from dynamicvit.utils.weights import (
+    first_line,
+    load_exactly,
+    open_weights,
+    read_weights,
+    weights_in,
+)
 from families import DEIT
 from memory import Memory, paper
 

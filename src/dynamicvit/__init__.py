@@ -1,15 +1,15 @@
 """Vision transformers that drop the patches they don't need (DynamicViT, NeurIPS 2021)."""
 
-import dynamicvit.registry  # noqa: F401 (timm finds our models by name from here on)
+import dynamicvit.checkpoints.timm_names  # noqa: F401 (timm finds our models by name from here on)
 from dynamicvit._version import __version__
+from dynamicvit.budgets import tiled_keep_ratios
+from dynamicvit.checkpoints.released import load_released
+from dynamicvit.core.model import DynamicViT, MaskedOutput, PrunedOutput
+from dynamicvit.core.prediction import PredictionModule
+from dynamicvit.core.schedule import Schedule
+from dynamicvit.costs import count_macs, keep_ratio_for, schedule_macs
 from dynamicvit.errors import InputError, UnsupportedBackboneError
-from dynamicvit.macs import count_macs, keep_ratio_for, schedule_macs
-from dynamicvit.model import DynamicViT, MaskedOutput, PrunedOutput
-from dynamicvit.prediction import PredictionModule
-from dynamicvit.released import load_released
-from dynamicvit.schedule import Schedule
 from dynamicvit.sparsification import sparsify
-from dynamicvit.tiles import tiled_keep_ratios
 
 __all__ = [
     "DynamicViT",

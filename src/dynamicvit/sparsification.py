@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Protocol, overload
 
 from torch import nn
 
-from dynamicvit.adapters import adapter_for
+from dynamicvit.backbones import adapter_for
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import core_of
+from dynamicvit.core.schedule import Dropped, Schedule
 from dynamicvit.errors import InputError
-from dynamicvit.model import DynamicViT
-from dynamicvit.networks import core_of
-from dynamicvit.schedule import Dropped, Schedule
 
 if TYPE_CHECKING:
-    from dynamicvit.huggingface import DynamicViTForImageClassification
+    from dynamicvit.transformers.model import DynamicViTForImageClassification
 
 
 KeepRatio = float | Sequence[float]
@@ -67,7 +67,7 @@ def sparsify(
 
     Returns:
         A :class:`~dynamicvit.DynamicViT`; for a model of Hugging Face transformers, one of
-        transformers around it (:mod:`dynamicvit.huggingface`).
+        transformers around it (:mod:`dynamicvit.transformers.model`).
 
     Raises:
         UnsupportedBackboneError: naming the class that is not supported, and the families.

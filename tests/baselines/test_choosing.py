@@ -7,20 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError, Schedule
-from dynamicvit.adapters.beit import pair_bias
-from dynamicvit.baselines import ClassAttention, RandomScores, StaticRanking
-from dynamicvit.baselines.class_attention import class_attention
-from dynamicvit.decisions import best_k_sampler
-from dynamicvit.macs import count_macs, schedule_macs
-from dynamicvit.tokens import Heads, Tokens
-from families import BY_NAME, DEIT, Family, assert_agree, randomise
+from dynamicvit.backbones.beit import pair_bias
+from dynamicvit.core.decisions import best_k_sampler
+from dynamicvit.costs import count_macs, schedule_macs
+from dynamicvit.layers.tokens import Heads, Tokens
+from dynamicvit.methods import ClassAttention, RandomScores, StaticRanking
+from dynamicvit.methods.class_attention import class_attention
+from families import BY_NAME, DEIT, Family, assert_agree, randomize
 
 #: One for each way to know of places: added, rotary, relative; a second prefix token.
 FAMILIES = [BY_NAME[name] for name in ("deit", "deit_distilled", "eva02_split", "beit", "lvvit")]
 
 STAGES = {
     "random": lambda grid: RandomScores(),
-    "static": lambda grid: randomise(StaticRanking(grid)),
+    "static": lambda grid: randomize(StaticRanking(grid)),
     "attention": lambda grid: ClassAttention(),
     "attention-fused": lambda grid: ClassAttention(fuse=True),
 }

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynamicvit import DynamicViT, InputError, Schedule
-from dynamicvit.adapters import adapter_for
-from dynamicvit.attention import attend
-from dynamicvit.baselines import Downsampling, Merging
-from dynamicvit.baselines.merging import match, merge
-from dynamicvit.losses import token_loss
-from dynamicvit.macs import DENSE, count_macs, schedule_macs
-from dynamicvit.teacher import ask, dense_teacher
-from dynamicvit.tokens import Heads, Tokens
+from dynamicvit.backbones import adapter_for
+from dynamicvit.core.losses import token_loss
+from dynamicvit.core.teacher import ask, dense_teacher
+from dynamicvit.costs import DENSE, count_macs, schedule_macs
+from dynamicvit.layers.attention import attend
+from dynamicvit.layers.tokens import Heads, Tokens
+from dynamicvit.methods import Downsampling, Merging
+from dynamicvit.methods.tome import match, merge
 from families import BY_NAME, DEIT, Family, assert_agree, few_families
 
 RATIOS = (0.7, 0.5, 0.3)

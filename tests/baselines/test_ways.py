@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from dynamicvit import InputError
-from dynamicvit.baselines import WAYS, build, names, ways_of
-from dynamicvit.foreign import ForeignTeacher
-from dynamicvit.macs import DENSE, count_macs, schedule_macs
+from dynamicvit.costs import DENSE, count_macs, schedule_macs
+from dynamicvit.methods import WAYS, build, names, ways_of
 from dynamicvit.training import train
+from dynamicvit.training.external_teacher import ForeignTeacher
 from dynamicvit.training.step import loss_weights
 from families import DEIT
 from memory import Memory, small
@@ -57,7 +57,7 @@ def test_two_steps_of_the_same_recipe(name: str, tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     recipe = small(*WAYS[name].overrides, steps=2)
     teacher = ForeignTeacher(backbone, model) if name == "width" else None
-    report = train(model, Memory(labelled=False), recipe, tmp_path, teacher=teacher)
+    report = train(model, Memory(labeled=False), recipe, tmp_path, teacher=teacher)
     assert report.steps == 2
     assert report.bad_steps == 0
     changed = {key for key, value in model.state_dict().items() if not value.equal(before[key])}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dynamicvit import InputError
-from dynamicvit.baselines import narrow
+from dynamicvit.methods import narrow
 from families import BY_NAME, DEIT
 
 HEADS, OLD, NEW = 3, 16, 8

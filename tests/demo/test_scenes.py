@@ -76,7 +76,7 @@ def test_the_truth_is_where_the_digit_changes_the_image(clutter: float) -> None:
     assert torch.equal(labels, same_labels)
     assert torch.equal(digit_patches, same_patches)
 
-    # 0.1 in brightness, before the normalisation, is what the eye would call a change.
+    # 0.1 in brightness, before the normalization, is what the eye would call a change.
     changed = (with_digit - without).abs().amax(1, keepdim=True) / 4 > 0.1
     share = F.avg_pool2d(changed.float(), PATCH_SIZE).flatten(1)
     # Every patch of the digit changes, and hardly anything changes outside its patches.

@@ -27,7 +27,7 @@ class Clock:
 
 @dataclass
 class Frames:
-    """A source of grey frames; frame ``i`` has grey ``i``.
+    """A source of gray frames; frame ``i`` has gray ``i``.
 
     Attributes:
         count: how many there are.

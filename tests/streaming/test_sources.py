@@ -20,8 +20,8 @@ pytest.importorskip("av")
 from clips import write_clip
 
 
-def greys(name: Path) -> list[int]:
-    """The grey levels of a source's frames, as they were written."""
+def grays(name: Path) -> list[int]:
+    """The gray levels of a source's frames, as they were written."""
     source = open_source(str(name))
     found = [round(float(np.asarray(frame.read()).mean()) / 8) * 8 for frame in source]
     source.close()
@@ -39,7 +39,7 @@ def test_a_video(tmp_path: Path, ending: str) -> None:
     assert [frame.time for frame in frames] == pytest.approx([i / 25 for i in range(12)], abs=1e-3)
     assert frames[3].read().size == (64, 48)
     source.close()
-    assert greys(path) == [8 * index for index in range(12)]
+    assert grays(path) == [8 * index for index in range(12)]
 
 
 def test_frames_that_do_not_come_evenly_have_their_own_times(tmp_path: Path) -> None:
@@ -97,14 +97,14 @@ def test_a_file_that_was_cut_off(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_the_order_of_its_names(tmp_path: Path) -> None:
-    for name, grey in (("b/1.png", 40), ("a/10.jpg", 32), ("a/2.png", 24), ("a/.hidden.png", 0)):
-        write_image(tmp_path / name, grey)
+    for name, gray in (("b/1.png", 40), ("a/10.jpg", 32), ("a/2.png", 24), ("a/.hidden.png", 0)):
+        write_image(tmp_path / name, gray)
     (tmp_path / "a" / "notes.txt").write_text("no image")
     source = open_source(str(tmp_path))
     assert source.rate is None
     assert [frame.time for frame in source] == [None] * 3
     assert [Path(frame.name or "").name for frame in source] == ["2.png", "10.jpg", "1.png"]
-    assert greys(tmp_path) == [24, 32, 40]
+    assert grays(tmp_path) == [24, 32, 40]
 
 
 def test_an_image_is_read_only_when_it_is_wanted(tmp_path: Path) -> None:

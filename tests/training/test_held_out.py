@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.data import Batch
-from dynamicvit.evaluation import EvaluationResult, evaluate
-from dynamicvit.networks import DenseNetwork
-from dynamicvit.processes import Processes
+from dynamicvit.evaluation.accuracy import EvaluationResult, evaluate
 from dynamicvit.training import Progress, train
 from dynamicvit.training.checkpoint import BEST, NEWEST, load_checkpoint
 from dynamicvit.training.held_out import MAX_EVALUATIONS, HeldOut, is_due
+from dynamicvit.utils.distributed import Processes
 from families import DEIT, Family, each_family
 from memory import Memory, paper, small
 
@@ -121,7 +121,7 @@ def test_the_averaged_weights_are_the_ones_that_are_looked_at(tmp_path: Path) ->
 def test_without_labels_the_dense_network_as_it_was_is_right(tmp_path: Path) -> None:
     model = DEIT.sparse(keep_ratio=0.3)
     before = copy.deepcopy(DenseNetwork(model))
-    batches = Memory(8, labelled=False, batch=8)
+    batches = Memory(8, labeled=False, batch=8)
     recipe = small("keep_ratio=0.3", "learning_rate=0.1", "backbone_lr_scale=1")
     report = train(model, Memory(), recipe, tmp_path, held_out=HeldOut(batches, before))
     expected = evaluate(model, batches, dense=before).agreement
@@ -145,7 +145,7 @@ def test_without_labels_the_dense_network_as_it_was_is_right(tmp_path: Path) -> 
 
 
 def test_labels_that_nobody_has_are_no_score() -> None:
-    held_out = HeldOut(Memory(1, labelled=False))
+    held_out = HeldOut(Memory(1, labeled=False))
     result = held_out.evaluate(DEIT.sparse(), Processes(), None)
     assert held_out.score(result) == {}
 

@@ -13,10 +13,10 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError
+from dynamicvit.core.model import DenseOutput, Stem
+from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.teacher import weigh_some
 from dynamicvit.data import UNLABELLED, Batch
-from dynamicvit.model import DenseOutput, Stem
-from dynamicvit.schedule import Dropped
-from dynamicvit.teacher import weigh_some
 from dynamicvit.training import Progress, Recipe, load_recipe, loop, train
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.step import create_mixup, mix, seed_everything
@@ -80,7 +80,7 @@ def test_the_backbone_is_frozen_for_its_share_of_the_run(tmp_path: Path) -> None
 def test_a_shared_stem_stays_as_it_was_and_the_rest_learns(tmp_path: Path) -> None:
     model = DEIT.sparse()
     before = weights(model)
-    train(model, Memory(labelled=False), small(), tmp_path)
+    train(model, Memory(labeled=False), small(), tmp_path)
     changed = {
         name for name, value in weights(model).items() if not torch.equal(before[name], value)
     }
@@ -166,7 +166,7 @@ def test_an_odd_batch_can_be_mixed(tmp_path: Path) -> None:
 
 
 def test_labels_are_needed_only_for_classification(tmp_path: Path) -> None:
-    train(DEIT.sparse(), Memory(labelled=False), paper("losses.classification=0"), tmp_path)
+    train(DEIT.sparse(), Memory(labeled=False), paper("losses.classification=0"), tmp_path)
 
 
 @pytest.mark.parametrize("plain", [PLAIN, ()], ids=["plain", "mixed"])
@@ -315,7 +315,7 @@ def mixed(batch: Batch, *overrides: str) -> tuple[Tensor, Tensor]:
 
 
 def test_images_are_mixed_without_labels() -> None:
-    batch = next(iter(Memory(labelled=False)))
+    batch = next(iter(Memory(labeled=False)))
     images, targets = mixed(batch)
     assert not torch.equal(images, batch.images)
     assert not targets.any(), "nothing is learned from labels that are not there"

@@ -10,8 +10,8 @@ from typing import get_args
 import pytest
 import torch
 
-from dynamicvit.macs import count_macs
-from dynamicvit.schedule import Dropped
+from dynamicvit.core.schedule import Dropped
+from dynamicvit.costs import count_macs
 from dynamicvit.training import Recipe, load_recipe, loop
 from dynamicvit.training.memory import _held, estimate_memory
 from dynamicvit.training.optimizer import LearningRate, create_optimizer

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from dynamicvit import InputError
-from dynamicvit.registry import BACKBONES, PREFIX
+from dynamicvit.checkpoints.timm_names import BACKBONES, PREFIX
 from dynamicvit.training import Recipe, load_recipe
 from dynamicvit.training.plan import plan_of
 from dynamicvit.training.recipe import LossRecipe, dump_recipe, recipe_names

@@ -15,11 +15,11 @@ import torch
 
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.data import Batch
-from dynamicvit.processes import Processes
 from dynamicvit.training import Recipe, train
 from dynamicvit.training.checkpoint import load_checkpoint
 from dynamicvit.training.finite import suspects
 from dynamicvit.training.step import Measured
+from dynamicvit.utils.distributed import Processes
 from families import DEIT
 from memory import BATCH, Memory, paper, small
 
@@ -141,7 +141,7 @@ def test_the_part_that_is_to_blame_is_named_alone(
     def broken(*_: object) -> torch.Tensor:
         return torch.tensor(math.inf)
 
-    monkeypatch.setattr("dynamicvit.losses.ratio_loss", broken)
+    monkeypatch.setattr("dynamicvit.core.losses.ratio_loss", broken)
     train(DEIT.sparse(), Poisoned(), paper("images=4"), tmp_path)
     (step,) = log_of(tmp_path)
     assert step["not_finite"] == ["ratio"]

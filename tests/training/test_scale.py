@@ -17,10 +17,10 @@ import torch
 
 import launched
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.processes import Processes, launched_precision, launched_processes
-from dynamicvit.stopping import Interrupted
 from dynamicvit.training import Recipe, train
 from dynamicvit.training.checkpoint import load_checkpoint
+from dynamicvit.utils.distributed import Processes, launched_precision, launched_processes
+from dynamicvit.utils.signals import Interrupted
 from families import DEIT
 from memory import Memory, paper, small
 

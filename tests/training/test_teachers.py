@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.distillation import hard_distillation_loss
-from dynamicvit.foreign import ForeignTeacher
+from dynamicvit.core.distillation import hard_distillation_loss
 from dynamicvit.training import Progress, Recipe, loop, train
 from dynamicvit.training import teachers as asking
 from dynamicvit.training.checkpoint import NEWEST, load_checkpoint
+from dynamicvit.training.external_teacher import ForeignTeacher
 from dynamicvit.training.memory import estimate_memory
 from dynamicvit.training.recipe import LossRecipe
 from dynamicvit.training.teachers import teachers_for
@@ -31,7 +31,7 @@ OTHER = "teacher.model=test_resnet"
 
 
 def foreign(student: DynamicViT, seed: int = 0) -> ForeignTeacher:
-    """A small network of another family, for images of another size and normalisation."""
+    """A small network of another family, for images of another size and normalization."""
     torch.manual_seed(seed)
     network = timm.create_model("test_resnet", num_classes=NUM_CLASSES)
     nn.init.normal_(network.fc.weight)
@@ -88,7 +88,7 @@ def test_each_part_alone(
     part: str, other: tuple[str, ...], asked: Counter[str], tmp_path: Path
 ) -> None:
     recipe = paper(*only(part), *other, "epochs=1", "backbone_frozen=0", "warmup=0")
-    model = run(recipe, tmp_path, data=Memory(2, labelled=part == "classification"))
+    model = run(recipe, tmp_path, data=Memory(2, labeled=part == "classification"))
     for losses in losses_of(tmp_path):
         assert losses.pop("total") == pytest.approx(1.5 * losses[part])
         assert losses.pop(part) > 0
@@ -178,8 +178,8 @@ def test_it_sees_the_very_images_of_the_student(recipe: Recipe) -> None:
 
 def test_a_stem_is_shared_without_a_dense_self(tmp_path: Path) -> None:
     alone = ("leave=never", "losses.guidance=0", "losses.token=0", "losses.feature=0", OTHER)
-    model = run(small(*alone), tmp_path / "shared", data=Memory(labelled=False))
-    run(small(*alone, "share_stem=false"), tmp_path / "apart", data=Memory(labelled=False))
+    model = run(small(*alone), tmp_path / "shared", data=Memory(labeled=False))
+    run(small(*alone, "share_stem=false"), tmp_path / "apart", data=Memory(labeled=False))
     first = [losses_of(tmp_path / name)[0]["total"] for name in ("shared", "apart")]
     assert first[0] == pytest.approx(first[1], rel=1e-5)
     before = DEIT.sparse().state_dict()

@@ -1,372 +1,46 @@
-"""LV-ViT (Jiang et al., "All Tokens Matter", NeurIPS 2021), which timm lacks, as a timm model.
-
-It is a vision transformer with four convolutions to embed patches, residual branches divided by a
-constant, and a second classifier that reads every patch. Parameters have the names of the original
-files, which therefore load as they are.
-"""
+"""Our ``LVViT``: a vision transformer whose patches have a classifier of their own."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
-
-import torch
-import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import PatchEmbed, nchw_to, to_2tuple
-from timm.models import build_model_with_cfg, generate_default_cfgs
-from timm.models.vision_transformer import (
-    Block,
-    VisionTransformer,
-    checkpoint_filter_fn,
-    init_weights_vit_timm,
-)
 from torch import Tensor, nn
 
-from dynamicvit.backbones.registration import register_once
-from dynamicvit.errors import InputError
+from dynamicvit.backbones.base import Answers
+from dynamicvit.backbones.layer_macs import linear_macs
+from dynamicvit.backbones.networks.lvvit import ConvStem, DividedBlock, LVViT
+from dynamicvit.backbones.vit import ViTAdapter
+from dynamicvit.layers.pooling import masked_max
+from dynamicvit.layers.tokens import Tokens
 
 
-class ConvStem(PatchEmbed):
-    """Four convolutions in place of one: ``(B, channels, height, width)`` to ``(B, N, C)``.
+class LVViTAdapter(ViTAdapter):
+    """The second classifier reads the kept patches only; where none is kept it adds nothing."""
 
-    The first halves the image, two more keep its size, and the last projects the patches, which
-    are half as wide by then. Batch norm and ReLU follow the first three.
+    family = "LV-ViT"
+    model_classes = (LVViT,)
+    block_classes = (DividedBlock,)
+    embed_classes = (ConvStem,)
 
-    Args:
-        img_size: side of the images, or height and width; whole patches.
-        patch_size: side of a patch, or height and width; even, because the image is halved.
-        in_chans: channels of the images.
-        embed_dim: C.
-        stem_width: channels between the convolutions.
-        **kwargs: of timm's ``PatchEmbed``.
+    def reads(self, backbone: nn.Module) -> None:
+        """All: every patch has its say."""
 
-    Raises:
-        InputError: for patches that can't be halved, or images that are not whole patches.
-    """
+    def can_pool(self, backbone: nn.Module, kind: str) -> bool:
+        return kind == "token"
 
-    if TYPE_CHECKING:  # torch.jit reads annotations, and can't read these
-        img_size: tuple[int, int]
-        patch_size: tuple[int, int]
+    def head(self, backbone: nn.Module, tokens: Tokens, pre_logits: bool = False) -> Tensor:
+        if pre_logits:
+            return super().head(backbone, tokens, pre_logits)
+        return self.answers(backbone, tokens).logits
 
-    def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int | tuple[int, int] = 16,
-        in_chans: int = 3,
-        embed_dim: int = 384,
-        stem_width: int = 64,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(img_size, patch_size, in_chans, embed_dim, **kwargs)
-        if any(side % 2 for side in self.patch_size):
-            raise InputError(f"LV-ViT's patches have even sides, got patch_size={patch_size}")
-        self._check_whole_patches(self.img_size)
-        factory = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
-        bias = self.proj.bias is not None
-        del self.proj  # modules are listed in the order in which they run
-        self.conv1 = nn.Conv2d(in_chans, stem_width, 7, stride=2, padding=3, bias=False, **factory)
-        self.bn1 = nn.BatchNorm2d(stem_width, **factory)
-        self.conv2 = nn.Conv2d(stem_width, stem_width, 3, padding=1, bias=False, **factory)
-        self.bn2 = nn.BatchNorm2d(stem_width, **factory)
-        self.conv3 = nn.Conv2d(stem_width, stem_width, 3, padding=1, bias=False, **factory)
-        self.bn3 = nn.BatchNorm2d(stem_width, **factory)
-        halved = (self.patch_size[0] // 2, self.patch_size[1] // 2)
-        self.proj = nn.Conv2d(stem_width, embed_dim, halved, halved, bias=bias, **factory)
+    def answers(self, backbone: nn.Module, tokens: Tokens) -> Answers:
+        # As released: in training the class token answers alone, and each patch for itself.
+        pooled = super().head(backbone, tokens, pre_logits=True)
+        if self.num_classes(backbone) == 0:
+            return Answers(pooled, pooled, pooled)
+        classed = backbone.head(pooled)
+        patches = backbone.aux_head(tokens.patches)
+        best = masked_max(patches, tokens.weight)
+        return Answers(classed + LVViT.aux_weight * best, pooled, classed, patches)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Embed images: ``(B, N, C)``, or ``(B, rows, columns, C)`` for sizes that may vary."""
-        height, width = images.shape[-2:]
-        rows, columns = self.patch_size
-        if self.strict_img_size:
-            torch._assert(
-                (height, width) == self.img_size,
-                f"images of {height}x{width}, but the network was made for "
-                f"{self.img_size[0]}x{self.img_size[1]}",
-            )
-        elif self.dynamic_img_pad:
-            images = F.pad(images, [0, -width % columns, 0, -height % rows])
-        else:
-            torch._assert(
-                height % rows == 0 and width % columns == 0,
-                f"images of {height}x{width} are not whole patches of {rows}x{columns}",
-            )
-        x = F.relu(self.bn1(self.conv1(images)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        x = F.relu(self.bn3(self.conv3(x)))
-        x = self.proj(x)
-        return x.flatten(2).transpose(1, 2) if self.flatten else nchw_to(x, self.output_fmt)
-
-    def set_input_size(
-        self,
-        img_size: int | tuple[int, int] | None = None,
-        patch_size: int | tuple[int, int] | None = None,
-    ) -> None:
-        """Take images of another size from now on.
-
-        Raises:
-            InputError: for another patch size, or images that are not whole patches.
-        """
-        if patch_size is not None and to_2tuple(patch_size) != self.patch_size:
-            raise InputError(
-                f"LV-ViT's patches stay {self.patch_size}, got patch_size={patch_size}; "
-                f"create it with another one"
-            )
-        self._check_whole_patches(None if img_size is None else to_2tuple(img_size))
-        super().set_input_size(img_size=img_size)
-
-    def _check_whole_patches(self, size: tuple[int, int] | None) -> None:
-        if size is None or not self.strict_img_size:
-            return
-        if any(side % patch for side, patch in zip(size, self.patch_size, strict=True)):
-            raise InputError(
-                f"img_size={size} is not a multiple of LV-ViT's patches {self.patch_size}"
-            )
-
-
-class Divide(nn.Module):
-    """Divide by a constant."""
-
-    def __init__(self, divisor: float) -> None:
-        super().__init__()
-        self.divisor = divisor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x / divisor``."""
-        return x / self.divisor
-
-    def extra_repr(self) -> str:
-        """What ``print`` shows."""
-        return f"{self.divisor}"
-
-
-class DividedBlock(Block):
-    """timm's block, with what each of its two branches adds divided by a constant.
-
-    Args:
-        residual_divisor: the constant.
-        **kwargs: of timm's ``Block``.
-    """
-
-    def __init__(self, *, residual_divisor: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        # timm's places for a learned scale of each branch.
-        self.ls1 = Divide(residual_divisor)
-        self.ls2 = Divide(residual_divisor)
-
-
-class LVViT(VisionTransformer):
-    """LV-ViT: in ``train()`` and ``eval()`` alike it gives logits ``(B, classes)``.
-
-    They are those of the class token plus half the maximum over the patches of ``aux_head``'s. The
-    original code trains on both parts by themselves; whoever does that calls ``head`` and
-    ``aux_head`` on what ``forward_features`` gives.
-
-    Args:
-        img_size: side of the images, or height and width.
-        patch_size: side of a patch, even; or height and width.
-        in_chans: channels of the images.
-        num_classes: of both classifiers; 0 for none: the class token's features are then given.
-        global_pool: ``"token"``; or ``""`` to leave all tokens as they are where there are no
-            classes.
-        embed_dim: C, the width of the tokens.
-        depth: number of blocks.
-        num_heads: heads of attention.
-        mlp_ratio: width inside a block's MLP, as a multiple of C.
-        residual_divisor: what each residual branch is divided by.
-        stem_width: channels between the convolutions of the stem.
-        qkv_bias: whether queries, keys and values have a bias.
-        dynamic_img_size: take any size of whole patches, with interpolated positions.
-        dynamic_img_pad: and pad those that are not whole patches.
-        drop_rate: dropout before the class token's classifier.
-        pos_drop_rate: dropout after the positions.
-        patch_drop_rate: share of the patches that training leaves out at random.
-        proj_drop_rate: dropout at the end of each branch.
-        attn_drop_rate: dropout of attention weights.
-        drop_path_rate: how often the last block's branches are left out in training.
-        weight_init: timm's name of a scheme, or ``"skip"`` to leave weights as their layers draw
-            them.
-        device: where parameters are made.
-        dtype: of the parameters.
-
-    Raises:
-        InputError: for a pool or a patch size that LV-ViT can't have.
-    """
-
-    #: Share of the best patch's logits in the prediction.
-    aux_weight = 0.5
-    __constants__ = ("aux_weight",)  # for torch.jit
-
-    def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int | tuple[int, int] = 16,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "token",
-        embed_dim: int = 384,
-        depth: int = 16,
-        num_heads: int = 6,
-        mlp_ratio: float = 3.0,
-        residual_divisor: float = 2.0,
-        stem_width: int = 64,
-        qkv_bias: bool = False,
-        dynamic_img_size: bool = False,
-        dynamic_img_pad: bool = False,
-        drop_rate: float = 0.0,
-        pos_drop_rate: float = 0.0,
-        patch_drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        weight_init: Literal["skip", "reset", "jax", "jax_nlhb", "moco", ""] = "",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        _check_pool(global_pool, num_classes)
-        super().__init__(
-            img_size=img_size,
-            patch_size=patch_size,
-            in_chans=in_chans,
-            num_classes=num_classes,
-            global_pool=global_pool,
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            dynamic_img_size=dynamic_img_size,
-            dynamic_img_pad=dynamic_img_pad,
-            drop_rate=drop_rate,
-            pos_drop_rate=pos_drop_rate,
-            patch_drop_rate=patch_drop_rate,
-            proj_drop_rate=proj_drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
-            weight_init=weight_init,
-            norm_layer=nn.LayerNorm,  # its epsilon is 1e-5, timm's would be 1e-6
-            embed_layer=partial(ConvStem, stem_width=stem_width),
-            block_fn=partial(DividedBlock, residual_divisor=residual_divisor),
-            device=device,
-            dtype=dtype,
-        )
-        self.aux_head = self._fresh_aux_head()
-        if weight_init != "skip":
-            init_weights_vit_timm(self.aux_head)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Classify: ``(B, classes)``, or with ``pre_logits`` the class token ``(B, C)``.
-
-        Args:
-            x: ``(B, 1 + N, C)``, of ``forward_features``.
-            pre_logits: stop before the classifiers.
-        """
-        # Not by super(), which torch.jit does not know.
-        pooled = self.head_drop(self.fc_norm(self.pool(x)))
-        if pre_logits or self.num_classes == 0:
-            return pooled
-        patches = self.aux_head(x[:, self.num_prefix_tokens :])
-        return self.head(pooled) + self.aux_weight * patches.amax(dim=1)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace both classifiers by fresh ones.
-
-        Args:
-            num_classes: 0 for none.
-            global_pool: ``"token"``; without classes also ``""``. By default as it is.
-
-        Raises:
-            InputError: for another pool.
-        """
-        _check_pool(self.global_pool if global_pool is None else global_pool, num_classes)
-        super().reset_classifier(num_classes, global_pool)
-        self.aux_head = self._fresh_aux_head().train(self.training)
-
-    def _fresh_aux_head(self) -> nn.Module:
-        if self.num_classes == 0:
-            return nn.Identity()
-        like = self.patch_embed.proj.weight
-        return nn.Linear(self.embed_dim, self.num_classes, device=like.device, dtype=like.dtype)
-
-
-def _check_pool(global_pool: str, num_classes: int) -> None:
-    if global_pool != "token" and (global_pool or num_classes):
-        raise InputError(f"LV-ViT classifies its class token: global_pool={global_pool!r}")
-
-
-# ---------------------------------------------------------------- names and weights
-
-
-_FILES = "https://github.com/zihangJiang/TokenLabeling/releases/download/"
-
-
-def _cfg(file: str, size: int = 224, crop_pct: float = 0.9) -> dict[str, Any]:
-    return {
-        "url": _FILES + file,
-        "num_classes": 1000,
-        "input_size": (3, size, size),
-        "fixed_input_size": True,
-        "pool_size": None,
-        "crop_pct": crop_pct,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.conv1",
-        "classifier": ("head", "aux_head"),
-        "license": "apache-2.0",
-        "origin_url": "https://github.com/zihangJiang/TokenLabeling",
-        "paper_ids": "arXiv:2104.10858",
-    }
-
-
-# timm reads this by name at registration; the first of a model's tags is its default.
-default_cfgs = generate_default_cfgs(
-    {
-        "lvvit_t.token_labeling_in1k": _cfg("v0.2.0/lvvit_t.pth"),
-        "lvvit_s.token_labeling_in1k": _cfg("1.0/lvvit_s-26M-224-83.3.pth.tar"),
-        "lvvit_s.token_labeling_in1k_384": _cfg("1.0/lvvit_s-26M-384-84.4.pth.tar", 384),
-        "lvvit_m.token_labeling_in1k": _cfg("1.0/lvvit_m-56M-224-84.0.pth.tar", 224, 1.0),
-        "lvvit_m.token_labeling_in1k_384": _cfg("1.0/lvvit_m-56M-384-85.4.pth.tar", 384, 1.0),
-        "lvvit_l.token_labeling_in1k_448": _cfg("1.0/lvvit_l-150M-448-86.2.pth.tar", 448, 1.0),
-    }
-)
-
-
-@register_once
-def lvvit_t(pretrained: bool = False, **kwargs: Any) -> LVViT:
-    """LV-ViT-T: 8.5 M parameters."""
-    shape = {"embed_dim": 240, "depth": 12, "num_heads": 4, "residual_divisor": 1.0}
-    return _build("lvvit_t", pretrained, shape | kwargs)
-
-
-@register_once
-def lvvit_s(pretrained: bool = False, **kwargs: Any) -> LVViT:
-    """LV-ViT-S: 26 M parameters."""
-    shape = {"embed_dim": 384, "depth": 16, "num_heads": 6, "residual_divisor": 2.0}
-    return _build("lvvit_s", pretrained, shape | kwargs)
-
-
-@register_once
-def lvvit_m(pretrained: bool = False, **kwargs: Any) -> LVViT:
-    """LV-ViT-M: 56 M parameters."""
-    shape = {"embed_dim": 512, "depth": 20, "num_heads": 8, "residual_divisor": 2.0}
-    return _build("lvvit_m", pretrained, shape | kwargs)
-
-
-@register_once
-def lvvit_l(pretrained: bool = False, **kwargs: Any) -> LVViT:
-    """LV-ViT-L: 150 M parameters, for images of 448 px."""
-    shape = {"embed_dim": 768, "depth": 24, "num_heads": 12, "residual_divisor": 3.0}
-    return _build("lvvit_l", pretrained, shape | {"stem_width": 128} | kwargs)
-
-
-def _build(name: str, pretrained: bool, arguments: dict[str, Any]) -> LVViT:
-    return build_model_with_cfg(
-        LVViT,
-        name,
-        pretrained,
-        # Only here, and only where the user asks for another img_size, are positions resampled.
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"},
-        **arguments,
-    )
+    def head_macs(self, backbone: nn.Module) -> tuple[int, int]:
+        image, per_patch = super().head_macs(backbone)
+        return image, per_patch + linear_macs(backbone.aux_head)

@@ -11,24 +11,9 @@ import torch
 import typer
 from rich.console import Console
 
-from dynamicvit.benchmark import (
-    BATCH_SIZES,
-    MEASURED,
-    PRECISIONS,
-    RUNTIMES,
-    BenchRow,
-    MemoryRow,
-    Progress,
-    Setting,
-    available_cores,
-    bench,
-    bench_files,
-    peak_memory,
-    processor_name,
-    settings_of,
-    versions,
-)
-from dynamicvit.benchmark.plot import plot_rows
+from dynamicvit.budgets import tiled_keep_ratios
+from dynamicvit.checkpoints.loading import load_model, set_image_size
+from dynamicvit.checkpoints.released import is_release
 from dynamicvit.cli import app
 from dynamicvit.cli.bench_report import Report, as_numbers, title_of
 from dynamicvit.cli.bench_tables import (
@@ -50,10 +35,8 @@ from dynamicvit.cli.options import (
     chosen_model,
     parse_image_size,
 )
-from dynamicvit.errors import InputError
-from dynamicvit.export import ExportMismatchError, format_of, is_exported, load_exported
-from dynamicvit.loading import load_model, set_image_size
-from dynamicvit.macs import (
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.costs import (
     DENSE,
     Budget,
     count_macs,
@@ -61,9 +44,26 @@ from dynamicvit.macs import (
     parse_budget,
     schedule_macs,
 )
-from dynamicvit.model import DynamicViT
-from dynamicvit.released import is_release
-from dynamicvit.tiles import tiled_keep_ratios
+from dynamicvit.errors import InputError
+from dynamicvit.evaluation.bench import (
+    BATCH_SIZES,
+    MEASURED,
+    PRECISIONS,
+    RUNTIMES,
+    BenchRow,
+    MemoryRow,
+    Progress,
+    Setting,
+    available_cores,
+    bench,
+    bench_files,
+    peak_memory,
+    processor_name,
+    settings_of,
+    versions,
+)
+from dynamicvit.evaluation.bench.plot import plot_rows
+from dynamicvit.export import ExportMismatchError, format_of, is_exported, load_exported
 
 
 @app.command("bench")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dynamicvit.benchmark import BenchRow, MemoryRow, Times
-from dynamicvit.schedule import Dropped
+from dynamicvit.core.schedule import Dropped
+from dynamicvit.evaluation.bench import BenchRow, MemoryRow, Times
 
 PERCENTILES = (50, 95, 99)
 
@@ -84,7 +84,7 @@ def _row(row: BenchRow) -> dict[str, Any]:
             "speedup": asdict(row.speedup),
             "conclusive": row.conclusive,
             "macs_ratio": row.macs_ratio,
-            "realised": row.realised,
+            "realized": row.realized,
         }
     return numbers
 

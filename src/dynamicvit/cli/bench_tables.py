@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dynamicvit.benchmark import REFERENCE, BenchRow, MemoryRow, Spread, Times
 from dynamicvit.cli.bench_report import PERCENTILES, Report
 from dynamicvit.cli.console import say
-from dynamicvit.schedule import Schedule
+from dynamicvit.core.schedule import Schedule
+from dynamicvit.evaluation.bench import REFERENCE, BenchRow, MemoryRow, Spread, Times
 
 
 def print_heading(console: Console, report: Report) -> None:
@@ -56,7 +56,7 @@ class _Line:
     precision: str
     over_reference: Spread | None = None
     speedup: Spread | None = None
-    realised: float | None = None
+    realized: float | None = None
 
     @property
     def ratios(self) -> list[Spread]:
@@ -84,7 +84,7 @@ def _lines(rows: Sequence[BenchRow]) -> Iterator[_Line]:
             row.precision,
             None if reference is None else reference.over(row.pruned),
             None if row.dense is None else row.speedup,
-            row.realised,
+            row.realized,
         )
 
 
@@ -108,8 +108,8 @@ def print_times(console: Console, rows: Sequence[BenchRow]) -> None:
         columns["× dense eager fp32\n[quartiles]"] = lambda line: _ratio(line.over_reference)
     if any(line.speedup for line in lines):
         columns["speed-up\n[quartiles]"] = lambda line: _ratio(line.speedup)
-    if any(line.realised for line in lines):
-        columns["of MACs\nratio"] = lambda line: f"{line.realised:.0%}" if line.realised else ""
+    if any(line.realized for line in lines):
+        columns["of MACs\nratio"] = lambda line: f"{line.realized:.0%}" if line.realized else ""
     table = Table(box=None, pad_edge=False)
     for name in columns:
         words = name in ("runtime", "type", "") or "quartiles" in name

@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from torch import nn
 
-from dynamicvit.adapters import adapter_for
-from dynamicvit.baselines import Way, build, ways_of
-from dynamicvit.benchmark import available_cores
+from dynamicvit.backbones import adapter_for
+from dynamicvit.checkpoints.loading import load_model
 from dynamicvit.cli import app
 from dynamicvit.cli.compare_tables import costs_table, results_table
 from dynamicvit.cli.console import (
@@ -40,16 +39,17 @@ from dynamicvit.cli.options import (
     Workers,
     use_threads,
 )
-from dynamicvit.comparison import Entry, Experiment, Line, Row, lines_of, write_csv
-from dynamicvit.comparison.plots import accuracy_over_macs, accuracy_over_throughput
-from dynamicvit.comparison.timing import BATCH_SIZES
+from dynamicvit.costs import DENSE, meta_copy, parse_budget, schedule_macs
 from dynamicvit.data import ImageData, class_map_for, split
 from dynamicvit.errors import InputError, UnsupportedBackboneError
-from dynamicvit.loading import load_model
-from dynamicvit.macs import DENSE, meta_copy, parse_budget, schedule_macs
-from dynamicvit.stopping import terminated_like_interrupted
+from dynamicvit.evaluation.bench import available_cores
+from dynamicvit.evaluation.compare import Entry, Experiment, Line, Row, lines_of, write_csv
+from dynamicvit.evaluation.compare.plots import accuracy_over_macs, accuracy_over_throughput
+from dynamicvit.evaluation.compare.timing import BATCH_SIZES
+from dynamicvit.methods import Way, build, ways_of
+from dynamicvit.plots.visualization import save_figure
 from dynamicvit.training import Progress
-from dynamicvit.visualization import save_figure
+from dynamicvit.utils.signals import terminated_like_interrupted
 
 #: Share of DATA that is evaluated on where nothing else is named.
 _HELD_OUT = 0.1
@@ -153,7 +153,7 @@ def compare(
         where = f"interrupted; what was done is in {output}, the same command goes on"
         raise StoppedError(where, getattr(stop, "signum", signal.SIGINT)) from None
     lines = lines_of(experiment.known_rows(), experiment.known_timings())
-    console.print(results_table(lines, evaluated.labelled), highlight=False)
+    console.print(results_table(lines, evaluated.labeled), highlight=False)
     if any(line.timings for line in lines):
         console.print(costs_table(lines), highlight=False)
     _write(output, lines, console)
@@ -167,7 +167,7 @@ def _sources(
 ) -> tuple[ImageData, list[ImageData]]:
     """What is evaluated on, and what is trained on."""
     images = ImageData(data, strict=strict)
-    more = [ImageData(path, labelled=False, strict=strict) for path in unlabelled]
+    more = [ImageData(path, labeled=False, strict=strict) for path in unlabelled]
     if validation is not None:
         evaluated = ImageData(validation, strict=strict)
     elif no_train:
@@ -186,7 +186,7 @@ def _mapped(
     """The same sources, their labels in the network's classes."""
 
     def mapped(images: ImageData) -> ImageData:
-        if not images.labelled:
+        if not images.labeled:
             return images
         chosen = class_map_for(images, num_classes, class_map)
         said.setdefault(f"class map: {chosen.origin}")

@@ -7,22 +7,22 @@ from itertools import groupby
 
 from rich.table import Table
 
-from dynamicvit.comparison import Line
-from dynamicvit.comparison.experiment import DENSE_NAME
-from dynamicvit.comparison.timing import BATCH_SIZES
+from dynamicvit.evaluation.compare import Line
+from dynamicvit.evaluation.compare.experiment import DENSE_NAME
+from dynamicvit.evaluation.compare.timing import BATCH_SIZES
 
 
-def results_table(lines: Sequence[Line], labelled: bool) -> Table:
+def results_table(lines: Sequence[Line], labeled: bool) -> Table:
     """A line for each way, trained or not, under the budget that it was built for.
 
     Args:
         lines: by budget.
-        labelled: whether there is a top-1.
+        labeled: whether there is a top-1.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("way", vertical="bottom", no_wrap=True)
     for heading in (
-        *(["top-1\n%"] if labelled else []),
+        *(["top-1\n%"] if labeled else []),
         "agreement\n%",
         "GMACs",
         "of\ndense",
@@ -38,7 +38,7 @@ def results_table(lines: Sequence[Line], labelled: bool) -> Table:
         for line in members:
             table.add_row(
                 line.way,
-                *([_share(line.top1, line.top1_spread)] if labelled else []),
+                *([_share(line.top1, line.top1_spread)] if labeled else []),
                 _share(line.agreement, line.agreement_spread),
                 f"{line.gmacs:.3f}",
                 f"{line.macs_fraction:.3f}",

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dynamicvit.errors import InputError
-from dynamicvit.processes import Processes
+from dynamicvit.utils.distributed import Processes
 
 
 class StoppedError(Exception):
@@ -35,7 +35,7 @@ def main_console(processes: Processes, *, stderr: bool = False) -> Console:
 
 
 def say(console: Console, line: str) -> None:
-    """Print a line as it is: not coloured, not wrapped where there is no terminal."""
+    """Print a line as it is: not colored, not wrapped where there is no terminal."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

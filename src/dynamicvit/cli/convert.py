@@ -11,13 +11,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dynamicvit.checkpoints.released import Recognized, download, recognize, release_of
 from dynamicvit.cli import app
 from dynamicvit.cli.console import check_folder, say
 from dynamicvit.cli.options import KeepRatio, Released
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.costs import DENSE, schedule_macs
 from dynamicvit.errors import InputError
-from dynamicvit.macs import DENSE, schedule_macs
-from dynamicvit.model import DynamicViT
-from dynamicvit.released import Recognised, download, recognise, release_of
 
 
 @app.command()
@@ -45,7 +45,7 @@ def convert(
 ) -> None:
     """Write a checkpoint of the original DynamicViT code as a folder for --model.
 
-    The network is recognised by names and shapes; its keep ratio is read from the file's name
+    The network is recognized by names and shapes; its keep ratio is read from the file's name
     (dynamic-vit_384_r0.7.pth) or metadata, else --keep-ratio says it.
     """
     check_folder(output, "--out")
@@ -53,7 +53,7 @@ def convert(
         raise InputError("give either the checkpoint's FILE or --released NAME")
     release = None if released is None else release_of(released)
     source = file if release is None else download(release.name)
-    found = recognise(source, keep_ratio, num_heads, residual_divisor=residual_divisor, ema=ema)
+    found = recognize(source, keep_ratio, num_heads, residual_divisor=residual_divisor, ema=ema)
     model = found.build()
     _report(Console(), found, model)
     with _whole_or_nothing(output) as folder:
@@ -61,7 +61,7 @@ def convert(
     typer.echo(f"saved {output}: dynamicvit eval DATA --model {output}")
 
 
-def _report(console: Console, found: Recognised, model: DynamicViT) -> None:
+def _report(console: Console, found: Recognized, model: DynamicViT) -> None:
     say(console, f"{found.source}: {found.name}, prediction modules before blocks {_stages(model)}")
     ratios = ", ".join(f"{ratio:.3g}" for ratio in model.schedule.keep_ratios)
     say(console, f"keeps {ratios} of the patches ({found.keep_ratio_from})")

@@ -14,11 +14,11 @@ from rich.table import Table
 from dynamicvit.cli import app
 from dynamicvit.cli.console import check_folder, progress_bar
 from dynamicvit.cli.options import Output, Threads, use_threads
+from dynamicvit.core.model import DynamicViT
 from dynamicvit.demo import experiment
 from dynamicvit.demo.experiment import Row, Size
-from dynamicvit.model import DynamicViT
+from dynamicvit.plots.visualization import figure, save_figure
 from dynamicvit.training import Progress
-from dynamicvit.visualization import figure, save_figure
 
 
 @app.command()

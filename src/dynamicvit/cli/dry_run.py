@@ -10,16 +10,16 @@ import torch
 from rich.console import Console
 
 from dynamicvit.cli.console import say
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.costs import count_macs
 from dynamicvit.data import ImageData, Loader
-from dynamicvit.foreign import ForeignTeacher
-from dynamicvit.macs import count_macs
-from dynamicvit.model import DynamicViT
-from dynamicvit.processes import Processes
 from dynamicvit.training import Recipe
+from dynamicvit.training.external_teacher import ForeignTeacher
 from dynamicvit.training.loop import total_steps
 from dynamicvit.training.memory import Memory, estimate_memory
 from dynamicvit.training.plan import Group, Plan, plan_of
 from dynamicvit.training.recipe import dump_recipe
+from dynamicvit.utils.distributed import Processes
 
 
 def describe_run(
@@ -78,7 +78,7 @@ def _data(
         return ["none given"]
     lines = [
         f"{source.root}: {len(source)} images"
-        + (f" in {len(source.classes)} classes" if source.labelled else " without labels")
+        + (f" in {len(source.classes)} classes" if source.labeled else " without labels")
         for source in sources
     ]
     if held_out is not None:

@@ -13,6 +13,7 @@ from rich.table import Table
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from dynamicvit.checkpoints.loading import load_backbone, set_image_size
 from dynamicvit.cli import app
 from dynamicvit.cli.console import check_json, main_console, progress_bar, say, write_json
 from dynamicvit.cli.inference import load_for_inference, refuse_budget_of_dense
@@ -39,15 +40,14 @@ from dynamicvit.cli.options import (
     precision_name,
     use_threads,
 )
+from dynamicvit.core.classifier import PrunedClassifier
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import DenseNetwork
+from dynamicvit.core.schedule import Schedule
 from dynamicvit.data import ImageData, Loader, class_map_for, eval_transform
 from dynamicvit.errors import InputError
-from dynamicvit.evaluation import EvaluationResult, evaluate
-from dynamicvit.inference import PrunedClassifier
-from dynamicvit.loading import load_backbone, set_image_size
-from dynamicvit.model import DynamicViT
-from dynamicvit.networks import DenseNetwork
-from dynamicvit.processes import Processes, launched_precision, launched_processes
-from dynamicvit.schedule import Schedule
+from dynamicvit.evaluation.accuracy import EvaluationResult, evaluate
+from dynamicvit.utils.distributed import Processes, launched_precision, launched_processes
 
 _NAMED = 10
 """How many skipped images are listed; all are in the JSON, and in the warnings."""
@@ -102,9 +102,9 @@ def eval_command(
     processes = launched_processes("cuda" if torch.cuda.is_available() else "cpu")
     dtype = launched_precision(autocast_dtype(precision), processes.device)
     console = main_console(processes, stderr=json_file == "-")
-    images = ImageData(data, labelled=False if unlabelled else None, strict=strict)
+    images = ImageData(data, labeled=False if unlabelled else None, strict=strict)
     compare_dense = compare_dense or dense_checkpoint is not None
-    if not images.labelled and not compare_dense:
+    if not images.labeled and not compare_dense:
         raise InputError(f"{data} has no labels to count right answers by: add --compare-dense")
     model_name = chosen_model(model_name, released)
     model, size = load_for_inference(
@@ -121,13 +121,13 @@ def eval_command(
     network = _dense(model, model_name) if dense else model
     teacher = _teacher(model, model_name, dense_checkpoint, size) if compare_dense else None
     origin = None
-    if images.labelled:
+    if images.labeled:
         chosen = class_map_for(images, model.num_classes, class_map)
         images, origin = images.with_class_map(chosen.index), chosen.origin
         say(console, f"class map: {origin}")
     images = images.with_transform(eval_transform(model, size, crop_pct))
     model.to(processes.device)
-    processes.equalise(model)  # what is random in it, without trained weights, is the same in all
+    processes.equalize(model)  # what is random in it, without trained weights, is the same in all
     result = _with_progress(
         network,
         Loader(images, batch_size, num_workers=workers),

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from dynamicvit.budgets import tiled_keep_ratios
+from dynamicvit.checkpoints.loading import load_model, set_image_size
 from dynamicvit.cli import app
 from dynamicvit.cli.console import check_file, say
 from dynamicvit.cli.inference import refuse_budget_of_dense
@@ -25,14 +27,12 @@ from dynamicvit.cli.options import (
     chosen_model,
     parse_image_size,
 )
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.costs import DENSE
 from dynamicvit.errors import InputError
 from dynamicvit.export import FORMATS, ExportMismatchError, export_int8, format_of, is_exported
 from dynamicvit.export import export as export_model
-from dynamicvit.export.quantisation import CALIBRATION_IMAGES, INT8, Int8Result
-from dynamicvit.loading import load_model, set_image_size
-from dynamicvit.macs import DENSE
-from dynamicvit.model import DynamicViT
-from dynamicvit.tiles import tiled_keep_ratios
+from dynamicvit.export.quantization import CALIBRATION_IMAGES, INT8, Int8Result
 
 
 @app.command()
@@ -73,7 +73,7 @@ def export(
     ] = "fp32",
     calibrate: Annotated[
         str | None,
-        typer.Option(help="Images to find int8's ranges with, of any source, labelled or not."),
+        typer.Option(help="Images to find int8's ranges with, of any source, labeled or not."),
     ] = None,
     calibration_images: Annotated[
         int, typer.Option(help="How many of them; others of the source are compared on.")
@@ -86,7 +86,7 @@ def export(
         ),
     ] = None,
     validation: Annotated[
-        str | None, typer.Option(help="Labelled images to compare the int8 file on.")
+        str | None, typer.Option(help="Labeled images to compare the int8 file on.")
     ] = None,
     class_map: ClassMapOption = None,
     no_pretrained: NoPretrained = False,

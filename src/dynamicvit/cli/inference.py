@@ -6,13 +6,13 @@ from pathlib import Path
 
 import typer
 
+from dynamicvit.budgets import tiled_keep_ratios
+from dynamicvit.checkpoints.loading import load_model, set_image_size
+from dynamicvit.core.classifier import PrunedClassifier
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.errors import InputError
 from dynamicvit.export import ExportedModel, is_exported, load_exported
-from dynamicvit.inference import PrunedClassifier
-from dynamicvit.loading import load_model, set_image_size
-from dynamicvit.model import DynamicViT
-from dynamicvit.prediction import PredictionModule
-from dynamicvit.tiles import tiled_keep_ratios
 
 
 def load_for_inference(
@@ -28,7 +28,7 @@ def load_for_inference(
     """The model that a user names, and the height and width of the images that it takes.
 
     Args:
-        name: as for :func:`~dynamicvit.loading.load_model`, or an exported file.
+        name: as for :func:`~dynamicvit.checkpoints.loading.load_model`, or an exported file.
         checkpoint: likewise.
         keep_ratio: likewise.
         tile: rows of the tiles that each stage's tokens should fill; by default any number stays.
@@ -93,7 +93,7 @@ def say_if_untrained(name: str, model: PrunedClassifier) -> None:
 
 
 def _untrained(model: PrunedClassifier) -> bool:
-    """Whether the prediction modules are as initialised: with biases of exactly zero."""
+    """Whether the prediction modules are as initialized: with biases of exactly zero."""
     if not isinstance(model, DynamicViT):  # they can't be looked into
         return False
     own = (module for module in model.predictors.modules() if isinstance(module, PredictionModule))

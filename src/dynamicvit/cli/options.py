@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 import torch
 import typer
 
+from dynamicvit.checkpoints.released import RELEASES, download, release_of
 from dynamicvit.errors import InputError
-from dynamicvit.released import RELEASES, download, release_of
 
 _MODEL_FLAGS = ("--model", "-m")
 _MODEL = "timm's name, a saved folder, a released checkpoint, or user/name on the Hub."
@@ -68,7 +68,7 @@ ImageSizeOption = Annotated[
     typer.Option("--image-size", help="Pixels, 384 or 224x320 (height x width); else its own."),
 ]
 CropPct = Annotated[
-    float | None, typer.Option(help="Share of the short side that the centre crop takes.")
+    float | None, typer.Option(help="Share of the short side that the center crop takes.")
 ]
 Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 runs under autocast.")]
 Strict = Annotated[bool, typer.Option("--strict", help="An unreadable image is an error.")]

@@ -37,11 +37,11 @@ from dynamicvit.cli.options import (
     use_threads,
 )
 from dynamicvit.cli.stream_view import View, print_summary
+from dynamicvit.core.model import DynamicViT
 from dynamicvit.data import eval_transform
 from dynamicvit.errors import InputError
 from dynamicvit.export import ExportedModel
-from dynamicvit.model import DynamicViT
-from dynamicvit.stopping import stop_requests
+from dynamicvit.plots.visualization import class_names
 from dynamicvit.streaming import (
     Controller,
     Event,
@@ -55,7 +55,7 @@ from dynamicvit.streaming import (
     open_source,
     stream,
 )
-from dynamicvit.visualization import class_names
+from dynamicvit.utils.signals import stop_requests
 
 #: What a target may choose among where nothing is said.
 RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5)

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dynamicvit.checkpoints.loading import load_teacher
 from dynamicvit.cli.console import say
+from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
-from dynamicvit.foreign import ForeignTeacher
-from dynamicvit.loading import load_teacher
-from dynamicvit.model import DynamicViT
 from dynamicvit.training import Recipe
+from dynamicvit.training.external_teacher import ForeignTeacher
 
 TeacherName = Annotated[
     str | None,

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from torch.utils.data import ConcatDataset
 
+from dynamicvit.checkpoints.loading import load_model, set_drop_path
 from dynamicvit.cli import app
 from dynamicvit.cli.console import (
     LineNowAndThen,
@@ -48,6 +49,8 @@ from dynamicvit.cli.teacher import (
     foreign_teacher,
     with_teacher,
 )
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.data import (
     ImageData,
     Loader,
@@ -57,19 +60,16 @@ from dynamicvit.data import (
     train_transform,
 )
 from dynamicvit.errors import InputError
-from dynamicvit.foreign import ForeignTeacher
-from dynamicvit.loading import load_model, set_drop_path
-from dynamicvit.model import DynamicViT
-from dynamicvit.networks import DenseNetwork
-from dynamicvit.processes import Processes, launched_precision, launched_processes
-from dynamicvit.stopping import terminated_like_interrupted
 from dynamicvit.training import Progress, Recipe, TrainingReport, load_recipe
 from dynamicvit.training import loop as training
 from dynamicvit.training.checkpoint import BEST, cannot_write, holds_run
 from dynamicvit.training.curves import draw_curves
+from dynamicvit.training.external_teacher import ForeignTeacher
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.log import LOG_NAME, read_log
 from dynamicvit.training.tensorboard import TENSORBOARD_FOLDER, TensorBoard
+from dynamicvit.utils.distributed import Processes, launched_precision, launched_processes
+from dynamicvit.utils.signals import terminated_like_interrupted
 
 
 @app.command()
@@ -106,7 +106,7 @@ def train(
     ] = False,
     sharded: Annotated[
         bool,
-        typer.Option("--shard", help="Spread weights and optimiser over the processes (FSDP)."),
+        typer.Option("--shard", help="Spread weights and optimizer over the processes (FSDP)."),
     ] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     resume: Annotated[
@@ -189,7 +189,7 @@ def train(
     is_new = not output.exists()
     if going_on:
         say(console, f"going on with the run in {output}")
-    held_out = None if kept_aside is None else _held_out(student, kept_aside, images[0].labelled)
+    held_out = None if kept_aside is None else _held_out(student, kept_aside, images[0].labeled)
     how = _How(held_out, going_on, force, processes, dtype, accumulate, compiled)
     try:
         with terminated_like_interrupted():
@@ -262,7 +262,7 @@ def _check_output(output: Path, resume: bool) -> bool:
 def _training_images(
     recipe: Recipe, root: str, unlabelled: list[str], class_map: str | None, strict: bool
 ) -> list[ImageData]:
-    """The labelled images, if labels are needed, and those without; refused before any download.
+    """The labeled images, if labels are needed, and those without; refused before any download.
 
     Raises:
         InputError: for a source that can't be used, or has no labels where the recipe needs them,
@@ -274,13 +274,13 @@ def _training_images(
             f"--class-map {class_map}: with losses.classification=0 and hold_out=0 no label is "
             "used; leave it out"
         )
-    images = ImageData(root, labelled=None if uses_labels else False, strict=strict)
-    if recipe.losses.classification and not images.labelled:
+    images = ImageData(root, labeled=None if uses_labels else False, strict=strict)
+    if recipe.losses.classification and not images.labeled:
         raise InputError(
             f"{root} has no labels, which the classification loss needs: set "
             "losses.classification=0 to learn from the dense network alone"
         )
-    return [images, *(ImageData(path, labelled=False, strict=strict) for path in unlabelled)]
+    return [images, *(ImageData(path, labeled=False, strict=strict) for path in unlabelled)]
 
 
 def _loaders(
@@ -293,7 +293,7 @@ def _loaders(
 ) -> tuple[Loader, Loader | None]:
     """The training batches, and those held out."""
     images, *more = sources
-    if images.labelled:
+    if images.labeled:
         chosen = class_map_for(images, model.num_classes, class_map)
         images = images.with_class_map(chosen.index)
         say(console, f"class map: {chosen.origin}")
@@ -313,9 +313,9 @@ def _loaders(
     return loader, held_out
 
 
-def _held_out(model: DynamicViT, loader: Loader, labelled: bool) -> HeldOut:
+def _held_out(model: DynamicViT, loader: Loader, labeled: bool) -> HeldOut:
     """The images kept aside; without labels the dense network, as it is now, is right."""
-    return HeldOut(loader, None if labelled else copy.deepcopy(DenseNetwork(model)))
+    return HeldOut(loader, None if labeled else copy.deepcopy(DenseNetwork(model)))
 
 
 # ---------------------------------------------------------------- running

@@ -27,11 +27,11 @@ from dynamicvit.cli.options import (
     chosen_model,
     parse_image_size,
 )
+from dynamicvit.core.classifier import PrunedClassifier
+from dynamicvit.core.model import DynamicViT, PrunedOutput
 from dynamicvit.data import eval_transform, read_upright
 from dynamicvit.errors import InputError
-from dynamicvit.inference import PrunedClassifier
-from dynamicvit.model import DynamicViT, PrunedOutput
-from dynamicvit.visualization import (
+from dynamicvit.plots.visualization import (
     class_names,
     denormalise,
     figure,
@@ -92,7 +92,7 @@ def visualize(
 def _draw(
     model: PrunedClassifier, batch: torch.Tensor, names: Sequence[str], source: Path, target: Path
 ) -> None:
-    """Draw one image, ``(1, C, H, W)`` normalised, and print what the model says."""
+    """Draw one image, ``(1, C, H, W)`` normalized, and print what the model says."""
     pruned = model.forward_pruned(batch)
     # An exported file has no dense network.
     dense_logits = model.forward_dense(batch).logits if isinstance(model, DynamicViT) else None

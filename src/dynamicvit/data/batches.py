@@ -60,7 +60,7 @@ class Loader:
 
     Args:
         data: :class:`~dynamicvit.data.ImageData`, or a :class:`torch.utils.data.ConcatDataset` of
-            several, labelled and not.
+            several, labeled and not.
         batch_size: images in a batch.
         shuffle: a new order in every epoch; else the data set's own.
         seed: of order and augmentation.

@@ -31,7 +31,7 @@ class ClassMap:
     origin: str
 
 
-class Labelled(Protocol):
+class Labeled(Protocol):
     """What class maps need to know of a data set."""
 
     root: Any
@@ -46,11 +46,11 @@ def imagenet_class_map() -> dict[str, int]:
 
 
 def class_map_for(
-    data: Labelled,
+    data: Labeled,
     num_classes: int,
     class_map: Mapping[str, int] | str | os.PathLike[str] | None = None,
 ) -> ClassMap:
-    """The class map that fits a labelled data set to a model, or an error if none does.
+    """The class map that fits a labeled data set to a model, or an error if none does.
 
     Without a given map: ImageNet's if the model has its 1,000 classes and every folder is named by
     one of its WordNet ids (so a subset of ImageNet keeps its indices); else the folders in natural
@@ -58,7 +58,7 @@ def class_map_for(
     that are numbers stay the numbers they are. Nothing else is guessed.
 
     Args:
-        data: a labelled :class:`~dynamicvit.data.ImageData`; use the answer by
+        data: a labeled :class:`~dynamicvit.data.ImageData`; use the answer by
             ``data.with_class_map(chosen.index)``.
         num_classes: of the model.
         class_map: what the user gave, if anything: as :class:`~dynamicvit.data.ImageData` takes it.
@@ -113,7 +113,7 @@ def read_class_map(class_map: Mapping[str, int] | str | os.PathLike[str]) -> Map
 
 
 def labels_of_classes(
-    classes: Sequence[str], class_map: Mapping[str, int] | None, data: Labelled
+    classes: Sequence[str], class_map: Mapping[str, int] | None, data: Labeled
 ) -> list[int]:
     """The class index of each class; without a map, its position.
 
@@ -137,7 +137,7 @@ def labels_of_targets(
     targets: np.ndarray,
     classes: Sequence[str],
     class_map: Mapping[str, int] | None,
-    data: Labelled,
+    data: Labeled,
 ) -> np.ndarray:
     """``(images,)`` class indices for targets ``(images,)``: positions in ``classes``, or numbers.
 

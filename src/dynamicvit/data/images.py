@@ -51,14 +51,14 @@ class ImageData(Dataset["Sample | Unreadable"]):
         class_map: class index of each class name: a mapping, the path of a file with one name a
             line, or ``"imagenet"`` for WordNet ids; by default the source's own order.
             :func:`~dynamicvit.data.class_map_for` finds the one that suits a model.
-        labelled: False gives every image the label :data:`UNLABELLED`; by default images are
+        labeled: False gives every image the label :data:`UNLABELLED`; by default images are
             unlabelled only if the source knows no class of theirs (a flat folder, shards or a
             data set without labels).
         strict: an unreadable image ends the run in place of being left out.
 
     Attributes:
         root: as given.
-        labelled: whether images have labels.
+        labeled: whether images have labels.
         class_word: what classes are to people: class folders, classes.
         classes: class names in the source's order, for folders the natural one; empty when
             unlabelled, and when classes are numbers.
@@ -80,22 +80,22 @@ class ImageData(Dataset["Sample | Unreadable"]):
         *,
         transform: Transform | None = None,
         class_map: Mapping[str, int] | str | os.PathLike[str] | None = None,
-        labelled: bool | None = None,
+        labeled: bool | None = None,
         strict: bool = False,
     ) -> None:
         self.root = root
         self.transform: Transform = transform or to_tensor
         self.strict = strict
         self._source = source = open_source(root)
-        self.labelled = source.labelled if labelled is None else labelled
-        if not source.labelled and (labelled or class_map is not None):
+        self.labeled = source.labeled if labeled is None else labeled
+        if not source.labeled and (labeled or class_map is not None):
             raise InputError(
-                f"{root} has no {source.class_word}; images without labels need labelled=False"
+                f"{root} has no {source.class_word}; images without labels need labeled=False"
             )
-        if self.labelled and source.class_problem:
+        if self.labeled and source.class_problem:
             raise InputError(f"{root} has {source.class_problem}")
         self.class_word = source.class_word
-        self.classes = source.classes if self.labelled else ()
+        self.classes = source.classes if self.labeled else ()
         self.block_names = source.block_names
         self._rows = np.arange(len(source))
         self._class_map = read_class_map(class_map) if class_map else None
@@ -157,11 +157,11 @@ class ImageData(Dataset["Sample | Unreadable"]):
 
     @property
     def _reads_labels(self) -> bool:
-        return self.labelled and self._source.targets is None
+        return self.labeled and self._source.targets is None
 
     def _labels(self) -> np.ndarray:
         targets = self._source.targets
-        if not self.labelled or targets is None:
+        if not self.labeled or targets is None:
             return np.full(len(self._rows), UNLABELLED)
         return labels_of_targets(targets[self._rows], self.classes, self._class_map, self)
 

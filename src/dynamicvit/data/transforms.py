@@ -11,8 +11,8 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.data.auto_augment import posterize
 from torch import Tensor, nn
 
+from dynamicvit.core.networks import own_image_size
 from dynamicvit.errors import InputError
-from dynamicvit.networks import own_image_size
 
 Size = int | tuple[int, int]
 Transform = Callable[[Image.Image], Tensor]
@@ -21,7 +21,7 @@ Transform = Callable[[Image.Image], Tensor]
 def eval_transform(
     model: nn.Module, image_size: Size | None = None, crop_pct: float | None = None
 ) -> Transform:
-    """Resize the short side, crop the centre, normalise: the transform to evaluate a model with.
+    """Resize the short side, crop the center, normalize: the transform to evaluate a model with.
 
     Args:
         model: whose ``pretrained_cfg`` gives interpolation, mean, standard deviation.

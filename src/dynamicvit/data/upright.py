@@ -15,7 +15,7 @@ def read_upright(path: Path, mode: str = "RGB") -> Image.Image:
 
     Args:
         path: its file.
-        mode: Pillow's, ``"RGB"`` or ``"L"`` for grey.
+        mode: Pillow's, ``"RGB"`` or ``"L"`` for gray.
 
     Raises:
         InputError: naming the file, if it can't be read.

@@ -33,7 +33,7 @@ def dense_model() -> VisionTransformer:
     )
     width = model.embed_dim
     model.patch_embed.proj = _stem(width)
-    # Sines and cosines show from the first step on which patches are neighbours: a digit that
+    # Sines and cosines show from the first step on which patches are neighbors: a digit that
     # moves is the same digit. From there the embedding is learned as usual.
     places = build_sincos2d_pos_embed([GRID, GRID], width, temperature=100)
     assert model.pos_embed is not None

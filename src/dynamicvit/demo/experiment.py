@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dynamicvit.baselines import RandomScores
-from dynamicvit.benchmark import bench
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.costs import count_macs
 from dynamicvit.data import Batch
 from dynamicvit.demo.dense import load_dense
 from dynamicvit.demo.scenes import MEAN, STD, SceneBatch, Scenes
-from dynamicvit.macs import count_macs
-from dynamicvit.model import DynamicViT
+from dynamicvit.evaluation.bench import bench
+from dynamicvit.methods import RandomScores
 from dynamicvit.sparsification import sparsify
 from dynamicvit.training import Progress, Recipe, load_recipe, train
 

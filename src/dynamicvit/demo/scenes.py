@@ -26,9 +26,9 @@ PATCH_SIZE = 8
 GRID = IMAGE_SIZE // PATCH_SIZE
 NUM_CLASSES = 10
 MEAN = 0.5
-"""Mean of the normalisation, the same for the three channels."""
+"""Mean of the normalization, the same for the three channels."""
 STD = 0.25
-"""Standard deviation of the normalisation, the same for the three channels."""
+"""Standard deviation of the normalization, the same for the three channels."""
 
 TRAIN_DIGITS_PER_CLASS = 140
 PATCH_INK = 1 / 16
@@ -50,7 +50,7 @@ class SceneBatch(NamedTuple):
     """A batch of scenes.
 
     Attributes:
-        images: Normalised images, (B, 3, 96, 96), float32.
+        images: Normalized images, (B, 3, 96, 96), float32.
         labels: The digit in each image, (B,), int64.
         digit_patches: True for the patches that the digit covers, (B, 144), in row-major order.
     """
@@ -70,7 +70,7 @@ class Scenes:
     Attributes:
         split: ``"train"`` or ``"score"``.
         seed: Another seed gives other scenes.
-        clutter: From 0 (a flat grey background and nothing but the digit) to 1 (a photograph
+        clutter: From 0 (a flat gray background and nothing but the digit) to 1 (a photograph
             behind it and six pieces of other digits around it).
     """
 

@@ -2,7 +2,7 @@
 
 from dynamicvit.export.comparison import CheckResult, ExportMismatchError, check
 from dynamicvit.export.description import Description
-from dynamicvit.export.quantisation import Agreement, Int8Result, export_int8
+from dynamicvit.export.quantization import Agreement, Int8Result, export_int8
 from dynamicvit.export.reader import ExportedModel, load_exported
 from dynamicvit.export.targets import FORMATS, format_of, is_exported
 from dynamicvit.export.writer import export

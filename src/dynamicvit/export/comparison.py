@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynamicvit.core.model import DynamicViT, PrunedOutput
 from dynamicvit.errors import InputError
 from dynamicvit.export.reader import ExportedModel
-from dynamicvit.model import DynamicViT, PrunedOutput
 
 #: The largest difference of a logit in float32.
 MAX_LOGIT_ERROR = 1e-3
@@ -47,7 +47,7 @@ def check(model: DynamicViT, exported: ExportedModel, images: Tensor) -> CheckRe
     Args:
         model: in ``eval()``, on the CPU, in float32.
         exported: its file.
-        images: ``(B, channels, height, width)``, normalised.
+        images: ``(B, channels, height, width)``, normalized.
 
     Raises:
         InputError: without images.

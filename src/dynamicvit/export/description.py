@@ -10,12 +10,12 @@ from typing import Any, Literal
 from timm.data import resolve_model_data_config
 
 from dynamicvit._version import __version__
-from dynamicvit.adapters import adapter_for
+from dynamicvit.backbones import adapter_for
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import own_image_size
+from dynamicvit.core.schedule import Dropped, Schedule
 from dynamicvit.errors import InputError
-from dynamicvit.model import DynamicViT
-from dynamicvit.networks import own_image_size
-from dynamicvit.schedule import Dropped, Schedule
-from dynamicvit.visualization import known_class_names
+from dynamicvit.plots.visualization import known_class_names
 
 #: Under this name each format keeps the description, as JSON.
 KEY = "dynamicvit"
@@ -35,7 +35,7 @@ class Description:
         mean: of each channel, of pixels in [0, 1].
         std: standard deviation, likewise.
         interpolation: how the short side is resized.
-        crop_pct: the centre crop's share of the resized short side.
+        crop_pct: the center crop's share of the resized short side.
         crop_mode: timm's name of the way to crop.
         grid: rows and columns of patches; N is their product.
         stages: blocks before which patch tokens are dropped.

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import eval_mode
 from dynamicvit.export.description import Description
-from dynamicvit.model import DynamicViT
-from dynamicvit.networks import eval_mode
 
 
 class Graph(nn.Module):
@@ -28,7 +28,7 @@ class Graph(nn.Module):
         Patches are numbered in image order, row by row, and ascend.
 
         Args:
-            images: ``(B, channels, height, width)``, normalised.
+            images: ``(B, channels, height, width)``, normalized.
         """
         output = self.model.forward_pruned(images)
         kept = list(output.kept)

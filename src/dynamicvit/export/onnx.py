@@ -16,8 +16,8 @@ from torch.export import ExportedProgram
 from dynamicvit.errors import InputError
 from dynamicvit.export.description import KEY, Description
 from dynamicvit.export.runner import Runner, only_fp32
-from dynamicvit.optional import need
-from dynamicvit.weights import first_line
+from dynamicvit.utils.optional import need
+from dynamicvit.utils.weights import first_line
 
 #: The exporter's own, and the least that is supported: what it writes needs no conversion.
 OPSET = 18

@@ -14,8 +14,8 @@ from dynamicvit.errors import InputError
 from dynamicvit.export.description import KEY, Description
 from dynamicvit.export.runner import Runner
 from dynamicvit.export.streams import in_streams
-from dynamicvit.optional import need
-from dynamicvit.weights import first_line
+from dynamicvit.utils.optional import need
+from dynamicvit.utils.weights import first_line
 
 _EXTRA = "openvino"
 

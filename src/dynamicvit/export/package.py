@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from dynamicvit.errors import InputError
 from dynamicvit.export.description import KEY, Description
 from dynamicvit.export.runner import Runner, only_fp32
-from dynamicvit.weights import first_line
+from dynamicvit.utils.weights import first_line
 
 
 def ready() -> None:

@@ -22,7 +22,7 @@ class Pictures(NamedTuple):
     """What a file is checked on.
 
     Attributes:
-        images: ``(B, channels, height, width)``, normalised.
+        images: ``(B, channels, height, width)``, normalized.
         origin: where they are from, in words.
     """
 
@@ -35,7 +35,7 @@ def sample_pictures(transform: Callable[[Image.Image], Tensor], channels: int = 
 
     Args:
         transform: from an image to ``(channels, height, width)``.
-        channels: 1 for grey ones.
+        channels: 1 for gray ones.
     """
     crops = []
     photographs = load_sample_images().images

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynamicvit.core.model import PrunedOutput
+from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.export.description import Description
 from dynamicvit.export.runner import Runner
 from dynamicvit.export.targets import FORMATS, format_of
-from dynamicvit.model import PrunedOutput
-from dynamicvit.schedule import Schedule
 
 
 class ExportedModel(nn.Module):
@@ -38,7 +38,7 @@ class ExportedModel(nn.Module):
         """Logits ``(B, classes)``.
 
         Args:
-            images: ``(B, channels, height, width)``, normalised.
+            images: ``(B, channels, height, width)``, normalized.
         """
         return self.outputs(images)[0]
 
@@ -46,7 +46,7 @@ class ExportedModel(nn.Module):
         """Logits, and which patches survived; the file does not give keep scores.
 
         Args:
-            images: ``(B, channels, height, width)``, normalised.
+            images: ``(B, channels, height, width)``, normalized.
         """
         logits, *kept = self.outputs(images)
         rows, columns = self.description.grid
@@ -58,7 +58,7 @@ class ExportedModel(nn.Module):
         """What the file gives: logits ``(B, classes)``, and for each stage ``(B, k)`` int64.
 
         Args:
-            images: ``(B, channels, height, width)``, normalised; B may be any number, also where
+            images: ``(B, channels, height, width)``, normalized; B may be any number, also where
                 the file takes batches of one size only.
 
         Raises:

@@ -1,7 +1,7 @@
 """OpenVINO over a batch: each thread takes images of its own.
 
 Threads that share every layer wait for each other at its end. With two threads and 32 images that
-took 1.4 to 1.8 times as long (docs/quantisation.md). One image can't be shared out, so all threads
+took 1.4 to 1.8 times as long (docs/quantization.md). One image can't be shared out, so all threads
 work on it.
 """
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from dynamicvit.core.model import DynamicViT
 from dynamicvit.data import ImageData, eval_transform
 from dynamicvit.errors import InputError
 from dynamicvit.export.comparison import CheckResult, check
@@ -15,7 +16,6 @@ from dynamicvit.export.onnx import check_opset
 from dynamicvit.export.pictures import Pictures, own_pictures, sample_pictures
 from dynamicvit.export.reader import load_exported
 from dynamicvit.export.targets import FORMATS, format_of
-from dynamicvit.model import DynamicViT
 
 
 def export(
@@ -37,7 +37,7 @@ def export(
         model: on the CPU, in float32, with the keep ratio to export.
         path: ends in ``.onnx``, ``.xml`` or ``.pt2``.
         file_format: one of ``FORMATS``, by default by the ending.
-        image_size: height and width, what :func:`~dynamicvit.loading.set_image_size` gave; by
+        image_size: height and width, what :func:`~dynamicvit.checkpoints.loading.set_image_size` gave; by
             default the model's own.
         batch: the one number of images that the file takes; by default it takes any.
         opset: of ONNX's operators, 18 or later.
@@ -62,7 +62,7 @@ def export(
     description = describe(model, image_size=image_size, batch=batch, crop_pct=crop_pct)
     target = FORMATS[name]
     target.ready()
-    own = None if check_on is None else ImageData(check_on, labelled=False)
+    own = None if check_on is None else ImageData(check_on, labeled=False)
     program = trace(model, description)
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".unfinished-", dir=path.parent) as draft:

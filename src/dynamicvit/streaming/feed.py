@@ -29,7 +29,7 @@ class Ready:
         time: seconds in the stream, if they are known.
         name: of its file, if it has one of its own.
         due: the clock's seconds from which its latency counts; ``None``: from when it is taken.
-        images: ``(1, channels, height, width)``, normalised; ``None`` if it can't be read.
+        images: ``(1, channels, height, width)``, normalized; ``None`` if it can't be read.
         problem: why it can't.
     """
 
@@ -44,7 +44,7 @@ class Ready:
 class Feed:
     """Frames ready to be classified, read ahead in a thread.
 
-    Pictures are converted, resized and normalised in that thread too: while the classifier is at
+    Pictures are converted, resized and normalized in that thread too: while the classifier is at
     one, the next is made ready, so the slower of the two sets the rate, and not their sum. Late
     frames are dropped before that work.
 

@@ -12,12 +12,12 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
+from dynamicvit.core.classifier import PrunedClassifier
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.export import ExportedModel
-from dynamicvit.inference import PrunedClassifier
-from dynamicvit.model import DynamicViT
-from dynamicvit.schedule import Schedule
-from dynamicvit.visualization import class_names
+from dynamicvit.plots.visualization import class_names
 
 #: Runs of each level before any is timed: the first ones allocate and compile.
 _UNTIMED = 2

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dynamicvit.errors import InputError
+from dynamicvit.plots.visualization import Prediction, top_classes
 from dynamicvit.streaming.controller import Controller, Step
 from dynamicvit.streaming.feed import Ready
 from dynamicvit.streaming.levels import Level
-from dynamicvit.visualization import Prediction, top_classes
 
 
 class Frames(Protocol):

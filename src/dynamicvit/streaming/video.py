@@ -10,8 +10,8 @@ from PIL import Image
 
 from dynamicvit.data.sources import one_line
 from dynamicvit.errors import InputError
-from dynamicvit.optional import need
 from dynamicvit.streaming.frames import Frame
+from dynamicvit.utils.optional import need
 
 #: A file that ends by more than this many seconds before its own duration has been cut off.
 _SLACK = 1.0

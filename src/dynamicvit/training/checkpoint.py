@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dynamicvit.errors import InputError
-from dynamicvit.weights import first_line
+from dynamicvit.utils.weights import first_line
 
 _log = logging.getLogger(__name__)
 

@@ -81,8 +81,8 @@ def _losses(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
 def _kept(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
     """For each stage the share kept in training, that which the scores ask for, and the rule's."""
     stages = len(steps[0]["kept"])
-    colours = colormaps["viridis"](np.linspace(0.1, 0.8, stages))
-    for stage, colour in enumerate(colours):
+    colors = colormaps["viridis"](np.linspace(0.1, 0.8, stages))
+    for stage, color in enumerate(colors):
         for field, style, what in (
             ("kept", "-", f"stage {stage + 1}: in training"),
             ("kept_by_score", ":", "likelier kept than not"),
@@ -92,7 +92,7 @@ def _kept(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
                 continue
             values = _means([step[field][stage] for step in steps])
             label = what if field == "kept" or stage == stages - 1 else None
-            axes.plot(x, values, style, color=colour, linewidth=1.2, label=label)
+            axes.plot(x, values, style, color=color, linewidth=1.2, label=label)
     _dress(axes, "share of patches kept")
     axes.set_ylim(0, 1.02)
 

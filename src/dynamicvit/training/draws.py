@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class NoisySampler(Protocol):
-    """A sampler of :mod:`dynamicvit.decisions`, which takes its noise from outside."""
+    """A sampler of :mod:`dynamicvit.core.decisions`, which takes its noise from outside."""
 
     def __call__(
         self, log_probs: Tensor, decision: Tensor, k: int, noise: Tensor | None = None
@@ -52,5 +52,5 @@ class SplitDraws:
         return noise.exponential_(generator=self._generator)[self._first : last]
 
     def __call__(self, log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
-        """A stage's decisions, see :data:`~dynamicvit.decisions.Sampler`."""
+        """A stage's decisions, see :data:`~dynamicvit.core.decisions.Sampler`."""
         return self.sampler(log_probs, decision, k, self._noise(log_probs))

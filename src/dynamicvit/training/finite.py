@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dynamicvit.processes import Processes
     from dynamicvit.training.step import Measured
+    from dynamicvit.utils.distributed import Processes
 
 _log = logging.getLogger(__name__)
 

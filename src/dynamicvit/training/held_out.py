@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from dynamicvit.data import Batch
-from dynamicvit.evaluation import EvaluationResult, evaluate
-from dynamicvit.processes import Processes
+from dynamicvit.evaluation.accuracy import EvaluationResult, evaluate
+from dynamicvit.utils.distributed import Processes
 
 #: A run of more epochs evaluates after every other one, or after fewer.
 MAX_EVALUATIONS = 50

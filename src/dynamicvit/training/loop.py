@@ -14,14 +14,12 @@ from typing import Protocol, cast
 import torch
 from timm.utils import ModelEmaV3
 
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.costs import costs_of
 from dynamicvit.data import Batch
 from dynamicvit.errors import InputError
-from dynamicvit.foreign import ForeignTeacher
-from dynamicvit.macs import costs_of
-from dynamicvit.model import DynamicViT
-from dynamicvit.processes import Processes, launched_precision
-from dynamicvit.stopping import Interrupted, stop_requests
 from dynamicvit.training.best import Best
+from dynamicvit.training.external_teacher import ForeignTeacher
 from dynamicvit.training.finite import (
     MAX_BAD_STEPS,
     not_finite,
@@ -35,6 +33,8 @@ from dynamicvit.training.recipe import Recipe, dump_recipe
 from dynamicvit.training.state import Progress, RunState, TrainingReport
 from dynamicvit.training.step import SAMPLERS, Split, Step, create_mixup, step_losses
 from dynamicvit.training.teachers import Teachers, teachers_for
+from dynamicvit.utils.distributed import Processes, launched_precision
+from dynamicvit.utils.signals import Interrupted, stop_requests
 
 __all__ = ["SAMPLERS", "Batches", "Interrupted", "step_losses", "total_steps", "train"]
 
@@ -81,7 +81,7 @@ def train(
     Args:
         model: a sparsified backbone with its pretrained weights; without a stage only under
             another network's teaching.
-        loader: the training images; shuffled. Its batches are those of one optimiser step, over
+        loader: the training images; shuffled. Its batches are those of one optimizer step, over
             all processes and passes.
         recipe: what to do.
         folder: gets ``recipe.yaml``, ``log.jsonl`` and ``checkpoint*.pt``; created if missing.
@@ -94,7 +94,7 @@ def train(
         resume: go on from the folder's newest checkpoint.
         force: go on even where the checkpoint's recipe differs.
         device: where to train.
-        processes: that share the run, of :func:`~dynamicvit.processes.launched_processes`; this
+        processes: that share the run, of :func:`~dynamicvit.utils.distributed.launched_processes`; this
             one alone by default. They say where to train.
         precision: dtype of autocast, or none for full precision.
         accumulate: passes in which each process works off its images of a step, to save memory.
@@ -119,10 +119,10 @@ def train(
     processes = Processes(device) if processes is None else processes
     precision = launched_precision(precision, processes.device)
     model.to(processes.device).train()
-    processes.equalise(model)
+    processes.equalize(model)
     teachers = teachers_for(model, recipe, teacher)
     if teachers.foreign is not None:
-        processes.equalise(teachers.foreign.to(processes.device))
+        processes.equalize(teachers.foreign.to(processes.device))
     student = processes.student(model)
     optimizer = create_optimizer(student, recipe)
     steps = total_steps(recipe, loader)
@@ -241,7 +241,7 @@ def train(
 
 
 def total_steps(recipe: Recipe, loader: Batches) -> int:
-    """Optimiser steps of a run."""
+    """Optimizer steps of a run."""
     if recipe.images is not None:
         return max(1, math.ceil(recipe.images / recipe.batch_size))
     assert recipe.epochs is not None  # the recipe has one of the two

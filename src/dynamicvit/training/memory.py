@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import image_channels
+from dynamicvit.costs import resolve_image_size
 from dynamicvit.data import Batch
-from dynamicvit.foreign import ForeignTeacher
-from dynamicvit.macs import resolve_image_size
-from dynamicvit.model import DynamicViT
-from dynamicvit.networks import image_channels
+from dynamicvit.training.external_teacher import ForeignTeacher
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.step import SAMPLERS, step_losses
 from dynamicvit.training.teachers import Teachers, teachers_for

@@ -7,7 +7,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from dynamicvit.model import DynamicViT
+from dynamicvit.core.model import DynamicViT
 from dynamicvit.training.recipe import Recipe
 
 

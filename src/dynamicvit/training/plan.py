@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dynamicvit.macs import DENSE, costs_of, meta_copy, resolve_image_size, schedule_macs
-from dynamicvit.model import DynamicViT
-from dynamicvit.schedule import Schedule
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.schedule import Schedule
+from dynamicvit.costs import DENSE, costs_of, meta_copy, resolve_image_size, schedule_macs
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.recipe import Recipe
 
@@ -32,7 +32,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Steps:
-    """The length of a run in optimiser steps.
+    """The length of a run in optimizer steps.
 
     Attributes:
         total: of the whole run.
@@ -56,7 +56,7 @@ class Plan:
         kept: patches left after each stage.
         dense_macs: of one image through the backbone alone.
         macs: of one image at inference, prediction modules included.
-        groups: the optimiser's parameter groups.
+        groups: the optimizer's parameter groups.
         frozen: numbers in parameters that never learn.
         steps: ``None`` where the data, and so their number, is not known.
     """

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dynamicvit.distillation import Distillation, distillation_loss, hard_distillation_loss
+from dynamicvit.core.distillation import Distillation, distillation_loss, hard_distillation_loss
+from dynamicvit.core.losses import LossWeights
+from dynamicvit.core.method import NO_GRADIENT, Leave
+from dynamicvit.core.schedule import Dropped
 from dynamicvit.errors import InputError
-from dynamicvit.losses import LossWeights
-from dynamicvit.reduction import NO_GRADIENT, Leave
-from dynamicvit.schedule import Dropped
 
 #: Version of the recipes that this code writes, and the newest that it reads.
 VERSION = 1
@@ -29,7 +29,7 @@ class _Strict(BaseModel):
 
 
 class LossRecipe(_Strict):
-    """Weights of the loss parts, see :class:`~dynamicvit.losses.LossWeights`."""
+    """Weights of the loss parts, see :class:`~dynamicvit.core.losses.LossWeights`."""
 
     classification: float = Field(1.0, ge=0)
     distillation: float = Field(0.5, ge=0)
@@ -128,7 +128,7 @@ class Recipe(_Strict):
             many as inference keeps, so that no ratio loss is needed; "best-k" does not draw but
             keeps those that inference keeps.
         leave: when dropped tokens leave memory: "never", "late", "at once" or "zeroed"; see
-            :class:`~dynamicvit.model.DynamicViT`.
+            :class:`~dynamicvit.core.model.DynamicViT`.
         share_stem: leave the blocks before the first stage as they are and run them once for
             student and teacher: where nothing has been dropped yet, the dense weights are right.
         guided: share of the images on which the guidance loss looks; the others count as zero in
@@ -235,7 +235,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def recipe_names() -> list[str]:
     """The built-in recipes."""
-    folder = resources.files("dynamicvit.recipes")
+    folder = resources.files("dynamicvit.training.recipes")
     return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
@@ -247,7 +247,7 @@ def dump_recipe(recipe: Recipe) -> str:
 def _read(name_or_path: str) -> dict[str, Any]:
     path = Path(name_or_path)
     if name_or_path in recipe_names():
-        text = (resources.files("dynamicvit.recipes") / f"{name_or_path}.yaml").read_text()
+        text = (resources.files("dynamicvit.training.recipes") / f"{name_or_path}.yaml").read_text()
     elif path.is_file():
         try:
             text = path.read_text()

@@ -13,17 +13,17 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
-from dynamicvit.evaluation import EvaluationResult
-from dynamicvit.model import DynamicViT
-from dynamicvit.processes import Processes
+from dynamicvit.evaluation.accuracy import EvaluationResult
 from dynamicvit.training.best import Best
 from dynamicvit.training.checkpoint import cannot_write, keep_checkpoint, newest_checkpoint
 from dynamicvit.training.log import LOG_NAME, to_line
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.resume import check_same_run
 from dynamicvit.training.teachers import Teachers
-from dynamicvit.weights import load_exactly
+from dynamicvit.utils.distributed import Processes
+from dynamicvit.utils.weights import load_exactly
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class TrainingReport:
     """What a finished run did.
 
     Attributes:
-        steps: optimiser steps.
+        steps: optimizer steps.
         images: images seen.
         seconds: spent training, over all its runs.
         kept: for each stage the mean share of patches kept by the decisions of the last tenth of
@@ -94,7 +94,7 @@ class TrainingReport:
 
 
 class RunState:
-    """What a run must not lose: counters, weights, optimiser, averages.
+    """What a run must not lose: counters, weights, optimizer, averages.
 
     Random generators need no place here: each step seeds them by the recipe's seed and its own
     number, which also is the place in the epochs.
@@ -177,7 +177,7 @@ class RunState:
         return self.folder / LOG_NAME
 
     def update(self, loss: float, clip: float | None) -> float:
-        """One optimiser step, left out when loss or gradient is not finite; the gradient norm."""
+        """One optimizer step, left out when loss or gradient is not finite; the gradient norm."""
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         limit = math.inf if clip is None else clip

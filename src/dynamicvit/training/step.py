@@ -12,16 +12,16 @@ import torch
 from timm.data import Mixup
 from torch import Tensor, nn
 
+from dynamicvit.core.decisions import best_k_sampler, gumbel_sampler, gumbel_top_k_sampler
+from dynamicvit.core.losses import Losses, LossWeights, dynamicvit_loss
+from dynamicvit.core.model import DynamicViT, MaskedOutput
+from dynamicvit.core.networks import image_channels, own_image_size
 from dynamicvit.data import UNLABELLED, Batch
-from dynamicvit.decisions import best_k_sampler, gumbel_sampler, gumbel_top_k_sampler
 from dynamicvit.errors import InputError
-from dynamicvit.losses import Losses, LossWeights, dynamicvit_loss
-from dynamicvit.model import DynamicViT, MaskedOutput
-from dynamicvit.networks import image_channels, own_image_size
-from dynamicvit.processes import Processes
 from dynamicvit.training.draws import NoisySampler, SplitDraws
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.teachers import Teachers
+from dynamicvit.utils.distributed import Processes
 
 SAMPLERS: dict[str, NoisySampler] = {
     "independent": gumbel_sampler,

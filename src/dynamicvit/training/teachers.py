@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dynamicvit.core.model import DenseOutput, DynamicViT, Stem
+from dynamicvit.core.networks import eval_mode
+from dynamicvit.core.teacher import ask, dense_teacher, weigh_some
 from dynamicvit.errors import InputError
-from dynamicvit.foreign import ForeignTeacher
-from dynamicvit.model import DenseOutput, DynamicViT, Stem
-from dynamicvit.networks import eval_mode
-from dynamicvit.teacher import ask, dense_teacher, weigh_some
+from dynamicvit.training.external_teacher import ForeignTeacher
 from dynamicvit.training.recipe import Recipe
 
 

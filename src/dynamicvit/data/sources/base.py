@@ -22,7 +22,7 @@ class Source(ABC):
     Attributes:
         name: as the user wrote it.
         class_word: what its classes are to people.
-        labelled: whether its images have classes at all.
+        labeled: whether its images have classes at all.
         classes: class names in the order of the targets; empty where classes are only numbers.
         class_problem: why the classes can't be used, if so; nothing is wrong without them.
         targets: ``(images,)`` position of each image's class in ``classes``, or the class number
@@ -35,7 +35,7 @@ class Source(ABC):
 
     name: str
     class_word: str = "classes"
-    labelled: bool = True
+    labeled: bool = True
     classes: tuple[str, ...] = ()
     class_problem: str | None = None
     targets: np.ndarray | None = None

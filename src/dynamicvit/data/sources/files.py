@@ -27,7 +27,7 @@ class Files(Source):
     def __init__(self, root: Path, names: list[str], targets: np.ndarray) -> None:
         self.name = str(root)
         self.root = root
-        self.labelled = names != [""]  # the name of the root itself
+        self.labeled = names != [""]  # the name of the root itself
         self.classes = tuple(names)
         self.targets = targets
         if "" in names:

@@ -37,7 +37,7 @@ class HuggingFace(Source):
             raise InputError(f"{name} can't be opened ({one_line(error)})") from error
         image = _image_column(name, data.features, datasets.Image)
         label = _class_column(data.features, datasets)
-        self.labelled = label is not None
+        self.labeled = label is not None
         if label is not None:
             names = getattr(data.features[label], "names", None)
             self.classes, self.targets = _classes(data[label][:], names)

@@ -84,7 +84,7 @@ class Shards(Source):
             lengths = _lengths(paths) if lengths is None else lengths
             self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
             self.blocks = np.repeat(np.arange(len(paths)), lengths)
-            self.labelled = self._first_is_labelled()
+            self.labeled = self._first_is_labeled()
         except OSError as error:
             raise InputError(f"{error.filename} can't be read ({error.strerror})") from error
 
@@ -154,7 +154,7 @@ class Shards(Source):
         self._label_key = info.alt_label or None
         return [Path(place) / name for name in info.filenames], list(info.shard_lengths)
 
-    def _first_is_labelled(self) -> bool:
+    def _first_is_labeled(self) -> bool:
         """Whether the first sample that can be read has a class."""
         for path, start in zip(self._paths, self._starts, strict=False):
             if _read_headers(path).samples:

@@ -1,0 +1,1 @@
+"""Load whatever a user names."""

@@ -1,0 +1,75 @@
+"""The models that timm finds by name once dynamicvit is imported.
+
+``timm.create_model("dynamicvit_deit_small_patch16_224", keep_ratio=0.7)`` builds timm's
+``deit_small_patch16_224`` and sparsifies it. ``pretrained=True`` loads the dense weights into the
+backbone, where there are any; the prediction modules are fresh either way, so fine-tune before
+use. Whatever else timm passes (``num_classes``, ``img_size``, ``drop_path_rate``, ...) goes to the
+backbone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import timm
+from timm.models import generate_default_cfgs, get_pretrained_cfg
+
+import dynamicvit.backbones.networks  # noqa: F401 (some of the names below are registered there)
+from dynamicvit.backbones.networks.registration import register_once
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.schedule import Dropped
+from dynamicvit.sparsification import sparsify
+
+PREFIX = "dynamicvit_"
+"""What a registered name has before the name of its backbone."""
+
+BACKBONES = (
+    "deit_tiny_patch16_224",
+    "deit_256_patch16_224",
+    "deit_small_patch16_224",
+    "deit_small_patch16_384",
+    "deit_base_patch16_224",
+    "deit_base_patch16_384",
+    "lvvit_t",
+    "lvvit_s",
+    "lvvit_m",
+    "lvvit_l",
+    "vit_large_patch16_224",
+    "vit_large_patch16_384",
+    "vit_huge_patch14_224",
+)
+"""timm's names of the backbones: the paper's, and larger ones. ``sparsify`` takes many more."""
+
+# timm reads this by name at registration. The inputs are the backbone's; without a source of
+# weights, because there are none for the prediction modules (timm.list_pretrained stays honest).
+default_cfgs = generate_default_cfgs(
+    {
+        f"{PREFIX}{backbone}": default.to_dict(remove_source=True)
+        for backbone in BACKBONES
+        if (default := get_pretrained_cfg(backbone)) is not None
+    }
+)
+
+
+def _entry_point(backbone: str) -> Callable[..., DynamicViT]:
+    """What timm calls to build a model; it registers a function under the function's own name."""
+
+    def create(
+        pretrained: bool = False,
+        keep_ratio: float | Sequence[float] = 0.7,
+        stages: Sequence[int] | None = None,
+        dropped: Dropped = "gone",
+        **backbone_args: Any,
+    ) -> DynamicViT:
+        dense = timm.create_model(backbone, pretrained=pretrained, **backbone_args)
+        return sparsify(dense, keep_ratio, stages, dropped)
+
+    create.__name__ = create.__qualname__ = f"{PREFIX}{backbone}"
+    create.__doc__ = f"timm's {backbone} that drops patch tokens; see :mod:`{__name__}`."
+    return create
+
+
+for _backbone in BACKBONES:
+    _entry = _entry_point(_backbone)  # kept here, where timm lists it in __all__
+    globals()[_entry.__name__] = register_once(_entry)

@@ -1,0 +1,1 @@
+"""The idea beside the paper: schedule, prediction, decisions, the two paths, losses."""

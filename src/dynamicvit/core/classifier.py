@@ -1,0 +1,42 @@
+"""What evaluation and pictures ask of a model, in PyTorch or from an exported file."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from dynamicvit.core.model import PrunedOutput
+from dynamicvit.core.schedule import Schedule
+
+
+class PrunedClassifier(Protocol):
+    """A classifier that says which patches it kept."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes it tells apart."""
+        ...
+
+    @property
+    def in_chans(self) -> int:
+        """Number of image channels."""
+        ...
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """Its preprocessing and labels, as timm describes them."""
+        ...
+
+    @property
+    def schedule(self) -> Schedule:
+        """Where and how much is dropped."""
+        ...
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits ``(B, classes)`` for ``(B, channels, height, width)``, normalized."""
+        ...
+
+    def forward_pruned(self, images: Tensor) -> PrunedOutput:
+        """The same with a report of which patches survived."""
+        ...

@@ -1,0 +1,231 @@
+"""Saving and loading through huggingface_hub: ``config.json`` and ``model.safetensors``.
+
+The config holds the schedule and what the backbone's family needs to build it again: for timm its
+name, its arguments and what the data pipeline wants to know. Loading builds the backbone from that,
+without its dense weights: nothing but the two files is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from dynamicvit.backbones import adapter_for, adapter_from
+from dynamicvit.core.prediction import PredictionModule
+from dynamicvit.core.schedule import Schedule
+from dynamicvit.errors import InputError
+from dynamicvit.utils.weights import first_line, load_exactly, read_weights
+
+FORMAT_VERSION = 1
+"""Version of ``config.json`` that this code writes, and the newest that it reads."""
+
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+A [DynamicViT]({{ paper_url }}): a vision transformer that drops the patches it does not need.
+
+```python
+from dynamicvit import DynamicViT
+
+model = DynamicViT.from_pretrained("this repository or folder")
+logits = model(images)  # pruned path
+model.keep_ratio = 0.5  # the budget is a property
+```
+"""
+
+T = TypeVar("T", bound="HubMixin")
+
+
+class HubMixin(
+    ModelHubMixin,
+    library_name="dynamicvit",
+    pipeline_tag="image-classification",
+    tags=["dynamicvit", "token-pruning"],
+    paper_url="https://arxiv.org/abs/2106.02034",
+    model_card_template=MODEL_CARD,
+):
+    """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` for a class that is built from
+    ``(backbone, schedule)`` and has ``backbone``, ``schedule`` and ``predictors``.
+    """
+
+    backbone: nn.Module
+    predictors: nn.ModuleList
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, config: Any = None, **kwargs: Any
+    ) -> str | None:
+        """Write ``config.json``, ``model.safetensors`` and a model card into a folder.
+
+        Args:
+            save_directory: the folder; made if it is not there.
+            config: ignored, the config describes the model as it is.
+            **kwargs: see :class:`huggingface_hub.ModelHubMixin`; ``push_to_hub=True`` uploads.
+
+        Raises:
+            InputError: if the backbone can't be described, or the folder can't be written.
+        """
+        # Before anything is written: after this, saving can only fail on the disk.
+        self._hub_mixin_config = _config_of(self)
+        try:
+            return super().save_pretrained(save_directory, **kwargs)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{save_directory}: can't be written ({error})") from error
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        path = save_directory / SAFETENSORS_SINGLE_FILE
+        unfinished = path.with_suffix(".partial")
+        try:
+            unfinished.touch()
+            readers = unfinished.stat().st_mode  # safetensors would let only the owner read it
+            save_file(tensors, unfinished, metadata={"format": "pt"})
+            unfinished.chmod(readers)
+            unfinished.replace(path)  # an interrupted save leaves the old weights whole
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[T],
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+    ) -> T:
+        """Load what ``save_pretrained`` or ``push_to_hub`` wrote, in ``eval()``.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or ``user/name`` on the Hub.
+            force_download: download again what is in the cache.
+            token: for private repositories.
+            cache_dir: where downloads are kept.
+            local_files_only: take the cached files, ask no server.
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            InputError: if it is missing, broken, from a newer version, or not a DynamicViT.
+        """
+        # The parent would read the config here and pass its keys on as constructor arguments.
+        return cls._from_pretrained(
+            model_id=str(pretrained_model_name_or_path),
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+        )
+
+    @classmethod
+    def _from_pretrained(cls: type[T], *, model_id: str, **download: Any) -> T:
+        config_file = _fetch(model_id, CONFIG_NAME, download)
+        weights_file = _fetch(model_id, SAFETENSORS_SINGLE_FILE, download)
+        config = _read_config(config_file)
+        try:
+            adapter = adapter_from(config.get("backbone_source", "timm"))
+            backbone = adapter.rebuild(config)
+            model = cls(backbone, _schedule_in(config))
+        except Exception as error:  # whatever the backbone's library says to what it does not know
+            reason = first_line(error)
+            raise InputError(f"{config_file}: does not describe a model ({reason})") from error
+        tensors, _ = read_weights(weights_file)
+        load_exactly(model, tensors, f"{weights_file}: does not fit {config_file}")
+        return model.eval()
+
+
+# ---------------------------------------------------------------- the config
+
+
+def _config_of(model: Any) -> dict[str, Any]:
+    """The config from which the model can be built again.
+
+    Raises:
+        InputError: if it can't.
+    """
+    for predictor in model.predictors:
+        if type(predictor) is not PredictionModule:
+            raise InputError(
+                f"a {type(predictor).__name__} in place of a PredictionModule can't be described "
+                f"in {CONFIG_NAME}; save the state_dict instead"
+            )
+    adapter = adapter_for(model.backbone)
+    return {
+        **adapter.describe(model.backbone),
+        "format_version": FORMAT_VERSION,
+        "backbone_source": adapter.source,
+        "schedule": dataclasses.asdict(model.schedule),
+    }
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _fetch(model_id: str, filename: str, download: Mapping[str, Any]) -> Path:
+    """A file of the folder, or of the Hub's repository."""
+    folder = Path(model_id)
+    if folder.is_dir():
+        if not (folder / filename).is_file():
+            raise InputError(f"{folder}: has no {filename}; give a folder made by save_pretrained")
+        return folder / filename
+    try:
+        return Path(hf_hub_download(model_id, filename, **download))
+    except HFValidationError as error:
+        raise InputError(
+            f"{model_id}: no such folder, and no name on the Hub (those are user/name)"
+        ) from error
+    except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"{model_id}: no such folder, and {filename} can't be had from the Hub "
+            f"({first_line(error)})"
+        ) from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: truncated or not JSON ({error})") from error
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if version is None and isinstance(config, dict) and "model_type" in config:
+        raise InputError(
+            f"{path}: is a transformers model; import dynamicvit.transformers.model and load it with "
+            f"transformers.AutoModelForImageClassification.from_pretrained"
+        )
+    if not isinstance(version, int):
+        raise InputError(f"{path}: is not a DynamicViT's (it has no format_version)")
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path}: is of format {version}, and this dynamicvit reads up to {FORMAT_VERSION}; "
+            f"install a newer one"
+        )
+    _check_types(config, path)
+    return config
+
+
+def _schedule_in(config: Mapping[str, Any]) -> Schedule:
+    values = config["schedule"]
+    dropped = values.get("dropped", Schedule.dropped)
+    return Schedule(tuple(values["stages"]), tuple(values["keep_ratios"]), dropped)
+
+
+def _check_types(config: Mapping[str, Any], path: Path) -> None:
+    schedule = config.get("schedule")
+    if not isinstance(schedule, dict):
+        raise InputError(f"{path}: schedule must be a mapping, got {schedule!r}")
+    for key, kind in (("stages", int), ("keep_ratios", (int, float))):
+        value = schedule.get(key)
+        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+            raise InputError(f"{path}: schedule.{key} must be a list of numbers, got {value!r}")

@@ -1,0 +1,127 @@
+"""Merging: a dropped token becomes part of the kept one that is most like it.
+
+The paper drops tokens without a trace. Two later ideas make them cheap to miss: a dropped token
+joins its nearest kept one (Wei et al., "Joint Token Pruning and Squeezing", CVPR 2023, Section 3),
+and a token made of several counts in attention for as many (Bolya et al., "Token Merging", ICLR
+2023, Section 3, Eq. 1). Then it costs little to drop a token that has a good likeness among the
+others, however much the answer hangs on it, and the choice takes that into account, which neither
+of the two does.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dynamicvit.core.decisions import flat_rows, groups_of, regroup
+from dynamicvit.layers.tokens import Tokens
+
+#: Power of the unlikeness in what a token is worth; 1 and 2 were tried (docs/results.md).
+UNLIKENESS_POWER = 2.0
+
+#: Tokens less unlike than this are the same.
+LEAST_UNLIKENESS = 1e-3
+
+#: Log-odds less apart than this are equal: of twins it must not be rounding that says which leaves.
+LEAST_ODDS = 1e-2
+
+
+def likeness(tokens: Tokens) -> Tensor:
+    """``(B, M, M)``: cosine of the angle between any two patch tokens. Without gradient.
+
+    In float32 at least, under autocast too: half precision can't tell near cosines apart.
+    """
+    patches = tokens.patches.detach()
+    wide = torch.promote_types(patches.dtype, torch.float32)
+    device = patches.device.type
+    # Not entered without need: exporters write down contexts, and the meta device has none.
+    rounds = not patches.is_meta and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if rounds else nullcontext():
+        direction = F.normalize(patches.to(wide), dim=-1)
+        return direction @ direction.transpose(1, 2)
+
+
+def discounted(odds: Tensor, alike: Tensor, alive: Tensor | None = None) -> Tensor:
+    """What tokens are worth where those that leave merge.
+
+    Merging a token moves it to the one that it becomes part of: its worth is the odds of keeping it
+    times a power of how far that is: 1 minus the cosine to the nearest token with better odds. Of
+    tokens with equal odds the first one is taken for the better, wherever they are computed.
+
+    Args:
+        odds: ``(B, M)`` log-odds of keeping each token, where those that leave are gone.
+        alike: of :func:`likeness`.
+        alive: ``(B, M)`` bool, which tokens there are; by default all.
+
+    Returns:
+        ``(B, M)`` log-odds.
+    """
+    ahead = odds[:, None, :] - odds[:, :, None]
+    here = torch.arange(odds.shape[1], device=odds.device)
+    better = (ahead > LEAST_ODDS) | ((ahead > -LEAST_ODDS) & (here < here[:, None]))
+    if alive is not None:
+        better = better & alive[:, None, :]
+    nearest = alike.masked_fill(~better, -1.0).amax(dim=-1)
+    return odds + UNLIKENESS_POWER * (1.0 - nearest).clamp(min=LEAST_UNLIKENESS).log()
+
+
+def most_alike(alike: Tensor, stays: Tensor) -> Tensor:
+    """``(B, M)``: position of the token that stays and is most like each.
+
+    Args:
+        alike: of :func:`likeness`.
+        stays: ``(B, M)`` bool. Where none stays, the position means nothing.
+    """
+    return alike.masked_fill(~stays[:, None, :], float("-inf")).argmax(dim=-1)
+
+
+def join(tokens: Tokens, gone: Tensor, into: Tensor, num_patches: int) -> Tokens:
+    """The tokens after some have become part of others; all are still held.
+
+    A token becomes the mean of its patches, and counts for as many. What tokens become is
+    differentiable in the tokens and in ``gone``; how many patches they count for has no gradient.
+
+    Args:
+        tokens: M patch tokens.
+        gone: ``(B, M)``, 1 for a token that becomes part of another, which is not gone; else 0.
+        into: ``(B, M)`` positions of those others; those of tokens that stay mean nothing.
+        num_patches: N, the number of patches of the image.
+
+    Returns:
+        Tokens in which the gone ones are as they were, and no patch's.
+    """
+    patches = tokens.patches
+    size = torch.ones_like(gone) if tokens.size is None else tokens.size
+    moved = gone * size
+    total = size.scatter_add(1, into, moved)
+    # Sums of many shares need more than half precision. They are 1 together, and exactly 1 for a
+    # token that stays alone: it is not rounded at every stage.
+    own, theirs = size / total, moved / total.gather(1, into)
+    joined = _added(patches * own[..., None], into, patches * theirs[..., None]).to(patches.dtype)
+    here = torch.arange(into.shape[1], device=into.device).expand_as(into)
+    now = torch.where(gone > 0.5, into, here)
+    return replace(
+        tokens,
+        x=torch.cat([tokens.x[:, : tokens.num_prefix], joined], dim=1),
+        size=total.detach(),
+        groups=regroup(groups_of(tokens, num_patches), now),
+        heads=None,
+    )
+
+
+def _added(x: Tensor, position: Tensor, rows: Tensor) -> Tensor:
+    """``(B, M, C)`` after rows ``(B, R, C)`` have been added at positions ``(B, R)``.
+
+    Whole rows at a time, seven times faster on a CPU than number by number; but not every runtime
+    that a graph is exported to can do that, and a compiler sees to it by itself.
+    """
+    batch, held, width = x.shape
+    if torch.compiler.is_compiling():
+        return x.scatter_add(1, position[..., None].expand_as(rows), rows)
+    flat = x.reshape(batch * held, width)
+    flat = flat.index_add(0, flat_rows(position, held), rows.reshape(-1, width))
+    return flat.reshape(batch, held, width)

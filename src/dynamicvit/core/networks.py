@@ -1,0 +1,102 @@
+"""What several parts ask of any network: a DynamicViT, a model around one, or a dense one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from dynamicvit.backbones import Adapter, adapter_for
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.errors import UnsupportedBackboneError
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def without_compiler(model: _Module) -> _Module:
+    """The module that ``torch.compile`` wrapped."""
+    return getattr(model, "_orig_mod", model)
+
+
+def core_of(model: nn.Module) -> nn.Module:
+    """The DynamicViT inside a model that speaks another library's language; others as they are."""
+    model = without_compiler(model)
+    inner = getattr(model, "dynamicvit", None)
+    return inner if isinstance(inner, DynamicViT) else model
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The dense network inside, or the model itself."""
+    core = core_of(model)
+    return core.backbone if isinstance(core, DynamicViT) else core
+
+
+class DenseNetwork(nn.Module):
+    """The dense network inside a DynamicViT, run by its own library's code.
+
+    Args:
+        model: the DynamicViT; its backbone is shared, not copied.
+
+    Attributes:
+        num_classes: of its classifier.
+        pretrained_cfg: timm's description of it.
+    """
+
+    def __init__(self, model: DynamicViT) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self.num_classes, self.pretrained_cfg = model.num_classes, model.pretrained_cfg
+        self._adapter = adapter_for(model.backbone)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, classes)``, also where the library's own output is more than a tensor."""
+        return self._adapter.dense(self.backbone, images)
+
+
+def supported(backbone: nn.Module) -> Adapter | None:
+    """The adapter that covers a dense network, or ``None``."""
+    try:
+        return adapter_for(backbone)
+    except UnsupportedBackboneError:
+        return None
+
+
+def own_image_size(model: nn.Module) -> tuple[int, int]:
+    """Height and width in pixels that a network was built for.
+
+    Of a network that no adapter covers: what timm's ``pretrained_cfg`` says, or 224.
+    """
+    backbone = backbone_of(model)
+    adapter = _adapter_of(model)
+    if adapter is not None:
+        return adapter.image_size(backbone)
+    config = getattr(backbone, "pretrained_cfg", None) or {}
+    return tuple(config.get("input_size", (3, 224, 224))[1:])
+
+
+def image_channels(model: nn.Module) -> int:
+    """Number of channels of the images that a network takes."""
+    backbone = backbone_of(model)
+    adapter = _adapter_of(model)
+    return getattr(backbone, "in_chans", 3) if adapter is None else adapter.in_chans(backbone)
+
+
+def _adapter_of(model: nn.Module) -> Adapter | None:
+    """The adapter that a DynamicViT was made with: its blocks may have other classes by now."""
+    core = core_of(model)
+    return core._adapter if isinstance(core, DynamicViT) else supported(core)
+
+
+@contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """The models in ``eval()``, and each of their modules back in its own mode afterwards."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,126 @@
+"""The prediction module: how much is each patch token worth? (Section 3.2 of the paper.)"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynamicvit.backbones.layer_macs import linear_macs
+from dynamicvit.errors import InputError
+from dynamicvit.layers.plain import is_plain
+from dynamicvit.layers.pooling import masked_mean
+
+#: Column of the module's output that means "keep". The paper's text says 1, the released weights
+#: use 0.
+KEEP = 0
+
+
+class PredictionModule(nn.Module):
+    """Scores every patch token from its own and from the image's features (Eq. 1-5).
+
+    A first layer gives each token C features. Half of them stay with the token (local); the other
+    half is averaged over the tokens that are still kept and given to all (global). A small MLP
+    turns the two into the log-probabilities of keeping and dropping the token.
+
+    Args:
+        dim: C, the width of the tokens; a multiple of 4.
+
+    Raises:
+        InputError: if ``dim`` is not a multiple of 4.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim % 4:
+            raise InputError(f"the prediction module needs a width divisible by 4, got {dim}")
+        self.norm = nn.LayerNorm(dim)
+        self.project = nn.Linear(dim, dim)
+        self.head = nn.Sequential(
+            nn.Linear(dim, dim // 2),
+            nn.GELU(),
+            nn.Linear(dim // 2, dim // 4),
+            nn.GELU(),
+            nn.Linear(dim // 4, 2),
+        )
+        self.act = nn.GELU()
+        self.apply(init_weights)
+
+    def forward(self, patches: Tensor, decision: Tensor | None = None) -> Tensor:
+        """Log-probabilities of keeping and dropping each token.
+
+        Args:
+            patches: ``(B, M, C)`` patch tokens.
+            decision: ``(B, M)`` decisions so far, or ``None`` when all are kept. Only kept tokens
+                enter the global feature; where none is kept it is zero.
+
+        Returns:
+            ``(B, M, 2)`` log-probabilities, column 0 "keep", column 1 "drop".
+        """
+        return self._scores(patches, decision).log_softmax(dim=-1)
+
+    def odds(self, patches: Tensor, decision: Tensor | None = None) -> Tensor:
+        """Log-odds of keeping each token: the order of the log-probabilities, without a softmax.
+
+        Args:
+            patches: ``(B, M, C)``.
+            decision: ``(B, M)`` or ``None``, as in :meth:`forward`.
+
+        Returns:
+            ``(B, M)``.
+        """
+        scores = self._scores(patches, decision)
+        return scores[..., KEEP] - scores[..., 1 - KEEP]
+
+    def _scores(self, patches: Tensor, decision: Tensor | None) -> Tensor:
+        """``(B, M, 2)`` in float32 at least, not normalized yet."""
+        features = self.act(self.project(self.norm(patches)))
+        local_features, global_features = features.chunk(2, dim=-1)
+        scores = self._joined(local_features, masked_mean(global_features, decision))
+        for layer in islice(self.head, 1, None):
+            scores = layer(scores)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    def _joined(self, local_features: Tensor, global_features: Tensor) -> Tensor:
+        """The head's first layer on ``[local, global]`` (Eq. 4), without laying them side by side.
+
+        It is linear: what the global half adds is the same for all tokens of an image. A layer that
+        is more than its weights (quantized, with an adapter) gets them as the paper has them.
+
+        Args:
+            local_features: ``(B, M, C / 2)``.
+            global_features: ``(B, C / 2)``.
+
+        Returns:
+            ``(B, M, C / 2)``.
+        """
+        first, half = cast(nn.Linear, self.head[0]), local_features.shape[-1]
+        if not is_plain(first):
+            everywhere = global_features[:, None].expand_as(local_features)
+            return first(torch.cat([local_features, everywhere], dim=-1))
+        shared = F.linear(global_features, first.weight[:, half:], first.bias)
+        return F.linear(local_features, first.weight[:, :half]) + shared[:, None]
+
+    def macs(self, num_patches: int) -> int:
+        """MACs of scoring the tokens of one image.
+
+        Args:
+            num_patches: M.
+        """
+        half = self.project.out_features // 2
+        shared = half * half  # once for the image, not for every token
+        return (linear_macs(self) - shared) * num_patches + shared
+
+
+def init_weights(module: nn.Module) -> None:
+    """Fresh values for one layer of a prediction module; others are left alone."""
+    if isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,128 @@
+"""Where and how much to drop (Section 3.1 and 4 of the paper)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Literal, get_args
+
+from dynamicvit.errors import InputError
+
+Dropped = Literal["gone", "merged"]
+"""What becomes of dropped tokens.
+
+``"gone"``: nothing, as in the paper. ``"merged"``: each becomes part of the kept token that is most
+like it (:mod:`dynamicvit.core.merging`).
+"""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The stages of a network and the share of the original patches that each leaves.
+
+    Attributes:
+        stages: indices of the blocks before which tokens are dropped, ascending.
+        keep_ratios: share of the original N patches kept from that stage on; never growing.
+        dropped: what becomes of the tokens that the prediction modules drop.
+    """
+
+    stages: tuple[int, ...]
+    keep_ratios: tuple[float, ...]
+    dropped: Dropped = "gone"
+
+    def __post_init__(self) -> None:
+        if self.dropped not in get_args(Dropped):
+            raise InputError(f"dropped is one of {get_args(Dropped)}, got {self.dropped!r}")
+        if len(self.stages) != len(self.keep_ratios):
+            raise InputError(
+                f"{len(self.stages)} stages {self.stages} need {len(self.stages)} keep ratios, "
+                f"got {len(self.keep_ratios)}: {self.keep_ratios}"
+            )
+        if list(self.stages) != sorted(set(self.stages)):
+            raise InputError(f"stages must ascend and not repeat, got {self.stages}")
+        for ratio in self.keep_ratios:
+            check_keep_ratio(ratio)
+        for before, after in zip(self.keep_ratios, self.keep_ratios[1:], strict=False):
+            if after > before:
+                raise InputError(
+                    f"keep ratios are shares of the original patches and can't grow from stage to "
+                    f"stage, got {self.keep_ratios}"
+                )
+
+    @classmethod
+    def for_depth(
+        cls,
+        depth: int,
+        keep_ratio: float | Sequence[float] = 0.7,
+        stages: Sequence[int] | None = None,
+        dropped: Dropped = "gone",
+    ) -> Schedule:
+        """The schedule of a network with ``depth`` blocks.
+
+        Args:
+            depth: number of blocks.
+            keep_ratio: ρ, from which the stages keep ρ, ρ², ρ³, ...; or one ratio for each stage.
+            stages: block indices; by default 1/4, 2/4 and 3/4 of the depth (3, 6, 9 of 12).
+            dropped: what becomes of dropped tokens.
+
+        Raises:
+            InputError: for a stage outside the depth or given twice, a ratio outside (0, 1],
+                growing ratios, or another number of ratios than stages.
+        """
+        if stages is None:
+            stages = [depth * quarter // 4 for quarter in (1, 2, 3)]
+            if depth < 4:
+                raise InputError(f"{depth} blocks are too few for default stages: give stages")
+        stages = check_stages(stages, depth)
+        if isinstance(keep_ratio, Sequence) and not isinstance(keep_ratio, str):
+            for ratio in keep_ratio:
+                check_keep_ratio(ratio)
+            return cls(stages, tuple(float(ratio) for ratio in keep_ratio), dropped)
+        return cls(stages, geometric(keep_ratio, len(stages)), dropped)
+
+    @property
+    def fate(self) -> str:
+        """What becomes of the patches that are not kept, in words that end a sentence on them."""
+        if self.dropped == "merged":
+            return "merge into the most alike kept ones"
+        return "are gone"
+
+    @property
+    def keep_ratio(self) -> float | None:
+        """ρ, if the ratios are ρ, ρ², ρ³, ...; else ``None``."""
+        if not self.keep_ratios:
+            return 1.0
+        rho = self.keep_ratios[0]
+        same = zip(self.keep_ratios, geometric(rho, len(self.keep_ratios)), strict=True)
+        return rho if all(math.isclose(a, b) for a, b in same) else None
+
+    def kept(self, num_patches: int) -> tuple[int, ...]:
+        """How many of ``num_patches`` are left after each stage: floor(N · ratio), at least one."""
+        # 0.7 ** 2 * 100 is 48.99999...: the small term gives the 49 that was meant.
+        return tuple(max(1, math.floor(num_patches * r + 1e-9)) for r in self.keep_ratios)
+
+
+def geometric(keep_ratio: float, num_stages: int) -> tuple[float, ...]:
+    """ρ, ρ², ρ³, ... (Section 4)."""
+    check_keep_ratio(keep_ratio)
+    return tuple(float(keep_ratio) ** (stage + 1) for stage in range(num_stages))
+
+
+def check_keep_ratio(keep_ratio: float) -> None:
+    """Raise ``InputError`` unless ``0 < keep_ratio <= 1``."""
+    number = isinstance(keep_ratio, Real) and not isinstance(keep_ratio, bool)
+    if not number or not 0 < keep_ratio <= 1:
+        raise InputError(f"a keep ratio is a number in (0, 1], got {keep_ratio!r}")
+
+
+def check_stages(stages: Sequence[int], depth: int) -> tuple[int, ...]:
+    """The stages as a tuple of int, or ``InputError`` if they are not blocks of this depth."""
+    if isinstance(stages, str) or not isinstance(stages, Iterable):
+        raise InputError(f"stages are a sequence of block indices, got {stages!r}")
+    stages = tuple(stages)
+    for stage in stages:
+        if not isinstance(stage, Integral) or isinstance(stage, bool) or not 0 <= stage < depth:
+            raise InputError(f"stage {stage!r} is not a block index: 0 to {depth - 1} exist")
+    return tuple(int(stage) for stage in stages)

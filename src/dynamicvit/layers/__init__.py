@@ -1,0 +1,1 @@
+"""What backbones and methods are made of: tokens, attention under a decision, pooling."""

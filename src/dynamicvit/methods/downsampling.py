@@ -1,0 +1,60 @@
+"""Structural downsampling: average-pool the grid of tokens before a block, for every image alike.
+
+One of the paper's strategies of sparsification (Section 4): vision transformers that reduce their
+resolution on the way (Wang et al., PVT, ICCV 2021, and others) do so without looking at the image.
+Where it happens decides the MACs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynamicvit.core.method import Combination, Grid
+from dynamicvit.errors import InputError
+from dynamicvit.layers.tokens import Tokens
+
+#: Patches along a side of those that become one.
+_SIDE = 2
+
+
+class Downsampling(nn.Module, Combination):
+    """Each 2×2 patches become one token, their mean; at an odd edge fewer.
+
+    Nothing is chosen, so training and inference are the same network. A cell has the place of its
+    first patch on the map to the image; in the token loss it is compared with the mean of the
+    teacher's tokens of its patches.
+    """
+
+    def combine(self, tokens: Tokens, budget: int, grid: Grid) -> Tokens:
+        del budget  # the grid decides
+        if tokens.index is not None:
+            raise InputError("downsampling needs the whole grid: it must be the first stage")
+        batch, _, width = tokens.patches.shape
+        image = tokens.patches.transpose(1, 2).reshape(batch, width, *grid)
+        # Only patches that are there count at an odd edge.
+        pooled = F.avg_pool2d(image, _SIDE, ceil_mode=True)
+        x = torch.cat([tokens.x[:, : tokens.num_prefix], pooled.flatten(2).transpose(1, 2)], dim=1)
+        groups, index = _cells(grid, tokens.x.device)
+        return Tokens(
+            x,
+            tokens.num_prefix,
+            index.expand(batch, -1),
+            added=tokens.added,
+            groups=groups.expand(batch, -1),
+        )
+
+
+def pooled_grid(grid: Grid) -> Grid:
+    """Rows and columns of cells."""
+    return -(-grid[0] // _SIDE), -(-grid[1] // _SIDE)
+
+
+def _cells(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``(N,)`` the cell of each patch, and the first patch of each cell."""
+    rows, columns = (torch.arange(side, device=device) for side in grid)
+    _, cells_across = pooled_grid(grid)
+    groups = (rows // _SIDE)[:, None] * cells_across + columns // _SIDE
+    first = rows[::_SIDE, None] * grid[1] + columns[::_SIDE]
+    return groups.flatten(), first.flatten()

@@ -1,0 +1,82 @@
+"""Token merging: the most alike become one, instead of the least wanted being dropped.
+
+Bipartite soft matching with proportional attention, after Bolya et al., "Token Merging: Your ViT
+But Faster" (ICLR 2023), Section 3. Here tokens merge between two blocks, by the keys of the one
+before, where they merge inside each block there, between attention and MLP.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynamicvit.core.decisions import gather_patches, top_k
+from dynamicvit.core.merging import join
+from dynamicvit.core.method import Combination, Crowd, Grid
+from dynamicvit.layers.tokens import Tokens
+
+
+class Merging(nn.Module, Combination):
+    """Merges the most alike pairs until as many tokens are left as the budget says, at most half.
+
+    Nothing is learned; it works untrained. A merged token is the mean of its patches. It counts for
+    as many in attention (``Tokens.size``) and in pools, so that merging equal tokens changes no
+    output. ``Tokens.groups`` leads back to the image, and in the token loss a token is compared
+    with the mean of the teacher's tokens of its patches.
+    """
+
+    looks_back = True
+
+    def combine(self, tokens: Tokens, budget: int, grid: Grid) -> Tokens:
+        held = tokens.num_patches
+        leaving = min(held - budget, held // 2)
+        if leaving <= 0:
+            return tokens
+        assert tokens.heads is not None  # the model runs a block before each stage that looks back
+        key = tokens.heads.key.detach().mean(dim=1)[:, tokens.num_prefix :]
+        return merge(tokens, *match(key, leaving), grid[0] * grid[1])
+
+    def macs(self, crowd: Crowd) -> int:
+        """Of each token at an even position with each at an odd one."""
+        odd = crowd.num_patches // 2
+        return (crowd.num_patches - odd) * odd * crowd.head_width
+
+
+def match(key: Tensor, leaving: int) -> tuple[Tensor, Tensor]:
+    """Which tokens become part of which others.
+
+    Tokens at even positions choose the token at an odd position whose key points most nearly where
+    theirs does; of these pairs the most alike merge.
+
+    Args:
+        key: ``(B, M, D)``, what tokens are compared by.
+        leaving: how many merge into another, at most M / 2.
+
+    Returns:
+        ``(B, leaving)`` positions of those that leave, and of the ones that they become part of.
+    """
+    key = F.normalize(key, dim=-1)
+    alike, partner = (key[:, ::2] @ key[:, 1::2].transpose(1, 2)).max(dim=-1)
+    pairs = alike.topk(leaving, dim=1, sorted=False).indices
+    return 2 * pairs, 2 * partner.gather(1, pairs) + 1
+
+
+def merge(tokens: Tokens, leaving: Tensor, into: Tensor, num_patches: int) -> Tokens:
+    """The tokens after some have become part of others.
+
+    Args:
+        tokens: M patch tokens.
+        leaving: ``(B, R)`` positions of those that leave, each once.
+        into: ``(B, R)`` positions of the ones that they become part of, which stay.
+        num_patches: N, the number of patches of the image.
+
+    Returns:
+        The tokens that stay, each the mean of its patches, in the order that they had.
+    """
+    held = tokens.num_patches
+    gone = tokens.x.new_zeros(tokens.patches.shape[:2], dtype=torch.float32)
+    gone = gone.scatter(1, leaving, 1.0)
+    partner = torch.zeros_like(gone, dtype=torch.long).scatter(1, leaving, into)
+    stays = top_k(1.0 - gone, held - leaving.shape[1])
+    return gather_patches(join(tokens, gone, partner, num_patches), stays)

@@ -1,0 +1,1 @@
+"""Pictures and plots; matplotlib is imported where one is drawn."""

@@ -1,0 +1,89 @@
+"""Another network as teacher: of any width or family, so its logits are all that can be learned."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import image_channels, own_image_size
+from dynamicvit.errors import InputError
+
+
+class ForeignTeacher(nn.Module):
+    """Answers for a student's images, each shown to the network as it is used to seeing them.
+
+    The network gets the very crops of the student, in its own normalization and at the size that it
+    was built for.
+
+    Args:
+        network: gives logits ``(B, classes)`` in ``eval()``, and describes itself as timm's models
+            do (``num_classes``, ``pretrained_cfg``). It is frozen.
+        student: whose images will come.
+
+    Attributes:
+        network: the network.
+        size: height and width in pixels of the images that it gets.
+
+    Raises:
+        InputError: if it has other classes than the student, or wants other channels.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, student: DynamicViT) -> None:
+        super().__init__()
+        _check_alike("classes", getattr(network, "num_classes", None), student.num_classes)
+        _check_alike("channels", image_channels(network), image_channels(student))
+        self.network = network.eval().requires_grad_(False)
+        self.size = own_image_size(network)
+        mean, std = _normalization(student)
+        own_mean, own_std = _normalization(network)
+        # The image was x · std + mean; normalized anew, that is one scale and one shift.
+        self.register_buffer("scale", std / own_std, persistent=False)
+        self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
+        self._alike = torch.equal(mean, own_mean) and torch.equal(std, own_std)
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, classes)``.
+
+        Args:
+            images: ``(B, channels, height, width)``, normalized as the student wants them.
+        """
+        if images.shape[-2:] != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
+        if not self._alike:
+            images = images * self.scale + self.shift
+        return self.network(images)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells one set of weights from another."""
+        digest = hashlib.sha256()
+        for name, value in self.network.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+            flat = value.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def _normalization(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, ``(channels, 1, 1)``."""
+    config = resolve_model_data_config(model)
+    mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    return mean, std
+
+
+def _check_alike(what: str, taught: int | None, student: int) -> None:
+    if taught != student or not student:
+        raise InputError(
+            f"the teacher has {taught} {what}, the student {student}: take a teacher with the "
+            "student's"
+        )

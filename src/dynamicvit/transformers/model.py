@@ -1,0 +1,352 @@
+"""A DynamicViT that is a model of Hugging Face transformers: outputs, configs, pipelines, Trainer.
+
+Importing this module makes ``AutoConfig`` and ``AutoModelForImageClassification`` know it, so that
+``from_pretrained`` of a saved folder works.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+try:
+    from transformers import (
+        AutoConfig,
+        AutoModelForImageClassification,
+        PretrainedConfig,
+        PreTrainedModel,
+    )
+    from transformers.modeling_outputs import ImageClassifierOutput
+except ImportError as error:
+    raise ImportError(
+        "dynamicvit.transformers.model needs transformers: pip install 'dynamicvit[transformers]'"
+    ) from error
+
+from dynamicvit.backbones import adapter_for
+from dynamicvit.backbones.hf import classifier_from
+from dynamicvit.backbones.hf_common import HFAdapter
+from dynamicvit.core.losses import LossWeights, dynamicvit_loss
+from dynamicvit.core.model import DynamicViT, MaskedOutput, PrunedOutput
+from dynamicvit.core.networks import own_image_size
+from dynamicvit.core.prediction import init_weights
+from dynamicvit.core.schedule import Dropped, Schedule
+from dynamicvit.core.teacher import ask, dense_teacher, weigh_patches
+from dynamicvit.errors import InputError
+
+#: What a config says of the labels: kept in the backbone's config, whichever of the two is asked.
+_LABELS = {"id2label", "label2id", "problem_type"}
+
+
+class DynamicViTConfig(PretrainedConfig):
+    """The backbone's config, and where and how much to drop.
+
+    Every key of the backbone's config (``id2label``, ``hidden_size``, ``image_size``, ...) reads
+    and writes the same here: it is stored once.
+
+    Args:
+        backbone_config: the dense model's, or its dictionary with ``model_type``; ViT's by default.
+        keep_ratios: for each stage, which part of the original patches it keeps.
+        stages: indices of the blocks before which tokens are dropped.
+        dropped: what becomes of dropped tokens, "gone" or "merged".
+        **kwargs: what :class:`transformers.PretrainedConfig` takes.
+
+    Raises:
+        InputError: for ratios, stages or a word on dropped tokens that can't be.
+    """
+
+    model_type = "dynamicvit"
+
+    def __init__(
+        self,
+        backbone_config: PretrainedConfig | dict[str, Any] | None = None,
+        keep_ratios: Sequence[float] = (),
+        stages: Sequence[int] = (),
+        dropped: Dropped = "gone",
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(backbone_config, PretrainedConfig):
+            description = {"model_type": "vit", **(backbone_config or {})}
+            backbone_config = AutoConfig.for_model(description.pop("model_type"), **description)
+        schedule = Schedule(tuple(stages), tuple(keep_ratios), dropped)
+        # First of all and past __setattr__: the keys that follow are looked up in it.
+        self.__dict__["backbone_config"] = backbone_config
+        num_labels = kwargs.pop("num_labels", None)
+        labels = {key: getattr(backbone_config, key) for key in _LABELS}
+        super().__init__(**{**labels, **kwargs})
+        self.keep_ratios = list(schedule.keep_ratios)
+        self.stages = list(schedule.stages)
+        self.dropped = schedule.dropped
+        if num_labels is not None:
+            self.num_labels = num_labels
+
+    def __getattribute__(self, key: str) -> Any:
+        if key in _LABELS:
+            return getattr(self.backbone_config, key)
+        return super().__getattribute__(key)
+
+    def __getattr__(self, key: str) -> Any:
+        # Only asked for what is not found here; "_..." are the library's own notes on a config.
+        if key.startswith("_") or "backbone_config" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} has no attribute {key!r}")
+        return getattr(self.backbone_config, key)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        ours = key.startswith("_") or key in self.__dict__ or hasattr(type(self), key)
+        if key in _LABELS or (not ours and hasattr(self.backbone_config, key)):
+            setattr(self.backbone_config, key, value)
+        else:
+            super().__setattr__(key, value)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What ``config.json`` holds; not where the backbone was once loaded from."""
+        described = super().to_diff_dict()
+        described["backbone_config"].pop("_name_or_path", None)
+        return described
+
+
+class DynamicViTForImageClassification(PreTrainedModel):
+    """An image classifier of transformers that drops the patches it does not need.
+
+    In ``eval()`` it gives what the dense model gives, computed on the pruned path. In ``train()``
+    the loss is the paper's (Eq. 16): classification and ratio, and with a teacher
+    (:meth:`distil_from`) distillation and tokens.
+
+    Args:
+        config: the backbone's and the schedule.
+
+    Attributes:
+        dynamicvit: the :class:`~dynamicvit.DynamicViT` inside, with the backbone.
+        loss_weights: of the training loss's parts.
+
+    Raises:
+        UnsupportedBackboneError: for a backbone of no supported family.
+    """
+
+    config_class = DynamicViTConfig
+    config: DynamicViTConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    # Attention is the core's own, so any choice is as good as another.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    #: The loss is a mean over the batch, so Trainer divides it by its accumulation steps.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: DynamicViTConfig, dynamicvit: DynamicViT | None = None) -> None:
+        super().__init__(config)
+        if dynamicvit is None:
+            backbone = classifier_from(config.backbone_config)
+            schedule = Schedule(tuple(config.stages), tuple(config.keep_ratios), config.dropped)
+            dynamicvit = DynamicViT(backbone, schedule)
+        else:
+            for module in dynamicvit.modules():
+                module._is_hf_initialized = True  # or post_init would draw its weights anew
+        self.dynamicvit = dynamicvit
+        self.loss_weights = LossWeights()
+        self._teacher: tuple[DynamicViT, ...] = ()  # in a tuple: neither saved nor trained
+        self.post_init()
+
+    @classmethod
+    def around(cls, model: nn.Module) -> DynamicViTForImageClassification:
+        """A transformers model around a :class:`~dynamicvit.DynamicViT` of a transformers backbone.
+
+        The backbone and its config are shared, not copied.
+        """
+        core = cast(DynamicViT, model)
+        schedule = core.schedule
+        config = DynamicViTConfig(
+            core.backbone.config, schedule.keep_ratios, schedule.stages, schedule.dropped
+        )
+        return cls(config, core).train(core.backbone.training)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Of prediction modules only: the backbone, a model of transformers, draws its own.
+        init_weights(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's patch embedding."""
+        backbone = cast(PreTrainedModel, self.dynamicvit.backbone)
+        return backbone.get_input_embeddings()
+
+    # ---------------------------------------------------------------- budget
+
+    @property
+    def keep_ratio(self) -> float | None:
+        """ρ; ``None`` when the stages' ratios are not ρ, ρ², ρ³, ...; set it as on the core."""
+        return self.dynamicvit.keep_ratio
+
+    @keep_ratio.setter
+    def keep_ratio(self, keep_ratio: float | Sequence[float]) -> None:
+        self.dynamicvit.keep_ratio = keep_ratio
+        self._note_schedule()
+
+    @property
+    def dropped(self) -> Dropped:
+        """What becomes of dropped tokens; set it as on the core."""
+        return self.dynamicvit.dropped
+
+    @dropped.setter
+    def dropped(self, dropped: Dropped) -> None:
+        self.dynamicvit.dropped = dropped
+        self._note_schedule()
+
+    def _note_schedule(self) -> None:
+        self.config.keep_ratios = list(self.dynamicvit.core.schedule.keep_ratios)
+        self.config.stages = list(self.dynamicvit.core.schedule.stages)
+        self.config.dropped = self.dynamicvit.core.schedule.dropped
+
+    # ---------------------------------------------------------------- forward
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutput | tuple[Tensor, ...]:
+        """Logits, and the loss where there is something to compare them with.
+
+        Args:
+            pixel_values: ``(B, channels, height, width)``.
+            labels: as the dense model takes them, by ``config.problem_type``.
+            interpolate_pos_encoding: whether images of another size than the config's are taken.
+            output_attentions: refused, and so is
+            output_hidden_states: tokens leave on the way, so there is no such tensor.
+            return_dict: ``False`` for a tuple; by default what the config says.
+
+        Returns:
+            What the dense model returns: in ``train()`` from the masked path with the loss of
+            Eq. 16, in ``eval()`` from the pruned path with the loss of the task.
+
+        Raises:
+            InputError: for images or arguments that can't be used.
+        """
+        config = self.config
+        if pixel_values is None:
+            raise InputError("pixel_values must be given")
+        if _asked(output_attentions, config.output_attentions) or _asked(
+            output_hidden_states, config.output_hidden_states
+        ):
+            raise InputError(
+                "attentions and hidden states can't be given, tokens leave on the way; "
+                "forward_pruned says which patches survived"
+            )
+        images = self._images(pixel_values, bool(interpolate_pos_encoding))
+        if self.training:
+            masked = self.dynamicvit.forward_masked(images)
+            logits, loss = masked.logits, self._training_loss(masked, images, labels)
+        else:
+            logits = self.dynamicvit(images)
+            loss = None if labels is None else self.loss_function(labels, logits, config)
+        output = ImageClassifierOutput(loss=loss, logits=logits)
+        named = config.return_dict if return_dict is None else return_dict
+        return output if named else output.to_tuple()
+
+    def forward_pruned(
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None
+    ) -> PrunedOutput:
+        """The pruned path, with a report of which patches survived each stage.
+
+        Args:
+            pixel_values: ``(B, channels, height, width)``.
+            interpolate_pos_encoding: whether images of another size than the config's are taken.
+        """
+        images = self._images(pixel_values, bool(interpolate_pos_encoding))
+        return self.dynamicvit.forward_pruned(images)
+
+    def _images(self, pixel_values: Tensor, interpolate: bool) -> Tensor:
+        """The images in the weights' precision, as the dense models of transformers take them."""
+        backbone = self.dynamicvit.backbone
+        adapter = cast(HFAdapter, adapter_for(backbone))
+        if pixel_values.ndim == 4:  # of others the core says what is wrong
+            adapter.check_image_size(backbone, *pixel_values.shape[2:], interpolate)
+        dtype = next(backbone.parameters()).dtype
+        if pixel_values.dtype == dtype or torch.is_autocast_enabled(pixel_values.device.type):
+            return pixel_values
+        return pixel_values.to(dtype)
+
+    # ---------------------------------------------------------------- loss
+
+    def distil_from(self, teacher: nn.Module | None = None) -> None:
+        """Let a dense model teach: its logits and final tokens enter the training loss (Eq. 13-14).
+
+        Args:
+            teacher: a transformers model of the same width, classes and patches, in general the
+                one that this model was made from; by default the backbone as it is now. A copy is
+                kept, which is neither trained nor saved.
+
+        Raises:
+            InputError: if it does not fit.
+        """
+        core = self.dynamicvit
+        dense = DynamicViT(core.backbone if teacher is None else teacher, core.schedule)
+        size = own_image_size(core)
+        for what, of in (
+            ("classes", lambda model: model.num_classes),
+            ("features", lambda model: model.num_features),
+            ("patches", lambda model: adapter_for(model.backbone).grid_size(model.backbone, *size)),
+        ):
+            if of(core) != of(dense):
+                raise InputError(f"the teacher has {of(dense)} {what}, but this model {of(core)}")
+        self._teacher = (dense_teacher(dense),)
+
+    def _training_loss(
+        self, output: MaskedOutput, images: Tensor, labels: Tensor | None
+    ) -> Tensor | None:
+        """The weighted sum of the parts that labels and teacher allow, ``None`` without both."""
+        if labels is None and not self._teacher:
+            return None
+        weights, dense = self.loss_weights, None
+        # The task's own part is transformers' to compute, by config.problem_type.
+        rest = LossWeights(classification=0.0, distillation=0.0, token=0.0, ratio=weights.ratio)
+        task = None if labels is None else self.loss_function(labels, output.logits, self.config)
+        if self._teacher:
+            self._check_problem()
+            teacher = self._teacher[0].to(images.device, images.dtype)
+            dense = (weigh_patches if weights.guidance else ask)(teacher, images)
+            rest = dataclasses.replace(weights, classification=0.0)
+        ratios = self.dynamicvit.core.schedule.keep_ratios
+        loss = dynamicvit_loss(output, ratios, teacher=dense, weights=rest).total
+        return loss if task is None else weights.classification * task + loss
+
+    def _check_problem(self) -> None:
+        problem = self.config.problem_type
+        if self.loss_weights.distillation and problem not in (None, "single_label_classification"):
+            raise InputError(
+                f"problem_type is {problem!r}, but distillation compares class probabilities; "
+                f"set loss_weights = LossWeights(distillation=0), or no teacher"
+            )
+
+    # ---------------------------------------------------------------- saving
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Write config and weights, as :meth:`transformers.PreTrainedModel.save_pretrained` does.
+
+        Names on disk are those in memory: Trainer resumes and takes up its best model by them.
+
+        Args:
+            save_directory: the folder.
+            **kwargs: see there.
+        """
+        self._note_schedule()
+        return super().save_pretrained(save_directory, **{"save_original_format": False, **kwargs})
+
+
+def _asked(argument: bool | None, default: bool | None) -> bool:
+    return bool(default if argument is None else argument)
+
+
+AutoConfig.register(DynamicViTConfig.model_type, DynamicViTConfig, exist_ok=True)
+AutoModelForImageClassification.register(
+    DynamicViTConfig, DynamicViTForImageClassification, exist_ok=True
+)

@@ -1,0 +1,1 @@
+"""What several rooms use: optional packages, signals, distributed runs, files of weights."""

@@ -1,0 +1,455 @@
+"""Int8 files: what is in int8 and what is not, how it is measured, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynamicvit import DynamicViT, InputError
+from dynamicvit.data import UNLABELLED, Batch, ImageData
+from dynamicvit.export import (
+    FORMATS,
+    Description,
+    ExportedModel,
+    ExportMismatchError,
+    export_int8,
+    load_exported,
+)
+from dynamicvit.export.description import describe
+from dynamicvit.export.graph import Graph, trace
+from dynamicvit.export.quantization import INT8, writer
+from dynamicvit.export.quantization.agreement import Agreement, Reference
+from dynamicvit.export.quantization.images import calibration_images
+from dynamicvit.export.quantization.layers import in_words, layers_of, ranking_layers
+from dynamicvit.export.quantization.search import fewest_in_float
+from dynamicvit.export.quantization.sensitivity import most_sensitive_first
+from families import BY_NAME, DEIT
+from pictures import write_image
+
+# What other libraries deprecate in each other.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
+
+
+@pytest.fixture(scope="module")
+def model() -> DynamicViT:
+    return DEIT.sparse(depth=2, stages=(0, 1), dropped="merged")
+
+
+@pytest.fixture(scope="module")
+def traced(model: DynamicViT) -> tuple[Description, Any]:
+    description = describe(model)
+    return description, trace(model, description)
+
+
+@pytest.fixture(scope="module", params=["onnx", "openvino"])
+def files(
+    request: pytest.FixtureRequest,
+    traced: tuple[Description, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[str, Path, Path]:
+    """A format, the model in float, and in int8 but for the prediction modules and one layer."""
+    for package in NEEDED[request.param]:
+        pytest.importorskip(package)
+    description, program = traced
+    folder = tmp_path_factory.mktemp("int8")
+    suffix = FORMATS[request.param].suffix
+    source, target = folder / f"float{suffix}", folder / f"int8{suffix}"
+    FORMATS[request.param].write(program, description, source)
+    layers = layers_of(program)
+    INT8[request.param].quantize(
+        source,
+        target,
+        replace(description, precision="int8"),
+        DEIT.images(6, seed=1),
+        layers,
+        ranking_layers(layers) | {"blocks.1.mlp.fc2"},
+    )
+    return request.param, source, target
+
+
+def in_int8(file: Path) -> dict[str, bool]:
+    """For each product of the file, by the name that it was traced with, whether it is int8."""
+    if file.suffix == ".xml":
+        import openvino
+
+        kinds = ("MatMul", "Convolution", "ScaledDotProductAttention")
+        return {
+            node.get_friendly_name().partition("/")[0]: is_rounded(node.input_value(0).get_node())
+            for node in openvino.Core().read_model(file).get_ordered_ops()
+            if node.get_type_name() in kinds
+        }
+    import onnx
+
+    nodes = onnx.load(file).graph.node
+    made = {output: node.op_type for node in nodes for output in node.output}
+    return {
+        scope(node): any(made.get(name) == "DequantizeLinear" for name in node.input)
+        for node in nodes
+        if node.op_type in ("MatMul", "Gemm", "Conv")
+    }
+
+
+def is_rounded(node: Any) -> bool:
+    """Whether an OpenVINO node gives rounded values, moved about perhaps."""
+    while node.get_type_name() in ("Reshape", "Transpose", "Gather"):
+        node = node.input_value(0).get_node()
+    return node.get_type_name() == "FakeQuantize"
+
+
+def scope(node: Any) -> str:
+    """What an ONNX node was called when it was traced."""
+    scopes = {entry.key: entry.value for entry in node.metadata_props}
+    return scopes["pkg.torch.onnx.name_scopes"].split("'")[-2]
+
+
+def test_int8_is_where_it_should_be(
+    files: tuple[str, Path, Path], traced: tuple[Description, Any]
+) -> None:
+    """Layers, but for the prediction modules and the one named; no product without weights."""
+    _, source, target = files
+    layers = layers_of(traced[1])
+    assert not any(in_int8(source).values())
+    found = in_int8(target)
+    assert len(found) > len(layers), "attention and likeness are products too"
+    int8 = {
+        layers[name.replace("convolution", "conv2d")] for name, is_int8 in found.items() if is_int8
+    }
+    assert int8 == {
+        layer
+        for layer in layers.values()
+        if not layer.startswith("predictors.") and layer != "blocks.1.mlp.fc2"
+    }
+
+
+@torch.no_grad()
+def test_an_int8_file_is_near_its_model(model: DynamicViT, files: tuple[str, Path, Path]) -> None:
+    """Near, and not the same, for one image and for several."""
+    _, source, target = files
+    exported, plain = load_exported(target), load_exported(source)
+    assert (exported.description.precision, plain.description.precision) == ("int8", "fp32")
+    images = DEIT.images(5, seed=4)
+    given = exported.forward_pruned(images)
+    own = model.forward_pruned(images)
+    error = (given.logits - own.logits).square().mean().sqrt() / own.logits.std()
+    assert 1e-4 < error < 0.5  # of another image's logits it would be 1.4
+    kept = [(a & b).sum() / a.sum() for a, b in zip(own.survived, given.survived, strict=True)]
+    assert min(kept) > 0.8
+    torch.testing.assert_close(exported(images[:1]), given.logits[:1], atol=0.15, rtol=0)
+
+
+@pytest.mark.parametrize("files", ["onnx"], indirect=True)
+@pytest.mark.parametrize("fixed", [False, True])
+@torch.no_grad()
+def test_one_image_is_computed_in_int8_too(
+    files: tuple[str, Path, Path], fixed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where ONNX Runtime knows the shapes it would fuse products with their biases, in float."""
+    import onnx
+    import onnxruntime
+
+    *_, target = files
+    graph = onnx.load(target)
+    if fixed:
+        graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+        [entry] = [entry for entry in graph.metadata_props if entry.key == "dynamicvit"]
+        entry.value = json.dumps({**json.loads(entry.value), "batch": 1})
+    onnx.save(graph, tmp_path / "int8.onnx")
+    optimized = [tmp_path / f"optimized-{number}.onnx" for number in range(2)]
+    places = iter(optimized)
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, path: Path, options: Any, **rest: Any) -> None:
+            options.optimized_model_filepath = str(next(places))
+            super().__init__(path, options, **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    load_exported(tmp_path / "int8.onnx")(DEIT.images(1))
+    nodes = onnx.load(optimized[1]).graph.node
+    made = {output: node.op_type for node in nodes for output in node.output}
+    products = [node for node in nodes if node.op_type in ("MatMul", "FusedMatMul", "Gemm")]
+    assert products, "attention's are in float"
+    for node in products:
+        assert not any(made.get(name) == "DequantizeLinear" for name in node.input), node.name
+    assert any(node.op_type == "MatMulIntegerToFloat" for node in nodes)
+
+
+def test_files_from_before_int8_are_fp32(traced: tuple[Description, Any]) -> None:
+    values = json.loads(traced[0].to_json())
+    del values["precision"]
+    assert Description.from_json(json.dumps(values), "x").precision == "fp32"
+
+
+@pytest.mark.parametrize("name", ["eva02_split", "beit", "lvvit", "siglip"])
+def test_every_product_with_a_weight_is_of_a_layer(name: str) -> None:
+    """All layers of the model are found, by names that its modules have."""
+    family = BY_NAME[name]
+    model = family.sparse(depth=2, stages=(1,))
+    layers = layers_of(trace(model, describe(model, image_size=family.size)))
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    modules = {
+        path.removeprefix("backbone.")
+        for path, module in model.named_modules()
+        if isinstance(module, kinds)
+    }
+    assert set(layers.values()) == modules
+    assert {
+        layer for layer in layers.values() if layer.startswith("predictors.")
+    } == ranking_layers(layers)
+
+
+def test_layers_in_words() -> None:
+    layers = ["patch_embed.proj", "predictors.0.project", "predictors.0.head.0", "head"]
+    assert in_words(set(), layers) == "none"
+    assert in_words({"predictors.0.project", "head"}, layers) == "predictors.0.project, head"
+    everything = "the prediction modules, patch_embed.proj, head"
+    assert in_words(set(layers), layers) == everything
+
+
+# ---------------------------------------------------------------- which layers bear it worst
+
+
+@torch.no_grad()
+def test_the_most_sensitive_layer_comes_first() -> None:
+    """One whose input has a value that no other comes near has no levels left for the others."""
+    model = DEIT.sparse(depth=2, stages=(1,))
+    layers = ["blocks.0.attn.proj", "blocks.0.mlp.fc2", "blocks.1.mlp.fc2", "head"]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fc1 = model.blocks[0].mlp.fc1
+    fc1.bias[3] += 3000.0
+    model.blocks[0].mlp.fc2.weight[:, 3] = 0.0
+    order = most_sensitive_first(model, DEIT.images(4), layers)
+    assert sorted(order) == sorted(layers)
+    assert order[0] == "blocks.0.mlp.fc2"
+    fc1.bias.copy_(before["backbone.blocks.0.mlp.fc1.bias"])
+    model.blocks[0].mlp.fc2.weight.copy_(before["backbone.blocks.0.mlp.fc2.weight"])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), "what was rounded is as before"
+    assert most_sensitive_first(model, DEIT.images(4), layers)[0] != "blocks.0.mlp.fc2"
+
+
+# ---------------------------------------------------------------- max_drop
+
+
+@pytest.mark.parametrize("needed", [0, 1, 2, 3, 5, 6, 7, 8])
+def test_the_fewest_layers_stay_in_float(needed: int) -> None:
+    order = [f"layer{index}" for index in range(8)]
+    tried = []
+
+    def write(in_float: frozenset[str]) -> frozenset[str]:
+        tried.append(in_float)
+        return in_float
+
+    def drop(file: frozenset[str]) -> float:
+        return 0.5 if len(file) - 1 >= needed else 2.0
+
+    found = fewest_in_float(write, drop, frozenset({"always"}), order, 0.5)
+    assert found == {"always", *order[:needed]}
+    assert len(tried) == len(set(tried)) <= 7
+
+
+def test_where_no_layer_in_float_is_enough() -> None:
+    assert fewest_in_float(len, lambda _: 1.0, frozenset(), ["a", "b", "c"], 0.5) is None
+
+
+# ---------------------------------------------------------------- agreement
+
+
+def batches(count: int, labels: list[int]) -> list[Batch]:
+    images = DEIT.images(count, seed=9)
+    return [
+        Batch(images[:2], torch.tensor(labels[:2])),
+        Batch(torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64), skipped=("bad.png",)),
+        Batch(images[2:], torch.tensor(labels[2:])),
+    ]
+
+
+def changed(model: DynamicViT, change: Callable[[list[Tensor]], list[Tensor]]) -> ExportedModel:
+    """The model's own outputs, changed, as if rounded."""
+    description = describe(model)
+    graph = Graph(model)
+    return ExportedModel(lambda images: change(list(graph(images))), description)
+
+
+@torch.no_grad()
+def test_agreement_counts_answers_and_patches(model: DynamicViT) -> None:
+    images = DEIT.images(4, seed=9)
+    best = model(images).argmax(1).tolist()
+    labels = [best[0], (best[1] + 1) % 7, best[2], UNLABELLED]
+    reference = Reference(model, batches(4, labels))
+    same = reference.agreement(changed(model, lambda found: found))
+    assert same == Agreement(4, 1.0, (1.0, 1.0), 3, 2 / 3, 2 / 3)
+    assert (same.drop, same.least) == (0.0, 1.0)
+
+    def spoil(found: list[Tensor]) -> list[Tensor]:
+        """The first answer of each batch, and one patch of the first image at the last stage."""
+        found[0][0] = -found[0][0]
+        dropped = set(found[1][0].tolist()) - set(found[2][0].tolist())
+        found[2][0, 0] = min(dropped)
+        return found
+
+    worse = reference.agreement(changed(model, spoil))
+    k = model.schedule.kept(DEIT.num_patches)[-1]
+    assert worse.answers == 0.5
+    assert worse.kept == (1.0, pytest.approx(1 - 2 / (4 * k)))
+    assert (worse.top1, worse.model_top1) == (0.0, 2 / 3)
+    assert worse.drop == pytest.approx(200 / 3)
+    unlabelled = Reference(model, batches(4, [UNLABELLED] * 4))
+    assert unlabelled.agreement(changed(model, spoil)).drop == 50.0
+
+
+def test_agreement_needs_an_image(model: DynamicViT) -> None:
+    with pytest.raises(InputError, match="no readable image to compare"):
+        Reference(model, []).agreement(changed(model, lambda found: found))
+
+
+def test_calibration_and_comparison_share_no_image(tmp_path: Path) -> None:
+    for gray in range(0, 240, 20):
+        write_image(tmp_path / f"{gray:03}.png", gray, size=(8, 8))
+    (tmp_path / "000.png").write_bytes(b"no image")
+    transform = ImageData(tmp_path, labeled=False).transform
+    found = calibration_images(ImageData(tmp_path, labeled=False), transform, 300)
+    assert found.origin == f"9 images of {tmp_path}"
+    held_out = torch.cat([batch.images for batch in found.held_out if len(batch)])
+    used, others = found.images[:, 0, 0, 0].tolist(), held_out[:, 0, 0, 0].tolist()
+    assert not set(used) & set(others)
+    assert len(set(used)) == 9
+    assert len(others) == 2, "of three, one can't be read"
+    assert len(calibration_images(ImageData(tmp_path), transform, 4).images) == 4
+
+
+# ---------------------------------------------------------------- the whole way
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    root = tmp_path / "pictures"
+    for index in range(8):
+        write_image(root / f"{index:02}.png", 30 * index, size=DEIT.size[::-1])
+    return root
+
+
+class Fake:
+    """A quantizer that takes no time: the file lists the layers in float."""
+
+    written: list[frozenset[str]]
+
+    def __init__(self) -> None:
+        self.written = []
+
+    def ready(self) -> None:
+        pass
+
+    def quantize(self, source: Path, target: Path, description: Description, *rest: Any) -> None:
+        assert description.precision == "int8"
+        assert source.is_file()
+        target.write_text(json.dumps(sorted(rest[-1])))
+        self.written.append(rest[-1])
+
+
+@pytest.fixture
+def fake(
+    monkeypatch: pytest.MonkeyPatch, model: DynamicViT, traced: tuple[Description, Any]
+) -> Fake:
+    """Formats that take no time; fewer answers are the same the fewer layers are in float."""
+    quantizer = Fake()
+    monkeypatch.setattr(writer, "trace", lambda *_: traced[1])
+    monkeypatch.setitem(writer.INT8, "torch", quantizer)
+    ranked = ["blocks.1.mlp.fc2", "blocks.0.mlp.fc2", "patch_embed.proj", "head"]
+    monkeypatch.setattr(
+        writer,
+        "most_sensitive_first",
+        lambda model, images, layers: (*ranked, *(set(layers) - set(ranked))),
+    )
+
+    def load(path: Path) -> ExportedModel:
+        in_float = json.loads(path.read_text())
+        missing = sum(layer not in in_float for layer in ranked[:3])
+
+        def spoil(found: list[Tensor]) -> list[Tensor]:
+            found[0][:missing] = -found[0][:missing]
+            return found
+
+        return changed(model, spoil)
+
+    monkeypatch.setattr(writer, "load_exported", load)
+    return quantizer
+
+
+@pytest.mark.parametrize(("max_drop", "expected"), [(100.0, 0), (50.0, 2), (0.0, 3)])
+def test_layers_go_back_to_float_until_little_is_lost(
+    model: DynamicViT, fake: Fake, pictures: Path, tmp_path: Path, max_drop: float, expected: int
+) -> None:
+    """Two images are held out; each of three layers in int8 spoils one answer of them."""
+    file = tmp_path / "model.pt2"
+    made = export_int8(model, file, calibrate=str(pictures), max_drop=max_drop, least_agreement=0.0)
+    rest = [layer for layer in made.in_float if not layer.startswith("predictors.")]
+    assert len(rest) == expected
+    assert made.in_words.startswith("the prediction modules")
+    assert json.loads(file.read_text()) == sorted(made.in_float)
+    assert made.agreement.images == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt2", "pictures"}
+
+
+def test_a_file_that_agrees_too_little_is_not_written(
+    model: DynamicViT,
+    traced: tuple[Description, Any],
+    fake: Fake,
+    pictures: Path,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "model.pt2"
+    file.write_text("old")
+    with pytest.raises(ExportMismatchError, match=r"in int8 0.0% of the answers .* 85% must be"):
+        export_int8(model, file, calibrate=str(pictures))
+    assert file.read_text() == "old"
+    assert fake.written == [ranking_layers(layers_of(traced[1]))]
+
+
+def test_photographs_are_enough_to_time_a_file(
+    model: DynamicViT, fake: Fake, tmp_path: Path
+) -> None:
+    made = export_int8(model, tmp_path / "model.pt2", least_agreement=0.0)
+    assert made.calibrated_on == "10 crops of scikit-learn's 2 photographs"
+    assert made.compared_on == "the same"
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_what_can_not_be_int8(model: DynamicViT, pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    one = tmp_path / "one"
+    write_image(one / "a.png", 3)
+    calibrate = {"calibrate": str(pictures)}
+    for name, arguments, said in (
+        ("a.pt2", calibrate, r"a.pt2: int8 is for .onnx or .xml files"),
+        ("a.xml", {**calibrate, "max_drop": -1.0}, "0 to 100, got -1"),
+        ("a.xml", {**calibrate, "images": 0}, "at least 1 image, got 0"),
+        ("a.xml", {"calibrate": str(one)}, "holds 1 image: give more"),
+        ("a.xml", {**calibrate, "batch": 20}, "batches of 20 needs as many images, got 6"),
+        ("a.xml", {**calibrate, "validation": str(pictures)}, "no labels to count right answers"),
+    ):
+        with pytest.raises(InputError, match=said):
+            export_int8(model, tmp_path / "out" / name, **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "package"), [("a.xml", "nncf"), ("a.onnx", "onnxruntime")])
+def test_a_missing_package_is_named(
+    name: str, package: str, model: DynamicViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [each for each in sys.modules if each.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"{package}.*; pip install 'dynamicvit\[quant\]'"):
+        export_int8(model, tmp_path / name)
