@@ -4,7 +4,7 @@ Three calls of ``dynamicvit compare`` that add to one table; stopped and started
 
     python benchmarks/comparison.py LABELED VAL --checkpoint deit_tiny_patch16_224.safetensors
 
-Any option of ``dynamicvit compare`` may follow (``--unlabelled``, ``--crop-pct``, ``-o``).
+Any option of ``dynamicvit compare`` may follow (``--unlabeled``, ``--crop-pct``, ``-o``).
 """
 
 from __future__ import annotations

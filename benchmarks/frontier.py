@@ -4,7 +4,7 @@ Each is made and judged by the commands a user has, `dynamicvit train` and `dyna
 folder of its own. Stopped and started again, the script goes on where it was; the table is written
 anew after each model::
 
-    python benchmarks/frontier.py LABELED VAL --unlabelled UNLABELLED \\
+    python benchmarks/frontier.py LABELED VAL --unlabeled UNLABELED \\
         --checkpoint deit_tiny_patch16_224.safetensors --class-map imagenet -o runs/frontier
 """
 
@@ -106,7 +106,7 @@ def make(student: Student, options: argparse.Namespace) -> None:
         command += ["--checkpoint", options.output / "dense.safetensors"]
         command += ["--recipe", options.recipe, "--precision", options.precision]
         command += [word for setting in settings for word in ("--set", setting)]
-        command += [word for source in options.unlabelled for word in ("--unlabelled", source)]
+        command += [word for source in options.unlabeled for word in ("--unlabeled", source)]
         if weight and options.class_map:
             command += ["--class-map", options.class_map]
         run(command, options, log=folder.with_suffix(f"{folder.suffix}.log"))
@@ -194,7 +194,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("labeled", help="training images with labels")
     parser.add_argument("val", help="images to evaluate on")
-    parser.add_argument("--unlabelled", action="append", default=[], help="more training images")
+    parser.add_argument("--unlabeled", action="append", default=[], help="more training images")
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="timm's name")
     parser.add_argument("--checkpoint", help="its dense weights; timm's by default")
     parser.add_argument("--class-map", help="'imagenet', or a file of class names")

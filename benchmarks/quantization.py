@@ -59,8 +59,8 @@ def main() -> None:
     timm_dense = load_backbone(architecture, options.dense_checkpoint).eval()
     dense = DynamicViT(load_backbone(architecture, options.dense_checkpoint), DENSE, []).eval()
     steps = _steps("dense", dense, options)
-    for dropped in options.dropped or (model.dropped,):
-        model.dropped, name = dropped, dropped
+    for dropped in options.policy or (model.policy,):
+        model.policy, name = dropped, dropped
         if options.tile is not None:
             model.keep_ratio = tiled_keep_ratios(model, options.tile)
             name = f"{dropped}, tile {options.tile}"
@@ -91,7 +91,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--class-map")
     parser.add_argument("--crop-pct", type=float, default=0.875)
     parser.add_argument(
-        "--dropped", action="append", choices=("gone", "merged"), help="instead of the model's own"
+        "--policy",
+        action="append",
+        choices=("removed", "merged"),
+        help="instead of the model's own",
     )
     parser.add_argument("--tile", type=int, help="as of dynamicvit export")
     parser.add_argument("--images", type=int, default=300, help="to calibrate on")

@@ -25,7 +25,7 @@ from dynamicvit.checkpoints.loading import load_backbone
 from dynamicvit.core import merging
 from dynamicvit.core.method import Choice, Grid
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.schedule import Policy
 from dynamicvit.core.teacher import dense_teacher, weigh_patches
 from dynamicvit.data import ImageData, Loader, eval_transform
 from dynamicvit.layers.tokens import Tokens
@@ -129,10 +129,10 @@ def main() -> None:
     backbone = load_backbone(options.model, options.checkpoint)
     models = {
         fate: DynamicViT(backbone, schedule, [Oracle(fate == "merged") for _ in schedule.stages])
-        for fate in get_args(Dropped)
+        for fate in get_args(Policy)
         for schedule in [sparsify(backbone, options.keep_ratio).schedule]
     }
-    teacher = dense_teacher(models["gone"].eval())
+    teacher = dense_teacher(models["removed"].eval())
     data = ImageData(options.data).with_transform(
         eval_transform(teacher, crop_pct=options.crop_pct)
     )

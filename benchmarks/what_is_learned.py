@@ -54,7 +54,7 @@ def kept_by_position(model: DynamicViT, batches: Loader) -> tuple[list[Tensor], 
     images, grid = 0, (0, 0)
     for batch in batches:
         output = model.forward_pruned(batch.images)
-        counts = [survived.sum(dim=0).float() for survived in output.survived]
+        counts = [survived.sum(dim=0).float() for survived in output.kept]
         sums = [a + b for a, b in zip(sums, counts, strict=True)] if sums else counts
         images, grid = images + len(batch), output.grid
     return [total.reshape(grid) / images for total in sums], images

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, sparsify
 from dynamicvit.core.networks import core_of
-from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.schedule import Policy
 
 NUM_CLASSES = 7
 
@@ -74,11 +74,11 @@ class Family:
         stages: Sequence[int] | None = None,
         depth: int = 4,
         seed: int = 0,
-        dropped: Dropped = "gone",
+        policy: Policy = "removed",
         **kwargs: Any,
     ) -> DynamicViT:
         """The backbone with prediction modules whose scores are well apart, in eval mode."""
-        model = core_of(sparsify(self.backbone(depth, seed, **kwargs), keep_ratio, stages, dropped))
+        model = core_of(sparsify(self.backbone(depth, seed, **kwargs), keep_ratio, stages, policy))
         assert isinstance(model, DynamicViT)
         randomize(model.predictors, seed + 1)
         for predictor in model.predictors:  # of every image some are kept and some dropped

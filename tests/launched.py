@@ -38,7 +38,7 @@ STEPS = 20
 RUNS: Sequence[tuple[str, Recipe, int]] = (
     ("paper", paper("epochs=5", "backbone_frozen=0", "backbone_lr_scale=1", *PLAIN), 5),
     ("guided", small("backbone_lr_scale=1", *PLAIN, steps=STEPS), 4),
-    ("late", paper("epochs=5", "decisions=top-k", "leave=late", "clip_grad=1", *PLAIN), 4),
+    ("lagged", paper("epochs=5", "decisions=top-k", "masking=lagged", "clip_grad=1", *PLAIN), 4),
     ("one image", paper("epochs=5", "ema=0.9", *PLAIN), 1),
 )
 

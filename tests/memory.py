@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from dynamicvit.data import UNLABELLED, Batch
+from dynamicvit.data import UNLABELED, Batch
 from dynamicvit.training import Recipe, load_recipe
 from families import DEIT
 
@@ -37,7 +37,7 @@ class Memory:
             images = torch.randn(self.batch, 3, *DEIT.size, generator=draw)
             labels = torch.randint(7, (self.batch,), generator=draw)
             if not self.labeled:
-                labels = torch.full_like(labels, UNLABELLED)
+                labels = torch.full_like(labels, UNLABELED)
             yield Batch(images.tensor_split(parts)[part], labels.tensor_split(parts)[part])
 
 

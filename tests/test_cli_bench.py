@@ -227,12 +227,12 @@ def test_it_says_what_becomes_of_dropped_patches(tmp_path):
     from dynamicvit.checkpoints.loading import load_model
 
     model = load_model("test_vit", pretrained=False)
-    model.dropped = "merged"
+    model.policy = "merged"
     model.save_pretrained(tmp_path)
     result = run("--model", str(tmp_path), "--json", str(tmp_path / "bench.json"))
     assert "the others merge into the most alike kept ones" in " ".join(result.stdout.split())
     numbers = json.loads((tmp_path / "bench.json").read_text())
-    assert numbers["dropped"] == "merged"
+    assert numbers["policy"] == "merged"
     assert numbers["pruned_macs"] == schedule_macs(model, model.schedule)
     result = run()
     assert "the others are gone" in " ".join(result.stdout.split())

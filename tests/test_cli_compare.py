@@ -154,7 +154,7 @@ def test_a_part_is_kept_aside_unless_images_are_named(run: Main, data: Path, mon
     monkeypatch.setattr(command, "_write", lambda *_: None)
     assert run() == 0
     assert run("--validation", data) == 0
-    assert run("--validation", data, "--unlabelled", data) == 0
+    assert run("--validation", data, "--unlabeled", data) == 0
     assert run("--no-train") == 0
     assert seen == [(2, 19), (21, 21), (21, 42), (21, 0)]
 
@@ -187,7 +187,7 @@ def test_ways_that_a_backbone_can_not_have(
         (["--validation", "nowhere"], "nowhere"),
         (["--recipe", "nothing"], "no recipe 'nothing'"),
         (["--set", "losses.gidance=1"], "did you mean 'guidance'"),
-        (["--set", "losses.classification=1", "--unlabelled", "DATA"], "have no labels"),
+        (["--set", "losses.classification=1", "--unlabeled", "DATA"], "have no labels"),
         (["--set", "batch_size=1000"], "batch size 1000"),
         (["--model", "deit_tini_patch16_224"], "did you mean"),
     ],

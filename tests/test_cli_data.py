@@ -44,7 +44,7 @@ def shards(tmp_path: Path) -> str:
     return f"wds/{tmp_path}/shards"
 
 
-def test_training_on_shards_and_unlabelled_sources(
+def test_training_on_shards_and_unlabeled_sources(
     saved: Path, shards: str, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:
     datasets = pytest.importorskip("datasets", reason="pip install 'dynamicvit[data]'")
@@ -54,7 +54,7 @@ def test_training_on_shards_and_unlabelled_sources(
     write_image(tmp_path / "flat" / "1.png", 7)
     truncated_jpeg(tmp_path / "flat" / "2.jpg")
     out = tmp_path / "run"
-    more = ["--unlabelled", f"hfds/{tmp_path}/table", "--unlabelled", tmp_path / "flat"]
+    more = ["--unlabeled", f"hfds/{tmp_path}/table", "--unlabeled", tmp_path / "flat"]
     # Six, two and the break of the third shard, two, two: one batch of all.
     steps = ["--set", "epochs=1", "--set", "images=null", "--set", "batch_size=13"]
     assert main("train", shards, *more, "-m", saved, "-o", out, *steps) == 0

@@ -72,7 +72,7 @@ def test_with_data_it_says_what_is_found_and_how_long_it_takes(
     before = sorted(tmp_path.rglob("*"))
     words = ["--set", "batch_size=4", "--set", "epochs=10", "--set", "hold_out=0.15"]
     words += ["--set", "backbone_frozen=0.1"]
-    said = plan(images, "-m", saved, "-o", tmp_path / "out", "--unlabelled", images, *words)
+    said = plan(images, "-m", saved, "-o", tmp_path / "out", "--unlabeled", images, *words)
     for line in (
         f"{images}: 14 images in 7 classes",
         f"{images}: 14 images without labels",
@@ -95,9 +95,9 @@ def test_it_prints_the_recipe_as_it_is_resolved(plan: Callable[..., str], saved:
 
 def test_it_says_what_becomes_of_the_others(plan: Callable[..., str], saved: Path) -> None:
     """The recipe decides, where it says anything; else the model stays as it was saved."""
-    said = plan("-m", saved, "--set", "dropped=merged")
+    said = plan("-m", saved, "--set", "policy=merged")
     assert "the others merge into the most alike kept ones" in said
-    for words in (("--set", "dropped=gone"), ("--recipe", "deit_tiny")):
+    for words in (("--set", "policy=removed"), ("--recipe", "deit_tiny")):
         assert "the others are gone" in plan("-m", saved, *words, "--set", "batch_size=4")
 
 
@@ -121,7 +121,7 @@ def test_it_refuses_what_the_run_would_refuse(
         ((images, "-m", saved, "-o", saved), "holds a model: choose another folder"),
         ((images, "-m", saved, "--set", "batch_size=99"), "more than the 14 images"),
         (("-m", saved, "--set", "epoch=1"), "did you mean 'epochs'"),
-        (("-m", saved, "--unlabelled", images), "Missing argument 'DATA'"),
+        (("-m", saved, "--unlabeled", images), "Missing argument 'DATA'"),
         ((), "names no model"),
     ):
         assert command("train", "--dry-run", *words) == 2, words

@@ -129,15 +129,15 @@ def test_it_says_what_becomes_of_dropped_patches(
     capsys,
 ) -> None:
     merging = DynamicViT(
-        copy.deepcopy(model.backbone), replace(model.schedule, dropped="merged"), model.predictors
+        copy.deepcopy(model.backbone), replace(model.schedule, policy="merged"), model.predictors
     ).eval()
     merging.save_pretrained(tmp_path / "merging")
     sparse, _, labels = answers(merging, folder)
     assert (sparse != answers(model, folder)[0]).any(), "else it shows nothing"
     found = numbers(folder, "--model", tmp_path / "merging")
-    assert found["dropped"] == "merged"
+    assert found["policy"] == "merged"
     assert found["top1"] == pytest.approx(float((sparse == labels).float().mean()))
-    assert numbers(folder, "--model", tmp_path / "merging", "--dense")["dropped"] is None
+    assert numbers(folder, "--model", tmp_path / "merging", "--dense")["policy"] is None
     assert main(folder, "--model", tmp_path / "merging") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "of the patches, the others merge into the most alike kept ones, fp32" in said
@@ -211,7 +211,7 @@ def test_a_class_map_file(saved: Path, folder: Path, tmp_path: Path, numbers) ->
 def test_images_without_labels(
     saved: Path, folder: Path, numbers: Callable[..., dict], main: Main, capsys
 ) -> None:
-    found = numbers(folder, "--model", saved, "--unlabelled", "--compare-dense")
+    found = numbers(folder, "--model", saved, "--unlabeled", "--compare-dense")
     assert found["top1"] is None
     assert found["images"] == 12
     assert found["class_map"] is None

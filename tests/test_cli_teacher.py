@@ -21,7 +21,7 @@ Main = Callable[..., int]
 #: Three steps of four images, of a model with as many classes as the folder.
 TINY = ("--set", "images=12", "--set", "batch_size=4", "--workers", "0")
 LOGITS_ALONE = [
-    *("--set", "leave=never", "--set", "losses.guidance=0"),
+    *("--set", "masking=full", "--set", "losses.guidance=0"),
     *("--set", "losses.token=0", "--set", "losses.feature=0"),
 ]
 
@@ -66,9 +66,9 @@ def distillation(folder: Path) -> list[float]:
 def test_it_teaches_and_is_written_down(
     saved: Path, teacher: Path, images: Path, tmp_path: Path, command: Main
 ) -> None:
-    """Without labels, on labeled and unlabelled images."""
+    """Without labels, on labeled and unlabeled images."""
     own, out = tmp_path / "own", tmp_path / "out"
-    words = ["train", images, "--unlabelled", images, "-m", saved, *TINY]
+    words = ["train", images, "--unlabeled", images, "-m", saved, *TINY]
     assert command(*words, "-o", own) == 0
     assert command(*words, "-o", out, *by(teacher), "--set", "teacher.temperature=2") == 0
     expected = {"model": "test_resnet", "hard": False, "temperature": 2.0}

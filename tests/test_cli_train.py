@@ -139,7 +139,7 @@ def test_a_run_leaves_a_model_that_the_others_read(
 def test_labels_are_not_needed(saved: Path, flat: Path, folder: Path, tmp_path: Path, main: Main):
     draw_images(folder, ["beside.png"])  # folders that are no classes don't matter either
     out = tmp_path / "out"
-    more = ("--unlabelled", folder, "--set", "images=20", "--set", "batch_size=10")
+    more = ("--unlabeled", folder, "--set", "images=20", "--set", "batch_size=10")
     assert main("train", flat, "-m", saved, "-o", out, *more) == 0
     assert json.loads((out / "report.json").read_text())["training"]["images"] == 20
 
@@ -149,7 +149,7 @@ def test_images_with_and_without_labels_are_mixed(
 ):
     out = tmp_path / "out"
     more = (
-        "--unlabelled",
+        "--unlabeled",
         flat,
         "--recipe",
         "deit_small",

@@ -129,7 +129,7 @@ def test_options_reach_the_model(asked: dict[str, Any], photos: Path, tmp_path: 
 def test_it_says_how_merged_patches_are_shown(
     model: DynamicViT, photos: Path, tmp_path: Path, main: Main, monkeypatch, capsys
 ) -> None:
-    schedule = replace(model.schedule, dropped="merged")
+    schedule = replace(model.schedule, policy="merged")
     merging = DynamicViT(model.backbone, schedule, model.predictors)
     monkeypatch.setattr(inference, "load_model", lambda *_, **__: merging)
     assert main(photos / "dog.jpg", "-m", "tiny", "-o", tmp_path / "out") == 0

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dynamicvit import DynamicViT, Schedule
-from dynamicvit.data import UNLABELLED, Batch
+from dynamicvit.data import UNLABELED, Batch
 from dynamicvit.methods import ClassAttention, StaticRanking
 from families import DEIT
 
@@ -52,8 +52,8 @@ def test_how_often_a_place_is_kept(script: Any) -> None:
     ranking = StaticRanking(DEIT.grid)
     ranking.places.data = torch.arange(20.0) / 20
     model = DynamicViT(DEIT.backbone(), Schedule((1,), (0.25,)), [ranking]).eval()
-    unlabelled = torch.full((2,), UNLABELLED)
-    batches = [Batch(DEIT.images(2, seed), unlabelled) for seed in range(2)]
+    unlabeled = torch.full((2,), UNLABELED)
+    batches = [Batch(DEIT.images(2, seed), unlabeled) for seed in range(2)]
     shares, images = script("what_is_learned").kept_by_position(model, batches)
     assert images == 4
     assert shares[0].shape == DEIT.grid

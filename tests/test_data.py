@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset
 
 from dynamicvit import sparsify
 from dynamicvit.data import (
-    UNLABELLED,
+    UNLABELED,
     ImageData,
     Loader,
     Sample,
@@ -85,7 +85,7 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path, archived: bool) -> None:
         flat = tmp_path / "flat.tar"
     data = ImageData(flat)
     assert not data.labeled
-    assert labels(Loader(data, 2)) == [UNLABELLED] * 3
+    assert labels(Loader(data, 2)) == [UNLABELED] * 3
     with pytest.raises(InputError, match="no class folders"):
         ImageData(flat, labeled=True)
 
@@ -93,7 +93,7 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path, archived: bool) -> None:
 def test_class_folders_without_their_labels(folder: Path) -> None:
     data = ImageData(folder, labeled=False)
     assert not data.labeled
-    assert set(labels(Loader(data, 6))) == {UNLABELLED}
+    assert set(labels(Loader(data, 6))) == {UNLABELED}
 
 
 def test_images_beside_class_folders_are_refused(folder: Path) -> None:
@@ -385,14 +385,14 @@ def test_drop_last(folder: Path) -> None:
     assert len(Loader(ImageData(folder), 4)) == 2
 
 
-def test_labeled_and_unlabelled_together(folder: Path, tmp_path: Path) -> None:
+def test_labeled_and_unlabeled_together(folder: Path, tmp_path: Path) -> None:
     flat = tmp_path / "flat"
     write_image(flat / "50.png", 50)
     (flat / "51.png").write_bytes(b"")
     both = ConcatDataset([ImageData(folder), ImageData(flat)])
     batches = Loader(both, 3, num_workers=1)
     assert grays(batches) == [10, 11, 20, 21, 22, 30, 50]
-    assert labels(batches) == [0, 0, 1, 1, 1, 2, UNLABELLED]
+    assert labels(batches) == [0, 0, 1, 1, 1, 2, UNLABELED]
     assert [name for batch in batches for name in batch.skipped] == [str(flat / "51.png")]
 
 

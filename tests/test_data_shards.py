@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset
 
-from dynamicvit.data import UNLABELLED, ImageData, Loader, class_map_for, order, split
+from dynamicvit.data import UNLABELED, ImageData, Loader, class_map_for, order, split
 from dynamicvit.data.sources import shards
 from dynamicvit.data.sources.tars import list_files
 from dynamicvit.errors import InputError
@@ -140,14 +140,14 @@ def test_shards_without_classes(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", [1, 2], txt=lambda gray: "a caption")
     data = ImageData(f"wds/{tmp_path}")
     assert not data.labeled
-    assert labels(Loader(data, 2)) == [UNLABELLED] * 2
+    assert labels(Loader(data, 2)) == [UNLABELED] * 2
     with pytest.raises(InputError, match="has no classes"):
         ImageData(f"wds/{tmp_path}", labeled=True)
 
 
 def test_classes_left_aside_are_not_read(folder: Path) -> None:
     data = ImageData(f"wds/{folder}", labeled=False, class_map=None)
-    assert set(labels(Loader(data, 9))) == {UNLABELLED}
+    assert set(labels(Loader(data, 9))) == {UNLABELED}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -390,9 +390,9 @@ def test_shards_beside_a_folder_without_labels(many: Path, tmp_path: Path) -> No
     read = list(batches)
     assert sorted(grays(read)) == sorted([*drawn(both.datasets[0], 0), *range(100, 130)])
     for batch in read:  # mixed throughout, and each image with its own label
-        unlabelled = batch.labels == UNLABELLED
-        assert 0 < unlabelled.sum() < 10
-        expected = [UNLABELLED if gray >= 100 else gray // 10 for gray in grays([batch])]
+        unlabeled = batch.labels == UNLABELED
+        assert 0 < unlabeled.sum() < 10
+        expected = [UNLABELED if gray >= 100 else gray // 10 for gray in grays([batch])]
         assert batch.labels.tolist() == expected
     batches.set_epoch(0, 3)
     assert torch.equal(next(iter(batches)).images, read[3].images)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from torch.utils.data import ConcatDataset
 
-from dynamicvit.data import UNLABELLED, ImageData, Loader, class_map_for
+from dynamicvit.data import UNLABELED, ImageData, Loader, class_map_for
 from dynamicvit.errors import InputError
 from pictures import encoded, grays, labels, truncated_jpeg, write_image
 
@@ -136,11 +136,11 @@ def test_a_folder_that_load_dataset_reads(datasets: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("kind", "given", "classes", "expected"),
     [
-        ("int64", [4, 2, 4, None], (), [4, 2, 4, UNLABELLED]),
-        ("int64", [0, -1, 0, 1], (), [0, UNLABELLED, 0, 1]),
-        ("string", ["b", "a10", "a9", None], ("a9", "a10", "b"), [2, 1, 0, UNLABELLED]),
-        ("float32", [0.5, 1.5, 2.5, 3.5], (), [UNLABELLED] * 4),
-        (None, [], (), [UNLABELLED] * 4),
+        ("int64", [4, 2, 4, None], (), [4, 2, 4, UNLABELED]),
+        ("int64", [0, -1, 0, 1], (), [0, UNLABELED, 0, 1]),
+        ("string", ["b", "a10", "a9", None], ("a9", "a10", "b"), [2, 1, 0, UNLABELED]),
+        ("float32", [0.5, 1.5, 2.5, 3.5], (), [UNLABELED] * 4),
+        (None, [], (), [UNLABELED] * 4),
     ],
 )
 def test_kinds_of_labels(
@@ -159,12 +159,12 @@ def test_classes_that_are_numbers(datasets: Any, tmp_path: Path) -> None:
     data = ImageData(f"hfds/{tmp_path}/saved")
     fitting = class_map_for(data, 5)
     assert fitting.origin == "the numbers given"
-    assert data.with_class_map(fitting.index).labels.tolist() == [4, 2, 4, UNLABELLED]
+    assert data.with_class_map(fitting.index).labels.tolist() == [4, 2, 4, UNLABELED]
     with pytest.raises(InputError, match="gives index 4, but the model's classes are 0 to 3"):
         class_map_for(data, 4)
     mapped = ImageData(data.root, class_map={4: 7, 2: 8, 3: 9})
-    assert mapped.labels.tolist() == [7, 8, 7, UNLABELLED]
-    assert data.with_class_map({"4": 0, "2": 1}).labels.tolist() == [0, 1, 0, UNLABELLED]
+    assert mapped.labels.tolist() == [7, 8, 7, UNLABELED]
+    assert data.with_class_map({"4": 0, "2": 1}).labels.tolist() == [0, 1, 0, UNLABELED]
     with pytest.raises(InputError, match="are not in the class map: 2"):
         data.with_class_map({"4": 0})
 
@@ -309,6 +309,6 @@ def test_all_kinds_in_one_epoch(datasets: Any, tmp_path: Path) -> None:
     data = ConcatDataset([ImageData(source) for source in sources])
     batches = list(Loader(data, 1))  # the sizes differ
     assert grays(batches) == [100, 101, *LEVELS, 50]
-    assert labels(batches) == [3, 0, 4, 2, 4, 1, UNLABELLED]
+    assert labels(batches) == [3, 0, 4, 2, 4, 1, UNLABELED]
     sent = pickle.loads(pickle.dumps(data))  # to workers, where processes are not forked
     assert grays(Loader(sent, 1)) == grays(batches)

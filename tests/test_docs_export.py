@@ -44,7 +44,7 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> No
         exec(compile(code, str(PAGE), "exec", dont_inherit=True), names)
         np.testing.assert_allclose(names["images"], expected_input, atol=1e-5)
         np.testing.assert_allclose(names["logits"], expected.logits, atol=1e-4)
-    places = expected.survived[-1][0].reshape(expected.grid).nonzero().numpy()
+    places = expected.kept[-1][0].reshape(expected.grid).nonzero().numpy()
     found = np.stack([names["rows"], names["columns"]], axis=1)
     np.testing.assert_array_equal(found, places)
     assert capsys.readouterr().out.strip() == str(int(expected.logits[0].argmax()))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit import sparsify
-from dynamicvit.data import UNLABELLED, Batch
+from dynamicvit.data import UNLABELED, Batch
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import evaluate
 from families import FAMILIES
@@ -72,12 +72,12 @@ def test_agreement_with_a_dense_model() -> None:
 
 
 def test_images_without_labels_count_for_agreement_only() -> None:
-    unlabelled = Batch(spelling(SEVEN, SEVEN), torch.full((2,), UNLABELLED))
-    result = evaluate(Oracle(), [unlabelled], dense=Always(0))
+    unlabeled = Batch(spelling(SEVEN, SEVEN), torch.full((2,), UNLABELED))
+    result = evaluate(Oracle(), [unlabeled], dense=Always(0))
     assert (result.top1, result.top5, result.dense_top1) == (None, None, None)
     assert result.agreement == 1
     assert (result.images, result.labeled) == (2, 0)
-    mixed = evaluate(Oracle(), [*BATCHES, unlabelled], dense=Always(0))
+    mixed = evaluate(Oracle(), [*BATCHES, unlabeled], dense=Always(0))
     assert (mixed.top1, mixed.top5) == (2 / 5, 4 / 5)
     assert mixed.agreement == 6 / 7
     assert (mixed.images, mixed.labeled) == (7, 5)

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.checkpoints.loading import set_image_size
-from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.schedule import Policy
 from dynamicvit.data import ImageData, eval_transform
 from dynamicvit.export import (
     FORMATS,
@@ -97,7 +97,7 @@ def program(model: DynamicViT, description: Description) -> ExportedProgram:
 @pytest.fixture(scope="module")
 def merging_program() -> tuple[DynamicViT, Description, ExportedProgram]:
     """A model that merges, and its graph."""
-    model = DEIT.sparse(dropped="merged")
+    model = DEIT.sparse(policy="merged")
     description = describe(model)
     return model, description, trace(model, description)
 
@@ -208,8 +208,8 @@ def test_labels_go_along() -> None:
 
 def test_files_from_before_there_was_merging_drop(description: Description) -> None:
     values = json.loads(description.to_json())
-    del values["dropped"]
-    assert Description.from_json(json.dumps(values), "x").schedule.dropped == "gone"
+    del values["policy"]
+    assert Description.from_json(json.dumps(values), "x").schedule.policy == "removed"
 
 
 @torch.no_grad()
@@ -254,12 +254,12 @@ def test_bfloat16_where_the_runtime_has_it(model: DynamicViT, file: Path) -> Non
 
 
 @export_families
-@pytest.mark.parametrize("dropped", get_args(Dropped))
-def test_every_family_in_onnx(family: Family, dropped: Dropped, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", get_args(Policy))
+def test_every_family_in_onnx(family: Family, policy: Policy, tmp_path: Path) -> None:
     """One graph of operators that every runtime lists, with any number of images."""
     onnx = pytest.importorskip("onnx")
     needs("onnx")
-    model = family.sparse(depth=2, stages=(0, 1), dropped=dropped)
+    model = family.sparse(depth=2, stages=(0, 1), policy=policy)
     file = tmp_path / "model.onnx"
     # Some of transformers' are made for another one.
     export(model, file, image_size=set_image_size(model, family.size))
@@ -279,8 +279,8 @@ def test_every_family_in_onnx(family: Family, dropped: Dropped, tmp_path: Path) 
             assert types[node.output[0]] != onnx.TensorProto.BOOL
 
 
-@pytest.mark.parametrize("dropped", get_args(Dropped))
-def test_a_stage_is_no_more_than_it_must_be(dropped: Dropped, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", get_args(Policy))
+def test_a_stage_is_no_more_than_it_must_be(policy: Policy, tmp_path: Path) -> None:
     """For one image in int8 a stage's small operations cost as much as what it saves in others.
 
     The k best in image order take two: TopK by score, TopK to sort. The odds take no softmax, and
@@ -288,14 +288,14 @@ def test_a_stage_is_no_more_than_it_must_be(dropped: Dropped, tmp_path: Path) ->
     """
     onnx = pytest.importorskip("onnx")
     needs("onnx")
-    model = DEIT.sparse(dropped=dropped)
+    model = DEIT.sparse(policy=policy)
     export(model, tmp_path / "model.onnx")
     graph = onnx.load(tmp_path / "model.onnx").graph
     counts = Counter(node.op_type for node in graph.node)
     assert counts["TopK"] == 2 * len(model.schedule.stages)
     assert counts["LogSoftmax"] == 0
     assert counts["Softmax"] == model.depth, "of attention alone"
-    assert (counts["ScatterElements"] > 0) == (dropped == "merged")
+    assert (counts["ScatterElements"] > 0) == (policy == "merged")
 
 
 @torch.no_grad()
@@ -385,7 +385,7 @@ def tied(model: DynamicViT, images: Tensor, gap: float, sure: float) -> Exported
     def run(images: Tensor) -> list[Tensor]:
         *rest, kept = graph(images)
         kept[0][kept[0] == last] = following
-        survived = list(forward(images).survived)
+        survived = list(forward(images).kept)
         survived[-1] = torch.zeros_like(survived[-1]).scatter(1, kept, True)
         logits = forward(images, [places.float() for places in survived]).logits
         return [logits, *rest[1:], kept]

@@ -62,7 +62,7 @@ def test_the_last_block_gives_what_the_head_reads(family: Family) -> None:
     whole = model.forward_features(images)
     assert whole.num_patches == model.schedule.kept(family.num_patches)[-1]
     assert_agree(model(images), model.forward_head(whole), 1e-12)
-    merging = family.sparse(keep_ratio=0.5, dropped="merged").double()
+    merging = family.sparse(keep_ratio=0.5, policy="merged").double()
     assert_agree(merging(images), merging.forward_head(merging.forward_features(images)), 1e-12)
 
 
@@ -157,10 +157,10 @@ def test_the_best_k_survive_and_are_reported_in_image_order(family: Family) -> N
     output = model.forward_pruned(images)
     expected = [max(1, int(family.num_patches * 0.6**stage + 1e-9)) for stage in (1, 2, 3)]
     entered = torch.ones(3, family.num_patches, dtype=torch.bool)
-    assert len(output.survived) == len(output.keep_scores) == 3
-    for survived, kept in zip(output.survived, output.kept, strict=True):
+    assert len(output.kept) == len(output.keep_scores) == 3
+    for survived, kept in zip(output.kept, output.kept_index, strict=True):
         assert torch.equal(survived.nonzero()[:, 1].reshape(kept.shape), kept)
-    for kept, survived, scores in zip(expected, output.survived, output.keep_scores, strict=True):
+    for kept, survived, scores in zip(expected, output.kept, output.keep_scores, strict=True):
         assert survived.shape == scores.shape == (3, family.num_patches)
         assert survived.sum(dim=1).tolist() == [kept] * 3
         assert not (survived & ~entered).any(), "a patch came back"
@@ -182,7 +182,7 @@ def test_the_pruned_path_computes_what_its_survivors_say(family: Family) -> None
     """The report is the decision: running it again as a given one gives the same logits."""
     model, images = family.sparse(keep_ratio=0.6), family.images()
     output = model.forward_pruned(images)
-    decisions = [survived.float() for survived in output.survived]
+    decisions = [survived.float() for survived in output.kept]
     assert_agree(model.forward_pruned(images, decisions).logits, output.logits)
     assert_agree(model.forward_masked(images, decisions).logits, output.logits)
 
@@ -197,7 +197,7 @@ def test_the_masked_path_scores_like_the_pruned_path(family: Family) -> None:
 
     def replay(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
         seen.append(log_probs[..., 0].masked_fill(decision < 0.5, float("-inf")))
-        return output.survived[len(seen) - 1].float()
+        return output.kept[len(seen) - 1].float()
 
     model.sampler = replay
     model.train()(images)

@@ -43,7 +43,7 @@ def test_the_frontier_is_made_once_and_goes_on(
     weights = tmp_path / "weights.safetensors"
     save_model(timm.create_model(MODEL), str(weights))
     out = tmp_path / "out"
-    wanted = [images, images, "--unlabelled", images]
+    wanted = [images, images, "--unlabeled", images]
     wanted += ["--model", MODEL, "--checkpoint", weights, "--class-map", classes, "-o", out]
     wanted += ["--images", 4, "--set", "batch_size=4", "--set", "augment.mixup_prob=0"]
     # Not from other processes: here the commands run in threads, from which none should be forked.

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dynamicvit import DynamicViT, InputError, Schedule, sparsify
-from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.schedule import Policy
 
 SMALL = {"depth": 4, "embed_dim": 16, "num_heads": 2, "img_size": 32, "num_classes": 3}
 
@@ -29,11 +29,11 @@ needs_remembered_args = pytest.mark.skipif(
 
 
 def small(
-    name: str = "deit_tiny_patch16_224", dropped: Dropped = "gone", **kwargs: Any
+    name: str = "deit_tiny_patch16_224", policy: Policy = "removed", **kwargs: Any
 ) -> DynamicViT:
     torch.manual_seed(0)
     backbone = timm.create_model(name, **{**SMALL, **kwargs})
-    return sparsify(backbone, keep_ratio=0.5, dropped=dropped).eval()
+    return sparsify(backbone, keep_ratio=0.5, policy=policy).eval()
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def test_the_weights_can_be_read_by_whoever_reads_the_config(tmp_path: Path) -> 
         lambda: small("vit_base_patch16_siglip_224", num_classes=0),
         lambda: small("eva02_tiny_patch14_224", img_size=56),
         lambda: small("beit_base_patch16_224", in_chans=1),
-        lambda: small(dropped="merged", img_size=64),
+        lambda: small(policy="merged", img_size=64),
         lambda: timm.create_model(
             "dynamicvit_deit_tiny_patch16_224", **SMALL, stages=[0, 2], keep_ratio=0.8
         ).eval(),
@@ -116,7 +116,7 @@ def test_the_config_holds_name_arguments_and_schedule(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     config = config_of(tmp_path)
     assert config["architecture"] == "deit_tiny_patch16_224"
-    assert config["schedule"] == {"stages": [1, 3], "keep_ratios": [0.9, 0.2], "dropped": "gone"}
+    assert config["schedule"] == {"stages": [1, 3], "keep_ratios": [0.9, 0.2], "policy": "removed"}
     assert config["model_args"]["depth"] == 4
     assert config["model_args"]["num_classes"] == 3
     loaded = DynamicViT.from_pretrained(tmp_path)
@@ -130,21 +130,21 @@ def test_the_config_holds_name_arguments_and_schedule(tmp_path: Path) -> None:
 def test_what_becomes_of_dropped_tokens_is_kept(tmp_path: Path) -> None:
     """By a new budget too; folders from before there was a choice drop."""
     model = small(img_size=64)
-    model.dropped = "merged"
+    model.policy = "merged"
     model.keep_ratio = 0.3
-    assert model.schedule.dropped == model.dropped == "merged"
+    assert model.schedule.policy == model.policy == "merged"
     model.save_pretrained(tmp_path)
     config = config_of(tmp_path)
-    assert config["schedule"].pop("dropped") == "merged"
+    assert config["schedule"].pop("policy") == "merged"
     (tmp_path / "config.json").write_text(json.dumps(config))
     old, images = DynamicViT.from_pretrained(tmp_path), torch.randn(2, 3, 64, 64)
-    assert old.schedule.dropped == "gone"
+    assert old.schedule.policy == "removed"
     with torch.no_grad():
         assert not torch.equal(old(images), model(images))
     for wrong in ("fused", 3, None):
-        config["schedule"]["dropped"] = wrong
+        config["schedule"]["policy"] = wrong
         (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(InputError, match=rf"config.json.*'gone', 'merged'.*got {wrong!r}"):
+        with pytest.raises(InputError, match=rf"config.json.*'removed', 'merged'.*got {wrong!r}"):
             DynamicViT.from_pretrained(tmp_path)
 
 

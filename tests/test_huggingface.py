@@ -34,7 +34,7 @@ from dynamicvit import (
 from dynamicvit.checkpoints.loading import load_model, set_drop_path, set_image_size
 from dynamicvit.core.decisions import best_k_sampler
 from dynamicvit.core.losses import LossWeights, dynamicvit_loss
-from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.schedule import Policy
 from dynamicvit.core.teacher import weigh_patches
 from dynamicvit.data import eval_transform
 from families import HF_FAMILIES, NUM_CLASSES, HFFamily, assert_agree, randomize
@@ -54,10 +54,10 @@ each_hf_family = pytest.mark.parametrize("family", HF_FAMILIES, ids=lambda famil
 
 
 def sparse(
-    family: HFFamily = VIT, keep_ratio: float = 0.6, dropped: Dropped = "gone", **kwargs: Any
+    family: HFFamily = VIT, keep_ratio: float = 0.6, policy: Policy = "removed", **kwargs: Any
 ) -> Any:
     """A transformers model with prediction modules that tell patches apart, in eval mode."""
-    model = sparsify(family.backbone(**kwargs), keep_ratio, dropped=dropped)
+    model = sparsify(family.backbone(**kwargs), keep_ratio, policy=policy)
     randomize(model.dynamicvit.predictors, 1)
     return model
 
@@ -93,12 +93,12 @@ def test_the_budget_and_the_survivors() -> None:
     model, images = sparse(), VIT.images()
     report = model.forward_pruned(images)
     assert torch.equal(report.logits, model(images).logits)
-    assert report.survived[-1].sum(dim=1).tolist() == [4, 4]  # 0.6³ of 20
+    assert report.kept[-1].sum(dim=1).tolist() == [4, 4]  # 0.6³ of 20
     assert model.keep_ratio == 0.6
     model.keep_ratio = 0.3
     assert model.dynamicvit.keep_ratio == model.keep_ratio == 0.3
-    assert model.config.keep_ratios == list(model.dynamicvit.core.schedule.keep_ratios)
-    assert model.forward_pruned(images).survived[0].sum(dim=1).tolist() == [6, 6]
+    assert model.config.keep_ratios == list(model.dynamicvit.schedule.keep_ratios)
+    assert model.forward_pruned(images).kept[0].sum(dim=1).tolist() == [6, 6]
 
 
 @torch.no_grad()
@@ -221,7 +221,7 @@ def drawn(model: Any, images: Tensor) -> Any:
 
 def test_in_training_the_loss_is_the_papers() -> None:
     model, images, labels = sparse(), VIT.images(), torch.tensor([1, 5])
-    output, ratios = drawn(model, images), model.dynamicvit.core.schedule.keep_ratios
+    output, ratios = drawn(model, images), model.dynamicvit.schedule.keep_ratios
     alone = LossWeights(distillation=0, token=0)
     expected = dynamicvit_loss(output, ratios, labels=labels, weights=alone).total
     given = model(images, labels=labels)
@@ -235,8 +235,8 @@ def test_in_training_the_loss_is_the_papers() -> None:
     dense = weigh_patches(sparsify(teacher).dynamicvit, images)
     expected = dynamicvit_loss(output, ratios, labels=labels, teacher=dense).total
     assert_agree(model(images, labels=labels).loss, expected)
-    unlabelled = LossWeights(classification=0)
-    expected = dynamicvit_loss(output, ratios, teacher=dense, weights=unlabelled).total
+    unlabeled = LossWeights(classification=0)
+    expected = dynamicvit_loss(output, ratios, teacher=dense, weights=unlabeled).total
     assert_agree(model(images).loss, expected)
     model.loss_weights = LossWeights(classification=2.0, guidance=3.0)
     expected = dynamicvit_loss(
@@ -288,7 +288,7 @@ def test_other_problems(problem: str, labels: Tensor, loss: Callable[..., Tensor
     assert_agree(output.loss, loss(output.logits, labels))
     masked = drawn(model, images)
     rest = LossWeights(classification=0, distillation=0, token=0)
-    rest = dynamicvit_loss(masked, model.dynamicvit.core.schedule.keep_ratios, weights=rest).total
+    rest = dynamicvit_loss(masked, model.dynamicvit.schedule.keep_ratios, weights=rest).total
     assert_agree(model(images, labels=labels).loss, loss(masked.logits, labels) + rest)
     model.distil_from()
     with pytest.raises(InputError, match=f"'{problem}', but distillation"):
@@ -497,7 +497,7 @@ def test_round_trip(family: HFFamily, tmp_path: Path) -> None:
         assert type(again) is DynamicViTForImageClassification
         assert not again.training
         assert again.config.to_dict() == {**model.config.to_dict(), **_noted(again)}
-        assert again.dynamicvit.core.schedule == model.dynamicvit.core.schedule
+        assert again.dynamicvit.schedule == model.dynamicvit.schedule
         assert torch.equal(again(images, **interpolated(family)).logits, expected)
     half = DynamicViTForImageClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
@@ -507,26 +507,26 @@ def test_round_trip(family: HFFamily, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_what_becomes_of_dropped_tokens_is_kept(tmp_path: Path) -> None:
     """By a new budget, in the folder, and by every command; older folders drop."""
-    assert sparse(dropped="merged").config.dropped == "merged"
+    assert sparse(policy="merged").config.policy == "merged"
     model, images = sparse(), VIT.images()
-    model.dropped = "merged"
-    assert model.config.dropped == model.dropped == "merged"
+    model.policy = "merged"
+    assert model.config.policy == model.policy == "merged"
     model.keep_ratio = 0.3
-    assert (model.config.dropped, model.dynamicvit.core.schedule.dropped) == ("merged", "merged")
-    assert DynamicViTForImageClassification.around(model.dynamicvit).config.dropped == "merged"
+    assert (model.config.policy, model.dynamicvit.schedule.policy) == ("merged", "merged")
+    assert DynamicViTForImageClassification.around(model.dynamicvit).config.policy == "merged"
     model.save_pretrained(tmp_path)
     expected = model(images).logits
     again = DynamicViTForImageClassification.from_pretrained(tmp_path)
-    assert again.dynamicvit.core.schedule == model.dynamicvit.core.schedule
+    assert again.dynamicvit.schedule == model.dynamicvit.schedule
     assert torch.equal(again(images).logits, expected)
     assert torch.equal(load_model(tmp_path)(images), expected)
-    with pytest.raises(InputError, match=r"'gone', 'merged'.* got 'left'"):
-        DynamicViTConfig(dropped="left")
+    with pytest.raises(InputError, match=r"'removed', 'merged'.* got 'left'"):
+        DynamicViTConfig(policy="left")
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config.pop("dropped") == "merged"
+    assert config.pop("policy") == "merged"
     (tmp_path / "config.json").write_text(json.dumps(config))
     old = DynamicViTForImageClassification.from_pretrained(tmp_path)
-    assert old.dynamicvit.core.schedule.dropped == "gone"
+    assert old.dynamicvit.schedule.policy == "removed"
     assert not torch.equal(old(images).logits, expected)
 
 

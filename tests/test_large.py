@@ -114,7 +114,7 @@ def test_the_law_at_full_width(name: str) -> None:
     masked = model.forward_masked(picture, given)
     pruned = model.forward_pruned(picture, given)
     assert_agree(masked.logits, pruned.logits)
-    assert 0 < pruned.survived[0].sum() < num_patches / 2
+    assert 0 < pruned.kept[0].sum() < num_patches / 2
     assert masked.features.x.shape[-1] == on_meta(name).embed_dim
 
 
@@ -162,9 +162,9 @@ def test_the_law_at_another_size(place: str, side: int) -> None:
 
     own = model.forward_pruned(picture)
     kept = [int(rows**2 * 0.7**stage) for stage in (1, 2, 3)]
-    assert [survived.shape for survived in own.survived] == [(2, rows**2)] * 3
-    assert [survived.sum(dim=1).tolist() for survived in own.survived] == [[k, k] for k in kept]
-    replay = [survived.float() for survived in own.survived]
+    assert [survived.shape for survived in own.kept] == [(2, rows**2)] * 3
+    assert [survived.sum(dim=1).tolist() for survived in own.kept] == [[k, k] for k in kept]
+    replay = [survived.float() for survived in own.kept]
     assert_agree(model.forward_masked(picture, replay).logits, own.logits)
 
 
@@ -176,7 +176,7 @@ def test_survivors_lie_where_their_pixels_are() -> None:
     picture = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     before = model.forward_pruned(picture)
     assert before.grid == (height // PATCH, width // PATCH)
-    [survived] = before.survived
+    [survived] = before.kept
     pixels = survived.view(1, 1, *before.grid).float()
     pixels = nn.functional.interpolate(pixels, scale_factor=float(PATCH))
     changed = model.forward_pruned(torch.where(pixels > 0.5, picture, 9.0), [survived.float()])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, Schedule
-from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.schedule import Policy
 from dynamicvit.layers.attention import choice
 from families import BY_NAME, NUM_CLASSES, Family, assert_agree, each_family
 
@@ -33,13 +33,15 @@ def backbone(name: str, depth: int) -> nn.Module:
     return BY_NAME[name].backbone(depth)
 
 
-def sparse(name: str, depth: int, stages: tuple[int, ...], dropped: Dropped = "gone") -> DynamicViT:
+def sparse(
+    name: str, depth: int, stages: tuple[int, ...], policy: Policy = "removed"
+) -> DynamicViT:
     """Decisions are given, so ratios and prediction modules play no part."""
     ratios = (0.5,) * len(stages)
-    return DynamicViT(backbone(name, depth), Schedule(stages, ratios, dropped)).eval()
+    return DynamicViT(backbone(name, depth), Schedule(stages, ratios, policy)).eval()
 
 
-whatever_becomes_of_them = pytest.mark.parametrize("dropped", get_args(Dropped))
+whatever_becomes_of_them = pytest.mark.parametrize("policy", get_args(Policy))
 
 
 @pytest.fixture(params=["attention by size", "fused attention"])
@@ -70,7 +72,7 @@ def cases(draw: st.DrawFn, family: Family) -> tuple[int, tuple[int, ...], list[T
 
 @each_family
 @whatever_becomes_of_them
-def test_masked_and_pruned_logits_agree(family: Family, dropped: Dropped) -> None:
+def test_masked_and_pruned_logits_agree(family: Family, policy: Policy) -> None:
     """Whatever hypothesis draws: other examples for each family, the same ones in every run."""
 
     @settings(
@@ -85,13 +87,13 @@ def test_masked_and_pruned_logits_agree(family: Family, dropped: Dropped) -> Non
     def holds(case: tuple[int, tuple[int, ...], list[Tensor], int]) -> None:
         depth, stages, decisions, seed = case
         batch = len(decisions[0]) if decisions else 2
-        model = sparse(family.name, depth, stages, dropped)
+        model = sparse(family.name, depth, stages, policy)
         images = family.images(batch, seed)
         masked = model.forward_masked(images, decisions)
         pruned = model.forward_pruned(images, decisions)
         assert masked.logits.shape == pruned.logits.shape == (batch, NUM_CLASSES)
         assert_agree(masked.logits, pruned.logits)
-        for decision, survived in zip(masked.decisions, pruned.survived, strict=True):
+        for decision, survived in zip(masked.decisions, pruned.kept, strict=True):
             assert torch.equal(decision > 0.5, survived)
 
     holds()
@@ -101,9 +103,9 @@ def test_masked_and_pruned_logits_agree(family: Family, dropped: Dropped) -> Non
 @whatever_becomes_of_them
 @pytest.mark.usefixtures("form")
 @torch.no_grad()
-def test_every_image_of_the_batch_keeps_another_number(family: Family, dropped: Dropped) -> None:
+def test_every_image_of_the_batch_keeps_another_number(family: Family, policy: Policy) -> None:
     """None, one, half and all, in one batch and for every family whatever hypothesis draws."""
-    model, images = sparse(family.name, 4, (1, 3), dropped), family.images(4)
+    model, images = sparse(family.name, 4, (1, 3), policy), family.images(4)
     first = torch.zeros(4, family.num_patches)
     first[1, 7] = 1
     first[2, ::2] = 1
@@ -118,12 +120,10 @@ def test_every_image_of_the_batch_keeps_another_number(family: Family, dropped: 
 @each_family
 @whatever_becomes_of_them
 @torch.no_grad()
-def test_the_surviving_tokens_agree_and_not_only_the_logits(
-    family: Family, dropped: Dropped
-) -> None:
+def test_the_surviving_tokens_agree_and_not_only_the_logits(family: Family, policy: Policy) -> None:
     """A class token could hide what pooling does not see."""
-    model, images = family.sparse(keep_ratio=0.5, dropped=dropped), family.images()
-    survived = model.forward_pruned(images).survived
+    model, images = family.sparse(keep_ratio=0.5, policy=policy), family.images()
+    survived = model.forward_pruned(images).kept
     pruned = model.forward_features(images)
     masked = model.forward_masked(images, [kept.float() for kept in survived]).features
     prefix = model.num_prefix_tokens

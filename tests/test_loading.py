@@ -113,10 +113,10 @@ def test_a_saved_folder(tmp_path: Path) -> None:
 
 
 def test_what_becomes_of_dropped_tokens_is_the_models_own(tmp_path: Path) -> None:
-    assert load_model(NAME, pretrained=False).dropped == "gone"
-    sparsify(dense(), dropped="merged").save_pretrained(tmp_path)
+    assert load_model(NAME, pretrained=False).policy == "removed"
+    sparsify(dense(), policy="merged").save_pretrained(tmp_path)
     for arguments in ({}, {"keep_ratio": 0.3, "num_classes": 4}):
-        assert load_model(tmp_path, **arguments).dropped == "merged"
+        assert load_model(tmp_path, **arguments).policy == "merged"
 
 
 def test_a_folder_that_only_shares_a_models_name(

@@ -175,7 +175,7 @@ def test_the_closed_form_is_what_is_counted(family):
 @pytest.mark.parametrize("keep_ratio", [0.5, [0.6, 0.6, 0.1], 1.0])
 def test_comparing_tokens_is_counted(family, keep_ratio):
     """Also where nothing is dropped: who is most like whom is asked before."""
-    model = family.sparse(keep_ratio, dropped="merged")
+    model = family.sparse(keep_ratio, policy="merged")
     assert schedule_macs(model, model.schedule) == count_macs(model)
     assert count_macs(model) > count_macs(family.sparse(keep_ratio))
 
@@ -208,12 +208,12 @@ class TestBudget:
         assert count_macs(model) <= 0.8 * count_macs(model.backbone)
 
     def test_comparing_tokens_is_paid_from_it(self):
-        gone, merged = (sparsify(tiny(), 0.7, dropped=dropped) for dropped in ("gone", "merged"))
+        gone, merged = (sparsify(tiny(), 0.7, policy=dropped) for dropped in ("removed", "merged"))
         rho = keep_ratio_for(merged, fraction=0.8)
         assert rho < keep_ratio_for(gone, fraction=0.8)
         dense = count_macs(merged.backbone)
         merged.keep_ratio = rho
-        assert merged.schedule.dropped == "merged"
+        assert merged.schedule.policy == "merged"
         assert count_macs(merged) <= 0.8 * dense
         merged.keep_ratio = rho + 0.01
         assert count_macs(merged) > 0.8 * dense

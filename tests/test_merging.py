@@ -11,9 +11,9 @@ import torch
 from dynamicvit.backbones import adapter_for
 from dynamicvit.core.decisions import best_k_sampler, gather_patches, log_odds, top_k
 from dynamicvit.core.merging import discounted, join, likeness, most_alike
-from dynamicvit.core.method import Leave
+from dynamicvit.core.method import Masking
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.schedule import Policy
 from dynamicvit.layers.tokens import Tokens
 from dynamicvit.methods import Merging
 from families import DEIT, Family, assert_agree, few_families
@@ -25,7 +25,7 @@ def some(held: int = 6, width: int = 48, batch: int = 2, prefix: int = 1) -> Tok
 
 
 def merged(family: Family = DEIT, **changes: object) -> DynamicViT:
-    return family.sparse(0.5, dropped="merged", **changes)
+    return family.sparse(0.5, policy="merged", **changes)
 
 
 class TestLikeness:
@@ -152,15 +152,15 @@ class TestJoining:
         assert (lost - whole[:, held]).abs().max() > 1e-3, "or the count would not matter"
 
 
-@pytest.mark.parametrize("leave", ["never", "late", "at once"])
+@pytest.mark.parametrize("masking", ["full", "lagged", "compact"])
 @few_families
 @torch.no_grad()
-def test_the_masked_path_chooses_as_inference_does(family: Family, leave: Leave) -> None:
+def test_the_masked_path_chooses_as_inference_does(family: Family, masking: Masking) -> None:
     model, images = merged(family), family.images()
     pruned = model.forward_pruned(images)
-    model.sampler, model.leave = best_k_sampler, leave
+    model.sampler, model.masking = best_k_sampler, masking
     masked = model.forward_masked(images)
-    for decision, survived in zip(masked.decisions, pruned.survived, strict=True):
+    for decision, survived in zip(masked.decisions, pruned.kept, strict=True):
         assert torch.equal(decision > 0.5, survived)
     assert_agree(masked.logits, pruned.logits)
 
@@ -169,7 +169,7 @@ def test_the_masked_path_chooses_as_inference_does(family: Family, leave: Leave)
 def test_what_is_learned_is_the_odds_before_likeness_counts() -> None:
     """The teacher says what a patch is worth if it is lost, and that is what is compared."""
     model, images = merged(), DEIT.images()
-    model.sampler, model.leave = best_k_sampler, "at once"
+    model.sampler, model.masking = best_k_sampler, "compact"
     first = model.forward_masked(images).log_odds[0]
     stem = model.stem(images)
     own = log_odds(model.predictors[0](stem.tokens.patches))
@@ -182,7 +182,7 @@ def test_what_is_learned_is_the_odds_before_likeness_counts() -> None:
 @torch.no_grad()
 def test_every_patch_is_part_of_a_token() -> None:
     output = merged().forward_pruned(DEIT.images())
-    for groups, survived in zip(output.groups, output.survived, strict=True):
+    for groups, survived in zip(output.groups, output.kept, strict=True):
         assert (groups >= 0).all()
         for image in range(2):
             assert groups[image].unique().numel() == survived[image].sum()
@@ -199,21 +199,21 @@ def test_a_dropped_patch_lives_on() -> None:
         decision[0, 7] = 0
     other = images.clone()
     other[0, :, 16:32, 32:48] += 1.0  # patch 7 of 4 × 5
-    for dropped in get_args(Dropped):
-        model = DEIT.sparse(0.9, stages=(0, 1, 2), dropped=dropped)
+    for dropped in get_args(Policy):
+        model = DEIT.sparse(0.9, stages=(0, 1, 2), policy=dropped)
         before, after = (model.forward_pruned(x, keep_most).logits for x in (images, other))
-        assert torch.allclose(before, after) == (dropped == "gone")
+        assert torch.allclose(before, after) == (dropped == "removed")
 
 
-@pytest.mark.parametrize("leave", ["never", "late", "at once"])
+@pytest.mark.parametrize("masking", ["full", "lagged", "compact"])
 @torch.no_grad()
-def test_the_loss_is_told_what_each_token_is_made_of(leave: Leave) -> None:
+def test_the_loss_is_told_what_each_token_is_made_of(masking: Masking) -> None:
     model, images = merged(), DEIT.images()
     pruned = model.forward_pruned(images)
-    model.sampler, model.leave = best_k_sampler, leave
+    model.sampler, model.masking = best_k_sampler, masking
     first, *later = model.forward_masked(images).places
     assert first is None, "nothing has merged before the first stage"
-    for places, survived, groups in zip(later, pruned.survived, pruned.groups, strict=False):
+    for places, survived, groups in zip(later, pruned.kept, pruned.groups, strict=False):
         held = survived.nonzero()[:, 1].reshape(2, -1)  # the patch whose place each token has
         assert torch.equal(places, held.gather(1, groups))
 
@@ -223,7 +223,7 @@ def test_after_tokens_that_were_combined_in_another_way() -> None:
     model = merged()
     stages = [Merging(), *list(model.predictors)[1:]]
     model = DynamicViT(model.backbone, replace(model.schedule), stages).eval()
-    model.sampler, model.leave = best_k_sampler, "at once"
+    model.sampler, model.masking = best_k_sampler, "compact"
     images = DEIT.images()
     pruned, masked = model.forward_pruned(images), model.forward_masked(images)
     assert_agree(masked.logits, pruned.logits)

@@ -12,13 +12,13 @@ from dynamicvit import DynamicViT
 from dynamicvit.core.decisions import best_k_sampler
 from families import DEIT, Family, assert_agree, few_families
 
-both_leaves = pytest.mark.parametrize("leave", ["never", "at once"])
+both_leaves = pytest.mark.parametrize("masking", ["full", "compact"])
 
 
-def learner(family: Family, leave: Any, **arguments: Any) -> DynamicViT:
+def learner(family: Family, masking: Any, **arguments: Any) -> DynamicViT:
     """In training, on the best k: what it does is no matter of chance."""
-    model = family.sparse(keep_ratio=0.6, dropped="merged", **arguments).train()
-    model.sampler, model.leave = best_k_sampler, leave
+    model = family.sparse(keep_ratio=0.6, policy="merged", **arguments).train()
+    model.sampler, model.masking = best_k_sampler, masking
     return model
 
 
@@ -45,21 +45,21 @@ def assert_same(
 
 
 @few_families
-@pytest.mark.parametrize("leave", ["never", "late", "at once"])
+@pytest.mark.parametrize("masking", ["full", "lagged", "compact"])
 @torch.no_grad()
-def test_training_on_the_best_k_sees_what_inference_sees(family: Family, leave: Any) -> None:
+def test_training_on_the_best_k_sees_what_inference_sees(family: Family, masking: Any) -> None:
     """Scores at later stages included: likeness to tokens that have left counts for nothing."""
-    model, images = learner(family, leave), family.images(3)
+    model, images = learner(family, masking), family.images(3)
     masked, pruned = model(images), model.forward_pruned(images)
     assert_agree(masked.logits, pruned.logits)
-    for decision, survived in zip(masked.decisions, pruned.survived, strict=True):
+    for decision, survived in zip(masked.decisions, pruned.kept, strict=True):
         assert torch.equal(decision > 0.5, survived)
 
 
 @both_leaves
 @few_families
-def test_grad_checkpointing_gives_the_same_gradients(family: Family, leave: Any) -> None:
-    model, images = learner(family, leave), family.images()
+def test_grad_checkpointing_gives_the_same_gradients(family: Family, masking: Any) -> None:
+    model, images = learner(family, masking), family.images()
     expected = learned(model, images)
     model.set_grad_checkpointing()
     assert_same(learned(model, images), expected)
@@ -71,18 +71,18 @@ def test_grad_checkpointing_gives_the_same_gradients(family: Family, leave: Any)
 # Where a graph breaks, torch looks at gradients of what it hands on.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @both_leaves
-def test_compiled_training(leave: Any) -> None:
-    model, images = learner(DEIT, leave, depth=2, stages=[1]), DEIT.images()
+def test_compiled_training(masking: Any) -> None:
+    model, images = learner(DEIT, masking, depth=2, stages=[1]), DEIT.images()
     expected = learned(model, images)
     torch._dynamo.reset()
     # How many tokens leave at once, the graph does not know before it runs: it may break there.
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=leave == "never")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=masking == "full")
     assert_same(learned(model, images, compiled), expected)
 
 
 @torch.no_grad()
 def test_one_graph_holds_the_whole_of_inference() -> None:
-    model, images = DEIT.sparse(depth=2, stages=[1], dropped="merged"), DEIT.images()
+    model, images = DEIT.sparse(depth=2, stages=[1], policy="merged"), DEIT.images()
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert_agree(compiled(images), model(images))
@@ -91,12 +91,12 @@ def test_one_graph_holds_the_whole_of_inference() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @both_leaves
 @few_families
-def test_half_precision(family: Family, leave: Any, dtype: torch.dtype) -> None:
+def test_half_precision(family: Family, masking: Any, dtype: torch.dtype) -> None:
     """Finite, also where all patches are the same; near to full precision.
 
     Not nearer: to a half, another token may be the most alike one.
     """
-    model, images, decisions = learner(family, leave), family.images(), family.decisions()
+    model, images, decisions = learner(family, masking), family.images(), family.decisions()
     images = torch.cat([images, torch.zeros_like(images[:1])])
     decisions = [torch.cat([each, each[:1]]) for each in decisions]
     exact = model.forward_masked(images, decisions).logits.detach()
@@ -113,7 +113,7 @@ def test_half_precision(family: Family, leave: Any, dtype: torch.dtype) -> None:
 @torch.no_grad()
 def test_double_precision(family: Family) -> None:
     """Shares and sizes are in single precision, and exact for what both paths have in common."""
-    model = family.sparse(dropped="merged").double()
+    model = family.sparse(policy="merged").double()
     images, decisions = family.images().double(), family.decisions()
     masked, pruned = (
         path(images, decisions).logits for path in (model.forward_masked, model.forward_pruned)

@@ -147,7 +147,7 @@ def test_predictors_can_be_replaced() -> None:
             return torch.stack([place, -place], dim=-1).expand(len(patches), -1, -1)
 
     model = DynamicViT(DEIT.backbone(), Schedule((1,), (0.25,)), [Last()]).eval()
-    survived = model.forward_pruned(DEIT.images()).survived[0]
+    survived = model.forward_pruned(DEIT.images()).kept[0]
     assert survived[0].tolist() == [False] * 15 + [True] * 5
     with pytest.raises(InputError, match="1 stages, but 2 predictors"):
         DynamicViT(DEIT.backbone(), Schedule((1,), (0.25,)), [Last(), Last()])
@@ -165,7 +165,7 @@ def test_any_size_that_the_backbone_is_built_for(name: str, grid: tuple[int, int
     model, images = family.sparse(), family.images(1)
     output = model.forward_pruned(images)
     assert output.grid == grid
-    assert output.survived[0].sum() == max(1, int(family.num_patches * 0.7 + 1e-9))
+    assert output.kept[0].sum() == max(1, int(family.num_patches * 0.7 + 1e-9))
     decisions = family.decisions(1)
     assert_agree(
         model.forward_masked(images, decisions).logits,
@@ -185,7 +185,7 @@ def test_one_model_for_many_sizes(name: str) -> None:
         model.keep_ratio = 0.5
         output = model.forward_pruned(images)
         assert output.grid == (rows, columns)
-        decisions = [survived.float() for survived in output.survived]
+        decisions = [survived.float() for survived in output.kept]
         assert_agree(model.forward_masked(images, decisions).logits, output.logits)
         model.keep_ratio = 1.0
         assert_agree(model(images), model.backbone(images))
@@ -436,13 +436,13 @@ def test_a_frozen_backbone(family: Family, checkpointing: bool) -> None:
 
 # ---------------------------------------------------------------- leaving memory in training
 
-early_leaves = pytest.mark.parametrize("leave", ["late", "at once"])
+early_leaves = pytest.mark.parametrize("masking", ["lagged", "compact"])
 
 
 @early_leaves
 @each_family
 @torch.no_grad()
-def test_leaving_memory_early_gives_the_same_output(family: Family, leave: Any) -> None:
+def test_leaving_memory_early_gives_the_same_output(family: Family, masking: Any) -> None:
     model, images = family.sparse(), family.images(4)
     given = family.decisions(4, share=0.6)
     given[0][0] = 0  # images that keep nothing, and all
@@ -451,13 +451,13 @@ def test_leaving_memory_early_gives_the_same_output(family: Family, leave: Any) 
     lengths: list[int] = []
     for block in model.blocks:
         block.mlp.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
-    model.leave = leave
+    model.masking = masking
     output = model.forward_masked(images, given)
     assert_agree(output.logits, expected.logits)
     for decision, exact in zip(output.decisions, expected.decisions, strict=True):
         assert torch.equal(decision, exact)
     fullest = [int(decision.sum(dim=1).max()) for decision in expected.decisions]
-    late = {"late": 1, "at once": 0}[leave]
+    late = {"lagged": 1, "compact": 0}[masking]
     patches = [family.num_patches] * (1 + late) + fullest[: 3 - late]
     assert lengths == [model.num_prefix_tokens + count for count in patches]
     assert output.features.num_patches == patches[-1]
@@ -469,8 +469,8 @@ def test_leaving_late_gives_the_same_gradients_where_tokens_compete(family: Fami
     model, images = family.sparse(keep_ratio=0.6).train(), family.images(3)
     model.sampler = best_k_sampler
     results = []
-    for leave in ("never", "late"):
-        model.leave = leave
+    for leave in ("full", "lagged"):
+        model.masking = leave
         model.zero_grad()
         output = model(images)
         loss = output.logits.square().sum() + sum(d.mean() for d in output.decisions)
@@ -483,7 +483,7 @@ def test_leaving_late_gives_the_same_gradients_where_tokens_compete(family: Fami
 
 def test_leaving_at_once_cuts_the_decisions_gradient_and_not_the_log_odds() -> None:
     model, images = DEIT.sparse().train(), DEIT.images()
-    model.leave = "at once"
+    model.masking = "compact"
     output = model(images)
     assert not any(decision.requires_grad for decision in output.decisions)
     sum(odds[odds.isfinite()].sum() for odds in output.log_odds).backward()
@@ -491,11 +491,11 @@ def test_leaving_at_once_cuts_the_decisions_gradient_and_not_the_log_odds() -> N
         assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("leave", ["never", "late", "at once"])
+@pytest.mark.parametrize("masking", ["full", "lagged", "compact"])
 @few_families
-def test_a_batch_that_loses_everything(family: Family, leave: Any) -> None:
+def test_a_batch_that_loses_everything(family: Family, masking: Any) -> None:
     model, images = family.sparse().train(), family.images()
-    model.leave = leave
+    model.masking = masking
     for predictor in model.predictors:
         predictor.head[-1].bias.data = torch.tensor([-100.0, 100.0])
     for sampler in (gumbel_sampler, gumbel_top_k_sampler, best_k_sampler):
@@ -509,22 +509,22 @@ def test_a_batch_that_loses_everything(family: Family, leave: Any) -> None:
         assert all(gradient.isfinite().all() for gradient in gradients(model).values())
 
 
-@pytest.mark.parametrize("leave", ["never", "late", "at once"])
+@pytest.mark.parametrize("masking", ["full", "lagged", "compact"])
 @each_family
 @torch.no_grad()
-def test_training_on_the_best_k_sees_what_inference_sees(family: Family, leave: Any) -> None:
+def test_training_on_the_best_k_sees_what_inference_sees(family: Family, masking: Any) -> None:
     model, images = family.sparse(keep_ratio=0.6), family.images(3)
     pruned = model.forward_pruned(images)
-    model.sampler, model.leave = best_k_sampler, leave
+    model.sampler, model.masking = best_k_sampler, masking
     masked = model.train()(images)
     assert_agree(masked.logits, pruned.logits)
-    for decision, survived in zip(masked.decisions, pruned.survived, strict=True):
+    for decision, survived in zip(masked.decisions, pruned.kept, strict=True):
         assert torch.equal(decision > 0.5, survived)
-    entered = torch.ones_like(pruned.survived[0])
-    for odds, score, kept in zip(masked.log_odds, pruned.keep_scores, pruned.survived, strict=True):
+    entered = torch.ones_like(pruned.kept[0])
+    for odds, score, kept in zip(masked.log_odds, pruned.keep_scores, pruned.kept, strict=True):
         probability = odds[entered].sigmoid()
         torch.testing.assert_close(probability, score[entered].exp(), rtol=0, atol=1e-4)
-        if leave == "at once":
+        if masking == "compact":
             assert torch.equal(odds.isfinite(), entered)
         entered = kept
 
@@ -591,7 +591,7 @@ def test_training_learns_which_patches_matter() -> None:
         optimizer.step()
     images, labels, marked = scenes()
     with torch.no_grad():
-        survived = model.forward_pruned(images).survived[0]
+        survived = model.forward_pruned(images).kept[0]
     assert survived[marked].float().mean() > 0.6  # 0.3 would be chance
     assert survived[~marked].float().mean() < 0.28
 

@@ -83,9 +83,7 @@ def test_inference(golden: Golden) -> None:
     output = golden.student().forward_pruned(golden["input"])
     torch.testing.assert_close(output.logits, golden["eval.logits"], **CLOSE)
     held = torch.arange(N).expand(2, -1)  # the released code holds tokens best first
-    for stage, (survived, scores) in enumerate(
-        zip(output.survived, output.keep_scores, strict=True)
-    ):
+    for stage, (survived, scores) in enumerate(zip(output.kept, output.keep_scores, strict=True)):
         expected = golden[f"eval.score.{stage}"]
         torch.testing.assert_close(scores.gather(1, held), expected, **CLOSE)
         held = golden[f"eval.kept.{stage}"]

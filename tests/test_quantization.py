@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.data import UNLABELLED, Batch, ImageData
+from dynamicvit.data import UNLABELED, Batch, ImageData
 from dynamicvit.export import (
     FORMATS,
     Description,
@@ -42,7 +42,7 @@ NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino"
 
 @pytest.fixture(scope="module")
 def model() -> DynamicViT:
-    return DEIT.sparse(depth=2, stages=(0, 1), dropped="merged")
+    return DEIT.sparse(depth=2, stages=(0, 1), policy="merged")
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_an_int8_file_is_near_its_model(model: DynamicViT, files: tuple[str, Pat
     own = model.forward_pruned(images)
     error = (given.logits - own.logits).square().mean().sqrt() / own.logits.std()
     assert 1e-4 < error < 0.5  # of another image's logits it would be 1.4
-    kept = [(a & b).sum() / a.sum() for a, b in zip(own.survived, given.survived, strict=True)]
+    kept = [(a & b).sum() / a.sum() for a, b in zip(own.kept, given.kept, strict=True)]
     assert min(kept) > 0.8
     torch.testing.assert_close(exported(images[:1]), given.logits[:1], atol=0.15, rtol=0)
 
@@ -284,7 +284,7 @@ def changed(model: DynamicViT, change: Callable[[list[Tensor]], list[Tensor]]) -
 def test_agreement_counts_answers_and_patches(model: DynamicViT) -> None:
     images = DEIT.images(4, seed=9)
     best = model(images).argmax(1).tolist()
-    labels = [best[0], (best[1] + 1) % 7, best[2], UNLABELLED]
+    labels = [best[0], (best[1] + 1) % 7, best[2], UNLABELED]
     reference = Reference(model, batches(4, labels))
     same = reference.agreement(changed(model, lambda found: found))
     assert same == Agreement(4, 1.0, (1.0, 1.0), 3, 2 / 3, 2 / 3)
@@ -303,8 +303,8 @@ def test_agreement_counts_answers_and_patches(model: DynamicViT) -> None:
     assert worse.kept == (1.0, pytest.approx(1 - 2 / (4 * k)))
     assert (worse.top1, worse.model_top1) == (0.0, 2 / 3)
     assert worse.drop == pytest.approx(200 / 3)
-    unlabelled = Reference(model, batches(4, [UNLABELLED] * 4))
-    assert unlabelled.agreement(changed(model, spoil)).drop == 50.0
+    unlabeled = Reference(model, batches(4, [UNLABELED] * 4))
+    assert unlabeled.agreement(changed(model, spoil)).drop == 50.0
 
 
 def test_agreement_needs_an_image(model: DynamicViT) -> None:

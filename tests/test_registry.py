@@ -98,10 +98,10 @@ def test_arguments_reach_schedule_and_backbone() -> None:
     assert small(keep_ratio=[0.9, 0.8, 0.1]).schedule.keep_ratios == (0.9, 0.8, 0.1)
     with pytest.raises(InputError, match=r"\(0, 1\], got 2"):
         small(keep_ratio=2)
-    assert small().schedule.dropped == "gone"
-    assert small(dropped="merged").schedule.dropped == "merged"
-    with pytest.raises(InputError, match=r"'gone', 'merged'.* got 'left'"):
-        small(dropped="left")
+    assert small().schedule.policy == "removed"
+    assert small(policy="merged").schedule.policy == "merged"
+    with pytest.raises(InputError, match=r"'removed', 'merged'.* got 'left'"):
+        small(policy="left")
 
 
 def test_the_data_config_is_the_backbones() -> None:

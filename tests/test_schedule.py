@@ -129,7 +129,7 @@ def test_the_budget_of_a_model_changes_at_run_time() -> None:
     model, images = DEIT.sparse(keep_ratio=0.7), DEIT.images()
 
     def kept() -> list[int]:
-        return [int(stage[0].sum()) for stage in model.forward_pruned(images).survived]
+        return [int(stage[0].sum()) for stage in model.forward_pruned(images).kept]
 
     assert model.keep_ratio == 0.7
     assert kept() == [14, 9, 6]

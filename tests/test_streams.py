@@ -45,7 +45,7 @@ def test_shared_out_images_come_back_in_order(
     for count in (7, 1, 4):
         given, own = exported.forward_pruned(images[:count]), model.forward_pruned(images[:count])
         assert_agree(given.logits, own.logits, 1e-4)
-        assert torch.equal(given.survived[0], own.survived[0])
+        assert torch.equal(given.kept[0], own.kept[0])
 
 
 @torch.no_grad()

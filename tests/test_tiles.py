@@ -26,7 +26,7 @@ def test_every_stage_fills_whole_tiles(family: Family) -> None:
     kept = model.schedule.kept(costs.num_patches)
     assert all((costs.num_prefix + k) % 4 == 0 for k in kept)
     with torch.no_grad():
-        survived = model.forward_pruned(family.images()).survived
+        survived = model.forward_pruned(family.images()).kept
     assert [int(places[0].sum()) for places in survived] == list(kept)
 
 
@@ -82,7 +82,7 @@ def test_another_image_size_has_other_counts() -> None:
     model.keep_ratio = tiled_keep_ratios(model, 16, (160, 256))
     with torch.no_grad():
         output = model.forward_pruned(torch.randn(1, 3, 160, 256))
-    assert [(1 + int(places.sum())) % 16 for places in output.survived] == [0, 0, 0]
+    assert [(1 + int(places.sum())) % 16 for places in output.kept] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("tile", [0, -16])

@@ -213,7 +213,7 @@ def test_figure_shows_each_stage_of_each_image(images: Tensor, output: PrunedOut
     shown = pictures(drawn)
     for row, image in enumerate(images):
         np.testing.assert_allclose(shown[6 * row], image.permute(1, 2, 0).numpy())
-        for stage, survived in enumerate(output.survived):
+        for stage, survived in enumerate(output.kept):
             expected = fade(image, survived[row], (4, 6)).permute(1, 2, 0).numpy()
             np.testing.assert_allclose(shown[6 * row + 1 + stage], expected)
         scores = output.keep_scores[0][row]
@@ -235,7 +235,7 @@ def test_what_merged_is_told_from_what_is_kept_and_from_what_is_gone(
     model: DynamicViT, images: Tensor, output: PrunedOutput
 ) -> None:
     assert not any(merges(output, stage) for stage in range(3)), "they are gone"
-    schedule = replace(model.schedule, dropped="merged")
+    schedule = replace(model.schedule, policy="merged")
     merging = DynamicViT(model.backbone, schedule, model.predictors).eval()
     with torch.no_grad():
         merged = merging.forward_pruned(images)
@@ -243,9 +243,7 @@ def test_what_merged_is_told_from_what_is_kept_and_from_what_is_gone(
     drawn = figure(images, merged)
     assert "33% kept, rest merged" in texts(drawn)
     for row, image in enumerate(images):
-        for stage, (survived, groups) in enumerate(
-            zip(merged.survived, merged.groups, strict=True)
-        ):
+        for stage, (survived, groups) in enumerate(zip(merged.kept, merged.groups, strict=True)):
             shown = torch.from_numpy(pictures(drawn)[6 * row + 1 + stage]).permute(2, 0, 1)
             kept, alike = survived[row], as_merged(image, survived[row], groups[row], (4, 6))
             expected = fade(alike, kept, (4, 6), strength=0.5)
@@ -266,7 +264,7 @@ def test_a_later_stages_map_is_blank_where_patches_had_gone(
     assert "at stage 3" in texts(drawn)
     for row in range(2):
         blank = pictures(drawn)[6 * row + 4].mask
-        np.testing.assert_array_equal(blank, ~output.survived[1][row].reshape(4, 6).numpy())
+        np.testing.assert_array_equal(blank, ~output.kept[1][row].reshape(4, 6).numpy())
 
 
 def test_the_outline_lies_between_kept_and_dropped_patches() -> None:
@@ -283,7 +281,7 @@ def test_the_outline_lies_between_kept_and_dropped_patches() -> None:
 def test_captions_name_the_classes(images: Tensor, output: PrunedOutput) -> None:
     logits = torch.tensor([[0.6, 0.1, 0.1, 0.1, 0.1], [0.05, 0.1, 0.7, 0.1, 0.05]]).log()
     dense = logits.flip(0)
-    given = PrunedOutput(logits, output.survived, output.keep_scores, output.grid)
+    given = PrunedOutput(logits, output.kept, output.keep_scores, output.grid)
     captions = texts(figure(images, given, names=NAMES, dense_logits=dense, labels=[0, 0]))[-2:]
     assert captions == [
         "DynamicViT: tench (60%) ✓     dense: $5 bill (70%) ✗     label: tench",

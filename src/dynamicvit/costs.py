@@ -245,8 +245,8 @@ def _reductions(model: nn.Module, num_stages: int) -> tuple[Reduction, ...]:
     """What happens at each stage."""
     inner = core_of(model)
     if isinstance(inner, DynamicViT) and len(inner.predictors) == num_stages:
-        dropped = inner.schedule.dropped
-        return tuple(reduction_of(predictor, dropped) for predictor in inner.predictors)
+        policy = inner.schedule.policy
+        return tuple(reduction_of(predictor, policy) for predictor in inner.predictors)
     if num_stages == 0:
         return ()
     backbone = backbone_of(model)

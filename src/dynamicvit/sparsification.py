@@ -10,7 +10,7 @@ from torch import nn
 from dynamicvit.backbones import adapter_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of
-from dynamicvit.core.schedule import Dropped, Schedule
+from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def sparsify(
     model: TransformersModel,
     keep_ratio: KeepRatio = 0.7,
     stages: Stages = None,
-    dropped: Dropped = "gone",
+    policy: Policy = "removed",
 ) -> DynamicViTForImageClassification: ...
 
 
@@ -42,7 +42,7 @@ def sparsify(
     model: nn.Module,
     keep_ratio: KeepRatio = 0.7,
     stages: Stages = None,
-    dropped: Dropped = "gone",
+    policy: Policy = "removed",
 ) -> DynamicViT: ...
 
 
@@ -50,7 +50,7 @@ def sparsify(
     model: nn.Module | TransformersModel,
     keep_ratio: KeepRatio = 0.7,
     stages: Stages = None,
-    dropped: Dropped = "gone",
+    policy: Policy = "removed",
 ) -> DynamicViT | DynamicViTForImageClassification:
     """Turn a vision transformer into one that drops patch tokens.
 
@@ -62,7 +62,7 @@ def sparsify(
             ratio for each stage.
         stages: indices of the blocks before which tokens are dropped; by default at 1/4, 2/4 and
             3/4 of the depth.
-        dropped: what becomes of dropped tokens: ``"gone"``, as in the paper, or ``"merged"`` into
+        policy: what becomes of dropped tokens: ``"removed"``, as in the paper, or ``"merged"`` into
             the kept token that is most like each, which costs a little and loses far less.
 
     Returns:
@@ -79,4 +79,4 @@ def sparsify(
         raise InputError("the model is a DynamicViT already: set its keep_ratio instead")
     adapter = adapter_for(model)
     depth = len(adapter.blocks(model))
-    return adapter.wrap(DynamicViT(model, Schedule.for_depth(depth, keep_ratio, stages, dropped)))
+    return adapter.wrap(DynamicViT(model, Schedule.for_depth(depth, keep_ratio, stages, policy)))

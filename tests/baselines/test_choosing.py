@@ -51,15 +51,15 @@ class TestTheLaw:
 
     @families
     @pytest.mark.parametrize("way", [way for way in STAGES if way != "random"])
-    @pytest.mark.parametrize("leave", ["never", "late", "at once"])
+    @pytest.mark.parametrize("masking", ["full", "lagged", "compact"])
     @torch.no_grad()
     def test_for_its_own_choice(self, way: str, family: Family, leave: str) -> None:
         model, images = model_of(way, family), family.images(3)
-        model.sampler, model.leave = best_k_sampler, leave
+        model.sampler, model.masking = best_k_sampler, leave
         pruned = model.forward_pruned(images)
         masked = model.forward_masked(images)
         assert_agree(masked.logits, pruned.logits)
-        for decision, survived in zip(masked.decisions, pruned.survived, strict=True):
+        for decision, survived in zip(masked.decisions, pruned.kept, strict=True):
             assert torch.equal(decision > 0.5, survived)
 
     @ways
@@ -71,7 +71,7 @@ class TestTheLaw:
 class TestStatic:
     @torch.no_grad()
     def test_the_same_places_for_every_image(self) -> None:
-        survived = model_of("static").forward_pruned(DEIT.images(3)).survived
+        survived = model_of("static").forward_pruned(DEIT.images(3)).kept
         assert all((kept == kept[:1]).all() for kept in survived)
 
     def test_the_highest_places_stay(self) -> None:
@@ -196,7 +196,7 @@ class TestZeroed:
 
     def masked(self, leave: str) -> tuple[DynamicViT, Tensor, list[Tensor]]:
         model = DEIT.sparse(keep_ratio=0.5)
-        model.leave = leave
+        model.masking = leave
         entered: list[Tensor] = []
         for block in model.blocks:
             block.norm1.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
@@ -216,7 +216,7 @@ class TestZeroed:
     def test_they_are_still_seen(self) -> None:
         """So the law is broken, which is what the paper shows by it."""
         model, zeroed, _ = self.masked("zeroed")
-        _, masked, _ = self.masked("never")
+        _, masked, _ = self.masked("full")
         pruned = model.forward_pruned(DEIT.images(), DEIT.decisions(share=0.5)).logits
         assert_agree(masked, pruned)
         assert (zeroed - pruned).abs().max() > 1e-3
@@ -224,7 +224,7 @@ class TestZeroed:
     def test_only_the_scores_teach_the_predictors(self) -> None:
         """A gradient by way of zeros is 1/√ε times too large in each block, and drowns the rest."""
         model = DEIT.sparse().train()
-        model.leave = "zeroed"
+        model.masking = "zeroed"
         output = model(DEIT.images())
         output.logits.square().sum().backward(retain_graph=True)
         assert all(p.grad is None for p in model.predictors.parameters())
@@ -240,5 +240,5 @@ def test_any_module_that_scores_is_a_choice() -> None:
             return torch.stack([order, -order], dim=-1).expand(len(patches), -1, -1)
 
     model = DynamicViT(DEIT.backbone(), Schedule((1,), (0.25,)), [First()]).eval()
-    survived = model.forward_pruned(DEIT.images(1)).survived[0]
+    survived = model.forward_pruned(DEIT.images(1)).kept[0]
     assert survived[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 4]

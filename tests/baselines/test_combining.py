@@ -127,10 +127,10 @@ class TestMerging:
         pruned, masked = model.forward_pruned(images), model.forward_masked(images)
         assert_agree(masked.logits, pruned.logits)
         assert [int(groups.max()) + 1 for groups in pruned.groups] == [14, 10, 6]
-        held = [kept.sum(dim=1).tolist() for kept in pruned.survived]
+        held = [kept.sum(dim=1).tolist() for kept in pruned.kept]
         assert held == [[14] * 3, [10] * 3, [6] * 3]
         assert pruned.keep_scores == masked.log_odds == ()
-        for decision, survived in zip(masked.decisions, pruned.survived, strict=True):
+        for decision, survived in zip(masked.decisions, pruned.kept, strict=True):
             assert torch.equal(decision > 0.5, survived)
         assert all((groups >= 0).all() for groups in pruned.groups), "nothing is lost"
 
@@ -182,7 +182,7 @@ class TestDownsampling:
         pruned = model.forward_pruned(images)
         assert_agree(model.forward_masked(images).logits, pruned.logits)
         assert (pruned.logits - family.dense(model.backbone, images)).abs().max() > 1e-3
-        assert pruned.survived[0].sum(dim=1).tolist() == [6, 6]
+        assert pruned.kept[0].sum(dim=1).tolist() == [6, 6]
 
     def test_closed_form_of_the_macs(self) -> None:
         model = downsampling()

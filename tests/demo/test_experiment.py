@@ -46,7 +46,7 @@ def test_random_scores_keep_as_many_tokens_by_chance() -> None:
     model = experiment.sparse_model(random=True).eval()
     images = Scenes("score").batch(0, 64).images
     with torch.inference_mode():
-        survived = model.forward_pruned(images).survived
+        survived = model.forward_pruned(images).kept
     assert [int(kept[0].sum()) for kept in survived] == list(model.schedule.kept(144))
     share = survived[-1].float().mean(dim=0)  # no patch is preferred
     assert share.max() < 0.343 + 0.3

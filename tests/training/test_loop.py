@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.core.model import DenseOutput, Stem
-from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.schedule import Policy
 from dynamicvit.core.teacher import weigh_some
-from dynamicvit.data import UNLABELLED, Batch
+from dynamicvit.data import UNLABELED, Batch
 from dynamicvit.training import Progress, Recipe, load_recipe, loop, train
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.step import create_mixup, mix, seed_everything
@@ -95,11 +95,11 @@ def test_a_shared_stem_changes_no_loss(family: Family) -> None:
     model = family.sparse().train()
     model.sampler = loop.SAMPLERS["best-k"]
     batch = next(iter(Memory()))
-    apart = small("share_stem=false", "leave=late")
-    shared = small("share_stem=true", "leave=at once")
+    apart = small("share_stem=false", "masking=lagged")
+    shared = small("share_stem=true", "masking=compact")
     teachers = teachers_for(model, apart)
     _, one = loop.step_losses(model, teachers, batch, apart, None)
-    model.leave = "at once"
+    model.masking = "compact"
     _, other = loop.step_losses(model, teachers, batch, shared, None)
     for name, part in vars(one).items():
         torch.testing.assert_close(getattr(other, name), part, rtol=1e-4, atol=1e-5)
@@ -146,9 +146,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(recipe: Recipe, tmp_path
 
 def test_the_model_draws_as_before_when_training_is_over(tmp_path: Path) -> None:
     model = DEIT.sparse()
-    before = model.sampler, model.leave
+    before = model.sampler, model.masking
     train(model, Memory(), small(steps=1), tmp_path)
-    assert (model.sampler, model.leave) == before
+    assert (model.sampler, model.masking) == before
 
 
 def test_a_model_without_stages_has_nothing_to_train(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_images_without_labels_learn_from_the_teacher_alone(plain: tuple[str, ..
     recipe = paper(*plain)
     batch = next(iter(Memory()))
     labels = batch.labels.clone()
-    labels[: len(labels) // 2] = UNLABELLED
+    labels[: len(labels) // 2] = UNLABELED
     of_labels = {}
     for name, given in {"all": batch.labels, "half": labels}.items():
         model = DEIT.sparse().train()
@@ -324,7 +324,7 @@ def test_images_are_mixed_without_labels() -> None:
 def test_a_label_is_lost_only_by_mixing_with_an_image_that_has_none() -> None:
     batch = next(iter(Memory()))
     labels = batch.labels.clone()
-    labels[0] = UNLABELLED  # its partner is the last image
+    labels[0] = UNLABELED  # its partner is the last image
     images, targets = mixed(Batch(batch.images, labels), "augment.mixup_prob=0.5")
     alone = [torch.equal(*pair) for pair in zip(images, batch.images, strict=True)]
     assert set(alone) == {True, False}, "or this says nothing"
@@ -366,12 +366,12 @@ def test_the_average_forgets_the_start_of_a_short_run(tmp_path: Path) -> None:
     assert distance(model.predictors, last.predictors) < 0.5 * distance(untrained, last.predictors)
 
 
-@pytest.mark.parametrize("dropped", get_args(Dropped))
-def test_the_run_says_what_became_of_dropped_tokens(dropped: Dropped, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", get_args(Policy))
+def test_the_run_says_what_became_of_dropped_tokens(policy: Policy, tmp_path: Path) -> None:
     """Whatever the recipe wanted; and to go on, it must not have changed."""
-    recipe = small("dropped=merged", steps=2)
-    train(DEIT.sparse(dropped=dropped), Memory(), recipe, tmp_path)
-    assert load_recipe(str(tmp_path / "recipe.yaml")).dropped == dropped
-    (other,) = set(get_args(Dropped)) - {dropped}
-    with pytest.raises(InputError, match=f"dropped {dropped} -> {other}"):
-        train(DEIT.sparse(dropped=other), Memory(), recipe, tmp_path, resume=True)
+    recipe = small("policy=merged", steps=2)
+    train(DEIT.sparse(policy=policy), Memory(), recipe, tmp_path)
+    assert load_recipe(str(tmp_path / "recipe.yaml")).policy == policy
+    (other,) = set(get_args(Policy)) - {policy}
+    with pytest.raises(InputError, match=f"dropped {policy} -> {other}"):
+        train(DEIT.sparse(policy=other), Memory(), recipe, tmp_path, resume=True)

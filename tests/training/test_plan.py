@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 import torch
 
-from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.schedule import Policy
 from dynamicvit.costs import count_macs
 from dynamicvit.training import Recipe, load_recipe, loop
 from dynamicvit.training.memory import _held, estimate_memory
@@ -35,7 +35,7 @@ def test_schedule_and_macs() -> None:
     plan = plan_of(model, paper(), None)
     assert (plan.num_patches, plan.image_size) == (DEIT.num_patches, DEIT.size)
     assert plan.kept == tuple(
-        int(kept.sum(1)[0]) for kept in model.forward_pruned(DEIT.images()).survived
+        int(kept.sum(1)[0]) for kept in model.forward_pruned(DEIT.images()).kept
     )
     assert (plan.macs, plan.dense_macs) == (count_macs(model), count_macs(model.backbone))
     assert plan.steps is None
@@ -92,10 +92,10 @@ def resident(kind):
 torch.set_num_threads(1)
 recipe, batch = load_recipe(sys.argv[1]), 12
 backbone = timm.create_model("deit_tiny_patch16_224", depth=4, num_classes=10)
-model = sparsify(backbone, dropped=recipe.dropped or "gone")
+model = sparsify(backbone, policy=recipe.policy or "removed")
 memory = estimate_memory(model, recipe, batch)
 model.train()
-model.sampler, model.leave = loop.SAMPLERS[recipe.decisions], recipe.leave
+model.sampler, model.masking = loop.SAMPLERS[recipe.decisions], recipe.masking
 teachers = teachers_for(model, recipe)
 before = resident("VmRSS")
 images = Batch(torch.randn(batch, 3, 224, 224), torch.zeros(batch, dtype=torch.long))
@@ -117,12 +117,12 @@ def test_the_process_peaks_where_it_was_said(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["deit_small", "small_data"])
-@pytest.mark.parametrize("dropped", get_args(Dropped))
-def test_memory_grows_by_the_same_for_every_image(name: str, dropped: Dropped) -> None:
+@pytest.mark.parametrize("policy", get_args(Policy))
+def test_memory_grows_by_the_same_for_every_image(name: str, policy: Policy) -> None:
     """Two images tell what five need."""
-    recipe, model = load_recipe(name), DEIT.sparse(dropped=dropped).train()
+    recipe, model = load_recipe(name), DEIT.sparse(policy=policy).train()
     expected = estimate_memory(model, recipe, 5).activations
-    model.sampler, model.leave = loop.SAMPLERS[recipe.decisions], recipe.leave
+    model.sampler, model.masking = loop.SAMPLERS[recipe.decisions], recipe.masking
     teachers = teachers_for(model, recipe)
     _, held = (_held(model, teachers, recipe, n, "cpu", None) for n in (5, 5))
     assert expected == pytest.approx(held, rel=0.05)
@@ -162,7 +162,7 @@ def test_less_is_held_when_tokens_leave_in_half_precision_and_with_checkpointing
         return estimate_memory(DEIT.sparse(), recipe, precision=precision).activations
 
     never = activations()
-    assert activations("leave=late") < never
+    assert activations("masking=lagged") < never
     assert activations(precision=torch.bfloat16) < never
     model = DEIT.sparse()
     model.set_grad_checkpointing()
@@ -172,7 +172,7 @@ def test_less_is_held_when_tokens_leave_in_half_precision_and_with_checkpointing
 
 def test_guidance_and_student_do_not_add_up() -> None:
     """The graph behind the guidance is gone before the student's begins."""
-    base = ("losses.guidance=1", "decisions=best-k", "leave=at once")
+    base = ("losses.guidance=1", "decisions=best-k", "masking=compact")
     model = DEIT.sparse()
     with_guidance = estimate_memory(model, paper(*base)).activations
     never = estimate_memory(model, paper("decisions=best-k")).activations
@@ -183,8 +183,8 @@ def test_guidance_and_student_do_not_add_up() -> None:
 def test_estimating_leaves_the_model_as_it_was(family: Family) -> None:
     model = family.sparse()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    settings = model.training, model.sampler, model.leave
+    settings = model.training, model.sampler, model.masking
     estimate_memory(model, load_recipe("small_data", []))
-    assert (model.training, model.sampler, model.leave) == settings
+    assert (model.training, model.sampler, model.masking) == settings
     assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())

@@ -26,7 +26,7 @@ def test_the_defaults_are_the_released_recipe() -> None:
     assert augment.auto_augment == "rand-m9-mstd0.5-inc1"  # of two operations, timm's default
     assert (augment.mixup, augment.cutmix) == (0.8, 1.0)
     assert (augment.smoothing, augment.re_prob) == (0.1, 0.25)
-    assert (recipe.decisions, recipe.leave) == ("independent", "never")
+    assert (recipe.decisions, recipe.masking) == ("independent", "full")
     assert recipe.losses.model_dump() == {
         "classification": 1.0,
         "distillation": 0.5,
@@ -107,8 +107,8 @@ def test_overrides_reach_into_parts_and_replace_the_length() -> None:
         ("batch_size=many", "batch_size: .*integer.*got 'many'"),
         ("batch_size", "must be key=value"),
         ("seed.deep=1", "seed has no parts"),
-        ("leave=late", "leave: late needs decisions"),
-        ("leave=zeroed", "leave: zeroed needs decisions"),
+        ("masking=lagged", "masking: late needs decisions"),
+        ("masking=zeroed", "masking: zeroed needs decisions"),
         ("stages=[]", "at least one"),
         ("losses.token=[", "is not YAML"),
         ("teacher.modl=resnet50", "unknown key 'teacher.modl', did you mean 'model'"),

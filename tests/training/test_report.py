@@ -73,7 +73,7 @@ def test_what_was_sampled_is_not_what_the_scores_ask_for(tmp_path: Path) -> None
 def test_the_share_at_inference_is_that_of_the_pruned_path(tmp_path: Path) -> None:
     model = DEIT.sparse(keep_ratio=0.6)
     train(model, Memory(), small("keep_ratio=0.6", steps=1), tmp_path)
-    survived = model.forward_pruned(DEIT.images()).survived
+    survived = model.forward_pruned(DEIT.images()).kept
     (step,) = log_of(tmp_path)
     assert step["kept_at_inference"] == pytest.approx([float(s.float().mean()) for s in survived])
     assert step["kept"] == pytest.approx(step["kept_at_inference"])  # best-k draws nothing

@@ -177,7 +177,7 @@ def test_it_sees_the_very_images_of_the_student(recipe: Recipe) -> None:
 
 
 def test_a_stem_is_shared_without_a_dense_self(tmp_path: Path) -> None:
-    alone = ("leave=never", "losses.guidance=0", "losses.token=0", "losses.feature=0", OTHER)
+    alone = ("masking=full", "losses.guidance=0", "losses.token=0", "losses.feature=0", OTHER)
     model = run(small(*alone), tmp_path / "shared", data=Memory(labeled=False))
     run(small(*alone, "share_stem=false"), tmp_path / "apart", data=Memory(labeled=False))
     first = [losses_of(tmp_path / name)[0]["total"] for name in ("shared", "apart")]
@@ -190,7 +190,7 @@ def test_a_stem_is_shared_without_a_dense_self(tmp_path: Path) -> None:
 
 def test_a_shared_stem_drops_nothing_by_chance() -> None:
     model, images = DEIT.sparse(proj_drop_rate=0.5).train(), DEIT.images()
-    teachers = teachers_for(model, small("leave=never", *only("ratio")))
+    teachers = teachers_for(model, small("masking=full", *only("ratio")))
     assert teachers.dense is None
     stem = teachers.shared_stem(model, images)
     assert all(module.training for module in model.blocks.modules())

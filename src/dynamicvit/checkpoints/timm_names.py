@@ -18,7 +18,7 @@ from timm.models import generate_default_cfgs, get_pretrained_cfg
 import dynamicvit.backbones.networks  # noqa: F401 (some of the names below are registered there)
 from dynamicvit.backbones.networks.registration import register_once
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.schedule import Policy
 from dynamicvit.sparsification import sparsify
 
 PREFIX = "dynamicvit_"
@@ -59,11 +59,11 @@ def _entry_point(backbone: str) -> Callable[..., DynamicViT]:
         pretrained: bool = False,
         keep_ratio: float | Sequence[float] = 0.7,
         stages: Sequence[int] | None = None,
-        dropped: Dropped = "gone",
+        policy: Policy = "removed",
         **backbone_args: Any,
     ) -> DynamicViT:
         dense = timm.create_model(backbone, pretrained=pretrained, **backbone_args)
-        return sparsify(dense, keep_ratio, stages, dropped)
+        return sparsify(dense, keep_ratio, stages, policy)
 
     create.__name__ = create.__qualname__ = f"{PREFIX}{backbone}"
     create.__doc__ = f"timm's {backbone} that drops patch tokens; see :mod:`{__name__}`."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.schedule import Policy
 from dynamicvit.evaluation.bench import BenchRow, MemoryRow, Times
 
 PERCENTILES = (50, 95, 99)
@@ -21,7 +21,7 @@ class Report:
         weights: "random" or "given".
         stages: blocks before which tokens are dropped.
         keep_ratios: share of the patches that each stage leaves.
-        dropped: what becomes of the others.
+        policy: what becomes of the others.
         image_size: height and width in pixels.
         dense_macs: of one image; ``None`` of a file.
         pruned_macs: of one image, prediction modules included; ``None`` of a file.
@@ -37,7 +37,7 @@ class Report:
     weights: str
     stages: tuple[int, ...]
     keep_ratios: tuple[float, ...]
-    dropped: Dropped
+    policy: Policy
     image_size: tuple[int, int]
     dense_macs: int | None
     pruned_macs: int | None

@@ -23,7 +23,7 @@ def print_heading(console: Console, report: Report) -> None:
     line = f"{report.model} ({report.weights} weights), {height}x{width} px"
     if report.stages:
         ratios = ", ".join(f"{ratio:.3g}" for ratio in report.keep_ratios)
-        fate = Schedule(report.stages, report.keep_ratios, report.dropped).fate
+        fate = Schedule(report.stages, report.keep_ratios, report.policy).fate
         blocks = ", ".join(map(str, report.stages))
         line += f", keeps {ratios} of the patches from blocks {blocks} on, the others {fate}"
     say(console, line)

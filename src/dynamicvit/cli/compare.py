@@ -35,7 +35,7 @@ from dynamicvit.cli.options import (
     Precision,
     Strict,
     Threads,
-    Unlabelled,
+    Unlabeled,
     Workers,
     use_threads,
 )
@@ -90,7 +90,7 @@ def compare(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe."),
     ] = None,
-    unlabelled: Unlabelled = None,
+    unlabeled: Unlabeled = None,
     class_map: ClassMapOption = None,
     precision: Precision = "fp32",
     crop_pct: CropPct = None,
@@ -118,7 +118,7 @@ def compare(
     check_folder(output)
     use_threads(threads)
     console = Console()
-    sources = _sources(data, validation, unlabelled or [], no_train, strict)
+    sources = _sources(data, validation, unlabeled or [], no_train, strict)
     backbone = load_model(
         model_name, checkpoint=checkpoint, pretrained=not no_pretrained
     ).backbone.eval()
@@ -163,11 +163,11 @@ def compare(
 
 
 def _sources(
-    data: str, validation: str | None, unlabelled: list[str], no_train: bool, strict: bool
+    data: str, validation: str | None, unlabeled: list[str], no_train: bool, strict: bool
 ) -> tuple[ImageData, list[ImageData]]:
     """What is evaluated on, and what is trained on."""
     images = ImageData(data, strict=strict)
-    more = [ImageData(path, labeled=False, strict=strict) for path in unlabelled]
+    more = [ImageData(path, labeled=False, strict=strict) for path in unlabeled]
     if validation is not None:
         evaluated = ImageData(validation, strict=strict)
     elif no_train:

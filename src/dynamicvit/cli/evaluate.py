@@ -77,8 +77,8 @@ def eval_command(
     batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = 32,
     precision: Precision = "fp32",
     class_map: ClassMapOption = None,
-    unlabelled: Annotated[
-        bool, typer.Option("--unlabelled", help="Class names mean nothing: agreement only.")
+    unlabeled: Annotated[
+        bool, typer.Option("--unlabeled", help="Class names mean nothing: agreement only.")
     ] = False,
     image_size: ImageSizeOption = None,
     crop_pct: CropPct = None,
@@ -102,7 +102,7 @@ def eval_command(
     processes = launched_processes("cuda" if torch.cuda.is_available() else "cpu")
     dtype = launched_precision(autocast_dtype(precision), processes.device)
     console = main_console(processes, stderr=json_file == "-")
-    images = ImageData(data, labeled=False if unlabelled else None, strict=strict)
+    images = ImageData(data, labeled=False if unlabeled else None, strict=strict)
     compare_dense = compare_dense or dense_checkpoint is not None
     if not images.labeled and not compare_dense:
         raise InputError(f"{data} has no labels to count right answers by: add --compare-dense")
@@ -143,7 +143,7 @@ def eval_command(
         "class_map": origin,
         "stages": () if dense else model.schedule.stages,
         "keep_ratios": () if dense else model.schedule.keep_ratios,
-        "dropped": None if dense else model.schedule.dropped,
+        "policy": None if dense else model.schedule.policy,
         "image_size": size,
         "crop_pct": crop_pct or resolve_model_data_config(model)["crop_pct"],
         "precision": precision_name(dtype),

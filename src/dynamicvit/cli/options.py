@@ -25,7 +25,7 @@ _SOURCE = typer.Argument(
 )
 Data = Annotated[str, _SOURCE]
 DataIfAny = Annotated[str | None, _SOURCE]
-Unlabelled = Annotated[
+Unlabeled = Annotated[
     list[str] | None,
     typer.Option(help="More images, named as DATA is, without labels; may be repeated."),
 ]

@@ -37,7 +37,7 @@ from dynamicvit.cli.options import (
     Released,
     Strict,
     Threads,
-    Unlabelled,
+    Unlabeled,
     Workers,
     autocast_dtype,
     chosen_model,
@@ -92,7 +92,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe."),
     ] = None,
-    unlabelled: Unlabelled = None,
+    unlabeled: Unlabeled = None,
     class_map: ClassMapOption = None,
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"],
@@ -129,7 +129,7 @@ def train(
     on with an interrupted run. Several processes, started by torchrun or accelerate launch, share
     the batches of the recipe. With --dry-run DATA and --output may be left out.
     """
-    if data is None and (unlabelled or not dry_run):
+    if data is None and (unlabeled or not dry_run):
         raise InputError("Missing argument 'DATA'.")
     if output is None and not dry_run:
         raise InputError("Missing option '--output' / '-o'.")
@@ -148,7 +148,7 @@ def train(
     going_on = output is not None and _check_output(output, resume)
     use_threads(threads)
     images = (
-        [] if data is None else _training_images(plan, data, unlabelled or [], class_map, strict)
+        [] if data is None else _training_images(plan, data, unlabeled or [], class_map, strict)
     )
     torch.manual_seed(plan.seed)
     student = load_model(
@@ -158,8 +158,8 @@ def train(
         stages=plan.stages,
         pretrained=not (no_pretrained or dry_run),
     )
-    if plan.dropped is not None:  # also of a model that had another: it learns who should stay now
-        student.dropped = plan.dropped
+    if plan.policy is not None:  # also of a model that had another: it learns who should stay now
+        student.policy = plan.policy
     if plan.drop_path:
         set_drop_path(student, plan.drop_path)
     if grad_checkpointing:
@@ -260,7 +260,7 @@ def _check_output(output: Path, resume: bool) -> bool:
 
 
 def _training_images(
-    recipe: Recipe, root: str, unlabelled: list[str], class_map: str | None, strict: bool
+    recipe: Recipe, root: str, unlabeled: list[str], class_map: str | None, strict: bool
 ) -> list[ImageData]:
     """The labeled images, if labels are needed, and those without; refused before any download.
 
@@ -280,7 +280,7 @@ def _training_images(
             f"{root} has no labels, which the classification loss needs: set "
             "losses.classification=0 to learn from the dense network alone"
         )
-    return [images, *(ImageData(path, labeled=False, strict=strict) for path in unlabelled)]
+    return [images, *(ImageData(path, labeled=False, strict=strict) for path in unlabeled)]
 
 
 def _loaders(
@@ -420,7 +420,7 @@ def _results(
     results: dict[str, Any] = {
         "training": training,
         "keep_ratios": model.schedule.keep_ratios,
-        "dropped": model.schedule.dropped,
+        "policy": model.schedule.policy,
     }
     if held_out is None or report.held_out is None:
         return results

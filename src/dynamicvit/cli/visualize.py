@@ -114,7 +114,7 @@ def _draw(
 
 def _kept(pruned: PrunedOutput) -> str:
     patches = pruned.grid[0] * pruned.grid[1]
-    kept = [int(survived.sum()) for survived in pruned.survived]
+    kept = [int(survived.sum()) for survived in pruned.kept]
     if not kept:
         return f"all {patches} patches kept: the model has no stages"
     shares = ", ".join(f"{share / patches:.0%}" for share in kept)

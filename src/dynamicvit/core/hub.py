@@ -217,8 +217,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _schedule_in(config: Mapping[str, Any]) -> Schedule:
     values = config["schedule"]
-    dropped = values.get("dropped", Schedule.dropped)
-    return Schedule(tuple(values["stages"]), tuple(values["keep_ratios"]), dropped)
+    policy = values.get("policy", Schedule.policy)
+    if "dropped" in values:  # as 0.1.0 wrote it
+        policy = {"gone": "removed"}.get(values["dropped"], values["dropped"])
+    return Schedule(tuple(values["stages"]), tuple(values["keep_ratios"]), policy)
 
 
 def _check_types(config: Mapping[str, Any], path: Path) -> None:

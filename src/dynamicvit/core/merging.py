@@ -83,7 +83,7 @@ def join(tokens: Tokens, gone: Tensor, into: Tensor, num_patches: int) -> Tokens
     """The tokens after some have become part of others; all are still held.
 
     A token becomes the mean of its patches, and counts for as many. What tokens become is
-    differentiable in the tokens and in ``gone``; how many patches they count for has no gradient.
+    differentiable in the tokens and in ``removed``; how many patches they count for has no gradient.
 
     Args:
         tokens: M patch tokens.

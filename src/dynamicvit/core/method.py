@@ -27,16 +27,16 @@ from dynamicvit.core.decisions import (
 )
 from dynamicvit.core.merging import discounted, join, likeness, most_alike
 from dynamicvit.core.prediction import PredictionModule
-from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.schedule import Policy
 from dynamicvit.errors import InputError
 from dynamicvit.layers.plain import is_unhooked
 from dynamicvit.layers.tokens import Tokens
 
-Leave = Literal["never", "late", "at once", "zeroed"]
+Masking = Literal["full", "lagged", "compact", "zeroed"]
 
 #: Where the decisions pass no gradient on. Tokens that have left have none to give; zeros have one,
 #: but the norm of a token of zeros multiplies it by 1/√ε in each block that it enters.
-NO_GRADIENT: tuple[Leave, ...] = ("at once", "zeroed")
+NO_GRADIENT: tuple[Masking, ...] = ("compact", "zeroed")
 
 Grid = tuple[int, int]
 """Rows and columns of the image's N patches."""
@@ -53,7 +53,7 @@ class Draw:
     """
 
     sampler: Sampler
-    leave: Leave
+    masking: Masking
     given: Tensor | None = None
 
 
@@ -237,15 +237,15 @@ class Choice(Reduction):
             drawn = drawn + (drawn.round() - drawn).detach()
             drawn = drawn if tokens.index is None else drawn.gather(1, tokens.index)
         decision = drawn * before
-        if draw.leave in NO_GRADIENT:
+        if draw.masking in NO_GRADIENT:
             decision = decision.detach()
         left = replace(tokens, decision=decision)
         if alike is not None:
             into = most_alike(alike, decision > 0.5)
             left = join(left, before - decision, into, num_patches)
-        if draw.leave == "late":
+        if draw.masking == "lagged":
             left = gather_alive(left, before)
-        elif draw.leave == "at once":
+        elif draw.masking == "compact":
             left = unmask(gather_alive(left, decision))
         left = _with_rest(left, self.rest(tokens, before - decision, log_probs))
         decision = to_image(decision, tokens.index, num_patches)
@@ -318,14 +318,14 @@ def module_macs(module: nn.Module, num_patches: int) -> int:
     return linear_macs(module) * num_patches
 
 
-def reduction_of(module: nn.Module, dropped: Dropped) -> Reduction:
+def reduction_of(module: nn.Module, policy: Policy) -> Reduction:
     """What a stage does whose module this is: a reduction itself, or a module that scores.
 
     Args:
         module: of the stage.
-        dropped: what becomes of the tokens that are dropped by score.
+        policy: what becomes of the tokens that are dropped by score.
     """
-    return module if isinstance(module, Reduction) else Scored(module, dropped == "merged")
+    return module if isinstance(module, Reduction) else Scored(module, policy == "merged")
 
 
 def _with_rest(tokens: Tokens, rest: Tensor | None) -> Tokens:

@@ -26,9 +26,9 @@ from dynamicvit.core.decisions import (
     to_image,
 )
 from dynamicvit.core.hub import HubMixin
-from dynamicvit.core.method import Draw, Leave, Reduction, reduction_of
+from dynamicvit.core.method import Draw, Masking, Reduction, reduction_of
 from dynamicvit.core.prediction import PredictionModule
-from dynamicvit.core.schedule import Dropped, Schedule
+from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.timm_surface import TimmModelMixin
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens
@@ -117,7 +117,7 @@ class PrunedOutput:
 
     Attributes:
         logits: ``(B, classes)``.
-        survived: for each stage ``(B, N)`` bool, which original patches were kept, in image order.
+        kept: for each stage ``(B, N)`` bool, which original patches were kept, in image order.
         keep_scores: for each stage ``(B, N)``, log-probability of keeping each patch that entered
             the stage, ``-inf`` for those already gone; where dropped tokens merge, with how like
             others they are (:func:`~dynamicvit.core.merging.discounted`). Empty when the decisions were
@@ -125,25 +125,25 @@ class PrunedOutput:
         grid: rows and columns of patches; N is their product.
         groups: for each stage ``(B, N)``, the position among the patch tokens left of the one that
             each original patch is part of, -1 for none. Empty when the decisions were given.
-        kept: for each stage ``(B, K)``, which original patches the patch tokens left have the
+        kept_index: for each stage ``(B, K)``, which original patches the patch tokens left have the
             places of, in the tokens' order, which ascends. Empty when the decisions were given.
     """
 
     logits: Tensor
-    survived: tuple[Tensor, ...]
+    kept: tuple[Tensor, ...]
     keep_scores: tuple[Tensor, ...]
     grid: tuple[int, int]
     groups: tuple[Tensor, ...] = ()
-    kept: tuple[Tensor, ...] = ()
+    kept_index: tuple[Tensor, ...] = ()
 
 
 class _Report(NamedTuple):
     """What the stages did, one entry for each; see :class:`PrunedOutput`."""
 
-    survived: list[Tensor]
+    kept: list[Tensor]
     keep_scores: list[Tensor]
     groups: list[Tensor]
-    kept: list[Tensor]
+    kept_index: list[Tensor]
 
 
 class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
@@ -163,11 +163,11 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
     Attributes:
         sampler: how training draws decisions, :func:`~dynamicvit.core.decisions.gumbel_sampler` unless
             set to another :data:`~dynamicvit.core.decisions.Sampler`.
-        leave: when a dropped token leaves memory in the masked path. ``"never"``, as in the paper;
-            ``"late"``, one stage after the one that dropped it, from which on nothing can bring it
-            back; ``"at once"``, as in the pruned path. Outputs are the same, training is faster.
-            "late" keeps the gradients too with a sampler in which dropped tokens don't compete
-            (:func:`~dynamicvit.core.decisions.gumbel_top_k_sampler`). "at once" cuts the decisions'
+        leave: when a dropped token leaves memory in the masked path. ``"full"``, as in the paper;
+            ``"lagged"``, one stage after the one that dropped it, from which on nothing can bring it
+            back; ``"compact"``, as in the pruned path. Outputs are the same, training is faster.
+            "lagged" keeps the gradients too with a sampler in which dropped tokens don't compete
+            (:func:`~dynamicvit.core.decisions.gumbel_top_k_sampler`). "compact" cuts the decisions'
             gradient: the prediction modules then learn from the guidance loss only. ``"zeroed"``
             is what the paper compares with: dropped tokens stay and are seen, only their features
             are set to zero; the masked path then differs from the pruned one. It cuts the gradient
@@ -188,7 +188,7 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         self._adapter = adapter_for(backbone)
         self.backbone = backbone
         self._schedule = Schedule.for_depth(
-            self.depth, schedule.keep_ratios, schedule.stages, schedule.dropped
+            self.depth, schedule.keep_ratios, schedule.stages, schedule.policy
         )
         if predictors is None:
             width = self._adapter.width(backbone)
@@ -198,7 +198,7 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         self.predictors = nn.ModuleList(predictors)
         self._check_reductions()
         self.sampler: Sampler = gumbel_sampler
-        self.leave: Leave = "never"
+        self.masking: Masking = "full"
         self._freeze_statistics()
 
     # ---------------------------------------------------------------- budget
@@ -230,16 +230,16 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
     @keep_ratio.setter
     def keep_ratio(self, keep_ratio: float | Sequence[float]) -> None:
         now = self._schedule
-        self._schedule = Schedule.for_depth(self.depth, keep_ratio, now.stages, now.dropped)
+        self._schedule = Schedule.for_depth(self.depth, keep_ratio, now.stages, now.policy)
 
     @property
-    def dropped(self) -> Dropped:
+    def policy(self) -> Policy:
         """What becomes of dropped tokens. Set it before training: who should stay depends on it."""
-        return self._schedule.dropped
+        return self._schedule.policy
 
-    @dropped.setter
-    def dropped(self, dropped: Dropped) -> None:
-        self._schedule = replace(self._schedule, dropped=dropped)
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self._schedule = replace(self._schedule, policy=policy)
 
     # ---------------------------------------------------------------- the mode
 
@@ -371,8 +371,8 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         self, stem: Stem, decisions: Sequence[Tensor] | None = None
     ) -> tuple[Tokens, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         """Final tokens under the last decision; each stage's decisions, log-odds and places."""
-        if self.leave not in get_args(Leave):
-            raise InputError(f"leave is one of {get_args(Leave)}, got {self.leave!r}")
+        if self.masking not in get_args(Masking):
+            raise InputError(f"masking is one of {get_args(Masking)}, got {self.masking!r}")
         tokens, block, num_patches = stem.tokens, stem.depth, stem.tokens.num_patches
         if decisions is not None:
             self._check_decisions(len(tokens.x), stem.grid, decisions)
@@ -381,7 +381,7 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
             tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
             block = self._schedule.stages[stage]
             given = None if decisions is None else decisions[stage]
-            draw = Draw(self.sampler, self.leave, given)
+            draw = Draw(self.sampler, self.masking, given)
             reduction = self._reduction(stage)
             masked = reduction.mask(tokens, budget, stem.grid, draw)
             tokens = masked.tokens
@@ -413,9 +413,9 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
             tokens, odds = reduction.prune(tokens, budget, stem.grid)
             if report is None:
                 continue
-            report.survived.append(survivors(tokens, num_patches))
+            report.kept.append(survivors(tokens, num_patches))
             report.groups.append(groups_of(tokens, num_patches))
-            report.kept.append(kept_patches(tokens))
+            report.kept_index.append(kept_patches(tokens))
             if odds is not None:
                 score = F.logsigmoid(odds)
                 report.keep_scores.append(to_image(score, index, num_patches, fill=float("-inf")))
@@ -434,12 +434,12 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         return self._answer(tokens, stem.position, block)
 
     def _reduction(self, stage: int) -> Reduction:
-        return reduction_of(self.predictors[stage], self._schedule.dropped)
+        return reduction_of(self.predictors[stage], self._schedule.policy)
 
     def _run(self, tokens: Tokens, position: Tensor | None, start: int, stop: int) -> Tokens:
         """The tokens after some blocks, with what the last one's attention worked on."""
         for depth in range(start, stop):
-            entered = self._zeroed(tokens) if self.leave == "zeroed" else tokens
+            entered = self._zeroed(tokens) if self.masking == "zeroed" else tokens
             x, heads = self._adapter.run_block(self.backbone, depth, entered, position)
             tokens = tokens.with_x(x, heads if depth == stop - 1 else None)
         return tokens

@@ -10,10 +10,10 @@ from typing import Literal, get_args
 
 from dynamicvit.errors import InputError
 
-Dropped = Literal["gone", "merged"]
+Policy = Literal["removed", "merged"]
 """What becomes of dropped tokens.
 
-``"gone"``: nothing, as in the paper. ``"merged"``: each becomes part of the kept token that is most
+``"removed"``: nothing, as in the paper. ``"merged"``: each becomes part of the kept token that is most
 like it (:mod:`dynamicvit.core.merging`).
 """
 
@@ -25,16 +25,16 @@ class Schedule:
     Attributes:
         stages: indices of the blocks before which tokens are dropped, ascending.
         keep_ratios: share of the original N patches kept from that stage on; never growing.
-        dropped: what becomes of the tokens that the prediction modules drop.
+        policy: what becomes of the tokens that the prediction modules drop.
     """
 
     stages: tuple[int, ...]
     keep_ratios: tuple[float, ...]
-    dropped: Dropped = "gone"
+    policy: Policy = "removed"
 
     def __post_init__(self) -> None:
-        if self.dropped not in get_args(Dropped):
-            raise InputError(f"dropped is one of {get_args(Dropped)}, got {self.dropped!r}")
+        if self.policy not in get_args(Policy):
+            raise InputError(f"policy is one of {get_args(Policy)}, got {self.policy!r}")
         if len(self.stages) != len(self.keep_ratios):
             raise InputError(
                 f"{len(self.stages)} stages {self.stages} need {len(self.stages)} keep ratios, "
@@ -57,7 +57,7 @@ class Schedule:
         depth: int,
         keep_ratio: float | Sequence[float] = 0.7,
         stages: Sequence[int] | None = None,
-        dropped: Dropped = "gone",
+        policy: Policy = "removed",
     ) -> Schedule:
         """The schedule of a network with ``depth`` blocks.
 
@@ -65,7 +65,7 @@ class Schedule:
             depth: number of blocks.
             keep_ratio: ρ, from which the stages keep ρ, ρ², ρ³, ...; or one ratio for each stage.
             stages: block indices; by default 1/4, 2/4 and 3/4 of the depth (3, 6, 9 of 12).
-            dropped: what becomes of dropped tokens.
+            policy: what becomes of dropped tokens.
 
         Raises:
             InputError: for a stage outside the depth or given twice, a ratio outside (0, 1],
@@ -79,13 +79,13 @@ class Schedule:
         if isinstance(keep_ratio, Sequence) and not isinstance(keep_ratio, str):
             for ratio in keep_ratio:
                 check_keep_ratio(ratio)
-            return cls(stages, tuple(float(ratio) for ratio in keep_ratio), dropped)
-        return cls(stages, geometric(keep_ratio, len(stages)), dropped)
+            return cls(stages, tuple(float(ratio) for ratio in keep_ratio), policy)
+        return cls(stages, geometric(keep_ratio, len(stages)), policy)
 
     @property
     def fate(self) -> str:
         """What becomes of the patches that are not kept, in words that end a sentence on them."""
-        if self.dropped == "merged":
+        if self.policy == "merged":
             return "merge into the most alike kept ones"
         return "are gone"
 

@@ -18,7 +18,7 @@ def dense_teacher(model: DynamicViT) -> DynamicViT:
     Ask it by :func:`ask`, :func:`weigh_patches` or :func:`weigh_some`.
     """
     unused = [nn.Identity() for _ in model.schedule.stages]
-    schedule = replace(model.schedule, dropped="gone")  # what a patch is worth if it is lost
+    schedule = replace(model.schedule, policy="removed")  # what a patch is worth if it is lost
     teacher = DynamicViT(copy.deepcopy(model.backbone), schedule, unused)
     return teacher.eval().requires_grad_(False)
 

@@ -7,13 +7,13 @@ image is named, left out of every count, and never replaced.
 from dynamicvit.data.batches import Batch, Loader
 from dynamicvit.data.classes import ClassMap, class_map_for, imagenet_class_map
 from dynamicvit.data.images import ImageData, Sample, Unreadable
-from dynamicvit.data.sources import UNLABELLED
+from dynamicvit.data.sources import UNLABELED
 from dynamicvit.data.splits import split
 from dynamicvit.data.transforms import eval_transform, train_transform
 from dynamicvit.data.upright import read_upright
 
 __all__ = [
-    "UNLABELLED",
+    "UNLABELED",
     "Batch",
     "ClassMap",
     "ImageData",

@@ -28,7 +28,7 @@ class Batch:
     Attributes:
         images: ``(B, 3, H, W)``; B is smaller than asked for where images were unreadable, and
             ``(0, 3, 0, 0)`` where all were.
-        labels: ``(B,)`` int64, :data:`~dynamicvit.data.UNLABELLED` for images without one.
+        labels: ``(B,)`` int64, :data:`~dynamicvit.data.UNLABELED` for images without one.
         skipped: paths of the unreadable images.
         paths: of the images, one each; empty where nobody knows them.
     """

@@ -12,7 +12,7 @@ import numpy as np
 from timm.data import ImageNetInfo
 from timm.data.readers.class_map import load_class_map
 
-from dynamicvit.data.sources import UNLABELLED
+from dynamicvit.data.sources import UNLABELED
 from dynamicvit.errors import InputError
 
 IMAGENET = "imagenet"
@@ -145,14 +145,14 @@ def labels_of_targets(
         InputError: naming the classes that are not in the map.
     """
     if classes:
-        of_class = [*labels_of_classes(classes, class_map, data), UNLABELLED]
-        return np.array(of_class)[targets]  # the last for UNLABELLED, which is -1
+        of_class = [*labels_of_classes(classes, class_map, data), UNLABELED]
+        return np.array(of_class)[targets]  # the last for UNLABELED, which is -1
     if class_map is None:
         return targets
     present, where = np.unique(targets, return_inverse=True)
-    numbers = [str(number) for number in present if number != UNLABELLED]
-    unlabelled = [UNLABELLED] * (len(present) - len(numbers))  # sorted before the others
-    return np.array([*unlabelled, *labels_of_classes(numbers, class_map, data)])[where]
+    numbers = [str(number) for number in present if number != UNLABELED]
+    unlabeled = [UNLABELED] * (len(present) - len(numbers))  # sorted before the others
+    return np.array([*unlabeled, *labels_of_classes(numbers, class_map, data)])[where]
 
 
 def label_of_target(target: str, class_map: Mapping[str, int] | None) -> int:
@@ -161,8 +161,8 @@ def label_of_target(target: str, class_map: Mapping[str, int] | None) -> int:
     Raises:
         InputError: for a class that is not in the map, or is no number and there is no map.
     """
-    if target == str(UNLABELLED):
-        return UNLABELLED
+    if target == str(UNLABELED):
+        return UNLABELED
     if class_map is not None and target in class_map:
         return class_map[target]
     if class_map is None and target.isdecimal():

@@ -15,14 +15,14 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import to_tensor
 
 from dynamicvit.data.classes import label_of_target, labels_of_targets, read_class_map
-from dynamicvit.data.sources import UNLABELLED, one_line, open_source
+from dynamicvit.data.sources import UNLABELED, one_line, open_source
 from dynamicvit.errors import InputError
 
 Transform = Callable[[Image.Image], Tensor]
 
 
 class Sample(NamedTuple):
-    """One image: ``(3, H, W)``, its class index or :data:`UNLABELLED`, and its name."""
+    """One image: ``(3, H, W)``, its class index or :data:`UNLABELED`, and its name."""
 
     image: Tensor
     label: int
@@ -51,8 +51,8 @@ class ImageData(Dataset["Sample | Unreadable"]):
         class_map: class index of each class name: a mapping, the path of a file with one name a
             line, or ``"imagenet"`` for WordNet ids; by default the source's own order.
             :func:`~dynamicvit.data.class_map_for` finds the one that suits a model.
-        labeled: False gives every image the label :data:`UNLABELLED`; by default images are
-            unlabelled only if the source knows no class of theirs (a flat folder, shards or a
+        labeled: False gives every image the label :data:`UNLABELED`; by default images are
+            unlabeled only if the source knows no class of theirs (a flat folder, shards or a
             data set without labels).
         strict: an unreadable image ends the run in place of being left out.
 
@@ -61,8 +61,8 @@ class ImageData(Dataset["Sample | Unreadable"]):
         labeled: whether images have labels.
         class_word: what classes are to people: class folders, classes.
         classes: class names in the source's order, for folders the natural one; empty when
-            unlabelled, and when classes are numbers.
-        labels: ``(images,)`` int64 array of class indices. :data:`UNLABELLED` throughout for
+            unlabeled, and when classes are numbers.
+        labels: ``(images,)`` int64 array of class indices. :data:`UNLABELED` throughout for
             shards, whose labels are read with the images.
         blocks: ``(images,)`` index in ``block_names`` of the shard each image lies in; None for
             sources that are not read in shards.
@@ -162,7 +162,7 @@ class ImageData(Dataset["Sample | Unreadable"]):
     def _labels(self) -> np.ndarray:
         targets = self._source.targets
         if not self.labeled or targets is None:
-            return np.full(len(self._rows), UNLABELLED)
+            return np.full(len(self._rows), UNLABELED)
         return labels_of_targets(targets[self._rows], self.classes, self._class_map, self)
 
 

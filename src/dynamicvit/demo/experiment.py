@@ -108,7 +108,7 @@ def sparse_model(random: bool = False) -> DynamicViT:
 
 def recipe(size: Size, seed: int) -> Recipe:
     """The small-data recipe for the paper's way, over scenes of which none comes twice."""
-    plenty = ["dropped=gone", "augment.mixup_prob=0", "backbone_lr_scale=0.1"]
+    plenty = ["policy=removed", "augment.mixup_prob=0", "backbone_lr_scale=0.1"]
     length = [f"images={size.train_scenes}", f"seed={seed}", "batch_size=64"]
     return load_recipe("small_data", [*plenty, *length])
 
@@ -132,7 +132,7 @@ def score(model: DynamicViT, size: Size, seed: int) -> tuple[float, float, float
     for start in range(0, size.score_scenes, 100):
         scene = Scenes("score", seed=seed).batch(start, min(100, size.score_scenes - start))
         output = model.forward_pruned(scene.images)
-        left = output.survived[-1]
+        left = output.kept[-1]
         right += int((output.logits.argmax(dim=1) == scene.labels).sum())
         digit += int(scene.digit_patches.sum())
         digit_kept += int((left & scene.digit_patches).sum())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit.core.networks import eval_mode
-from dynamicvit.data import UNLABELLED, Batch
+from dynamicvit.data import UNLABELED, Batch
 from dynamicvit.errors import InputError
 from dynamicvit.utils.distributed import Processes
 
@@ -108,9 +108,9 @@ class _Counts:
         _check_finite(logits, "the model")
         _check_labels(labels, logits.shape[1])
         best = _best_first(logits)[:, :5]
-        right = best == labels[:, None]  # UNLABELLED is no class
+        right = best == labels[:, None]  # UNLABELED is no class
         self.images += len(labels)
-        self.labeled += int((labels != UNLABELLED).sum())
+        self.labeled += int((labels != UNLABELED).sum())
         self.top1 += int(right[:, 0].sum())
         self.top5 += int(right.sum())
         if dense_logits is None:
@@ -173,7 +173,7 @@ def _check_finite(logits: Tensor, whose: str) -> None:
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:
-    outside = labels[(labels != UNLABELLED) & ((labels < 0) | (labels >= num_classes))]
+    outside = labels[(labels != UNLABELED) & ((labels < 0) | (labels >= num_classes))]
     if len(outside):
         raise InputError(
             f"label {int(outside[0])} is outside the model's {num_classes} classes; "

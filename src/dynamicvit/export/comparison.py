@@ -61,7 +61,7 @@ def check(model: DynamicViT, exported: ExportedModel, images: Tensor) -> CheckRe
         _check_tie(own, theirs, image)
     expected = own.logits.clone()
     for image in differing:
-        decisions = [kept[image : image + 1].float() for kept in theirs.survived]
+        decisions = [kept[image : image + 1].float() for kept in theirs.kept]
         given = model.forward_pruned(images[image : image + 1], decisions)
         expected[image] = given.logits[0]
     error = float((theirs.logits - expected).abs().max())
@@ -73,7 +73,7 @@ def check(model: DynamicViT, exported: ExportedModel, images: Tensor) -> CheckRe
 
 
 def _differ(own: PrunedOutput, theirs: PrunedOutput, image: int) -> bool:
-    pairs = zip(own.survived, theirs.survived, strict=True)
+    pairs = zip(own.kept, theirs.kept, strict=True)
     return any(not torch.equal(mine[image], other[image]) for mine, other in pairs)
 
 
@@ -83,8 +83,8 @@ def _check_tie(own: PrunedOutput, theirs: PrunedOutput, image: int) -> None:
     Only the first stage that differs can be judged: after it, the model saw other tokens.
     """
     # Without scores nothing ties: other ways to reduce tokens have none.
-    odds = tuple(map(_log_odds, own.keep_scores)) or tuple(kept.float() for kept in own.survived)
-    pairs = zip(own.survived, theirs.survived, odds, strict=True)
+    odds = tuple(map(_log_odds, own.keep_scores)) or tuple(kept.float() for kept in own.kept)
+    pairs = zip(own.kept, theirs.kept, odds, strict=True)
     for stage, (mine, other, scores) in enumerate(pairs, start=1):
         swapped = mine[image] != other[image]
         if not swapped.any():

@@ -13,7 +13,7 @@ from dynamicvit._version import __version__
 from dynamicvit.backbones import adapter_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import own_image_size
-from dynamicvit.core.schedule import Dropped, Schedule
+from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.plots.visualization import known_class_names
 
@@ -41,7 +41,7 @@ class Description:
         stages: blocks before which patch tokens are dropped.
         keep_ratios: ρ of each stage, shares of the N patches.
         kept: patches kept from each stage on; output ``kept_s`` is ``(B, kept[s - 1])``.
-        dropped: what becomes of dropped tokens.
+        policy: what becomes of dropped tokens.
         precision: "int8" where layers compute in it, else "fp32".
     """
 
@@ -60,7 +60,7 @@ class Description:
     stages: tuple[int, ...]
     keep_ratios: tuple[float, ...]
     kept: tuple[int, ...]
-    dropped: Dropped = "gone"
+    policy: Policy = "removed"
     precision: Literal["fp32", "int8"] = "fp32"
 
     @property
@@ -71,7 +71,7 @@ class Description:
     @property
     def schedule(self) -> Schedule:
         """Where and how much is dropped."""
-        return Schedule(self.stages, self.keep_ratios, self.dropped)
+        return Schedule(self.stages, self.keep_ratios, self.policy)
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -142,7 +142,7 @@ def describe(
         stages=model.schedule.stages,
         keep_ratios=model.schedule.keep_ratios,
         kept=tuple(model.schedule.kept(grid[0] * grid[1])),
-        dropped=model.schedule.dropped,
+        policy=model.schedule.policy,
     )
 
 

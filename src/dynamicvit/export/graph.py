@@ -31,11 +31,11 @@ class Graph(nn.Module):
             images: ``(B, channels, height, width)``, normalized.
         """
         output = self.model.forward_pruned(images)
-        kept = list(output.kept)
+        kept = list(output.kept_index)
         for stage in range(1, len(kept)):
             # A stage that drops nothing has the tensor of the one before, but each output wants a
             # name of its own. They ascend, so that sorting makes an equal one of another operation.
-            if kept[stage] is output.kept[stage - 1]:
+            if kept[stage] is output.kept_index[stage - 1]:
                 kept[stage] = kept[stage].sort(dim=1).values
         return output.logits, *kept
 

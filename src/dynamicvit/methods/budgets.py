@@ -11,7 +11,7 @@ from torch import nn
 from dynamicvit.backbones import adapter_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import own_image_size
-from dynamicvit.core.schedule import Dropped, Schedule
+from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.costs import DENSE, costs_of, keep_ratio_for, meta_copy, schedule_macs
 from dynamicvit.errors import InputError
 from dynamicvit.methods.downsampling import Downsampling, pooled_grid
@@ -29,7 +29,7 @@ def with_keep_ratio(
     fraction: float,
     stage: Callable[[], nn.Module],
     stages: Sequence[int] | None = None,
-    dropped: Dropped = "gone",
+    policy: Policy = "removed",
 ) -> DynamicViT:
     """Tokens chosen in stages, with the largest ρ that the budget pays for.
 
@@ -38,13 +38,13 @@ def with_keep_ratio(
         fraction: of its MACs.
         stage: makes each stage's module.
         stages: block indices; by default at 1/4, 2/4 and 3/4 of the depth.
-        dropped: what becomes of dropped tokens.
+        policy: what becomes of dropped tokens.
 
     Raises:
         InputError: for a budget below what one token at each stage costs.
     """
     depth = len(adapter_for(backbone).blocks(backbone))
-    schedule = Schedule.for_depth(depth, 1.0, stages, dropped)
+    schedule = Schedule.for_depth(depth, 1.0, stages, policy)
     model = DynamicViT(backbone, schedule, [stage() for _ in schedule.stages])
     model.keep_ratio = keep_ratio_for(model, fraction=fraction)
     return model

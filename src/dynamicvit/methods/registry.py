@@ -13,7 +13,7 @@ from dynamicvit.backbones import adapter_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import own_image_size
 from dynamicvit.core.prediction import PredictionModule
-from dynamicvit.core.schedule import Dropped, Schedule
+from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.methods.budgets import (
     with_downsampling,
@@ -49,7 +49,7 @@ class Way:
 
 
 def _dynamic(
-    stages: int = 3, dropped: Dropped = "gone"
+    stages: int = 3, policy: Policy = "removed"
 ) -> Callable[[nn.Module, float], DynamicViT]:
     """The paper's way, with the first of its usual stages; or what becomes of dropped tokens."""
 
@@ -58,7 +58,7 @@ def _dynamic(
         usual = Schedule.for_depth(len(adapter.blocks(backbone))).stages
         width = adapter.width(backbone)
         return with_keep_ratio(
-            backbone, fraction, lambda: PredictionModule(width), usual[:stages], dropped
+            backbone, fraction, lambda: PredictionModule(width), usual[:stages], policy
         )
 
     return build
@@ -75,7 +75,7 @@ def _kept_by(stage: Callable[[], nn.Module]) -> Callable[[nn.Module, float], Dyn
 
 #: It is not its own dense self: the network that it was cut out of teaches it, by its answers.
 _OWN_CHANNELS = (
-    *("losses.token=0", "losses.feature=0", "losses.guidance=0", "leave=never"),
+    *("losses.token=0", "losses.feature=0", "losses.guidance=0", "masking=full"),
     *("share_stem=false", "teacher.model=dense"),
 )
 
@@ -84,12 +84,12 @@ _OWN_CHANNELS = (
 #: Where as many must stay, top-k's gradient has nothing to hold it and diverges at this rate.
 _NO_GUIDANCE = (
     *("losses.guidance=0", "losses.ratio=16"),
-    *("decisions=independent", "leave=never"),
+    *("decisions=independent", "masking=full"),
 )
 
 _WAYS = (
     Way("dynamic", "DynamicViT", _dynamic()),
-    Way("dynamic-merged", "DynamicViT, dropped tokens merged", _dynamic(dropped="merged")),
+    Way("dynamic-merged", "DynamicViT, dropped tokens merged", _dynamic(policy="merged")),
     Way("random", "any tokens", _kept_by(RandomScores), untrained=True),
     Way("static", "the same places for all images, learned", _static),
     Way("downsampling", "the grid pooled 2×2 before a block", with_downsampling),
@@ -131,7 +131,7 @@ _WAYS = (
         "zeroed",
         "DynamicViT trained with zeros for dropped tokens",
         _dynamic(),
-        ("leave=zeroed",),
+        ("masking=zeroed",),
         ablation=True,
     ),
 )

@@ -250,7 +250,7 @@ def figure(
     has_scores = bool(output.keep_scores)
     page = _Page(
         rows=len(images),
-        columns=1 + len(output.survived) + has_scores,
+        columns=1 + len(output.kept) + has_scores,
         aspect=images.shape[2] / images.shape[3],
         has_caption=names is not None,
         has_bar=has_scores,
@@ -259,7 +259,7 @@ def figure(
         page.title(column, *title)
     for row, image in enumerate(images):
         _show(page.cell(row, 0), image)
-        for stage, survived in enumerate(output.survived):
+        for stage, survived in enumerate(output.kept):
             kept = survived[row].cpu()
             groups = output.groups[stage][row].cpu() if output.groups else None
             axes = page.cell(row, 1 + stage)
@@ -421,7 +421,7 @@ class _Page:
 def _titles(output: PrunedOutput, score_stage: int) -> list[tuple[str, str]]:
     rows, columns = output.grid
     titles = [("input", f"{rows * columns} patches")]
-    for stage, survived in enumerate(output.survived):
+    for stage, survived in enumerate(output.kept):
         kept = survived.float().mean().item()
         rest = ", rest merged" if merges(output, stage) else ""
         titles.append((f"stage {stage + 1}", f"{kept:.0%} kept{rest}"))
@@ -432,9 +432,7 @@ def _titles(output: PrunedOutput, score_stage: int) -> list[tuple[str, str]]:
 
 def merges(output: PrunedOutput, stage: int) -> bool:
     """Whether, as far as the output tells, patches that a stage dropped are part of kept ones."""
-    return bool(output.groups) and bool(
-        (~output.survived[stage] & (output.groups[stage] >= 0)).any()
-    )
+    return bool(output.groups) and bool((~output.kept[stage] & (output.groups[stage] >= 0)).any())
 
 
 def _after_stage(

@@ -121,7 +121,7 @@ def costs_of(
 
 def _at(name: str, model: DynamicViT, ratio: float, run: Callable[..., Tensor]) -> Level:
     now = model.schedule
-    schedule = Schedule.for_depth(model.depth, ratio, now.stages, now.dropped)
+    schedule = Schedule.for_depth(model.depth, ratio, now.stages, now.policy)
 
     def classify(images: Tensor) -> Tensor:
         model.keep_ratio = ratio

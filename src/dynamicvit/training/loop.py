@@ -115,7 +115,7 @@ def train(
     if accumulate < 1:
         raise InputError(f"accumulate is at least 1 pass, got {accumulate}")
     # The model has the say, and the run's recipe tells what was done.
-    recipe = recipe.model_copy(update={"dropped": model.dropped})
+    recipe = recipe.model_copy(update={"policy": model.policy})
     processes = Processes(device) if processes is None else processes
     precision = launched_precision(precision, processes.device)
     model.to(processes.device).train()
@@ -276,11 +276,11 @@ def averaged(
 @contextmanager
 def _as_before(model: DynamicViT) -> Iterator[None]:
     """What training sets of the model, put back."""
-    was = model.sampler, model.leave
+    was = model.sampler, model.masking
     try:
         yield
     finally:
-        model.sampler, model.leave = was
+        model.sampler, model.masking = was
 
 
 @contextmanager

@@ -88,9 +88,9 @@ def estimate_memory(
         precision: dtype of autocast, or none for full precision.
     """
     batch_size = recipe.batch_size if batch_size is None else batch_size
-    modes = model.training, model.sampler, model.leave
+    modes = model.training, model.sampler, model.masking
     model.to(device).train()
-    model.sampler, model.leave = SAMPLERS[recipe.decisions], recipe.leave
+    model.sampler, model.masking = SAMPLERS[recipe.decisions], recipe.masking
     teachers = teachers_for(model, recipe, teacher)
     for each in teachers:
         each.to(device)
@@ -100,7 +100,7 @@ def estimate_memory(
         gradients = _bytes(_gradients(model))
     finally:
         model.train(modes[0])
-        model.sampler, model.leave = modes[1:]
+        model.sampler, model.masking = modes[1:]
         model.zero_grad(set_to_none=True)
     weights = _bytes(_tensors(model))
     return Memory(

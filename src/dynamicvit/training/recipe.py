@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dynamicvit.core.distillation import Distillation, distillation_loss, hard_distillation_loss
 from dynamicvit.core.losses import LossWeights
-from dynamicvit.core.method import NO_GRADIENT, Leave
-from dynamicvit.core.schedule import Dropped
+from dynamicvit.core.method import NO_GRADIENT, Masking
+from dynamicvit.core.schedule import Policy
 from dynamicvit.errors import InputError
 
 #: Version of the recipes that this code writes, and the newest that it reads.
@@ -110,8 +110,8 @@ class Recipe(_Strict):
         model: timm's name of the backbone; a command's ``--model`` goes first.
         keep_ratio: ρ, or one ratio for each stage.
         stages: block indices; by default at 1/4, 2/4 and 3/4 of the depth.
-        dropped: what becomes of dropped tokens: "gone", or "merged" into the most alike kept one;
-            by default what the model was saved with, and "gone" for a new one.
+        policy: what becomes of dropped tokens: "removed", or "merged" into the most alike kept one;
+            by default what the model was saved with, and "removed" for a new one.
         epochs: how long; or
         images: the number of images to see instead of epochs.
         batch_size: images in a step.
@@ -127,7 +127,7 @@ class Recipe(_Strict):
         decisions: "independent" draws each token for itself, as the paper does; "top-k" draws as
             many as inference keeps, so that no ratio loss is needed; "best-k" does not draw but
             keeps those that inference keeps.
-        leave: when dropped tokens leave memory: "never", "late", "at once" or "zeroed"; see
+        masking: when dropped tokens leave memory: "full", "lagged", "compact" or "zeroed"; see
             :class:`~dynamicvit.core.model.DynamicViT`.
         share_stem: leave the blocks before the first stage as they are and run them once for
             student and teacher: where nothing has been dropped yet, the dense weights are right.
@@ -147,7 +147,7 @@ class Recipe(_Strict):
     model: str | None = None
     keep_ratio: float | tuple[float, ...] = 0.7
     stages: tuple[int, ...] | None = None
-    dropped: Dropped | None = None
+    policy: Policy | None = None
     epochs: int | None = Field(None, gt=0)
     images: int | None = Field(None, gt=0)
     batch_size: int = Field(1024, gt=0)
@@ -161,7 +161,7 @@ class Recipe(_Strict):
     ema: float | None = Field(0.9999, gt=0, lt=1)
     drop_path: float = Field(0.0, ge=0, lt=1)
     decisions: Decisions = "independent"
-    leave: Leave = "never"
+    masking: Masking = "full"
     share_stem: bool = False
     guided: float = Field(1.0, gt=0, le=1)
     losses: LossRecipe = LossRecipe()
@@ -185,16 +185,16 @@ class Recipe(_Strict):
             raise ValueError("give either epochs or images (how many to see)")
         if self.share_stem and self.drop_path:
             raise ValueError("share_stem needs drop_path 0: the teacher must not see dropped paths")
-        if self.leave in ("late", *NO_GRADIENT) and self.decisions == "independent":
+        if self.masking in ("lagged", *NO_GRADIENT) and self.decisions == "independent":
             raise ValueError(
-                f"leave: {self.leave} needs decisions that keep as many tokens of each image: "
+                f"masking: {self.masking} needs decisions that keep as many tokens of each image: "
                 "top-k or best-k"
             )
         if self.stages == ():
             raise ValueError("stages: at least one is needed to drop anything")
-        if self.leave in NO_GRADIENT and not self.losses.guidance:
+        if self.masking in NO_GRADIENT and not self.losses.guidance:
             raise ValueError(
-                f"leave: {self.leave} gives the decisions no gradient: set losses.guidance as well"
+                f"masking: {self.masking} gives the decisions no gradient: set losses.guidance as well"
             )
         if not any(vars(self.losses).values()):
             raise ValueError("losses: every weight is 0, so there is nothing to learn")

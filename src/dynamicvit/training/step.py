@@ -16,7 +16,7 @@ from dynamicvit.core.decisions import best_k_sampler, gumbel_sampler, gumbel_top
 from dynamicvit.core.losses import Losses, LossWeights, dynamicvit_loss
 from dynamicvit.core.model import DynamicViT, MaskedOutput
 from dynamicvit.core.networks import image_channels, own_image_size
-from dynamicvit.data import UNLABELLED, Batch
+from dynamicvit.data import UNLABELED, Batch
 from dynamicvit.errors import InputError
 from dynamicvit.training.draws import NoisySampler, SplitDraws
 from dynamicvit.training.recipe import Recipe
@@ -98,7 +98,7 @@ class Step:
         self.processes = processes
         self.accumulate = accumulate
         self.draws = SplitDraws(SAMPLERS[recipe.decisions], processes.device)
-        model.sampler, model.leave = self.draws, recipe.leave
+        model.sampler, model.masking = self.draws, recipe.masking
         self.scaler = torch.amp.GradScaler(
             processes.device.type, enabled=precision is torch.float16
         )
@@ -328,7 +328,7 @@ def mix(batch: Batch, recipe: Recipe, mixup: Mixup | None) -> tuple[Tensor, Tens
     if (labels >= nothing).any():
         raise InputError(f"label {int(labels.max())}, but the model has {nothing} classes")
     # It mixes in place; a second pass over the same images must find them as they were.
-    images, targets = mixup(images.clone(), labels.masked_fill(labels == UNLABELLED, nothing))
+    images, targets = mixup(images.clone(), labels.masked_fill(labels == UNLABELED, nothing))
     known = targets[:, nothing:] == 0  # of half a label nothing is learned
     return images, (targets[:, :nothing] * (1 - smoothing) + smoothing / nothing) * known
 

@@ -34,7 +34,7 @@ from dynamicvit.core.losses import LossWeights, dynamicvit_loss
 from dynamicvit.core.model import DynamicViT, MaskedOutput, PrunedOutput
 from dynamicvit.core.networks import own_image_size
 from dynamicvit.core.prediction import init_weights
-from dynamicvit.core.schedule import Dropped, Schedule
+from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.teacher import ask, dense_teacher, weigh_patches
 from dynamicvit.errors import InputError
 
@@ -52,7 +52,7 @@ class DynamicViTConfig(PretrainedConfig):
         backbone_config: the dense model's, or its dictionary with ``model_type``; ViT's by default.
         keep_ratios: for each stage, which part of the original patches it keeps.
         stages: indices of the blocks before which tokens are dropped.
-        dropped: what becomes of dropped tokens, "gone" or "merged".
+        policy: what becomes of dropped tokens, "removed" or "merged".
         **kwargs: what :class:`transformers.PretrainedConfig` takes.
 
     Raises:
@@ -66,13 +66,13 @@ class DynamicViTConfig(PretrainedConfig):
         backbone_config: PretrainedConfig | dict[str, Any] | None = None,
         keep_ratios: Sequence[float] = (),
         stages: Sequence[int] = (),
-        dropped: Dropped = "gone",
+        policy: Policy = "removed",
         **kwargs: Any,
     ) -> None:
         if not isinstance(backbone_config, PretrainedConfig):
             description = {"model_type": "vit", **(backbone_config or {})}
             backbone_config = AutoConfig.for_model(description.pop("model_type"), **description)
-        schedule = Schedule(tuple(stages), tuple(keep_ratios), dropped)
+        schedule = Schedule(tuple(stages), tuple(keep_ratios), policy)
         # First of all and past __setattr__: the keys that follow are looked up in it.
         self.__dict__["backbone_config"] = backbone_config
         num_labels = kwargs.pop("num_labels", None)
@@ -80,7 +80,7 @@ class DynamicViTConfig(PretrainedConfig):
         super().__init__(**{**labels, **kwargs})
         self.keep_ratios = list(schedule.keep_ratios)
         self.stages = list(schedule.stages)
-        self.dropped = schedule.dropped
+        self.policy = schedule.policy
         if num_labels is not None:
             self.num_labels = num_labels
 
@@ -144,7 +144,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
         super().__init__(config)
         if dynamicvit is None:
             backbone = classifier_from(config.backbone_config)
-            schedule = Schedule(tuple(config.stages), tuple(config.keep_ratios), config.dropped)
+            schedule = Schedule(tuple(config.stages), tuple(config.keep_ratios), config.policy)
             dynamicvit = DynamicViT(backbone, schedule)
         else:
             for module in dynamicvit.modules():
@@ -163,7 +163,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
         core = cast(DynamicViT, model)
         schedule = core.schedule
         config = DynamicViTConfig(
-            core.backbone.config, schedule.keep_ratios, schedule.stages, schedule.dropped
+            core.backbone.config, schedule.keep_ratios, schedule.stages, schedule.policy
         )
         return cls(config, core).train(core.backbone.training)
 
@@ -189,19 +189,19 @@ class DynamicViTForImageClassification(PreTrainedModel):
         self._note_schedule()
 
     @property
-    def dropped(self) -> Dropped:
+    def policy(self) -> Policy:
         """What becomes of dropped tokens; set it as on the core."""
-        return self.dynamicvit.dropped
+        return self.dynamicvit.policy
 
-    @dropped.setter
-    def dropped(self, dropped: Dropped) -> None:
-        self.dynamicvit.dropped = dropped
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self.dynamicvit.policy = policy
         self._note_schedule()
 
     def _note_schedule(self) -> None:
-        self.config.keep_ratios = list(self.dynamicvit.core.schedule.keep_ratios)
-        self.config.stages = list(self.dynamicvit.core.schedule.stages)
-        self.config.dropped = self.dynamicvit.core.schedule.dropped
+        self.config.keep_ratios = list(self.dynamicvit.schedule.keep_ratios)
+        self.config.stages = list(self.dynamicvit.schedule.stages)
+        self.config.policy = self.dynamicvit.schedule.policy
 
     # ---------------------------------------------------------------- forward
 
@@ -315,7 +315,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
             teacher = self._teacher[0].to(images.device, images.dtype)
             dense = (weigh_patches if weights.guidance else ask)(teacher, images)
             rest = dataclasses.replace(weights, classification=0.0)
-        ratios = self.dynamicvit.core.schedule.keep_ratios
+        ratios = self.dynamicvit.schedule.keep_ratios
         loss = dynamicvit_loss(output, ratios, teacher=dense, weights=rest).total
         return loss if task is None else weights.classification * task + loss
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from dynamicvit.errors import InputError
 
-UNLABELLED = -1
-"""The label of an image without one; ``cross_entropy(..., ignore_index=UNLABELLED)`` skips it."""
+UNLABELED = -1
+"""The label of an image without one; ``cross_entropy(..., ignore_index=UNLABELED)`` skips it."""
 
 
 class Source(ABC):
@@ -26,7 +26,7 @@ class Source(ABC):
         classes: class names in the order of the targets; empty where classes are only numbers.
         class_problem: why the classes can't be used, if so; nothing is wrong without them.
         targets: ``(images,)`` position of each image's class in ``classes``, or the class number
-            itself; :data:`UNLABELLED` where there is none. None if a class is known only as its
+            itself; :data:`UNLABELED` where there is none. None if a class is known only as its
             image is read (:meth:`target`).
         blocks: ``(images,)`` which file of ``block_names`` each image lies in, for sources that
             are read well only in long runs; else None.
@@ -60,8 +60,8 @@ class Source(ABC):
 
 
 def class_numbers(targets: Iterable[float | None]) -> np.ndarray:
-    """Targets ``(images,)`` as int64, with :data:`UNLABELLED` for None and negative ones."""
-    numbers = [UNLABELLED if target is None else max(int(target), UNLABELLED) for target in targets]
+    """Targets ``(images,)`` as int64, with :data:`UNLABELED` for None and negative ones."""
+    numbers = [UNLABELED if target is None else max(int(target), UNLABELED) for target in targets]
     return np.array(numbers, dtype=np.int64)
 
 

@@ -102,7 +102,7 @@ def stage_seconds(model: DynamicViT, batch_size: int, precision: str, threads: i
     shape = (batch_size, model.in_chans, *resolve_image_size(model))
     images = torch.randn(shape, device=device)
     recorders = [
-        _Recorder(reduction_of(module, model.schedule.dropped)) for module in model.predictors
+        _Recorder(reduction_of(module, model.schedule.policy)) for module in model.predictors
     ]
     twin = DynamicViT(model.backbone, model.schedule, recorders)
     with eval_mode(model, twin):

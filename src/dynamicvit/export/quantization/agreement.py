@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dynamicvit.core.classifier import PrunedClassifier
-from dynamicvit.data import UNLABELLED, Batch
+from dynamicvit.data import UNLABELED, Batch
 from dynamicvit.errors import InputError
 
 
@@ -75,7 +75,7 @@ class Reference:
             given, theirs = _said(exported, batch.images)
             images += len(batch)
             same += int((given == answers).sum())
-            has_label = batch.labels != UNLABELLED
+            has_label = batch.labels != UNLABELED
             labeled += int(has_label.sum())
             right += int((given == batch.labels)[has_label].sum())
             own_right += int((answers == batch.labels)[has_label].sum())
@@ -97,4 +97,4 @@ class Reference:
 def _said(model: PrunedClassifier, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Answers ``(B,)``, and for each stage ``(B, N)`` bool."""
     output = model.forward_pruned(images)
-    return output.logits.argmax(dim=1), output.survived
+    return output.logits.argmax(dim=1), output.kept

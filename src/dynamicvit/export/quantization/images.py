@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dynamicvit.data import UNLABELLED, Batch, ImageData, Loader, Unreadable
+from dynamicvit.data import UNLABELED, Batch, ImageData, Loader, Unreadable
 from dynamicvit.errors import InputError
 from dynamicvit.export.pictures import sample_pictures
 
@@ -75,7 +75,7 @@ def sample_calibration(
 ) -> Calibration:
     """Two photographs' crops for both: enough to time a file, not to use it."""
     images, origin = sample_pictures(transform, channels)
-    labels = torch.full((len(images),), UNLABELLED)
+    labels = torch.full((len(images),), UNLABELED)
     return Calibration(images, [Batch(images, labels)], origin, "the same")
 
 
