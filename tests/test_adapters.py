@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from dynamicvit.backbones.layer_macs import convolution_macs, linear_macs
 from torch import Tensor, nn
 
 from dynamicvit import (
@@ -19,7 +20,6 @@ from dynamicvit import (
     sparsify,
 )
 from dynamicvit.backbones import Adapter, Heads, adapter_for, adapter_from, register_adapter
-from dynamicvit.backbones.layer_macs import convolution_macs, linear_macs
 from dynamicvit.checkpoints.loading import set_drop_path, set_image_size
 from dynamicvit.layers.tokens import Tokens
 from families import DEIT, assert_agree
