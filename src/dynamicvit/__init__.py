@@ -9,7 +9,7 @@ from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.costs import count_macs, schedule_macs
-from dynamicvit.errors import InputError, UnsupportedBackboneError
+from dynamicvit.errors import InputError, UnsupportedBackboneError, UntrainedWarning
 from dynamicvit.sparsification import sparsify
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "PrunedOutput",
     "Schedule",
     "UnsupportedBackboneError",
+    "UntrainedWarning",
     "__version__",
     "count_macs",
     "keep_ratio_for",

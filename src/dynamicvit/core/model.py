@@ -7,6 +7,7 @@ decisions both give the same answer.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -23,7 +24,7 @@ from dynamicvit.core.outputs import DenseOutput, MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.timm_surface import TimmSurface
-from dynamicvit.errors import InputError
+from dynamicvit.errors import InputError, UntrainedWarning
 from dynamicvit.layers.tokens import Tokens
 
 #: How far a given decision may be from 0 or 1: straight-through estimators leave a rounding error.
@@ -50,6 +51,7 @@ class DynamicViT(nn.Module, TimmSurface, HubMixin):
 
     Attributes:
         bound: the backbone with what its family says of it.
+        warns_untrained: whether the next inference says so if nobody has trained the scores.
 
     Raises:
         UnsupportedBackboneError: if no family covers the backbone.
@@ -69,12 +71,13 @@ class DynamicViT(nn.Module, TimmSurface, HubMixin):
             self.depth, schedule.keep_ratios, schedule.stages, schedule.policy
         )
         if predictors is None:
-            predictors = [PredictionModule(self.bound.width) for _ in schedule.stages]
+            predictors = [PredictionModule.for_stage(self.bound) for _ in schedule.stages]
         if len(predictors) != len(schedule.stages):
             raise InputError(f"{len(schedule.stages)} stages, but {len(predictors)} predictors")
         for predictor, block in zip(predictors, schedule.stages, strict=True):
             self._check_method(predictor, block)
         self.predictors = nn.ModuleList(predictors)
+        self.warns_untrained = True
         self._freeze_statistics()
 
     # ---------------------------------------------------------------- budget
@@ -107,15 +110,20 @@ class DynamicViT(nn.Module, TimmSurface, HubMixin):
     def keep_ratio(self) -> float | None:
         """ρ; ``None`` when the stages' ratios are not ρ, ρ², ρ³, ... (see :attr:`keep_ratios`).
 
-        Set it to change the budget of the same model: a number for ρ, a sequence for one ratio per
-        stage.
+        Set it to change the budget of the same model: a number for ρ, as :func:`~dynamicvit.sparsify`
+        takes it; a sequence for one ratio per stage.
         """
         return self._schedule.keep_ratio
 
     @keep_ratio.setter
     def keep_ratio(self, keep_ratio: float | Sequence[float]) -> None:
         now = self._schedule
-        self._schedule = Schedule.for_depth(self.depth, keep_ratio, now.stages, now.policy)
+        self._schedule = self.method.schedule(self.bound, keep_ratio, now.stages, now.policy)
+
+    @property
+    def method(self) -> type[Method]:
+        """How tokens are chosen or combined: the class of the stages' modules."""
+        return next((type(module) for module in self.predictors), PredictionModule)
 
     @property
     def policy(self) -> Policy:
@@ -156,6 +164,7 @@ class DynamicViT(nn.Module, TimmSurface, HubMixin):
         """
         if self.training:
             return self.forward_masked(images)
+        self._warn_if_untrained(images)
         return self._answer(self._walk(self.first_blocks(images), self._prune, self.depth - 1))
 
     def forward_masked(
@@ -223,7 +232,9 @@ class DynamicViT(nn.Module, TimmSurface, HubMixin):
         """
         tokens = self._first(images, full_map)
         scores, after = [], []
-        if decisions is not None:
+        if decisions is None:
+            self._warn_if_untrained(tokens.x)
+        else:
             self._check_decisions(tokens, decisions)
             drawn = (decision > 0.5 for decision in decisions)
             given = tuple(accumulate(drawn, torch.logical_and))
@@ -374,6 +385,22 @@ class DynamicViT(nn.Module, TimmSurface, HubMixin):
             raise InputError(f"{name} looks at the block before, but stage 0 has none")
         if predictor.needs_class_token and not self.bound.has_class_token:
             raise InputError(f"{name} needs a class token; this backbone has none")
+
+    def _warn_if_untrained(self, images: Tensor) -> None:
+        """Once, where values are computed that somebody may use."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        if not self.warns_untrained or self.training or images.is_meta:
+            return
+        self.warns_untrained = False
+        if any(method.is_fresh for method in self.predictors):
+            warnings.warn(
+                "the prediction modules are untrained, so the tokens that are dropped mean nothing "
+                "yet: train the model (dynamicvit.train) or load its weights, or choose a method "
+                'that needs no training, as sparsify(..., method="tome") or "evit"',
+                UntrainedWarning,
+                stacklevel=3,
+            )
 
     def _embed(self, images: Tensor) -> Tokens:
         """All tokens of a batch that was checked."""

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynamicvit.core.method import Choice
+from dynamicvit.backbones import Backbone
+from dynamicvit.core.method import Choice, Method
 from dynamicvit.errors import InputError
 from dynamicvit.layers.pooling import masked_mean
 from dynamicvit.layers.projections import is_plain
@@ -48,6 +49,19 @@ class PredictionModule(Choice):
         )
         self.act = nn.GELU()
         self.apply(init_weights)
+
+    @classmethod
+    def for_stage(cls, bound: Backbone) -> Method:
+        """As wide as the network's tokens."""
+        return cls(bound.width)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether all biases are zero: the first step of training, or loaded weights, move them."""
+        layers = (self.norm, self.project, *self.head[::2])
+        if any(type(layer) not in (nn.LayerNorm, nn.Linear) for layer in layers):
+            return False  # with an adapter or quantized
+        return not any(layer.bias.any() for layer in layers)
 
     def keep_scores(self, tokens: Tokens) -> Tensor:
         """What the module says of the patch tokens under the decisions so far: ``(B, M)``."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import DenseNetwork, eval_mode
+from dynamicvit.core.networks import DenseNetwork, eval_mode, untrained_on_purpose
 from dynamicvit.costs import DENSE, ImageSize, executed_macs, resolve_image_size, schedule_macs
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.bench.machine import available_cores, torch_threads
@@ -92,7 +92,12 @@ def bench(
     macs = {network: _macs(network, (height, width)) for network in networks}
     rows = []
     timer_class()  # before a runtime imports, with a word on compilers, what the timer imports
-    with TemporaryDirectory() as folder, eval_mode(model, original), torch_threads(threads):
+    with (
+        TemporaryDirectory() as folder,
+        eval_mode(model, original),
+        untrained_on_purpose(model),
+        torch_threads(threads),
+    ):
         for batch_size in batch_sizes:
             images = torch.randn(batch_size, model.in_chans, height, width, device=device)
             tell = partial(progress, batch_size) if progress is not None else _tell_nobody
