@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -110,8 +110,8 @@ class DynamicViT(nn.Module, TimmSurface, HubMixin):
     def keep_ratio(self) -> float | None:
         """ρ; ``None`` when the stages' ratios are not ρ, ρ², ρ³, ... (see :attr:`keep_ratios`).
 
-        Set it to change the budget of the same model: a number for ρ, as :func:`~dynamicvit.sparsify`
-        takes it; a sequence for one ratio per stage.
+        Set it to change the budget of the same model: a number for ρ, a sequence for one ratio per
+        stage, both as :func:`~dynamicvit.sparsify` takes them.
         """
         return self._schedule.keep_ratio
 
@@ -123,7 +123,7 @@ class DynamicViT(nn.Module, TimmSurface, HubMixin):
     @property
     def method(self) -> type[Method]:
         """How tokens are chosen or combined: the class of the stages' modules."""
-        return next((type(module) for module in self.predictors), PredictionModule)
+        return type(cast(Method, self.predictors[0])) if len(self.predictors) else PredictionModule
 
     @property
     def policy(self) -> Policy:
