@@ -160,19 +160,6 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         predictors: one module for each stage, called like :class:`PredictionModule`, or a
             :class:`~dynamicvit.core.method.Reduction`; by default fresh prediction modules.
 
-    Attributes:
-        sampler: how training draws decisions, :func:`~dynamicvit.core.decisions.gumbel_sampler` unless
-            set to another :data:`~dynamicvit.core.decisions.Sampler`.
-        leave: when a dropped token leaves memory in the masked path. ``"full"``, as in the paper;
-            ``"lagged"``, one stage after the one that dropped it, from which on nothing can bring it
-            back; ``"compact"``, as in the pruned path. Outputs are the same, training is faster.
-            "lagged" keeps the gradients too with a sampler in which dropped tokens don't compete
-            (:func:`~dynamicvit.core.decisions.gumbel_top_k_sampler`). "compact" cuts the decisions'
-            gradient: the prediction modules then learn from the guidance loss only. ``"zeroed"``
-            is what the paper compares with: dropped tokens stay and are seen, only their features
-            are set to zero; the masked path then differs from the pruned one. It cuts the gradient
-            too (:data:`~dynamicvit.core.method.NO_GRADIENT`).
-
     Raises:
         UnsupportedBackboneError: if no adapter covers the backbone.
         InputError: if the schedule does not fit its depth, or a reduction not its stage.
@@ -197,8 +184,6 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
             raise InputError(f"{len(schedule.stages)} stages, but {len(predictors)} predictors")
         self.predictors = nn.ModuleList(predictors)
         self._check_reductions()
-        self.sampler: Sampler = gumbel_sampler
-        self.masking: Masking = "full"
         self._freeze_statistics()
 
     # ---------------------------------------------------------------- budget
@@ -308,16 +293,31 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         return Stem(self._run(tokens, position, 0, depth), position, grid, depth)
 
     def forward_masked(
-        self, images: Tensor | Stem, decisions: Sequence[Tensor] | None = None
+        self,
+        images: Tensor | Stem,
+        decisions: Sequence[Tensor] | None = None,
+        *,
+        sampler: Sampler = gumbel_sampler,
+        masking: Masking = "full",
     ) -> MaskedOutput:
         """The masked path: no token sees a dropped one, though it may stay in memory.
 
         Args:
             images: ``(B, channels, height, width)``, or their stem.
             decisions: for each stage ``(B, N)`` with 0 or 1, in place of the model's own draw.
+            sampler: draws the decisions; see :data:`~dynamicvit.core.decisions.Sampler`.
+            masking: when a dropped token leaves memory. ``"full"``: never, as in the paper.
+                ``"lagged"``: one stage after the one that dropped it, from which on nothing can
+                bring it back. ``"compact"``: at once, as in the pruned path. Outputs are the same,
+                training is faster. "lagged" keeps the gradients too with a sampler in which dropped
+                tokens don't compete; "compact" cuts the decisions' gradient: the prediction modules
+                then learn from the guidance loss only. ``"zeroed"`` is what the paper compares
+                with: dropped tokens stay and are seen, as zeros; the masked path then differs from
+                the pruned one, and the gradient is cut too
+                (:data:`~dynamicvit.core.method.NO_GRADIENT`).
         """
         stem = images if isinstance(images, Stem) else self.stem(images)
-        features, taken, scores, places = self._mask(stem, decisions)
+        features, taken, scores, places = self._mask(stem, decisions, sampler, masking)
         logits, pooled, loss_logits, patch_logits = self._adapter.answers(self.backbone, features)
         return MaskedOutput(
             logits, features, taken, scores, stem.grid, pooled, loss_logits, patch_logits, places
@@ -368,20 +368,25 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
     # ---------------------------------------------------------------- inside
 
     def _mask(
-        self, stem: Stem, decisions: Sequence[Tensor] | None = None
+        self,
+        stem: Stem,
+        decisions: Sequence[Tensor] | None = None,
+        sampler: Sampler = gumbel_sampler,
+        masking: Masking = "full",
     ) -> tuple[Tokens, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         """Final tokens under the last decision; each stage's decisions, log-odds and places."""
-        if self.masking not in get_args(Masking):
-            raise InputError(f"masking is one of {get_args(Masking)}, got {self.masking!r}")
+        if masking not in get_args(Masking):
+            raise InputError(f"masking is one of {get_args(Masking)}, got {masking!r}")
+        zeroed = masking == "zeroed"
         tokens, block, num_patches = stem.tokens, stem.depth, stem.tokens.num_patches
         if decisions is not None:
             self._check_decisions(len(tokens.x), stem.grid, decisions)
         taken, scores, places = [], [], []
         for stage, budget in enumerate(self._schedule.kept(num_patches)):
-            tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
+            tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage], zeroed)
             block = self._schedule.stages[stage]
             given = None if decisions is None else decisions[stage]
-            draw = Draw(self.sampler, self.masking, given)
+            draw = Draw(sampler, masking, given)
             reduction = self._reduction(stage)
             masked = reduction.mask(tokens, budget, stem.grid, draw)
             tokens = masked.tokens
@@ -389,7 +394,7 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
             if masked.log_odds is not None:
                 scores.append(masked.log_odds)
                 places.append(masked.places)
-        tokens = self._run(tokens, stem.position, block, self.depth)
+        tokens = self._run(tokens, stem.position, block, self.depth, zeroed)
         return self._finish(tokens), tuple(taken), tuple(scores), tuple(places)
 
     def _prune(self, stem: Stem, report: _Report | None = None) -> Tensor:
@@ -436,10 +441,12 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
     def _reduction(self, stage: int) -> Reduction:
         return reduction_of(self.predictors[stage], self._schedule.policy)
 
-    def _run(self, tokens: Tokens, position: Tensor | None, start: int, stop: int) -> Tokens:
+    def _run(
+        self, tokens: Tokens, position: Tensor | None, start: int, stop: int, zeroed: bool = False
+    ) -> Tokens:
         """The tokens after some blocks, with what the last one's attention worked on."""
         for depth in range(start, stop):
-            entered = self._zeroed(tokens) if self.masking == "zeroed" else tokens
+            entered = self._zeroed(tokens) if zeroed else tokens
             x, heads = self._adapter.run_block(self.backbone, depth, entered, position)
             tokens = tokens.with_x(x, heads if depth == stop - 1 else None)
         return tokens
