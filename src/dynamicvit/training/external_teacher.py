@@ -15,7 +15,7 @@ from dynamicvit.core.networks import image_channels, own_image_size
 from dynamicvit.errors import InputError
 
 
-class ForeignTeacher(nn.Module):
+class ExternalTeacher(nn.Module):
     """Answers for a student's images, each shown to the network as it is used to seeing them.
 
     The network gets the very crops of the student, in its own normalization and at the size that it
