@@ -22,7 +22,7 @@ from families import DEIT
 from memory import Memory, paper
 
 #: Everything that draws: decisions, mixup, dropped paths; and averaged weights.
-RECIPE = paper("epochs=3", "ema=0.9", "drop_path=0.3")
+RECIPE = paper("epochs=2", "ema=0.9", "drop_path=0.3")
 CODE = str(Path(loop.__file__).parent)
 
 

@@ -53,8 +53,8 @@ def test_a_recipe_alone_is_enough(
     said = plan("--recipe", "deit_tiny")
     for line in (
         "196 patches of an image of 224x224",
-        "137 (69.9 %) left before block 3",
-        "67 (34.2 %) left before block 9",
+        "137 (69.9 %) kept from block 3 on",
+        "67 (34.2 %) kept from block 9 on",
         "the others are gone",
         "1.25 G dense, 0.80 G pruned (64 %)",
         "learning rate 1e-05, weight decay 0.05",

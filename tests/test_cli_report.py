@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dynamicvit.cli import train as command_module
 from dynamicvit.cli.console import LineNowAndThen
+from dynamicvit.training import run as library
 from dynamicvit.training.checkpoint import load_checkpoint
 from families import DEIT
 
@@ -38,7 +39,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Let so many of the images become NaN on their way into the network."""
 
     def prepare(images: int) -> None:
-        real = command_module.train_transform
+        real = library.train_transform
 
         def transform(*arguments, **options):
             inner = real(*arguments, **options)
@@ -49,7 +50,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
             return poisoned
 
-        monkeypatch.setattr(command_module, "train_transform", transform)
+        monkeypatch.setattr(library, "train_transform", transform)
 
     return prepare
 

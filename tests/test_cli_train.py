@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -20,9 +21,9 @@ from typer.testing import CliRunner
 
 from dynamicvit import DynamicViT, sparsify
 from dynamicvit.cli import app
-from dynamicvit.cli import train as command
 from dynamicvit.data import ImageData, eval_transform
-from dynamicvit.training import loop
+from dynamicvit.evaluation.accuracy import EvaluationResult
+from dynamicvit.training import loop, run
 from dynamicvit.training.held_out import HeldOut
 
 Main = Callable[..., int]
@@ -188,11 +189,11 @@ def test_a_part_held_out_is_evaluated_and_not_trained_on(
 ) -> None:
     trained_on: list[str] = []
 
-    def train(model, loader, *arguments, **options):
+    def fit(model, loader, *arguments, **options):
         trained_on.extend(data.path(i) for data in loader.data.datasets for i in range(len(data)))
-        return loop.train(model, loader, *arguments, **options)
+        return loop.fit(model, loader, *arguments, **options)
 
-    monkeypatch.setattr(command, "training", _Replaced(loop, train=train))
+    monkeypatch.setattr(run, "fit", fit)
     out = tmp_path / "out"
     assert main("train", folder, "-m", saved, "-o", out, *TINY, "--set", "hold_out=0.25") == 0
     said = capsys.readouterr().out
@@ -227,23 +228,15 @@ def test_where_the_end_is_not_the_best_it_is_said(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shares = [0.75, 0.25, 0.25]  # the last is asked for once more, to be printed
-    monkeypatch.setattr(HeldOut, "score", lambda *_: {"agreement": shares.pop(0)})
+    shares = [0.75, 0.25]
+    result = EvaluationResult(None, None, None, None, images=4, labeled=0, skipped=(), seconds=1.0)
+    monkeypatch.setattr(
+        HeldOut, "evaluate", lambda *_: dataclasses.replace(result, agreement=shares.pop(0))
+    )
     words = (*TINY, "--set", "hold_out=0.5")
     assert main("train", flat, "-m", saved, "-o", tmp_path / "out", *words) == 0
     said = capsys.readouterr().out
     assert "it was 75.00 % after step 1: checkpoint.best.pt\n" in said
-
-
-class _Replaced:
-    """A module with some of its names replaced."""
-
-    def __init__(self, module: object, **names: object) -> None:
-        self._module = module
-        self.__dict__.update(names)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._module, name)
 
 
 def test_an_unreadable_image_is_named_and_counted_nowhere(
@@ -278,18 +271,18 @@ def test_an_interrupted_run_goes_on(
     arguments = ("train", flat, "-m", saved, *TINY, "--set", "images=16")
     assert main(*arguments, "-o", whole) == 0
 
-    def train(*given, on_step, **options):
+    def fit(*given, on_step, **options):
         def stop(progress):
             on_step(progress)
             if progress.step == 1:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGTERM)
 
-        return loop.train(*given, on_step=stop, **options)
+        return loop.fit(*given, on_step=stop, **options)
 
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(command, "training", _Replaced(loop, train=train))
-        assert main(*arguments, "-o", out) == 130
+        patch.setattr(run, "fit", fit)
+        assert main(*arguments, "-o", out) == 128 + signal.SIGTERM
     assert one_line(capsys) == (f"interrupted; {out} is saved, the same command goes on")
     unfinished = ["checkpoint.best.pt", "checkpoint.pt", "log.jsonl", "recipe.yaml", "tensorboard"]
     assert files_in(out) == unfinished
@@ -316,13 +309,13 @@ def test_a_full_disk_is_one_line(
     arguments = ("train", flat, "-m", saved, "-o", out, *TINY, "--set", "images=16")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def train(*given, on_step, **options):
+    def fit(*given, on_step, **options):
         def fill(progress):
             on_step(progress)
             if progress.step == 1:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
 
-        return loop.train(*given, on_step=fill, **options)
+        return loop.fit(*given, on_step=fill, **options)
 
     def save(model, folder):
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
@@ -336,7 +329,7 @@ def test_a_full_disk_is_one_line(
     ):
         with monkeypatch.context() as patched:
             if patch == "train":
-                patched.setattr(command, "training", _Replaced(loop, train=train))
+                patched.setattr(run, "fit", fit)
             else:
                 patched.setattr(DynamicViT, "save_pretrained", save)
             try:
@@ -356,14 +349,13 @@ def test_interrupted_before_the_first_step(
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "load_model", interrupt)
+    monkeypatch.setattr(run, "load_model", interrupt)
     assert main("train", flat, "-m", saved, "-o", tmp_path / "out", *TINY) == 130
     assert one_line(capsys) == "interrupted; nothing half-written is left, run it again"
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_in_a_terminal(saved: Path, flat: Path, tmp_path: Path, asked: int) -> None:
+def test_ctrl_c_in_a_terminal(saved: Path, flat: Path, tmp_path: Path) -> None:
     """A real signal to a real process with a worker that reads images."""
     out = tmp_path / "out"
     words = ["train", flat, "-m", saved, "-o", out, *TINY, "--set", "images=400000"]
@@ -379,12 +371,12 @@ def test_ctrl_c_in_a_terminal(saved: Path, flat: Path, tmp_path: Path, asked: in
         deadline = time.monotonic() + 120
         while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        os.killpg(process.pid, asked)  # as a terminal does and SLURM, to every process
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
         _, error = process.communicate(timeout=60)
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == 128 + asked, error
+    assert process.returncode == 128 + signal.SIGINT, error
     assert error == (f"dynamicvit: interrupted; {out} is saved, the same command goes on\n")
     assert (out / "checkpoint.pt").exists()
 
@@ -398,8 +390,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     out = tmp_path / "new" / "out"
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    run, run_with_model = tmp_path / "run", ("-m", saved)
-    run.mkdir()
+    run_with_model = ("-m", saved)
+    (tmp_path / "run").mkdir()
     before = sorted(tmp_path.rglob("*"))
     for arguments, said in (
         ((tmp_path / "nowhere", *run_with_model), "nowhere does not exist"),
@@ -420,7 +412,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         ((flat, *run_with_model, "--threads", 0), "threads are at least 1, got 0"),
         ((flat, *run_with_model, "--precision", "fp8"), "'fp8'"),
         ((flat, *run_with_model, "--resume"), "holds no checkpoint.pt to go on from"),
-        ((flat, *run_with_model, "--shard"), "start several with torchrun"),
         ((flat, *run_with_model, "--stricct"), "No such option: --stricct"),
         ((flat, *run_with_model, "-o", tmp_path / "file"), "is not a folder"),
         ((flat, *run_with_model, "-o", tmp_path / "file" / "out"), "is not a folder"),
@@ -452,7 +443,7 @@ def test_no_permission_to_write(
         return not (mode & os.W_OK and Path(path) == tmp_path)
 
     monkeypatch.setattr(os, "access", access)
-    monkeypatch.setattr(command, "load_model", None)  # refused before the work
+    monkeypatch.setattr(run, "load_model", None)  # refused before the work
     assert main("train", flat, "-m", saved, "-o", tmp_path / "new" / "out") == 2
     assert f"no permission to write in {tmp_path}" in one_line(capsys)
     assert not (tmp_path / "new").exists()

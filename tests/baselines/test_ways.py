@@ -13,7 +13,7 @@ from dynamicvit.costs import DENSE, count_macs, schedule_macs
 from dynamicvit.methods import WAYS, build, names, ways_of
 from dynamicvit.training import fit
 from dynamicvit.training.external_teacher import ExternalTeacher
-from dynamicvit.training.step import loss_weights
+from dynamicvit.training.objective import objective_of
 from families import DEIT
 from memory import Memory, small
 
@@ -79,8 +79,8 @@ def test_a_width_scaled_model_needs_another_teacher(tmp_path: Path) -> None:
 
 def test_guidance_is_for_what_learns_a_ranking() -> None:
     backbone, recipe = DEIT.backbone(), small()
-    assert loss_weights(build("static", backbone, 0.7), recipe).guidance > 0
-    assert loss_weights(build("attention", backbone, 0.7), recipe).guidance == 0
+    assert objective_of(build("static", backbone, 0.7), recipe).weights.guidance > 0
+    assert objective_of(build("attention", backbone, 0.7), recipe).weights.guidance == 0
 
 
 def test_stages_of_the_ablations() -> None:

@@ -76,7 +76,7 @@ def test_warm_up_and_frozen_start() -> None:
 
 
 PEAK = """
-import sys
+import gc, sys
 from pathlib import Path
 import timm, torch
 from dynamicvit import sparsify
@@ -89,27 +89,31 @@ def resident(kind):
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(kind))
 
 torch.set_num_threads(1)
-recipe, batch = load_recipe(sys.argv[1]), 12
-backbone = timm.create_model("deit_tiny_patch16_224", depth=4, num_classes=10)
-model = sparsify(backbone, policy=recipe.policy or "removed")
-memory = estimate_memory(model, recipe, batch)
-objective = objective_of(model.train(), recipe)
-before = resident("VmRSS")
-images, labels = torch.randn(batch, 3, 224, 224), torch.zeros(batch, dtype=torch.long)
-objective(images, labels).total.backward()
-print(memory.activations + memory.gradients, resident("VmHWM") - before)
+batch = 12
+for name in sys.argv[1:]:
+    recipe = load_recipe(name)
+    backbone = timm.create_model("deit_tiny_patch16_224", depth=4, num_classes=10)
+    model = sparsify(backbone, policy=recipe.policy or "removed")
+    memory = estimate_memory(model, recipe, batch)
+    objective = objective_of(model.train(), recipe)
+    images, labels = torch.randn(batch, 3, 224, 224), torch.zeros(batch, dtype=torch.long)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    objective(images, labels).total.backward()
+    print(memory.activations + memory.gradients, resident("VmHWM") - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-@pytest.mark.parametrize("name", ["deit_small", "small_data"])
-def test_the_process_peaks_where_it_was_said(name: str) -> None:
+def test_the_process_peaks_where_it_was_said() -> None:
     """What the operating system counted, the allocator told to give back what it does not use."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    words = [sys.executable, "-c", PEAK, name]
+    words = [sys.executable, "-c", PEAK, "deit_small", "small_data"]
     said = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
-    expected, measured = map(int, said.stdout.split())
-    assert expected == pytest.approx(measured, rel=0.2)
+    for line in said.stdout.splitlines():
+        expected, measured = map(int, line.split())
+        assert expected == pytest.approx(measured, rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["deit_small", "small_data"])

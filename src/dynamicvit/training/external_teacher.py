@@ -41,7 +41,7 @@ class ExternalTeacher(nn.Module):
         super().__init__()
         _check_alike("classes", getattr(network, "num_classes", None), student.num_classes)
         _check_alike("channels", image_channels(network), image_channels(student))
-        self.network = network.eval().requires_grad_(False)
+        self.network = network.requires_grad_(False)
         self.size = own_image_size(network)
         mean, std = _normalization(student)
         own_mean, own_std = _normalization(network)
@@ -49,6 +49,7 @@ class ExternalTeacher(nn.Module):
         self.register_buffer("scale", std / own_std, persistent=False)
         self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
         self._alike = torch.equal(mean, own_mean) and torch.equal(std, own_std)
+        self.eval()
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
