@@ -9,11 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from dynamicvit import DynamicViT
+from dynamicvit.core.decisions import best_k_sampler
 from dynamicvit.data import Batch
 from dynamicvit.evaluation.accuracy import evaluate
-from dynamicvit.training import Progress, Recipe, fit
+from dynamicvit.training import Progress, Recipe, TrainingObjective, fit
 from dynamicvit.training.checkpoint import holds_run
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.utils.distributed import launched_processes
@@ -67,6 +70,26 @@ def count(folder: Path) -> None:
     (folder / f"result{processes.rank}.json").write_text(json.dumps(asdict(result)))
 
 
+def shard(folder: Path) -> None:
+    """A loop of one's own over an objective that torch shards (docs/scaling.md)."""
+    model = DEIT.sparse()
+    objective = TrainingObjective(model, sampler=best_k_sampler).train()
+    rank = 0
+    if torch.distributed.is_initialized():
+        rank = torch.distributed.get_rank()
+        fully_shard(objective)
+        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    totals = []
+    for batch in Memory(3):
+        losses = objective(batch.images, batch.labels)
+        losses.total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        totals.append(losses.total.item())
+    (folder / f"sharded{rank}.json").write_text(json.dumps(totals))
+
+
 class Unreadable(Memory):
     """Batches of five, two, and one that only one process gets."""
 
@@ -85,4 +108,5 @@ if __name__ == "__main__":
         run(name, folder / name)
     run(RUNS[0][0], folder / RESUMED)
     count(folder)
+    shard(folder)
     launched_processes().close()

@@ -168,7 +168,7 @@ def test_bad_teachers_are_one_line_and_leave_nothing(
             "and a teacher is dense; did you mean lvvit_s?",
         ),
         (["--teacher", saved], "give timm's name of the network"),
-        (["--teacher-checkpoint", teacher], "give its network with --teacher NAME"),
+        (["--teacher-checkpoint", teacher], f"teacher checkpoint {teacher}"),
         (by(teacher, "test_vit"), "does not fit test_vit"),
         (by(tmp_path / "nowhere.pth"), "nowhere.pth: no such file"),
         (by(broken), "truncated or not safetensors"),

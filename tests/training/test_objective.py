@@ -94,6 +94,23 @@ def test_an_optimizer_step_leaves_the_teachers() -> None:
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
+def test_timms_script_takes_it_as_a_task() -> None:
+    timm_task = pytest.importorskip("timm.task")
+
+    class Task(timm_task.TrainingTask):
+        def __init__(self, objective: TrainingObjective) -> None:
+            super().__init__()
+            self.objective = objective
+
+        def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+            output, losses = self.objective.with_output(input, target)
+            return {"loss": losses.total, "output": output.logits}
+
+    result = Task(TrainingObjective(DEIT.sparse())).train()(*batch())
+    result["loss"].backward()
+    assert result["output"].shape == (4, NUM_CLASSES)
+
+
 # ---------------------------------------------------------------- train()
 
 

@@ -101,6 +101,14 @@ def test_each_image_is_counted_once_by_all(together: Path, tmp_path: Path) -> No
         assert result | {"seconds": 0} == expected | {"seconds": 0}
 
 
+def test_torch_shards_the_objective_in_a_loop_of_ones_own(together: Path, tmp_path: Path) -> None:
+    launched.shard(tmp_path)
+    expected = json.loads((tmp_path / "sharded0.json").read_text())
+    for rank in range(2):
+        totals = json.loads((together / f"sharded{rank}.json").read_text())
+        assert totals == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
 def test_what_the_launcher_asks_in_vain_is_refused(
     engine: str, monkeypatch: pytest.MonkeyPatch
@@ -143,11 +151,12 @@ def test_a_compiled_step_follows_the_plain_one(
         return compiler(path, backend="eager")  # needs no C compiler
 
     monkeypatch.setattr(torch, "compile", compile)
-    model = DEIT.sparse()
+    shallow = {"depth": 2, "stages": (1,)}  # what is traced takes the time
+    model = DEIT.sparse(**shallow)
     fit(model, Memory(), recipe, tmp_path / "compiled", compiled=True)
     assert sorted(paths) == 2 * ["forward_dense"] + 2 * ["forward_masked"]
     assert model.forward_masked == types.MethodType(DynamicViT.forward_masked, model)
-    fit(DEIT.sparse(), Memory(), recipe, tmp_path / "plain")
+    fit(DEIT.sparse(**shallow), Memory(), recipe, tmp_path / "plain")
     ours, theirs = log_of(tmp_path / "compiled"), log_of(tmp_path / "plain")
     for mine, expected in zip(ours, theirs, strict=True):
         assert mine["losses"] == pytest.approx(expected["losses"], abs=1e-4, rel=0)

@@ -17,6 +17,7 @@ MAX_POINTS = 500
 
 Step = Mapping[str, Any]
 
+
 def curves(steps: Sequence[Step]) -> Figure:
     """The picture of a log (:func:`~dynamicvit.training.log.read_log`) of at least one step."""
     evaluated = [step for step in steps if step.get("held_out")]

@@ -54,7 +54,7 @@ def check_output(folder: Path, resume: bool = False) -> bool:
     if holds_run(folder):
         return True
     if resume:
-        raise InputError(f"--resume: {folder} holds no {NEWEST} to go on from")
+        raise InputError(f"{folder} holds no {NEWEST} to go on from")
     if (folder / "model.safetensors").exists():
         raise InputError(f"{folder} holds a model: choose another folder")
     return False

@@ -140,6 +140,8 @@ class Training:
         device: torch.device | str | None = None,
         plan_only: bool = False,
     ) -> None:
+        if precision not in PRECISIONS:
+            raise InputError(f"a precision is fp32, bf16 or fp16, got {precision!r}")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.processes = launched_processes(device)
         self.precision = launched_precision(PRECISIONS[precision], self.processes.device)
@@ -152,7 +154,7 @@ class Training:
             values = values.model_copy(update={"teacher": asked})
         named = values.model if model is None else model
         if named is None:
-            raise InputError(f"recipe {recipe} names no model: give --model, or --released")
+            raise InputError("the recipe names no model: give one")
         self.sources = [] if data is None else _sources(values, data, unlabeled, class_map, strict)
         torch.manual_seed(values.seed)
         if isinstance(named, DynamicViT):
@@ -312,7 +314,7 @@ def _teacher(
     """The other network that the recipe names, if a loss looks at it."""
     name = recipe.teacher.model
     if name is None and checkpoint is not None:
-        raise InputError(f"--teacher-checkpoint {checkpoint}: give its network with --teacher NAME")
+        raise InputError(f"teacher checkpoint {checkpoint}: name its network as the teacher")
     if name is None or not recipe.asks_external_teacher:
         return None
     return ExternalTeacher(load_teacher(name, checkpoint, pretrained=pretrained), student)
@@ -329,7 +331,7 @@ def _sources(
     uses_labels = recipe.losses.classification > 0 or recipe.hold_out > 0
     if class_map and not uses_labels:
         raise InputError(
-            f"--class-map {class_map}: with losses.classification=0 and hold_out=0 no label is "
+            f"class map {class_map}: with losses.classification=0 and hold_out=0 no label is "
             "used; leave it out"
         )
     images = ImageData(root, labeled=None if uses_labels else False, strict=strict)
