@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from dynamicvit import sparsify
 from dynamicvit.checkpoints.loading import load_backbone
 from dynamicvit.core import merging
-from dynamicvit.core.method import Choice, Grid
+from dynamicvit.core.method import Choice
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy
 from dynamicvit.core.teacher import dense_teacher, weigh_patches
 from dynamicvit.data import ImageData, Loader, eval_transform
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.layers.tokens import Grid, Tokens
 
 Scores = list[Tensor]
 """For each stage ``(B, N)``, what a patch is worth."""

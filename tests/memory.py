@@ -8,7 +8,7 @@ import torch
 
 from dynamicvit import DynamicViT
 from dynamicvit.core.losses import Losses
-from dynamicvit.core.model import MaskedOutput
+from dynamicvit.core.outputs import MaskedOutput
 from dynamicvit.data import UNLABELED, Batch
 from dynamicvit.training import ExternalTeacher, Recipe, load_recipe
 from dynamicvit.training.draws import Mixing, seed_everything

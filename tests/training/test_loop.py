@@ -13,10 +13,11 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.core.model import DenseOutput, Stem
+from dynamicvit.core.outputs import DenseOutput
 from dynamicvit.core.schedule import Policy
 from dynamicvit.core.teacher import weigh_some
 from dynamicvit.data import UNLABELED, Batch
+from dynamicvit.layers.tokens import Tokens
 from dynamicvit.training import Progress, Recipe, fit, load_recipe, loop
 from dynamicvit.training.draws import Mixing, seed_everything
 from dynamicvit.training.objective import objective_of
@@ -236,7 +237,7 @@ def test_guidance_weighs_its_share_of_the_images_however_they_are_split(
 ) -> None:
     weighed: list[bool] = []
 
-    def spy(teacher: DynamicViT, images: Stem, chosen: torch.Tensor) -> DenseOutput:
+    def spy(teacher: DynamicViT, images: Tokens, chosen: torch.Tensor) -> DenseOutput:
         weighed.extend(chosen.tolist())
         return weigh_some(teacher, images, chosen)
 

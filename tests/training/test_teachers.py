@@ -195,9 +195,9 @@ def test_shared_first_blocks_drop_nothing_by_chance() -> None:
     model, images = DEIT.sparse(proj_drop_rate=0.5).train(), DEIT.images()
     objective = objective_of(model, small("masking=full", *only("ratio")))
     assert objective.dense_teacher is None
-    tokens = objective._first_blocks(images).tokens
+    tokens = objective._first_blocks(images)
     assert all(module.training for module in model.blocks.modules())
-    assert torch.equal(tokens.x, model.eval().stem(images).tokens.x)
+    assert torch.equal(tokens.x, model.eval().first_blocks(images).x)
     assert not tokens.x.requires_grad
 
 

@@ -20,9 +20,9 @@ class NoisySampler(Protocol):
     """A sampler of :mod:`dynamicvit.core.decisions`, which takes its noise from outside."""
 
     def __call__(
-        self, log_probs: Tensor, decision: Tensor, k: int, noise: Tensor | None = None
+        self, keep_scores: Tensor, decision: Tensor, k: int, noise: Tensor | None = None
     ) -> Tensor:
-        """Decisions ``(B, M)``; ``noise`` as ``log_probs``, ``(B, M, 2)``."""
+        """Decisions ``(B, M)`` from scores ``(B, M)``; ``noise`` is ``(B, M, 2)``."""
         ...
 
 
@@ -60,15 +60,15 @@ class SplitDraws:
         self._first, self._total = first, total
 
     @torch.compiler.disable
-    def _noise(self, log_probs: Tensor) -> Tensor:
-        last = self._first + len(log_probs)
-        shape = (max(self._total, last), *log_probs.shape[1:])
-        noise = torch.empty(shape, dtype=log_probs.dtype, device=log_probs.device)
+    def _noise(self, keep_scores: Tensor) -> Tensor:
+        last = self._first + len(keep_scores)
+        shape = (max(self._total, last), *keep_scores.shape[1:], 2)
+        noise = torch.empty(shape, dtype=keep_scores.dtype, device=keep_scores.device)
         return noise.exponential_(generator=self._generator)[self._first : last]
 
-    def __call__(self, log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
+    def __call__(self, keep_scores: Tensor, decision: Tensor, k: int) -> Tensor:
         """A stage's decisions, see :data:`~dynamicvit.core.decisions.Sampler`."""
-        return self.sampler(log_probs, decision, k, self._noise(log_probs))
+        return self.sampler(keep_scores, decision, k, self._noise(keep_scores))
 
 
 class Mixing:

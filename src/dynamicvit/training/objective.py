@@ -13,10 +13,12 @@ from dynamicvit.core.decisions import Sampler, gumbel_sampler
 from dynamicvit.core.distillation import Distillation, distillation_loss
 from dynamicvit.core.losses import Losses, LossWeights, dynamicvit_loss
 from dynamicvit.core.method import Masking
-from dynamicvit.core.model import DenseOutput, DynamicViT, MaskedOutput, Stem
+from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import eval_mode
+from dynamicvit.core.outputs import DenseOutput, MaskedOutput
 from dynamicvit.core.teacher import ask, dense_teacher, weigh_some
 from dynamicvit.errors import InputError
+from dynamicvit.layers.tokens import Tokens
 from dynamicvit.training.draws import SAMPLERS, SplitDraws
 from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.recipe import Recipe
@@ -136,18 +138,17 @@ class TrainingObjective(nn.Module):
         )
         return output, losses
 
-    def run_student(self, images: Tensor | Stem) -> MaskedOutput:
+    def run_student(self, images: Tensor | Tokens) -> MaskedOutput:
         """The student's masked path alone."""
         return self.model.forward_masked(images, sampler=self.sampler, masking=self.masking)
 
-    def _first_blocks(self, images: Tensor) -> Stem:
+    def _first_blocks(self, images: Tensor) -> Tokens:
         """The tokens before the first stage, for student and dense teacher alike."""
-        own = self.model if self.dense_teacher is None else self.dense_teacher
-        with torch.no_grad(), eval_mode(own):
-            return own.stem(images, self.model.schedule.stages[0])
+        with torch.no_grad(), eval_mode(self.model):
+            return self.model.first_blocks(images)
 
     def _ask(
-        self, images: Tensor, start: Tensor | Stem, first: int
+        self, images: Tensor, start: Tensor | Tokens, first: int
     ) -> tuple[DenseOutput | None, Tensor | None]:
         """What the dense teacher says, and the logits of the other; ``None`` if nobody asks."""
         dense, external = self._teachers

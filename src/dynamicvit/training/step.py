@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit.core.losses import Losses
-from dynamicvit.core.model import DynamicViT, MaskedOutput
+from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import image_channels, own_image_size
+from dynamicvit.core.outputs import MaskedOutput
 from dynamicvit.data import Batch
 from dynamicvit.training.draws import Mixing, SplitDraws, seed_everything, seed_of
 from dynamicvit.training.objective import TrainingObjective
@@ -213,7 +214,7 @@ class _Pass(nn.Module):
             output, losses = self.objective.with_output(images, targets, first=first)
         drawn = [decision.detach().float().mean() for decision in output.decisions]
         # Without scores there is nothing but the decisions to say what is kept.
-        likely = [(odds.detach() > 0).float().mean() for odds in output.log_odds] or drawn
+        likely = [(odds.detach() > 0).float().mean() for odds in output.keep_scores] or drawn
         shares = torch.stack(drawn + likely) if drawn else output.logits.new_zeros(0)
         bad = ~output.logits.detach().isfinite().all(dim=1)
         return losses, shares, _kept_tokens(output), bad
