@@ -17,7 +17,7 @@ from dynamicvit import DynamicViT, InputError
 from dynamicvit.data import Batch
 from dynamicvit.training import Recipe, fit
 from dynamicvit.training.checkpoint import load_checkpoint
-from dynamicvit.training.finite import suspects
+from dynamicvit.training.finite import not_finite, suspects
 from dynamicvit.training.step import Measured
 from dynamicvit.utils.distributed import Processes
 from families import DEIT
@@ -112,6 +112,21 @@ def test_shares_and_bad_images_do_not_depend_on_the_passes(
 
 
 # ---------------------------------------------------------------- steps that are not finite
+
+
+@pytest.mark.parametrize(
+    ("losses", "norm", "bad"),
+    [
+        ({"total": 1.0, "token": 0.5}, 1.0, ()),
+        ({"total": math.nan, "token": math.nan, "ratio": 0.1}, 1.0, ("token",)),
+        ({"total": math.inf, "token": math.nan, "ratio": math.inf}, 1.0, ("token", "ratio")),
+        ({"total": math.inf, "token": 3e38}, 1.0, ("total",)),
+        ({"total": math.nan, "token": math.nan}, math.nan, ("token",)),
+        ({"total": 1.0, "token": 0.5}, math.inf, ("gradient",)),
+    ],
+)
+def test_the_part_is_named(losses: dict[str, float], norm: float, bad: tuple[str, ...]) -> None:
+    assert not_finite(losses, norm) == bad
 
 
 def test_a_bad_step_is_counted_and_named_and_changes_no_weight(

@@ -37,7 +37,8 @@ from dynamicvit.cli.options import (
 )
 from dynamicvit.errors import InputError
 from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
-from dynamicvit.training.checkpoint import BEST, check_output, holds_run
+from dynamicvit.training.checkpoint import BEST, holds_run
+from dynamicvit.training.output import check_output
 from dynamicvit.utils.signals import terminated_like_interrupted
 
 _COST, _RUN = "Speed and memory", "The run"

@@ -39,27 +39,6 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (NEWEST, PREVIOUS))
 
 
-def check_output(folder: Path, resume: bool = False) -> bool:
-    """Whether a folder holds a run to go on with.
-
-    Args:
-        folder: to write into; it need not be there.
-        resume: there must be a run.
-
-    Raises:
-        InputError: if it is a file, holds a model, or no run where there must be one.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: give a folder")
-    if holds_run(folder):
-        return True
-    if resume:
-        raise InputError(f"{folder} holds no {NEWEST} to go on from")
-    if (folder / "model.safetensors").exists():
-        raise InputError(f"{folder} holds a model: choose another folder")
-    return False
-
-
 def keep_checkpoint(state: dict[str, Any], folder: Path, *, best: bool = False) -> None:
     """Write a state; what was the newest becomes the previous one.
 

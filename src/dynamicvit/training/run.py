@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
-import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +26,18 @@ from dynamicvit.data import (
     train_transform,
 )
 from dynamicvit.errors import InputError
-from dynamicvit.training.checkpoint import cannot_write, check_output, holds_run
+from dynamicvit.training.checkpoint import holds_run
 from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.held_out import HeldOut
-from dynamicvit.training.log import LOG_NAME, TENSORBOARD_FOLDER, Progress, TensorBoard, read_log
+from dynamicvit.training.log import TENSORBOARD_FOLDER, Progress, TensorBoard
 from dynamicvit.training.loop import fit, total_steps
 from dynamicvit.training.memory import estimate_memory
+from dynamicvit.training.output import check_output, draw_run, take_back, write_report
 from dynamicvit.training.plan import Plan, plan_of
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.recipes import load_recipe
 from dynamicvit.training.state import TrainingReport
 from dynamicvit.utils.distributed import PRECISIONS, launched_precision, launched_processes
-from dynamicvit.utils.files import write_text
-from dynamicvit.utils.optional import need
-
-_log = logging.getLogger(__name__)
 
 
 def train(
@@ -265,33 +260,16 @@ class Training:
         except InputError:
             # Found only while reading (an unreadable image with strict): no trace stays.
             if is_main and not holds_run(output):
-                _take_back(output, is_new)
+                take_back(output, is_new)
             elif is_main:
                 with suppress(InputError):  # they show what went wrong, which is to be said
-                    _draw_curves(output)
+                    draw_run(output)
             raise
         if is_main:
             self.model.save_pretrained(output)
-            self._write_report(report, output / "report.json")
-            _draw_curves(output)
+            write_report(report, self.model, self.recipe.teacher, self.teacher_checkpoint, output)
+            draw_run(output)
         return report
-
-    def _write_report(self, report: TrainingReport, path: Path) -> None:
-        training = asdict(report)
-        held_out = training.pop("held_out")
-        teacher = self.recipe.teacher.model_dump()
-        checkpoint = self.teacher_checkpoint
-        numbers: dict[str, Any] = {
-            "training": training,
-            "keep_ratios": self.model.schedule.keep_ratios,
-            "policy": self.model.policy,
-            **({} if held_out is None else {"held_out": held_out}),
-            "teacher": {**teacher, "checkpoint": checkpoint and str(checkpoint)},
-        }
-        try:
-            write_text(path, json.dumps(numbers, indent=2) + "\n")
-        except OSError as error:
-            raise cannot_write(path, error) from error
 
 
 def _student(recipe: Recipe, checkpoint: str | Path | None, pretrained: bool) -> DynamicViT:
@@ -352,31 +330,3 @@ def _both(
         board(progress)
 
     return write
-
-
-def _draw_curves(output: Path) -> None:
-    steps = read_log(output / LOG_NAME)
-    if not steps:
-        return
-    try:
-        need("matplotlib", "plots")
-    except InputError as error:
-        _log.warning("no picture of the curves: %s", error)
-        return
-    from dynamicvit.plots.curves import curves
-    from dynamicvit.plots.style import save
-
-    save(curves(steps), output / "curves.png")
-
-
-def _take_back(output: Path, is_new: bool) -> None:
-    """Remove what a run has written."""
-    for name in ("recipe.yaml", LOG_NAME):
-        (output / name).unlink(missing_ok=True)
-    events = output / TENSORBOARD_FOLDER
-    for file in events.glob("events.out.tfevents.*"):
-        file.unlink()
-    if events.is_dir() and not any(events.iterdir()):
-        events.rmdir()
-    if is_new and output.is_dir() and not any(output.iterdir()):
-        output.rmdir()

@@ -77,13 +77,6 @@ def test_every_step_is_in_the_log_in_tensorboard_and_in_the_picture(
     assert imread(out / "curves.png").ndim == 3
 
 
-def test_without_a_terminal_there_are_lines_now_and_then(
-    run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run("--set", "images=8") == 0
-    assert "step 1 of" not in capsys.readouterr().out  # a minute has not passed
-
-
 def test_a_line_says_how_far_how_fast_and_how_long(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
