@@ -14,8 +14,7 @@ from dynamicvit.costs import DENSE, count_macs, schedule_macs
 from dynamicvit.evaluation.compare import ABLATIONS, all_names, candidate_named
 from dynamicvit.methods import METHODS, at_macs, method_named, register_method
 from dynamicvit.methods.class_attention import ClassAttention
-from dynamicvit.training import train
-from dynamicvit.training.external_teacher import ForeignTeacher
+from dynamicvit.training import ExternalTeacher, fit
 from dynamicvit.training.step import loss_weights
 from families import BY_NAME, DEIT, HF_FAMILIES
 from memory import Memory, small
@@ -132,8 +131,8 @@ def test_two_steps_of_the_same_recipe(name: str, tmp_path: Path) -> None:
     model = candidate.build(backbone, 0.75)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     recipe = small(*candidate.overrides, steps=2)
-    teacher = ForeignTeacher(backbone, model) if name == "narrow" else None
-    report = train(model, Memory(labeled=False), recipe, tmp_path, teacher=teacher)
+    teacher = ExternalTeacher(backbone, model) if name == "narrow" else None
+    report = fit(model, Memory(labeled=False), recipe, tmp_path, teacher=teacher)
     assert report.steps == 2
     assert report.bad_steps == 0
     changed = {key for key, value in model.state_dict().items() if not value.equal(before[key])}
@@ -150,7 +149,7 @@ def test_two_steps_of_the_same_recipe(name: str, tmp_path: Path) -> None:
 
 def test_a_narrow_model_needs_another_teacher(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to train"):
-        train(at_macs("narrow", DEIT.backbone(), 0.5), Memory(), small(), tmp_path)
+        fit(at_macs("narrow", DEIT.backbone(), 0.5), Memory(), small(), tmp_path)
 
 
 def test_guidance_is_for_what_learns_a_ranking() -> None:

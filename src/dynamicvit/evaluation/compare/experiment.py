@@ -31,9 +31,8 @@ from dynamicvit.evaluation.compare.cache import (
 )
 from dynamicvit.evaluation.compare.rows import Candidate, Entry, Row
 from dynamicvit.evaluation.compare.timing import Timing, time_method
-from dynamicvit.training import Progress, Recipe, load_recipe, train
+from dynamicvit.training import ExternalTeacher, Progress, Recipe, fit, load_recipe
 from dynamicvit.training.checkpoint import holds_run
-from dynamicvit.training.external_teacher import ForeignTeacher
 
 
 @dataclass
@@ -199,7 +198,7 @@ class Experiment:
     ) -> int:
         """Fine-tune in place; images seen."""
         recipe = self.recipe_of(candidate, seed)
-        report = train(
+        report = fit(
             model,
             self._loader(recipe),
             recipe,
@@ -208,7 +207,7 @@ class Experiment:
             device=self.device,
             precision=self._autocast,
             # A sliced network is not its own dense self.
-            teacher=ForeignTeacher(self._copy(), model) if recipe.asks_foreign_teacher else None,
+            teacher=ExternalTeacher(self._copy(), model) if recipe.asks_external_teacher else None,
             on_step=on_step,
         )
         if candidate.method == "dynamicvit":
