@@ -20,19 +20,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from dynamicvit import DynamicViT, InputError, PrunedOutput, sparsify
-from dynamicvit.plots.visualization import (
-    MAX_IMAGES,
-    as_merged,
-    class_names,
-    denormalise,
-    fade,
-    figure,
-    merges,
-    save_figure,
-    score_map,
-    top_classes,
-    visualize,
-)
+from dynamicvit.data import class_names, eval_transform, top_classes
+from dynamicvit.plots import draw, save, visualize
+from dynamicvit.plots.page import MAX_IMAGES, merges
+from dynamicvit.plots.patches import as_merged, denormalize, fade, score_map
 
 NAMES = ["tench, Tinca tinca", "cat", "$5 bill", "dog", "fox"]
 
@@ -154,11 +145,11 @@ def test_score_map_is_in_image_order_and_blank_where_patches_are_gone() -> None:
     torch.testing.assert_close(shown, expected, equal_nan=True)
 
 
-def test_denormalise_undoes_the_models_normalization(model: DynamicViT, images: Tensor) -> None:
+def test_denormalize_undoes_the_models_normalization(model: DynamicViT, images: Tensor) -> None:
     model.backbone.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
     try:
         mean, std = (torch.tensor(v)[:, None, None] for v in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
-        torch.testing.assert_close(denormalise((images - mean) / std, model), images)
+        torch.testing.assert_close(denormalize((images - mean) / std, model), images)
     finally:
         del model.backbone.pretrained_cfg
 
@@ -207,7 +198,7 @@ def test_top_classes() -> None:
 
 
 def test_figure_shows_each_stage_of_each_image(images: Tensor, output: PrunedOutput) -> None:
-    drawn = figure(images, output)
+    drawn = draw(images, output)
     # For each image: input, three stages, the map and its color bar.
     assert len(drawn.axes) == 2 * 6
     shown = pictures(drawn)
@@ -225,7 +216,7 @@ def test_figure_shows_each_stage_of_each_image(images: Tensor, output: PrunedOut
 
 
 def test_figure_says_how_much_is_kept(images: Tensor, output: PrunedOutput) -> None:
-    said = texts(figure(images, output))
+    said = texts(draw(images, output))
     # floor(24 x 0.7), floor(24 x 0.49), floor(24 x 0.343) of 24
     for title in ("24 patches", "67% kept", "46% kept", "33% kept", "stage 3", "keep score"):
         assert title in said
@@ -240,7 +231,7 @@ def test_what_merged_is_told_from_what_is_kept_and_from_what_is_gone(
     with torch.no_grad():
         merged = merging.forward_pruned(images)
     assert all(merges(merged, stage) for stage in range(3))
-    drawn = figure(images, merged)
+    drawn = draw(images, merged)
     assert "33% kept, rest merged" in texts(drawn)
     for row, image in enumerate(images):
         for stage, (survived, groups) in enumerate(zip(merged.kept, merged.groups, strict=True)):
@@ -249,10 +240,10 @@ def test_what_merged_is_told_from_what_is_kept_and_from_what_is_gone(
             expected = fade(alike, kept, (4, 6), strength=0.5)
             torch.testing.assert_close(shown, expected)
     gone = replace(merged, groups=tuple(torch.full_like(g, -1) for g in merged.groups))
-    assert "33% kept" in texts(figure(images, gone))
+    assert "33% kept" in texts(draw(images, gone))
     unknown = replace(merged, groups=())
     for one, other in zip(
-        pictures(figure(images, gone)), pictures(figure(images, unknown)), strict=True
+        pictures(draw(images, gone)), pictures(draw(images, unknown)), strict=True
     ):
         np.testing.assert_array_equal(one, other)
 
@@ -260,7 +251,7 @@ def test_what_merged_is_told_from_what_is_kept_and_from_what_is_gone(
 def test_a_later_stages_map_is_blank_where_patches_had_gone(
     images: Tensor, output: PrunedOutput
 ) -> None:
-    drawn = figure(images, output, score_stage=2)
+    drawn = draw(images, output, score_stage=2)
     assert "at stage 3" in texts(drawn)
     for row in range(2):
         blank = pictures(drawn)[6 * row + 4].mask
@@ -271,7 +262,7 @@ def test_the_outline_lies_between_kept_and_dropped_patches() -> None:
     survived = torch.ones(1, 6, dtype=torch.bool)
     survived[0, 0] = False  # the upper left patch of 2 x 3
     given = PrunedOutput(torch.zeros(1, 5), (survived,), (), (2, 3))
-    drawn = figure(torch.rand(1, 3, 16, 12), given)
+    drawn = draw(torch.rand(1, 3, 16, 12), given)
     [lines] = drawn.axes[1].collections
     segments = {tuple(map(tuple, segment.vertices)) for segment in lines.get_paths()}
     # Patches are 8 high and 4 wide; the first pixel's center is at 0.
@@ -282,12 +273,12 @@ def test_captions_name_the_classes(images: Tensor, output: PrunedOutput) -> None
     logits = torch.tensor([[0.6, 0.1, 0.1, 0.1, 0.1], [0.05, 0.1, 0.7, 0.1, 0.05]]).log()
     dense = logits.flip(0)
     given = PrunedOutput(logits, output.kept, output.keep_scores, output.grid)
-    captions = texts(figure(images, given, names=NAMES, dense_logits=dense, labels=[0, 0]))[-2:]
+    captions = texts(draw(images, given, names=NAMES, dense_logits=dense, labels=[0, 0]))[-2:]
     assert captions == [
         "DynamicViT: tench (60%) ✓     dense: $5 bill (70%) ✗     label: tench",
         "DynamicViT: $5 bill (70%) ✗     dense: tench (60%) ✓     label: tench",
     ]
-    assert texts(figure(images, given, names=NAMES))[-2:] == [
+    assert texts(draw(images, given, names=NAMES))[-2:] == [
         "DynamicViT: tench (60%)",
         "DynamicViT: $5 bill (70%)",
     ]
@@ -298,10 +289,10 @@ def test_given_decisions_have_no_map(model: DynamicViT, images: Tensor, tmp_path
     decisions[2][0, :12] = 1
     with torch.no_grad():
         given = model.forward_pruned(images, decisions)
-    drawn = figure(images, given)
+    drawn = draw(images, given)
     assert len(drawn.axes) == 2 * 4
     assert "25% kept" in texts(drawn)  # 12 and 0 of 24
-    save_figure(drawn, tmp_path / "given.png")
+    save(drawn, tmp_path / "given.png")
 
 
 def test_no_stages_no_classes_no_names(images: Tensor, tmp_path: Path) -> None:
@@ -309,9 +300,9 @@ def test_no_stages_no_classes_no_names(images: Tensor, tmp_path: Path) -> None:
         img_size=(32, 48), patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=0
     )
     dense = sparsify(backbone, keep_ratio=[], stages=[]).eval()
-    drawn = visualize(dense, images)
+    drawn = visualize(dense, images).figure
     assert len(drawn.axes) == 2
-    save_figure(drawn, tmp_path / "dense.png")
+    save(drawn, tmp_path / "dense.png")
 
 
 def test_equal_scores_and_one_patch_can_be_drawn(tmp_path: Path) -> None:
@@ -319,11 +310,11 @@ def test_equal_scores_and_one_patch_can_be_drawn(tmp_path: Path) -> None:
     given = PrunedOutput(
         torch.zeros(1, 5), (torch.ones(1, 1, dtype=torch.bool),), (scores,), (1, 1)
     )
-    save_figure(figure(torch.rand(1, 1, 8, 8), given, names=NAMES), tmp_path / "one.png")
+    save(draw(torch.rand(1, 1, 8, 8), given, names=NAMES), tmp_path / "one.png")
 
 
 def test_a_long_name_stays_on_the_page(images: Tensor, output: PrunedOutput) -> None:
-    drawn = figure(images, output, names=["x" * 1000] * 5)
+    drawn = draw(images, output, names=["x" * 1000] * 5)
     canvas = drawn.canvas
     assert isinstance(canvas, FigureCanvasAgg)
     caption = drawn.texts[-1]
@@ -333,7 +324,7 @@ def test_a_long_name_stays_on_the_page(images: Tensor, output: PrunedOutput) -> 
 
 def test_a_dollar_sign_is_no_mathematics(images: Tensor, output: PrunedOutput) -> None:
     plain, dollars = (
-        figure(images, output, names=[name] * 5).texts[-1] for name in ("alpha", r"$\alpha$")
+        draw(images, output, names=[name] * 5).texts[-1] for name in ("alpha", r"$\alpha$")
     )
     canvas = plain.get_figure().canvas
     assert isinstance(canvas, FigureCanvasAgg)
@@ -343,33 +334,48 @@ def test_a_dollar_sign_is_no_mathematics(images: Tensor, output: PrunedOutput) -
 
 def test_figure_names_what_does_not_fit(images: Tensor, output: PrunedOutput) -> None:
     with pytest.raises(InputError, match="1 images, but the output of 2"):
-        figure(images[:1], output)
+        draw(images[:1], output)
     with pytest.raises(InputError, match="2 images, but 1 labels"):
-        figure(images, output, labels=[1])
+        draw(images, output, labels=[1])
     with pytest.raises(InputError, match="2 images, but 1 rows of dense logits"):
-        figure(images, output, dense_logits=torch.zeros(1, 5))
+        draw(images, output, dense_logits=torch.zeros(1, 5))
     with pytest.raises(InputError, match="score_stage 3 does not exist: 0 to 2 do"):
-        figure(images, output, score_stage=3)
+        draw(images, output, score_stage=3)
     with pytest.raises(InputError, match=f"1 to {MAX_IMAGES} images"):
-        figure(images[:0], output)
+        draw(images[:0], output)
 
 
 def test_visualize_runs_both_and_takes_another_normalization(
     model: DynamicViT, images: Tensor
 ) -> None:
     mean, std = (0.5,) * 3, (0.25,) * 3
-    drawn = visualize(model, (images - 0.5) / 0.25, names=NAMES, mean_std=(mean, std))
+    drawn = visualize(model, (images - 0.5) / 0.25, names=NAMES, mean_std=(mean, std)).figure
     np.testing.assert_allclose(pictures(drawn)[0], images[0].permute(1, 2, 0), atol=1e-6)
     assert "dense: " in texts(drawn)[-1]
     # The model's own names, where none are given.
-    assert "class " in texts(visualize(model, images))[-1]
+    assert "class " in texts(visualize(model, images).figure)[-1]
+
+
+def test_files_and_pil_images_are_prepared_as_the_model_was_trained(
+    model: DynamicViT, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    photo = Image.fromarray(pixels)
+    photo.save(tmp_path / "photo.png")
+    found = visualize(model, [tmp_path / "photo.png", photo], tmp_path / "kept", crop_pct=1.0)
+    assert sorted(path.name for path in tmp_path.glob("kept*")) == ["kept.pdf", "kept.png"]
+    expected = model.forward_pruned(eval_transform(model, crop_pct=1.0)(photo)[None]).logits
+    torch.testing.assert_close(found.output.logits, expected.expand(2, -1))
+    assert visualize(model, str(tmp_path / "photo.png")).output.logits.shape == (1, 5)
+    with pytest.raises(InputError, match=r"none\.png can't be read"):
+        visualize(model, tmp_path / "none.png")
 
 
 def test_pyplot_knows_nothing_of_it(images: Tensor, output: PrunedOutput) -> None:
     from matplotlib import pyplot
 
     before, settings_before = pyplot.get_fignums(), dict(matplotlib.rcParams)
-    drawn = figure(images, output)
+    drawn = draw(images, output)
     assert isinstance(drawn.canvas, FigureCanvasAgg)
     assert pyplot.get_fignums() == before
     assert dict(matplotlib.rcParams) == settings_before
@@ -378,15 +384,15 @@ def test_pyplot_knows_nothing_of_it(images: Tensor, output: PrunedOutput) -> Non
 # ------------------------------------------------------------------ writing it
 
 
-def test_save_figure_writes_a_picture(images: Tensor, output: PrunedOutput, tmp_path: Path) -> None:
-    path = save_figure(figure(images, output), tmp_path / "new" / "kept.png")
+def test_save_writes_a_picture(images: Tensor, output: PrunedOutput, tmp_path: Path) -> None:
+    [path] = save(draw(images, output), tmp_path / "new" / "kept.png")
     assert [file.name for file in path.parent.iterdir()] == ["kept.png"]
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         assert picture.width > picture.height > 300
 
 
-def test_save_figure_replaces_all_or_nothing(
+def test_save_replaces_all_or_nothing(
     images: Tensor, output: PrunedOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "kept.png"
@@ -400,23 +406,21 @@ def test_save_figure_replaces_all_or_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(InputError, match=r"kept\.png: can't be written \(No space left"):
-            save_figure(figure(images, output), path)
+            save(draw(images, output), path)
     assert path.read_text() == "before"
     assert os.listdir(tmp_path) == ["kept.png"]
-    save_figure(figure(images, output), path)
+    save(draw(images, output), path)
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_save_figure_names_what_can_not_be(
-    images: Tensor, output: PrunedOutput, tmp_path: Path
-) -> None:
-    drawn = figure(images, output)
+def test_save_names_what_can_not_be(images: Tensor, output: PrunedOutput, tmp_path: Path) -> None:
+    drawn = draw(images, output)
     with pytest.raises(InputError, match=r"kept\.xyz: .* got '\.xyz'"):
-        save_figure(drawn, tmp_path / "kept.xyz")
+        save(drawn, tmp_path / "kept.xyz")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="can't be written"):
-        save_figure(drawn, tmp_path / "file" / "kept.png")
+        save(drawn, tmp_path / "file" / "kept.png")
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(InputError, match="can't be written"):
-        save_figure(drawn, tmp_path / "folder.png")
+        save(drawn, tmp_path / "folder.png")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.png"]

@@ -36,13 +36,13 @@ def test_one_model_at_several_ratios(model: DynamicViT) -> None:
 
 @torch.no_grad()
 def test_several_models_with_their_own_ratios() -> None:
-    models = [DEIT.sparse(ratio, dropped="merged") for ratio in (0.5, 0.8)]
+    models = [DEIT.sparse(ratio, policy="merged") for ratio in (0.5, 0.8)]
     levels = levels_of([("half", models[0]), ("most", models[1])])
     assert [level.model for level in levels] == ["most", "half"]
     images = DEIT.images(1)
     for level, model in zip(levels, reversed(models), strict=True):
         torch.testing.assert_close(level.classify(images), model(images)[0])
-        assert level.schedule.dropped == "merged"
+        assert level.schedule.policy == "merged"
 
 
 def test_ratios_that_are_no_powers() -> None:

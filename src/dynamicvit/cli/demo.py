@@ -17,7 +17,7 @@ from dynamicvit.cli.options import Output, Threads, use_threads
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.demo import experiment
 from dynamicvit.demo.experiment import Row, Size
-from dynamicvit.plots.visualization import figure, save_figure
+from dynamicvit.plots import draw, save
 from dynamicvit.training import Progress
 
 
@@ -80,14 +80,14 @@ def _picture(model: DynamicViT, seed: int, output: Path) -> Path:
     scenes = experiment.picture_scenes(seed)
     with torch.inference_mode():
         result = model.forward_pruned(scenes.images)
-    shown = figure(
+    shown = draw(
         scenes.images * experiment.STD + experiment.MEAN,
         result,
         names=[str(digit) for digit in range(10)],
         labels=scenes.labels.tolist(),
         dense_logits=experiment.dense_logits(scenes.images),
     )
-    return save_figure(shown, output / "demo.png")
+    return save(shown, output / "demo.png")[0]
 
 
 def _table(rows: list[Row], size: Size, seed: int) -> Table:

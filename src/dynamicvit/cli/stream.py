@@ -38,10 +38,9 @@ from dynamicvit.cli.options import (
 )
 from dynamicvit.cli.stream_view import View, print_summary
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.data import eval_transform
+from dynamicvit.data import class_names, eval_transform
 from dynamicvit.errors import InputError
 from dynamicvit.export import ExportedModel
-from dynamicvit.plots.visualization import class_names
 from dynamicvit.streaming import (
     Controller,
     Event,

@@ -6,11 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from timm.data.readers.img_extensions import get_img_extensions, is_img_extension
-from timm.utils import natural_key
-
-from dynamicvit.data import read_upright
-from dynamicvit.errors import InputError
+from dynamicvit.data.decoding import image_files, read_image
 from dynamicvit.streaming.frames import Frame
 
 
@@ -29,21 +25,12 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         self.name = str(root)
-        files = (
-            path
-            for path in root.rglob("*")
-            if is_img_extension(path.suffix.lower())
-            and not path.name.startswith(".")
-            and path.is_file()
-        )
-        self._files = sorted(files, key=lambda path: natural_key(str(path)))
-        if not self._files:
-            raise InputError(f"{root} holds no images ({', '.join(get_img_extensions())})")
+        self._files = image_files(root)
 
     def __iter__(self) -> Iterator[Frame]:
         """The images, not yet read; they have no times."""
         for index, path in enumerate(self._files):
-            yield Frame(index, None, partial(read_upright, path), str(path))
+            yield Frame(index, None, partial(read_image, path), str(path))
 
     def close(self) -> None:
         """Nothing is open."""

@@ -15,9 +15,9 @@ from torch import Tensor
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
+from dynamicvit.data import class_names
 from dynamicvit.errors import InputError
 from dynamicvit.export import ExportedModel
-from dynamicvit.plots.visualization import class_names
 
 #: Runs of each level before any is timed: the first ones allocate and compile.
 _UNTIMED = 2

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from dynamicvit.data import Prediction, top_classes
 from dynamicvit.errors import InputError
-from dynamicvit.plots.visualization import Prediction, top_classes
 from dynamicvit.streaming.controller import Controller, Step
 from dynamicvit.streaming.feed import Ready
 from dynamicvit.streaming.levels import Level

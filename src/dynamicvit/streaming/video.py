@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from dynamicvit.data.sources import one_line
+from dynamicvit.data.decoding import one_line
 from dynamicvit.errors import InputError
 from dynamicvit.streaming.frames import Frame
 from dynamicvit.utils.optional import need

@@ -1,16 +1,12 @@
-"""What every kind of source of images can do, whatever it lies in."""
+"""What every kind of source can do, whatever its images lie in."""
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from types import ModuleType
 
 import numpy as np
 from PIL import Image
-
-from dynamicvit.errors import InputError
 
 UNLABELED = -1
 """The label of an image without one; ``cross_entropy(..., ignore_index=UNLABELED)`` skips it."""
@@ -63,24 +59,3 @@ def class_numbers(targets: Iterable[float | None]) -> np.ndarray:
     """Targets ``(images,)`` as int64, with :data:`UNLABELED` for None and negative ones."""
     numbers = [UNLABELED if target is None else max(int(target), UNLABELED) for target in targets]
     return np.array(numbers, dtype=np.int64)
-
-
-def require(package: str, name: str) -> ModuleType:
-    """An optional dependency.
-
-    Raises:
-        InputError: saying how to install it.
-    """
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        raise InputError(
-            f"{name} needs the package {package}: pip install 'dynamicvit[data]'"
-        ) from error
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message without its line breaks, or its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
