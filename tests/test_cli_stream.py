@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from dynamicvit import DynamicViT
-from dynamicvit.cli import stream as module
 from dynamicvit.data import eval_transform
 from dynamicvit.export import export
+from dynamicvit.streaming import loop as module
 from dynamicvit.streaming import open_source
 from families import DEIT, NUM_CLASSES
 from pictures import write_image

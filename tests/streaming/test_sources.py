@@ -11,8 +11,7 @@ from PIL import Image
 
 from dynamicvit import InputError
 from dynamicvit.streaming import open_source
-from dynamicvit.streaming.camera import _device, is_camera
-from dynamicvit.streaming.video import Video
+from dynamicvit.streaming.sources import Video, _device, is_camera
 from pictures import write_image
 
 pytest.importorskip("av")

@@ -1,15 +1,14 @@
 """A camera loop: frames in order, late ones dropped, latencies counted, a target held."""
 
 from dynamicvit.streaming.controller import Controller
+from dynamicvit.streaming.events import Answer, Change, Event, Missed, Tally, Unreadable
 from dynamicvit.streaming.feed import Feed, Ready
-from dynamicvit.streaming.frames import Frame, Source
 from dynamicvit.streaming.levels import Level, costs_of, levels_of
-from dynamicvit.streaming.lines import level_line, line_of
-from dynamicvit.streaming.loop import Answer, Change, Event, Missed, Unreadable, stream
-from dynamicvit.streaming.sources import open_source
-from dynamicvit.streaming.tally import Tally, milliseconds
+from dynamicvit.streaming.loop import RATIOS, Stream, answers
+from dynamicvit.streaming.sources import Frame, Source, open_source
 
 __all__ = [
+    "RATIOS",
     "Answer",
     "Change",
     "Controller",
@@ -20,13 +19,11 @@ __all__ = [
     "Missed",
     "Ready",
     "Source",
+    "Stream",
     "Tally",
     "Unreadable",
+    "answers",
     "costs_of",
-    "level_line",
     "levels_of",
-    "line_of",
-    "milliseconds",
     "open_source",
-    "stream",
 ]

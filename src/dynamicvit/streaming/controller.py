@@ -8,13 +8,13 @@ failed.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from dynamicvit.errors import InputError
-from dynamicvit.streaming.latency import percentile
 
 #: So large a share of the frames has to hold the target.
 SHARE = 0.9
@@ -154,3 +154,14 @@ class Controller:
 
     def _fits(self, latency: float) -> bool:
         return latency <= MARGIN * self.target
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The least of the values that so large a share of them does not exceed.
+
+    Args:
+        values: at least one.
+        share: in (0, 1]; 0.9: nine of ten are this or less.
+    """
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
