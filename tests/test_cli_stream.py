@@ -111,7 +111,7 @@ def test_a_slow_classifier_drops_frames_at_the_videos_own_rate(
         [level] = levels_of(*arguments, **options)
 
         def classify(images: torch.Tensor) -> torch.Tensor:
-            time.sleep(0.1)
+            time.sleep(0.05)
             return level.classify(images)
 
         return [replace(level, classify=classify)]

@@ -399,10 +399,10 @@ def test_labeled_and_unlabeled_together(folder: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- splits
 
 
-@pytest.fixture
-def many(tmp_path: Path) -> ImageData:
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
     """40 images of class 0, 20 of class 1, and 30 classes of one image."""
-    root = tmp_path / "many"
+    root = tmp_path_factory.mktemp("many")
     counts = {"000": 40, "001": 20} | {f"{number:03}": 1 for number in range(2, 32)}
     for name, count in counts.items():
         for number in range(count):

@@ -223,5 +223,5 @@ def _print_line(found: dict[str, Any]) -> None:
     except BrokenPipeError:  # as of `| head`
         # Python would try again to write what is left when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        message = "stopped, for nobody reads the lines any more"
+        message = "stopped: standard output was closed"
         raise StoppedError(message, getattr(signal, "SIGPIPE", signal.SIGTERM)) from None

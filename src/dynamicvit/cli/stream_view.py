@@ -52,7 +52,7 @@ class View:
 
         Args:
             event: what has happened.
-            dropped: frames lost so far.
+            dropped: frames dropped so far.
         """
         if isinstance(event, Change):
             say(

@@ -28,7 +28,7 @@ class ClassMap:
 
     Attributes:
         index: class index of each class name; of numbers, by the number as text.
-        origin: one line for people.
+        origin: why, in one line.
     """
 
     index: Mapping[str, int]
@@ -36,7 +36,7 @@ class ClassMap:
 
 
 class Labeled(Protocol):
-    """What class maps need to know of a data set."""
+    """What class maps need of a data set."""
 
     root: Any
     class_word: str

@@ -20,8 +20,8 @@ def decode(content: bytes | Path | Image.Image, mode: str = "RGB") -> Image.Imag
         mode: Pillow's, ``"RGB"`` or ``"L"`` for gray.
 
     Raises:
-        Exception: whatever the decoder stumbles over in a broken file: OSError, SyntaxError,
-            ValueError, struct.error, zlib.error, DecompressionBombError, ...
+        Exception: of any kind, for a broken file: OSError, SyntaxError, ValueError, struct.error,
+            zlib.error, DecompressionBombError, ...
     """
     return _decode(content, mode, upright=False)
 

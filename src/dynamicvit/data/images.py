@@ -30,7 +30,7 @@ class Sample(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """What stands for an image that can't be read, on its way to whoever counts."""
+    """An image that can't be read: its path, why, and whether that ends the run."""
 
     path: str
     reason: str
@@ -54,12 +54,12 @@ class ImageData(Dataset["Sample | Unreadable"]):
         labeled: False gives every image the label :data:`UNLABELED`; by default images are
             unlabeled only if the source knows no class of theirs (a flat folder, shards or a
             data set without labels).
-        strict: an unreadable image ends the run in place of being left out.
+        strict: an unreadable image ends the run; by default it is left out.
 
     Attributes:
         root: as given.
         labeled: whether images have labels.
-        class_word: what classes are to people: class folders, classes.
+        class_word: what classes are called in messages: class folders, classes.
         classes: class names in the source's order, for folders the natural one; empty when
             unlabeled, and when classes are numbers.
         labels: ``(images,)`` int64 array of class indices. :data:`UNLABELED` throughout for
@@ -115,9 +115,7 @@ class ImageData(Dataset["Sample | Unreadable"]):
         try:
             image = decode(self._source.read(row))
             target = self._source.target(row) if self._reads_labels else None
-        # Broken files raise whatever the decoder stumbles over: OSError, SyntaxError, ValueError,
-        # struct.error, zlib.error, DecompressionBombError ... The transform is outside on purpose:
-        # its errors are bugs.
+        # Broken files raise errors of any kind. The transform is outside: its errors are bugs.
         except Exception as error:
             return Unreadable(self.path(index), one_line(error), self.strict)
         if target is not None:
@@ -167,7 +165,7 @@ class ImageData(Dataset["Sample | Unreadable"]):
 
 
 def split(data: ImageData, fraction: float, seed: int = 0) -> tuple[ImageData, ImageData]:
-    """Hold a part of a data set out: ``(rest, held out)``, each in the order of ``data``.
+    """Hold out part of a data set: ``(rest, held out)``, each in the order of ``data``.
 
     Stratified: each class gives its share, to within one image. A class of a single image may
     fall on either side, and where classes are known only as images are read (shards), all do.

@@ -99,8 +99,8 @@ def sparse_model(random: bool = False) -> DynamicViT:
     """The demo's dense network, sparsified; or with random scores for prediction modules."""
     model = sparsify(load_dense(), TRAINED_RATIO)
     if random:
-        chance = [RandomScores() for _ in model.predictors]
-        model = DynamicViT(model.backbone, model.schedule, chance)
+        scores = [RandomScores() for _ in model.predictors]
+        model = DynamicViT(model.backbone, model.schedule, scores)
     model.backbone.pretrained_cfg = {
         "input_size": (3, 96, 96),
         "mean": (MEAN,) * 3,

@@ -1,7 +1,7 @@
 """Train the demo's dense model: ``python -m dynamicvit.demo.train_dense --out FILE``.
 
 Trained on cluttered scenes from the start, the model stays at chance for a long time: it has to
-find the digit before it can learn what digits look like. So it begins with clean scenes seen
+find the digit before it can learn what digits look like. Training begins with clean scenes seen
 through a small window of patches around the digit, and both the clutter and the window grow until
 the whole scene is there. A small window is also several times faster.
 

@@ -1,4 +1,4 @@
-"""A camera loop: frames in order, late ones dropped, latencies counted, a target held."""
+"""Classify a video or camera frame by frame: late frames dropped, a latency target held."""
 
 from dynamicvit.streaming.controller import Controller
 from dynamicvit.streaming.events import Answer, Change, Event, Missed, Tally, Unreadable

@@ -13,7 +13,7 @@ from dynamicvit.data import Prediction
 from dynamicvit.streaming.controller import percentile
 from dynamicvit.streaming.levels import Level, milliseconds
 
-#: The percentiles that are told.
+#: The percentiles reported.
 SHARES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
 #: The percentiles shown while the stream runs are of so many frames, the last ones.

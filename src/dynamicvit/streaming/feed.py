@@ -30,7 +30,7 @@ class Ready:
 
     Attributes:
         index: the frame's number.
-        time: seconds in the stream, if they are known.
+        time: seconds in the stream, if known.
         name: of its file, if it has one of its own.
         due: the clock's seconds from which its latency counts; ``None``: from when it is taken.
         images: ``(1, channels, height, width)``, normalized; ``None`` if it can't be read.
@@ -58,10 +58,10 @@ class Feed:
         fps: see :class:`Pace`.
         places: frames that wait at most.
         clock: the time in seconds.
-        stopped: asked while there is no frame; if it says so, that was the last one.
+        stopped: polled while there is no frame; true ends the frames.
 
     Raises:
-        InputError: for values that can't be.
+        InputError: for an ``fps`` or ``places`` out of range.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Feed:
         self._thread.join(_PATIENCE)
 
     def __iter__(self) -> Iterator[Ready]:
-        """The frames in order, those that are dropped left out.
+        """The frames in order, without the dropped ones.
 
         Raises:
             InputError: where the source breaks off, after the frames before.
@@ -126,7 +126,7 @@ class Feed:
                         self._waiting.skip()
                     else:
                         self._waiting.put(self._ready(frame, moment))
-        except BaseException as error:  # whatever it is, the other thread has to hear of it
+        except BaseException as error:  # of any kind: the other thread raises it
             self._waiting.finish(error)
         else:
             self._waiting.finish()
@@ -146,10 +146,10 @@ class Moment(NamedTuple):
     """When a frame comes.
 
     Attributes:
-        time: seconds in the stream; ``None`` if nobody knows.
-        due: the clock's seconds from which its latency counts; ``None`` if it has no moment of its
-            own, as it comes when the classifier is ready.
-        late: whether it is due for so long that newer ones take all the places in the queue.
+        time: seconds in the stream; ``None`` if unknown.
+        due: the clock's seconds from which its latency counts; ``None`` if it comes when the
+            classifier is ready.
+        late: whether newer frames that are due fill the queue already.
     """
 
     time: float | None
@@ -190,7 +190,7 @@ class Pace:
             raise InputError(f"frames per second are positive, or 0 for all there is, got {fps}")
         if source.live and fps == 0:
             raise InputError(
-                f"{source.name} does not wait, so frames get lost: 0 frames per second can't be"
+                f"{source.name} does not wait, so it can't run at 0 frames per second"
             )
         rate = fps if fps is not None else source.rate
         self.lossless = not source.live and not rate

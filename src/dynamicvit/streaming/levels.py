@@ -29,7 +29,7 @@ _TIMED = 5
 
 @dataclass(frozen=True)
 class Level:
-    """One way to classify.
+    """A model at a keep ratio.
 
     Attributes:
         model: the model's name.
@@ -66,7 +66,7 @@ def levels_of(
     device: torch.device | str = "cpu",
     precision: torch.dtype | None = None,
 ) -> list[Level]:
-    """The ways to classify, from the one that keeps most to the one that keeps least.
+    """The levels, from the one that keeps most to the one that keeps least.
 
     Args:
         models: by name, in ``eval()``; several must agree in classes and preprocessing.

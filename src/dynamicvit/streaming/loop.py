@@ -51,10 +51,10 @@ class Stream:
         image_size: height and width of the images; the first model's own by default.
         crop_pct: as for :func:`~dynamicvit.data.eval_transform`.
         device: where PyTorch's models run; by default a GPU where there is one.
-        stopped: asked between frames; if it says so, that was the last one.
+        stopped: polled between frames; true ends the stream.
 
     Attributes:
-        levels: the ways to classify, from the one that keeps most.
+        levels: models and keep ratios, from the one that keeps most.
         tally: counts of the events so far.
         settings: what is run, on what, for JSON.
 

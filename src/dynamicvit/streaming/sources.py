@@ -55,7 +55,7 @@ class Source(Protocol):
 
     @property
     def live(self) -> bool:
-        """Whether frames come when they come, and are lost if nobody takes them."""
+        """Whether frames come at their own time, and are lost if not taken."""
         ...
 
     def __iter__(self) -> Iterator[Frame]:

@@ -1,4 +1,4 @@
-"""What every kind of source can do, whatever its images lie in."""
+"""The interface of every kind of source."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ UNLABELED = -1
 
 
 class Source(ABC):
-    """Images by row, still encoded where they are so, and what is known of their classes.
+    """Images by row, still encoded where they are stored so, and their classes.
 
     Attributes:
         name: as the user wrote it.
-        class_word: what its classes are to people.
+        class_word: what its classes are called in messages.
         labeled: whether its images have classes at all.
         classes: class names in the order of the targets; empty where classes are only numbers.
         class_problem: why the classes can't be used, if so; nothing is wrong without them.
@@ -44,11 +44,11 @@ class Source(ABC):
 
     @abstractmethod
     def path(self, row: int) -> str:
-        """What to call an image; never an error."""
+        """The name of an image for messages; never raises."""
 
     @abstractmethod
     def read(self, row: int) -> bytes | Image.Image:
-        """An image, as a file's bytes or decoded. Raises whatever a broken one stumbles over."""
+        """An image, as a file's bytes or decoded. A broken one raises errors of any kind."""
 
     def target(self, row: int) -> str:
         """The class of an image as it is written; only for sources without ``targets``."""
