@@ -73,8 +73,11 @@ def stream_command(
             f"({', '.join(map(str, RATIOS))} if none is given)."
         ),
     ] = None,
-    queue: Annotated[int, typer.Option(help="Frames that wait; one more drops the oldest.")] = 2,
-    top: Annotated[int, typer.Option(help="Classes in each answer.")] = 1,
+    queue: Annotated[
+        int,
+        typer.Option(help="Frames that wait; one more drops the oldest.", rich_help_panel="Stream"),
+    ] = 2,
+    top: Annotated[int, typer.Option(help="Classes in each answer.", rich_help_panel="Stream")] = 1,
     lines_file: Annotated[
         str | None,
         typer.Option("--json", "-o", metavar="FILE", help="Write JSON lines; - prints them."),

@@ -1,9 +1,7 @@
-"""The picture: what fades, what the map shows, whose names stand under it, how it is written."""
+"""The page: columns, titles, captions, and what does not fit on it."""
 
 from __future__ import annotations
 
-import math
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +9,6 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -20,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from dynamicvit import DynamicViT, InputError, PrunedOutput, sparsify
-from dynamicvit.data import class_names, eval_transform, top_classes
+from dynamicvit.data import eval_transform
 from dynamicvit.plots import draw, save, visualize
 from dynamicvit.plots.page import MAX_IMAGES, merges
 from dynamicvit.plots.patches import as_merged, denormalize, fade, score_map
@@ -58,145 +54,6 @@ def pictures(drawn: Figure) -> list[np.ndarray]:
     return [axes.images[0].get_array() for axes in drawn.axes]
 
 
-# ------------------------------------------------------------------ fade and map
-
-
-@settings(deadline=None, max_examples=50)
-@given(
-    grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
-    patch=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    channels=st.sampled_from([1, 3]),
-    seed=st.integers(0, 2**31),
-)
-def test_fade_touches_dropped_patches_only(
-    grid: tuple[int, int], patch: tuple[int, int], channels: int, seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    (rows, columns), (high, wide) = grid, patch
-    image = torch.rand(channels, rows * high, columns * wide, generator=generator) * 0.9
-    survived = torch.rand(rows * columns, generator=generator) < 0.5
-    faded = fade(image, survived, grid, strength=0.75)
-    assert faded.shape == (3, rows * high, columns * wide)
-    for index, kept in enumerate(survived.tolist()):
-        row, column = divmod(index, columns)
-        place = (
-            slice(None),
-            slice(row * high, (row + 1) * high),
-            slice(column * wide, (column + 1) * wide),
-        )
-        before = image.expand(3, -1, -1)[place]
-        expected = before if kept else 0.25 * before + 0.75
-        torch.testing.assert_close(faded[place], expected)
-
-
-def test_fade_to_nothing_and_not_at_all() -> None:
-    image = torch.rand(3, 4, 4)
-    gone = torch.zeros(4, dtype=torch.bool)
-    assert torch.equal(fade(image, gone, (2, 2), strength=0), image)
-    torch.testing.assert_close(
-        fade(image, gone, (2, 2), strength=1, towards=0.5), torch.full((3, 4, 4), 0.5)
-    )
-
-
-def test_fade_leaves_its_image_alone() -> None:
-    image = torch.rand(3, 4, 4)
-    before = image.clone()
-    fade(image, torch.zeros(4, dtype=torch.bool), (2, 2))
-    assert torch.equal(image, before)
-
-
-def test_fade_names_what_does_not_fit() -> None:
-    with pytest.raises(InputError, match=r"grid of 2x3 patches needs 6 values, got shape \(4,"):
-        fade(torch.rand(3, 4, 4), torch.ones(4, dtype=torch.bool), (2, 3))
-    with pytest.raises(InputError, match=r"got \(2, 4, 4\)"):
-        fade(torch.rand(2, 4, 4), torch.ones(4, dtype=torch.bool), (2, 2))
-
-
-def test_a_merged_patch_looks_like_the_one_that_it_is_part_of() -> None:
-    """2 x 3 patches of 4 x 5: the third and the last are kept, the fifth is gone."""
-    image = torch.rand(3, 8, 15)
-    survived = torch.tensor([0, 0, 1, 0, 0, 1]).bool()
-    shown = as_merged(image, survived, torch.tensor([1, 0, 0, 0, -1, 1]), (2, 3))
-
-    def patch(of: Tensor, index: int) -> Tensor:
-        row, column = divmod(index, 3)
-        return of[:, 4 * row : 4 * row + 4, 5 * column : 5 * column + 5]
-
-    for index, like in enumerate((5, 2, 2, 2, 4, 5)):
-        assert torch.equal(patch(shown, index), patch(image, like)), index
-    gone = torch.full((6,), -1)
-    assert torch.equal(as_merged(image, torch.zeros(6).bool(), gone, (2, 3)), image)
-
-
-@pytest.mark.parametrize("size", [(7, 17), (9, 13)])
-def test_images_that_patches_do_not_divide(size: tuple[int, int]) -> None:
-    """Padded for the model, they are drawn as they are."""
-    image, survived = torch.rand(3, *size), torch.tensor([1, 0, 0, 0, 0, 1]).bool()
-    shown = as_merged(image, survived, torch.tensor([0, 0, 0, 1, 1, 1]), (2, 3))
-    assert shown.shape == image.shape
-    rows, columns = (side // part for side, part in zip(size, (2, 3), strict=True))
-    assert torch.equal(shown[:, :rows, :columns], image[:, :rows, :columns])
-
-
-def test_score_map_is_in_image_order_and_blank_where_patches_are_gone() -> None:
-    scores = torch.tensor([-0.1, -9.0, -2.0, -torch.inf, -2.0, -1000.0])
-    shown = score_map(scores, (2, 3))
-    expected = torch.tensor([[1.0, 0.25, 0.625], [math.nan, 0.625, 0.0]])
-    torch.testing.assert_close(shown, expected, equal_nan=True)
-
-
-def test_denormalize_undoes_the_models_normalization(model: DynamicViT, images: Tensor) -> None:
-    model.backbone.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
-    try:
-        mean, std = (torch.tensor(v)[:, None, None] for v in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
-        torch.testing.assert_close(denormalize((images - mean) / std, model), images)
-    finally:
-        del model.backbone.pretrained_cfg
-
-
-# ------------------------------------------------------------------ names
-
-
-def test_class_names(model: DynamicViT, monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = model.backbone
-    assert class_names(model) == [f"class {index}" for index in range(5)]
-    monkeypatch.setattr(backbone, "pretrained_cfg", {"label_names": NAMES}, raising=False)
-    assert class_names(model) == NAMES
-    described = {"label_names": list("abcde"), "label_descriptions": {"a": "ant", "e": "eel"}}
-    monkeypatch.setattr(backbone, "pretrained_cfg", described)
-    assert class_names(model) == ["ant", "b", "c", "d", "eel"]
-    # A head of another size than the pretrained one: its names are not this head's.
-    monkeypatch.setattr(backbone, "pretrained_cfg", {"label_names": ["one", "two"]})
-    assert class_names(model)[4] == "class 4"
-
-
-@pytest.mark.parametrize(
-    ("count", "index", "name"),
-    [(1000, 283, "Persian cat"), (1000, 0, "tench, Tinca tinca"), (21843, 1, "benthos")],
-)
-def test_imagenets_names(
-    model: DynamicViT, monkeypatch: pytest.MonkeyPatch, count: int, index: int, name: str
-) -> None:
-    monkeypatch.setattr(model.backbone, "num_classes", count)
-    names = class_names(model)
-    assert len(names) == count
-    assert names[index] == name
-
-
-def test_top_classes() -> None:
-    logits = torch.tensor([0.1, 0.4, 0.2, 0.25, 0.05]).log()
-    best = top_classes(logits, NAMES, k=3)
-    assert [guess.name for guess in best] == ["cat", "dog", "$5 bill"]
-    assert [guess.index for guess in best] == [1, 3, 2]
-    assert [guess.probability for guess in best] == pytest.approx([0.4, 0.25, 0.2])
-    assert len(top_classes(logits, NAMES, k=10)) == 5
-    with pytest.raises(InputError, match="2 class names"):
-        top_classes(logits, NAMES[:2])
-
-
-# ------------------------------------------------------------------ the figure
-
-
 def test_figure_shows_each_stage_of_each_image(images: Tensor, output: PrunedOutput) -> None:
     drawn = draw(images, output)
     # For each image: input, three stages, the map and its color bar.
@@ -204,8 +61,8 @@ def test_figure_shows_each_stage_of_each_image(images: Tensor, output: PrunedOut
     shown = pictures(drawn)
     for row, image in enumerate(images):
         np.testing.assert_allclose(shown[6 * row], image.permute(1, 2, 0).numpy())
-        for stage, survived in enumerate(output.kept):
-            expected = fade(image, survived[row], (4, 6)).permute(1, 2, 0).numpy()
+        for stage, kept in enumerate(output.kept):
+            expected = fade(image, kept[row], (4, 6)).permute(1, 2, 0).numpy()
             np.testing.assert_allclose(shown[6 * row + 1 + stage], expected)
         scores = output.keep_scores[0][row]
         np.testing.assert_allclose(shown[6 * row + 4], score_map(scores, (4, 6)).numpy())
@@ -234,9 +91,9 @@ def test_what_merged_is_told_from_what_is_kept_and_from_what_is_gone(
     drawn = draw(images, merged)
     assert "33% kept, rest merged" in texts(drawn)
     for row, image in enumerate(images):
-        for stage, (survived, groups) in enumerate(zip(merged.kept, merged.groups, strict=True)):
+        for stage, (kept, groups) in enumerate(zip(merged.kept, merged.groups, strict=True)):
             shown = torch.from_numpy(pictures(drawn)[6 * row + 1 + stage]).permute(2, 0, 1)
-            kept, alike = survived[row], as_merged(image, survived[row], groups[row], (4, 6))
+            kept, alike = kept[row], as_merged(image, kept[row], groups[row], (4, 6))
             expected = fade(alike, kept, (4, 6), strength=0.5)
             torch.testing.assert_close(shown, expected)
     gone = replace(merged, groups=tuple(torch.full_like(g, -1) for g in merged.groups))
@@ -259,9 +116,9 @@ def test_a_later_stages_map_is_blank_where_patches_had_gone(
 
 
 def test_the_outline_lies_between_kept_and_dropped_patches() -> None:
-    survived = torch.ones(1, 6, dtype=torch.bool)
-    survived[0, 0] = False  # the upper left patch of 2 x 3
-    given = PrunedOutput(torch.zeros(1, 5), (survived,), (), (2, 3))
+    kept = torch.ones(1, 6, dtype=torch.bool)
+    kept[0, 0] = False  # the upper left patch of 2 x 3
+    given = PrunedOutput(torch.zeros(1, 5), (kept,), (), (2, 3))
     drawn = draw(torch.rand(1, 3, 16, 12), given)
     [lines] = drawn.axes[1].collections
     segments = {tuple(map(tuple, segment.vertices)) for segment in lines.get_paths()}
@@ -381,46 +238,10 @@ def test_pyplot_knows_nothing_of_it(images: Tensor, output: PrunedOutput) -> Non
     assert dict(matplotlib.rcParams) == settings_before
 
 
-# ------------------------------------------------------------------ writing it
-
-
-def test_save_writes_a_picture(images: Tensor, output: PrunedOutput, tmp_path: Path) -> None:
-    [path] = save(draw(images, output), tmp_path / "new" / "kept.png")
-    assert [file.name for file in path.parent.iterdir()] == ["kept.png"]
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        assert picture.width > picture.height > 300
-
-
-def test_save_replaces_all_or_nothing(
-    images: Tensor, output: PrunedOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "kept.png"
-    path.write_text("before")
-
-    def full(self: Path, content: bytes) -> int:
-        with open(self, "wb") as file:
-            file.write(content[:10])
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(InputError, match=r"kept\.png: can't be written \(No space left"):
-            save(draw(images, output), path)
-    assert path.read_text() == "before"
-    assert os.listdir(tmp_path) == ["kept.png"]
-    save(draw(images, output), path)
-    assert path.read_bytes().startswith(b"\x89PNG")
-
-
-def test_save_names_what_can_not_be(images: Tensor, output: PrunedOutput, tmp_path: Path) -> None:
-    drawn = draw(images, output)
-    with pytest.raises(InputError, match=r"kept\.xyz: .* got '\.xyz'"):
-        save(drawn, tmp_path / "kept.xyz")
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="can't be written"):
-        save(drawn, tmp_path / "file" / "kept.png")
-    (tmp_path / "folder.png").mkdir()
-    with pytest.raises(InputError, match="can't be written"):
-        save(drawn, tmp_path / "folder.png")
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder.png"]
+def test_denormalize_undoes_the_models_normalization(model: DynamicViT, images: Tensor) -> None:
+    model.backbone.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
+    try:
+        mean, std = (torch.tensor(v)[:, None, None] for v in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
+        torch.testing.assert_close(denormalize((images - mean) / std, model), images)
+    finally:
+        del model.backbone.pretrained_cfg
