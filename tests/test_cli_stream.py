@@ -20,7 +20,7 @@ from dynamicvit import DynamicViT
 from dynamicvit.data import eval_transform
 from dynamicvit.export import export
 from dynamicvit.streaming import loop as module
-from dynamicvit.streaming import open_source
+from dynamicvit.streaming import open_frames
 from families import DEIT, NUM_CLASSES
 from pictures import write_image
 
@@ -69,7 +69,7 @@ def lines_in(path: Path) -> list[dict[str, Any]]:
 def expected(model: DynamicViT, clip: Path) -> list[int]:
     """The class of each frame, by the model called directly."""
     transform = eval_transform(model)
-    return [int(model(transform(frame.read())[None]).argmax()) for frame in open_source(str(clip))]
+    return [int(model(transform(frame.read())[None]).argmax()) for frame in open_frames(str(clip))]
 
 
 def test_each_frame_of_a_video(

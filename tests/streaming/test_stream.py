@@ -24,7 +24,7 @@ from dynamicvit.streaming import (
     Ready,
     Stream,
     Tally,
-    Unreadable,
+    UnreadableFrame,
     answers,
 )
 from dynamicvit.streaming.waiting import Waiting
@@ -141,7 +141,7 @@ def test_a_broken_frame_is_told_and_the_next_come() -> None:
     camera = Camera(4, 30, clock, broken=2)
     found = list(answers(camera, machine(clock, 0.01), NAMES, clock=clock))
     assert indices(found) == [0, 1, 2, 3]
-    assert found[2] == Unreadable(2, "broken")
+    assert found[2] == UnreadableFrame(2, "broken")
 
 
 def test_a_target_is_held_by_going_down() -> None:
@@ -209,7 +209,7 @@ def played(target: float = 0.030) -> tuple[list[Any], Tally, Camera]:
 def test_each_event_is_a_line() -> None:
     found, _, _ = played()
     lines = [json.loads(json.dumps(event.as_dict())) for event in found]
-    kinds = {Answer: "frame", Unreadable: "unreadable", Change: "change"}
+    kinds = {Answer: "frame", UnreadableFrame: "unreadable", Change: "change"}
     assert [line["event"] for line in lines] == [kinds[type(event)] for event in found]
     first = lines[0]
     assert (first["index"], first["time"], first["keep_ratio"]) == (0, 0, 0.9)

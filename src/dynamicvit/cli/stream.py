@@ -37,7 +37,7 @@ from dynamicvit.cli.stream_view import View, print_summary
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
 from dynamicvit.export import ExportedModel
-from dynamicvit.streaming import RATIOS, Stream, open_source
+from dynamicvit.streaming import RATIOS, Stream, open_frames
 from dynamicvit.utils.signals import stop_requests
 
 Write = Callable[[dict[str, Any]], None]
@@ -99,7 +99,7 @@ def stream_command(
         check_file("--json", lines_file)
     use_threads(threads)
     _check_choice(model_names, released, checkpoint, keep_ratio, target)
-    source = open_source(source_name, fps)
+    source = open_frames(source_name, fps)
     models, size = _load(
         model_names or [chosen_model(None, released)],
         checkpoint=checkpoint,

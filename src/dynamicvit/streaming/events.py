@@ -75,7 +75,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class UnreadableFrame:
     """A frame that can't be read.
 
     Attributes:
@@ -148,7 +148,7 @@ class Missed:
         }
 
 
-Event = Answer | Unreadable | Change | Missed
+Event = Answer | UnreadableFrame | Change | Missed
 
 
 class Latencies:
@@ -210,7 +210,7 @@ class Tally:
             self._recent.append((self._clock(), event))
             for part, latencies in self._parts.items():
                 latencies.add(getattr(event, part))
-        elif isinstance(event, Unreadable):
+        elif isinstance(event, UnreadableFrame):
             self.unreadable += 1
         elif isinstance(event, Change):
             self.changes += 1

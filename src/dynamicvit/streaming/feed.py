@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from dynamicvit.errors import InputError
-from dynamicvit.streaming.sources import Frame, Source
+from dynamicvit.streaming.frames import Frame, FrameSource
 from dynamicvit.streaming.waiting import Waiting
 
 #: A camera that gives no frame can't be interrupted: its thread is left behind after these seconds.
@@ -66,7 +66,7 @@ class Feed:
 
     def __init__(
         self,
-        source: Source,
+        source: FrameSource,
         prepare: Callable[[Image.Image], Tensor],
         *,
         fps: float | None = None,
@@ -179,7 +179,7 @@ class Pace:
 
     def __init__(
         self,
-        source: Source,
+        source: FrameSource,
         fps: float | None,
         *,
         places: int,
@@ -189,9 +189,7 @@ class Pace:
         if fps is not None and not (0 <= fps < math.inf):
             raise InputError(f"frames per second are positive, or 0 for all there is, got {fps}")
         if source.live and fps == 0:
-            raise InputError(
-                f"{source.name} does not wait, so it can't run at 0 frames per second"
-            )
+            raise InputError(f"{source.name} does not wait, so it can't run at 0 frames per second")
         rate = fps if fps is not None else source.rate
         self.lossless = not source.live and not rate
         self.period = 1 / rate if rate else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,10 +16,10 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.data import class_names, eval_transform, top_classes
 from dynamicvit.errors import InputError
 from dynamicvit.streaming.controller import Controller, Step
-from dynamicvit.streaming.events import Answer, Change, Event, Missed, Tally, Unreadable
-from dynamicvit.streaming.feed import Feed, Ready
+from dynamicvit.streaming.events import Answer, Change, Event, Missed, Tally, UnreadableFrame
+from dynamicvit.streaming.feed import Feed
+from dynamicvit.streaming.frames import FrameSource, open_frames
 from dynamicvit.streaming.levels import Level, costs_of, levels_of, milliseconds
-from dynamicvit.streaming.sources import Source, open_source
 
 #: What a target chooses among where no keep ratio is given.
 RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5)
@@ -32,7 +32,7 @@ class Stream:
     keep ratios go down and up to hold it. Opening warms the model up and times each level::
 
         for event in Stream("clip.mp4", model, target_latency=0.02):
-            ...  # Answer, Unreadable, Change or Missed
+            ...  # Answer, UnreadableFrame, Change or Missed
 
     Args:
         source: a video file, a folder of images, a camera (``camera:0``, ``/dev/video0``), or an
@@ -65,7 +65,7 @@ class Stream:
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | Source,
+        source: str | os.PathLike[str] | FrameSource,
         models: PrunedClassifier | Mapping[str, PrunedClassifier],
         *,
         fps: float | None = None,
@@ -89,7 +89,7 @@ class Stream:
         if top < 1:
             raise InputError(f"an answer has at least 1 class, got {top}")
         if isinstance(source, str | os.PathLike):
-            source = open_source(os.fspath(source), fps)
+            source = open_frames(os.fspath(source), fps)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         for model in models.values():
             model.to(device)
@@ -140,21 +140,8 @@ class Stream:
                 yield event
 
 
-class Frames(Protocol):
-    """What :func:`answers` needs of a :class:`~dynamicvit.streaming.feed.Feed`."""
-
-    @property
-    def dropped(self) -> int:
-        """Frames dropped so far."""
-        ...
-
-    def __iter__(self) -> Iterator[Ready]:
-        """The others, in order."""
-        ...
-
-
 def answers(
-    frames: Frames,
+    frames: Feed,
     levels: Sequence[Level],
     names: Sequence[str],
     *,
@@ -177,7 +164,7 @@ def answers(
     """
     for frame in frames:
         if frame.images is None:
-            yield Unreadable(frame.index, frame.problem or "")
+            yield UnreadableFrame(frame.index, frame.problem or "")
             continue
         level = levels[controller.level if controller else 0]
         began = clock()

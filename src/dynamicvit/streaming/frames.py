@@ -40,7 +40,7 @@ class Frame:
     name: str | None = None
 
 
-class Source(Protocol):
+class FrameSource(Protocol):
     """Where frames come from. It is opened by one thread, then read and closed by one other."""
 
     @property
@@ -71,7 +71,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(name: str, fps: float | None = None) -> Source:
+def open_frames(name: str, fps: float | None = None) -> FrameSource:
     """Open what a user names.
 
     Args:
