@@ -123,7 +123,8 @@ def stream_command(
             stopped=lambda: bool(request.signum),
         )
         with _writer(lines_file) as write:
-            write({"event": "start", **stream.settings, "precision": precision})
+            settings = {**stream.settings, "source": source_name, "precision": precision}
+            write({"event": "start", **settings})
             problem = _run(stream, write, console)
             ended = "broken" if problem else "interrupted" if request.signum else "complete"
             summary = stream.summary()
