@@ -12,10 +12,8 @@ from dynamicvit import InputError, Schedule, keep_ratio_for, sparsify
 from dynamicvit.core.networks import core_of
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
 from dynamicvit.evaluation.compare import ABLATIONS, all_names, candidate_named
-from dynamicvit.methods import METHODS, at_macs, method_named, register_method
-from dynamicvit.methods.class_attention import ClassAttention
+from dynamicvit.methods import METHODS, at_macs, method_named
 from dynamicvit.training import ExternalTeacher, fit
-from dynamicvit.training.step import loss_weights
 from families import BY_NAME, DEIT, HF_FAMILIES
 from memory import Memory, small
 
@@ -83,17 +81,6 @@ class TestSparsify:
         assert all(name in str(raised.value) for name in METHODS)
 
 
-def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynamicvit.methods.registry._methods", {})
-
-    @register_method("mine", does="as class attention")
-    class Mine(ClassAttention):
-        pass
-
-    assert method_named("mine") is Mine
-    assert ClassAttention.name == "class-attention"
-
-
 @each_candidate
 def test_near_its_budget(name: str) -> None:
     backbone = DEIT.backbone()
@@ -150,12 +137,6 @@ def test_two_steps_of_the_same_recipe(name: str, tmp_path: Path) -> None:
 def test_a_narrow_model_needs_another_teacher(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to train"):
         fit(at_macs("narrow", DEIT.backbone(), 0.5), Memory(), small(), tmp_path)
-
-
-def test_guidance_is_for_what_learns_a_ranking() -> None:
-    backbone, recipe = DEIT.backbone(), small()
-    assert loss_weights(at_macs("static", backbone, 0.7), recipe).guidance > 0
-    assert loss_weights(at_macs("class-attention", backbone, 0.7), recipe).guidance == 0
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 64])
