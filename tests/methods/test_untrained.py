@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, UntrainedWarning, count_macs, sparsify
 from dynamicvit.core.networks import untrained_on_purpose
@@ -98,12 +98,20 @@ class TestItIsNotSaid:
         copy.deepcopy(model)(IMAGES)
 
     def test_with_adapters(self) -> None:
-        if find_spec("peft") is None:
-            pytest.skip("peft is not installed")
-        from peft import LoraConfig, get_peft_model
+        """Whose own weights are what is trained (LoRA), around layers as initialized."""
 
-        config = LoraConfig(target_modules=["project", "head.0", "head.2", "head.4"])
-        get_peft_model(untrained(), config).eval()(IMAGES)
+        class Adapter(nn.Module):
+            def __init__(self, base_layer: nn.Linear) -> None:
+                super().__init__()
+                self.base_layer = base_layer
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.base_layer(x)
+
+        model = untrained()
+        for stage in model.predictors:
+            stage.project = Adapter(stage.project)
+        model(IMAGES)
 
     def test_where_nothing_is_inferred(self) -> None:
         model = untrained()

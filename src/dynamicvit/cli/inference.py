@@ -10,7 +10,6 @@ from dynamicvit.budgets import tiled_keep_ratios
 from dynamicvit.checkpoints.loading import load_model, set_image_size
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.errors import InputError
 from dynamicvit.export import ExportedModel, is_exported, load_exported
 
@@ -84,17 +83,10 @@ def say_if_untrained(name: str, model: PrunedClassifier) -> None:
         name: the model's, as the user wrote it.
         model: the model.
     """
-    if _untrained(model):
+    if isinstance(model, DynamicViT) and any(method.is_fresh for method in model.predictors):
+        model.warns_untrained = False  # said here
         typer.echo(
             f"note: the prediction modules of {name} are untrained, so what they keep means "
             "nothing yet; give --checkpoint, or the folder of a trained model",
             err=True,
         )
-
-
-def _untrained(model: PrunedClassifier) -> bool:
-    """Whether the prediction modules are as initialized: with biases of exactly zero."""
-    if not isinstance(model, DynamicViT):  # they can't be looked into
-        return False
-    own = (module for module in model.predictors.modules() if isinstance(module, PredictionModule))
-    return any(not module.head[-1].bias.any() for module in own)
