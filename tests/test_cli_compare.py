@@ -148,6 +148,7 @@ def test_a_part_is_kept_aside_unless_images_are_named(run: Main, data: Path, mon
         seen.append((len(experiment.evaluated), sum(map(len, experiment.trained))))
 
     monkeypatch.setattr(library, "_run", look)
+    monkeypatch.setattr("dynamicvit.cli.compare.save_comparison", lambda *_: [])
     assert run() == 0
     assert run("--validation", data) == 0
     assert run("--validation", data, "--unlabeled", data) == 0

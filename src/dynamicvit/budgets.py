@@ -12,7 +12,7 @@ from dynamicvit.backbones import backbone_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of
 from dynamicvit.core.prediction import PredictionModule
-from dynamicvit.costs import DENSE, ImageSize, costs_of, resolve_image_size, schedule_macs
+from dynamicvit.costs import ImageSize, costs_of, resolve_image_size
 from dynamicvit.errors import InputError
 
 #: Keep ratios for a budget are whole multiples of this.
@@ -112,7 +112,7 @@ def keep_ratio_for(
         schedule, stages = inner.method.schedule, inner.schedule.stages
     stages = schedule(bound, 1.0, stages).stages
     costs = costs_of(model, len(stages), image_size)
-    limit = budget.of(schedule_macs(model, DENSE, image_size))
+    limit = budget.of(costs.dense)
 
     def cost(step: int) -> int:
         return costs.total(schedule(bound, step * RATIO_STEP, stages))

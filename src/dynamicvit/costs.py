@@ -182,6 +182,12 @@ class Costs:
     adds: tuple[int, ...]
     head: Cost
 
+    @property
+    def dense(self) -> int:
+        """MACs of one image of which nothing is dropped, nor scored."""
+        count = self.num_patches
+        return self.embed + sum(block(count) for block in self.blocks) + self.head(count)
+
     def total(self, schedule: Schedule) -> int:
         """MACs of one image under a schedule with as many stages as were measured."""
         total, held, added = self.embed, self.num_patches, 0

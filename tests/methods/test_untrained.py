@@ -120,6 +120,9 @@ class TestItIsNotSaid:
         model.forward_pruned(IMAGES, DEIT.decisions())
         model.train()(IMAGES)
         model.forward_pruned(IMAGES)  # in training
+        model.keep_ratio = 1.0
+        model.eval()(IMAGES)
+        model.keep_ratio = 0.5
         torch.export.export(model.eval(), (IMAGES,))
 
     def test_of_times(self) -> None:

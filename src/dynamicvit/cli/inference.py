@@ -42,6 +42,7 @@ def load_for_inference(
         model = load_model(
             name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=pretrained
         )
+        model.warns_untrained = False  # say_if_untrained does
         size = set_image_size(model, image_size)
         if tile is not None:
             model.keep_ratio = tiled_keep_ratios(model, tile, size)
@@ -84,7 +85,6 @@ def say_if_untrained(name: str, model: PrunedClassifier) -> None:
         model: the model.
     """
     if isinstance(model, DynamicViT) and any(method.is_fresh for method in model.predictors):
-        model.warns_untrained = False  # said here
         typer.echo(
             f"note: the prediction modules of {name} are untrained, so what they keep means "
             "nothing yet; give --checkpoint, or the folder of a trained model",

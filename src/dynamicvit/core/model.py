@@ -392,6 +392,8 @@ class DynamicViT(nn.Module, TimmSurface, HubMixin):
             return
         if not self.warns_untrained or self.training or images.is_meta:
             return
+        if min(self.keep_ratios, default=1.0) == 1.0:  # nothing is dropped
+            return
         self.warns_untrained = False
         if any(method.is_fresh for method in self.predictors):
             warnings.warn(

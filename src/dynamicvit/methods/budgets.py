@@ -60,7 +60,8 @@ def at_macs(
     if not options:
         model.keep_ratio = keep_ratio_for(model, fraction=fraction)
         return model.train(bound.module.training)
-    costs, budget = costs_of(model, len(schedule.stages)), fraction * schedule_macs(backbone, DENSE)
+    costs = costs_of(model, len(schedule.stages))
+    budget = fraction * costs.dense
     best = min(options, key=lambda option: abs(costs.total(option) - budget))
     model = DynamicViT(bound, replace(best, policy=policy), list(model.predictors))
     return model.train(bound.module.training)

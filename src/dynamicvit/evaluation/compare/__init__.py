@@ -174,6 +174,7 @@ def compare(
         experiment.check(candidate)
     _run(experiment, experiment.entries(chosen, fractions, seeds), timing, progress)
     lines = lines_of(experiment.known_rows(), experiment.known_timings())
+    Path(output).mkdir(parents=True, exist_ok=True)
     write_text(Path(output) / CSV_NAME, write_csv(lines))
     return lines
 
