@@ -60,7 +60,6 @@ def test_how_often_a_place_is_kept(script: Any) -> None:
     assert torch.equal(shares[0].flatten(), torch.tensor([0.0] * 15 + [1.0] * 5))
 
 
-@pytest.mark.filterwarnings("ignore::dynamicvit.UntrainedWarning")
 def test_what_is_left_of_the_scenes(script: Any, monkeypatch) -> None:
     learned = script("what_is_learned")
     trained: list[type] = []

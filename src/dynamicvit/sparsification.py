@@ -93,7 +93,7 @@ def sparsify(
         return at_macs(method, model, schedule.mean_kept(len(bound.blocks)))
     own_schedules(method, bound, stages)
     schedule = kind.schedule(bound, keep_ratio, stages, policy)
-    sparse = DynamicViT(bound, schedule, [kind.for_stage(bound) for _ in schedule.stages])
+    sparse = DynamicViT(bound, schedule, kind)
     if bound.source != "transformers":
         return sparse
     from dynamicvit.transformers.model import DynamicViTForImageClassification

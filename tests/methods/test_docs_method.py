@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from dynamicvit import UntrainedWarning, sparsify
+from dynamicvit.core import registry
 from dynamicvit.core.decisions import best_k_sampler
 from dynamicvit.costs import count_macs, schedule_macs
 from dynamicvit.evaluation.compare import candidates, compare
-from dynamicvit.methods import METHODS, registry
+from dynamicvit.methods import METHODS
 from families import DEIT, assert_agree, randomize
 from pictures import noise_folders
+
+pytestmark = pytest.mark.filterwarnings("error::dynamicvit.UntrainedWarning")
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-method.md"
 CODE = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.M)
@@ -45,7 +48,7 @@ def test_its_model_runs(page: dict[str, Any]) -> None:
 
 def test_without_training_and_with(page: dict[str, Any]) -> None:
     images = DEIT.images()
-    sparsify(DEIT.backbone(), method="distance").eval()(images)  # warnings are errors
+    sparsify(DEIT.backbone(), method="distance").eval()(images)  # the warning is an error
     model = sparsify(DEIT.backbone(), method="linear").eval()
     with pytest.warns(UntrainedWarning):
         model(images)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynamicvit import InputError, Schedule, keep_ratio_for, sparsify
+from dynamicvit import DynamicViT, InputError, Schedule, keep_ratio_for, sparsify
 from dynamicvit.core.networks import core_of
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
 from dynamicvit.evaluation.compare import ABLATIONS, all_names, candidate_named
@@ -16,8 +16,6 @@ from dynamicvit.methods import METHODS, at_macs, method_named
 from dynamicvit.training import ExternalTeacher, fit
 from families import BY_NAME, DEIT, HF_FAMILIES
 from memory import Memory, small
-
-pytestmark = pytest.mark.filterwarnings("ignore::dynamicvit.UntrainedWarning")
 
 each_method = pytest.mark.parametrize("name", METHODS)
 each_candidate = pytest.mark.parametrize("name", [*all_names(), *ABLATIONS])
@@ -61,7 +59,7 @@ class TestSparsify:
 
     @pytest.mark.parametrize("name", ["evit", "tome"])
     @torch.no_grad()
-    def test_a_model_of_transformers(self, name: str) -> None:
+    def test_a_model_of_transformers(self, name: str, tmp_path: Path) -> None:
         if not HF_FAMILIES:
             pytest.skip("transformers is not installed")
         family = BY_NAME["hf_deit"]
@@ -69,6 +67,21 @@ class TestSparsify:
         images = family.images()
         logits = model(images, interpolate_pos_encoding=True).logits
         assert torch.equal(logits, core_of(model)(images))
+        model.save_pretrained(tmp_path)
+        loaded = type(model).from_pretrained(tmp_path)
+        assert core_of(loaded).method is METHODS[name]
+        assert torch.equal(core_of(loaded)(images), logits)
+
+    @pytest.mark.parametrize("name", [name for name in METHODS if name != "narrow"])
+    @torch.no_grad()
+    def test_saved_and_loaded(self, name: str, tmp_path: Path) -> None:
+        model = sparsify(DEIT.backbone(), 0.6, method=name).eval()
+        model.save_pretrained(tmp_path)
+        loaded = DynamicViT.from_pretrained(tmp_path)
+        assert loaded.method is METHODS[name]
+        assert loaded.schedule == model.schedule
+        if name != "random":
+            assert torch.equal(loaded(DEIT.images()), model(DEIT.images()))
 
     @pytest.mark.parametrize("name", ["tomee", "", "nowhere_at_all:tome"])
     def test_a_name_that_is_not_there(self, name: str) -> None:

@@ -18,6 +18,8 @@ from dynamicvit.evaluation.bench import bench
 from dynamicvit.methods import METHODS
 from families import BY_NAME, DEIT, HF_FAMILIES
 
+pytestmark = pytest.mark.filterwarnings("error::dynamicvit.UntrainedWarning")
+
 IMAGES = DEIT.images()
 
 
@@ -41,7 +43,7 @@ class TestItIsSaid:
         model = untrained()
         with pytest.warns(UntrainedWarning) as said:
             getattr(model, call)(IMAGES)
-        model(IMAGES)  # warnings are errors
+        model(IMAGES)  # the warning is an error
         named = [name for name in METHODS if f'"{name}"' in str(said[0].message)]
         assert named
         assert all(METHODS[name].works_untrained for name in named)
@@ -69,7 +71,7 @@ class TestItIsSaid:
 
 
 class TestItIsNotSaid:
-    """The suite makes warnings errors, so running is the assertion."""
+    """The warning is an error in this file, so running is the assertion."""
 
     def test_after_a_step_whatever_comes_then(self, tmp_path: Path) -> None:
         model = trained()

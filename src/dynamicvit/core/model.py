@@ -46,8 +46,8 @@ class DynamicViT(nn.Module, TimmSurface, HubMixin):
         backbone: a supported vision transformer. It is used as it is and not changed: calling it
             directly still gives its dense output.
         schedule: where and how much to drop.
-        predictors: a :class:`~dynamicvit.core.method.Method` for each stage; by default fresh
-            prediction modules.
+        predictors: a :class:`~dynamicvit.core.method.Method` for each stage; or the class of which
+            each stage gets a fresh one, by default the paper's prediction modules.
 
     Attributes:
         bound: the backbone with what its family says of it.
@@ -62,7 +62,7 @@ class DynamicViT(nn.Module, TimmSurface, HubMixin):
         self,
         backbone: nn.Module | Backbone,
         schedule: Schedule,
-        predictors: Sequence[Method] | None = None,
+        predictors: Sequence[Method] | type[Method] = PredictionModule,
     ) -> None:
         super().__init__()
         self.bound = backbone_for(backbone)
@@ -70,8 +70,8 @@ class DynamicViT(nn.Module, TimmSurface, HubMixin):
         self._schedule = Schedule.for_depth(
             self.depth, schedule.keep_ratios, schedule.stages, schedule.policy
         )
-        if predictors is None:
-            predictors = [PredictionModule.for_stage(self.bound) for _ in schedule.stages]
+        if isinstance(predictors, type):
+            predictors = [predictors.for_stage(self.bound) for _ in schedule.stages]
         if len(predictors) != len(schedule.stages):
             raise InputError(f"{len(schedule.stages)} stages, but {len(predictors)} predictors")
         for predictor, block in zip(predictors, schedule.stages, strict=True):

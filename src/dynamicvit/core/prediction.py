@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dynamicvit.backbones import Backbone
 from dynamicvit.core.method import Choice, Method
+from dynamicvit.core.registry import register_method
 from dynamicvit.errors import InputError
 from dynamicvit.layers.pooling import masked_mean
 from dynamicvit.layers.projections import is_plain
@@ -20,6 +21,11 @@ from dynamicvit.layers.tokens import Tokens
 KEEP = 0
 
 
+@register_method(
+    "dynamicvit",
+    does="drops the tokens that a learned module scores lowest, image by image",
+    paper="Rao et al., NeurIPS 2021",
+)
 class PredictionModule(Choice):
     """Scores every patch token from its own and from the image's features (Eq. 1-5).
 

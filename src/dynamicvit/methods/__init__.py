@@ -8,7 +8,7 @@ evaluation and counting are the same code::
 """
 
 # ruff: noqa: I001 (imported in the order that METHODS has)
-from dynamicvit.methods.registry import METHODS, method_named, register_method
+from dynamicvit.core.registry import METHODS, method_named, register_method
 from dynamicvit.methods.controls import RandomScores, StaticRanking
 from dynamicvit.methods.downsampling import Downsampling
 from dynamicvit.methods.class_attention import ClassAttention, EViT

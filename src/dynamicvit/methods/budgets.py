@@ -11,10 +11,10 @@ from torch import nn
 from dynamicvit.backbones import Backbone, backbone_for
 from dynamicvit.budgets import keep_ratio_for
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.registry import method_named
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.costs import DENSE, costs_of, meta_copy, schedule_macs
 from dynamicvit.errors import InputError
-from dynamicvit.methods.registry import method_named
 from dynamicvit.methods.width import Narrow, narrow
 
 #: Head widths are multiples of this.
@@ -56,7 +56,7 @@ def at_macs(
     bound = backbone_for(backbone)
     options = own_schedules(method, bound, stages)
     schedule = options[0] if options else kind.schedule(bound, 1.0, stages, policy)
-    model = DynamicViT(bound, schedule, [kind.for_stage(bound) for _ in schedule.stages])
+    model = DynamicViT(bound, schedule, kind)
     if not options:
         model.keep_ratio = keep_ratio_for(model, fraction=fraction)
         return model.train(bound.module.training)

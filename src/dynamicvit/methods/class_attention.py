@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dynamicvit.core.method import Choice
+from dynamicvit.core.registry import register_method
 from dynamicvit.layers.masked_attention import decided_softmax
 from dynamicvit.layers.tokens import Tokens
-from dynamicvit.methods.registry import register_method
 
 
 @register_method(

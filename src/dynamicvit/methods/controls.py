@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dynamicvit.backbones import Backbone
 from dynamicvit.core.method import Choice, Method
+from dynamicvit.core.registry import register_method
 from dynamicvit.layers.tokens import Grid, Tokens
-from dynamicvit.methods.registry import register_method
 
 _PAPER = "Rao et al., NeurIPS 2021, Section 4"
 

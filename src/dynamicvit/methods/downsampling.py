@@ -16,10 +16,10 @@ from torch import Tensor
 
 from dynamicvit.backbones import Backbone
 from dynamicvit.core.method import Combination
+from dynamicvit.core.registry import register_method
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Grid, Tokens
-from dynamicvit.methods.registry import register_method
 
 #: Patches along a side of those that become one.
 _SIDE = 2

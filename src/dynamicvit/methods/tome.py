@@ -17,10 +17,10 @@ from torch import Tensor
 from dynamicvit.backbones import Backbone
 from dynamicvit.core.merging import join
 from dynamicvit.core.method import Combination
+from dynamicvit.core.registry import register_method
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens, top_k
-from dynamicvit.methods.registry import register_method
 
 
 @register_method(

@@ -16,8 +16,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dynamicvit.core.method import Method
+from dynamicvit.core.registry import register_method
 from dynamicvit.errors import InputError
-from dynamicvit.methods.registry import register_method
 
 
 @register_method(

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from dynamicvit.core.method import Method
-from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.errors import InputError
 
 _Kind = TypeVar("_Kind", bound=type[Method])
@@ -56,10 +55,3 @@ def method_named(name: str) -> type[Method]:
     if own not in METHODS:
         raise InputError(f"no method {own!r}: there are {', '.join(METHODS)}")
     return METHODS[own]
-
-
-register_method(
-    "dynamicvit",
-    does="drops the tokens that a learned module scores lowest, image by image",
-    paper="Rao et al., NeurIPS 2021",
-)(PredictionModule)
