@@ -297,10 +297,13 @@ def test_an_argument_that_json_cannot_hold(tmp_path: Path) -> None:
         small(act_layer=nn.SiLU).save_pretrained(tmp_path)
 
 
-def test_other_predictors(tmp_path: Path) -> None:
+def test_a_method_without_a_name(tmp_path: Path) -> None:
+    class Mine(RandomScores):
+        pass
+
     model = small()
-    other = DynamicViT(model.backbone, model.schedule, [nn.Identity() for _ in range(3)])
-    with pytest.raises(InputError, match="a Identity in place of a PredictionModule"):
+    other = DynamicViT(model.backbone, model.schedule, Mine)
+    with pytest.raises(InputError, match=r"Mine.*register_method"):
         other.save_pretrained(tmp_path)
 
 
