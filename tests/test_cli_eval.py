@@ -154,21 +154,21 @@ def test_keep_ratio_one_drops_nothing(
 def test_image_size_crop_and_precision(
     model: DynamicViT, saved: Path, folder: Path, numbers: Callable[..., dict], monkeypatch
 ) -> None:
-    seen: list[torch.Tensor] = []
-    evaluate = command.evaluate
+    seen: list[tuple[torch.Tensor, bool]] = []
+    forward = DynamicViT.forward
 
-    def spy(network, batches, **options):
-        batches = list(batches)
-        seen.append(batches[0].images)
-        assert options["amp_dtype"] == torch.bfloat16
-        return evaluate(network, batches, **options)
+    def spy(self: DynamicViT, images: torch.Tensor) -> torch.Tensor:
+        seen.append((images, torch.is_autocast_enabled("cpu")))
+        return forward(self, images)
 
-    monkeypatch.setattr(command, "evaluate", spy)
+    monkeypatch.setattr(DynamicViT, "forward", spy)
     options = ("--image-size", 48, "--crop-pct", 0.5, "--precision", "bf16", "--compare-dense")
     found = numbers(folder, "--model", saved, *options)
     assert found["image_size"] == [48, 48]
     expected = ImageData(folder, transform=eval_transform(model, 48, 0.5))[0].image
-    assert torch.equal(seen[0][0], expected)
+    [(images, autocast)] = seen
+    assert torch.equal(images[0], expected)
+    assert autocast
 
 
 def test_agreement_with_other_dense_weights(

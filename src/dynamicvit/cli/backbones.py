@@ -8,13 +8,11 @@ from typing import Annotated
 import typer
 
 from dynamicvit.checkpoints.timm_names import BACKBONES
-from dynamicvit.cli import app
 from dynamicvit.cli.console import check_file, progress_bar, write_text
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.catalog import check_page, entry_for, page
 
 
-@app.command("backbones")
 def backbones_command(
     output: Annotated[
         Path | None,

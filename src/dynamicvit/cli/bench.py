@@ -14,7 +14,6 @@ from rich.console import Console
 from dynamicvit.budgets import tiled_keep_ratios
 from dynamicvit.checkpoints.loading import load_model, set_image_size
 from dynamicvit.checkpoints.released import is_release
-from dynamicvit.cli import app
 from dynamicvit.cli.bench_report import Report, as_numbers, title_of
 from dynamicvit.cli.bench_tables import (
     print_heading,
@@ -66,7 +65,6 @@ from dynamicvit.evaluation.bench.plot import plot_rows
 from dynamicvit.export import ExportMismatchError, format_of, is_exported, load_exported
 
 
-@app.command("bench")
 def bench_command(
     model_name: Model = None,
     released: Released = None,

@@ -15,7 +15,6 @@ from torch import nn
 
 from dynamicvit.backbones import adapter_for
 from dynamicvit.checkpoints.loading import load_model
-from dynamicvit.cli import app
 from dynamicvit.cli.compare_tables import costs_table, results_table
 from dynamicvit.cli.console import (
     LineNowAndThen,
@@ -57,7 +56,6 @@ _HELD_OUT = 0.1
 CSV_NAME = "comparison.csv"
 
 
-@app.command("compare")
 def compare(
     data: Annotated[
         str | None,

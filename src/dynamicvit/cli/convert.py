@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 
 from dynamicvit.checkpoints.released import Recognized, download, recognize, release_of
-from dynamicvit.cli import app
 from dynamicvit.cli.console import check_folder, say
 from dynamicvit.cli.options import KeepRatio, Released
 from dynamicvit.core.model import DynamicViT
@@ -20,7 +19,6 @@ from dynamicvit.costs import DENSE, schedule_macs
 from dynamicvit.errors import InputError
 
 
-@app.command()
 def convert(
     output: Annotated[
         Path,

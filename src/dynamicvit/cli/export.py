@@ -10,7 +10,6 @@ from rich.console import Console
 
 from dynamicvit.budgets import tiled_keep_ratios
 from dynamicvit.checkpoints.loading import load_model, set_image_size
-from dynamicvit.cli import app
 from dynamicvit.cli.console import check_file, say
 from dynamicvit.cli.inference import refuse_budget_of_dense
 from dynamicvit.cli.options import (
@@ -35,7 +34,6 @@ from dynamicvit.export import export as export_model
 from dynamicvit.export.quantization import CALIBRATION_IMAGES, INT8, Int8Result
 
 
-@app.command()
 def export(
     output: Annotated[
         Path,

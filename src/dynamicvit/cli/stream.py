@@ -17,7 +17,6 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from dynamicvit.cli import app
 from dynamicvit.cli.console import StoppedError, check_file
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
@@ -63,7 +62,6 @@ RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5)
 Write = Callable[[dict[str, Any]], None]
 
 
-@app.command("stream")
 def stream_command(
     source_name: Annotated[
         str,

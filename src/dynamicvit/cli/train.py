@@ -17,7 +17,6 @@ from rich.console import Console
 from torch.utils.data import ConcatDataset
 
 from dynamicvit.checkpoints.loading import load_model, set_drop_path
-from dynamicvit.cli import app
 from dynamicvit.cli.console import (
     LineNowAndThen,
     StoppedError,
@@ -72,7 +71,6 @@ from dynamicvit.utils.distributed import Processes, launched_precision, launched
 from dynamicvit.utils.signals import terminated_like_interrupted
 
 
-@app.command()
 def train(
     data: DataIfAny = None,
     output: Annotated[

@@ -12,7 +12,6 @@ import torch
 import typer
 from timm.data.readers.img_extensions import get_img_extensions, is_img_extension
 
-from dynamicvit.cli import app
 from dynamicvit.cli.console import check_folder
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
@@ -43,7 +42,6 @@ from dynamicvit.plots.visualization import (
 _OWN_PICTURE = re.compile(r"_dynamicvit(-\d+)?\.png$")
 
 
-@app.command()
 def visualize(
     # readable=False: this file says itself what can't be read, and goes on with the rest.
     images: Annotated[
