@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynamicvit import InputError, load_released
+from dynamicvit import InputError
 from dynamicvit.checkpoints.loading import load_model
-from dynamicvit.checkpoints.released import RELEASES, download, recognize, zoo
+from dynamicvit.checkpoints.released import RELEASES, download, load_released, recognize, zoo
 from released_state import released_state
 
 NAME = "tiny-0.6"

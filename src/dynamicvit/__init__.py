@@ -1,15 +1,21 @@
 """Vision transformers that drop the patches they don't need (DynamicViT, NeurIPS 2021)."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 import dynamicvit.checkpoints.timm_names  # noqa: F401 (timm finds our models by name from here on)
 from dynamicvit._version import __version__
 from dynamicvit.budgets import tiled_keep_ratios
-from dynamicvit.checkpoints.released import load_released
 from dynamicvit.core.model import DynamicViT, MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.costs import count_macs, keep_ratio_for, schedule_macs
 from dynamicvit.errors import InputError, UnsupportedBackboneError
 from dynamicvit.sparsification import sparsify
+
+if TYPE_CHECKING:
+    from dynamicvit.evaluation import evaluate
+    from dynamicvit.training import train
 
 __all__ = [
     "DynamicViT",
@@ -21,9 +27,42 @@ __all__ = [
     "UnsupportedBackboneError",
     "__version__",
     "count_macs",
+    "evaluate",
     "keep_ratio_for",
-    "load_released",
     "schedule_macs",
     "sparsify",
     "tiled_keep_ratios",
+    "train",
 ]
+
+# Imported when they are first asked for: they bring data sets, recipes and file formats with them.
+# None has the name of a module in this folder, which would take the function's place once imported.
+_LATER = {
+    "evaluate": "dynamicvit.evaluation",
+    "train": "dynamicvit.training",
+}
+
+_RENAMED = {
+    "load_released": "dynamicvit.load",
+    "adapters": "dynamicvit.backbones",
+    "baselines": "dynamicvit.methods",
+    "huggingface": "dynamicvit.transformers",
+    "macs": "dynamicvit.costs",
+    "model": "dynamicvit.core.model",
+    "onednn": "dynamicvit.layers.onednn",
+    "tokens": "dynamicvit.layers.tokens",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        value = globals()[name] = getattr(import_module(_LATER[name]), name)
+        return value
+    if name in _RENAMED:
+        # Not an AttributeError, whose words `from dynamicvit import ...` would not show.
+        raise ImportError(f"dynamicvit.{name} is now {_RENAMED[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
