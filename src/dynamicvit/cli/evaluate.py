@@ -17,6 +17,8 @@ from dynamicvit.checkpoints.loading import load_backbone, set_image_size
 from dynamicvit.cli.console import check_json, main_console, progress_bar, say, write_json
 from dynamicvit.cli.inference import load_for_inference, refuse_budget_of_dense
 from dynamicvit.cli.options import (
+    IMAGES,
+    MACHINE,
     Checkpoint,
     ClassMapOption,
     CropPct,
@@ -70,11 +72,18 @@ def eval_command(
             readable=False,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(help="Images in a batch.", rich_help_panel=MACHINE)
+    ] = 32,
     precision: Precision = "fp32",
     class_map: ClassMapOption = None,
     unlabeled: Annotated[
-        bool, typer.Option("--unlabeled", help="Class names mean nothing: agreement only.")
+        bool,
+        typer.Option(
+            "--unlabeled",
+            help="Class names mean nothing: agreement only.",
+            rich_help_panel=IMAGES,
+        ),
     ] = False,
     image_size: ImageSizeOption = None,
     crop_pct: CropPct = None,

@@ -16,6 +16,11 @@ import typer
 from dynamicvit.checkpoints.released import RELEASES, download, release_of
 from dynamicvit.errors import InputError
 
+# Groups of --help, after the options that most users need.
+MODEL = "Model"
+IMAGES = "Images"
+MACHINE = "Machine"
+
 _MODEL_FLAGS = ("--model", "-m")
 _MODEL = "timm's name, a saved folder, a released checkpoint, or user/name on the Hub."
 
@@ -27,7 +32,10 @@ Data = Annotated[str, _SOURCE]
 DataIfAny = Annotated[str | None, _SOURCE]
 Unlabeled = Annotated[
     list[str] | None,
-    typer.Option(help="More images, named as DATA is, without labels; may be repeated."),
+    typer.Option(
+        help="More images, named as DATA is, without labels; may be repeated.",
+        rich_help_panel=IMAGES,
+    ),
 ]
 Model = Annotated[str | None, typer.Option(*_MODEL_FLAGS, help=_MODEL)]
 Models = Annotated[
@@ -43,17 +51,27 @@ ModelOrRecipes = Annotated[
 ]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option(help="Weights for the model: .safetensors or .pth.", readable=False),
+    typer.Option(
+        help="Weights for the model: .safetensors or .pth.", readable=False, rich_help_panel=MODEL
+    ),
 ]
 NoPretrained = Annotated[
-    bool, typer.Option("--no-pretrained", help="Random weights where timm's would be loaded.")
+    bool,
+    typer.Option(
+        "--no-pretrained",
+        help="Random weights where timm's would be loaded.",
+        rich_help_panel=MODEL,
+    ),
 ]
 KeepRatio = Annotated[
     float | None, typer.Option(help="Keep ratio ρ; the stages keep ρ, ρ², ρ³, ...")
 ]
 Tile = Annotated[
     int | None,
-    typer.Option(help="Round each stage's tokens to whole tiles of so many, 16 for AMX."),
+    typer.Option(
+        help="Round each stage's tokens to whole tiles of so many, 16 for AMX.",
+        rich_help_panel=MODEL,
+    ),
 ]
 Output = Annotated[
     Path,
@@ -61,19 +79,37 @@ Output = Annotated[
 ]
 ClassMapOption = Annotated[
     str | None,
-    typer.Option("--class-map", help="'imagenet', or a file with one class name a line."),
+    typer.Option(
+        "--class-map",
+        help="'imagenet', or a file with one class name a line.",
+        rich_help_panel=IMAGES,
+    ),
 ]
 ImageSizeOption = Annotated[
     str | None,
-    typer.Option("--image-size", help="Pixels, 384 or 224x320 (height x width); else its own."),
+    typer.Option(
+        "--image-size",
+        help="Pixels, 384 or 224x320 (height x width); else its own.",
+        rich_help_panel=IMAGES,
+    ),
 ]
 CropPct = Annotated[
-    float | None, typer.Option(help="Share of the short side that the center crop takes.")
+    float | None,
+    typer.Option(
+        help="Share of the short side that the center crop takes.", rich_help_panel=IMAGES
+    ),
 ]
-Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 runs under autocast.")]
-Strict = Annotated[bool, typer.Option("--strict", help="An unreadable image is an error.")]
-Workers = Annotated[int, typer.Option(help="Processes that read images.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads of torch; all cores by default.")]
+Precision = Annotated[
+    Literal["fp32", "bf16"], typer.Option(help="bf16 runs under autocast.", rich_help_panel=MACHINE)
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="An unreadable image is an error.", rich_help_panel=IMAGES)
+]
+Workers = Annotated[int, typer.Option(help="Processes that read images.", rich_help_panel=MACHINE)]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="CPU threads of torch; all cores by default.", rich_help_panel=MACHINE),
+]
 JsonFile = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write the numbers; - prints them.")
 ]
