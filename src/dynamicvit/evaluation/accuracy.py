@@ -61,7 +61,7 @@ def evaluate(
     model: nn.Module,
     data: str | os.PathLike[str] | ImageData | Iterable[Batch],
     *,
-    dense: nn.Module | bool = False,
+    dense: nn.Module | bool | None = None,
     class_map: Mapping[str, int] | str | os.PathLike[str] | None = None,
     image_size: int | tuple[int, int] | None = None,
     crop_pct: float | None = None,
@@ -101,7 +101,8 @@ def evaluate(
     """
     if getattr(model, "num_classes", None) == 0:
         raise InputError("the model has no classifier, so there is no answer to evaluate")
-    dense = dense_self(model) if dense is True else dense or None
+    if isinstance(dense, bool):
+        dense = dense_self(model) if dense else None
     if device is None:
         device = _device_of(model) if processes is None else processes.device
     processes = Processes(device) if processes is None else processes
