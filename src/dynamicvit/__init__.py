@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 import dynamicvit.checkpoints.timm_names  # noqa: F401 (timm finds our models by name from here on)
 from dynamicvit._version import __version__
-from dynamicvit.budgets import tiled_keep_ratios
-from dynamicvit.core.model import DynamicViT, MaskedOutput, PrunedOutput
+from dynamicvit.budgets import keep_ratio_for, tiled_keep_ratios
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Schedule
-from dynamicvit.costs import count_macs, keep_ratio_for, schedule_macs
+from dynamicvit.costs import count_macs, schedule_macs
 from dynamicvit.errors import InputError, UnsupportedBackboneError
 from dynamicvit.sparsification import sparsify
 
 if TYPE_CHECKING:
     from dynamicvit.evaluation import evaluate
+    from dynamicvit.plots import visualize
     from dynamicvit.training import train
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "sparsify",
     "tiled_keep_ratios",
     "train",
+    "visualize",
 ]
 
 # Imported when they are first asked for: they bring data sets, recipes and file formats with them.
@@ -40,6 +43,7 @@ __all__ = [
 _LATER = {
     "evaluate": "dynamicvit.evaluation",
     "train": "dynamicvit.training",
+    "visualize": "dynamicvit.plots",
 }
 
 _RENAMED = {
