@@ -26,7 +26,7 @@ from dynamicvit import (
     InputError,
     Schedule,
     UnsupportedBackboneError,
-    adapters,
+    backbones,
     count_macs,
     keep_ratio_for,
     sparsify,
@@ -684,7 +684,7 @@ def test_bench_of_a_folder(tmp_path: Path, command: Callable[..., int]) -> None:
 
 def test_folders_that_can_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sparse().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"is a transformers model; import dynamicvit\.hugging"):
+    with pytest.raises(InputError, match=r"is a transformers model; import dynamicvit\.transf"):
         DynamicViT.from_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     tensors, content = load_file(file), file.read_bytes()
@@ -773,9 +773,9 @@ def test_what_is_refused() -> None:
 
 
 def test_the_classes_that_are_named_before_transformers_is_imported() -> None:
-    ours = (adapter for adapter in adapters._ADAPTERS if isinstance(adapter, HFAdapter))
+    ours = (adapter for adapter in backbones._ADAPTERS if isinstance(adapter, HFAdapter))
     covered = {kind.__name__ for adapter in ours for kind in adapter.model_classes}
-    assert set(adapters.OPTIONAL["transformers"].classes) == covered
+    assert set(backbones.OPTIONAL["transformers"].classes) == covered
 
 
 def test_a_transformers_that_is_too_old() -> None:

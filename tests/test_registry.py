@@ -16,7 +16,8 @@ from timm.utils import AverageMeter, accuracy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dynamicvit import DynamicViT, InputError, MaskedOutput, registry
+from dynamicvit import DynamicViT, InputError, MaskedOutput
+from dynamicvit.checkpoints import timm_names
 
 TINY = "dynamicvit_deit_tiny_patch16_224"
 #: Each registered backbone, and where its depth puts the stages.
@@ -62,7 +63,7 @@ def test_importing_the_package_is_enough_and_gives_no_warning() -> None:
 
 def test_registering_twice_does_nothing(recwarn: pytest.WarningsRecorder) -> None:
     before = timm.list_models("dynamicvit*")
-    importlib.reload(registry)
+    importlib.reload(timm_names)
     assert timm.list_models("dynamicvit*") == before
     assert not recwarn.list
 
