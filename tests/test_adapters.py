@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from dynamicvit import (
     DynamicViT,
     InputError,
-    Schedule,
     UnsupportedBackboneError,
     adapters,
     count_macs,
     schedule_macs,
     sparsify,
 )
-from dynamicvit.backbones import Adapter, Heads, adapter_for, adapter_from, register_adapter
+from dynamicvit.backbones import Adapter, Heads, adapter_for, register_adapter
 from dynamicvit.backbones.layer_macs import convolution_macs, linear_macs
 from dynamicvit.checkpoints.loading import set_drop_path, set_image_size
 from dynamicvit.layers.tokens import Tokens
@@ -204,51 +203,6 @@ def test_a_class_of_the_same_name_from_elsewhere_replaces_nothing(known: list[Ad
     before = len(known)
     register_adapter(ViTAdapter())
     assert len(known) == before + 1
-
-
-def test_who_builds_from_a_description(known: list[Adapter]) -> None:
-    assert adapter_from("timm").source == "timm"
-    with pytest.raises(InputError, match=r"no adapter builds backbones from 'mine' .*timm"):
-        adapter_from("mine")
-    register_adapter(NetworkAdapter())
-    with pytest.raises(InputError, match="no adapter builds backbones from ''"):
-        adapter_from("")
-
-    class Mine(NetworkAdapter):
-        source = "mine"
-
-        def describe(self, backbone: nn.Module) -> dict[str, Any]:
-            return {"classes": 3}
-
-        def rebuild(self, description: dict[str, Any]) -> nn.Module:
-            assert description["classes"] == 3
-            return Network()
-
-    register_adapter(Mine())
-    assert isinstance(adapter_from("mine"), Mine)
-
-
-def test_a_family_that_describes_itself_is_saved_and_loaded(tmp_path: Any) -> None:
-    class Mine(NetworkAdapter):
-        source = "mine"
-
-        def describe(self, backbone: nn.Module) -> dict[str, Any]:
-            return {"format_version": "no place for theirs"}
-
-        def rebuild(self, description: dict[str, Any]) -> nn.Module:
-            return Network()
-
-    register_adapter(Mine())
-    model, images = (
-        DynamicViT(Network(), Schedule((1, 3), (0.6, 0.3))).eval(),
-        torch.randn(2, 1, 16, 16),
-    )
-    model.save_pretrained(tmp_path)
-    again = DynamicViT.from_pretrained(tmp_path)
-    assert isinstance(again.backbone, Network)
-    assert again.schedule == model.schedule
-    with torch.no_grad():
-        assert torch.equal(again(images), model(images))
 
 
 def test_macs_of_layers() -> None:

@@ -27,19 +27,20 @@ def test_a_file_is_replaced_once_it_is_complete(tmp_path: Path) -> None:
 def test_what_breaks_off_leaves_what_was_there(tmp_path: Path, error: type[Exception]) -> None:
     path, folder = tmp_path / "file", tmp_path / "folder"
     path.write_text("old")
+
+    def break_off(file: Path) -> None:
+        file.write_text("half")
+        raise error
+
     with pytest.raises(error), atomic_write(path) as draft:
-        draft.write_text("half")
-        raise error
+        break_off(draft)
     with pytest.raises(error), atomic_folder(folder / "below") as drafts:
-        (drafts / "file").write_text("half")
-        raise error
+        break_off(drafts / "file")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_files_move_into_a_folder_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_move_into_a_folder_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in (tmp_path / "new" / "folder", Path("relative") / "folder"):
         for content in ("1", "2"):

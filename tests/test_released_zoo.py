@@ -10,10 +10,10 @@ import timm
 import torch
 
 from dynamicvit import InputError, count_macs
-from dynamicvit.backbones import adapter_for
 from dynamicvit.checkpoints.released import RELEASES, Release, recognize, release_of
 from dynamicvit.checkpoints.released.zoo import ARCHITECTURES, Architecture
 from dynamicvit.core.method import Crowd
+from dynamicvit.core.timm_config import describe, rebuild
 from dynamicvit.costs import costs_of
 from released_state import meta, shapes_of
 
@@ -61,8 +61,7 @@ def test_a_stand_in_is_what_the_table_says(release: Release) -> None:
 def test_a_stand_in_can_be_saved_and_built_again(release: Release) -> None:
     with torch.device("meta"):
         backbone = recognize(meta(shapes_of(release)), release.keep_ratio).build().backbone
-        adapter = adapter_for(backbone)
-        again = adapter.rebuild(json.loads(json.dumps(adapter.describe(backbone))))
+        again = rebuild(json.loads(json.dumps(describe(backbone))))
     assert type(again) is type(backbone)
     assert [n for n, _ in again.named_modules()] == [n for n, _ in backbone.named_modules()]
     assert again.pretrained_cfg["crop_pct"] == 224 / 256

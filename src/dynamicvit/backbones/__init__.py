@@ -12,7 +12,7 @@ from dynamicvit.backbones.beit import BeitAdapter
 from dynamicvit.backbones.eva import EvaAdapter
 from dynamicvit.backbones.lvvit import LVViTAdapter
 from dynamicvit.backbones.vit import ViTAdapter
-from dynamicvit.errors import InputError, UnsupportedBackboneError
+from dynamicvit.errors import UnsupportedBackboneError
 from dynamicvit.layers.tokens import Heads
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "Adapter",
     "Heads",
     "adapter_for",
-    "adapter_from",
     "register_adapter",
 ]
 
@@ -92,23 +91,6 @@ def adapter_for(backbone: nn.Module) -> Adapter:
                 f"{name} is not supported because of {reason}. Supported families: {_families()}"
             )
     raise UnsupportedBackboneError(f"{name} is not supported. Supported families: {_families()}")
-
-
-def adapter_from(source: str) -> Adapter:
-    """An adapter that builds backbones from descriptions of a source (``Adapter.source``).
-
-    Raises:
-        InputError: if there is none.
-    """
-    _import(source)
-    for adapter in _ADAPTERS:
-        if adapter.source == source != "":
-            return adapter
-    known = sorted({adapter.source for adapter in _ADAPTERS} - {""})
-    raise InputError(
-        f"no adapter builds backbones from {source!r} (those registered: {', '.join(known)}); "
-        f"register_adapter adds one"
-    )
 
 
 def _import_families_of(backbone: nn.Module) -> None:

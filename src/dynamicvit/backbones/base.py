@@ -359,27 +359,8 @@ class Adapter(ABC):
 
     # ---------------------------------------------------------------- saving
 
-    #: Whose descriptions :meth:`rebuild` reads, such as "timm"; "" where there are none.
+    #: Library that builds it again from ``config.json`` (:mod:`dynamicvit.core.hub`); "" for none.
     source: ClassVar[str] = ""
-
-    def describe(self, backbone: nn.Module) -> dict[str, Any]:
-        """JSON from which :meth:`rebuild` makes the same network, for ``config.json``.
-
-        Raises:
-            InputError: if that can't be done.
-        """
-        raise InputError(
-            f"{self.family}: how to build this {type(backbone).__name__} again can't be written "
-            f"down; save the state_dict instead"
-        )
-
-    def rebuild(self, description: dict[str, Any]) -> nn.Module:
-        """The network that :meth:`describe` described, with weights of any value.
-
-        Raises:
-            InputError: if the description makes no sense.
-        """
-        raise InputError(f"{self.family}: can't be built from a description")
 
     # ---------------------------------------------------------------- what users get
 

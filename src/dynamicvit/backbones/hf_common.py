@@ -219,23 +219,6 @@ class HFAdapter(Adapter):
 
     source = "transformers"
 
-    def describe(self, backbone: nn.Module) -> dict[str, Any]:
-        config: Any = backbone.config
-        # The difference from the defaults leaves out where the model was loaded from.
-        return {
-            "backbone_config": config.to_diff_dict(),
-            "image_processing": getattr(backbone, "image_processing", {}),
-        }
-
-    def rebuild(self, description: dict[str, Any]) -> nn.Module:
-        from dynamicvit.backbones.hf import classifier_from
-
-        config = dict(description["backbone_config"])
-        kind = config.pop("model_type")
-        backbone: Any = classifier_from(transformers.AutoConfig.for_model(kind, **config))
-        backbone.image_processing = dict(description["image_processing"])
-        return backbone
-
     # ---------------------------------------------------------------- what users get
 
     def wrap(self, model: nn.Module) -> nn.Module:

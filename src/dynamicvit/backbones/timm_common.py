@@ -11,7 +11,6 @@ import torch
 from timm.layers import AttentionPoolLatent, DropPath, PatchEmbed
 from torch import Tensor, nn
 
-from dynamicvit.backbones import timm_config
 from dynamicvit.backbones.base import Adapter
 from dynamicvit.backbones.layer_macs import convolution_macs, linear_macs
 from dynamicvit.errors import InputError
@@ -251,12 +250,6 @@ class TimmAdapter(Adapter):
     # ---------------------------------------------------------------- saving
 
     source = "timm"
-
-    def describe(self, backbone: nn.Module) -> dict[str, Any]:
-        return timm_config.describe(backbone)
-
-    def rebuild(self, description: dict[str, Any]) -> nn.Module:
-        return timm_config.rebuild(description)
 
 
 def attention_pool(pool: nn.Module, x: Tensor, weight: Tensor | None) -> Tensor:

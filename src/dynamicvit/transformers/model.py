@@ -30,6 +30,7 @@ except ImportError as error:
 from dynamicvit.backbones import adapter_for
 from dynamicvit.backbones.hf import classifier_from
 from dynamicvit.backbones.hf_common import HFAdapter
+from dynamicvit.core.hub import policy_in
 from dynamicvit.core.losses import LossWeights, dynamicvit_loss
 from dynamicvit.core.model import DynamicViT, MaskedOutput, PrunedOutput
 from dynamicvit.core.networks import own_image_size
@@ -72,6 +73,8 @@ class DynamicViTConfig(PretrainedConfig):
         if not isinstance(backbone_config, PretrainedConfig):
             description = {"model_type": "vit", **(backbone_config or {})}
             backbone_config = AutoConfig.for_model(description.pop("model_type"), **description)
+        if "dropped" in kwargs:  # as 0.1.0 wrote it
+            policy = policy_in({"dropped": kwargs.pop("dropped")})
         schedule = Schedule(tuple(stages), tuple(keep_ratios), policy)
         # First of all and past __setattr__: the keys that follow are looked up in it.
         self.__dict__["backbone_config"] = backbone_config
