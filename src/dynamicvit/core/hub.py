@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +24,7 @@ from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.utils.files import atomic_write
+from dynamicvit.utils.optional import need
 from dynamicvit.utils.weights import first_line, load_exactly, read_weights
 
 FORMAT_VERSION = 1
@@ -198,7 +198,7 @@ def _config_of(model: Any) -> dict[str, Any]:
 
 def _source(name: str) -> Source:
     if name in _MODULES and name not in _SOURCES:
-        module = import_module(_MODULES[name])
+        module = need(_MODULES[name], extra=name)
         register_source(name, module.describe, module.rebuild)
     if name not in _SOURCES:
         known = ", ".join(sorted({*_MODULES, *_SOURCES}))
