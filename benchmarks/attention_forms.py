@@ -24,12 +24,8 @@ from rich.table import Table
 from torch import Tensor
 
 import dynamicvit.layers.attention
-from dynamicvit.layers.attention import (
-    explicit_attention,
-    fused_attention,
-    softmax_attention,
-    undecided,
-)
+from dynamicvit.layers.attention import softmax_attention, undecided
+from dynamicvit.layers.masked_attention import explicit_attention, fused_attention
 
 #: DeiT-Tiny's heads, the side of its patches, and the share of them that decisions keep.
 HEADS, WIDTH, PATCH = 3, 64, 16

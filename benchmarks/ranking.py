@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamicvit import sparsify
-from dynamicvit.checkpoints.loading import load_backbone
+from dynamicvit.checkpoints.dense import load_dense
 from dynamicvit.core import merging
-from dynamicvit.core.method import Choice, Grid
+from dynamicvit.core.method import Choice
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy
 from dynamicvit.core.teacher import dense_teacher, weigh_patches
 from dynamicvit.data import ImageData, Loader, eval_transform
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.layers.tokens import Grid, Tokens
 
 Scores = list[Tensor]
 """For each stage ``(B, N)``, what a patch is worth."""
@@ -126,7 +126,7 @@ def main() -> None:
 
     torch.manual_seed(options.seed)
     merging.UNLIKENESS_POWER = options.unlikeness_power
-    backbone = load_backbone(options.model, options.checkpoint)
+    backbone = load_dense(options.model, options.checkpoint)
     models = {
         fate: DynamicViT(backbone, schedule, [Oracle(fate == "merged") for _ in schedule.stages])
         for fate in get_args(Policy)

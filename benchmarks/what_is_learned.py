@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from dynamicvit import DynamicViT
-from dynamicvit.checkpoints.loading import load_model
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.data import ImageData, Loader, eval_transform
 from dynamicvit.demo import experiment
 from dynamicvit.methods import ClassAttention, RandomScores
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("figures"))
     options = parser.parse_args()
     if options.model is not None:
-        model = load_model(options.model)
+        model = load(options.model)
         page = visualize(model, photographs(model))
         print(save_figure(page, options.output / "photographs.png"))
         if options.data is not None:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynamicvit.layers.attention import MAX_DROPPED_GAP, attend, decided_softmax
+from dynamicvit.layers.attention import attend
+from dynamicvit.layers.masked_attention import MAX_DROPPED_GAP, decided_softmax
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

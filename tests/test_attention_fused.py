@@ -8,21 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from dynamicvit.layers.attention.choice import KEYS_PER_WIDTH, fused_form_fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dynamicvit.layers.attention
-from dynamicvit.layers.attention import (
-    MAX_DROPPED_GAP,
-    attend,
-    explicit_attention,
-    fused,
-    fused_attention,
-    undecided,
-)
-from dynamicvit.layers.attention.choice import KEYS_PER_WIDTH, fused_form_fits
+from dynamicvit.layers.attention import attend, fused, undecided
+from dynamicvit.layers.masked_attention import MAX_DROPPED_GAP, explicit_attention, fused_attention
 
 Form = Callable[..., Tensor]
 

@@ -19,10 +19,9 @@ from dynamicvit.core.decisions import (
     log_probs_of,
     places_of,
     to_image,
-    top_k,
 )
 from dynamicvit.core.prediction import KEEP
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.layers.tokens import Tokens, top_k
 
 each_sampler = pytest.mark.parametrize(
     "sampler", [gumbel_sampler, gumbel_top_k_sampler, best_k_sampler]

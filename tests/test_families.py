@@ -9,8 +9,8 @@ from torch import Tensor
 from dynamicvit import sparsify
 from dynamicvit.backbones import adapter_for
 from dynamicvit.core.decisions import gumbel_top_k_sampler
-from dynamicvit.core.model import MaskedOutput
 from dynamicvit.core.networks import DenseNetwork, core_of
+from dynamicvit.core.outputs import MaskedOutput
 from dynamicvit.layers.tokens import Tokens
 from families import BY_NAME, Family, assert_agree, each_family
 

@@ -17,7 +17,7 @@ from dynamicvit.core.losses import (
     ratio_loss,
     token_loss,
 )
-from dynamicvit.core.model import DenseOutput, MaskedOutput
+from dynamicvit.core.outputs import DenseOutput, MaskedOutput
 from dynamicvit.layers.tokens import Tokens
 
 B, N, C, P, CLASSES = 3, 6, 4, 1, 5

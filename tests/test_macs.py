@@ -6,16 +6,8 @@ import torch
 from torch import nn
 
 from dynamicvit import DynamicViT, InputError, Schedule, sparsify
-from dynamicvit.costs import (
-    DENSE,
-    Budget,
-    count_macs,
-    executed_macs,
-    keep_ratio_for,
-    meta_copy,
-    parse_budget,
-    schedule_macs,
-)
+from dynamicvit.budgets import Budget, keep_ratio_for, parse_budget
+from dynamicvit.costs import DENSE, count_macs, executed_macs, meta_copy, schedule_macs
 from families import each_family, few_families
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from dynamicvit.backbones import adapter_for
-from dynamicvit.core.decisions import best_k_sampler, gather_patches, log_odds, top_k
+from dynamicvit.core.decisions import best_k_sampler, gather_patches, log_odds
 from dynamicvit.core.merging import discounted, join, likeness, most_alike
 from dynamicvit.core.method import Masking
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.layers.tokens import Tokens, top_k
 from dynamicvit.methods import Merging
 from families import DEIT, Family, assert_agree, few_families
 

@@ -10,10 +10,10 @@ import timm
 import torch
 
 from dynamicvit import InputError, count_macs
+from dynamicvit.backbones.timm_config import describe, rebuild
 from dynamicvit.checkpoints.released import RELEASES, Release, recognize, release_of
 from dynamicvit.checkpoints.released.zoo import ARCHITECTURES, Architecture
 from dynamicvit.core.method import Crowd
-from dynamicvit.core.timm_config import describe, rebuild
 from dynamicvit.costs import costs_of
 from released_state import meta, shapes_of
 

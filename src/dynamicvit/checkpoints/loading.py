@@ -12,7 +12,7 @@ from huggingface_hub.constants import CONFIG_NAME
 from timm.models import is_model
 from torch import nn
 
-from dynamicvit.backbones import adapter_for
+from dynamicvit.backbones import backbone_for
 from dynamicvit.checkpoints.dense import (
     FILE_SUFFIXES,
     Checkpoint,
@@ -137,7 +137,7 @@ def set_image_size(model: nn.Module, size: int | tuple[int, int] | None) -> tupl
         return resolve_image_size(model)
     height, width = (size, size) if isinstance(size, int) else size
     backbone = backbone_of(model)
-    adapter_for(backbone).set_image_size(backbone, height, width)
+    backbone_for(backbone).set_image_size(height, width)
     return resolve_image_size(model, (height, width))
 
 
@@ -154,7 +154,7 @@ def set_drop_path(model: DynamicViT, rate: float) -> None:
         InputError: if the backbone can't drop branches.
     """
     rates = torch.linspace(0, rate, model.depth).tolist()
-    adapter_for(model.backbone).set_drop_path(model.backbone, rates)
+    model.bound.set_drop_path(rates)
 
 
 # ---------------------------------------------------------------- kinds of names

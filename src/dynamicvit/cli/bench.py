@@ -11,7 +11,7 @@ import torch
 import typer
 from rich.console import Console
 
-from dynamicvit.budgets import tiled_keep_ratios
+from dynamicvit.budgets import Budget, keep_ratio_for, parse_budget, tiled_keep_ratios
 from dynamicvit.checkpoints.loading import load, set_image_size
 from dynamicvit.checkpoints.released import is_release
 from dynamicvit.cli import app
@@ -36,14 +36,7 @@ from dynamicvit.cli.options import (
     parse_image_size,
 )
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.costs import (
-    DENSE,
-    Budget,
-    count_macs,
-    keep_ratio_for,
-    parse_budget,
-    schedule_macs,
-)
+from dynamicvit.costs import DENSE, count_macs, schedule_macs
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.bench import (
     BATCH_SIZES,

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from torch import nn
 
-from dynamicvit.backbones import adapter_for
+from dynamicvit.backbones import backbone_for
+from dynamicvit.budgets import parse_budget
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.cli import app
 from dynamicvit.cli.compare_tables import costs_table, results_table
@@ -39,7 +40,7 @@ from dynamicvit.cli.options import (
     Workers,
     use_threads,
 )
-from dynamicvit.costs import DENSE, meta_copy, parse_budget, schedule_macs
+from dynamicvit.costs import DENSE, meta_copy, schedule_macs
 from dynamicvit.data import ImageData, class_map_for, split
 from dynamicvit.errors import InputError, UnsupportedBackboneError
 from dynamicvit.evaluation.bench import available_cores
@@ -191,7 +192,7 @@ def _mapped(
         return images.with_class_map(chosen.index)
 
     said: dict[str, None] = {}
-    num_classes = adapter_for(backbone).num_classes(backbone)
+    num_classes = backbone_for(backbone).num_classes
     evaluated, trained = sources
     result = mapped(evaluated), [mapped(source) for source in trained]
     for line in said:

@@ -28,7 +28,8 @@ from dynamicvit.cli.options import (
     parse_image_size,
 )
 from dynamicvit.core.classifier import PrunedClassifier
-from dynamicvit.core.model import DynamicViT, PrunedOutput
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.data import eval_transform, read_upright
 from dynamicvit.errors import InputError
 from dynamicvit.plots.visualization import (

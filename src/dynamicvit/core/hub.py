@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from dynamicvit.backbones import adapter_for
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
@@ -61,7 +60,7 @@ class Source(NamedTuple):
 
 
 #: Modules with ``describe`` and ``rebuild``, imported when the first backbone of a source comes.
-_MODULES = {"timm": "dynamicvit.core.timm_config", "transformers": "dynamicvit.transformers.folder"}
+_MODULES = {"timm": "dynamicvit.backbones.timm_config", "transformers": "dynamicvit.backbones.hf"}
 _SOURCES: dict[str, Source] = {}
 
 
@@ -182,11 +181,11 @@ def _config_of(model: Any) -> dict[str, Any]:
                 f"a {type(predictor).__name__} in place of a PredictionModule can't be described "
                 f"in {CONFIG_NAME}; save the state_dict instead"
             )
-    source = adapter_for(model.backbone).source
+    source = model.bound.source
     if not source:
         raise InputError(
-            f"how to build this {type(model.backbone).__name__} again can't be written down, since "
-            f"its family names no source; save the state_dict instead"
+            f"this {type(model.backbone).__name__} can't be described in {CONFIG_NAME}, since its "
+            f"family names no source to build it from; save the state_dict instead"
         )
     return {
         **_source(source).describe(model.backbone),

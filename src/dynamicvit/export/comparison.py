@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dynamicvit.core.model import DynamicViT, PrunedOutput
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.errors import InputError
 from dynamicvit.export.reader import ExportedModel
 

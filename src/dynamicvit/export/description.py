@@ -10,7 +10,6 @@ from typing import Any, Literal
 from timm.data import resolve_model_data_config
 
 from dynamicvit._version import __version__
-from dynamicvit.backbones import adapter_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import own_image_size
 from dynamicvit.core.schedule import Policy, Schedule
@@ -124,7 +123,7 @@ def describe(
         raise InputError("the model has no classifier, so there is no answer to export")
     config = resolve_model_data_config(model)
     height, width = image_size or own_image_size(model)
-    grid = adapter_for(model.backbone).grid_size(model.backbone, height, width)
+    grid = model.bound.grid(height, width)
     names = known_class_names(model)
     return Description(
         model=model.pretrained_cfg.get("architecture"),

@@ -29,7 +29,8 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_co
 from torch import Tensor
 
 from dynamicvit.core.classifier import PrunedClassifier
-from dynamicvit.core.model import DynamicViT, PrunedOutput
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.errors import InputError
 
 #: One picture holds at most this many images: Agg draws nothing beyond 65,535 pixels.

@@ -1,19 +1,17 @@
-"""Folders of models of transformers: reading its own, and its backbones in our ``config.json``."""
+"""A folder that transformers' ``save_pretrained`` wrote: its model, and how it prepares images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from PIL.Image import Resampling
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 import dynamicvit.transformers.model  # noqa: F401 (transformers finds our models from here on)
-from dynamicvit.backbones.hf import classifier_from
 from dynamicvit.core.networks import backbone_of
 from dynamicvit.errors import InputError
 from dynamicvit.utils.weights import first_line
@@ -65,28 +63,3 @@ def image_processing(processor: Any) -> dict[str, Any]:
         described["crop_mode"] = "squash" if size.height else "center"
         described["crop_pct"] = crop.height / side if processor.do_center_crop else 1.0
     return described
-
-
-# ---------------------------------------------------------------- our config.json
-
-
-def describe(backbone: Any) -> dict[str, Any]:
-    """The entries of ``config.json`` from which :func:`rebuild` builds a backbone."""
-    return {
-        # The difference from the defaults leaves out where the model was loaded from.
-        "backbone_config": backbone.config.to_diff_dict(),
-        "image_processing": getattr(backbone, "image_processing", {}),
-    }
-
-
-def rebuild(description: Mapping[str, Any]) -> nn.Module:
-    """The backbone with random weights.
-
-    Raises:
-        InputError: for a model of no supported family.
-    """
-    config = dict(description["backbone_config"])
-    kind = config.pop("model_type")
-    backbone: Any = classifier_from(AutoConfig.for_model(kind, **config))
-    backbone.image_processing = dict(description["image_processing"])
-    return backbone

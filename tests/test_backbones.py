@@ -1,4 +1,4 @@
-"""Which adapter answers for a backbone, and families from outside the package."""
+"""Which family covers a network, and families from outside the package."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from dynamicvit import (
     DynamicViT,
     InputError,
     UnsupportedBackboneError,
-    adapters,
+    backbones,
     count_macs,
     schedule_macs,
     sparsify,
 )
-from dynamicvit.backbones import Adapter, Heads, adapter_for, register_adapter
-from dynamicvit.backbones.layer_macs import convolution_macs, linear_macs
+from dynamicvit.backbones import Backbone, backbone_for, register_backbone
 from dynamicvit.checkpoints.loading import set_drop_path, set_image_size
 from dynamicvit.layers.tokens import Tokens
 from families import DEIT, assert_agree
@@ -62,65 +61,61 @@ class Network(nn.Module):
         return self.classify(self.norm(x)[:, 0])
 
 
-class NetworkAdapter(Adapter):
+class NetworkBackbone(Backbone):
     """Only what a family must answer; all else is the contract's."""
 
     family: ClassVar[str] = "networks of this test"
+    width = num_features = 16
+    num_prefix = 1
+    image_size = (16, 16)
+    patch_size = (4, 4)
 
-    def claims(self, backbone: nn.Module) -> bool:
-        return type(backbone) is Network
+    @classmethod
+    def claims(cls, module: nn.Module) -> bool:
+        return type(module) is Network
 
-    def blocks(self, backbone: Any) -> nn.ModuleList:
-        return backbone.blocks
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.module.blocks
 
-    def width(self, backbone: Any) -> int:
-        return 16
-
-    def num_prefix_tokens(self, backbone: Any) -> int:
-        return 1
-
-    def image_size(self, backbone: Any) -> tuple[int, int]:
-        return 16, 16
-
-    def grid_size(self, backbone: Any, height: int, width: int) -> tuple[int, int]:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
         if (height, width) != (16, 16):
             raise InputError(f"images of {height}x{width}, but this backbone takes 16x16")
         return 4, 4
 
-    def embed(self, backbone: Any, images: Tensor) -> tuple[Tokens, None]:
-        return Tokens(backbone.tokens(images), 1), None
+    def embed(self, images: Tensor) -> Tokens:
+        return Tokens(self.module.tokens(images), 1, (4, 4))
 
-    def attention_inputs(
-        self, block: Any, depth: int, tokens: Tokens, position: None, queries: int | None = None
-    ) -> Heads:
+    def qkv(self, block: Any, x: Tensor, queries: int | None = None) -> Any:
         attn = block.attention
-        qkv = nn.functional.linear(block.norm(tokens.x), attn.in_proj_weight, attn.in_proj_bias)
-        return Heads(*qkv.unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4))
+        qkv = nn.functional.linear(block.norm(x), attn.in_proj_weight, attn.in_proj_bias)
+        return qkv.unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def after_attention(self, block: Any, x: Tensor, attended: Tensor) -> Tensor:
         x = x + block.attention.out_proj(attended.transpose(1, 2).flatten(2))
         return x + block.mlp(x)
 
-    def finish(self, backbone: Any, x: Tensor) -> Tensor:
-        return backbone.norm(x)
+    def norm(self, x: Tensor) -> Tensor:
+        return self.module.norm(x)
 
-    def head(self, backbone: Any, tokens: Tokens, pre_logits: bool = False) -> Tensor:
-        return tokens.x[:, 0] if pre_logits else backbone.classify(tokens.x[:, 0])
+    def head(self, tokens: Tokens, pre_logits: bool = False) -> Tensor:
+        return tokens.x[:, 0] if pre_logits else self.module.classify(tokens.x[:, 0])
 
-    def classifier(self, backbone: Any) -> nn.Module:
-        return backbone.classify
+    @property
+    def classifier(self) -> nn.Module:
+        return self.module.classify
 
 
 @pytest.fixture(autouse=True)
-def known(monkeypatch: pytest.MonkeyPatch) -> list[Adapter]:
-    """The registered adapters, of which each test has its own list."""
-    monkeypatch.setattr(adapters, "_ADAPTERS", [*adapters._ADAPTERS])
-    return adapters._ADAPTERS
+def known(monkeypatch: pytest.MonkeyPatch) -> list[type[Backbone]]:
+    """The registered families, of which each test has its own list."""
+    monkeypatch.setattr(backbones, "_FAMILIES", [*backbones._FAMILIES])
+    return backbones._FAMILIES
 
 
 @pytest.fixture
 def network() -> Network:
-    register_adapter(NetworkAdapter())
+    register_backbone(NetworkBackbone)
     torch.manual_seed(0)
     return Network().eval()
 
@@ -161,7 +156,7 @@ def test_what_the_contract_refuses_until_a_family_answers(network: Network, tmp_
     with pytest.raises(InputError, match="drop_path must be 0"):
         set_drop_path(model, 0.1)
     set_drop_path(model, 0.0)
-    with pytest.raises(InputError, match="how to build this Network again"):
+    with pytest.raises(InputError, match="can't be described"):
         model.save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
     with pytest.raises(InputError, match="takes 16x16"):
@@ -169,47 +164,33 @@ def test_what_the_contract_refuses_until_a_family_answers(network: Network, tmp_
     assert set_image_size(model, 16) == (16, 16)
 
 
-def test_a_family_is_unknown_until_it_is_registered(known: list[Adapter]) -> None:
+def test_a_family_is_unknown_until_it_is_registered(known: list[type[Backbone]]) -> None:
     with pytest.raises(UnsupportedBackboneError, match=r"Network is not supported.*timm Vision"):
         sparsify(Network())
-    register_adapter(NetworkAdapter())
-    assert isinstance(adapter_for(Network()), NetworkAdapter)
+    register_backbone(NetworkBackbone)
+    assert isinstance(backbone_for(Network()), NetworkBackbone)
     with pytest.raises(UnsupportedBackboneError, match="families: networks of this test"):
         sparsify(nn.Linear(3, 3))
 
 
-def test_registering_again_replaces(known: list[Adapter]) -> None:
+def test_a_later_family_goes_first_and_registering_again_replaces(
+    known: list[type[Backbone]],
+) -> None:
     before = len(known)
-    first, second = NetworkAdapter(), NetworkAdapter()
-    register_adapter(first)
-    register_adapter(second)
-    assert len(known) == before + 1
-    assert adapter_for(Network()) is second
+    for family in ("better", "better still"):  # a notebook's cell that is run again
+
+        @register_backbone
+        class Better(type(backbone_for(DEIT.backbone()))):
+            pass
+
+        Better.family = family
+        assert len(known) == before + 1
+        assert backbone_for(DEIT.backbone()).family == family
 
 
-def test_a_later_family_goes_first() -> None:
-    class Better(type(adapter_for(DEIT.backbone()))):
-        family = "better"
-
-    register_adapter(Better())
-    assert adapter_for(DEIT.backbone()).family == "better"
-
-
-def test_a_class_of_the_same_name_from_elsewhere_replaces_nothing(known: list[Adapter]) -> None:
-    class ViTAdapter(NetworkAdapter):
-        family = "a namesake"
-
-    ViTAdapter.__qualname__ = "ViTAdapter"
+def test_a_class_of_the_same_name_from_elsewhere_replaces_nothing(
+    known: list[type[Backbone]],
+) -> None:
     before = len(known)
-    register_adapter(ViTAdapter())
+    register_backbone(type("ViTBackbone", (NetworkBackbone,), {"family": "a namesake"}))
     assert len(known) == before + 1
-
-
-def test_macs_of_layers() -> None:
-    attention = nn.MultiheadAttention(16, 2)
-    assert linear_macs(attention) == 4 * 16 * 16
-    assert linear_macs(nn.MultiheadAttention(16, 2, kdim=8, vdim=4)) == 16 * (16 + 8 + 4 + 16)
-    assert linear_macs(nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2))) == 25
-    stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 2, 2, "valid"))
-    assert convolution_macs(stem, 16, 10) == 216 * 8 * 5 + 128 * 4 * 2
-    assert convolution_macs(stem, 16, 10) == count_macs(stem, (16, 10))
