@@ -33,7 +33,6 @@ from dynamicvit import (
     sparsify,
 )
 from dynamicvit.checkpoints.loading import set_drop_path, set_image_size
-from dynamicvit.core.decisions import best_k_sampler
 from dynamicvit.core.losses import LossWeights, dynamicvit_loss
 from dynamicvit.core.schedule import Policy
 from dynamicvit.core.teacher import weigh_patches
@@ -42,7 +41,7 @@ from families import HF_FAMILIES, NUM_CLASSES, HFFamily, assert_agree, randomize
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-from dynamicvit.backbones.hf_common import OLDEST, HFAdapter, require  # noqa: E402
+from dynamicvit.backbones.hf_base import OLDEST, HFBackbone, require  # noqa: E402
 from transformers.modeling_outputs import ImageClassifierOutput  # noqa: E402
 
 from dynamicvit.transformers.model import DynamicViTConfig, DynamicViTForImageClassification  # noqa: E402
@@ -215,9 +214,14 @@ def test_sizes_that_can_not_be() -> None:
 
 
 def drawn(model: Any, images: Tensor) -> Any:
-    """What the masked path gives with a sampler that draws nothing."""
-    model.dynamicvit.sampler = best_k_sampler
+    """What the masked path gives with the decisions of :func:`trained`."""
+    torch.manual_seed(0)
     return model.train().dynamicvit.forward_masked(images)
+
+
+def trained(model: Any, images: Tensor, labels: Tensor | None = None) -> Any:
+    torch.manual_seed(0)
+    return model.train()(images, labels=labels)
 
 
 def test_in_training_the_loss_is_the_papers() -> None:
@@ -225,25 +229,25 @@ def test_in_training_the_loss_is_the_papers() -> None:
     output, ratios = drawn(model, images), model.dynamicvit.schedule.keep_ratios
     alone = LossWeights(distillation=0, token=0)
     expected = dynamicvit_loss(output, ratios, labels=labels, weights=alone).total
-    given = model(images, labels=labels)
+    given = trained(model, images, labels)
     assert_agree(given.loss, expected)
     assert torch.equal(given.logits, output.logits)
-    assert model(images).loss is None
+    assert trained(model, images).loss is None
 
     teacher = VIT.backbone(seed=7)
     model.distil_from(teacher)
     assert all(parameter.requires_grad for parameter in teacher.parameters()), "a copy is frozen"
     dense = weigh_patches(sparsify(teacher).dynamicvit, images)
     expected = dynamicvit_loss(output, ratios, labels=labels, teacher=dense).total
-    assert_agree(model(images, labels=labels).loss, expected)
+    assert_agree(trained(model, images, labels).loss, expected)
     unlabeled = LossWeights(classification=0)
     expected = dynamicvit_loss(output, ratios, teacher=dense, weights=unlabeled).total
-    assert_agree(model(images).loss, expected)
+    assert_agree(trained(model, images).loss, expected)
     model.loss_weights = LossWeights(classification=2.0, guidance=3.0)
     expected = dynamicvit_loss(
         output, ratios, labels=labels, teacher=dense, weights=model.loss_weights
     ).total
-    assert_agree(model(images, labels=labels).loss, expected)
+    assert_agree(trained(model, images, labels).loss, expected)
 
 
 def test_a_loss_trains_the_whole_model_and_not_its_teacher() -> None:
@@ -290,7 +294,7 @@ def test_other_problems(problem: str, labels: Tensor, loss: Callable[..., Tensor
     masked = drawn(model, images)
     rest = LossWeights(classification=0, distillation=0, token=0)
     rest = dynamicvit_loss(masked, model.dynamicvit.schedule.keep_ratios, weights=rest).total
-    assert_agree(model(images, labels=labels).loss, loss(masked.logits, labels) + rest)
+    assert_agree(trained(model, images, labels).loss, loss(masked.logits, labels) + rest)
     model.distil_from()
     with pytest.raises(InputError, match=f"'{problem}', but distillation"):
         model(images, labels=labels)
@@ -779,8 +783,8 @@ def test_what_is_refused() -> None:
 
 
 def test_the_classes_that_are_named_before_transformers_is_imported() -> None:
-    ours = (adapter for adapter in backbones._ADAPTERS if isinstance(adapter, HFAdapter))
-    covered = {kind.__name__ for adapter in ours for kind in adapter.model_classes}
+    ours = (family for family in backbones._FAMILIES if issubclass(family, HFBackbone))
+    covered = {kind.__name__ for family in ours for kind in family.model_classes}
     assert set(backbones.OPTIONAL["transformers"].classes) == covered
 
 

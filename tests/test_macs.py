@@ -1,4 +1,4 @@
-"""MACs: the counter against published numbers, the closed form against the counter, budgets."""
+"""MACs: the counter against published numbers, the sum of parts against the counter, budgets."""
 
 import pytest
 import timm
@@ -125,7 +125,7 @@ class TestExecuted:
         assert executed_macs(nn.Conv2d(3, 8, 3, padding=1), 10) == 8 * 3 * 9 * 100
 
 
-class TestClosedForm:
+class TestByParts:
     @pytest.mark.parametrize(
         ("stages", "keep_ratio"),
         [([0], 0.5), ([3], 0.1), ([1, 2], [0.6, 0.6]), ([0, 1, 2, 3], 0.8), ([1, 3], 1.0)],
@@ -156,7 +156,7 @@ class TestClosedForm:
 
 
 @each_family
-def test_the_closed_form_is_what_is_counted(family):
+def test_the_parts_add_up_to_what_is_counted(family):
     model = family.sparse(0.5)
     assert schedule_macs(model, DENSE) == count_macs(model.backbone)
     assert schedule_macs(model, model.schedule) == count_macs(model)

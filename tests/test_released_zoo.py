@@ -13,7 +13,6 @@ from dynamicvit import InputError, count_macs
 from dynamicvit.backbones.timm_config import describe, rebuild
 from dynamicvit.checkpoints.released import RELEASES, Release, recognize, release_of
 from dynamicvit.checkpoints.released.zoo import ARCHITECTURES, Architecture
-from dynamicvit.core.method import Crowd
 from dynamicvit.costs import costs_of
 from released_state import meta, shapes_of
 
@@ -49,9 +48,8 @@ def test_a_stand_in_is_what_the_table_says(release: Release) -> None:
     # Some of the published numbers leave the prediction modules out, others don't seem to.
     macs = count_macs(model)
     costs = costs_of(model, num_stages=3)
-    held = (costs.num_patches, *model.schedule.kept(costs.num_patches))
-    stages = zip(costs.reductions, held, strict=False)
-    without = macs - sum(reduction.macs(Crowd(n, 1, costs.width)) for reduction, n in stages)
+    entering = (costs.num_patches, *model.schedule.kept(costs.num_patches))
+    without = macs - sum(cost(n) for cost, n in zip(costs.stages, entering, strict=False))
     assert without / 1e9 - 0.05 <= release.gmacs <= macs / 1e9 + 0.05
     if release.name in COUNTED:
         assert macs / 1e9 == pytest.approx(COUNTED[release.name], rel=0.005)

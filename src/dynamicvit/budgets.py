@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from torch import nn
 
@@ -11,7 +12,7 @@ from dynamicvit.backbones import backbone_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of
 from dynamicvit.core.schedule import Schedule
-from dynamicvit.costs import DENSE, ImageSize, costs_of, schedule_macs
+from dynamicvit.costs import DENSE, ImageSize, costs_of, resolve_image_size, schedule_macs
 from dynamicvit.errors import InputError
 
 #: Keep ratios for a budget are whole multiples of this.
@@ -158,10 +159,10 @@ def tiled_keep_ratios(
     """
     if tile < 1:
         raise InputError(f"a tile has at least 1 row, got {tile}")
-    costs = costs_of(model, len(model.schedule.stages), image_size)
-    patches, prefix, counts = costs.num_patches, costs.num_prefix, [costs.num_patches]
-    for kept, adds in zip(model.schedule.kept(patches), costs.adds, strict=True):
-        prefix += adds
+    patches = prod(model.bound.grid(*resolve_image_size(model, image_size)))
+    prefix, counts = model.num_prefix_tokens, [patches]
+    for kept, method in zip(model.schedule.kept(patches), model.predictors, strict=True):
+        prefix += method.adds
         rows = tile * ((2 * (prefix + kept) + tile) // (2 * tile))  # half a tile is rounded up
         # Rounded up, it may be more than there are.
         counts.append(patches if kept == patches else max(1, min(rows - prefix, counts[-1])))

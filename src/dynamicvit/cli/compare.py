@@ -48,7 +48,7 @@ from dynamicvit.evaluation.compare import Entry, Experiment, Line, Row, lines_of
 from dynamicvit.evaluation.compare.plots import accuracy_over_macs, accuracy_over_throughput
 from dynamicvit.evaluation.compare.timing import BATCH_SIZES
 from dynamicvit.methods import Way, build, ways_of
-from dynamicvit.plots.visualization import save_figure
+from dynamicvit.plots import style
 from dynamicvit.training import Progress
 from dynamicvit.utils.signals import terminated_like_interrupted
 
@@ -288,6 +288,5 @@ def _write(output: Path, lines: Sequence[Line], console: Console) -> None:
             plot = accuracy_over_throughput(lines, size)
             plots[f"accuracy_over_throughput_batch_{size}"] = plot
     for name, plot in plots.items():
-        for kind in ("png", "pdf"):
-            save_figure(plot, output / f"{name}.{kind}")
+        style.save(plot, output / name)  # as PNG and PDF
     say(console, f"saved {output / CSV_NAME}, {', '.join(f'{name}.png' for name in plots)}")
