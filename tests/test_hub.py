@@ -19,6 +19,7 @@ from torch import nn
 from dynamicvit import DynamicViT, InputError, Schedule, sparsify
 from dynamicvit.core import hub
 from dynamicvit.core.schedule import Policy
+from dynamicvit.methods.random import RandomScores
 
 SMALL = {"depth": 4, "embed_dim": 16, "num_heads": 2, "img_size": 32, "num_classes": 3}
 
@@ -382,8 +383,8 @@ def test_an_argument_that_json_cannot_hold(tmp_path: Path) -> None:
 
 def test_other_predictors(tmp_path: Path) -> None:
     model = small()
-    other = DynamicViT(model.backbone, model.schedule, [nn.Identity() for _ in range(3)])
-    with pytest.raises(InputError, match="a Identity in place of a PredictionModule"):
+    other = DynamicViT(model.backbone, model.schedule, [RandomScores() for _ in range(3)])
+    with pytest.raises(InputError, match="a RandomScores in place of a PredictionModule"):
         other.save_pretrained(tmp_path)
 
 
