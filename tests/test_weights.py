@@ -103,10 +103,12 @@ def test_what_does_not_fit_changes_nothing() -> None:
     tensors |= {f"extra.{i}": torch.zeros(1) for i in range(5)}
     with pytest.raises(InputError) as error:
         load_exactly(network, tensors, "file: does not fit")
-    assert str(error.value) == (
-        "file: does not fit: 3 of its 8 names are known; missing 1.bias; unexpected extra.0, "
-        "extra.1, extra.2 and 2 more; of another shape 0.bias (4,) instead of (3,)"
-    )
+    for told in (
+        "missing 1.bias",
+        "unexpected extra.0, extra.1, extra.2 and 2 more",
+        "0.bias (4,) instead of (3,)",
+    ):
+        assert told in str(error.value)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
