@@ -15,6 +15,8 @@ from dynamicvit.errors import InputError, UnsupportedBackboneError
 from dynamicvit.sparsification import sparsify
 
 if TYPE_CHECKING:
+    from dynamicvit.checkpoints.dense import load_dense
+    from dynamicvit.checkpoints.loading import load
     from dynamicvit.evaluation import evaluate
     from dynamicvit.plots import visualize
     from dynamicvit.training import train
@@ -31,6 +33,8 @@ __all__ = [
     "count_macs",
     "evaluate",
     "keep_ratio_for",
+    "load",
+    "load_dense",
     "schedule_macs",
     "sparsify",
     "tiled_keep_ratios",
@@ -42,6 +46,8 @@ __all__ = [
 # None has the name of a module in this folder, which would take the function's place once imported.
 _LATER = {
     "evaluate": "dynamicvit.evaluation",
+    "load": "dynamicvit.checkpoints.loading",
+    "load_dense": "dynamicvit.checkpoints.dense",
     "train": "dynamicvit.training",
     "visualize": "dynamicvit.plots",
 }
