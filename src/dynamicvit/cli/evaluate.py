@@ -18,8 +18,9 @@ from dynamicvit.checkpoints.loading import set_image_size
 from dynamicvit.cli.console import check_json, main_console, progress_bar, say, write_json
 from dynamicvit.cli.inference import load_for_inference, refuse_budget_of_dense
 from dynamicvit.cli.options import (
+    COST,
     IMAGES,
-    MACHINE,
+    WEIGHTS,
     Checkpoint,
     ClassMapOption,
     CropPct,
@@ -71,11 +72,10 @@ def eval_command(
         typer.Option(
             help="Compare with these dense weights: what the model was trained from.",
             readable=False,
+            rich_help_panel=WEIGHTS,
         ),
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Images in a batch.", rich_help_panel=MACHINE)
-    ] = 32,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch.", rich_help_panel=COST)] = 32,
     precision: Precision = "fp32",
     class_map: ClassMapOption = None,
     unlabeled: Annotated[

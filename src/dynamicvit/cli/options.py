@@ -16,10 +16,8 @@ import typer
 from dynamicvit.checkpoints.released import RELEASES, download, release_of
 from dynamicvit.errors import InputError
 
-# Groups of --help, after the options that most users need.
-MODEL = "Model"
-IMAGES = "Images"
-MACHINE = "Machine"
+#: Panels of ``--help``, below the options that most people want.
+WEIGHTS, IMAGES, COST = "Weights", "Images", "Speed and memory"
 
 _MODEL_FLAGS = ("--model", "-m")
 _MODEL = "timm's name, a saved folder, a released checkpoint, or user/name on the Hub."
@@ -52,7 +50,7 @@ ModelOrRecipes = Annotated[
 Checkpoint = Annotated[
     Path | None,
     typer.Option(
-        help="Weights for the model: .safetensors or .pth.", readable=False, rich_help_panel=MODEL
+        help="Weights for the model: .safetensors or .pth.", readable=False, rich_help_panel=WEIGHTS
     ),
 ]
 NoPretrained = Annotated[
@@ -60,7 +58,7 @@ NoPretrained = Annotated[
     typer.Option(
         "--no-pretrained",
         help="Random weights where timm's would be loaded.",
-        rich_help_panel=MODEL,
+        rich_help_panel=WEIGHTS,
     ),
 ]
 KeepRatio = Annotated[
@@ -70,7 +68,7 @@ Tile = Annotated[
     int | None,
     typer.Option(
         help="Round each stage's tokens to whole tiles of so many, 16 for AMX.",
-        rich_help_panel=MODEL,
+        rich_help_panel=COST,
     ),
 ]
 Output = Annotated[
@@ -100,15 +98,15 @@ CropPct = Annotated[
     ),
 ]
 Precision = Annotated[
-    Literal["fp32", "bf16"], typer.Option(help="bf16 runs under autocast.", rich_help_panel=MACHINE)
+    Literal["fp32", "bf16"], typer.Option(help="bf16 runs under autocast.", rich_help_panel=COST)
 ]
 Strict = Annotated[
     bool, typer.Option("--strict", help="An unreadable image is an error.", rich_help_panel=IMAGES)
 ]
-Workers = Annotated[int, typer.Option(help="Processes that read images.", rich_help_panel=MACHINE)]
+Workers = Annotated[int, typer.Option(help="Processes that read images.", rich_help_panel=COST)]
 Threads = Annotated[
     int | None,
-    typer.Option(help="CPU threads of torch; all cores by default.", rich_help_panel=MACHINE),
+    typer.Option(help="CPU threads of torch; all cores by default.", rich_help_panel=COST),
 ]
 JsonFile = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write the numbers; - prints them.")
