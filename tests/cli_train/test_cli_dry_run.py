@@ -57,7 +57,7 @@ def test_with_data_it_says_what_is_found_and_how_long_it_takes(
         f"{folder}: 14 images in 7 classes",
         f"{folder}: 14 images without labels",
         "2 images of these are held out",
-        "60 steps of 4 folder, 10 epochs of 6",
+        "60 steps of 4 images, 10 epochs of 6",
         "warm-up in the first 6",
         "backbone frozen in the first 6",
         "with 4 images at a time (fp32, ",

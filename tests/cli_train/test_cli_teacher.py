@@ -17,7 +17,7 @@ from families import NUM_CLASSES
 
 Main = Callable[..., int]
 
-#: Three steps of four folder, of a model with as many classes as the folder.
+#: Three steps of four images, of a model with as many classes as the folder.
 TINY = ("--set", "images=12", "--set", "batch_size=4", "--workers", "0")
 LOGITS_ALONE = [
     *("--set", "masking=full", "--set", "losses.guidance=0"),

@@ -180,7 +180,9 @@ def test_ctrl_c_in_a_terminal(saved: Path, flat: Path, tmp_path: Path) -> None:
     try:
         log = out / "log.jsonl"
         deadline = time.monotonic() + 120
-        while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        while process.poll() is None and time.monotonic() < deadline:
+            if log.exists() and log.read_text():
+                break
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
         _, error = process.communicate(timeout=60)
