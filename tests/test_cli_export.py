@@ -12,9 +12,8 @@ from PIL import Image
 
 from dynamicvit import DynamicViT
 from dynamicvit.cli import export as module
-from dynamicvit.data import eval_transform
+from dynamicvit.data import eval_transform, top_classes
 from dynamicvit.export import ExportMismatchError, export
-from dynamicvit.plots.visualization import top_classes
 from families import DEIT
 
 Main = Callable[..., int]

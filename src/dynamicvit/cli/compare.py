@@ -15,7 +15,7 @@ from torch import nn
 
 from dynamicvit.backbones import backbone_for
 from dynamicvit.budgets import parse_budget
-from dynamicvit.checkpoints.loading import load_model
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.cli import app
 from dynamicvit.cli.compare_tables import costs_table, results_table
 from dynamicvit.cli.console import (
@@ -48,7 +48,7 @@ from dynamicvit.evaluation.compare import Entry, Experiment, Line, Row, lines_of
 from dynamicvit.evaluation.compare.plots import accuracy_over_macs, accuracy_over_throughput
 from dynamicvit.evaluation.compare.timing import BATCH_SIZES
 from dynamicvit.methods import Way, build, ways_of
-from dynamicvit.plots.visualization import save_figure
+from dynamicvit.plots import style
 from dynamicvit.training import Progress
 from dynamicvit.utils.signals import terminated_like_interrupted
 
@@ -120,9 +120,7 @@ def compare(
     use_threads(threads)
     console = Console()
     sources = _sources(data, validation, unlabeled or [], no_train, strict)
-    backbone = load_model(
-        model_name, checkpoint=checkpoint, pretrained=not no_pretrained
-    ).backbone.eval()
+    backbone = load(model_name, checkpoint=checkpoint, pretrained=not no_pretrained).backbone.eval()
     fractions = _fractions(backbone, macs or ["0.64"])
     chosen = _possible(backbone, chosen, fractions, ways, console)
     if no_train:
@@ -290,6 +288,5 @@ def _write(output: Path, lines: Sequence[Line], console: Console) -> None:
             plot = accuracy_over_throughput(lines, size)
             plots[f"accuracy_over_throughput_batch_{size}"] = plot
     for name, plot in plots.items():
-        for kind in ("png", "pdf"):
-            save_figure(plot, output / f"{name}.{kind}")
+        style.save(plot, output / name)  # as PNG and PDF
     say(console, f"saved {output / CSV_NAME}, {', '.join(f'{name}.png' for name in plots)}")

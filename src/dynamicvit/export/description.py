@@ -13,8 +13,8 @@ from dynamicvit._version import __version__
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import own_image_size
 from dynamicvit.core.schedule import Policy, Schedule
+from dynamicvit.data.classes import known_class_names
 from dynamicvit.errors import InputError
-from dynamicvit.plots.visualization import known_class_names
 
 #: Under this name each format keeps the description, as JSON.
 KEY = "dynamicvit"
