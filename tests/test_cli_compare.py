@@ -107,7 +107,7 @@ def test_the_same_command_computes_nothing_and_others_add(
     assert run("--ways", "random", "--no-timing") == 0
     first = (tmp_path / "out" / CSV_NAME).read_text()
     with monkeypatch.context() as patched:
-        patched.setattr("dynamicvit.evaluation.compare.experiment.train", None)
+        patched.setattr("dynamicvit.evaluation.compare.experiment.fit", None)
         patched.setattr("dynamicvit.evaluation.compare.experiment.evaluate", None)
         assert run("--ways", "random", "--no-timing") == 0
     assert (tmp_path / "out" / CSV_NAME).read_text() == first

@@ -169,12 +169,12 @@ def test_of_two_networks_in_a_file_only_the_one_that_is_taken_must_be_finite() -
 
 
 def test_of_a_run_the_weights_that_it_is_for_are_taken(tmp_path: Path) -> None:
-    from dynamicvit.training import train
+    from dynamicvit.training import fit
     from memory import Memory, paper
 
     for name, recipe in (("plain", paper()), ("averaged", paper("ema=0.5"))):
         model = DEIT.sparse()
-        train(model, Memory(), recipe, tmp_path / name)
+        fit(model, Memory(), recipe, tmp_path / name)
         weights = open_weights(tmp_path / name / "checkpoint.pt")
         for key, value in model.state_dict().items():
             assert torch.equal(weights.tensors[key], value), key

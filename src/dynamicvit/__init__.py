@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dynamicvit.checkpoints.loading import load
     from dynamicvit.evaluation import evaluate
     from dynamicvit.plots import visualize
-    from dynamicvit.training import train
+    from dynamicvit.training import TrainingObjective, train
 
 __all__ = [
     "DynamicViT",
@@ -28,6 +28,7 @@ __all__ = [
     "PredictionModule",
     "PrunedOutput",
     "Schedule",
+    "TrainingObjective",
     "UnsupportedBackboneError",
     "__version__",
     "count_macs",
@@ -49,6 +50,7 @@ _LATER = {
     "load": "dynamicvit.checkpoints.loading",
     "load_dense": "dynamicvit.checkpoints.dense",
     "train": "dynamicvit.training",
+    "TrainingObjective": "dynamicvit.training",
     "visualize": "dynamicvit.plots",
 }
 

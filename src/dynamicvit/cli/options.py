@@ -42,7 +42,10 @@ Models = Annotated[
 ]
 Released = Annotated[
     str | None,
-    typer.Option(help=f"Download the authors' checkpoint, once: {', '.join(RELEASES)}."),
+    typer.Option(
+        help=f"Download the authors' checkpoint, once: {', '.join(RELEASES)}.",
+        rich_help_panel=WEIGHTS,
+    ),
 ]
 ModelOrRecipes = Annotated[
     str | None, typer.Option(*_MODEL_FLAGS, help=f"{_MODEL[:-1]}; by default the recipe's.")

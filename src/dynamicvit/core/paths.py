@@ -33,12 +33,11 @@ class Paths:
 
     Attributes:
         bound: the backbone with what its family says of it.
-        schedule: where and how much is dropped.
         predictors: the method of each stage.
     """
 
     bound: Backbone
-    schedule: Schedule
+    _schedule: Schedule
     predictors: nn.ModuleList
     training: bool
 
@@ -80,7 +79,7 @@ class Paths:
 
         def mask(stage: int, tokens: Tokens, count: int) -> list[Tokens]:
             draw = Draw(sampler, masking, given[stage])
-            report.append(self.predictors[stage].mask(tokens, count, self.schedule.policy, draw))
+            report.append(self.predictors[stage].mask(tokens, count, self._schedule.policy, draw))
             return [report[-1].tokens]
 
         walked = self._walk(tokens, mask, self._depth, zeroed=masking == "zeroed")
@@ -132,7 +131,7 @@ class Paths:
             kept = given[stage] if tokens.images is None else given[stage][tokens.images]
             kept = kept if tokens.index is None else kept.gather(1, tokens.index)
             for part, position in tokens.by_count(kept):
-                yield self.predictors[stage].prune_to(part, position, self.schedule.policy)
+                yield self.predictors[stage].prune_to(part, position, self._schedule.policy)
 
         stop = self._depth if full_map else self._depth - 1
         parts = self._walk(tokens, prune if decisions is None else prune_to, stop)
@@ -185,7 +184,7 @@ class Paths:
         Args:
             images: ``(B, channels, height, width)``.
         """
-        stop = (*self.schedule.stages, self._depth - 1)[0]
+        stop = (*self._schedule.stages, self._depth - 1)[0]
         looks_back = len(self.predictors) > 0 and self.predictors[0].looks_back
         [tokens] = self._run([self._embed(images)], stop, keep_heads=looks_back)
         return tokens
@@ -202,8 +201,8 @@ class Paths:
     ) -> list[Tokens]:
         """The tokens after the stages and blocks before ``stop``; ``note`` sees each block's."""
         parts = [tokens]
-        counts = self.schedule.kept(tokens.grid_size)
-        for stage, (block, count) in enumerate(zip(self.schedule.stages, counts, strict=True)):
+        counts = self._schedule.kept(tokens.grid_size)
+        for stage, (block, count) in enumerate(zip(self._schedule.stages, counts, strict=True)):
             if block > stop:
                 break
             looks_back = self.predictors[stage].looks_back
@@ -239,7 +238,7 @@ class Paths:
         self, stage: int, tokens: Tokens, count: int, scores: list[Tensor] | None = None
     ) -> list[Tokens]:
         """The pruned path's stage; the keep scores are added to a list."""
-        pruned, keep_scores = self.predictors[stage].prune(tokens, count, self.schedule.policy)
+        pruned, keep_scores = self.predictors[stage].prune(tokens, count, self._schedule.policy)
         if scores is not None and keep_scores is not None:
             scores.append(tokens.to_grid(keep_scores, fill=float("-inf")))
         return [pruned]
