@@ -1,6 +1,8 @@
 """Vision transformers that drop the patches they don't need (DynamicViT, NeurIPS 2021)."""
 
+import sys
 from importlib import import_module
+from importlib.abc import MetaPathFinder
 from typing import TYPE_CHECKING, Any
 
 import dynamicvit.checkpoints.timm_names  # noqa: F401 (timm finds our models by name from here on)
@@ -64,6 +66,23 @@ _RENAMED = {
     "onednn": "dynamicvit.layers.onednn",
     "tokens": "dynamicvit.layers.tokens",
 }
+
+
+class _Renamed(MetaPathFinder):
+    """Asked last, for modules that nobody found: says where those of 0.1.0 are now."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        """Find nothing.
+
+        Raises:
+            ModuleNotFoundError: for a module that has another name now.
+        """
+        package, _, name = fullname.partition(".")
+        if package == __name__ and name in _RENAMED:
+            raise ModuleNotFoundError(f"{fullname} is now {_RENAMED[name]}", name=fullname)
+
+
+sys.meta_path.append(_Renamed())
 
 
 def __getattr__(name: str) -> Any:
