@@ -1,5 +1,6 @@
 """Small models: one thread is fastest for each, and ``make test`` runs as many tests as cores."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import torch
 import dynamicvit.cli
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
 
 
 @pytest.fixture

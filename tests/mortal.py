@@ -131,7 +131,7 @@ def check_same(folder: Path, whole: Path) -> None:
     best = [checkpoint.load_checkpoint(each / checkpoint.BEST) for each in (folder, whole)]
     assert best[0]["counters"]["step"] == best[1]["counters"]["step"] == ours["best.step"]
     assert len((folder / "log.jsonl").read_text().splitlines()) == ours["counters.step"]
-    assert not list(folder.glob("*.partial")) + list(folder.glob("*.link"))
+    assert not list(folder.glob(".*.part"))
 
 
 def _flat(value: object, name: str = "") -> dict[str, object]:

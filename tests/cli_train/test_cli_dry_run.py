@@ -35,7 +35,7 @@ def test_a_recipe_alone_is_enough(
         "196 patches of an image of 224x224",
         "137 (69.9 %) kept from block 3 on",
         "67 (34.2 %) kept from block 9 on",
-        "the others are gone",
+        "the others are removed",
         "1.25 G dense, 0.80 G pruned (64 %)",
         "learning rate 1e-05, weight decay 0.05",
         "30 epochs in steps of 1024 images; how many, the data will say",
@@ -57,7 +57,7 @@ def test_with_data_it_says_what_is_found_and_how_long_it_takes(
         f"{folder}: 14 images in 7 classes",
         f"{folder}: 14 images without labels",
         "2 images of these are held out",
-        "60 steps of 4 folder, 10 epochs of 6",
+        "60 steps of 4 images, 10 epochs of 6",
         "warm-up in the first 6",
         "backbone frozen in the first 6",
         "with 4 images at a time (fp32, ",
@@ -78,7 +78,7 @@ def test_it_says_what_becomes_of_the_others(plan: Callable[..., str], saved: Pat
     said = plan("-m", saved, "--set", "policy=merged")
     assert "the others merge into the most alike kept ones" in said
     for words in (("--set", "policy=removed"), ("--recipe", "deit_tiny")):
-        assert "the others are gone" in plan("-m", saved, *words, "--set", "batch_size=4")
+        assert "the others are removed" in plan("-m", saved, *words, "--set", "batch_size=4")
 
 
 def test_passes_and_half_precision_need_less_memory(plan: Callable[..., str], saved: Path) -> None:

@@ -148,7 +148,7 @@ def test_a_full_disk_is_one_line(
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert name in one_line()
-        assert not list(out.glob("*.partial"))
+        assert not list(out.glob(".*.part"))
         assert not (out / "model.safetensors").exists()
     assert main(*arguments) == 0
     assert files_in(out) == WRITTEN
@@ -160,7 +160,7 @@ def test_interrupted_before_the_first_step(
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "load_model", interrupt)
+    monkeypatch.setattr(run, "load", interrupt)
     assert main("train", flat, "-m", saved, "-o", tmp_path / "out", *TINY) == 130
     assert one_line() == "interrupted; nothing half-written is left, run it again"
     assert not (tmp_path / "out").exists()
@@ -180,7 +180,9 @@ def test_ctrl_c_in_a_terminal(saved: Path, flat: Path, tmp_path: Path) -> None:
     try:
         log = out / "log.jsonl"
         deadline = time.monotonic() + 120
-        while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        while process.poll() is None and time.monotonic() < deadline:
+            if log.exists() and log.read_text():
+                break
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
         _, error = process.communicate(timeout=60)
@@ -208,7 +210,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         ((tmp_path / "nowhere", *run_with_model), "nowhere does not exist"),
         ((tmp_path / "empty", *run_with_model), "empty holds no images"),
         ((flat,), "recipe small_data names no model: give --model, or --released"),
-        ((flat, "-m", "deit_tinny_patch16_224"), "did you mean deit_tiny_patch16_224"),
+        ((flat, "-m", "deit_tinny_patch16_224"), "no model 'deit_tinny_patch16_224'"),
         ((flat, "-m", tmp_path / "nowhere"), "no such file or folder"),
         ((flat, *run_with_model, "--recipe", "smal_data"), "no recipe 'smal_data'"),
         ((flat, *run_with_model, "--set", "keep_ratio=0"), "in (0, 1], got 0.0"),
@@ -254,7 +256,7 @@ def test_no_permission_to_write(
         return not (mode & os.W_OK and Path(path) == tmp_path)
 
     monkeypatch.setattr(os, "access", access)
-    monkeypatch.setattr(run, "load_model", None)  # refused before the work
+    monkeypatch.setattr(run, "load", None)  # refused before the work
     assert main("train", flat, "-m", saved, "-o", tmp_path / "new" / "out") == 2
     assert f"no permission to write in {tmp_path}" in one_line()
     assert not (tmp_path / "new").exists()

@@ -170,7 +170,8 @@ def test_it_sees_the_very_images_of_the_student(recipe: Recipe) -> None:
     model, batch = DEIT.sparse().train(), next(iter(Memory()))
     objective = objective_of(model, recipe, another(model))
     seen: dict[str, list[Tensor]] = {"student": [], "other": []}
-    embedding = (objective.dense_teacher or model).backbone.patch_embed
+    shared = recipe.share_first_blocks or objective.dense_teacher is None
+    embedding = (model if shared else objective.dense_teacher).backbone.patch_embed
     for name, module in (("student", embedding), ("other", objective.external_teacher)):
         module.register_forward_pre_hook(lambda _, given, name=name: seen[name].append(given[0]))
     objective(*Mixing(recipe.augment, NUM_CLASSES)(batch))
@@ -227,8 +228,8 @@ def test_it_runs_under_autocast() -> None:
 def test_it_is_compiled_with_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
 
-    def compile(path: Callable[..., Any]) -> Callable[..., Any]:
-        compiled.append(path.__qualname__)
+    def compile(path: Any) -> Callable[..., Any]:
+        compiled.append(f"{type(path.__self__).__name__}.{path.__name__}")
         return path
 
     monkeypatch.setattr(torch, "compile", compile)

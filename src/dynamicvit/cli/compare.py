@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from dynamicvit.checkpoints.loading import load_model
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.cli import app
 from dynamicvit.cli.compare_tables import costs_table, results_table
 from dynamicvit.cli.console import LineNowAndThen, StoppedError, check_folder, progress_bar, say
@@ -109,7 +109,7 @@ def compare(
     check_folder(output)
     use_threads(threads)
     console = Console()
-    model = load_model(model_name, checkpoint=checkpoint, pretrained=not no_pretrained)
+    model = load(model_name, checkpoint=checkpoint, pretrained=not no_pretrained)
     try:
         with terminated_like_interrupted(), progress_bar(console) as bar:
             lines = run_comparison(

@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dynamicvit.cli import app
 from dynamicvit.cli.console import check_folder, progress_bar
 from dynamicvit.cli.options import Output, Threads, use_threads
 from dynamicvit.core.model import DynamicViT
@@ -21,7 +20,6 @@ from dynamicvit.plots import save
 from dynamicvit.training import Progress
 
 
-@app.command()
 def demo(
     output: Output = Path("demo"),
     quick: Annotated[

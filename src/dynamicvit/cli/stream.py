@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dynamicvit.cli import app
 from dynamicvit.cli.console import StoppedError, check_file
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
@@ -43,7 +42,6 @@ from dynamicvit.utils.signals import stop_requests
 Write = Callable[[dict[str, Any]], None]
 
 
-@app.command("stream")
 def stream_command(
     source_name: Annotated[
         str,

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.utils.data import ConcatDataset
 
-from dynamicvit.checkpoints.loading import load_model, load_teacher, set_drop_path
+from dynamicvit.checkpoints.dense import load_dense
+from dynamicvit.checkpoints.loading import load, set_drop_path
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.data import (
@@ -79,7 +80,7 @@ class Training:
 
     Args:
         data: where the images are, see docs/data.md; ``None`` for a plan without.
-        model: a name or folder as :func:`~dynamicvit.checkpoints.loading.load_model` takes it, by
+        model: a name or folder as :func:`~dynamicvit.checkpoints.loading.load` takes it, by
             default the recipe's; or a model, whose own budget, stages and policy then count.
         recipe: a built-in one, a YAML file, or its values.
         overrides: of the recipe's values, as ``key=value``.
@@ -274,7 +275,7 @@ class Training:
 
 def _student(recipe: Recipe, checkpoint: str | Path | None, pretrained: bool) -> DynamicViT:
     assert recipe.model is not None
-    model = load_model(
+    model = load(
         recipe.model,
         checkpoint=checkpoint,
         keep_ratio=recipe.keep_ratio,
@@ -295,7 +296,7 @@ def _teacher(
         raise InputError(f"teacher checkpoint {checkpoint}: name its network as the teacher")
     if name is None or not recipe.asks_external_teacher:
         return None
-    return ExternalTeacher(load_teacher(name, checkpoint, pretrained=pretrained), student)
+    return ExternalTeacher(load_dense(name, checkpoint, pretrained=pretrained), student)
 
 
 def _sources(
