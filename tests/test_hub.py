@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from dynamicvit.methods.random import RandomScores
 from huggingface_hub import HfApi, ModelHubMixin
 from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
@@ -20,6 +19,7 @@ from torch import nn
 from dynamicvit import DynamicViT, InputError, Schedule, sparsify
 from dynamicvit.core import hub
 from dynamicvit.core.schedule import Policy
+from dynamicvit.methods import RandomScores
 
 SMALL = {"depth": 4, "embed_dim": 16, "num_heads": 2, "img_size": 32, "num_classes": 3}
 

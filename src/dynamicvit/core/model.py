@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dynamicvit.backbones import Backbone, backbone_for
 from dynamicvit.core.hub import HubMixin
@@ -17,8 +15,7 @@ from dynamicvit.core.paths import Paths
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.timm_surface import TimmSurface
-from dynamicvit.errors import InputError, UntrainedWarning
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.errors import InputError
 
 
 class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
@@ -144,29 +141,6 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         for module in self.backbone.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-
-    # ---------------------------------------------------------------- untrained scores
-
-    def _prune(
-        self, stage: int, tokens: Tokens, count: int, scores: list[Tensor] | None = None
-    ) -> list[Tokens]:
-        if not torch.compiler.is_compiling() and count < tokens.num_patches:
-            self._warn_if_untrained(tokens.x)
-        return super()._prune(stage, tokens, count, scores)
-
-    def _warn_if_untrained(self, x: Tensor) -> None:
-        """Once, where values are computed that somebody may use."""
-        if not self.warns_untrained or self.training or x.is_meta or torch.jit.is_tracing():
-            return
-        self.warns_untrained = False
-        if any(method.is_fresh for method in self.methods):
-            warnings.warn(
-                "the prediction modules are untrained, so the tokens that are dropped mean nothing "
-                "yet: train the model (dynamicvit.train) or load its weights, or choose a method "
-                'that needs no training, as sparsify(..., method="tome") or "evit"',
-                UntrainedWarning,
-                stacklevel=2,
-            )
 
     def _check_method(self, predictor: Method, block: int) -> None:
         name = type(predictor).__name__

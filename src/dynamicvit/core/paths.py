@@ -19,6 +19,7 @@ from dynamicvit.backbones import Backbone
 from dynamicvit.core.decisions import Sampler, check_decisions, gumbel_sampler
 from dynamicvit.core.method import Draw, Masking
 from dynamicvit.core.outputs import DenseOutput, MaskedOutput, PrunedOutput
+from dynamicvit.core.prediction import warn_if_untrained
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens
@@ -40,6 +41,7 @@ class Paths:
     _schedule: Schedule
     predictors: nn.ModuleList
     training: bool
+    warns_untrained: bool
 
     def forward(self, images: Tensor) -> Tensor | MaskedOutput:
         """Logits ``(B, classes)`` in ``eval()``, a :class:`MaskedOutput` in ``train()``.
@@ -136,10 +138,7 @@ class Paths:
         stop = self._depth if full_map else self._depth - 1
         parts = self._walk(tokens, prune if decisions is None else prune_to, stop)
         finished = [self.bound.finish(part) for part in parts] if full_map else None
-        if decisions is None:
-            kept = tuple(left.kept() for left in after)
-        else:
-            kept = given
+        kept = tuple(left.kept() for left in after) if decisions is None else given
         return PrunedOutput(
             self._answer(parts),
             kept,
@@ -238,6 +237,8 @@ class Paths:
         self, stage: int, tokens: Tokens, count: int, scores: list[Tensor] | None = None
     ) -> list[Tokens]:
         """The pruned path's stage; the keep scores are added to a list."""
+        if self.warns_untrained and not self.training and count < tokens.num_patches:
+            warn_if_untrained(self, tokens.x)
         pruned, keep_scores = self.predictors[stage].prune(tokens, count, self._schedule.policy)
         if scores is not None and keep_scores is not None:
             scores.append(tokens.to_grid(keep_scores, fill=float("-inf")))

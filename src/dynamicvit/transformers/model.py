@@ -163,13 +163,8 @@ class DynamicViTForImageClassification(PreTrainedModel):
         """
         core = cast(DynamicViT, model)
         schedule = core.schedule
-        config = DynamicViTConfig(
-            core.backbone.config,
-            schedule.keep_ratios,
-            schedule.stages,
-            schedule.policy,
-            core.method.name,
-        )
+        ratios, stages, policy = schedule.keep_ratios, schedule.stages, schedule.policy
+        config = DynamicViTConfig(core.backbone.config, ratios, stages, policy, core.method.name)
         return cls(config, core).train(core.backbone.training)
 
     def _init_weights(self, module: nn.Module) -> None:
