@@ -19,7 +19,7 @@ import torch
 from dynamicvit import DynamicViT
 from dynamicvit.cli import stream as module
 from dynamicvit.data import eval_transform
-from dynamicvit.export import export
+from dynamicvit.runtimes import export
 from dynamicvit.streaming import open_source
 from families import DEIT, NUM_CLASSES
 from pictures import write_image

@@ -29,7 +29,6 @@ from dynamicvit.cli.options import (
     Precision,
     Released,
     Threads,
-    autocast_dtype,
     check_one_model,
     chosen_model,
     parse_image_size,
@@ -40,8 +39,8 @@ from dynamicvit.cli.stream_view import View, print_summary
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.data import eval_transform
 from dynamicvit.errors import InputError
-from dynamicvit.export import ExportedModel
 from dynamicvit.plots.visualization import class_names
+from dynamicvit.runtimes import ExportedModel
 from dynamicvit.streaming import (
     Controller,
     Event,
@@ -55,6 +54,7 @@ from dynamicvit.streaming import (
     open_source,
     stream,
 )
+from dynamicvit.utils.precision import autocast_dtype
 from dynamicvit.utils.signals import stop_requests
 
 #: What a target may choose among where nothing is said.

@@ -39,7 +39,6 @@ from dynamicvit.cli.options import (
     Threads,
     Unlabeled,
     Workers,
-    autocast_dtype,
     chosen_model,
     use_threads,
 )
@@ -69,6 +68,7 @@ from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.log import LOG_NAME, read_log
 from dynamicvit.training.tensorboard import TENSORBOARD_FOLDER, TensorBoard
 from dynamicvit.utils.distributed import Processes, launched_precision, launched_processes
+from dynamicvit.utils.precision import autocast_dtype
 from dynamicvit.utils.signals import terminated_like_interrupted
 
 

@@ -16,8 +16,8 @@ from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
-from dynamicvit.export import ExportedModel
 from dynamicvit.plots.visualization import class_names
+from dynamicvit.runtimes import ExportedModel
 
 #: Runs of each level before any is timed: the first ones allocate and compile.
 _UNTIMED = 2

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit.errors import InputError
+from dynamicvit.utils.precision import AUTOCAST
 
 if TYPE_CHECKING:
     from dynamicvit.core.model import DynamicViT
@@ -33,7 +34,7 @@ _FSDP_SETTINGS = {
     "FSDP_OFFLOAD_PARAMS": (("false",), "weights can't be offloaded here"),
     "FSDP_ACTIVATION_CHECKPOINTING": (("false",), "take --grad-checkpointing"),
 }
-_PRECISIONS = {"no": None, "fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PRECISIONS = {"no": None, **AUTOCAST}
 
 
 class Processes:

@@ -30,6 +30,7 @@ from dynamicvit.methods import Way, build
 from dynamicvit.training import Progress, Recipe, load_recipe, train
 from dynamicvit.training.checkpoint import holds_run
 from dynamicvit.training.external_teacher import ForeignTeacher
+from dynamicvit.utils.precision import autocast_dtype
 
 #: The dense network's name among the ways.
 DENSE_NAME = "dense"
@@ -310,7 +311,7 @@ class Experiment:
 
     @property
     def _autocast(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.precision == "bf16" else None
+        return autocast_dtype(self.precision)
 
     # ---------------------------------------------------------------- timings
 

@@ -1,0 +1,124 @@
+"""The one plot style: colors, sizes, dress of the axes, and how a figure is written.
+
+matplotlib is imported where a figure is made. Figures have an Agg canvas of their own: pyplot and
+its settings are neither read nor changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynamicvit.errors import InputError
+from dynamicvit.utils.optional import need
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT, ALARM = "#1b1f24", "#6b7280", "#c1121f"
+DENSE, PRUNED = "#b8c4d6", "#1f5fa8"  # where one color stands for each path
+SCORES = "viridis"  # the color map of keep scores, shares and stages
+DPI = 150
+TITLE, LABEL, SMALL = 10, 9, 8  # font sizes in points
+
+_MARKERS = "osD^vP*X<>hd8pH"
+
+
+def figure(width: float, height: float, *, layout: str | None = "constrained") -> Figure:
+    """An empty figure, in inches.
+
+    Args:
+        width: of the page.
+        height: likewise.
+        layout: matplotlib's layout engine; ``None`` where the caller places all axes.
+
+    Raises:
+        InputError: if matplotlib is not installed.
+    """
+    page = need("matplotlib.figure", "plots").Figure(
+        figsize=(width, height), dpi=DPI, facecolor="white", layout=layout
+    )
+    need("matplotlib.backends.backend_agg", "plots").FigureCanvasAgg(page)
+    return page
+
+
+def method_styles(names: Iterable[str], dense: str = "dense") -> dict[str, dict[str, Any]]:
+    """A color and a marker for each method: keyword arguments of ``Axes.plot``.
+
+    Args:
+        names: of the methods, in the order of the legend.
+        dense: the one among them that stands for the dense network, drawn in ink.
+    """
+    tones = need("matplotlib", "plots").colormaps["tab20"]
+    order = (*range(0, 20, 2), *range(1, 20, 2))  # full and pale tones alternate: full ones first
+    return {
+        name: {
+            "color": INK if name == dense else tones(order[place % len(order)]),
+            "marker": _MARKERS[place % len(_MARKERS)],
+        }
+        for place, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def dress(
+    axes: Axes,
+    title: str | None = None,
+    *,
+    x: str | None = None,
+    y: str | None = None,
+    grid: bool = True,
+) -> None:
+    """Give axes their labels, a faint grid, and no frame on the right and above."""
+    if title is not None:
+        axes.set_title(title, loc="left", fontsize=TITLE, color=INK)
+    if x is not None:
+        axes.set_xlabel(x, fontsize=LABEL, color=INK)
+    if y is not None:
+        axes.set_ylabel(y, fontsize=LABEL, color=INK)
+    if grid:
+        axes.grid(color=FAINT, alpha=0.3, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Write a figure: the path's ending tells the format; without one, PNG and PDF.
+
+    Args:
+        figure: what a function of ``dynamicvit.plots`` returned.
+        path: of the picture. Its folder is made if need be; a picture that is there is replaced,
+            whole or not at all.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: if matplotlib does not write the format, or nothing can be written there.
+    """
+    path = Path(path)
+    paths = [path] if path.suffix else [path.with_suffix(".png"), path.with_suffix(".pdf")]
+    for each in paths:
+        kind = each.suffix.lstrip(".").lower()
+        if kind not in figure.canvas.get_supported_filetypes():
+            raise InputError(f"{each}: a picture ends in .png, .pdf or .svg, got {each.suffix!r}")
+        content = BytesIO()
+        figure.savefig(content, format=kind, dpi=DPI)
+        _write(each, content.getvalue())
+    return tuple(paths)
+
+
+def _write(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(content)
+        draft.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: can't be written ({error.strerror or error})") from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
