@@ -28,7 +28,7 @@ from dynamicvit.evaluation.bench.machine import (
     torch_threads,
     versions,
 )
-from dynamicvit.evaluation.bench.memory import MEASURED, peak_memory
+from dynamicvit.evaluation.bench.memory import peak_memories
 from dynamicvit.evaluation.bench.plan import (
     Setting,
     check_plan,
@@ -37,7 +37,7 @@ from dynamicvit.evaluation.bench.plan import (
     network_file,
     settings_of,
 )
-from dynamicvit.evaluation.bench.report import BenchReport, BenchRow, MemoryRow
+from dynamicvit.evaluation.bench.report import BenchReport, BenchRow
 from dynamicvit.evaluation.bench.timer import time_in_turn, timer_class
 from dynamicvit.runtimes import RUNTIMES, Description, Format, format_of, load_exported
 
@@ -163,7 +163,7 @@ def bench(
         dense_macs=schedule_macs(model, DENSE, size),
         pruned_macs=count_macs(model, size),
         int8=(calibrate or "two photographs, for speed only") if int8 else None,
-        memory=_memory(model, settings, max(batch_sizes), size, threads) if memory else (),
+        memory=peak_memories(model, settings, max(batch_sizes), size, threads) if memory else (),
     )
 
 
@@ -277,30 +277,6 @@ def _macs(network: nn.Module, image_size: tuple[int, int]) -> int:
     if isinstance(network, DenseNetwork):  # its library runs all of it
         return schedule_macs(network.backbone, DENSE, image_size)
     return executed_macs(network, image_size)
-
-
-def _memory(
-    model: DynamicViT,
-    settings: Sequence[Setting],
-    batch_size: int,
-    size: tuple[int, int],
-    threads: int,
-) -> tuple[MemoryRow, ...]:
-    """Of the settings whose memory is measured; in eager mode also with a graph."""
-    return tuple(
-        peak_memory(
-            model,
-            batch_size,
-            precision=precision,
-            image_size=size,
-            threads=threads,
-            graph=graph,
-            runtime=runtime,
-        )
-        for runtime, precision in settings
-        if runtime in MEASURED
-        for graph in ((False, True) if runtime == "eager" else (False,))
-    )
 
 
 def _batch_sizes(

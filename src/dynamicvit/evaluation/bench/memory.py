@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dynamicvit.costs import ImageSize, meta_copy, resolve_image_size
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.bench.machine import available_cores, peak_resident_memory
 from dynamicvit.evaluation.bench.plan import (
+    Setting,
     check_plan,
     check_weights,
     load_file,
@@ -61,8 +63,8 @@ def peak_memory(
         runtime: "eager", or a format of exported files.
 
     Raises:
-        InputError: for a value that can't be used, a package that is missing, a runtime whose memory is
-            not measured, or a network that can't be pickled (a lambda as its sampler, for one).
+        InputError: for a value that can't be used, a package that is missing, a runtime whose
+            memory is not measured, or a network that can't be pickled.
         ExportMismatchError: if an exported file does not do what the model does.
         RuntimeError: if the measuring process dies, of too little memory for one.
     """
@@ -95,6 +97,30 @@ def peak_memory(
             files = dict.fromkeys(("dense", "pruned"), _shapes(model, Path(folder)))
         peaks = {part: _peak_in_process(file, job, part) for part, file in files.items()}
     return MemoryRow(batch_size, precision, graph, peaks["dense"], peaks["pruned"], runtime)
+
+
+def peak_memories(
+    model: DynamicViT,
+    settings: Sequence[Setting],
+    batch_size: int,
+    image_size: tuple[int, int],
+    threads: int,
+) -> tuple[MemoryRow, ...]:
+    """Peak memory in all settings in which it is measured; in eager mode also with a graph."""
+    return tuple(
+        peak_memory(
+            model,
+            batch_size,
+            precision=precision,
+            image_size=image_size,
+            threads=threads,
+            graph=graph,
+            runtime=runtime,
+        )
+        for runtime, precision in settings
+        if runtime in MEASURED
+        for graph in ((False, True) if runtime == "eager" else (False,))
+    )
 
 
 def _shapes(model: DynamicViT, folder: Path) -> Path:
