@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*pickle.*:UserWarning"
 )
 
-FILES = ("onnx", "openvino")
+FILES = ("torch", "openvino")
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,11 @@ def model() -> DynamicViT:
 
 @pytest.fixture(scope="module")
 def files(model: DynamicViT, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pruned.xml and dense.xml of any batch size, and two.onnx of two images."""
+    """pruned.xml and dense.xml of any batch size, and two.pt2 of two images."""
     folder = tmp_path_factory.mktemp("files")
     export(model, folder / "pruned.xml")
     export(model, folder / "dense.xml", dense=True)
-    export(model, folder / "two.onnx", batch=2)
+    export(model, folder / "two.pt2", batch=2)
     return folder
 
 
@@ -128,14 +128,14 @@ def test_int8_has_a_file_of_its_own(
 
 
 def test_rows_of_files(model: DynamicViT) -> None:
-    row, larger = bench(model, batch_sizes=[1, 2], runtimes=["onnx"], samples=2, threads=1)
-    assert (row.runtime, row.precision) == ("onnx", "fp32")
+    row, larger = bench(model, batch_sizes=[1, 2], runtimes=["torch"], samples=2, threads=1)
+    assert (row.runtime, row.precision) == ("torch", "fp32")
     assert (row.batch_size, larger.batch_size) == (1, 2)
     assert row.reference is not None
     assert row.reference is not row.dense
     # Against a dense network that saves what the pruned one saves besides tokens.
     assert row.pruned_macs == executed_macs(model)
-    assert row.dense_macs == executed_macs(RUNTIMES["onnx"].dense(model))
+    assert row.dense_macs == executed_macs(RUNTIMES["torch"].dense(model))
     assert row.dense_macs < executed_macs(model.backbone)
 
 
@@ -193,13 +193,13 @@ class TestBenchFiles:
             assert row.reference is None
 
     def test_a_file_alone_takes_its_own_batch_size(self, files: Path) -> None:
-        [row] = bench_files(files / "two.onnx", samples=2, threads=1)
-        assert (row.batch_size, row.runtime, row.dense) == (2, "onnx", None)
+        [row] = bench_files(files / "two.pt2", samples=2, threads=1)
+        assert (row.batch_size, row.runtime, row.dense) == (2, "torch", None)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"batch_sizes": [2, 3]}, "two.onnx takes batches of 2, not of 3"),
+            ({"batch_sizes": [2, 3]}, "two.pt2 takes batches of 2, not of 3"),
             ({"batch_sizes": [0]}, "batch size 0"),
             ({"precisions": ["bf16"]}, "fp32, not in bf16"),
             ({"precisions": []}, "nothing to measure"),
@@ -208,13 +208,13 @@ class TestBenchFiles:
     )
     def test_bad_input(self, arguments: dict, message: str, files: Path) -> None:
         with pytest.raises(InputError, match=message):
-            bench_files(files / "two.onnx", **arguments)
+            bench_files(files / "two.pt2", **arguments)
 
     def test_files_that_take_other_images(self, files: Path, tmp_path: Path) -> None:
         other = DEIT.sparse(depth=2, stages=(1,), img_size=(32, 48))
-        export(other, tmp_path / "other.xml", batch=2)
+        export(other, tmp_path / "other.pt2", batch=2)
         with pytest.raises(InputError, match="take other images: 3x32x48 and 3x64x80"):
-            bench_files(files / "pruned.xml", tmp_path / "other.xml")
+            bench_files(files / "pruned.xml", tmp_path / "other.pt2")
 
 
 class TestMissing:
@@ -235,8 +235,8 @@ class TestMissing:
 class TestMemory:
     def test_of_a_file(self, model: DynamicViT) -> None:
         """Weights and runtime, in processes that load the file."""
-        row = peak_memory(model, 2, runtime="onnx", threads=1)
-        assert row.runtime == "onnx"
+        row = peak_memory(model, 2, runtime="torch", threads=1)
+        assert row.runtime == "torch"
         for peak in (row.dense, row.pruned):
             assert peak.total > peak.inference >= 0
             assert peak.total > 50 << 20
@@ -287,7 +287,7 @@ class TestPlot:
         assert ticks == ["eager fp32", "eager bf16"]
 
     def test_files_have_images_per_second(self, files: Path) -> None:
-        rows = bench_files(files / "two.onnx", samples=2, threads=1).rows
+        rows = bench_files(files / "two.pt2", samples=2, threads=1).rows
         [panel] = plot_speed(rows).axes
         assert panel.get_xlabel() == "images per second"
         [bar] = panel.patches

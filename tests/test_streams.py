@@ -55,7 +55,7 @@ def test_networks_that_are_done_with_come_to_an_end(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     export(DEIT.sparse(depth=2, stages=(1,)), tmp_path / "model.xml")
     images = DEIT.images(4)
-    for _ in range(20):
+    for _ in range(8):
         exported = load_exported(tmp_path / "model.xml")
         exported(images)
         del exported

@@ -41,8 +41,9 @@ def versions(runtimes: Iterable[str]) -> dict[str, str]:
     Args:
         runtimes: keys of :data:`~dynamicvit.runtimes.RUNTIMES`.
     """
-    packages = [RUNTIMES[name].package for name in runtimes]
-    return {each: version(each) for each in dict.fromkeys(["torch", *packages])}
+    packages = dict.fromkeys(RUNTIMES[name].package for name in runtimes)
+    others = {each: version(each) for each in packages if each != "torch"}
+    return {"torch": torch.__version__, **others}  # with its build, which the package leaves out
 
 
 @contextmanager
