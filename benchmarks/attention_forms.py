@@ -23,13 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-import dynamicvit.layers.attention
-from dynamicvit.layers.attention import (
-    explicit_attention,
-    fused_attention,
-    softmax_attention,
-    undecided,
-)
+from dynamicvit.layers import attention, masked_attention
+from dynamicvit.layers.attention import softmax_attention
+from dynamicvit.layers.masked_attention import explicit_attention, fused_attention
 
 #: DeiT-Tiny's heads, the side of its patches, and the share of them that decisions keep.
 HEADS, WIDTH, PATCH = 3, 64, 16
@@ -54,18 +50,16 @@ FORMS: dict[str, tuple[bool | None, bool | None]] = {
 def form(name: str) -> Iterator[None]:
     """Attention in a form of :data:`FORMS`, whatever its size."""
     fused, products = FORMS[name]
-    with patch.object(
-        dynamicvit.layers.attention, "fused_form_fits", _answer(fused, "fused_form_fits")
-    ):
+    with patch.object(masked_attention, "fused_form_fits", _answer(fused, "fused_form_fits")):
         if products is None:
             yield
             return
-        with patch.object(undecided, "products_beat_the_kernel", lambda query: products):
+        with patch.object(attention, "products_beat_the_kernel", lambda query: products):
             yield
 
 
 def _answer(value: bool | None, name: str) -> Callable[..., bool]:
-    return getattr(dynamicvit.layers.attention, name) if value is None else lambda *_, **__: value
+    return getattr(masked_attention, name) if value is None else lambda *_, **__: value
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
@@ -100,11 +94,11 @@ def attention_runs(pixels: int, batch: int, dtype: torch.dtype, device: str) -> 
     decision[:, 0] = 1.0
     slope = torch.randn(batch, HEADS, tokens, WIDTH, device=device, dtype=dtype)
 
-    def run(attention: Callable[..., Tensor], name: str, *given: Tensor) -> None:
+    def run(function: Callable[..., Tensor], name: str, *given: Tensor) -> None:
         leaves = [tensor.clone().requires_grad_() for tensor in (qkv, *given)]
         heads = leaves[0].permute(2, 0, 3, 1, 4).unbind(0)
         with form(name):
-            attention(*heads, *leaves[1:]).backward(slope)
+            function(*heads, *leaves[1:]).backward(slope)
 
     return {
         "no decision, kernel": lambda: run(softmax_attention, "fused, kernel"),

@@ -1,7 +1,7 @@
 """Which patches matter: how far an untrained pruned network is from the dense one, by the oracle.
 
 Every oracle has seen the dense network run on the image and ranks its patches for each stage; the
-best are kept by the schedule, the others gone or merged into them, and the answers compared with
+best are kept by the schedule, the others removed or merged into them, and the answers compared with
 the dense ones. Nothing is trained, so this says which ranking is worth learning, and what becomes
 best of the rest::
 
@@ -18,12 +18,12 @@ from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynamicvit import sparsify
 from dynamicvit.checkpoints.loading import load_backbone
 from dynamicvit.core import merging
-from dynamicvit.core.method import Choice, Grid
+from dynamicvit.core.method import Choice
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy
 from dynamicvit.core.teacher import dense_teacher, weigh_patches
@@ -52,7 +52,7 @@ def attention(teacher: DynamicViT, images: Tensor) -> list[Tensor]:
 
 def by_chance(teacher: DynamicViT, images: Tensor) -> Scores:
     """Any patches."""
-    patches = teacher.stem(images, depth=0).tokens.patches
+    patches = teacher.first_blocks(images).patches
     return [torch.rand(patches.shape[:2]) for _ in teacher.schedule.stages]
 
 
@@ -85,24 +85,17 @@ ORACLES: dict[str, Callable[[DynamicViT, Tensor], Scores]] = {
 }
 
 
-class Oracle(nn.Module, Choice):
-    """Keeps the patches that an oracle ranks highest in the images at hand.
+class Oracle(Choice):
+    """Keeps the patches that an oracle ranks highest in the images at hand."""
 
-    Args:
-        merges: whether the others merge into them.
-    """
-
-    def __init__(self, merges: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.merges = merges
         self.worth = torch.zeros(0)
 
-    def log_probs(self, tokens: Tokens, grid: Grid) -> Tensor:
-        """What the oracle said of the patches that are left."""
-        del grid
+    def keep_scores(self, tokens: Tokens) -> Tensor:
+        """What the oracle said of the held patches."""
         worth = self.worth if tokens.index is None else self.worth.gather(1, tokens.index)
-        odds = worth.clamp(min=torch.finfo(worth.dtype).tiny).log()
-        return torch.stack([F.logsigmoid(odds), F.logsigmoid(-odds)], dim=-1)
+        return worth.clamp(min=torch.finfo(worth.dtype).tiny).log()
 
 
 def main() -> None:
@@ -128,9 +121,9 @@ def main() -> None:
     merging.UNLIKENESS_POWER = options.unlikeness_power
     backbone = load_backbone(options.model, options.checkpoint)
     models = {
-        fate: DynamicViT(backbone, schedule, [Oracle(fate == "merged") for _ in schedule.stages])
-        for fate in get_args(Policy)
-        for schedule in [sparsify(backbone, options.keep_ratio).schedule]
+        policy: DynamicViT(backbone, schedule, [Oracle() for _ in schedule.stages])
+        for policy in get_args(Policy)
+        for schedule in [sparsify(backbone, options.keep_ratio, policy=policy).schedule]
     }
     teacher = dense_teacher(models["removed"].eval())
     data = ImageData(options.data).with_transform(
@@ -145,21 +138,21 @@ def main() -> None:
             dense = teacher.forward_dense(batch.images).logits.log_softmax(dim=-1)
             for name, oracle in ORACLES.items():
                 scores = oracle(teacher, batch.images)
-                for fate, model in models.items():
+                for policy, model in models.items():
                     for module, worth in zip(model.predictors, scores, strict=True):
                         module.worth = worth
                     pruned = model.eval()(batch.images).log_softmax(dim=-1)
-                    divergence[name, fate] += F.kl_div(
+                    divergence[name, policy] += F.kl_div(
                         pruned, dense, log_target=True, reduction="sum"
                     ).item()
-                    agreed[name, fate] += int((pruned.argmax(-1) == dense.argmax(-1)).sum())
+                    agreed[name, policy] += int((pruned.argmax(-1) == dense.argmax(-1)).sum())
             seen += len(batch)
     print(f"{options.model}, keep ratio {options.keep_ratio}, {seen} images: KL, agreement")
-    print(f"{'oracle':32}" + "".join(f"{'dropped ' + fate:>20}" for fate in models))
+    print(f"{'oracle':32}" + "".join(f"{'dropped ' + policy:>20}" for policy in models))
     for name in ORACLES:
         cells = (
-            f"{divergence[name, fate] / seen:11.4f}{100 * agreed[name, fate] / seen:7.1f} %"
-            for fate in models
+            f"{divergence[name, policy] / seen:11.4f}{100 * agreed[name, policy] / seen:7.1f} %"
+            for policy in models
         )
         print(f"{name:32}" + "".join(cells))
 

@@ -4,13 +4,12 @@ Three figures and a table, written to a folder; each part needs its own argument
 
     python benchmarks/what_is_learned.py --model runs/deit_tiny --data VAL --scenes -o figures
 
-- ``positions.png``: how often each place of the image is kept at each stage, over the images of
-  ``--data``.
+- ``positions.png``: how often each position is kept at each stage, over the images of ``--data``.
 - ``photographs.png``: what is kept of photographs that may be shown (scikit-learn's, and
   scikit-image's where it is installed).
 - ``scenes.csv``, with ``--scenes``: on the demo's scenes, where the truth is known, the share of
-  the digit's patches and of the others that are left, by the way they are chosen. Trains the
-  demo's network, for some minutes.
+  the digit's patches and of the others that each method keeps. Trains the demo's network, for
+  some minutes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import csv
 from pathlib import Path
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -30,7 +28,7 @@ from dynamicvit.checkpoints.loading import load_model
 from dynamicvit.data import ImageData, Loader, eval_transform
 from dynamicvit.demo import experiment
 from dynamicvit.methods import ClassAttention, RandomScores
-from dynamicvit.plots.visualization import save_figure, visualize
+from dynamicvit.plots import save, style, visualize
 
 #: scikit-image's photographs that come with it, without a download.
 SKIMAGE = (
@@ -54,7 +52,7 @@ def kept_by_position(model: DynamicViT, batches: Loader) -> tuple[list[Tensor], 
     images, grid = 0, (0, 0)
     for batch in batches:
         output = model.forward_pruned(batch.images)
-        counts = [survived.sum(dim=0).float() for survived in output.kept]
+        counts = [kept.sum(dim=0).float() for kept in output.kept]
         sums = [a + b for a, b in zip(sums, counts, strict=True)] if sums else counts
         images, grid = images + len(batch), output.grid
     return [total.reshape(grid) / images for total in sums], images
@@ -62,19 +60,18 @@ def kept_by_position(model: DynamicViT, batches: Loader) -> tuple[list[Tensor], 
 
 def draw_positions(shares: list[Tensor], images: int) -> Figure:
     """A map for each stage, all on one scale."""
-    figure = Figure(figsize=(2.6 * len(shares) + 0.8, 2.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = style.figure(2.6 * len(shares) + 0.8, 2.8)
     cells = figure.subplots(1, len(shares), squeeze=False)[0]
     for stage, (axes, share) in enumerate(zip(cells, shares, strict=True), 1):
-        shown = axes.imshow(share.numpy(), vmin=0, vmax=1, cmap="viridis")
-        axes.set_title(f"stage {stage}: {share.mean():.0%} kept", fontsize=10)
+        shown = axes.imshow(share.numpy(), vmin=0, vmax=1, cmap=style.SCORES)
+        axes.set_title(f"stage {stage}: {share.mean():.0%} kept", fontsize=style.TITLE)
         axes.set(xticks=[], yticks=[])
     figure.colorbar(shown, ax=list(cells), label=f"share of {images} images")
     return figure
 
 
-def photographs(model: DynamicViT) -> Tensor:
-    """``(B, 3, H, W)``, as the model takes them."""
+def photographs() -> list[Image.Image]:
+    """Photographs that come with installed packages."""
     from sklearn.datasets import load_sample_images
 
     pictures = [Image.fromarray(picture) for picture in load_sample_images().images]
@@ -84,8 +81,7 @@ def photographs(model: DynamicViT) -> Tensor:
         print("scikit-image is not installed: only scikit-learn's photographs are shown")
     else:
         pictures += [Image.fromarray(getattr(data, name)()) for name in SKIMAGE]
-    transform = eval_transform(model)
-    return torch.stack([transform(picture.convert("RGB")) for picture in pictures])
+    return [picture.convert("RGB") for picture in pictures]
 
 
 def scene_rows(size: experiment.Size, seed: int) -> list[dict[str, object]]:
@@ -118,7 +114,7 @@ def main() -> None:
     """Draw what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="folder of a fine-tuned DynamicViT")
-    parser.add_argument("--data", help="images for the map of places")
+    parser.add_argument("--data", help="images for the map of positions")
     parser.add_argument("--scenes", action="store_true", help="the demo's scenes as well")
     parser.add_argument("--quick", action="store_true", help="fewer scenes")
     parser.add_argument("--seed", type=int, default=0)
@@ -126,13 +122,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.model is not None:
         model = load_model(options.model)
-        page = visualize(model, photographs(model))
-        print(save_figure(page, options.output / "photographs.png"))
+        path = options.output / "photographs.png"
+        visualize(model, photographs(), path)
+        print(path)
         if options.data is not None:
             images = ImageData(options.data, labeled=False).with_transform(eval_transform(model))
             shares, count = kept_by_position(model, Loader(images, 32))
             page = draw_positions(shares, count)
-            print(save_figure(page, options.output / "positions.png"))
+            print(*save(page, options.output / "positions.png"))
     if options.scenes:
         size = experiment.QUICK if options.quick else experiment.FULL
         rows = scene_rows(size, options.seed)

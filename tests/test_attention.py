@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynamicvit.layers.attention import MAX_DROPPED_GAP, attend, decided_softmax
+from dynamicvit.layers.attention import softmax_attention
+from dynamicvit.layers.masked_attention import MAX_DROPPED_GAP, decided_softmax, masked_attention
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, decision: Tensor | None = None, **kwargs: Any
+) -> Tensor:
+    """Attention as a block runs it."""
+    if decision is None:
+        return softmax_attention(query, key, value, **kwargs)
+    return masked_attention(query, key, value, decision, **kwargs)
 
 
 def textbook(logits: Tensor, decision: Tensor, keep_self: bool) -> Tensor:

@@ -13,16 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import dynamicvit.layers.attention
-from dynamicvit.layers.attention import (
+from dynamicvit.layers import attention, masked_attention
+from dynamicvit.layers.masked_attention import (
+    KEYS_PER_WIDTH,
     MAX_DROPPED_GAP,
-    attend,
     explicit_attention,
-    fused,
     fused_attention,
-    undecided,
+    fused_form_fits,
 )
-from dynamicvit.layers.attention.choice import KEYS_PER_WIDTH, fused_form_fits
 
 Form = Callable[..., Tensor]
 
@@ -64,7 +62,7 @@ def explicit_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(len(query))
         return explicit_attention(query, *args, **kwargs)
 
-    monkeypatch.setattr(fused, "explicit_attention", spy)
+    monkeypatch.setattr(masked_attention, "explicit_attention", spy)
     return calls
 
 
@@ -95,7 +93,7 @@ def test_values_and_gradients_are_the_explicit_ones(
     random = torch.Generator().manual_seed(seed)
     decision = (torch.rand(batch, tokens, generator=random) < share).double()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(undecided, "products_beat_the_kernel", lambda query: products)
+        patch.setattr(attention, "products_beat_the_kernel", lambda query: products)
         inputs = heads(batch, 2, tokens, width, seed=seed, dtype=torch.float64, gap=gap)
         ours = outcome(fused_attention, decision, *inputs, keep_self=keep_self)
         right = outcome(explicit_attention, decision, *inputs, keep_self=keep_self)
@@ -128,7 +126,7 @@ def test_gradcheck(keep_self: bool) -> None:
 def test_bfloat16_is_as_right_as_the_explicit_form(
     monkeypatch: pytest.MonkeyPatch, products: bool
 ) -> None:
-    monkeypatch.setattr(undecided, "products_beat_the_kernel", lambda query: products)
+    monkeypatch.setattr(attention, "products_beat_the_kernel", lambda query: products)
     exact = heads(4, 3, 40, 16, gap=5.0)
     decision = (draw(4, 40, seed=7) > 0).float()
     right = outcome(explicit_attention, decision, *exact)
@@ -284,20 +282,20 @@ def test_without_values_it_is_explicit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(16, "fused"), (15, "explicit")])
-def test_attend_takes_the_form_that_was_chosen(
+def test_the_form_is_taken_that_was_chosen(
     monkeypatch: pytest.MonkeyPatch, tokens: int, expected: str
 ) -> None:
     taken = []
     for name in ("fused", "explicit"):
-        form = getattr(dynamicvit.layers.attention, f"{name}_attention")
+        form = getattr(masked_attention, f"{name}_attention")
 
         def spy(*args: Any, name: str = name, form: Form = form, **kwargs: Any) -> Tensor:
             taken.append(name)
             return form(*args, **kwargs)
 
-        monkeypatch.setattr(dynamicvit.layers.attention, f"{name}_attention", spy)
+        monkeypatch.setattr(masked_attention, f"{name}_attention", spy)
     inputs = heads(2, 3, tokens, 8)
     decision = (draw(2, tokens) > 0).float()
-    out = attend(*inputs, decision=decision)
+    out = masked_attention.masked_attention(*inputs, decision)
     assert taken == [expected]
     torch.testing.assert_close(out, explicit_attention(*inputs, decision))

@@ -10,8 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import dynamicvit.layers.attention
-from dynamicvit.layers.attention import attend
+from dynamicvit.layers import masked_attention
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
@@ -36,8 +35,8 @@ def test_a_form_is_what_its_name_says(
 ) -> None:
     called: list[str] = []
     for module, function in (
-        (dynamicvit.layers.attention, "explicit_attention"),
-        (dynamicvit.layers.attention, "fused_attention"),
+        (masked_attention, "explicit_attention"),
+        (masked_attention, "fused_attention"),
         (F, "scaled_dot_product_attention"),
     ):
         real = getattr(module, function)
@@ -49,7 +48,7 @@ def test_a_form_is_what_its_name_says(
         monkeypatch.setattr(module, function, spy)
     heads = torch.randn(3, 1, 1, 5, 8)
     with forms.form(name):
-        attend(*heads, decision=torch.ones(1, 5))
+        masked_attention.masked_attention(*heads, torch.ones(1, 5))
     assert called == expected
 
 

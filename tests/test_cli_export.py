@@ -12,8 +12,7 @@ from PIL import Image
 
 from dynamicvit import DynamicViT
 from dynamicvit.cli import export as module
-from dynamicvit.data import eval_transform
-from dynamicvit.plots.visualization import top_classes
+from dynamicvit.data import eval_transform, top_classes
 from dynamicvit.runtimes import ExportMismatchError, export
 from families import DEIT
 

@@ -134,7 +134,7 @@ def test_it_says_how_merged_patches_are_shown(
     monkeypatch.setattr(inference, "load_model", lambda *_, **__: merging)
     assert main(photos / "dog.jpg", "-m", "tiny", "-o", tmp_path / "out") == 0
     said = capsys.readouterr().out
-    assert "(69%, 44%, 31%); each of the others looks like the kept one that it is part of" in said
+    assert "(69%, 44%, 31%); merged patches" in said
 
 
 @pytest.mark.usefixtures("asked")

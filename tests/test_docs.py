@@ -15,7 +15,7 @@ import timm
 import torch
 from timm.models.vision_transformer_relpos import ResPostRelPosBlock
 
-from dynamicvit import DynamicViT, UnsupportedBackboneError, adapters, sparsify
+from dynamicvit import DynamicViT, UnsupportedBackboneError, backbones, sparsify
 from dynamicvit.checkpoints.loading import set_image_size
 from dynamicvit.costs import count_macs, schedule_macs
 from families import BY_NAME, FAMILIES, Family, assert_agree
@@ -46,7 +46,7 @@ def generic_tests() -> Iterator[Any]:
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the page's code defines; the family is forgotten again afterwards."""
-    monkeypatch.setattr(adapters, "_ADAPTERS", [*adapters._ADAPTERS])
+    monkeypatch.setattr(backbones, "_FAMILIES", [*backbones._FAMILIES])
     names: dict[str, Any] = {}
     for block in CODE[:-1]:
         exec(compile(block, str(PAGE), "exec", dont_inherit=True), names)
@@ -81,7 +81,7 @@ def test_the_row_passes(
         "masked_and_pruned_logits_agree",
         "keeps_another_number",
         "gradients_of_the_weights",
-        "closed_form",
+        "parts_add_up",
         "one_graph",
         "autocast",
         "grad_checkpointing",
@@ -115,7 +115,7 @@ def test_the_familys_other_networks(page: dict[str, Any], name: str) -> None:
 
 
 @torch.no_grad()
-def test_what_the_adapter_inherits(family: Family, tmp_path: Path) -> None:
+def test_what_the_family_inherits(family: Family, tmp_path: Path) -> None:
     """Another image size and classifier, saving; and what it refuses."""
     model = family.sparse()
     rows, columns = set_image_size(model, (96, 112))

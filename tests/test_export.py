@@ -13,7 +13,6 @@ from typing import Any, get_args
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -370,8 +369,8 @@ def test_the_check_sees_kept_patches(model: DynamicViT, stage: int) -> None:
 def tied(model: DynamicViT, images: Tensor, gap: float, sure: float) -> ExportedModel:
     """A runtime that swaps the last kept patch of the last stage for the next best one.
 
-    The model's scores are changed so that the two's log-odds are ``gap`` apart, and all of them
-    higher by ``sure``.
+    The model's keep scores are changed so that the two's are ``gap`` apart, and all of them higher
+    by ``sure``.
     """
     scores = model.forward_pruned(images).keep_scores[-1][0]
     k = model.schedule.kept(DEIT.num_patches)[-1]
@@ -382,9 +381,9 @@ def tied(model: DynamicViT, images: Tensor, gap: float, sure: float) -> Exported
     def nudged(images: Tensor, decisions: object = None) -> object:
         output = forward(images, decisions)
         if decisions is None:
-            odds = output.keep_scores[-1][0].double().exp().logit() + sure
-            odds[following] = odds[last] - gap
-            output.keep_scores[-1][0] = F.logsigmoid(odds)
+            scores = output.keep_scores[-1][0]
+            scores += sure
+            scores[following] = scores[last] - gap
         return output
 
     model.forward_pruned = nudged

@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 from dynamicvit import sparsify
-from dynamicvit.backbones import adapter_for
 from dynamicvit.core.decisions import gumbel_top_k_sampler
-from dynamicvit.core.model import MaskedOutput
 from dynamicvit.core.networks import DenseNetwork, core_of
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.core.outputs import MaskedOutput
 from families import BY_NAME, Family, assert_agree, each_family
 
 
@@ -59,11 +57,11 @@ def test_forward_dense_is_the_backbone(family: Family) -> None:
 def test_the_last_block_gives_what_the_head_reads(family: Family) -> None:
     """And no more, where that is less: the numbers are those of the whole block."""
     model, images = family.sparse(keep_ratio=0.5).double(), family.images().double()
-    whole = model.forward_features(images)
+    whole = model.forward_tokens(images)
     assert whole.num_patches == model.schedule.kept(family.num_patches)[-1]
     assert_agree(model(images), model.forward_head(whole), 1e-12)
     merging = family.sparse(keep_ratio=0.5, policy="merged").double()
-    assert_agree(merging(images), merging.forward_head(merging.forward_features(images)), 1e-12)
+    assert_agree(merging(images), merging.forward_head(merging.forward_tokens(images)), 1e-12)
 
 
 @each_family
@@ -98,8 +96,8 @@ def test_the_backbone_is_left_as_it_was(family: Family) -> None:
 @torch.no_grad()
 def test_features_and_head_compose_to_forward(family: Family) -> None:
     model, images = family.sparse(), family.images()
-    features = model.forward_features(images)
-    assert isinstance(features, Tokens)
+    features = model.forward_tokens(images)
+    assert torch.equal(model.forward_features(images), features.x)
     assert features.num_patches == model.schedule.kept(family.num_patches)[-1]
     assert_agree(model.forward_head(features), model(images), 1e-6)
     pooled = model.forward_head(features, pre_logits=True)
@@ -109,7 +107,7 @@ def test_features_and_head_compose_to_forward(family: Family) -> None:
 
     model.train()
     torch.manual_seed(0)
-    features = model.forward_features(images)
+    features = model.forward_tokens(images)
     torch.manual_seed(0)
     whole = model(images)
     assert features.num_patches == family.num_patches
@@ -172,7 +170,7 @@ def test_the_best_k_survive_and_are_reported_in_image_order(family: Family) -> N
         entered = survived
     assert len({tuple(row.tolist()) for row in entered}) > 1, "images choose for themselves"
 
-    held = model.forward_features(images).index
+    held = model.forward_tokens(images).index
     assert torch.equal(held, entered.nonzero()[:, 1].reshape(3, -1))
 
 
@@ -195,12 +193,11 @@ def test_the_masked_path_scores_like_the_pruned_path(family: Family) -> None:
     output = model.forward_pruned(images)
     seen: list[Tensor] = []
 
-    def replay(log_probs: Tensor, decision: Tensor, k: int) -> Tensor:
-        seen.append(log_probs[..., 0].masked_fill(decision < 0.5, float("-inf")))
+    def replay(keep_scores: Tensor, decision: Tensor, k: int) -> Tensor:
+        seen.append(keep_scores.masked_fill(decision < 0.5, float("-inf")))
         return output.kept[len(seen) - 1].float()
 
-    model.sampler = replay
-    model.train()(images)
+    model.forward_masked(images, sampler=replay)
     for masked, pruned in zip(seen, output.keep_scores, strict=True):
         torch.testing.assert_close(masked, pruned, rtol=0, atol=1e-4)
 
@@ -216,7 +213,7 @@ def test_blocks_see_fewer_tokens_in_the_pruned_path(family: Family) -> None:
     model(family.images())
     kept = (family.num_patches, *model.schedule.kept(family.num_patches))
     whole = [model.num_prefix_tokens + patches for patches in kept]
-    read = adapter_for(model.backbone).reads(model.backbone)
+    read = model.bound.reads
     assert lengths == [*whole[:-1], read or whole[-1]]
     lengths.clear()
     model.train()(family.images())
@@ -227,8 +224,7 @@ def test_blocks_see_fewer_tokens_in_the_pruned_path(family: Family) -> None:
 def test_training_with_exactly_k_tokens(family: Family) -> None:
     torch.manual_seed(0)
     model = family.sparse(keep_ratio=0.6).train()
-    model.sampler = gumbel_top_k_sampler
-    output = model(family.images(3))
+    output = model.forward_masked(family.images(3), sampler=gumbel_top_k_sampler)
     for kept, decision in zip(
         model.schedule.kept(family.num_patches), output.decisions, strict=True
     ):

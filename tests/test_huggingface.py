@@ -41,9 +41,9 @@ from families import HF_FAMILIES, NUM_CLASSES, HFFamily, assert_agree, randomize
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+from dynamicvit.backbones.hf_common import OLDEST, HFAdapter, require  # noqa: E402
 from transformers.modeling_outputs import ImageClassifierOutput  # noqa: E402
 
-from dynamicvit.backbones.hf_common import OLDEST, HFAdapter, require  # noqa: E402
 from dynamicvit.transformers.model import DynamicViTConfig, DynamicViTForImageClassification  # noqa: E402
 
 BY_NAME = {family.name: family for family in HF_FAMILIES}

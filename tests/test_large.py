@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, Schedule, keep_ratio_for, sparsify
+from dynamicvit.budgets import RATIO_STEP
 from dynamicvit.checkpoints.loading import load_model, set_image_size
-from dynamicvit.costs import DENSE, RATIO_STEP, count_macs, schedule_macs
+from dynamicvit.costs import DENSE, count_macs, schedule_macs
 from families import NUM_CLASSES, assert_agree, randomize
 
 # timm's resampling of relative biases looks tables up in ways that torch warns of.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dynamicvit.backbones import adapter_for
+from dynamicvit.backbones import backbone_for
 from families import BY_NAME, Family, assert_agree
 
 #: Positions of two kinds where a class token asks: rotated, and a bias of its own.
@@ -29,16 +29,15 @@ class Doubled(nn.Linear):
     [("deit", 1), ("deit_distilled", 2), ("siglip", None), ("lvvit", None), ("beit", None)],
 )
 def test_which_tokens_a_head_reads(name: str, read: int | None) -> None:
-    backbone = BY_NAME[name].backbone()
-    assert adapter_for(backbone).reads(backbone) == read
+    assert backbone_for(BY_NAME[name].backbone()).reads == read
 
 
 @pytest.mark.parametrize("family", CLASS_TOKEN, ids=lambda family: family.name)
 @torch.no_grad()
 def test_the_class_token_has_its_place(family: Family) -> None:
     model, images = family.sparse(keep_ratio=0.5).double(), family.images().double()
-    assert adapter_for(model.backbone).reads(model.backbone) == 1
-    assert_agree(model(images), model.forward_head(model.forward_features(images)), 1e-12)
+    assert model.bound.reads == 1
+    assert_agree(model(images), model.forward_head(model.forward_tokens(images)), 1e-12)
     model.keep_ratio = 1.0
     assert_agree(model(images), family.dense(model.backbone, images), 1e-12)
 
@@ -59,7 +58,7 @@ def test_a_layer_that_is_more_than_its_weights(change: str) -> None:
         attn.qkv.register_forward_hook(lambda layer, inputs, output: 2 * output)
     doubled = model(images)
     assert (doubled - plain).abs().max() > 1e-2, "else it shows nothing"
-    assert_agree(doubled, model.forward_head(model.forward_features(images)))
+    assert_agree(doubled, model.forward_head(model.forward_tokens(images)))
 
 
 @torch.no_grad()
@@ -93,7 +92,7 @@ def test_backward_hooks_are_heard() -> None:
     for name, layer in layers.items():
         layer.register_full_backward_hook(lambda *_, name=name: heard.append(name))
     model(images).sum().backward()
-    model.forward_masked(images).log_odds[0].sum().backward()
+    model.forward_masked(images).keep_scores[0].sum().backward()
     assert set(heard) == set(layers)
 
 
@@ -106,19 +105,3 @@ def test_checkpointing_without_gradients_changes_nothing() -> None:
     model.blocks[-1].mlp.register_forward_pre_hook(lambda _, x: lengths.append(x[0].shape[1]))
     model(images)
     assert lengths == [1]
-
-
-@torch.no_grad()
-def test_an_adapters_own_block_is_run() -> None:
-    family = BY_NAME["deit"]
-    model, images = family.sparse(), family.images()
-    run: list[tuple[int, int | None]] = []
-
-    class Watched(type(model._adapter)):
-        def block(self, block, depth, tokens, position, queries=None):
-            run.append((depth, queries))
-            return super().block(block, depth, tokens, position, queries)
-
-    model._adapter = Watched()
-    model(images)
-    assert run == [(0, None), (1, None), (2, None), (3, 1)]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, Schedule
 from dynamicvit.core.schedule import Policy
-from dynamicvit.layers.attention import choice
+from dynamicvit.layers import masked_attention
 from families import BY_NAME, NUM_CLASSES, Family, assert_agree, each_family
 
 SHARES = (0.0, 0.05, 0.3, 0.7, 1.0)
@@ -48,7 +48,7 @@ whatever_becomes_of_them = pytest.mark.parametrize("policy", get_args(Policy))
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """These networks are so small that attention would be explicit: run the other form as well."""
     if request.param == "fused attention":
-        monkeypatch.setattr(choice, "KEYS_PER_WIDTH", 0)
+        monkeypatch.setattr(masked_attention, "KEYS_PER_WIDTH", 0)
 
 
 @st.composite
@@ -89,12 +89,14 @@ def test_masked_and_pruned_logits_agree(family: Family, policy: Policy) -> None:
         batch = len(decisions[0]) if decisions else 2
         model = sparse(family.name, depth, stages, policy)
         images = family.images(batch, seed)
-        masked = model.forward_masked(images, decisions)
-        pruned = model.forward_pruned(images, decisions)
+        masked = model.forward_masked(images, decisions, full_map=True)
+        pruned = model.forward_pruned(images, decisions, full_map=True)
         assert masked.logits.shape == pruned.logits.shape == (batch, NUM_CLASSES)
         assert_agree(masked.logits, pruned.logits)
-        for decision, survived in zip(masked.decisions, pruned.kept, strict=True):
-            assert torch.equal(decision > 0.5, survived)
+        assert masked.full_map.shape == (batch, *family.grid, 48)
+        assert_agree(masked.full_map, pruned.full_map)
+        for decision, kept in zip(masked.decisions, pruned.kept, strict=True):
+            assert torch.equal(decision > 0.5, kept)
 
     holds()
 
@@ -112,9 +114,16 @@ def test_every_image_of_the_batch_keeps_another_number(family: Family, policy: P
     first[3] = 1
     second = first.clone()
     second[3, :3] = 0
-    masked = model.forward_masked(images, [first, second]).logits
-    assert masked.isfinite().all()
-    assert_agree(masked, model.forward_pruned(images, [first, second]).logits)
+    masked = model.forward_masked(images, [first, second], full_map=True)
+    pruned = model.forward_pruned(images, [first, second], full_map=True)
+    assert masked.logits.isfinite().all()
+    assert_agree(masked.logits, pruned.logits)
+    assert_agree(masked.full_map, pruned.full_map)
+    for image in range(4):  # nobody alone is as in the batch: rows are packed, padding is none
+        alone = model.forward_pruned(
+            images[image : image + 1], [d[image : image + 1] for d in (first, second)]
+        )
+        assert_agree(pruned.logits[image : image + 1], alone.logits)
 
 
 @each_family
@@ -124,7 +133,7 @@ def test_the_surviving_tokens_agree_and_not_only_the_logits(family: Family, poli
     """A class token could hide what pooling does not see."""
     model, images = family.sparse(keep_ratio=0.5, policy=policy), family.images()
     survived = model.forward_pruned(images).kept
-    pruned = model.forward_features(images)
+    pruned = model.forward_tokens(images)
     masked = model.forward_masked(images, [kept.float() for kept in survived]).features
     prefix = model.num_prefix_tokens
     rows = pruned.index[..., None].expand(-1, -1, pruned.x.shape[-1])

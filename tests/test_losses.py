@@ -17,7 +17,7 @@ from dynamicvit.core.losses import (
     ratio_loss,
     token_loss,
 )
-from dynamicvit.core.model import DenseOutput, MaskedOutput
+from dynamicvit.core.outputs import DenseOutput, MaskedOutput
 from dynamicvit.layers.tokens import Tokens
 
 B, N, C, P, CLASSES = 3, 6, 4, 1, 5
@@ -29,7 +29,7 @@ def output(index: torch.Tensor | None = None) -> MaskedOutput:
     held = N if index is None else index.shape[1]
     decisions = tuple((torch.rand(B, N) < ratio).float().requires_grad_() for ratio in RATIOS)
     last = decisions[-1] if index is None else decisions[-1].gather(1, index)
-    features = Tokens(torch.randn(B, P + held, C, requires_grad=True), P, index, last)
+    features = Tokens(torch.randn(B, P + held, C, requires_grad=True), P, (N,), index, last)
     odds = tuple(torch.randn(B, N, requires_grad=True) for _ in RATIOS)
     logits = torch.randn(B, CLASSES, requires_grad=True)
     pooled = torch.randn(B, C, requires_grad=True)
@@ -56,7 +56,7 @@ def teacher(
     logits, loss_logits = torch.randn(2, B, CLASSES)
     return DenseOutput(
         logits,
-        Tokens(x, P),
+        Tokens(x, P, (N,)),
         torch.randn(B, C),
         loss_logits,
         patch_logits,
@@ -158,9 +158,9 @@ def test_token_loss_finds_the_teachers_token_of_a_gathered_one() -> None:
 
 def test_token_loss_of_a_batch_that_keeps_nothing_is_zero() -> None:
     student = output()
-    nothing = Tokens(student.features.x, P, None, torch.zeros(B, N))
+    nothing = Tokens(student.features.x, P, (N,), None, torch.zeros(B, N))
     assert token_loss(replace(student, features=nothing), teacher()) == 0
-    gone = Tokens(student.features.x[:, :P], P, torch.zeros(B, 0, dtype=torch.long))
+    gone = Tokens(student.features.x[:, :P], P, (N,), torch.zeros(B, 0, dtype=torch.long))
     assert token_loss(replace(student, features=gone), teacher()) == 0
 
 

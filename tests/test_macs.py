@@ -1,4 +1,4 @@
-"""MACs: the counter against published numbers, the closed form against the counter, budgets."""
+"""MACs: the counter against published numbers, the sum of parts against the counter, budgets."""
 
 import pytest
 import timm
@@ -6,16 +6,8 @@ import torch
 from torch import nn
 
 from dynamicvit import DynamicViT, InputError, Schedule, sparsify
-from dynamicvit.costs import (
-    DENSE,
-    Budget,
-    count_macs,
-    executed_macs,
-    keep_ratio_for,
-    meta_copy,
-    parse_budget,
-    schedule_macs,
-)
+from dynamicvit.budgets import Budget, keep_ratio_for, parse_budget
+from dynamicvit.costs import DENSE, count_macs, executed_macs, meta_copy, schedule_macs
 from families import each_family, few_families
 
 
@@ -133,7 +125,7 @@ class TestExecuted:
         assert executed_macs(nn.Conv2d(3, 8, 3, padding=1), 10) == 8 * 3 * 9 * 100
 
 
-class TestClosedForm:
+class TestByParts:
     @pytest.mark.parametrize(
         ("stages", "keep_ratio"),
         [([0], 0.5), ([3], 0.1), ([1, 2], [0.6, 0.6]), ([0, 1, 2, 3], 0.8), ([1, 3], 1.0)],
@@ -164,7 +156,7 @@ class TestClosedForm:
 
 
 @each_family
-def test_the_closed_form_is_what_is_counted(family):
+def test_the_parts_add_up_to_what_is_counted(family):
     model = family.sparse(0.5)
     assert schedule_macs(model, DENSE) == count_macs(model.backbone)
     assert schedule_macs(model, model.schedule) == count_macs(model)

@@ -8,20 +8,20 @@ from typing import get_args
 import pytest
 import torch
 
-from dynamicvit.backbones import adapter_for
-from dynamicvit.core.decisions import best_k_sampler, gather_patches, log_odds, top_k
+from dynamicvit.backbones import backbone_for
+from dynamicvit.core.decisions import best_k_sampler
 from dynamicvit.core.merging import discounted, join, likeness, most_alike
 from dynamicvit.core.method import Masking
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy
-from dynamicvit.layers.tokens import Tokens
-from dynamicvit.methods import Merging
+from dynamicvit.layers.tokens import Tokens, top_k
+from dynamicvit.methods.tome import TokenMerging
 from families import DEIT, Family, assert_agree, few_families
 
 
 def some(held: int = 6, width: int = 48, batch: int = 2, prefix: int = 1) -> Tokens:
     random = torch.Generator().manual_seed(0)
-    return Tokens(torch.randn(batch, prefix + held, width, generator=random), prefix)
+    return Tokens(torch.randn(batch, prefix + held, width, generator=random), prefix, (held,))
 
 
 def merged(family: Family = DEIT, **changes: object) -> DynamicViT:
@@ -30,7 +30,7 @@ def merged(family: Family = DEIT, **changes: object) -> DynamicViT:
 
 class TestLikeness:
     def test_it_is_the_cosine(self) -> None:
-        tokens = Tokens(torch.tensor([[[9.0, 9.0], [2.0, 0.0], [0.0, 3.0], [1.0, 1.0]]]), 1)
+        tokens = Tokens(torch.tensor([[[9.0, 9.0], [2.0, 0.0], [0.0, 3.0], [1.0, 1.0]]]), 1, (3,))
         half = 0.5**0.5
         expected = torch.tensor([[[1.0, 0.0, half], [0.0, 1.0, half], [half, half, 1.0]]])
         torch.testing.assert_close(likeness(tokens), expected)
@@ -93,16 +93,16 @@ class TestJoining:
     def test_a_token_is_the_mean_of_its_patches_and_counts_for_them(self) -> None:
         tokens = some()
         gone = torch.tensor([[1.0, 0.0, 1.0, 0.0, 0.0, 0.0]] * 2)
-        once = join(tokens, gone, torch.tensor([[3] * 6] * 2), 6)
+        once = join(tokens, gone, torch.tensor([[3] * 6] * 2))
         torch.testing.assert_close(once.patches[:, 3], tokens.patches[:, [0, 2, 3]].mean(dim=1))
         assert once.size is not None
         assert once.groups is not None
         assert once.size[:, [1, 3, 4, 5]].tolist() == [[1, 3, 1, 1]] * 2
         assert once.groups.tolist() == [[3, 1, 3, 3, 4, 5]] * 2
         # Whole groups go on to others, from the places where they are then.
-        left = gather_patches(once, torch.tensor([[1, 3, 4, 5]] * 2))
+        left = once.keep(torch.tensor([[1, 3, 4, 5]] * 2))
         gone = torch.tensor([[0.0, 1.0, 0.0, 0.0]] * 2)
-        twice = join(left, gone, torch.tensor([[3] * 4] * 2), 6)
+        twice = join(left, gone, torch.tensor([[3] * 4] * 2))
         torch.testing.assert_close(twice.patches[:, 3], tokens.patches[:, [0, 2, 3, 5]].mean(dim=1))
         assert twice.size is not None
         assert twice.groups is not None
@@ -112,16 +112,16 @@ class TestJoining:
     def test_nothing_else_is_touched(self) -> None:
         tokens = some().with_x(some().x.bfloat16())
         gone = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 0.0]] * 2)
-        after = join(tokens, gone, torch.tensor([[2] * 6] * 2), 6)
+        after = join(tokens, gone, torch.tensor([[2] * 6] * 2))
         others = [0, 1, 3, 4, 5]
         assert torch.equal(after.x[:, :1], tokens.x[:, :1])
         assert torch.equal(after.patches[:, others], tokens.patches[:, others]), "not one rounding"
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_a_large_group_is_a_mean_in_half_precision_too(self, dtype: torch.dtype) -> None:
-        tokens = Tokens(torch.ones(1, 600, 4, dtype=dtype), 0)
+        tokens = Tokens(torch.ones(1, 600, 4, dtype=dtype), 0, (600,))
         gone = torch.ones(1, 600).index_fill(1, torch.tensor([0]), 0.0)
-        left = join(tokens, gone, torch.zeros(1, 600, dtype=torch.long), 600)
+        left = join(tokens, gone, torch.zeros(1, 600, dtype=torch.long))
         assert left.patches[0, 0].tolist() == [1.0] * 4
 
     def test_the_decision_has_a_gradient(self) -> None:
@@ -130,23 +130,23 @@ class TestJoining:
         tokens = tokens.with_x(tokens.x.double())
         gone = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 0.0]] * 2, dtype=torch.float64)
         assert torch.autograd.gradcheck(
-            lambda gone: join(tokens, gone, into, 6).x, gone.requires_grad_()
+            lambda gone: join(tokens, gone, into).x, gone.requires_grad_()
         )
 
     def test_an_equal_token_leaves_no_trace(self) -> None:
         """The block after it gives what it gives for both of them."""
-        adapter, backbone = adapter_for(DEIT.backbone()), DEIT.backbone()
+        bound = backbone_for(DEIT.backbone())
         tokens = some()
         tokens.x[:, 3] = tokens.x[:, 5]  # patches 2 and 4
         gone = torch.zeros(2, 6).index_fill(1, torch.tensor([2]), 1.0)
         into = most_alike(likeness(tokens), gone < 0.5)
         assert into[:, 2].tolist() == [4, 4]
         stays = torch.tensor([[0, 1, 3, 4, 5]] * 2)
-        fewer = gather_patches(join(tokens, gone, into, 6), stays)
+        fewer = join(tokens, gone, into).keep(stays)
         with torch.no_grad():
-            whole, _ = adapter.run_block(backbone, 1, tokens, None)
-            without, _ = adapter.run_block(backbone, 1, fewer, None)
-            lost, _ = adapter.run_block(backbone, 1, replace(fewer, size=None), None)
+            whole = bound.run(1, tokens).x
+            without = bound.run(1, fewer).x
+            lost = bound.run(1, replace(fewer, size=None)).x
         held = torch.tensor([0, 1, 2, 4, 5, 6])
         assert_agree(without, whole[:, held])
         assert (lost - whole[:, held]).abs().max() > 1e-3, "or the count would not matter"
@@ -158,8 +158,7 @@ class TestJoining:
 def test_the_masked_path_chooses_as_inference_does(family: Family, masking: Masking) -> None:
     model, images = merged(family), family.images()
     pruned = model.forward_pruned(images)
-    model.sampler, model.masking = best_k_sampler, masking
-    masked = model.forward_masked(images)
+    masked = model.forward_masked(images, sampler=best_k_sampler, masking=masking)
     for decision, survived in zip(masked.decisions, pruned.kept, strict=True):
         assert torch.equal(decision > 0.5, survived)
     assert_agree(masked.logits, pruned.logits)
@@ -169,10 +168,9 @@ def test_the_masked_path_chooses_as_inference_does(family: Family, masking: Mask
 def test_what_is_learned_is_the_odds_before_likeness_counts() -> None:
     """The teacher says what a patch is worth if it is lost, and that is what is compared."""
     model, images = merged(), DEIT.images()
-    model.sampler, model.masking = best_k_sampler, "compact"
-    first = model.forward_masked(images).log_odds[0]
-    stem = model.stem(images)
-    own = log_odds(model.predictors[0](stem.tokens.patches))
+    masked = model.forward_masked(images, sampler=best_k_sampler, masking="compact")
+    first = masked.keep_scores[0]
+    own = model.predictors[0](model.first_blocks(images).patches)
     torch.testing.assert_close(first, own)
     scores = model.forward_pruned(images).keep_scores[0]
     kept = model.schedule.kept(DEIT.num_patches)[0]
@@ -210,8 +208,8 @@ def test_a_dropped_patch_lives_on() -> None:
 def test_the_loss_is_told_what_each_token_is_made_of(masking: Masking) -> None:
     model, images = merged(), DEIT.images()
     pruned = model.forward_pruned(images)
-    model.sampler, model.masking = best_k_sampler, masking
-    first, *later = model.forward_masked(images).places
+    masked = model.forward_masked(images, sampler=best_k_sampler, masking=masking)
+    first, *later = masked.places
     assert first is None, "nothing has merged before the first stage"
     for places, survived, groups in zip(later, pruned.kept, pruned.groups, strict=False):
         held = survived.nonzero()[:, 1].reshape(2, -1)  # the patch whose place each token has
@@ -221,11 +219,11 @@ def test_the_loss_is_told_what_each_token_is_made_of(masking: Masking) -> None:
 @torch.no_grad()
 def test_after_tokens_that_were_combined_in_another_way() -> None:
     model = merged()
-    stages = [Merging(), *list(model.predictors)[1:]]
+    stages = [TokenMerging(), *list(model.predictors)[1:]]
     model = DynamicViT(model.backbone, replace(model.schedule), stages).eval()
-    model.sampler, model.masking = best_k_sampler, "compact"
     images = DEIT.images()
-    pruned, masked = model.forward_pruned(images), model.forward_masked(images)
+    pruned = model.forward_pruned(images)
+    masked = model.forward_masked(images, sampler=best_k_sampler, masking="compact")
     assert_agree(masked.logits, pruned.logits)
     for groups, kept in zip(pruned.groups, model.schedule.kept(DEIT.num_patches), strict=True):
         assert sorted(groups[0].unique().tolist()) == list(range(kept))

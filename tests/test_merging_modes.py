@@ -6,31 +6,36 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dynamicvit import DynamicViT
+from dynamicvit import MaskedOutput
 from dynamicvit.core.decisions import best_k_sampler
 from families import DEIT, Family, assert_agree, few_families
 
 both_leaves = pytest.mark.parametrize("masking", ["full", "compact"])
 
 
-def learner(family: Family, masking: Any, **arguments: Any) -> DynamicViT:
-    """In training, on the best k: what it does is no matter of chance."""
-    model = family.sparse(keep_ratio=0.6, policy="merged", **arguments).train()
-    model.sampler, model.masking = best_k_sampler, masking
-    return model
+class Learner(nn.Module):
+    """The masked path on the best k: what it does is no matter of chance."""
+
+    def __init__(self, family: Family, masking: Any, **arguments: Any) -> None:
+        super().__init__()
+        self.model = family.sparse(keep_ratio=0.6, policy="merged", **arguments).train()
+        self.masking = masking
+
+    def forward(self, images: Tensor) -> MaskedOutput:
+        return self.model.forward_masked(images, sampler=best_k_sampler, masking=self.masking)
 
 
-def learned(
-    model: DynamicViT, images: Tensor, call: Any = None
-) -> tuple[Tensor, dict[str, Tensor]]:
+def learned(learner: Learner, images: Tensor, call: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits, and the gradients of a loss on them and on the scores."""
-    model.zero_grad()
-    output = (model if call is None else call)(images)
-    scores = sum(odds[odds.isfinite()].sigmoid().sum() for odds in output.log_odds)
+    learner.zero_grad()
+    output = (learner if call is None else call)(images)
+    scores = sum(odds[odds.isfinite()].sigmoid().sum() for odds in output.keep_scores)
     (output.logits.float().square().sum() + scores).backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {
+        name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None
+    }
     return output.logits.detach(), gradients
 
 
@@ -49,8 +54,8 @@ def assert_same(
 @torch.no_grad()
 def test_training_on_the_best_k_sees_what_inference_sees(family: Family, masking: Any) -> None:
     """Scores at later stages included: likeness to tokens that have left counts for nothing."""
-    model, images = learner(family, masking), family.images(3)
-    masked, pruned = model(images), model.forward_pruned(images)
+    learner, images = Learner(family, masking), family.images(3)
+    masked, pruned = learner(images), learner.model.forward_pruned(images)
     assert_agree(masked.logits, pruned.logits)
     for decision, survived in zip(masked.decisions, pruned.kept, strict=True):
         assert torch.equal(decision > 0.5, survived)
@@ -59,10 +64,10 @@ def test_training_on_the_best_k_sees_what_inference_sees(family: Family, masking
 @both_leaves
 @few_families
 def test_grad_checkpointing_gives_the_same_gradients(family: Family, masking: Any) -> None:
-    model, images = learner(family, masking), family.images()
-    expected = learned(model, images)
-    model.set_grad_checkpointing()
-    assert_same(learned(model, images), expected)
+    learner, images = Learner(family, masking), family.images()
+    expected = learned(learner, images)
+    learner.model.set_grad_checkpointing()
+    assert_same(learned(learner, images), expected)
 
 
 # Compilation takes seconds for each block, so these models have two.
@@ -72,12 +77,12 @@ def test_grad_checkpointing_gives_the_same_gradients(family: Family, masking: An
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @both_leaves
 def test_compiled_training(masking: Any) -> None:
-    model, images = learner(DEIT, masking, depth=2, stages=[1]), DEIT.images()
-    expected = learned(model, images)
+    learner, images = Learner(DEIT, masking, depth=2, stages=[1]), DEIT.images()
+    expected = learned(learner, images)
     torch._dynamo.reset()
     # How many tokens leave at once, the graph does not know before it runs: it may break there.
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=masking == "full")
-    assert_same(learned(model, images, compiled), expected)
+    compiled = torch.compile(learner, backend="aot_eager", fullgraph=masking == "full")
+    assert_same(learned(learner, images, compiled), expected)
 
 
 @torch.no_grad()
@@ -96,14 +101,15 @@ def test_half_precision(family: Family, masking: Any, dtype: torch.dtype) -> Non
 
     Not nearer: to a half, another token may be the most alike one.
     """
-    model, images, decisions = learner(family, masking), family.images(), family.decisions()
+    learner, images, decisions = Learner(family, masking), family.images(), family.decisions()
+    model = learner.model
     images = torch.cat([images, torch.zeros_like(images[:1])])
     decisions = [torch.cat([each, each[:1]]) for each in decisions]
     exact = model.forward_masked(images, decisions).logits.detach()
     with torch.autocast("cpu", dtype):
         for path in (model.forward_masked, model.forward_pruned):
             assert_agree(path(images, decisions).logits.float(), exact, tolerance=0.15)
-        logits, gradients = learned(model, images)
+        logits, gradients = learned(learner, images)
         assert model.eval()(images).isfinite().all()
     assert logits.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in gradients.values())

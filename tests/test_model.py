@@ -34,6 +34,8 @@ from dynamicvit import (
     sparsify,
 )
 from dynamicvit.core.decisions import best_k_sampler, gumbel_sampler, gumbel_top_k_sampler
+from dynamicvit.core.method import Choice
+from dynamicvit.layers.tokens import Tokens
 from families import (
     BY_NAME,
     DEIT,
@@ -141,16 +143,18 @@ def test_stages_anywhere_and_none_at_all() -> None:
 def test_predictors_can_be_replaced() -> None:
     """Other ways to choose tokens are predictors too: here, the last patches are always best."""
 
-    class Last(nn.Module):
-        def forward(self, patches: Tensor, decision: Tensor | None = None) -> Tensor:
-            place = torch.arange(patches.shape[1], dtype=torch.float32)
-            return torch.stack([place, -place], dim=-1).expand(len(patches), -1, -1)
+    class Last(Choice):
+        def keep_scores(self, tokens: Tokens) -> Tensor:
+            place = torch.arange(tokens.num_patches, dtype=torch.float32)
+            return place.expand(len(tokens.x), -1)
 
     model = DynamicViT(DEIT.backbone(), Schedule((1,), (0.25,)), [Last()]).eval()
     survived = model.forward_pruned(DEIT.images()).kept[0]
     assert survived[0].tolist() == [False] * 15 + [True] * 5
     with pytest.raises(InputError, match="1 stages, but 2 predictors"):
         DynamicViT(DEIT.backbone(), Schedule((1,), (0.25,)), [Last(), Last()])
+    with pytest.raises(InputError, match="are Methods .*, got a Identity"):
+        DynamicViT(DEIT.backbone(), Schedule((1,), (0.25,)), [nn.Identity()])
 
 
 # ---------------------------------------------------------------- image sizes
@@ -352,7 +356,7 @@ def test_a_backbone_that_no_family_covers(reason: str) -> None:
         sparsify(backbone)
     message = str(caught.value)
     assert f"{type(backbone).__module__}.{type(backbone).__qualname__} is not supported" in message
-    for family in ("VisionTransformer (ViT, DeiT", "Eva (EVA, EVA-02)", "Beit (BEiT"):
+    for family in ("VisionTransformer (ViT, DeiT", "Eva (EVA, EVA-02, DINOv3)", "Beit (BEiT"):
         assert family in message.partition("Supported families: ")[2]
     assert "\n" not in message
 
@@ -451,8 +455,7 @@ def test_leaving_memory_early_gives_the_same_output(family: Family, masking: Any
     lengths: list[int] = []
     for block in model.blocks:
         block.mlp.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
-    model.masking = masking
-    output = model.forward_masked(images, given)
+    output = model.forward_masked(images, given, masking=masking)
     assert_agree(output.logits, expected.logits)
     for decision, exact in zip(output.decisions, expected.decisions, strict=True):
         assert torch.equal(decision, exact)
@@ -467,12 +470,10 @@ def test_leaving_memory_early_gives_the_same_output(family: Family, masking: Any
 @each_family
 def test_leaving_late_gives_the_same_gradients_where_tokens_compete(family: Family) -> None:
     model, images = family.sparse(keep_ratio=0.6).train(), family.images(3)
-    model.sampler = best_k_sampler
     results = []
-    for leave in ("full", "lagged"):
-        model.masking = leave
+    for masking in ("full", "lagged"):
         model.zero_grad()
-        output = model(images)
+        output = model.forward_masked(images, sampler=best_k_sampler, masking=masking)
         loss = output.logits.square().sum() + sum(d.mean() for d in output.decisions)
         loss.backward()
         results.append(gradients(model))
@@ -483,10 +484,9 @@ def test_leaving_late_gives_the_same_gradients_where_tokens_compete(family: Fami
 
 def test_leaving_at_once_cuts_the_decisions_gradient_and_not_the_log_odds() -> None:
     model, images = DEIT.sparse().train(), DEIT.images()
-    model.masking = "compact"
-    output = model(images)
+    output = model.forward_masked(images, masking="compact")
     assert not any(decision.requires_grad for decision in output.decisions)
-    sum(odds[odds.isfinite()].sum() for odds in output.log_odds).backward()
+    sum(odds[odds.isfinite()].sum() for odds in output.keep_scores).backward()
     for name, parameter in model.predictors.named_parameters():
         assert parameter.grad.abs().max() > 0, name
 
@@ -495,13 +495,11 @@ def test_leaving_at_once_cuts_the_decisions_gradient_and_not_the_log_odds() -> N
 @few_families
 def test_a_batch_that_loses_everything(family: Family, masking: Any) -> None:
     model, images = family.sparse().train(), family.images()
-    model.masking = masking
     for predictor in model.predictors:
         predictor.head[-1].bias.data = torch.tensor([-100.0, 100.0])
     for sampler in (gumbel_sampler, gumbel_top_k_sampler, best_k_sampler):
-        model.sampler = sampler
         model.zero_grad()
-        output = model(images)
+        output = model.forward_masked(images, sampler=sampler, masking=masking)
         if sampler is gumbel_sampler:
             assert not any(decision.any() for decision in output.decisions)
         output.logits.square().sum().backward()
@@ -515,15 +513,14 @@ def test_a_batch_that_loses_everything(family: Family, masking: Any) -> None:
 def test_training_on_the_best_k_sees_what_inference_sees(family: Family, masking: Any) -> None:
     model, images = family.sparse(keep_ratio=0.6), family.images(3)
     pruned = model.forward_pruned(images)
-    model.sampler, model.masking = best_k_sampler, masking
-    masked = model.train()(images)
+    masked = model.forward_masked(images, sampler=best_k_sampler, masking=masking)
     assert_agree(masked.logits, pruned.logits)
     for decision, survived in zip(masked.decisions, pruned.kept, strict=True):
         assert torch.equal(decision > 0.5, survived)
     entered = torch.ones_like(pruned.kept[0])
-    for odds, score, kept in zip(masked.log_odds, pruned.keep_scores, pruned.kept, strict=True):
-        probability = odds[entered].sigmoid()
-        torch.testing.assert_close(probability, score[entered].exp(), rtol=0, atol=1e-4)
+    for odds, score, kept in zip(masked.keep_scores, pruned.keep_scores, pruned.kept, strict=True):
+        probabilities = odds[entered].sigmoid(), score[entered].sigmoid()
+        torch.testing.assert_close(*probabilities, rtol=0, atol=1e-4)
         if masking == "compact":
             assert torch.equal(odds.isfinite(), entered)
         entered = kept
@@ -534,16 +531,15 @@ def test_training_on_the_best_k_sees_what_inference_sees(family: Family, masking
 
 @each_family
 @torch.no_grad()
-def test_student_and_teacher_can_share_a_stem(family: Family) -> None:
+def test_student_and_teacher_can_share_the_first_blocks(family: Family) -> None:
     model, images, given = family.sparse(), family.images(), family.decisions()
-    stem = model.stem(images)
-    assert stem.depth == 1
-    assert stem.grid == family.grid
-    assert_agree(model.forward_dense(stem).logits, family.dense(model.backbone, images))
+    first = model.first_blocks(images)
+    assert first.block == 1
+    assert first.grid == family.grid
+    assert_agree(model.forward_dense(first).logits, family.dense(model.backbone, images))
     masked = model.forward_masked(images, given).logits
-    assert_agree(model.forward_masked(stem, given).logits, masked)
-    assert model.stem(images, depth=0).depth == 0
-    assert_agree(model.forward_masked(model.stem(images, depth=0), given).logits, masked)
+    assert_agree(model.forward_masked(first, given).logits, masked)
+    assert_agree(model.forward_pruned(first, given).logits, masked)
 
 
 def test_given_decisions_receive_a_gradient() -> None:

@@ -10,11 +10,11 @@ from torch import nn
 from dynamicvit import sparsify
 from dynamicvit.core.networks import (
     backbone_of,
+    bound_of,
     core_of,
     eval_mode,
     image_channels,
     own_image_size,
-    supported,
 )
 
 
@@ -48,8 +48,8 @@ def test_what_is_inside() -> None:
     assert core_of(dense) is backbone_of(dense) is dense
     around.dynamicvit = nn.Identity()  # a module of that name that is none
     assert core_of(around) is around
-    assert supported(dense) is not None
-    assert supported(around) is None
+    assert bound_of(dense) is not None
+    assert bound_of(around) is None
 
 
 def test_each_module_gets_its_own_mode_back_even_after_an_error() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from dynamicvit import InputError, onednn
+from dynamicvit import InputError
+from dynamicvit.layers import onednn
 from dynamicvit.layers.onednn import OneDNNLinear, use_onednn
 from families import BY_NAME, DEIT, assert_agree
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dynamicvit import InputError, PredictionModule
@@ -29,13 +30,6 @@ def test_a_width_that_can_not_be_quartered(dim: int) -> None:
         PredictionModule(dim)
 
 
-def test_log_probabilities_of_keep_and_drop() -> None:
-    log_probs = make()(torch.randn(3, 10, 16))
-    assert log_probs.shape == (3, 10, 2)
-    torch.testing.assert_close(log_probs.exp().sum(dim=-1), torch.ones(3, 10))
-    assert KEEP == 0, "the released weights were trained so"
-
-
 def test_it_is_the_papers_formula() -> None:
     """Eq. 1-5 written out."""
     module, patches = make(), torch.randn(2, 10, 16)
@@ -44,7 +38,8 @@ def test_it_is_the_papers_formula() -> None:
     local, whole = z[..., :8], z[..., 8:]
     pooled = (whole * decision[..., None]).sum(dim=1) / decision.sum(dim=1)[:, None]
     joined = torch.cat([local, pooled[:, None].expand(-1, 10, -1)], dim=-1)
-    torch.testing.assert_close(module(patches, decision), module.head(joined).log_softmax(dim=-1))
+    expected = module.head(joined).log_softmax(dim=-1)[..., 0]
+    torch.testing.assert_close(F.logsigmoid(module(patches, decision)), expected)
 
 
 def test_a_kept_token_is_scored_as_if_the_dropped_were_not_there() -> None:
@@ -67,49 +62,37 @@ def test_an_image_without_any_token_left() -> None:
     module = make()
     patches = torch.randn(2, 10, 16, requires_grad=True)
     decision = torch.stack([torch.zeros(10), torch.ones(10)]).requires_grad_()
-    log_probs = module(patches, decision)
-    assert log_probs.isfinite().all()
-    torch.testing.assert_close(log_probs[1:], module(patches[1:]))
-    log_probs.square().sum().backward()
+    scores = module(patches, decision)
+    assert scores.isfinite().all()
+    torch.testing.assert_close(scores[1:], module(patches[1:]))
+    scores.square().sum().backward()
     assert all(value.grad.isfinite().all() for value in (patches, decision, *module.parameters()))
-    assert module(patches[:, :0]).shape == (2, 0, 2)
+    assert module(patches[:, :0]).shape == (2, 0)
 
 
-def test_half_precision_scores_are_normalized_in_full_precision() -> None:
+def test_half_precision_scores_are_in_full_precision() -> None:
     module, patches = make(), torch.randn(2, 10, 16)
     half = PredictionModule(16).bfloat16()
     half.load_state_dict(module.state_dict())
-    log_probs = half(patches.bfloat16())
-    assert log_probs.dtype == torch.float32
-    torch.testing.assert_close(log_probs.exp().sum(dim=-1), torch.ones(2, 10))
-    torch.testing.assert_close(log_probs, module(patches), rtol=0, atol=0.3)
+    scores = half(patches.bfloat16())
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, module(patches), rtol=0, atol=0.3)
     assert module.double()(patches.double()).dtype == torch.float64
 
 
 def test_fresh_modules_are_undecided() -> None:
     """Training starts near one half for every token, so both sides of a decision are drawn."""
     torch.manual_seed(0)
-    keep = PredictionModule(64)(torch.randn(2, 50, 64))[..., KEEP].exp()
+    keep = PredictionModule(64)(torch.randn(2, 50, 64)).sigmoid()
     torch.testing.assert_close(keep, torch.full_like(keep, 0.5), rtol=0, atol=0.05)
 
 
 @torch.no_grad()
-def test_the_odds_are_those_of_the_probabilities() -> None:
-    module, patches = make(), torch.randn(2, 7, 16)
-    kept = torch.tensor([[1.0] * 7, [1.0, 0, 1, 0, 0, 1, 0]])
-    for decision in (None, kept):
-        log_probs = module(patches, decision)
-        torch.testing.assert_close(
-            module.odds(patches, decision), log_probs[..., KEEP] - log_probs[..., 1 - KEEP]
-        )
-
-
-@torch.no_grad()
-def test_odds_tell_apart_what_is_nearly_certain() -> None:
+def test_scores_tell_apart_what_is_nearly_certain() -> None:
     """Of two tokens that are kept with a probability of 1 in float32, one is still the better."""
     module = make()
     module.head[-1].weight.zero_()
     module.head[-1].bias.copy_(torch.tensor([40.0, 0.0] if KEEP == 0 else [0.0, 40.0]))
     module.head[-1].weight[KEEP, 0] = 1.0
-    odds, log_probs = module.odds(torch.randn(1, 9, 16)), module(torch.randn(1, 9, 16))
-    assert odds.unique().numel() > log_probs[..., KEEP].unique().numel()
+    scores = module(torch.randn(1, 9, 16))
+    assert scores.unique().numel() > scores.sigmoid().unique().numel()

@@ -32,7 +32,7 @@ def test_weighing_changes_nothing_of_the_answer(family: Family) -> None:
     model, images = family.sparse(), family.images()
     teacher = dense_teacher(model)
     expected = teacher.forward_dense(images)
-    for source in (images, teacher.stem(images), teacher.stem(images, depth=0)):
+    for source in (images, teacher.first_blocks(images)):
         output = weigh_patches(teacher, source)
         assert_agree(output.logits, expected.logits)
         assert_agree(output.loss_logits, expected.loss_logits)
@@ -79,7 +79,7 @@ def test_some_images_are_weighed_and_all_are_answered(
     teacher, images = dense_teacher(family.sparse()), family.images(4)
     rows = torch.tensor(chosen, dtype=torch.bool)
     expected = weigh_patches(teacher, images)
-    for source in (images, teacher.stem(images)):
+    for source in (images, teacher.first_blocks(images)):
         output = weigh_some(teacher, source, rows)
         assert_agree(output.logits, expected.logits)
         assert_agree(output.loss_logits, expected.loss_logits)

@@ -2,12 +2,13 @@
 
 import dynamicvit.checkpoints.timm_names  # noqa: F401 (timm finds our models by name from here on)
 from dynamicvit._version import __version__
-from dynamicvit.budgets import tiled_keep_ratios
+from dynamicvit.budgets import keep_ratio_for, tiled_keep_ratios
 from dynamicvit.checkpoints.released import load_released
-from dynamicvit.core.model import DynamicViT, MaskedOutput, PrunedOutput
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Schedule
-from dynamicvit.costs import count_macs, keep_ratio_for, schedule_macs
+from dynamicvit.costs import count_macs, schedule_macs
 from dynamicvit.errors import InputError, UnsupportedBackboneError
 from dynamicvit.sparsification import sparsify
 

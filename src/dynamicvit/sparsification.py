@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, overload
 
 from torch import nn
 
-from dynamicvit.backbones import adapter_for
+from dynamicvit.backbones import backbone_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of
 from dynamicvit.core.schedule import Policy, Schedule
@@ -77,6 +77,11 @@ def sparsify(
         raise InputError(f"sparsify takes a model, as timm.create_model makes it, got {model!r}")
     if isinstance(core_of(model), DynamicViT):
         raise InputError("the model is a DynamicViT already: set its keep_ratio instead")
-    adapter = adapter_for(model)
-    depth = len(adapter.blocks(model))
-    return adapter.wrap(DynamicViT(model, Schedule.for_depth(depth, keep_ratio, stages, policy)))
+    bound = backbone_for(model)
+    schedule = Schedule.for_depth(len(bound.blocks), keep_ratio, stages, policy)
+    sparse = DynamicViT(bound, schedule)
+    if bound.source != "transformers":
+        return sparse
+    from dynamicvit.transformers.model import DynamicViTForImageClassification
+
+    return DynamicViTForImageClassification.around(sparse)

@@ -94,8 +94,8 @@ def test_without_the_digit_a_clean_scene_is_empty() -> None:
 
 
 def test_every_digit_appears_about_as_often() -> None:
-    labels = Scenes("score").batch(0, 2000).labels
-    assert labels.bincount(minlength=NUM_CLASSES).min() > 140
+    labels = Scenes("score").batch(0, 500).labels
+    assert labels.bincount(minlength=NUM_CLASSES).min() > 30
 
 
 @pytest.mark.parametrize("clutter", [-0.1, 1.1])

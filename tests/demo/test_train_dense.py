@@ -1,47 +1,37 @@
-"""The training of the demo's dense model: what a stopped run may go on with."""
+"""The training of the demo's dense model, for two steps."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from dynamicvit.demo import train_dense
+from dynamicvit.demo.dense import load_dense
+from dynamicvit.demo.scenes import GRID, Scenes
 
 
-def run(monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str) -> None:
-    quick = ["--images", "2", "--batch-size", "2", "--score-scenes", "2", "--log-every", "1"]
-    monkeypatch.setattr(sys, "argv", ["train_dense", "--out", str(out), *quick, *arguments])
-    train_dense.main()
-
-
-def test_going_on_with_other_arguments_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_it_writes_weights_that_load_and_the_command_that_made_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or the command that is stored with the weights would be false."""
-    out, checkpoint = tmp_path / "dense.safetensors", tmp_path / "dense.checkpoint.pt"
+    out = tmp_path / "dense.safetensors"
     monkeypatch.setattr(train_dense, "top1", lambda *_: 50.0)
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as stopped:
-        stopped.setattr(train_dense, "save", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(stopped, out, "--lr", "0.00123456789")
-    assert checkpoint.exists()
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as refused:
-        run(monkeypatch, out, "--lr", "0.001")
-    assert refused.value.code == 2
-    message = capsys.readouterr().err
-    assert "'lr': 0.00123456789" in message
-    assert len(message.splitlines()) == 1
-    assert checkpoint.exists()
-    assert not out.exists()
-    run(monkeypatch, out, "--lr", "0.00123456789")
+    train_dense.main(["--out", str(out), "--images", "4", "--batch-size", "2", "--lr", "0.0012"])
+    load_dense(out)
     with safe_open(out, framework="pt") as file:
-        assert "--lr 0.00123456789 " in file.metadata()["command"]
-    assert not checkpoint.exists()
+        facts = file.metadata()
+    assert "--lr 0.0012 " in facts["command"]
+    assert facts["images_seen"] == "4"
+
+
+def test_a_window_holds_the_digit() -> None:
+    _, _, digit = Scenes("train").batch(0, 50)
+    window = train_dense.window_around(digit, 6, torch.Generator().manual_seed(0))
+    assert window is not None
+    assert window.shape == (50, 1 + 36)
+    inside = torch.zeros(50, 1 + GRID * GRID, dtype=torch.bool).scatter(1, window, True)
+    assert bool((inside[:, 1:] | ~digit).all())
+    assert bool(inside[:, 0].all())
+    assert train_dense.window_around(digit, GRID, torch.Generator()) is None

@@ -24,7 +24,7 @@ def model() -> DynamicViT:
 
 @torch.no_grad()
 def test_one_model_at_several_ratios(model: DynamicViT) -> None:
-    levels = levels_of([("m", model)], [0.5, 0.9, 0.7, 0.9])
+    levels = levels_of({"m": model}, [0.5, 0.9, 0.7, 0.9])
     assert [level.keep_ratio for level in levels] == [0.9, 0.7, 0.5]
     assert [str(level) for level in levels] == ["ρ 0.9", "ρ 0.7", "ρ 0.5"]
     images = DEIT.images(1)
@@ -36,17 +36,17 @@ def test_one_model_at_several_ratios(model: DynamicViT) -> None:
 
 @torch.no_grad()
 def test_several_models_with_their_own_ratios() -> None:
-    models = [DEIT.sparse(ratio, dropped="merged") for ratio in (0.5, 0.8)]
-    levels = levels_of([("half", models[0]), ("most", models[1])])
+    models = [DEIT.sparse(ratio, policy="merged") for ratio in (0.5, 0.8)]
+    levels = levels_of({"half": models[0], "most": models[1]})
     assert [level.model for level in levels] == ["most", "half"]
     images = DEIT.images(1)
     for level, model in zip(levels, reversed(models), strict=True):
         torch.testing.assert_close(level.classify(images), model(images)[0])
-        assert level.schedule.dropped == "merged"
+        assert level.schedule.policy == "merged"
 
 
 def test_ratios_that_are_no_powers() -> None:
-    [level] = levels_of([("m", DEIT.sparse([0.8, 0.5, 0.5]))])
+    [level] = levels_of({"m": DEIT.sparse([0.8, 0.5, 0.5])})
     assert level.keep_ratio is None
     assert str(level) == "ρ 0.8, 0.5, 0.5"
 
@@ -55,7 +55,7 @@ def test_answers_are_whole_numbers_of_float32_whatever_they_are_computed_in(
     model: DynamicViT,
 ) -> None:
     exact, rough = (
-        levels_of([("m", model)], precision=precision)[0].classify(DEIT.images(1))
+        levels_of({"m": model}, precision=precision)[0].classify(DEIT.images(1))
         for precision in (None, torch.bfloat16)
     )
     assert exact.dtype == rough.dtype == torch.float32
@@ -88,7 +88,7 @@ def test_what_does_not_go_together(model: DynamicViT) -> None:
         ([("a", model)], (0.5, 1.5), "a keep ratio is a number in .* got 1.5"),
     ):
         with pytest.raises(InputError, match=said):
-            levels_of(models, ratios)
+            levels_of(dict(models), ratios)
 
 
 def test_costs_are_the_shortest_times_after_the_warm_up_and_grow_with_what_is_kept() -> None:

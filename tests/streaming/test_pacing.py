@@ -9,7 +9,7 @@ from fakes import Clock, Frames
 
 from dynamicvit import InputError
 from dynamicvit.streaming import Frame
-from dynamicvit.streaming.pacing import Pace
+from dynamicvit.streaming.feed import Pace
 
 
 def pace(source: Frames, fps: float | None = None, places: int = 2) -> tuple[Pace, Clock]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,19 +13,23 @@ import torch
 from fakes import Clock, indices
 
 from dynamicvit import InputError, Schedule
+from dynamicvit.data import eval_transform, read_image
 from dynamicvit.streaming import (
+    RATIOS,
     Answer,
     Change,
     Controller,
     Level,
     Missed,
     Ready,
+    Stream,
     Tally,
-    Unreadable,
-    line_of,
-    stream,
+    UnreadableFrame,
+    answers,
 )
 from dynamicvit.streaming.waiting import Waiting
+from families import DEIT
+from pictures import write_image
 
 NAMES = [f"class {index}" for index in range(4)]
 
@@ -78,15 +83,15 @@ def machine(clock: Clock, *costs: float) -> list[Level]:
     return [level(index, cost) for index, cost in enumerate(costs)]
 
 
-def answers(found: list[Any]) -> list[Answer]:
+def answered(found: list[Any]) -> list[Answer]:
     return [each for each in found if isinstance(each, Answer)]
 
 
 def test_a_fast_machine_answers_each_frame_as_it_comes() -> None:
     clock = Clock()
-    found = list(stream(Camera(50, 30, clock), machine(clock, 0.01), NAMES, clock=clock))
+    found = list(answers(Camera(50, 30, clock), machine(clock, 0.01), NAMES, clock=clock))
     assert indices(found) == list(range(50))
-    for answer in answers(found):
+    for answer in answered(found):
         assert answer.time == pytest.approx(answer.index / 30)
         assert answer.waiting == pytest.approx(0, abs=1e-9)
         assert answer.computing == pytest.approx(0.01)
@@ -98,7 +103,7 @@ def test_a_slow_machine_drops_the_oldest_and_never_falls_behind(places: int) -> 
     clock = Clock()
     camera = Camera(300, 30, clock, places)
     start, found = clock.now, []
-    for answer in stream(camera, machine(clock, 0.1), NAMES, clock=clock):
+    for answer in answers(camera, machine(clock, 0.1), NAMES, clock=clock):
         assert isinstance(answer, Answer)
         assert answer.latency == pytest.approx(clock.now - start - answer.index / 30)
         found.append(answer)
@@ -114,7 +119,7 @@ def test_a_slow_machine_drops_the_oldest_and_never_falls_behind(places: int) -> 
 
 def test_an_answer_has_the_likeliest_classes() -> None:
     clock = Clock()
-    [answer] = stream(Camera(1, 30, clock), machine(clock, 0.01), NAMES, top=2, clock=clock)
+    [answer] = answers(Camera(1, 30, clock), machine(clock, 0.01), NAMES, top=2, clock=clock)
     probability = float((torch.eye(4)[0] * 5).softmax(0)[0])
     assert answer.classes[0].name == "class 0"
     assert len(answer.classes) == 2
@@ -127,16 +132,16 @@ def test_frames_without_a_moment_do_not_wait() -> None:
 
     clock = Clock()
     frames = Images([Ready(0, None, "a.png", None, torch.zeros(1))])
-    [answer] = stream(frames, machine(clock, 0.5), NAMES, clock=clock)
+    [answer] = answers(frames, machine(clock, 0.5), NAMES, clock=clock)
     assert (answer.waiting, answer.latency) == (0, 0.5)
 
 
 def test_a_broken_frame_is_told_and_the_next_come() -> None:
     clock = Clock()
     camera = Camera(4, 30, clock, broken=2)
-    found = list(stream(camera, machine(clock, 0.01), NAMES, clock=clock))
+    found = list(answers(camera, machine(clock, 0.01), NAMES, clock=clock))
     assert indices(found) == [0, 1, 2, 3]
-    assert found[2] == Unreadable(2, "broken")
+    assert found[2] == UnreadableFrame(2, "broken")
 
 
 def test_a_target_is_held_by_going_down() -> None:
@@ -144,15 +149,15 @@ def test_a_target_is_held_by_going_down() -> None:
     clock = Clock()
     levels = machine(clock, 0.050, 0.020, 0.010)
     controller = Controller([0.025, 0.010, 0.005], 0.030, period=1 / 30)
-    found = list(stream(Camera(400, 30, clock), levels, NAMES, controller=controller, clock=clock))
+    found = list(answers(Camera(400, 30, clock), levels, NAMES, controller=controller, clock=clock))
     [change] = [each for each in found if isinstance(each, Change)]
     assert (change.before, change.after, change.target) == (levels[0], levels[1], 0.030)
     assert change.measured > 0.030
     at = found.index(change)
     assert found[at - 1].index == change.index
-    assert {answer.level for answer in answers(found[:at])} == {levels[0]}
-    assert {answer.level for answer in answers(found[at:])} == {levels[1]}
-    for answer in answers(found[at + 4 :]):
+    assert {answer.level for answer in answered(found[:at])} == {levels[0]}
+    assert {answer.level for answer in answered(found[at:])} == {levels[1]}
+    for answer in answered(found[at + 4 :]):
         assert answer.latency <= 0.030
 
 
@@ -160,14 +165,29 @@ def test_a_target_that_can_not_be_held_is_told_once() -> None:
     clock = Clock()
     levels = machine(clock, 0.050)
     controller = Controller([0.050], 0.030)
-    found = list(stream(Camera(90, 10, clock), levels, NAMES, controller=controller, clock=clock))
+    found = list(answers(Camera(90, 10, clock), levels, NAMES, controller=controller, clock=clock))
     [missed] = [each for each in found if isinstance(each, Missed)]
     assert (missed.level, missed.measured) == (levels[0], pytest.approx(0.050))
 
 
-def test_no_class_in_an_answer() -> None:
-    with pytest.raises(InputError, match="an answer has at least 1 class, got 0"):
-        stream(Camera(1, 1, Clock()), [], NAMES, top=0)
+def test_a_stream_of_a_folder_and_a_model(tmp_path: Path) -> None:
+    for gray in (10, 20, 30):
+        write_image(tmp_path / f"{gray}.png", gray, (40, 36))
+    model = DEIT.sparse()
+    stream = Stream(tmp_path, model, top=2)
+    found = list(stream)
+    transform = eval_transform(model)
+    for answer, gray in zip(answered(found), (10, 20, 30), strict=True):
+        assert answer.name == str(tmp_path / f"{gray}.png")
+        with torch.no_grad():
+            logits = model(transform(read_image(tmp_path / f"{gray}.png"))[None])[0]
+        assert [each.index for each in answer.classes] == logits.topk(2).indices.tolist()
+    summary = stream.summary()
+    assert (summary["frames"], summary["dropped"], stream.settings["fps"]) == (3, 0, None)
+    ratios = [level.keep_ratio for level in Stream(tmp_path, model, target_latency=60).levels]
+    assert ratios == list(RATIOS)
+    with pytest.raises(InputError, match="2 levels need a target latency"):
+        Stream(tmp_path, model, keep_ratios=(0.5, 0.7))
 
 
 # ---------------------------------------------------------------- what is written
@@ -180,7 +200,7 @@ def played(target: float = 0.030) -> tuple[list[Any], Tally, Camera]:
     camera = Camera(100, 30, clock, broken=90)
     tally = Tally(target, clock=clock)
     found = []
-    for event in stream(camera, levels, NAMES, controller=controller, clock=clock):
+    for event in answers(camera, levels, NAMES, controller=controller, clock=clock):
         tally.add(event)
         found.append(event)
     return found, tally, camera
@@ -188,8 +208,8 @@ def played(target: float = 0.030) -> tuple[list[Any], Tally, Camera]:
 
 def test_each_event_is_a_line() -> None:
     found, _, _ = played()
-    lines = [json.loads(json.dumps(line_of(event))) for event in found]
-    kinds = {Answer: "frame", Unreadable: "unreadable", Change: "change"}
+    lines = [json.loads(json.dumps(event.as_dict())) for event in found]
+    kinds = {Answer: "frame", UnreadableFrame: "unreadable", Change: "change"}
     assert [line["event"] for line in lines] == [kinds[type(event)] for event in found]
     first = lines[0]
     assert (first["index"], first["time"], first["keep_ratio"]) == (0, 0, 0.9)
@@ -199,14 +219,14 @@ def test_each_event_is_a_line() -> None:
     [change] = [line for line in lines if line["event"] == "change"]
     assert (change["before"]["keep_ratio"], change["after"]["keep_ratio"]) == (0.9, 0.8)
     assert change["latency_ms"] > change["target_ms"] == 30
-    missed = line_of(Missed(3, found[0].level, 0.05, 0.03))
+    missed = Missed(3, found[0].level, 0.05, 0.03).as_dict()
     assert (missed["event"], missed["latency_ms"], missed["keep_ratio"]) == ("missed", 50, 0.9)
 
 
 def test_the_tally_is_of_all_events() -> None:
     found, tally, camera = played()
     summary = tally.summary(camera.dropped)
-    latencies = sorted(answer.latency for answer in answers(found))
+    latencies = sorted(answer.latency for answer in answered(found))
     assert summary["frames"] == len(latencies)
     assert summary["frames"] + summary["dropped"] + summary["unreadable"] == 100
     assert summary["unreadable"] == summary["changes"] == 1
@@ -226,4 +246,4 @@ def test_a_tally_of_nothing() -> None:
     tally = Tally(clock=Clock())
     assert tally.summary(0)["latency_ms"]["p50"] is None
     assert tally.recent("latency") == {}
-    assert tally.recent_rate == tally.rate == 0
+    assert tally.recent_rate == 0

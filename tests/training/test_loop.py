@@ -13,7 +13,8 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.core.model import DenseOutput, Stem
+from dynamicvit.core.model import Stem
+from dynamicvit.core.outputs import DenseOutput
 from dynamicvit.core.schedule import Policy
 from dynamicvit.core.teacher import weigh_some
 from dynamicvit.data import UNLABELED, Batch

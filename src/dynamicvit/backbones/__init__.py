@@ -7,22 +7,20 @@ from typing import NamedTuple
 
 from torch import nn
 
-from dynamicvit.backbones.base import Adapter
-from dynamicvit.backbones.beit import BeitAdapter
-from dynamicvit.backbones.eva import EvaAdapter
-from dynamicvit.backbones.lvvit import LVViTAdapter
-from dynamicvit.backbones.vit import ViTAdapter
-from dynamicvit.errors import InputError, UnsupportedBackboneError
-from dynamicvit.layers.tokens import Heads
+from dynamicvit.backbones.base import Answers, Backbone
+from dynamicvit.backbones.beit import BeitBackbone
+from dynamicvit.backbones.eva import EvaBackbone
+from dynamicvit.backbones.lvvit import LVViTBackbone
+from dynamicvit.backbones.timm_vit import DistilledBackbone, ViTBackbone
+from dynamicvit.errors import UnsupportedBackboneError
 
 __all__ = [
     "BUILT_IN",
     "OPTIONAL",
-    "Adapter",
-    "Heads",
-    "adapter_for",
-    "adapter_from",
-    "register_adapter",
+    "Answers",
+    "Backbone",
+    "backbone_for",
+    "register_backbone",
 ]
 
 
@@ -32,7 +30,7 @@ class _Optional(NamedTuple):
     Attributes:
         families: as error messages list them before that.
         classes: names of the classes of model that they cover.
-        module: registers their adapters when it is imported.
+        module: registers them when it is imported.
     """
 
     families: str
@@ -40,8 +38,14 @@ class _Optional(NamedTuple):
     module: str
 
 
-BUILT_IN = (ViTAdapter(), EvaAdapter(), BeitAdapter(), LVViTAdapter())
-"""Adapters of what the package's own requirements bring."""
+BUILT_IN: tuple[type[Backbone], ...] = (
+    ViTBackbone,
+    DistilledBackbone,
+    EvaBackbone,
+    BeitBackbone,
+    LVViTBackbone,
+)
+"""Families of what the package's own requirements bring."""
 
 OPTIONAL = {
     "transformers": _Optional(
@@ -57,76 +61,59 @@ OPTIONAL = {
 }
 """Further families, by their library."""
 
-_ADAPTERS: list[Adapter] = [*BUILT_IN]
+_FAMILIES: list[type[Backbone]] = [*BUILT_IN]
 _imported: set[str] = set()
 
 
-def register_adapter(adapter: Adapter) -> None:
-    """Support one more family of backbones.
+def register_backbone(family: type[Backbone]) -> type[Backbone]:
+    """Support one more family of backbones; also a decorator of its class.
 
-    It is asked before those that are there, and takes the place of one of the same class name and
-    module.
+    It is asked before those that are there, and takes the place of one of the same name and module.
 
     Args:
-        adapter: of the new family.
+        family: the new family.
     """
     # By name, not by identity: a notebook's cell that is run again makes a new class.
-    others = [known for known in _ADAPTERS if _class_name(known) != _class_name(adapter)]
-    _ADAPTERS[:] = [adapter, *others]
+    others = [known for known in _FAMILIES if _class_name(known) != _class_name(family)]
+    _FAMILIES[:] = [family, *others]
+    return family
 
 
-def adapter_for(backbone: nn.Module) -> Adapter:
-    """The adapter for a backbone.
+def backbone_for(module: nn.Module | Backbone) -> Backbone:
+    """A network, bound to what its family says of it; one that is bound already as it is.
 
     Raises:
         UnsupportedBackboneError: naming the class that is not supported and the families that are.
     """
-    _import_families_of(backbone)
-    name = f"{type(backbone).__module__}.{type(backbone).__qualname__}"
-    for adapter in _ADAPTERS:
-        if adapter.claims(backbone):
-            reason = adapter.why_not(backbone)
+    if isinstance(module, Backbone):
+        return module
+    _import_families_of(module)
+    name = _class_name(type(module))
+    for family in _FAMILIES:
+        if family.claims(module):
+            backbone = family(module)
+            reason = backbone.why_not()
             if reason is None:
-                return adapter
+                return backbone
             raise UnsupportedBackboneError(
                 f"{name} is not supported because of {reason}. Supported families: {_families()}"
             )
     raise UnsupportedBackboneError(f"{name} is not supported. Supported families: {_families()}")
 
 
-def adapter_from(source: str) -> Adapter:
-    """An adapter that builds backbones from descriptions of a source (``Adapter.source``).
-
-    Raises:
-        InputError: if there is none.
-    """
-    _import(source)
-    for adapter in _ADAPTERS:
-        if adapter.source == source != "":
-            return adapter
-    known = sorted({adapter.source for adapter in _ADAPTERS} - {""})
-    raise InputError(
-        f"no adapter builds backbones from {source!r} (those registered: {', '.join(known)}); "
-        f"register_adapter adds one"
-    )
+def _import_families_of(module: nn.Module) -> None:
+    for ancestor in type(module).__mro__:
+        library = ancestor.__module__.partition(".")[0]
+        if library in OPTIONAL and library not in _imported:
+            import_module(OPTIONAL[library].module)
+            _imported.add(library)
 
 
-def _import_families_of(backbone: nn.Module) -> None:
-    for ancestor in type(backbone).__mro__:
-        _import(ancestor.__module__.partition(".")[0])
-
-
-def _import(library: str) -> None:
-    if library in OPTIONAL and library not in _imported:
-        import_module(OPTIONAL[library].module)
-        _imported.add(library)
-
-
-def _class_name(adapter: Adapter) -> str:
-    return f"{type(adapter).__module__}.{type(adapter).__qualname__}"
+def _class_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _families() -> str:
-    known = [adapter.family for adapter in _ADAPTERS]
+    known = [family.family for family in _FAMILIES]
     others = [more.families for library, more in OPTIONAL.items() if library not in _imported]
     return "; ".join([*known, *others])

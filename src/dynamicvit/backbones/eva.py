@@ -1,67 +1,63 @@
-"""timm's ``Eva``: EVA-02 and its kin, with rotary positions gathered for each image."""
+"""timm's ``Eva``: EVA, EVA-02 and DINOv3, with rotary positions gathered for each image."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from timm.models.eva import Eva, EvaAttention, EvaBlock
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynamicvit.backbones.timm_common import TimmAdapter
-from dynamicvit.layers.projections import partial_heads, separate
+from dynamicvit.backbones.timm_vit import TimmBackbone
+from dynamicvit.layers.projections import partial_qkv, separate
 from dynamicvit.layers.tokens import Heads, Tokens
 
 
-class EvaAdapter(TimmAdapter):
+class EvaBackbone(TimmBackbone):
     """Pre-norm blocks with rotary positions, split or fused query, key and value."""
 
-    family = "timm Eva (EVA, EVA-02)"
+    family = "timm Eva (EVA, EVA-02, DINOv3)"
     model_classes = (Eva,)
     block_classes = (EvaBlock,)
     attention_classes = (EvaAttention,)
 
-    def embed(self, backbone: nn.Module, images: Tensor) -> tuple[Tokens, Tensor | None]:
-        x, rope = backbone._pos_embed(backbone.patch_embed(images))
-        return Tokens(backbone.norm_pre(x), backbone.num_prefix_tokens), rope
+    def embed(self, images: Tensor) -> Tokens:
+        x, rope = self.module._pos_embed(self.module.patch_embed(images))
+        return self.tokens(self.module.norm_pre(x), images, rope)
 
-    def heads(
-        self,
-        attn: nn.Module,
-        x: Tensor,
-        depth: int,
-        tokens: Tokens,
-        position: Tensor | None,
-        queries: int | None = None,
+    def projected(self, attn: Any, x: Tensor, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        return split_qkv(attn, x, queries)
+
+    def placed(
+        self, i: int, qkv: tuple[Tensor, Tensor, Tensor], tokens: Tokens, queries: int | None = None
     ) -> Heads:
-        query, key, value = split_heads(attn, x, queries)
-        query, key = attn.q_norm(query), attn.k_norm(key)
-        rope = rotary(position, depth, tokens.index)
+        query, key, value = qkv
+        rope = rotary(tokens.position, i, tokens.index)
         if rope is not None:
+            half = getattr(self.blocks[i].attn, "rotate_half", False)
             if queries is None:  # else they are prefix tokens'
-                query = rotate(attn, query, rope)
+                query = rotate(query, rope, half)
             query = query.type_as(value)
-            key = rotate(attn, key, rope).type_as(value)
+            key = rotate(key, rope, half).type_as(value)
         return Heads(query, key, value)
 
-    def layer_scale(self, block: nn.Module, branch: int, x: Tensor) -> Tensor:
+    def layer_scale(self, block: Any, branch: int, x: Tensor) -> Tensor:
         return gamma_scaled(block, branch, x)
 
-    def pools_prefix(self, backbone: nn.Module) -> bool:
-        return backbone.global_pool == "map"
+    @property
+    def pools_prefix(self) -> bool:
+        return self.module.global_pool == "map"
 
 
-def split_heads(
-    attn: nn.Module, x: Tensor, queries: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def split_qkv(attn: Any, x: Tensor, queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value ``(B, H, T, D)`` of an attention whose key has no bias.
 
     Args:
         attn: the attention.
         x: ``(B, T, C)``.
-        queries: how many of the first tokens ask; ``None`` for all.
+        queries: how many of the first tokens attend; ``None`` for all.
     """
     if attn.qkv is None:
         parts = (attn.q_proj(x[:, :queries]), attn.k_proj(x), attn.v_proj(x))
@@ -73,18 +69,18 @@ def split_heads(
     if attn.q_bias is not None:
         bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
     if queries is not None:
-        return partial_heads(x, attn.qkv.weight, bias, attn.num_heads, queries)
+        return partial_qkv(x, attn.qkv.weight, bias, attn.num_heads, queries)
     query, key, value = separate(F.linear(x, attn.qkv.weight, bias), attn.num_heads)
     return query, key, value
 
 
-def rotary(rope: Tensor | None, depth: int, index: Tensor | None) -> Tensor | None:
+def rotary(rope: Tensor | None, i: int, index: Tensor | None) -> Tensor | None:
     """The rotary table of the held patches.
 
     Args:
         rope: ``(N, D)`` for all blocks, or ``(depth, H, N, D)`` with one table for each block.
-        depth: which block asks.
-        index: ``(B, M)`` original patch of each held token, or ``None`` when all are held.
+        i: index of the block.
+        index: ``(B, M)`` index of each held patch token in the grid, or ``None`` for all.
 
     Returns:
         The block's table as it is, or ``(B, 1 or H, M, D)`` gathered for each image.
@@ -92,7 +88,7 @@ def rotary(rope: Tensor | None, depth: int, index: Tensor | None) -> Tensor | No
     if rope is None:
         return None
     if rope.ndim == 4:
-        rope = rope[depth]
+        rope = rope[i]
     if index is None:
         return rope
     if rope.ndim == 2:
@@ -100,15 +96,14 @@ def rotary(rope: Tensor | None, depth: int, index: Tensor | None) -> Tensor | No
     return rope[:, index].transpose(0, 1)
 
 
-def rotate(attn: nn.Module, x: Tensor, rope: Tensor) -> Tensor:
+def rotate(x: Tensor, rope: Tensor, half: bool) -> Tensor:
     """Rotate the patch tokens of ``(B, H, P + M, D)``; prefix tokens have no place to rotate to."""
     num_prefix = x.shape[2] - rope.shape[-2]
     prefix, patches = x[:, :, :num_prefix], x[:, :, num_prefix:]
-    half = getattr(attn, "rotate_half", False)
     return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=half)], dim=2)
 
 
-def gamma_scaled(block: nn.Module, branch: int, x: Tensor) -> Tensor:
+def gamma_scaled(block: Any, branch: int, x: Tensor) -> Tensor:
     """Layer scale by the block's ``gamma_1`` or ``gamma_2``, where it has them."""
     gamma = block.gamma_1 if branch == 1 else block.gamma_2
-    return x if gamma is None else cast(Tensor, gamma) * x
+    return x if gamma is None else gamma * x

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from dynamicvit.backbones import register_adapter
-from dynamicvit.backbones.hf_common import HFAdapter
-from dynamicvit.backbones.hf_dinov2 import HFDinov2Adapter
-from dynamicvit.backbones.hf_siglip import HFSiglipAdapter
-from dynamicvit.backbones.hf_vit import HFViTAdapter
+from dynamicvit.backbones import register_backbone
+from dynamicvit.backbones.hf_base import HFBackbone, describe
+from dynamicvit.backbones.hf_dinov2 import HFDinov2Backbone
+from dynamicvit.backbones.hf_siglip import HFSiglipBackbone
+from dynamicvit.backbones.hf_vit import HFDeiTBackbone, HFViTBackbone
 from dynamicvit.errors import InputError
 
-_FAMILIES: tuple[HFAdapter, ...] = (HFViTAdapter(), HFDinov2Adapter(), HFSiglipAdapter())
+__all__ = ["classifier_from", "describe", "rebuild"]
 
-for _adapter in _FAMILIES:
-    register_adapter(_adapter)
+_FAMILIES: tuple[type[HFBackbone], ...] = (
+    HFViTBackbone,
+    HFDeiTBackbone,
+    HFDinov2Backbone,
+    HFSiglipBackbone,
+)
+
+for _family in _FAMILIES:
+    register_backbone(_family)
 
 
 def classifier_from(config: PretrainedConfig) -> PreTrainedModel:
@@ -26,9 +36,18 @@ def classifier_from(config: PretrainedConfig) -> PreTrainedModel:
     Raises:
         InputError: for a config of another model.
     """
-    classes = [kind for adapter in _FAMILIES for kind in adapter.model_classes]
+    classes = [kind for family in _FAMILIES for kind in family.model_classes]
     for kind in classes:
         if kind.config_class is type(config):
             return kind._from_config(config)
     known = ", ".join(kind.config_class.model_type for kind in classes)
     raise InputError(f"model_type {config.model_type!r} is not supported; one of {known} is")
+
+
+def rebuild(description: dict[str, Any]) -> PreTrainedModel:
+    """The model that :func:`describe` described, with fresh weights."""
+    config = dict(description["backbone_config"])
+    kind = config.pop("model_type")
+    model: Any = classifier_from(transformers.AutoConfig.for_model(kind, **config))
+    model.image_processing = dict(description["image_processing"])
+    return model

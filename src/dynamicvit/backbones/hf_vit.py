@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.models.deit.modeling_deit import (
@@ -16,56 +16,54 @@ from transformers.models.vit.modeling_vit import (
     ViTLayer,
 )
 
-from dynamicvit.backbones.hf_common import CROPPED, SQUASHED, HFAdapter
-from dynamicvit.layers.tokens import Heads, Tokens
+from dynamicvit.backbones.hf_base import CROPPED, SQUASHED, HFBackbone
+from dynamicvit.layers.tokens import Tokens
 
 
-class HFViTAdapter(HFAdapter):
-    """Pre-norm blocks, a class token, and in DeiT a distillation token that nothing reads."""
+class HFViTBackbone(HFBackbone):
+    """Pre-norm blocks and a class token."""
 
-    family = "transformers ViT and DeiT for image classification"
-    model_classes = (ViTForImageClassification, DeiTForImageClassification)
-    block_classes = (ViTLayer, DeiTLayer)
-    attention_classes = (ViTAttention, DeiTAttention)
+    family = "transformers ViT for image classification"
+    model_classes = (ViTForImageClassification,)
+    block_classes = (ViTLayer,)
+    attention_classes = (ViTAttention,)
+    processing = {**SQUASHED, "interpolation": "bilinear"}
+    num_prefix = 1
+    reads = 1
 
-    def encoder(self, backbone: nn.Module) -> Any:
-        return backbone.vit if isinstance(backbone, ViTForImageClassification) else backbone.deit
+    @property
+    def encoder(self) -> Any:
+        return self.module.vit
 
-    def blocks(self, backbone: nn.Module) -> nn.ModuleList:
-        return cast(nn.ModuleList, self.encoder(backbone).layers)
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.encoder.layers
 
-    def attention(self, block: nn.Module) -> Any:
-        return block.attention
+    def first_norm(self, block: Any) -> nn.Module:
+        return block.layernorm_before
 
-    def num_prefix_tokens(self, backbone: nn.Module) -> int:
-        return 1 if isinstance(backbone, ViTForImageClassification) else 2
-
-    def attention_inputs(
-        self,
-        block: nn.Module,
-        depth: int,
-        tokens: Tokens,
-        position: Tensor | None,
-        queries: int | None = None,
-    ) -> Heads:
-        attn: Any = block.attention
-        return self.heads(attn, block.layernorm_before(tokens.x), attn.attention_dropout, queries)
-
-    def after_attention(self, block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
+    def after_attention(self, block: Any, x: Tensor, attended: Tensor) -> Tensor:
         mixed = block.attention.o_proj(attended.transpose(1, 2).flatten(2))
         x = x + block.dropout(mixed)
         return x + block.dropout(block.mlp(block.layernorm_after(x)))
 
-    def finish(self, backbone: nn.Module, x: Tensor) -> Tensor:
-        return self.encoder(backbone).layernorm(x)
-
-    def reads(self, backbone: nn.Module) -> int:
-        return 1
+    def norm(self, x: Tensor) -> Tensor:
+        return self.encoder.layernorm(x)
 
     def pool(self, tokens: Tokens) -> Tensor:
         return tokens.x[:, 0]
 
-    def processing(self, backbone: nn.Module) -> dict[str, Any]:
-        if isinstance(backbone, ViTForImageClassification):
-            return {**SQUASHED, "interpolation": "bilinear"}
-        return {**CROPPED, "crop_mode": "squash"}
+
+class HFDeiTBackbone(HFViTBackbone):
+    """The same with a distillation token, which nothing reads."""
+
+    family = "transformers DeiT for image classification"
+    model_classes = (DeiTForImageClassification,)
+    block_classes = (DeiTLayer,)
+    attention_classes = (DeiTAttention,)
+    processing = {**CROPPED, "crop_mode": "squash"}
+    num_prefix = 2
+
+    @property
+    def encoder(self) -> Any:
+        return self.module.deit

@@ -16,7 +16,7 @@ from huggingface_hub.constants import CONFIG_NAME
 from timm.models import get_pretrained_cfg, is_model
 from torch import Tensor, nn
 
-from dynamicvit.backbones import adapter_for
+from dynamicvit.backbones import backbone_for
 from dynamicvit.checkpoints.released import (
     CROP_PCT,
     Metadata,
@@ -200,7 +200,7 @@ def set_image_size(model: nn.Module, size: int | tuple[int, int] | None) -> tupl
         return resolve_image_size(model)
     height, width = (size, size) if isinstance(size, int) else size
     backbone = backbone_of(model)
-    adapter_for(backbone).set_image_size(backbone, height, width)
+    backbone_for(backbone).set_image_size(height, width)
     return resolve_image_size(model, (height, width))
 
 
@@ -217,7 +217,7 @@ def set_drop_path(model: DynamicViT, rate: float) -> None:
         InputError: if the backbone can't drop branches.
     """
     rates = torch.linspace(0, rate, model.depth).tolist()
-    adapter_for(model.backbone).set_drop_path(model.backbone, rates)
+    model.bound.set_drop_path(rates)
 
 
 # ---------------------------------------------------------------- names

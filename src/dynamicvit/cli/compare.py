@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from torch import nn
 
-from dynamicvit.backbones import adapter_for
+from dynamicvit.backbones import backbone_for
+from dynamicvit.budgets import parse_budget
 from dynamicvit.checkpoints.loading import load_model
 from dynamicvit.cli import app
 from dynamicvit.cli.compare_tables import costs_table, results_table
@@ -39,7 +40,7 @@ from dynamicvit.cli.options import (
     Workers,
     use_threads,
 )
-from dynamicvit.costs import DENSE, meta_copy, parse_budget, schedule_macs
+from dynamicvit.costs import DENSE, meta_copy, schedule_macs
 from dynamicvit.data import ImageData, class_map_for, split
 from dynamicvit.errors import InputError, UnsupportedBackboneError
 from dynamicvit.evaluation.bench import available_cores
@@ -47,7 +48,7 @@ from dynamicvit.evaluation.compare import Entry, Experiment, Line, Row, lines_of
 from dynamicvit.evaluation.compare.plots import accuracy_over_macs, accuracy_over_throughput
 from dynamicvit.evaluation.compare.timing import BATCH_SIZES
 from dynamicvit.methods import Way, build, ways_of
-from dynamicvit.plots.visualization import save_figure
+from dynamicvit.plots import style
 from dynamicvit.training import Progress
 from dynamicvit.utils.signals import terminated_like_interrupted
 
@@ -193,7 +194,7 @@ def _mapped(
         return images.with_class_map(chosen.index)
 
     said: dict[str, None] = {}
-    num_classes = adapter_for(backbone).num_classes(backbone)
+    num_classes = backbone_for(backbone).num_classes
     evaluated, trained = sources
     result = mapped(evaluated), [mapped(source) for source in trained]
     for line in said:
@@ -289,6 +290,5 @@ def _write(output: Path, lines: Sequence[Line], console: Console) -> None:
             plot = accuracy_over_throughput(lines, size)
             plots[f"accuracy_over_throughput_batch_{size}"] = plot
     for name, plot in plots.items():
-        for kind in ("png", "pdf"):
-            save_figure(plot, output / f"{name}.{kind}")
+        style.save(plot, output / name)  # as PNG and PDF
     say(console, f"saved {output / CSV_NAME}, {', '.join(f'{name}.png' for name in plots)}")

@@ -17,7 +17,7 @@ from dynamicvit.cli.options import Output, Threads, use_threads
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.demo import experiment
 from dynamicvit.demo.experiment import Row, Size
-from dynamicvit.plots.visualization import figure, save_figure
+from dynamicvit.plots import save
 from dynamicvit.training import Progress
 
 
@@ -53,7 +53,7 @@ def demo(
         _fine_tune(model, name, size, seed, console)
         table.extend(experiment.rows(model, name, size, seed))
         if name == "DynamicViT":
-            picture = _picture(model, seed, output)
+            [picture] = save(experiment.draw_scenes(model, seed), output / "demo.png")
     console.print(_table(table, size, seed))
     for shortcoming in experiment.shortcomings(table):
         console.print(f"[yellow]falls short:[/yellow] {shortcoming}")
@@ -74,20 +74,6 @@ def _fine_tune(model: DynamicViT, name: str, size: Size, seed: int, console: Con
             )
 
         experiment.fine_tune(model, size, seed, show)
-
-
-def _picture(model: DynamicViT, seed: int, output: Path) -> Path:
-    scenes = experiment.picture_scenes(seed)
-    with torch.inference_mode():
-        result = model.forward_pruned(scenes.images)
-    shown = figure(
-        scenes.images * experiment.STD + experiment.MEAN,
-        result,
-        names=[str(digit) for digit in range(10)],
-        labels=scenes.labels.tolist(),
-        dense_logits=experiment.dense_logits(scenes.images),
-    )
-    return save_figure(shown, output / "demo.png")
 
 
 def _table(rows: list[Row], size: Size, seed: int) -> Table:

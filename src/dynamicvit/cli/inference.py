@@ -6,12 +6,11 @@ from pathlib import Path
 
 import typer
 
-from dynamicvit.budgets import tiled_keep_ratios
+from dynamicvit.budgets import keep_ratio_for, parse_budget, tiled_keep_ratios
 from dynamicvit.checkpoints.loading import load_model, set_image_size
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.prediction import PredictionModule
-from dynamicvit.costs import keep_ratio_for, parse_budget
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import ExportedModel, is_exported, load_exported
 

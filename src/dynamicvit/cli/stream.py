@@ -7,15 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from PIL import Image
 from rich.console import Console
-from torch import Tensor
 
 from dynamicvit.cli import app
 from dynamicvit.cli.console import StoppedError, check_file
@@ -37,28 +34,11 @@ from dynamicvit.cli.options import (
 )
 from dynamicvit.cli.stream_view import View, print_summary
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.data import eval_transform
 from dynamicvit.errors import InputError
-from dynamicvit.plots.visualization import class_names
 from dynamicvit.runtimes import ExportedModel
-from dynamicvit.streaming import (
-    Controller,
-    Event,
-    Feed,
-    Tally,
-    costs_of,
-    level_line,
-    levels_of,
-    line_of,
-    milliseconds,
-    open_source,
-    stream,
-)
+from dynamicvit.streaming import RATIOS, Stream, open_frames
 from dynamicvit.utils.precision import autocast_dtype
 from dynamicvit.utils.signals import stop_requests
-
-#: What a target may choose among where nothing is said.
-RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5)
 
 Write = Callable[[dict[str, Any]], None]
 
@@ -93,8 +73,11 @@ def stream_command(
             f"({', '.join(map(str, RATIOS))} if none is given)."
         ),
     ] = None,
-    queue: Annotated[int, typer.Option(help="Frames that wait; one more drops the oldest.")] = 2,
-    top: Annotated[int, typer.Option(help="Classes in each answer.")] = 1,
+    queue: Annotated[
+        int,
+        typer.Option(help="Frames that wait; one more drops the oldest.", rich_help_panel="Stream"),
+    ] = 2,
+    top: Annotated[int, typer.Option(help="Classes in each answer.", rich_help_panel="Stream")] = 1,
     lines_file: Annotated[
         str | None,
         typer.Option("--json", "-o", metavar="FILE", help="Write JSON lines; - prints them."),
@@ -116,7 +99,7 @@ def stream_command(
         check_file("--json", lines_file)
     use_threads(threads)
     _check_choice(model_names, released, checkpoint, keep_ratio, target)
-    source = open_source(source_name, fps)
+    source = open_frames(source_name, fps)
     models, size = _load(
         model_names or [chosen_model(None, released)],
         checkpoint=checkpoint,
@@ -124,54 +107,36 @@ def stream_command(
         precision=precision,
         pretrained=not no_pretrained,
     )
-    first = models[0][1]
-    if target is not None and not keep_ratio and len(models) == 1 and isinstance(first, DynamicViT):
-        keep_ratio = list(RATIOS)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for _, model in models:
-        model.to(device)
-    levels = levels_of(models, keep_ratio or (), device=device, precision=autocast_dtype(precision))
+    console = Console(stderr=lines_file == "-")
     with stop_requests() as request:
-        feed = Feed(
+        stream = Stream(
             source,
-            _preparation(first, size, crop_pct),
+            models,
             fps=fps,
-            places=queue,
+            target_latency=target,
+            keep_ratios=keep_ratio or (),
+            queue=queue,
+            top=top,
+            precision=autocast_dtype(precision),
+            image_size=size,
+            crop_pct=crop_pct,
             stopped=lambda: bool(request.signum),
         )
-        costs = costs_of(levels, torch.zeros(1, first.in_chans, *size))
-        controller = None
-        if target is not None:
-            controller = Controller(costs, target, period=feed.period, places=queue)
-        events = stream(feed, levels, class_names(first), top=top, controller=controller)
-        console, tally = Console(stderr=lines_file == "-"), Tally(target)
-        settings = {
-            "source": source_name,
-            "fps": feed.period and round(1 / feed.period, 3),
-            "target_ms": milliseconds(target),
-            "image_size": size,
-            "precision": precision,
-            "device": device,
-            "threads": torch.get_num_threads(),
-            "levels": [
-                {**level_line(level), "computing_ms": milliseconds(cost)}
-                for level, cost in zip(levels, costs, strict=True)
-            ],
-        }
         with _writer(lines_file) as write:
+            settings = {**stream.settings, "source": source_name, "precision": precision}
             write({"event": "start", **settings})
-            problem = _run(feed, events, tally, write, console)
+            problem = _run(stream, write, console)
             ended = "broken" if problem else "interrupted" if request.signum else "complete"
-            summary = tally.summary(feed.dropped)
+            summary = stream.summary()
             write({"event": "end", "ended": ended, **summary})
     print_summary(console, source_name, summary)
     if problem is not None:
         raise problem
     if request.signum:
-        raise StoppedError(f"stopped after {tally.frames} frames", request.signum)
-    if not tally.frames + tally.unreadable:
+        raise StoppedError(f"stopped after {summary['frames']} frames", request.signum)
+    if not summary["frames"] + summary["unreadable"]:
         raise InputError(f"{source_name} holds no frames")
-    if tally.unreadable:
+    if summary["unreadable"]:
         raise typer.Exit(2)
 
 
@@ -207,48 +172,36 @@ def _check_choice(
 
 def _load(
     names: list[str], *, image_size: tuple[int, int] | None, **options: Any
-) -> tuple[list[tuple[str, DynamicViT | ExportedModel]], tuple[int, int]]:
+) -> tuple[dict[str, DynamicViT | ExportedModel], tuple[int, int]]:
     """The models by name, and the height and width of the images that all of them take.
 
     Raises:
         InputError: if they take different ones, or one can't be loaded.
     """
-    models, sizes = [], []
+    models, sizes = {}, []
     for name in names:
-        model, size = load_for_inference(name, image_size=image_size, **options)
+        models[name], size = load_for_inference(name, image_size=image_size, **options)
         if sizes and size != sizes[0]:
             raise InputError(
                 f"{names[0]} and {name} can't take turns: images of {sizes[0][0]}x{sizes[0][1]} "
                 f"and {size[0]}x{size[1]} pixels"
             )
-        say_if_untrained(name, model)
-        models.append((name, model))
+        say_if_untrained(name, models[name])
         sizes.append(size)
     return models, sizes[0]
-
-
-def _preparation(
-    model: DynamicViT | ExportedModel, size: tuple[int, int], crop_pct: float | None
-) -> Callable[[Image.Image], Tensor]:
-    """From a frame to ``(1, channels, height, width)``."""
-    transform = eval_transform(model, size, crop_pct)
-    mode = "L" if model.in_chans == 1 else "RGB"
-    return lambda frame: transform(frame.convert(mode))[None]
 
 
 # ---------------------------------------------------------------- running
 
 
-def _run(
-    feed: Feed, events: Iterator[Event], tally: Tally, write: Write, console: Console
-) -> Exception | None:
-    """Count, write and show all events; gives what went wrong, if so, after what came before."""
+def _run(stream: Stream, write: Write, console: Console) -> Exception | None:
+    """Write and show all events; returns what went wrong, if so, after what came before."""
     try:
-        with View(console, tally) as view, feed:
+        # Closed even where an event can't be written: the thread that reads must end.
+        with View(console, stream.tally) as view, closing(iter(stream)) as events:
             for event in events:
-                tally.add(event)
-                write(line_of(event))
-                view.show(event, feed.dropped)
+                write(event.as_dict())
+                view.show(event, stream.dropped)
     except StoppedError:
         raise
     except Exception as error:
@@ -274,5 +227,5 @@ def _print_line(found: dict[str, Any]) -> None:
     except BrokenPipeError:  # as of `| head`
         # Python would try again to write what is left when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        message = "stopped, for nobody reads the lines any more"
+        message = "stopped: standard output was closed"
         raise StoppedError(message, getattr(signal, "SIGPIPE", signal.SIGTERM)) from None

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dynamicvit.cli.console import LineNowAndThen, say
-from dynamicvit.streaming import Answer, Change, Event, Missed, Tally, Unreadable
+from dynamicvit.streaming import Answer, Change, Event, Missed, Tally, UnreadableFrame
 
 #: Between two pictures of the numbers, in seconds.
 _REFRESH = 0.25
@@ -52,7 +52,7 @@ class View:
 
         Args:
             event: what has happened.
-            dropped: frames lost so far.
+            dropped: frames dropped so far.
         """
         if isinstance(event, Change):
             say(
@@ -66,7 +66,7 @@ class View:
                 f"frame {event.index}: not even {event.level} holds the target; "
                 f"{_nine_of_ten(event.measured, event.target)}",
             )
-        elif isinstance(event, Unreadable) and self._tally.unreadable <= _NAMED:
+        elif isinstance(event, UnreadableFrame) and self._tally.unreadable <= _NAMED:
             say(Console(stderr=True), f"dynamicvit: {event.problem}")
         elif isinstance(event, Answer):
             self._now_and_then(event, dropped)

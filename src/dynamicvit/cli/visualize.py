@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from timm.data.readers.img_extensions import get_img_extensions, is_img_extension
 
 from dynamicvit.cli import app
 from dynamicvit.cli.console import check_folder
@@ -27,18 +26,13 @@ from dynamicvit.cli.options import (
     chosen_model,
     parse_image_size,
 )
-from dynamicvit.core.classifier import PrunedClassifier
-from dynamicvit.core.model import DynamicViT, PrunedOutput
-from dynamicvit.data import eval_transform, read_upright
+from dynamicvit.core.outputs import PrunedOutput
+from dynamicvit.data import read_image, top_classes
+from dynamicvit.data.decoding import image_files
 from dynamicvit.errors import InputError
-from dynamicvit.plots.visualization import (
-    class_names,
-    denormalise,
-    figure,
-    merges,
-    save_figure,
-    top_classes,
-)
+from dynamicvit.plots.page import merges
+from dynamicvit.plots.visualization import Visualization
+from dynamicvit.plots.visualization import visualize as draw
 
 _OWN_PICTURE = re.compile(r"_dynamicvit(-\d+)?\.png$")
 
@@ -71,89 +65,66 @@ def visualize(
         image_size=size,
         pretrained=not no_pretrained,
     )
-    transform = eval_transform(model, size, crop_pct)
-    names = class_names(model)
     failed = 0
     for source, target in zip(sources, _targets(sources, output), strict=True):
         try:
-            image = read_upright(source, "L" if model.in_chans == 1 else "RGB")
+            image = read_image(source)
         except InputError as error:
             failed += 1
             typer.echo(f"dynamicvit: {error}", err=True)
             continue
-        _draw(model, transform(image)[None], names, source, target)
+        found = draw(model, image, target, image_size=size, crop_pct=crop_pct)
+        typer.echo(f"{source} -> {target}")
+        _print(found)
     if failed < len(sources):
         say_if_untrained(model_name, model)
     if failed:
         raise typer.Exit(2)
 
 
-@torch.inference_mode()
-def _draw(
-    model: PrunedClassifier, batch: torch.Tensor, names: Sequence[str], source: Path, target: Path
-) -> None:
-    """Draw one image, ``(1, C, H, W)`` normalized, and print what the model says."""
-    pruned = model.forward_pruned(batch)
-    # An exported file has no dense network.
-    dense_logits = model.forward_dense(batch).logits if isinstance(model, DynamicViT) else None
-    picture = figure(
-        denormalise(batch, model), pruned, names=names or None, dense_logits=dense_logits
-    )
-    save_figure(picture, target)
-    typer.echo(f"{source} -> {target}")
-    typer.echo(f"  {_kept(pruned)}")
-    if not names:  # a backbone without a classifier
+def _print(found: Visualization) -> None:
+    """Print how much was kept of one image, and its classes by name."""
+    typer.echo(f"  {_kept(found.output)}")
+    if not found.names:  # a backbone without a classifier
         return
-    for guess in top_classes(pruned.logits[0], names):
+    for guess in top_classes(found.output.logits[0], found.names):
         typer.echo(f"  {guess.probability:6.1%}  {guess.name}")
-    if dense_logits is None:
-        return
-    [dense] = top_classes(dense_logits[0], names, k=1)
-    typer.echo(f"  dense: {dense.name} ({dense.probability:.1%})")
+    if found.dense_logits is not None:
+        [dense] = top_classes(found.dense_logits[0], found.names, k=1)
+        typer.echo(f"  dense: {dense.name} ({dense.probability:.1%})")
 
 
 def _kept(pruned: PrunedOutput) -> str:
-    patches = pruned.grid[0] * pruned.grid[1]
-    kept = [int(survived.sum()) for survived in pruned.kept]
+    patches = math.prod(pruned.grid)
+    kept = [int(each.sum()) for each in pruned.kept]
     if not kept:
         return f"all {patches} patches kept: the model has no stages"
     shares = ", ".join(f"{share / patches:.0%}" for share in kept)
     said = f"kept {', '.join(map(str, kept))} of {patches} patches ({shares})"
     if not any(merges(pruned, stage) for stage in range(len(kept))):
         return said
-    return f"{said}; each of the others looks like the kept one that it is part of, but paler"
+    return f"{said}; merged patches are paler copies of the kept patch that they are part of"
 
 
 # ---------------------------------------------------------------- images in, pictures out
 
 
 def _find_images(given: Iterable[Path]) -> list[Path]:
-    """The files given and those inside the folders given, each once.
+    """The files given and those inside the folders given, each once; not this command's pictures.
 
     Raises:
         InputError: for a folder without images.
     """
     found: dict[Path, Path] = {}
     for path in given:
-        inside = _images_in(path) if path.is_dir() else [path]
-        if not inside:
-            kinds = ", ".join(get_img_extensions())
-            raise InputError(f"{path} holds no images ({kinds})")
+        inside = [path]
+        if path.is_dir():
+            inside = [file for file in image_files(path) if not _OWN_PICTURE.search(file.name)]
+            if not inside:
+                raise InputError(f"{path} holds no images but this command's own pictures")
         for file in inside:
             found.setdefault(file.resolve(), file)
     return list(found.values())
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """The images below a folder, without this command's own pictures."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if is_img_extension(path.suffix.lower())
-        and not path.name.startswith(".")
-        and not _OWN_PICTURE.search(path.name)
-        and path.is_file()
-    )
 
 
 def _targets(sources: Sequence[Path], folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from dynamicvit.core.model import PrunedOutput
+from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.core.schedule import Schedule
 
 

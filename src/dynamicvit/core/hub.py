@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from dynamicvit.backbones import adapter_for, adapter_from
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
@@ -135,8 +135,7 @@ class HubMixin(
         weights_file = _fetch(model_id, SAFETENSORS_SINGLE_FILE, download)
         config = _read_config(config_file)
         try:
-            adapter = adapter_from(config.get("backbone_source", "timm"))
-            backbone = adapter.rebuild(config)
+            backbone = _library(config.get("backbone_source", "timm")).rebuild(config)
             model = cls(backbone, _schedule_in(config))
         except Exception as error:  # whatever the backbone's library says to what it does not know
             reason = first_line(error)
@@ -161,13 +160,27 @@ def _config_of(model: Any) -> dict[str, Any]:
                 f"a {type(predictor).__name__} in place of a PredictionModule can't be described "
                 f"in {CONFIG_NAME}; save the state_dict instead"
             )
-    adapter = adapter_for(model.backbone)
+    source = model.bound.source
     return {
-        **adapter.describe(model.backbone),
+        **_library(source).describe(model.backbone),
         "format_version": FORMAT_VERSION,
-        "backbone_source": adapter.source,
+        "backbone_source": source,
         "schedule": dataclasses.asdict(model.schedule),
     }
+
+
+#: Modules that describe and rebuild the networks of a library.
+_LIBRARIES = {"timm": "dynamicvit.backbones.timm_config", "transformers": "dynamicvit.backbones.hf"}
+
+
+def _library(source: str) -> Any:
+    if source not in _LIBRARIES:
+        known = ", ".join(_LIBRARIES)
+        raise InputError(
+            f"a backbone from {source!r} can't be described in {CONFIG_NAME} (those from {known} "
+            f"can); save the state_dict instead"
+        )
+    return import_module(_LIBRARIES[source])
 
 
 # ---------------------------------------------------------------- reading

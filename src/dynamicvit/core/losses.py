@@ -11,7 +11,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
 from dynamicvit.core.distillation import Distillation, distillation_loss, divergence
-from dynamicvit.core.model import DenseOutput, MaskedOutput
+from dynamicvit.core.outputs import DenseOutput, MaskedOutput
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens
 
@@ -110,7 +110,7 @@ def dynamicvit_loss(
     if weights.guidance:
         importance = _needed(teacher, "teacher", "guidance").importance
         importance = _needed(importance, "teacher.importance", "guidance")
-        guidance = guidance_loss(output.log_odds, importance, output.places)
+        guidance = guidance_loss(output.keep_scores, importance, output.places)
     total = (
         weights.classification * classification
         + weights.distillation * distilled
@@ -209,7 +209,7 @@ def ratio_loss(decisions: tuple[Tensor, ...], keep_ratios: tuple[float, ...]) ->
 
 
 def guidance_loss(
-    log_odds: tuple[Tensor, ...],
+    keep_scores: tuple[Tensor, ...],
     importance: tuple[Tensor, ...],
     places: tuple[Tensor | None, ...] = (),
 ) -> Tensor:
@@ -221,7 +221,7 @@ def guidance_loss(
     in the paper.
 
     Args:
-        log_odds: for each stage ``(B, N)``, ``-inf`` where a token was gone before the stage.
+        keep_scores: for each stage ``(B, N)`` log-odds, ``-inf`` where a token was dropped before.
         importance: for each stage ``(B, N)``, not negative; of
             :func:`~dynamicvit.core.teacher.weigh_patches`. An image whose patches were not weighed
             (zero throughout) counts as zero in the mean.
@@ -230,8 +230,8 @@ def guidance_loss(
             where each patch is a token, and nothing where that is so for all.
     """
     parts = []
-    places = places or (None,) * len(log_odds)
-    for odds, weight, place in zip(log_odds, importance, places, strict=True):
+    places = places or (None,) * len(keep_scores)
+    for odds, weight, place in zip(keep_scores, importance, places, strict=True):
         entered = odds > float("-inf")
         target = weight.float()
         if place is not None:

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynamicvit.core.decisions import flat_rows, groups_of, regroup
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.layers.tokens import Tokens, flat_rows, regroup
 
 #: Power of the unlikeness in what a token is worth; 1 and 2 were tried (docs/results.md).
 UNLIKENESS_POWER = 2.0
@@ -45,7 +44,7 @@ def likeness(tokens: Tokens) -> Tensor:
         return direction @ direction.transpose(1, 2)
 
 
-def discounted(odds: Tensor, alike: Tensor, alive: Tensor | None = None) -> Tensor:
+def discounted(keep_scores: Tensor, alike: Tensor, kept: Tensor | None = None) -> Tensor:
     """What tokens are worth where those that leave merge.
 
     Merging a token moves it to the one that it becomes part of: its worth is the odds of keeping it
@@ -53,62 +52,61 @@ def discounted(odds: Tensor, alike: Tensor, alive: Tensor | None = None) -> Tens
     tokens with equal odds the first one is taken for the better, wherever they are computed.
 
     Args:
-        odds: ``(B, M)`` log-odds of keeping each token, where those that leave are gone.
+        keep_scores: ``(B, M)`` log-odds, as if dropped tokens were removed.
         alike: of :func:`likeness`.
-        alive: ``(B, M)`` bool, which tokens there are; by default all.
+        kept: ``(B, M)`` bool, which tokens there are; by default all.
 
     Returns:
         ``(B, M)`` log-odds.
     """
-    ahead = odds[:, None, :] - odds[:, :, None]
-    here = torch.arange(odds.shape[1], device=odds.device)
+    ahead = keep_scores[:, None, :] - keep_scores[:, :, None]
+    here = torch.arange(keep_scores.shape[1], device=keep_scores.device)
     better = (ahead > LEAST_ODDS) | ((ahead > -LEAST_ODDS) & (here < here[:, None]))
-    if alive is not None:
-        better = better & alive[:, None, :]
+    if kept is not None:
+        better = better & kept[:, None, :]
     nearest = alike.masked_fill(~better, -1.0).amax(dim=-1)
-    return odds + UNLIKENESS_POWER * (1.0 - nearest).clamp(min=LEAST_UNLIKENESS).log()
+    return keep_scores + UNLIKENESS_POWER * (1.0 - nearest).clamp(min=LEAST_UNLIKENESS).log()
 
 
-def most_alike(alike: Tensor, stays: Tensor) -> Tensor:
-    """``(B, M)``: position of the token that stays and is most like each.
+def most_alike(alike: Tensor, kept: Tensor) -> Tensor:
+    """``(B, M)``: position of the kept token that is most like each.
 
     Args:
         alike: of :func:`likeness`.
-        stays: ``(B, M)`` bool. Where none stays, the position means nothing.
+        kept: ``(B, M)`` bool. Where none is kept, the position means nothing.
     """
-    return alike.masked_fill(~stays[:, None, :], float("-inf")).argmax(dim=-1)
+    return alike.masked_fill(~kept[:, None, :], float("-inf")).argmax(dim=-1)
 
 
-def join(tokens: Tokens, gone: Tensor, into: Tensor, num_patches: int) -> Tokens:
+def join(tokens: Tokens, dropped: Tensor, into: Tensor) -> Tokens:
     """The tokens after some have become part of others; all are still held.
 
     A token becomes the mean of its patches, and counts for as many. What tokens become is
-    differentiable in the tokens and in ``removed``; how many patches they count for has no gradient.
+    differentiable in the tokens and in ``dropped``; how many patches they count for has no gradient.
 
     Args:
         tokens: M patch tokens.
-        gone: ``(B, M)``, 1 for a token that becomes part of another, which is not gone; else 0.
-        into: ``(B, M)`` positions of those others; those of tokens that stay mean nothing.
-        num_patches: N, the number of patches of the image.
+        dropped: ``(B, M)``, 1 for a token that becomes part of another, which is kept; else 0.
+        into: ``(B, M)`` positions of those others; those of kept tokens mean nothing.
 
     Returns:
-        Tokens in which the gone ones are as they were, and no patch's.
+        Tokens in which the dropped ones are as they were, and no patch's.
     """
     patches = tokens.patches
-    size = torch.ones_like(gone) if tokens.size is None else tokens.size
-    moved = gone * size
+    size = torch.ones_like(dropped) if tokens.size is None else tokens.size
+    moved = dropped * size
     total = size.scatter_add(1, into, moved)
     # Sums of many shares need more than half precision. They are 1 together, and exactly 1 for a
     # token that stays alone: it is not rounded at every stage.
     own, theirs = size / total, moved / total.gather(1, into)
     joined = _added(patches * own[..., None], into, patches * theirs[..., None]).to(patches.dtype)
     here = torch.arange(into.shape[1], device=into.device).expand_as(into)
-    now = torch.where(gone > 0.5, into, here)
+    now = torch.where(dropped > 0.5, into, here)
     return replace(
         tokens,
         x=torch.cat([tokens.x[:, : tokens.num_prefix], joined], dim=1),
         size=total.detach(),
-        groups=regroup(groups_of(tokens, num_patches), now),
+        groups=regroup(tokens.membership(), now),
         heads=None,
     )
 

@@ -1,7 +1,7 @@
-"""Reductions: what a stage does with the tokens that come to it, in either path.
+"""Methods: what a stage does with the tokens that come to it, in either path.
 
-DynamicViT's is :class:`Scored`: a module says how much each patch token is worth, and the best stay
-(Section 3.2 and 3.4). What the paper is compared with are others (:mod:`dynamicvit.methods`).
+DynamicViT's chooses by a learned module (:mod:`dynamicvit.core.prediction`); the others are in
+:mod:`dynamicvit.methods`.
 """
 
 from __future__ import annotations
@@ -13,33 +13,27 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dynamicvit.backbones.layer_macs import linear_macs
-from dynamicvit.core.decisions import (
-    Sampler,
-    gather_alive,
-    gather_patches,
-    log_odds,
-    log_probs_of,
-    places_of,
-    to_image,
-    top_k,
-    unmask,
-)
+from dynamicvit.core.decisions import Sampler, gumbel_sampler
 from dynamicvit.core.merging import discounted, join, likeness, most_alike
-from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Policy
 from dynamicvit.errors import InputError
-from dynamicvit.layers.plain import is_unhooked
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.layers.tokens import Tokens, top_k
 
 Masking = Literal["full", "lagged", "compact", "zeroed"]
+"""When a dropped token leaves memory in the masked path.
 
-#: Where the decisions pass no gradient on. Tokens that have left have none to give; zeros have one,
+``"full"``: never, as in the paper. ``"lagged"``: one stage after the one that dropped it, from
+which on nothing can bring it back. ``"compact"``: at once, as in the pruned path. Outputs are the
+same, training is faster. "lagged" keeps the gradients too with a sampler in which dropped tokens
+don't compete (:func:`~dynamicvit.core.decisions.gumbel_top_k_sampler`); "compact" cuts the
+decisions' gradient: prediction modules then learn from the guidance loss only. ``"zeroed"`` is what
+the paper compares with: dropped tokens stay and are seen, only their features are set to zero; the
+masked path then differs from the pruned one.
+"""
+
+#: Where decisions pass no gradient on. Tokens that have left have none to give; zeros have one,
 #: but the norm of a token of zeros multiplies it by 1/√ε in each block that it enters.
 NO_GRADIENT: tuple[Masking, ...] = ("compact", "zeroed")
-
-Grid = tuple[int, int]
-"""Rows and columns of the image's N patches."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +41,13 @@ class Draw:
     """How the masked path comes to its decisions at a stage.
 
     Attributes:
-        sampler: draws them from the keep probabilities.
-        leave: when a dropped token leaves memory.
+        sampler: draws them from the keep scores.
+        masking: when a dropped token leaves memory.
         given: ``(B, N)``, 0 or 1, in place of a draw; or ``None``.
     """
 
-    sampler: Sampler
-    masking: Masking
+    sampler: Sampler = gumbel_sampler
+    masking: Masking = "full"
     given: Tensor | None = None
 
 
@@ -63,39 +57,26 @@ class Masked(NamedTuple):
     Attributes:
         tokens: those that go on, under their decision.
         decision: ``(B, N)``, 1 where a patch is still kept, 0 where it is not.
-        log_odds: ``(B, N)`` of keeping each patch that entered, ``-inf`` for the others; ``None``
-            where nothing was scored.
+        keep_scores: ``(B, N)`` log-odds of keeping each patch that entered, ``-inf`` for the
+            others; ``None`` where nothing was scored.
         places: ``(B, N)``, the place of the token that each patch was part of when it entered;
             ``None`` where every token was one patch.
     """
 
     tokens: Tokens
     decision: Tensor
-    log_odds: Tensor | None
+    keep_scores: Tensor | None
     places: Tensor | None = None
 
 
-class Crowd(NamedTuple):
-    """The tokens that enter a stage, as far as MACs depend on them.
+class Method(nn.Module, ABC):
+    """What happens to the tokens at a stage; a module for each stage, with weights or without.
 
-    Attributes:
-        num_patches: M.
-        num_prefix: P.
-        width: C.
-        num_heads: of the attention in the block before; 0 where nobody looks back at it.
-        head_width: D, likewise.
+    A method of one's own derives from :class:`Choice` or :class:`Combination`.
     """
 
-    num_patches: int
-    num_prefix: int
-    width: int
-    num_heads: int = 0
-    head_width: int = 0
-
-
-class Reduction(ABC):
-    """What a stage does with the tokens that come to it."""
-
+    #: Whether it means anything before it is trained.
+    untrained: ClassVar[bool] = False
     #: Whether it looks at what the attention of the block before worked on (``Tokens.heads``).
     looks_back: ClassVar[bool] = False
     #: Whether the first token must be a class token.
@@ -104,13 +85,15 @@ class Reduction(ABC):
     adds: int = 0
 
     @abstractmethod
-    def prune(self, tokens: Tokens, budget: int, grid: Grid) -> tuple[Tokens, Tensor | None]:
+    def prune(
+        self, tokens: Tokens, count: int, policy: Policy = "removed"
+    ) -> tuple[Tokens, Tensor | None]:
         """The pruned path: fewer tokens.
 
         Args:
             tokens: those that come to the stage, without decision.
-            budget: how many patch tokens should go on.
-            grid: rows and columns of the image's patches.
+            count: how many patch tokens should go on.
+            policy: what becomes of dropped tokens.
 
         Returns:
             The tokens that go on; and ``(B, M)`` log-odds of keeping those that came, ``None``
@@ -118,119 +101,96 @@ class Reduction(ABC):
         """
 
     @abstractmethod
-    def prune_to(self, tokens: Tokens, position: Tensor, grid: Grid) -> Tokens:
+    def prune_to(self, tokens: Tokens, position: Tensor, policy: Policy = "removed") -> Tokens:
         """The pruned path under a decision that was made elsewhere.
 
         Args:
             tokens: M patch tokens.
-            position: ``(B, K)`` of those that stay, ascending.
-            grid: rows and columns of the image's patches.
+            position: ``(B, K)`` of the kept ones, ascending.
+            policy: what becomes of dropped tokens.
 
         Raises:
-            InputError: if this way does not choose tokens.
+            InputError: if this method does not choose tokens.
         """
 
     @abstractmethod
-    def mask(self, tokens: Tokens, budget: int, grid: Grid, draw: Draw) -> Masked:
+    def mask(self, tokens: Tokens, count: int, policy: Policy, draw: Draw) -> Masked:
         """The masked path: the same for the same decisions, differentiable in them.
 
         Args:
             tokens: those that come to the stage, under their decision.
-            budget: how many patch tokens should go on.
-            grid: rows and columns of the image's patches.
+            count: how many patch tokens should go on.
+            policy: what becomes of dropped tokens.
             draw: how decisions are made.
         """
 
-    def macs(self, crowd: Crowd) -> int:
-        """MACs of one image at this stage, in closed form."""
-        del crowd
-        return 0
 
+class Choice(Method):
+    """Some tokens are kept; the others are removed, merged, or leave a summary behind.
 
-class Choice(Reduction):
-    """Some tokens stay; the others are gone, leave a summary behind, or merge into those that stay.
-
-    The law holds for each of them: for the same decisions both paths go on with the same tokens.
+    For the same decisions both paths go on with the same tokens.
     """
 
-    #: Whether each token that leaves becomes part of the one that is most like it among those that
-    #: stay (:mod:`~dynamicvit.core.merging`). What a token is worth then depends on that likeness too.
-    merges: bool = False
-
     @abstractmethod
-    def log_probs(self, tokens: Tokens, grid: Grid) -> Tensor:
-        """``(B, M, 2)``: log-probabilities of keeping and of dropping each patch token."""
+    def keep_scores(self, tokens: Tokens) -> Tensor:
+        """``(B, M)``: log-odds of keeping each patch token; their order says who is kept."""
 
-    def rest(self, tokens: Tokens, gone: Tensor, log_probs: Tensor | None) -> Tensor | None:
-        """What those that leave at this stage leave behind.
+    def summary(self, tokens: Tokens, dropped: Tensor, keep_scores: Tensor | None) -> Tensor | None:
+        """What those that are dropped at this stage leave behind.
 
         Args:
             tokens: those that came to the stage.
-            gone: ``(B, M)``, 1 for a token that leaves here; differentiable.
-            log_probs: of :meth:`log_probs` for these tokens, where they were asked for.
+            dropped: ``(B, M)``, 1 for a token that is dropped here; differentiable.
+            keep_scores: of these tokens, where they were asked for.
 
         Returns:
             ``(B, adds, C)`` further prefix tokens, or ``None`` for nothing.
         """
-        del tokens, gone, log_probs
+        del tokens, dropped, keep_scores
         return None
 
-    def odds(self, tokens: Tokens, grid: Grid) -> Tensor:
-        """``(B, M)``: log-odds of keeping each patch token, whose order says who stays."""
-        return log_odds(self.log_probs(tokens, grid))
-
-    def prune(self, tokens: Tokens, budget: int, grid: Grid) -> tuple[Tokens, Tensor | None]:
-        # Only a summary of those that leave may ask for more than the order.
-        log_probs = self.log_probs(tokens, grid) if self.adds else None
-        odds = self.odds(tokens, grid) if log_probs is None else log_odds(log_probs)
-        alike = self._alike(tokens)
+    def prune(
+        self, tokens: Tokens, count: int, policy: Policy = "removed"
+    ) -> tuple[Tokens, Tensor | None]:
+        """The k best by keep score go on (Section 3.4)."""
+        scores = own = self.keep_scores(tokens)
+        alike = _alike(tokens, policy)
         if alike is not None:
-            odds = discounted(odds, alike)
-        if budget >= tokens.num_patches and not self.adds:
-            return tokens, odds
-        position = top_k(odds, min(budget, tokens.num_patches))
-        return self._keep(tokens, position, grid, log_probs, alike), odds
+            scores = discounted(scores, alike)
+        if count >= tokens.num_patches and not self.adds:
+            return tokens, scores
+        position = top_k(scores, min(count, tokens.num_patches))
+        return self._kept(tokens, position, own, alike), scores
 
-    def prune_to(self, tokens: Tokens, position: Tensor, grid: Grid) -> Tokens:
-        alike = self._alike(tokens)
-        return self._keep(tokens, position, grid, None, alike)
+    def prune_to(self, tokens: Tokens, position: Tensor, policy: Policy = "removed") -> Tokens:
+        """Those at the given positions go on."""
+        return self._kept(tokens, position, None, _alike(tokens, policy))
 
-    def _alike(self, tokens: Tokens) -> Tensor | None:
-        """How like each other tokens are, where there are any and that matters."""
-        return likeness(tokens) if self.merges and tokens.num_patches else None
-
-    def _keep(
-        self,
-        tokens: Tokens,
-        position: Tensor,
-        grid: Grid,
-        log_probs: Tensor | None,
-        alike: Tensor | None,
+    def _kept(
+        self, tokens: Tokens, position: Tensor, keep_scores: Tensor | None, alike: Tensor | None
     ) -> Tokens:
         if not self.adds and alike is None:
-            return gather_patches(tokens, position)
-        gone = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
-        gone = gone.scatter(1, position, 0.0)
-        left = tokens
+            return tokens.keep(position)
+        dropped = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
+        dropped = dropped.scatter(1, position, 0.0)
+        joined = tokens
         if alike is not None:
-            left = join(tokens, gone, most_alike(alike, gone < 0.5), grid[0] * grid[1])
-        return _with_rest(gather_patches(left, position), self.rest(tokens, gone, log_probs))
+            joined = join(tokens, dropped, most_alike(alike, dropped < 0.5))
+        return _with_summary(joined.keep(position), self.summary(tokens, dropped, keep_scores))
 
-    def mask(self, tokens: Tokens, budget: int, grid: Grid, draw: Draw) -> Masked:
+    def mask(self, tokens: Tokens, count: int, policy: Policy, draw: Draw) -> Masked:
+        """Dropped tokens are hidden from attention (Section 3.4), which keeps shapes fixed."""
         before = tokens.decision
         if before is None:
             before = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
-        num_patches, log_probs, odds = grid[0] * grid[1], None, None
-        alike = self._alike(tokens)
+        alike, own, reported = _alike(tokens, policy), None, None
         if draw.given is None:
-            alive = before.detach() > 0.5
-            log_probs = self.log_probs(tokens, grid)
-            odds = log_odds(log_probs).masked_fill(~alive, float("-inf"))
-            odds = to_image(odds, tokens.index, num_patches, fill=float("-inf"))
-            worth = log_probs
+            kept = before.detach() > 0.5
+            scores = own = self.keep_scores(tokens)
+            reported = tokens.to_grid(own.masked_fill(~kept, float("-inf")), fill=float("-inf"))
             if alike is not None:
-                worth = log_probs_of(discounted(log_odds(log_probs), alike, alive))
-            drawn = draw.sampler(worth, before, budget)
+                scores = discounted(own, alike, kept)
+            drawn = draw.sampler(scores, before, count)
         else:
             drawn = draw.given.to(before.dtype)
             # Without the rounding error, which the pruned path does not see; gradients stay.
@@ -239,49 +199,30 @@ class Choice(Reduction):
         decision = drawn * before
         if draw.masking in NO_GRADIENT:
             decision = decision.detach()
-        left = replace(tokens, decision=decision)
+        after = replace(tokens, decision=decision)
         if alike is not None:
-            into = most_alike(alike, decision > 0.5)
-            left = join(left, before - decision, into, num_patches)
+            after = join(after, before - decision, most_alike(alike, decision > 0.5))
         if draw.masking == "lagged":
-            left = gather_alive(left, before)
+            after = after.compact(before)
         elif draw.masking == "compact":
-            left = unmask(gather_alive(left, decision))
-        left = _with_rest(left, self.rest(tokens, before - decision, log_probs))
-        decision = to_image(decision, tokens.index, num_patches)
-        return Masked(left, decision, odds, places_of(tokens))
+            after = after.compact(decision).unmasked()
+        after = _with_summary(after, self.summary(tokens, before - decision, own))
+        return Masked(after, tokens.to_grid(decision), reported, tokens.places())
 
 
-class Scored(Choice):
-    """DynamicViT's: a module scores the tokens, of each image the best stay.
+class GivenDecisions(Choice):
+    """Has no opinion: for decisions that are made elsewhere."""
 
-    Args:
-        module: called like :class:`~dynamicvit.core.prediction.PredictionModule`.
-        merges: see :class:`Choice`.
-    """
+    def keep_scores(self, tokens: Tokens) -> Tensor:
+        """None.
 
-    def __init__(self, module: nn.Module, merges: bool = False) -> None:
-        self.module = module
-        self.merges = merges
-
-    def log_probs(self, tokens: Tokens, grid: Grid) -> Tensor:
-        """What the module says."""
-        del grid
-        return self.module(tokens.patches, tokens.decision)
-
-    def odds(self, tokens: Tokens, grid: Grid) -> Tensor:
-        """What the module says; of the paper's without the softmax, which changes no order."""
-        if type(self.module) is PredictionModule and is_unhooked(self.module):
-            return self.module.odds(tokens.patches, tokens.decision)
-        return super().odds(tokens, grid)
-
-    def macs(self, crowd: Crowd) -> int:
-        """Of the module, and of comparing each patch token with each."""
-        compared = self.merges * crowd.width * crowd.num_patches**2
-        return module_macs(self.module, crowd.num_patches) + compared
+        Raises:
+            InputError: always.
+        """
+        raise InputError("this model scores no tokens: give it decisions")
 
 
-class Combination(Reduction):
+class Combination(Method):
     """Several tokens become one, by a rule that is the same in training and at inference.
 
     There are no decisions: what is reported in their place is which patches give the tokens that
@@ -289,49 +230,48 @@ class Combination(Reduction):
     """
 
     @abstractmethod
-    def combine(self, tokens: Tokens, budget: int, grid: Grid) -> Tokens:
-        """Fewer tokens; arguments as of :meth:`Reduction.prune`."""
+    def combine(self, tokens: Tokens, count: int) -> Tokens:
+        """Fewer tokens.
 
-    def prune(self, tokens: Tokens, budget: int, grid: Grid) -> tuple[Tokens, Tensor | None]:
-        return self.combine(tokens, budget, grid), None
+        Args:
+            tokens: those that come to the stage.
+            count: how many patch tokens should go on.
+        """
 
-    def prune_to(self, tokens: Tokens, position: Tensor, grid: Grid) -> Tokens:
+    def prune(
+        self, tokens: Tokens, count: int, policy: Policy = "removed"
+    ) -> tuple[Tokens, Tensor | None]:
+        """The combined tokens; no scores."""
+        del policy
+        return self.combine(tokens, count), None
+
+    def prune_to(self, tokens: Tokens, position: Tensor, policy: Policy = "removed") -> Tokens:
+        """None.
+
+        Raises:
+            InputError: always.
+        """
         raise InputError(f"{type(self).__name__} combines tokens: it takes no decisions")
 
-    def mask(self, tokens: Tokens, budget: int, grid: Grid, draw: Draw) -> Masked:
+    def mask(self, tokens: Tokens, count: int, policy: Policy, draw: Draw) -> Masked:
+        """The same tokens as in the pruned path."""
+        del policy
         if draw.given is not None:
             raise InputError(f"{type(self).__name__} combines tokens: it takes no decisions")
-        left = self.combine(tokens, budget, grid)
-        held = left.x.new_ones(left.patches.shape[:2], dtype=torch.float32)
-        return Masked(left, to_image(held, left.index, grid[0] * grid[1]), None)
+        after = self.combine(tokens, count)
+        held = after.x.new_ones(after.patches.shape[:2], dtype=torch.float32)
+        return Masked(after, after.to_grid(held), None)
 
 
-def module_macs(module: nn.Module, num_patches: int) -> int:
-    """MACs of a module that scores the patch tokens of one image.
-
-    Args:
-        module: the paper's, or another, whose linear layers are taken to run for each token.
-        num_patches: M.
-    """
-    if isinstance(module, PredictionModule):
-        return module.macs(num_patches)
-    return linear_macs(module) * num_patches
+def _alike(tokens: Tokens, policy: Policy) -> Tensor | None:
+    """How like each other tokens are, where there are any and that matters."""
+    return likeness(tokens) if policy == "merged" and tokens.num_patches else None
 
 
-def reduction_of(module: nn.Module, policy: Policy) -> Reduction:
-    """What a stage does whose module this is: a reduction itself, or a module that scores.
-
-    Args:
-        module: of the stage.
-        policy: what becomes of the tokens that are dropped by score.
-    """
-    return module if isinstance(module, Reduction) else Scored(module, policy == "merged")
-
-
-def _with_rest(tokens: Tokens, rest: Tensor | None) -> Tokens:
+def _with_summary(tokens: Tokens, summary: Tensor | None) -> Tokens:
     """Further prefix tokens, behind those that are there."""
-    if rest is None:
+    if summary is None:
         return tokens
-    added, prefix = rest.shape[1], tokens.num_prefix
-    x = torch.cat([tokens.x[:, :prefix], rest.to(tokens.x.dtype), tokens.patches], dim=1)
+    added, prefix = summary.shape[1], tokens.num_prefix
+    x = torch.cat([tokens.x[:, :prefix], summary.to(tokens.x.dtype), tokens.patches], dim=1)
     return replace(tokens, x=x, num_prefix=prefix + added, added=tokens.added + added, heads=None)

@@ -1,153 +1,41 @@
 """DynamicViT: a vision transformer that drops patch tokens on its way (Fig. 2 of the paper).
 
-Two paths through the same weights. The masked path (training) keeps every token in memory and
-hides the dropped ones from attention, so that decisions are differentiable; the pruned path
-(inference) really removes them. For the same decisions both give the same logits.
+Two paths through the same weights. The masked path (training) hides dropped tokens from attention,
+so that decisions are differentiable; the pruned path (inference) really removes them. For the same
+decisions both give the same answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynamicvit.backbones import adapter_for
-from dynamicvit.core.decisions import (
-    Sampler,
-    groups_of,
-    gumbel_sampler,
-    kept_patches,
-    survivors,
-    to_image,
-)
+from dynamicvit.backbones import Backbone, backbone_for
+from dynamicvit.core.decisions import Sampler, gumbel_sampler
 from dynamicvit.core.hub import HubMixin
-from dynamicvit.core.method import Draw, Masking, Reduction, reduction_of
+from dynamicvit.core.method import Draw, Masking, Method
+from dynamicvit.core.outputs import DenseOutput, MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Policy, Schedule
-from dynamicvit.core.timm_surface import TimmModelMixin
+from dynamicvit.core.timm_surface import TimmSurface
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens
 
 #: How far a given decision may be from 0 or 1: straight-through estimators leave a rounding error.
 _DECISION_ERROR = 1e-3
 
-
-@dataclass(frozen=True)
-class Stem:
-    """The tokens before the first stage, where none has been dropped yet.
-
-    A dense teacher with the same weights up to here can go on from the same stem.
-
-    Attributes:
-        tokens: all N patch tokens.
-        position: what the backbone's blocks need to know of places, or ``None``.
-        grid: rows and columns of patches; N is their product.
-        depth: how many blocks have run.
-    """
-
-    tokens: Tokens
-    position: Tensor | None
-    grid: tuple[int, int]
-    depth: int
+#: What a path does at a stage: called with the stage's number, the tokens that come and how many
+#: should go on; gives those that go on, in parts where images keep different numbers.
+AtStage = Callable[[int, Tokens, int], Iterable[Tokens]]
 
 
-@dataclass(frozen=True)
-class MaskedOutput:
-    """What the masked path gives, and the losses take.
-
-    Attributes:
-        logits: ``(B, classes)``.
-        features: the final tokens after the final norm, with the last stage's decision.
-        decisions: for each stage ``(B, N)``, 1 where the patch is still kept, 0 where it has been
-            dropped there or before; differentiable in the prediction modules.
-        log_odds: for each stage ``(B, N)``, log-odds of keeping each patch that entered the stage,
-            ``-inf`` for those dropped before; what the modules say, however like others tokens are.
-            Empty when the decisions were given, or none are made.
-        grid: rows and columns of patches; N is their product.
-        pooled: ``(B, C)``, the features that the classifier reads.
-        loss_logits: ``(B, classes)``, what classification and distillation look at. The same as
-            ``logits``, but for LV-ViT: the class token's alone, as the released code trains it.
-        patch_logits: ``(B, M, classes)`` of LV-ViT's second classifier for every held patch token,
-            which the token loss then looks at; ``None`` for other families.
-        places: for each of ``log_odds`` ``(B, N)``, the patch that had the place of the token which
-            each patch was part of when it entered; ``None`` where each was a token itself.
-    """
-
-    logits: Tensor
-    features: Tokens
-    decisions: tuple[Tensor, ...]
-    log_odds: tuple[Tensor, ...]
-    grid: tuple[int, int]
-    pooled: Tensor
-    loss_logits: Tensor
-    patch_logits: Tensor | None = None
-    places: tuple[Tensor | None, ...] = ()
-
-
-@dataclass(frozen=True)
-class DenseOutput:
-    """What the dense network teaches.
-
-    Attributes:
-        logits: ``(B, classes)``.
-        features: the final tokens after the final norm.
-        pooled: ``(B, C)``, as in :class:`MaskedOutput`.
-        loss_logits: ``(B, classes)``, as in :class:`MaskedOutput`.
-        patch_logits: ``(B, N, classes)`` or ``None``, as in :class:`MaskedOutput`.
-        importance: for each stage ``(B, N)``, how much the answer hangs on each patch from there
-            on, where :func:`~dynamicvit.core.teacher.weigh_patches` was asked; else ``None``.
-    """
-
-    logits: Tensor
-    features: Tokens
-    pooled: Tensor
-    loss_logits: Tensor
-    patch_logits: Tensor | None = None
-    importance: tuple[Tensor, ...] | None = None
-
-
-@dataclass(frozen=True)
-class PrunedOutput:
-    """What the pruned path gives when asked for more than logits.
-
-    Attributes:
-        logits: ``(B, classes)``.
-        kept: for each stage ``(B, N)`` bool, which original patches were kept, in image order.
-        keep_scores: for each stage ``(B, N)``, log-probability of keeping each patch that entered
-            the stage, ``-inf`` for those already gone; where dropped tokens merge, with how like
-            others they are (:func:`~dynamicvit.core.merging.discounted`). Empty when the decisions were
-            given, or none are made.
-        grid: rows and columns of patches; N is their product.
-        groups: for each stage ``(B, N)``, the position among the patch tokens left of the one that
-            each original patch is part of, -1 for none. Empty when the decisions were given.
-        kept_index: for each stage ``(B, K)``, which original patches the patch tokens left have the
-            places of, in the tokens' order, which ascends. Empty when the decisions were given.
-    """
-
-    logits: Tensor
-    kept: tuple[Tensor, ...]
-    keep_scores: tuple[Tensor, ...]
-    grid: tuple[int, int]
-    groups: tuple[Tensor, ...] = ()
-    kept_index: tuple[Tensor, ...] = ()
-
-
-class _Report(NamedTuple):
-    """What the stages did, one entry for each; see :class:`PrunedOutput`."""
-
-    kept: list[Tensor]
-    keep_scores: list[Tensor]
-    groups: list[Tensor]
-    kept_index: list[Tensor]
-
-
-class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
-    """A vision transformer with prediction modules that drop patch tokens in stages.
+class DynamicViT(nn.Module, TimmSurface, HubMixin):
+    """A vision transformer with a method at each of its stages that drops patch tokens.
 
     In ``eval()`` calling the model gives logits ``(B, classes)`` through the pruned path; in
     ``train()`` it gives a :class:`MaskedOutput`. Each path can be called by name in either mode.
@@ -157,48 +45,36 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         backbone: a supported vision transformer. It is used as it is and not changed: calling it
             directly still gives its dense output.
         schedule: where and how much to drop.
-        predictors: one module for each stage, called like :class:`PredictionModule`, or a
-            :class:`~dynamicvit.core.method.Reduction`; by default fresh prediction modules.
+        predictors: a :class:`~dynamicvit.core.method.Method` for each stage; by default fresh
+            prediction modules.
 
     Attributes:
-        sampler: how training draws decisions, :func:`~dynamicvit.core.decisions.gumbel_sampler` unless
-            set to another :data:`~dynamicvit.core.decisions.Sampler`.
-        leave: when a dropped token leaves memory in the masked path. ``"full"``, as in the paper;
-            ``"lagged"``, one stage after the one that dropped it, from which on nothing can bring it
-            back; ``"compact"``, as in the pruned path. Outputs are the same, training is faster.
-            "lagged" keeps the gradients too with a sampler in which dropped tokens don't compete
-            (:func:`~dynamicvit.core.decisions.gumbel_top_k_sampler`). "compact" cuts the decisions'
-            gradient: the prediction modules then learn from the guidance loss only. ``"zeroed"``
-            is what the paper compares with: dropped tokens stay and are seen, only their features
-            are set to zero; the masked path then differs from the pruned one. It cuts the gradient
-            too (:data:`~dynamicvit.core.method.NO_GRADIENT`).
+        bound: the backbone with what its family says of it.
 
     Raises:
-        UnsupportedBackboneError: if no adapter covers the backbone.
-        InputError: if the schedule does not fit its depth, or a reduction not its stage.
+        UnsupportedBackboneError: if no family covers the backbone.
+        InputError: if the schedule does not fit its depth, or a method not its stage.
     """
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | Backbone,
         schedule: Schedule,
-        predictors: Sequence[nn.Module] | None = None,
+        predictors: Sequence[Method] | None = None,
     ) -> None:
         super().__init__()
-        self._adapter = adapter_for(backbone)
-        self.backbone = backbone
+        self.bound = backbone_for(backbone)
+        self.backbone: nn.Module = self.bound.module
         self._schedule = Schedule.for_depth(
             self.depth, schedule.keep_ratios, schedule.stages, schedule.policy
         )
         if predictors is None:
-            width = self._adapter.width(backbone)
-            predictors = [PredictionModule(width) for _ in schedule.stages]
+            predictors = [PredictionModule(self.bound.width) for _ in schedule.stages]
         if len(predictors) != len(schedule.stages):
             raise InputError(f"{len(schedule.stages)} stages, but {len(predictors)} predictors")
+        for predictor, block in zip(predictors, schedule.stages, strict=True):
+            self._check_method(predictor, block)
         self.predictors = nn.ModuleList(predictors)
-        self._check_reductions()
-        self.sampler: Sampler = gumbel_sampler
-        self.masking: Masking = "full"
         self._freeze_statistics()
 
     # ---------------------------------------------------------------- budget
@@ -206,12 +82,12 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
     @property
     def depth(self) -> int:
         """Number of transformer blocks."""
-        return len(self.blocks)
+        return len(self.bound.blocks)
 
     @property
     def blocks(self) -> nn.ModuleList | nn.Sequential:
         """The backbone's transformer blocks, in order."""
-        return self._adapter.blocks(self.backbone)
+        return self.bound.blocks
 
     @property
     def schedule(self) -> Schedule:
@@ -219,8 +95,17 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         return self._schedule
 
     @property
+    def keep_ratios(self) -> tuple[float, ...]:
+        """The share of the original patches that each stage keeps. Set it to change the budget."""
+        return self._schedule.keep_ratios
+
+    @keep_ratios.setter
+    def keep_ratios(self, keep_ratios: Sequence[float]) -> None:
+        self.keep_ratio = keep_ratios
+
+    @property
     def keep_ratio(self) -> float | None:
-        """ρ; ``None`` when the stages' ratios are not ρ, ρ², ρ³, ...
+        """ρ; ``None`` when the stages' ratios are not ρ, ρ², ρ³, ... (see :attr:`keep_ratios`).
 
         Set it to change the budget of the same model: a number for ρ, a sequence for one ratio per
         stage.
@@ -234,7 +119,7 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
 
     @property
     def policy(self) -> Policy:
-        """What becomes of dropped tokens. Set it before training: who should stay depends on it."""
+        """What becomes of dropped tokens. Set it before training: who is kept depends on it."""
         return self._schedule.policy
 
     @policy.setter
@@ -261,7 +146,7 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
-    # ---------------------------------------------------------------- the two paths
+    # ---------------------------------------------------------------- the paths
 
     def forward(self, images: Tensor) -> Tensor | MaskedOutput:
         """Logits ``(B, classes)`` in ``eval()``, a :class:`MaskedOutput` in ``train()``.
@@ -271,199 +156,227 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         """
         if self.training:
             return self.forward_masked(images)
-        return self._prune(self.stem(images))
-
-    def forward_features(self, images: Tensor) -> Tokens:
-        """The final tokens after the final norm.
-
-        In ``eval()`` only the kept ones, in ``train()`` with the decision that pooling needs.
-        """
-        stem = self.stem(images)
-        if self.training:
-            return self._mask(stem)[0]
-        tokens, block = self._reduce(stem)
-        return self._finish(self._run(tokens, stem.position, block, self.depth))
-
-    def forward_head(self, features: Tokens, pre_logits: bool = False) -> Tensor:
-        """Pool the kept tokens and classify: ``(B, classes)``, or ``(B, C)`` before the classifier.
-
-        Args:
-            features: what :meth:`forward_features` gave; pooling needs its decision.
-            pre_logits: stop before the classifier.
-        """
-        return self._adapter.head(self.backbone, features, pre_logits)
-
-    def stem(self, images: Tensor, depth: int | None = None) -> Stem:
-        """Embed the images and run the first blocks, where nothing has been dropped yet.
-
-        Args:
-            images: ``(B, channels, height, width)``.
-            depth: how many blocks; by default those before the first stage, or where there is none
-                before the last block.
-        """
-        if depth is None:
-            depth = (*self._schedule.stages, self.depth - 1)[0]
-        grid = self._grid(images)
-        tokens, position = self._adapter.embed(self.backbone, images)
-        return Stem(self._run(tokens, position, 0, depth), position, grid, depth)
+        return self._answer(self._walk(self.first_blocks(images), self._prune, self.depth - 1))
 
     def forward_masked(
-        self, images: Tensor | Stem, decisions: Sequence[Tensor] | None = None
+        self,
+        images: Tensor | Tokens,
+        decisions: Sequence[Tensor] | None = None,
+        *,
+        sampler: Sampler = gumbel_sampler,
+        masking: Masking = "full",
+        full_map: bool = False,
     ) -> MaskedOutput:
         """The masked path: no token sees a dropped one, though it may stay in memory.
 
         Args:
-            images: ``(B, channels, height, width)``, or their stem.
+            images: ``(B, channels, height, width)``, or what :meth:`first_blocks` gave for them.
             decisions: for each stage ``(B, N)`` with 0 or 1, in place of the model's own draw.
+            sampler: how decisions are drawn.
+            masking: when a dropped token leaves memory (:data:`~dynamicvit.core.method.Masking`).
+            full_map: whether the output has one.
         """
-        stem = images if isinstance(images, Stem) else self.stem(images)
-        features, taken, scores, places = self._mask(stem, decisions)
-        logits, pooled, loss_logits, patch_logits = self._adapter.answers(self.backbone, features)
+        if masking not in get_args(Masking):
+            raise InputError(f"masking is one of {get_args(Masking)}, got {masking!r}")
+        tokens = self._first(images, full_map)
+        given = [None] * len(self.predictors) if decisions is None else decisions
+        if decisions is not None:
+            self._check_decisions(tokens, decisions)
+        report = []
+
+        def mask(stage: int, tokens: Tokens, count: int) -> list[Tokens]:
+            draw = Draw(sampler, masking, given[stage])
+            report.append(self.predictors[stage].mask(tokens, count, self.policy, draw))
+            return [report[-1].tokens]
+
+        walked = self._walk(tokens, mask, self.depth, zeroed=masking == "zeroed")
+        features = self.bound.finish(*walked)
+        logits, pooled, loss_logits, patch_logits = self.bound.answers(features)
+        scored = [stage for stage in report if stage.keep_scores is not None]
         return MaskedOutput(
-            logits, features, taken, scores, stem.grid, pooled, loss_logits, patch_logits, places
+            logits,
+            features,
+            decisions=tuple(stage.decision for stage in report),
+            keep_scores=tuple(stage.keep_scores for stage in scored),
+            grid=tokens.grid,
+            pooled=pooled,
+            loss_logits=loss_logits,
+            patch_logits=patch_logits,
+            places=tuple(stage.places for stage in scored),
+            full_map=features.full_map() if full_map else None,
         )
 
-    def forward_dense(self, images: Tensor | Stem) -> DenseOutput:
+    def forward_pruned(
+        self,
+        images: Tensor | Tokens,
+        decisions: Sequence[Tensor] | None = None,
+        *,
+        full_map: bool = False,
+    ) -> PrunedOutput:
+        """The pruned path, with a report of which patches were kept.
+
+        Args:
+            images: ``(B, channels, height, width)``, or what :meth:`first_blocks` gave for them.
+            decisions: for each stage ``(B, N)`` with 0 or 1, in place of the model's own choice;
+                a patch dropped before stays dropped. Images may keep different numbers of patches.
+            full_map: whether the output has one.
+        """
+        tokens = self._first(images, full_map)
+        scores, after = [], []
+        if decisions is not None:
+            self._check_decisions(tokens, decisions)
+            drawn = (decision > 0.5 for decision in decisions)
+            given = tuple(accumulate(drawn, torch.logical_and))
+
+        def prune(stage: int, tokens: Tokens, count: int) -> list[Tokens]:
+            [pruned] = self._prune(stage, tokens, count, scores)
+            after.append(pruned)
+            return [pruned]
+
+        def prune_to(stage: int, tokens: Tokens, count: int) -> Iterator[Tokens]:
+            del count
+            kept = given[stage] if tokens.images is None else given[stage][tokens.images]
+            kept = kept if tokens.index is None else kept.gather(1, tokens.index)
+            for part, position in tokens.by_count(kept):
+                yield self.predictors[stage].prune_to(part, position, self.policy)
+
+        stop = self.depth if full_map else self.depth - 1
+        parts = self._walk(tokens, prune if decisions is None else prune_to, stop)
+        finished = [self.bound.finish(part) for part in parts] if full_map else None
+        if decisions is None:
+            kept = tuple(left.kept() for left in after)
+        else:
+            kept = given
+        return PrunedOutput(
+            self._answer(parts),
+            kept,
+            keep_scores=tuple(scores),
+            grid=tokens.grid,
+            groups=tuple(left.membership() for left in after),
+            kept_index=tuple(left.kept_index() for left in after),
+            full_map=finished and _in_order(parts, [part.full_map() for part in finished]),
+        )
+
+    def forward_dense(self, images: Tensor | Tokens) -> DenseOutput:
         """The backbone's own dense output.
 
         Args:
-            images: ``(B, channels, height, width)``, or a stem of this or of another model with
-                the same weights up to there.
+            images: ``(B, channels, height, width)``, or what :meth:`first_blocks` gave for them,
+                of this or of another model with the same weights up to there.
         """
-        stem = images if isinstance(images, Stem) else self.stem(images, depth=0)
-        tokens = self._finish(self._run(stem.tokens, stem.position, stem.depth, self.depth))
-        logits, pooled, loss_logits, patch_logits = self._adapter.answers(self.backbone, tokens)
+        tokens = images if isinstance(images, Tokens) else self._embed(images)
+        [tokens] = self._run([tokens], self.depth)
+        tokens = self.bound.finish(tokens)
+        logits, pooled, loss_logits, patch_logits = self.bound.answers(tokens)
         return DenseOutput(logits, tokens, pooled, loss_logits, patch_logits)
 
-    def forward_pruned(
-        self, images: Tensor, decisions: Sequence[Tensor] | None = None
-    ) -> PrunedOutput:
-        """The pruned path, with a report of which patches survived.
+    def forward_tokens(self, images: Tensor) -> Tokens:
+        """The final tokens after the final norm: in ``eval()`` only the kept ones.
+
+        In ``train()`` with the decision that pooling needs.
 
         Args:
             images: ``(B, channels, height, width)``.
-            decisions: for each stage ``(B, N)`` with 0 or 1, in place of the model's own choice;
-                a patch dropped before stays dropped. Images may keep different numbers of patches:
-                they are then run one by one.
         """
-        if decisions is None:
-            stem = self.stem(images)
-            report = _Report([], [], [], [])
-            logits = self._prune(stem, report)
-            survived, scores, groups, kept = map(tuple, report)
-            return PrunedOutput(logits, survived, scores, stem.grid, groups, kept)
-        grid = self._grid(images)
-        self._check_decisions(len(images), grid, decisions)
-        survived = tuple(accumulate((drawn > 0.5 for drawn in decisions), torch.logical_and))
-        groups: Sequence[Tensor] = (
-            [torch.arange(len(images), device=images.device)]
-            if all((kept.sum(1) == kept[0].sum()).all() for kept in survived)
-            else torch.arange(len(images), device=images.device).split(1)
-        )
-        logits = [
-            self._prune_given(images[rows], [kept[rows] for kept in survived]) for rows in groups
-        ]
-        return PrunedOutput(torch.cat(logits), survived, (), grid)
+        if self.training:
+            return self.forward_masked(images).features
+        [tokens] = self._walk(self.first_blocks(images), self._prune, self.depth)
+        return self.bound.finish(tokens)
 
-    # ---------------------------------------------------------------- inside
+    def first_blocks(self, images: Tensor) -> Tokens:
+        """Embed the images and run the blocks before the first stage, where nothing is dropped.
 
-    def _mask(
-        self, stem: Stem, decisions: Sequence[Tensor] | None = None
-    ) -> tuple[Tokens, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-        """Final tokens under the last decision; each stage's decisions, log-odds and places."""
-        if self.masking not in get_args(Masking):
-            raise InputError(f"masking is one of {get_args(Masking)}, got {self.masking!r}")
-        tokens, block, num_patches = stem.tokens, stem.depth, stem.tokens.num_patches
-        if decisions is not None:
-            self._check_decisions(len(tokens.x), stem.grid, decisions)
-        taken, scores, places = [], [], []
-        for stage, budget in enumerate(self._schedule.kept(num_patches)):
-            tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
-            block = self._schedule.stages[stage]
-            given = None if decisions is None else decisions[stage]
-            draw = Draw(self.sampler, self.masking, given)
-            reduction = self._reduction(stage)
-            masked = reduction.mask(tokens, budget, stem.grid, draw)
-            tokens = masked.tokens
-            taken.append(masked.decision)
-            if masked.log_odds is not None:
-                scores.append(masked.log_odds)
-                places.append(masked.places)
-        tokens = self._run(tokens, stem.position, block, self.depth)
-        return self._finish(tokens), tuple(taken), tuple(scores), tuple(places)
+        A dense teacher with the same weights up to there can go on from the same tokens.
 
-    def _prune(self, stem: Stem, report: _Report | None = None) -> Tensor:
-        """Logits; what each stage did is added to the report."""
-        tokens, block = self._reduce(stem, report)
-        return self._answer(tokens, stem.position, block)
-
-    def _answer(self, tokens: Tokens, position: Tensor | None, block: int) -> Tensor:
-        """Logits after the blocks that are left, of the last one only what the head reads."""
-        tokens = self._run(tokens, position, block, self.depth - 1)
-        tokens = self._adapter.run_last_block(self.backbone, tokens, position)
-        return self.forward_head(self._finish(tokens))
-
-    def _reduce(self, stem: Stem, report: _Report | None = None) -> tuple[Tokens, int]:
-        """The tokens after the last stage, and the block that comes next."""
-        tokens, block, num_patches = stem.tokens, stem.depth, stem.tokens.num_patches
-        for stage, budget in enumerate(self._schedule.kept(num_patches)):
-            tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
-            block, index = self._schedule.stages[stage], tokens.index
-            reduction = self._reduction(stage)
-            tokens, odds = reduction.prune(tokens, budget, stem.grid)
-            if report is None:
-                continue
-            report.kept.append(survivors(tokens, num_patches))
-            report.groups.append(groups_of(tokens, num_patches))
-            report.kept_index.append(kept_patches(tokens))
-            if odds is not None:
-                score = F.logsigmoid(odds)
-                report.keep_scores.append(to_image(score, index, num_patches, fill=float("-inf")))
-        return tokens, block
-
-    def _prune_given(self, images: Tensor, survived: Sequence[Tensor]) -> Tensor:
-        """Logits for given cumulative decisions of equal size in every image."""
-        stem = self.stem(images)
-        tokens, block = stem.tokens, stem.depth
-        for stage, kept in enumerate(survived):
-            tokens = self._run(tokens, stem.position, block, self._schedule.stages[stage])
-            block = self._schedule.stages[stage]
-            held = kept if tokens.index is None else kept.gather(1, tokens.index)
-            position = held.nonzero()[:, 1].reshape(len(held), -1)
-            tokens = self._reduction(stage).prune_to(tokens, position, stem.grid)
-        return self._answer(tokens, stem.position, block)
-
-    def _reduction(self, stage: int) -> Reduction:
-        return reduction_of(self.predictors[stage], self._schedule.policy)
-
-    def _run(self, tokens: Tokens, position: Tensor | None, start: int, stop: int) -> Tokens:
-        """The tokens after some blocks, with what the last one's attention worked on."""
-        for depth in range(start, stop):
-            entered = self._zeroed(tokens) if self.masking == "zeroed" else tokens
-            x, heads = self._adapter.run_block(self.backbone, depth, entered, position)
-            tokens = tokens.with_x(x, heads if depth == stop - 1 else None)
+        Args:
+            images: ``(B, channels, height, width)``.
+        """
+        stop = (*self._schedule.stages, self.depth - 1)[0]
+        looks_back = len(self.predictors) > 0 and self.predictors[0].looks_back
+        [tokens] = self._run([self._embed(images)], stop, keep_heads=looks_back)
         return tokens
 
-    def _zeroed(self, tokens: Tokens) -> Tokens:
-        """The tokens with zeros for the dropped ones, which attention then sees."""
-        decision = tokens.key_decision()
-        if decision is None:
-            return tokens
-        return replace(tokens, x=tokens.x * decision[..., None].to(tokens.x.dtype), decision=None)
+    # ---------------------------------------------------------------- the one loop
 
-    def _finish(self, tokens: Tokens) -> Tokens:
-        return tokens.with_x(self._adapter.finish(self.backbone, tokens.x))
+    def _walk(
+        self,
+        tokens: Tokens,
+        at_stage: AtStage,
+        stop: int,
+        zeroed: bool = False,
+        note: Callable[[Tokens], None] | None = None,
+    ) -> list[Tokens]:
+        """The tokens after the stages and blocks before ``stop``; ``note`` sees each block's."""
+        parts = [tokens]
+        counts = self._schedule.kept(tokens.grid_size)
+        for stage, (block, count) in enumerate(zip(self._schedule.stages, counts, strict=True)):
+            if block > stop:
+                break
+            looks_back = self.predictors[stage].looks_back
+            parts = self._run(parts, block, looks_back, zeroed, note)
+            came = [part.remembered() for part in parts]
+            parts = [left for part in came for left in at_stage(stage, part, count)]
+        return self._run(parts, stop, False, zeroed, note)
 
-    def _check_reductions(self) -> None:
-        for stage, block in enumerate(self._schedule.stages):
-            reduction, name = self._reduction(stage), type(self.predictors[stage]).__name__
-            if reduction.looks_back and block == 0:
-                raise InputError(f"{name} looks at the block before, but stage 0 has none")
-            if reduction.needs_class_token and not self._adapter.has_class_token(self.backbone):
-                raise InputError(f"{name} needs a class token, which this backbone has not")
+    def _run(
+        self,
+        parts: list[Tokens],
+        stop: int,
+        keep_heads: bool = False,
+        zeroed: bool = False,
+        note: Callable[[Tokens], None] | None = None,
+    ) -> list[Tokens]:
+        """The tokens after the blocks up to ``stop``; if asked, with the last one's heads."""
+        for i in range(parts[0].block, stop):
+            heads = keep_heads and i == stop - 1
+            if zeroed:
+                [part] = parts
+                ran = self.bound.run(i, _zeroed(part), heads)
+                parts = [replace(ran, decision=part.decision)]
+            elif len(parts) == 1 or heads:
+                parts = [self.bound.run(i, part, heads) for part in parts]
+            else:
+                parts = self.bound.run_packed(i, parts)
+            if note is not None:
+                note(parts[0])
+        return parts
 
-    def _grid(self, images: Tensor) -> tuple[int, int]:
-        """Check the batch; rows and columns of its patches."""
+    def _prune(
+        self, stage: int, tokens: Tokens, count: int, scores: list[Tensor] | None = None
+    ) -> list[Tokens]:
+        """The pruned path's stage; the keep scores are added to a list."""
+        pruned, keep_scores = self.predictors[stage].prune(tokens, count, self.policy)
+        if scores is not None and keep_scores is not None:
+            scores.append(tokens.to_grid(keep_scores, fill=float("-inf")))
+        return [pruned]
+
+    def _answer(self, parts: list[Tokens]) -> Tensor:
+        """Logits of the pruned path; of the last block, if it has not run, what the head reads."""
+        if parts[0].block == self.depth:
+            done = parts
+        elif len(parts) == 1:
+            done = [self.bound.run_last(*parts)]
+        else:
+            done = self.bound.run_packed(self.depth - 1, parts)
+        return _in_order(parts, [self.bound.head(self.bound.finish(part)) for part in done])
+
+    def _first(self, images: Tensor | Tokens, remember: bool) -> Tokens:
+        tokens = images if isinstance(images, Tokens) else self.first_blocks(images)
+        return tokens.remembering() if remember else tokens
+
+    # ---------------------------------------------------------------- checks
+
+    def _check_method(self, predictor: Method, block: int) -> None:
+        name = type(predictor).__name__
+        if not isinstance(predictor, Method):
+            raise InputError(f"predictors are Methods (dynamicvit.core.method), got a {name}")
+        if predictor.looks_back and block == 0:
+            raise InputError(f"{name} looks at the block before, but stage 0 has none")
+        if predictor.needs_class_token and not self.bound.has_class_token:
+            raise InputError(f"{name} needs a class token; this backbone has none")
+
+    def _embed(self, images: Tensor) -> Tokens:
+        """All tokens of a batch that was checked."""
         channels = self.in_chans
         if images.ndim != 4 or images.shape[1] != channels:
             raise InputError(
@@ -476,15 +389,14 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
         weights = next(self.backbone.parameters()).dtype
         if images.dtype != weights and not torch.is_autocast_enabled(images.device.type):
             raise InputError(f"images must be {weights} like the weights, got {images.dtype}")
-        return self._adapter.grid_size(self.backbone, images.shape[2], images.shape[3])
+        self.bound.grid(images.shape[2], images.shape[3])  # refuses a size before it is embedded
+        return self.bound.embed(images)
 
-    def _check_decisions(
-        self, batch: int, grid: tuple[int, int], decisions: Sequence[Tensor]
-    ) -> None:
-        shape = (batch, grid[0] * grid[1])
-        if len(decisions) != len(self._schedule.stages) or any(d.shape != shape for d in decisions):
+    def _check_decisions(self, tokens: Tokens, decisions: Sequence[Tensor]) -> None:
+        shape = (len(tokens.x), tokens.grid_size)
+        if len(decisions) != len(self.predictors) or any(d.shape != shape for d in decisions):
             raise InputError(
-                f"decisions must be {len(self._schedule.stages)} tensors of shape {shape}, "
+                f"decisions must be {len(self.predictors)} tensors of shape {shape}, "
                 f"got {[tuple(d.shape) for d in decisions]}"
             )
         if torch.compiler.is_compiling():  # looking at values would break the graph
@@ -494,3 +406,19 @@ class DynamicViT(nn.Module, TimmModelMixin, HubMixin):
             wrong = ~(torch.minimum(values.abs(), (values - 1).abs()) <= _DECISION_ERROR)
             if wrong.any():
                 raise InputError(f"decisions must be 0 or 1, got {values[wrong][0].item():.4g}")
+
+
+def _zeroed(tokens: Tokens) -> Tokens:
+    """The tokens with zeros for the dropped ones, which attention then sees."""
+    decision = tokens.over_all(tokens.decision)
+    if decision is None:
+        return tokens
+    return replace(tokens, x=tokens.x * decision[..., None].to(tokens.x.dtype), decision=None)
+
+
+def _in_order(parts: list[Tokens], values: list[Tensor]) -> Tensor:
+    """Values of the parts' images as one tensor, in the order of the batch."""
+    if len(parts) == 1:
+        return values[0]
+    images = [part.images for part in parts if part.images is not None]
+    return torch.cat(values)[torch.cat(images).argsort()]

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from dynamicvit.backbones import Adapter, adapter_for
+from dynamicvit.backbones import Backbone, backbone_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import UnsupportedBackboneError
 
@@ -48,17 +48,20 @@ class DenseNetwork(nn.Module):
         super().__init__()
         self.backbone = model.backbone
         self.num_classes, self.pretrained_cfg = model.num_classes, model.pretrained_cfg
-        self._adapter = adapter_for(model.backbone)
+        self._bound = model.bound
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, classes)``, also where the library's own output is more than a tensor."""
-        return self._adapter.dense(self.backbone, images)
+        return self._bound.dense(images)
 
 
-def supported(backbone: nn.Module) -> Adapter | None:
-    """The adapter that covers a dense network, or ``None``."""
+def bound_of(model: nn.Module) -> Backbone | None:
+    """The bound backbone of a DynamicViT, or of a dense network; ``None`` of an unsupported one."""
+    core = core_of(model)
+    if isinstance(core, DynamicViT):
+        return core.bound
     try:
-        return adapter_for(backbone)
+        return backbone_for(core)
     except UnsupportedBackboneError:
         return None
 
@@ -66,27 +69,19 @@ def supported(backbone: nn.Module) -> Adapter | None:
 def own_image_size(model: nn.Module) -> tuple[int, int]:
     """Height and width in pixels that a network was built for.
 
-    Of a network that no adapter covers: what timm's ``pretrained_cfg`` says, or 224.
+    Of an unsupported network: what timm's ``pretrained_cfg`` says, or 224.
     """
-    backbone = backbone_of(model)
-    adapter = _adapter_of(model)
-    if adapter is not None:
-        return adapter.image_size(backbone)
-    config = getattr(backbone, "pretrained_cfg", None) or {}
+    bound = bound_of(model)
+    if bound is not None:
+        return bound.image_size
+    config = getattr(backbone_of(model), "pretrained_cfg", None) or {}
     return tuple(config.get("input_size", (3, 224, 224))[1:])
 
 
 def image_channels(model: nn.Module) -> int:
     """Number of channels of the images that a network takes."""
-    backbone = backbone_of(model)
-    adapter = _adapter_of(model)
-    return getattr(backbone, "in_chans", 3) if adapter is None else adapter.in_chans(backbone)
-
-
-def _adapter_of(model: nn.Module) -> Adapter | None:
-    """The adapter that a DynamicViT was made with: its blocks may have other classes by now."""
-    core = core_of(model)
-    return core._adapter if isinstance(core, DynamicViT) else supported(core)
+    bound = bound_of(model)
+    return getattr(backbone_of(model), "in_chans", 3) if bound is None else bound.in_chans
 
 
 @contextmanager

@@ -9,22 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynamicvit.backbones.layer_macs import linear_macs
+from dynamicvit.core.method import Choice
 from dynamicvit.errors import InputError
-from dynamicvit.layers.plain import is_plain
 from dynamicvit.layers.pooling import masked_mean
+from dynamicvit.layers.projections import is_plain
+from dynamicvit.layers.tokens import Tokens
 
-#: Column of the module's output that means "keep". The paper's text says 1, the released weights
-#: use 0.
+#: Column of the last layer that means "keep". The paper's text says 1, the released weights use 0.
 KEEP = 0
 
 
-class PredictionModule(nn.Module):
+class PredictionModule(Choice):
     """Scores every patch token from its own and from the image's features (Eq. 1-5).
 
     A first layer gives each token C features. Half of them stay with the token (local); the other
     half is averaged over the tokens that are still kept and given to all (global). A small MLP
-    turns the two into the log-probabilities of keeping and dropping the token.
+    turns the two into the log-odds of keeping the token.
 
     Args:
         dim: C, the width of the tokens; a multiple of 4.
@@ -49,8 +49,15 @@ class PredictionModule(nn.Module):
         self.act = nn.GELU()
         self.apply(init_weights)
 
+    def keep_scores(self, tokens: Tokens) -> Tensor:
+        """What the module says of the patch tokens under the decisions so far: ``(B, M)``."""
+        return self(tokens.patches, tokens.decision)
+
     def forward(self, patches: Tensor, decision: Tensor | None = None) -> Tensor:
-        """Log-probabilities of keeping and dropping each token.
+        """Log-odds of keeping each token.
+
+        The paper's log-softmax over "keep" and "drop" (Eq. 5) is the log-sigmoid of this and of its
+        negative; the order is the same.
 
         Args:
             patches: ``(B, M, C)`` patch tokens.
@@ -58,31 +65,15 @@ class PredictionModule(nn.Module):
                 enter the global feature; where none is kept it is zero.
 
         Returns:
-            ``(B, M, 2)`` log-probabilities, column 0 "keep", column 1 "drop".
+            ``(B, M)``, in float32 at least.
         """
-        return self._scores(patches, decision).log_softmax(dim=-1)
-
-    def odds(self, patches: Tensor, decision: Tensor | None = None) -> Tensor:
-        """Log-odds of keeping each token: the order of the log-probabilities, without a softmax.
-
-        Args:
-            patches: ``(B, M, C)``.
-            decision: ``(B, M)`` or ``None``, as in :meth:`forward`.
-
-        Returns:
-            ``(B, M)``.
-        """
-        scores = self._scores(patches, decision)
-        return scores[..., KEEP] - scores[..., 1 - KEEP]
-
-    def _scores(self, patches: Tensor, decision: Tensor | None) -> Tensor:
-        """``(B, M, 2)`` in float32 at least, not normalized yet."""
         features = self.act(self.project(self.norm(patches)))
         local_features, global_features = features.chunk(2, dim=-1)
         scores = self._joined(local_features, masked_mean(global_features, decision))
         for layer in islice(self.head, 1, None):
             scores = layer(scores)
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return scores[..., KEEP] - scores[..., 1 - KEEP]
 
     def _joined(self, local_features: Tensor, global_features: Tensor) -> Tensor:
         """The head's first layer on ``[local, global]`` (Eq. 4), without laying them side by side.
@@ -103,16 +94,6 @@ class PredictionModule(nn.Module):
             return first(torch.cat([local_features, everywhere], dim=-1))
         shared = F.linear(global_features, first.weight[:, half:], first.bias)
         return F.linear(local_features, first.weight[:, :half]) + shared[:, None]
-
-    def macs(self, num_patches: int) -> int:
-        """MACs of scoring the tokens of one image.
-
-        Args:
-            num_patches: M.
-        """
-        half = self.project.out_features // 2
-        shared = half * half  # once for the image, not for every token
-        return (linear_macs(self) - shared) * num_patches + shared
 
 
 def init_weights(module: nn.Module) -> None:

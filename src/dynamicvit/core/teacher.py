@@ -6,9 +6,11 @@ import copy
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynamicvit.core.model import DenseOutput, DynamicViT, Stem
+from dynamicvit.core.method import GivenDecisions
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.outputs import DenseOutput
 from dynamicvit.layers.tokens import Tokens
 
 
@@ -17,24 +19,24 @@ def dense_teacher(model: DynamicViT) -> DynamicViT:
 
     Ask it by :func:`ask`, :func:`weigh_patches` or :func:`weigh_some`.
     """
-    unused = [nn.Identity() for _ in model.schedule.stages]
+    unused = [GivenDecisions() for _ in model.schedule.stages]
     schedule = replace(model.schedule, policy="removed")  # what a patch is worth if it is lost
     teacher = DynamicViT(copy.deepcopy(model.backbone), schedule, unused)
     return teacher.eval().requires_grad_(False)
 
 
-def ask(teacher: DynamicViT, images: Tensor | Stem) -> DenseOutput:
+def ask(teacher: DynamicViT, images: Tensor | Tokens) -> DenseOutput:
     """What the teacher says of a batch, in inference mode: the losses need no graph of it.
 
     Args:
         teacher: of :func:`dense_teacher`.
-        images: ``(B, channels, height, width)``, or their stem.
+        images: ``(B, channels, height, width)``, or what ``first_blocks`` gave for them.
     """
     with torch.inference_mode():
         return teacher.forward_dense(images)
 
 
-def weigh_patches(teacher: DynamicViT, images: Tensor | Stem) -> DenseOutput:
+def weigh_patches(teacher: DynamicViT, images: Tensor | Tokens) -> DenseOutput:
     """The teacher's dense output, with how much its answer hangs on each patch.
 
     The importance of a patch at a stage is the size of the derivative of the top class's
@@ -45,26 +47,26 @@ def weigh_patches(teacher: DynamicViT, images: Tensor | Stem) -> DenseOutput:
 
     Args:
         teacher: of :func:`dense_teacher`.
-        images: ``(B, channels, height, width)``, or their stem.
+        images: ``(B, channels, height, width)``, or what ``first_blocks`` gave for them.
 
     Returns:
         Without gradients; ``importance`` is set.
     """
     with torch.no_grad():
-        stem = images if isinstance(images, Stem) else teacher.stem(images)
-    shape = stem.tokens.patches.shape[:2]
+        tokens = images if isinstance(images, Tokens) else teacher.first_blocks(images)
+    shape = tokens.patches.shape[:2]
     with torch.enable_grad():
         everything = [
-            torch.ones(shape, device=stem.tokens.x.device, requires_grad=True)
+            torch.ones(shape, device=tokens.x.device, requires_grad=True)
             for _ in teacher.schedule.stages
         ]
-        output = teacher.forward_masked(stem, everything)
+        output = teacher.forward_masked(tokens, everything)
         answer = output.logits.float().log_softmax(dim=-1).amax(dim=-1)
         slopes = torch.autograd.grad(answer.sum(), everything)
     patch_logits = output.patch_logits
     return DenseOutput(
         logits=output.logits.detach(),
-        features=Tokens(output.features.x.detach(), output.features.num_prefix),
+        features=_plain(output.features.x.detach(), output.features),
         pooled=output.pooled.detach(),
         loss_logits=output.loss_logits.detach(),
         patch_logits=None if patch_logits is None else patch_logits.detach(),
@@ -72,7 +74,7 @@ def weigh_patches(teacher: DynamicViT, images: Tensor | Stem) -> DenseOutput:
     )
 
 
-def weigh_some(teacher: DynamicViT, images: Tensor | Stem, chosen: Tensor) -> DenseOutput:
+def weigh_some(teacher: DynamicViT, images: Tensor | Tokens, chosen: Tensor) -> DenseOutput:
     """The teacher's dense output, with the importance of the patches of some images.
 
     Weighing takes the teacher's backward pass, as much again as its answer; the ranking of patches
@@ -80,32 +82,30 @@ def weigh_some(teacher: DynamicViT, images: Tensor | Stem, chosen: Tensor) -> De
 
     Args:
         teacher: of :func:`dense_teacher`.
-        images: ``(B, channels, height, width)``, or their stem.
+        images: ``(B, channels, height, width)``, or what ``first_blocks`` gave for them.
         chosen: ``(B,)`` bool, the images whose patches are weighed.
 
     Returns:
         As of :func:`weigh_patches`; the importance is zero for the other images.
     """
     with torch.no_grad():
-        stem = images if isinstance(images, Stem) else teacher.stem(images)
+        tokens = images if isinstance(images, Tokens) else teacher.first_blocks(images)
     parts = []
     if chosen.any():
-        parts.append(weigh_patches(teacher, _of(stem, chosen)))
+        parts.append(weigh_patches(teacher, tokens.select(chosen)))
     if not chosen.all():
-        parts.append(ask(teacher, _of(stem, ~chosen)))
+        parts.append(ask(teacher, tokens.select(~chosen)))
     places = torch.cat([chosen.nonzero(), (~chosen).nonzero()]).squeeze(1).argsort()
 
     def together(tensors: list[Tensor]) -> Tensor:
         return torch.cat(tensors)[places]
 
     weighed = [part.importance for part in parts if part.importance is not None]
-    nothing = stem.tokens.x.new_zeros(stem.tokens.patches.shape[:2], dtype=torch.float32)
+    nothing = tokens.x.new_zeros(tokens.patches.shape[:2], dtype=torch.float32)
     patch_logits = [part.patch_logits for part in parts if part.patch_logits is not None]
     return DenseOutput(
         logits=together([part.logits for part in parts]),
-        features=Tokens(
-            together([part.features.x for part in parts]), parts[0].features.num_prefix
-        ),
+        features=_plain(together([part.features.x for part in parts]), parts[0].features),
         pooled=together([part.pooled for part in parts]),
         loss_logits=together([part.loss_logits for part in parts]),
         patch_logits=together(patch_logits) if patch_logits else None,
@@ -115,6 +115,6 @@ def weigh_some(teacher: DynamicViT, images: Tensor | Stem, chosen: Tensor) -> De
     )
 
 
-def _of(stem: Stem, chosen: Tensor) -> Stem:
-    """The stem of the chosen images ``(B,)``; nothing has been dropped in it yet."""
-    return replace(stem, tokens=stem.tokens.with_x(stem.tokens.x[chosen]))
+def _plain(x: Tensor, tokens: Tokens) -> Tokens:
+    """Tokens ``(B, P + N, C)`` of which nothing else needs to be known."""
+    return Tokens(x, tokens.num_prefix, tokens.grid)

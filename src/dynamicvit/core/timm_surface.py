@@ -1,24 +1,118 @@
-"""What timm's users expect of a model: its names for sizes, classifier, weight decay, input."""
+"""What timm's users expect of a model: its names for features, sizes, classifier and input."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from dynamicvit.backbones import Adapter
+from dynamicvit.errors import InputError
+from dynamicvit.layers.tokens import Tokens
+
+if TYPE_CHECKING:
+    from dynamicvit.backbones import Backbone
 
 
-class TimmModelMixin:
-    """timm's methods for a network around a backbone; its adapter knows the answers."""
+class TimmSurface:
+    """timm's methods for a network around a backbone, which knows the answers."""
 
-    backbone: nn.Module
-    _adapter: Adapter
+    bound: Backbone
+
+    # ---------------------------------------------------------------- features
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """``(B, P + K, C)``: the final tokens after the final norm, in ``eval()`` the kept ones.
+
+        :meth:`forward_tokens` gives the same with what is known of them: their places, decisions
+        and sizes.
+
+        Args:
+            images: ``(B, channels, height, width)``.
+        """
+        return self.forward_tokens(images).x
+
+    def forward_head(self, features: Tensor | Tokens, pre_logits: bool = False) -> Tensor:
+        """Pool the tokens and classify: ``(B, classes)``, or ``(B, C)`` before the classifier.
+
+        Args:
+            features: what :meth:`forward_tokens` gave, or :meth:`forward_features`. A pool over
+                patches needs the former where tokens have merged or are masked: a plain tensor does
+                not say how much each counts.
+            pre_logits: stop before the classifier.
+        """
+        if not isinstance(features, Tokens):
+            prefix = self.num_prefix_tokens + sum(p.adds for p in self.predictors)
+            features = Tokens(features, prefix, (features.shape[1] - prefix,))
+        return self.bound.head(features, pre_logits)
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """For each block its name, the width of its tokens and the pixels along a patch's side."""
+        name = next(
+            (name for name, part in self.named_modules() if part is self.bound.blocks), "blocks"
+        )
+        reduction = max(self.bound.patch_size)
+        return [
+            {"module": f"{name}.{i}", "num_chs": self.bound.width, "reduction": reduction}
+            for i in range(len(self.bound.blocks))
+        ]
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Maps of every patch after chosen blocks of the pruned path, as timm's models give them.
+
+        A removed patch's place holds what it was when it was dropped, a merged one's what it
+        became part of. Each stage drops tokens as at inference.
+
+        Args:
+            images: ``(B, channels, height, width)``.
+            indices: blocks by index, or how many of the last ones; by default all.
+            return_prefix_tokens: give ``(map, prefix tokens)`` for each block.
+            norm: put each map through the final norm.
+            stop_early: don't run the blocks after the last one asked for.
+            output_fmt: ``"NCHW"`` for maps ``(B, C, rows, columns)``, ``"NLC"`` for ``(B, N, C)``.
+            intermediates_only: leave the final tokens ``(B, P + K, C)`` out.
+
+        Returns:
+            The final tokens and the list of maps, or the list alone.
+
+        Raises:
+            InputError: for another format, or a block that there is not.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise InputError(f"output_fmt is NCHW or NLC, got {output_fmt!r}")
+        depth = len(self.bound.blocks)
+        wanted = _block_indices(indices, depth)
+        maps: dict[int, Any] = {}
+
+        def note(tokens: Tokens) -> None:
+            if tokens.block - 1 not in wanted:
+                return
+            tokens = self.bound.finish(tokens) if norm else tokens
+            whole = tokens.full_map()
+            whole = whole.movedim(-1, 1) if output_fmt == "NCHW" else whole.flatten(1, -2)
+            prefix = tokens.x[:, : tokens.num_prefix]
+            maps[tokens.block - 1] = (whole, prefix) if return_prefix_tokens else whole
+
+        stop = max(wanted) + 1 if stop_early else depth
+        tokens = self._walk(self._embed(images).remembering(), self._prune, stop, note=note)[0]
+        intermediates = [maps[i] for i in wanted]
+        return intermediates if intermediates_only else (self.bound.finish(tokens).x, intermediates)
+
+    # ---------------------------------------------------------------- sizes, classifier, input
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """timm's description of the backbone's weights and input."""
-        return self._adapter.pretrained_cfg(self.backbone)
+        return self.bound.pretrained_cfg
 
     @property
     def default_cfg(self) -> dict[str, Any]:
@@ -28,26 +122,26 @@ class TimmModelMixin:
     @property
     def num_classes(self) -> int:
         """Number of classes of the head."""
-        return self._adapter.num_classes(self.backbone)
+        return self.bound.num_classes
 
     @property
     def num_features(self) -> int:
         """Width of the pooled features that the classifier takes."""
-        return self._adapter.num_features(self.backbone)
+        return self.bound.num_features
 
     @property
     def num_prefix_tokens(self) -> int:
         """P, the tokens that are never dropped."""
-        return self._adapter.num_prefix_tokens(self.backbone)
+        return self.bound.num_prefix
 
     @property
     def in_chans(self) -> int:
         """Number of image channels."""
-        return self._adapter.in_chans(self.backbone)
+        return self.bound.in_chans
 
     def get_classifier(self) -> nn.Module:
         """The backbone's classifier."""
-        return self._adapter.classifier(self.backbone)
+        return self.bound.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the backbone a fresh classifier; with another pool, if it can have it.
@@ -55,13 +149,23 @@ class TimmModelMixin:
         Raises:
             InputError: for a pool that the backbone can't have, or that leaves tokens unpooled.
         """
-        self._adapter.reset_classifier(self.backbone, num_classes, global_pool)
+        self.bound.reset_classifier(num_classes, global_pool)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone."""
-        names = self._adapter.no_weight_decay(self.backbone)
-        return {f"backbone.{name}" for name in names}
+        return {f"backbone.{name}" for name in self.bound.no_weight_decay()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade computation for memory in training: blocks are run again in the backward pass."""
-        self._adapter.set_grad_checkpointing(self.backbone, enable)
+        self.bound.set_grad_checkpointing(enable)
+
+
+def _block_indices(indices: int | list[int] | None, depth: int) -> list[int]:
+    """Blocks by index, from what timm's users write."""
+    if indices is None:
+        return list(range(depth))
+    if isinstance(indices, int):
+        indices = list(range(depth - indices, depth))
+    if not indices or any(not -depth <= i < depth for i in indices):
+        raise InputError(f"indices are blocks 0 to {depth - 1}, got {indices}")
+    return sorted(i % depth for i in indices)

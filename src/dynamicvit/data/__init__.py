@@ -5,12 +5,18 @@ image is named, left out of every count, and never replaced.
 """
 
 from dynamicvit.data.batches import Batch, Loader
-from dynamicvit.data.classes import ClassMap, class_map_for, imagenet_class_map
-from dynamicvit.data.images import ImageData, Sample, Unreadable
+from dynamicvit.data.classes import (
+    ClassMap,
+    Prediction,
+    class_map_for,
+    class_names,
+    imagenet_class_map,
+    top_classes,
+)
+from dynamicvit.data.decoding import read_image
+from dynamicvit.data.images import ImageData, Sample, Unreadable, split
 from dynamicvit.data.sources import UNLABELED
-from dynamicvit.data.splits import split
 from dynamicvit.data.transforms import eval_transform, train_transform
-from dynamicvit.data.upright import read_upright
 
 __all__ = [
     "UNLABELED",
@@ -18,12 +24,15 @@ __all__ = [
     "ClassMap",
     "ImageData",
     "Loader",
+    "Prediction",
     "Sample",
     "Unreadable",
     "class_map_for",
+    "class_names",
     "eval_transform",
     "imagenet_class_map",
-    "read_upright",
+    "read_image",
     "split",
+    "top_classes",
     "train_transform",
 ]

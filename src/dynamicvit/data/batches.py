@@ -1,4 +1,4 @@
-"""Batches: a deterministic order, augmentation that does not depend on workers, nothing hidden."""
+"""Batches: a deterministic order, augmentation that does not depend on the number of workers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Batch:
-    """Some images, and the names of those that should have been among them.
+    """Some images, and the paths of those that could not be read.
 
     Attributes:
         images: ``(B, 3, H, W)``; B is smaller than asked for where images were unreadable, and
             ``(0, 3, 0, 0)`` where all were.
         labels: ``(B,)`` int64, :data:`~dynamicvit.data.UNLABELED` for images without one.
         skipped: paths of the unreadable images.
-        paths: of the images, one each; empty where nobody knows them.
+        paths: of the images, one each; empty where they are unknown.
     """
 
     images: Tensor
@@ -111,7 +111,7 @@ class Loader:
         self._epoch = epoch
         self._start = start
         if reopened := self.reopened:
-            _log.warning(  # or nobody would see it
+            _log.warning(  # shown by default, unlike info
                 "going on at batch %d of epoch %d: %d shards are read again from their start, the "
                 "images already seen are passed over; the first is %s",
                 start,
@@ -239,7 +239,7 @@ def _collate(samples: Sequence[Sample | Unreadable]) -> tuple[Batch, list[Unread
 def _leave_interrupts_to_parent(worker: int) -> None:
     """Ctrl-C goes to every process of the terminal, SLURM's SIGTERM to every process of the job.
 
-    Workers would each print a traceback, or be gone before the parent has saved.
+    Workers would each print a traceback, or end before the parent has saved.
     """
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Class maps: which class index the name of a class stands for."""
+"""Classes: the index that a name in a data set stands for, and the names that a model knows."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.data.readers.class_map import load_class_map
+from torch import Tensor
 
 from dynamicvit.data.sources import UNLABELED
 from dynamicvit.errors import InputError
+
+if TYPE_CHECKING:
+    from dynamicvit.core.classifier import PrunedClassifier
 
 IMAGENET = "imagenet"
 
@@ -24,7 +28,7 @@ class ClassMap:
 
     Attributes:
         index: class index of each class name; of numbers, by the number as text.
-        origin: one line for people.
+        origin: why, in one line.
     """
 
     index: Mapping[str, int]
@@ -32,7 +36,7 @@ class ClassMap:
 
 
 class Labeled(Protocol):
-    """What class maps need to know of a data set."""
+    """What class maps need of a data set."""
 
     root: Any
     class_word: str
@@ -176,3 +180,67 @@ def _check_range(labels: Sequence[int], num_classes: int, origin: str = "the cla
         raise InputError(
             f"{origin} gives index {outside[0]}, but the model's classes are 0 to {num_classes - 1}"
         )
+
+
+# ---------------------------------------------------------------- the classes of a model
+
+
+def class_names(model: PrunedClassifier) -> list[str]:
+    """Names of a model's classes, or ``"class 0"``, ``"class 1"``, ... where they are unknown."""
+    names = known_class_names(model)
+    return [f"class {index}" for index in range(model.num_classes)] if names is None else names
+
+
+def known_class_names(model: PrunedClassifier) -> list[str] | None:
+    """Names of a model's classes, or ``None`` where they are unknown.
+
+    From ``label_descriptions`` or ``label_names`` of its ``pretrained_cfg``; else from the number
+    of classes where that identifies an ImageNet (1,000 and the ImageNet-21k sets).
+    """
+    count = model.num_classes
+    config = model.pretrained_cfg or {}
+    names = config.get("label_names")
+    descriptions = config.get("label_descriptions")
+    if isinstance(descriptions, dict) and names:
+        descriptions = [descriptions.get(name, name) for name in names]
+    for known in (descriptions, names):
+        if isinstance(known, Sequence) and not isinstance(known, str) and len(known) == count:
+            return [str(name) for name in known]
+    subset = infer_imagenet_subset({"num_classes": count})
+    if subset is not None:
+        return list(ImageNetInfo(subset).label_descriptions())
+    return None
+
+
+class Prediction(NamedTuple):
+    """A class and its probability.
+
+    Attributes:
+        index: of the class.
+        name: its name.
+        probability: in [0, 1].
+    """
+
+    index: int
+    name: str
+    probability: float
+
+
+def top_classes(logits: Tensor, names: Sequence[str], k: int = 5) -> list[Prediction]:
+    """The k most probable classes, best first; fewer if there are not that many.
+
+    Args:
+        logits: ``(classes,)`` of one image.
+        names: name of each class.
+        k: how many.
+
+    Raises:
+        InputError: if there is not one name for each class.
+    """
+    if logits.shape != (len(names),):
+        raise InputError(f"{len(names)} class names, but logits of shape {tuple(logits.shape)}")
+    best = logits.float().softmax(dim=-1).topk(min(k, len(names)))
+    return [
+        Prediction(index, names[index], probability)
+        for index, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]

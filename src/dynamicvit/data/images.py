@@ -1,9 +1,8 @@
-"""A data set over a source of images: the index, the class map, and what can't be read."""
+"""A data set over a source of images: the index, class map, splits, and unreadable images."""
 
 from __future__ import annotations
 
 import copy
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -15,7 +14,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import to_tensor
 
 from dynamicvit.data.classes import label_of_target, labels_of_targets, read_class_map
-from dynamicvit.data.sources import UNLABELED, one_line, open_source
+from dynamicvit.data.decoding import decode, one_line
+from dynamicvit.data.sources import UNLABELED, open_source
 from dynamicvit.errors import InputError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -30,7 +30,7 @@ class Sample(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """What stands for an image that can't be read, on its way to whoever counts."""
+    """An image that can't be read: its path, why, and whether that ends the run."""
 
     path: str
     reason: str
@@ -54,12 +54,12 @@ class ImageData(Dataset["Sample | Unreadable"]):
         labeled: False gives every image the label :data:`UNLABELED`; by default images are
             unlabeled only if the source knows no class of theirs (a flat folder, shards or a
             data set without labels).
-        strict: an unreadable image ends the run in place of being left out.
+        strict: an unreadable image ends the run; by default it is left out.
 
     Attributes:
         root: as given.
         labeled: whether images have labels.
-        class_word: what classes are to people: class folders, classes.
+        class_word: what classes are called in messages: class folders, classes.
         classes: class names in the source's order, for folders the natural one; empty when
             unlabeled, and when classes are numbers.
         labels: ``(images,)`` int64 array of class indices. :data:`UNLABELED` throughout for
@@ -113,11 +113,9 @@ class ImageData(Dataset["Sample | Unreadable"]):
         row = int(self._rows[index])
         label = int(self.labels[index])
         try:
-            image = _decode(self._source.read(row))
+            image = decode(self._source.read(row))
             target = self._source.target(row) if self._reads_labels else None
-        # Broken files raise whatever the decoder stumbles over: OSError, SyntaxError, ValueError,
-        # struct.error, zlib.error, DecompressionBombError ... The transform is outside on purpose:
-        # its errors are bugs.
+        # Broken files raise errors of any kind. The transform is outside: its errors are bugs.
         except Exception as error:
             return Unreadable(self.path(index), one_line(error), self.strict)
         if target is not None:
@@ -166,8 +164,33 @@ class ImageData(Dataset["Sample | Unreadable"]):
         return labels_of_targets(targets[self._rows], self.classes, self._class_map, self)
 
 
-def _decode(content: bytes | Image.Image) -> Image.Image:
-    if isinstance(content, Image.Image):
-        return content.convert("RGB")
-    with Image.open(io.BytesIO(content)) as image:
-        return image.convert("RGB")
+def split(data: ImageData, fraction: float, seed: int = 0) -> tuple[ImageData, ImageData]:
+    """Hold out part of a data set: ``(rest, held out)``, each in the order of ``data``.
+
+    Stratified: each class gives its share, to within one image. A class of a single image may
+    fall on either side, and where classes are known only as images are read (shards), all do.
+
+    Args:
+        data: what to split.
+        fraction: how much to hold out; ``floor(fraction · images)`` images are.
+        seed: the same seed gives the same split of the same images.
+
+    Raises:
+        InputError: if the fraction is not inside (0, 1), or leaves a part empty.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"held-out fraction must be inside (0, 1), got {fraction}")
+    random = np.random.default_rng(seed)
+    classes, class_of = np.unique(data.labels, return_inverse=True)
+    # Sorted by class, at random inside each, every (1/fraction)-th is taken: each class gives its
+    # share without any having to be large enough for a share of its own.
+    order = np.lexsort((random.random(len(data)), random.permutation(len(classes))[class_of]))
+    quota = np.floor(np.arange(len(data) + 1) * fraction)
+    held = np.zeros(len(data), dtype=bool)
+    held[order[np.diff(quota) > 0]] = True
+    if held.all() or not held.any():
+        raise InputError(
+            f"held-out fraction {fraction} of {len(data)} images leaves one part empty; "
+            f"hold out at least {1 / len(data):.2g}"
+        )
+    return data.subset(np.flatnonzero(~held)), data.subset(np.flatnonzero(held))

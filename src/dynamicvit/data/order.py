@@ -1,4 +1,4 @@
-"""The order of an epoch: drawn once, by whoever asks the same in every process."""
+"""The order of an epoch: the same in every process that draws it with the same seed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def parts_of(data: Dataset) -> list[Dataset]:
 def shuffled(data: Dataset, random: np.random.Generator) -> np.ndarray:
     """``(images,)`` indices in a new order.
 
-    Any order is as likely as another where no part of the data lies in shards. Shards are passed
-    through in a drawn order, and about :data:`WINDOW` images of them are shuffled at a time. Where
-    there are several parts, each takes its turns at random, through the whole epoch.
+    Uniform over all orders where no part of the data lies in shards. Shards are read in a random
+    order, and about :data:`WINDOW` of their images are shuffled at a time. Several parts are
+    interleaved at random through the whole epoch.
     """
     parts = parts_of(data)
     if all(getattr(part, "blocks", None) is None for part in parts):

@@ -1,4 +1,4 @@
-"""The demo's experiment: sparsify, fine-tune, and compare with the dense network and with chance.
+"""The demo's experiment: sparsify, fine-tune, compare with the dense network and random tokens.
 
 Nothing is downloaded: the scenes are drawn, and the dense network's weights come with the package.
 """
@@ -9,19 +9,23 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.costs import count_macs
 from dynamicvit.data import Batch
 from dynamicvit.demo.dense import load_dense
-from dynamicvit.demo.scenes import MEAN, STD, SceneBatch, Scenes
+from dynamicvit.demo.scenes import MEAN, STD, Scenes
 from dynamicvit.evaluation.bench import bench
 from dynamicvit.methods import RandomScores
+from dynamicvit.plots import draw
 from dynamicvit.sparsification import sparsify
 from dynamicvit.training import Progress, Recipe, load_recipe, train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TRAINED_RATIO = 0.7
 RATIOS = (0.9, 0.7, 0.5)
@@ -51,12 +55,12 @@ class Row:
     """One line of the demo's table.
 
     Attributes:
-        name: of the way to choose tokens.
+        name: of the method.
         keep_ratio: ρ; None for the dense network.
         top1: share of the scenes whose digit was named, in 0..1.
         gmacs: of one image, prediction modules included.
         speedup: throughput over the dense network's at batch 32, median of pairs; None for dense.
-        digit_kept: share of the digit's patches that are left after the last stage.
+        digit_kept: share of the digit's patches that the last stage keeps.
         background_kept: share of the other patches.
     """
 
@@ -92,11 +96,11 @@ class SceneLoader:
 
 
 def sparse_model(random: bool = False) -> DynamicViT:
-    """The demo's dense network, sparsified; with chance in place of the prediction modules."""
+    """The demo's dense network, sparsified; or with random scores for prediction modules."""
     model = sparsify(load_dense(), TRAINED_RATIO)
     if random:
-        chance = [RandomScores() for _ in model.predictors]
-        model = DynamicViT(model.backbone, model.schedule, chance)
+        scores = [RandomScores() for _ in model.predictors]
+        model = DynamicViT(model.backbone, model.schedule, scores)
     model.backbone.pretrained_cfg = {
         "input_size": (3, 96, 96),
         "mean": (MEAN,) * 3,
@@ -107,7 +111,7 @@ def sparse_model(random: bool = False) -> DynamicViT:
 
 
 def recipe(size: Size, seed: int) -> Recipe:
-    """The small-data recipe for the paper's way, over scenes of which none comes twice."""
+    """The small-data recipe as in the paper, over scenes of which none comes twice."""
     plenty = ["policy=removed", "augment.mixup_prob=0", "backbone_lr_scale=0.1"]
     length = [f"images={size.train_scenes}", f"seed={seed}", "batch_size=64"]
     return load_recipe("small_data", [*plenty, *length])
@@ -125,19 +129,19 @@ def fine_tune(
 
 @torch.inference_mode()
 def score(model: DynamicViT, size: Size, seed: int) -> tuple[float, float, float]:
-    """Top-1 and the share of digit and background patches left, over the scoring scenes."""
-    torch.manual_seed(seed)  # chance, too, is to be had again
+    """Top-1 and the shares of digit and background patches kept, over the scoring scenes."""
+    torch.manual_seed(seed)  # so that random scores repeat
     right = digit = digit_kept = background = background_kept = 0
     model.eval()
     for start in range(0, size.score_scenes, 100):
         scene = Scenes("score", seed=seed).batch(start, min(100, size.score_scenes - start))
         output = model.forward_pruned(scene.images)
-        left = output.kept[-1]
+        kept = output.kept[-1]
         right += int((output.logits.argmax(dim=1) == scene.labels).sum())
         digit += int(scene.digit_patches.sum())
-        digit_kept += int((left & scene.digit_patches).sum())
+        digit_kept += int((kept & scene.digit_patches).sum())
         background += int((~scene.digit_patches).sum())
-        background_kept += int((left & ~scene.digit_patches).sum())
+        background_kept += int((kept & ~scene.digit_patches).sum())
     return right / size.score_scenes, digit_kept / digit, background_kept / background
 
 
@@ -167,9 +171,18 @@ def rows(model: DynamicViT, name: str, size: Size, seed: int) -> Iterator[Row]:
     model.keep_ratio = TRAINED_RATIO
 
 
-def picture_scenes(seed: int) -> SceneBatch:
-    """Some scoring scenes for the picture."""
-    return Scenes("score", seed=seed).batch(0, 4)
+def draw_scenes(model: DynamicViT, seed: int) -> Figure:
+    """What the model keeps of four scoring scenes, and what it and the dense network read."""
+    scenes = Scenes("score", seed=seed).batch(0, 4)
+    with torch.inference_mode():
+        output, dense_logits = model.forward_pruned(scenes.images), load_dense()(scenes.images)
+    return draw(
+        scenes.images * STD + MEAN,
+        output,
+        names=[str(digit) for digit in range(10)],
+        labels=scenes.labels.tolist(),
+        dense_logits=dense_logits,
+    )
 
 
 def shortcomings(rows: list[Row]) -> list[str]:
@@ -197,9 +210,3 @@ def shortcomings(rows: list[Row]) -> list[str]:
                 "times as often as background, expected 2 or more"
             )
     return found
-
-
-def dense_logits(images: Tensor) -> Tensor:
-    """The dense network's logits ``(B, 10)``."""
-    with torch.inference_mode():
-        return load_dense()(images)

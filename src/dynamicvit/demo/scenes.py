@@ -11,15 +11,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
 from dynamicvit.errors import InputError
+from dynamicvit.utils.optional import need
 
 IMAGE_SIZE = 96
 PATCH_SIZE = 8
@@ -191,9 +191,14 @@ class Scenes:
 
 
 @cache
+def _digits() -> Any:
+    return need("sklearn.datasets", "demo").load_digits()
+
+
+@cache
 def digit_indices(split: Split) -> np.ndarray:
     """The images of scikit-learn's digits that a split may use, sorted."""
-    labels = load_digits().target
+    labels = _digits().target
     shuffle = np.random.RandomState(0)
     chosen = []
     for label in range(NUM_CLASSES):
@@ -206,7 +211,7 @@ def digit_indices(split: Split) -> np.ndarray:
 @cache
 def digit_glyphs(split: Split) -> tuple[Tensor, Tensor]:
     """The split's digits as ink in [0, 1], (D, 32, 32), and their labels, (D,)."""
-    digits = load_digits()
+    digits = _digits()
     chosen = digit_indices(split)
     ink = torch.from_numpy(digits.images[chosen]).float()[:, None] / 16
     ink = F.interpolate(ink, size=(_CANVAS, _CANVAS), mode="bicubic", align_corners=False)
@@ -223,7 +228,8 @@ def photograph_columns(split: Split, width: int) -> slice:
 @cache
 def photograph_bands(split: Split) -> Tensor:
     """The split's part of each photograph in [0, 1], (2, 3, H, W)."""
-    photographs = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2)
+    photographs = need("sklearn.datasets", "demo").load_sample_images().images
+    photographs = torch.from_numpy(np.stack(photographs)).permute(0, 3, 1, 2)
     columns = photograph_columns(split, photographs.shape[-1])
     return photographs[..., columns].float() / 255
 

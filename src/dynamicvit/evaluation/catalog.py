@@ -188,8 +188,8 @@ def _section(entry: Entry) -> str:
 
 def _families() -> str:
     families = [
-        (adapter.family, tuple(kind.__name__ for kind in adapter.model_classes))
-        for adapter in BUILT_IN
+        (family.family, tuple(kind.__name__ for kind in family.model_classes))
+        for family in BUILT_IN
     ]
     families += [(optional.families, optional.classes) for optional in OPTIONAL.values()]
     lines = [f"- {name}: {', '.join(f'`{kind}`' for kind in kinds)}" for name, kinds in families]

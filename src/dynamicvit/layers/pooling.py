@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from dynamicvit.layers.attention import softmax_attention
+from dynamicvit.layers.masked_attention import masked_attention
+from dynamicvit.layers.projections import separate
 
 
 def masked_mean(x: Tensor, decision: Tensor | None = None) -> Tensor:
@@ -45,3 +51,34 @@ def masked_max(x: Tensor, decision: Tensor | None = None) -> Tensor:
     kept = decision[..., None] > 0.5
     peak = x.masked_fill(~kept, float("-inf")).amax(dim=1)
     return torch.where(kept.any(dim=1), peak, torch.zeros_like(peak))
+
+
+def attention_pool(pool: Any, x: Tensor, weight: Tensor | None) -> Tensor:
+    """timm's ``AttentionPoolLatent`` over the kept tokens.
+
+    Args:
+        pool: the network's pooling module.
+        x: ``(B, M, C)``.
+        weight: ``(B, M)``, decisions or sizes, or ``None``.
+
+    Returns:
+        ``(B, C)``; zero for an image that keeps nothing.
+    """
+    batch, length, width = x.shape  # the networks' pools keep the width
+    if length == 0:
+        return x.new_zeros(batch, width)
+    latent = pool.latent.expand(batch, -1, -1)
+    query = pool.q(latent).unflatten(-1, (pool.num_heads, pool.head_dim))
+    key, value = separate(pool.kv(x), pool.num_heads, 2)
+    query, key = pool.q_norm(query.transpose(1, 2)), pool.k_norm(key)
+    if weight is None:
+        out = softmax_attention(query, key, value)
+    else:
+        out = masked_attention(query, key, value, weight, keep_self=False)
+    out = pool.proj_drop(pool.proj(out.transpose(1, 2).reshape(batch, pool.latent_len, -1)))
+    if pool.mlp is not None:
+        out = out + pool.mlp(pool.norm(out))
+    out = out[:, 0] if pool.pool == "token" else out.mean(dim=1)
+    if weight is None:
+        return out
+    return torch.where(weight.sum(dim=1, keepdim=True) > 0.5, out, torch.zeros_like(out))

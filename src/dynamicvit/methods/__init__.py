@@ -13,16 +13,16 @@ from dynamicvit.methods.downsampling import Downsampling
 from dynamicvit.methods.random import RandomScores
 from dynamicvit.methods.registry import WAYS, Way, build, names, way_of, ways_of
 from dynamicvit.methods.static import StaticRanking
-from dynamicvit.methods.tome import Merging
+from dynamicvit.methods.tome import TokenMerging
 from dynamicvit.methods.width import narrow
 
 __all__ = [
     "WAYS",
     "ClassAttention",
     "Downsampling",
-    "Merging",
     "RandomScores",
     "StaticRanking",
+    "TokenMerging",
     "Way",
     "build",
     "names",

@@ -8,14 +8,14 @@ from typing import TypeVar
 
 from torch import nn
 
-from dynamicvit.backbones import adapter_for
+from dynamicvit.backbones import backbone_for
+from dynamicvit.budgets import keep_ratio_for
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import own_image_size
 from dynamicvit.core.schedule import Policy, Schedule
-from dynamicvit.costs import DENSE, costs_of, keep_ratio_for, meta_copy, schedule_macs
+from dynamicvit.costs import DENSE, costs_of, meta_copy, schedule_macs
 from dynamicvit.errors import InputError
 from dynamicvit.methods.downsampling import Downsampling, pooled_grid
-from dynamicvit.methods.tome import Merging
+from dynamicvit.methods.tome import TokenMerging
 from dynamicvit.methods.width import narrow
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def with_keep_ratio(
     Raises:
         InputError: for a budget below what one token at each stage costs.
     """
-    depth = len(adapter_for(backbone).blocks(backbone))
+    depth = len(backbone_for(backbone).blocks)
     schedule = Schedule.for_depth(depth, 1.0, stages, policy)
     model = DynamicViT(backbone, schedule, [stage() for _ in schedule.stages])
     model.keep_ratio = keep_ratio_for(model, fraction=fraction)
@@ -52,13 +52,13 @@ def with_keep_ratio(
 
 def with_downsampling(backbone: nn.Module, fraction: float) -> DynamicViT:
     """Tokens pooled once, before the block that comes nearest to the budget."""
-    adapter = adapter_for(backbone)
-    grid = adapter.grid_size(backbone, *own_image_size(backbone))
+    bound = backbone_for(backbone)
+    grid = bound.grid(*bound.image_size)
     rows, columns = pooled_grid(grid)
     share = rows * columns / (grid[0] * grid[1])
     models = [
         DynamicViT(backbone, Schedule((block,), (share,)), [Downsampling()])
-        for block in range(len(adapter.blocks(backbone)))
+        for block in range(len(bound.blocks))
     ]
     return _nearest(models, lambda model: schedule_macs(model, model.schedule), backbone, fraction)
 
@@ -69,7 +69,7 @@ def with_merging(backbone: nn.Module, fraction: float) -> DynamicViT:
     The number varies by one from block to block, so that the budget is met; a stage that has fewer
     merges half of what it has.
     """
-    depth = len(adapter_for(backbone).blocks(backbone))
+    depth = len(backbone_for(backbone).blocks)
     if depth < 2:
         raise InputError("merging looks at the block before, so it needs two blocks or more")
     num_patches = costs_of(backbone, num_stages=0).num_patches
@@ -79,7 +79,7 @@ def with_merging(backbone: nn.Module, fraction: float) -> DynamicViT:
     schedules = dict.fromkeys(
         _merged(num_patches, stages, total / len(stages)) for total in range(most + 1)
     )
-    model = DynamicViT(backbone, next(iter(schedules)), [Merging() for _ in stages])
+    model = DynamicViT(backbone, next(iter(schedules)), [TokenMerging() for _ in stages])
     costs = costs_of(model, len(stages))
     best = _nearest(list(schedules), costs.total, backbone, fraction)
     return DynamicViT(backbone, best, list(model.predictors))
@@ -87,7 +87,7 @@ def with_merging(backbone: nn.Module, fraction: float) -> DynamicViT:
 
 def with_width(backbone: nn.Module, fraction: float) -> DynamicViT:
     """A narrower dense network, whose heads are as wide as comes nearest to the budget."""
-    network = adapter_for(backbone).blocks(backbone)[0]
+    network = backbone_for(backbone).blocks[0]
     whole = getattr(getattr(network, "attn", None), "head_dim", 2)
     widths = list(range(_HEAD_STEP, whole, _HEAD_STEP)) or [whole - 1]
     shapes = meta_copy(backbone)

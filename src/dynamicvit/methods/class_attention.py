@@ -8,15 +8,14 @@ but summed, each weighted by the attention that it had.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynamicvit.core.method import Choice, Crowd, Grid
-from dynamicvit.core.prediction import KEEP
-from dynamicvit.layers.attention import decided_softmax
+from dynamicvit.core.method import Choice
+from dynamicvit.layers.masked_attention import decided_softmax
 from dynamicvit.layers.tokens import Tokens
 
 
-class ClassAttention(nn.Module, Choice):
+class ClassAttention(Choice):
     """Keeps the patches that the class token attended to most in the block before.
 
     Nothing is learned; it works untrained. One row of the attention is computed again, one query
@@ -29,6 +28,7 @@ class ClassAttention(nn.Module, Choice):
             weighted by its attention. Where nothing is dropped it is zero.
     """
 
+    untrained = True
     looks_back = True
     needs_class_token = True
 
@@ -36,23 +36,19 @@ class ClassAttention(nn.Module, Choice):
         super().__init__()
         self.adds = int(fuse)
 
-    def log_probs(self, tokens: Tokens, grid: Grid) -> Tensor:
-        del grid
+    def keep_scores(self, tokens: Tokens) -> Tensor:
+        """Log-odds of the share of the class token's attention."""
         share = class_attention(tokens)
         tiny = torch.finfo(share.dtype).tiny
-        return torch.stack([share.clamp(min=tiny).log(), (1 - share).clamp(min=tiny).log()], dim=-1)
+        return share.clamp(min=tiny).log() - (1 - share).clamp(min=tiny).log()
 
-    def rest(self, tokens: Tokens, gone: Tensor, log_probs: Tensor | None) -> Tensor | None:
+    def summary(self, tokens: Tokens, dropped: Tensor, keep_scores: Tensor | None) -> Tensor | None:
+        """The fused token."""
         if not self.adds:
             return None
-        share = class_attention(tokens) if log_probs is None else log_probs[..., KEEP].exp()
-        weight = (share * gone).to(tokens.x.dtype)
+        share = class_attention(tokens) if keep_scores is None else keep_scores.sigmoid()
+        weight = (share * dropped).to(tokens.x.dtype)
         return weight[:, None] @ tokens.patches
-
-    def macs(self, crowd: Crowd) -> int:
-        """Of one query with every key, and of the fused token."""
-        row = crowd.num_heads * crowd.head_width * (crowd.num_prefix + crowd.num_patches)
-        return row + self.adds * crowd.width * crowd.num_patches
 
 
 def class_attention(tokens: Tokens) -> Tensor:
@@ -68,7 +64,7 @@ def class_attention(tokens: Tokens) -> Tensor:
     if heads.bias is not None:
         logits = logits + heads.bias[..., :1, :]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    decision = tokens.key_decision()
+    decision = tokens.over_all(tokens.decision)
     if decision is None:
         weights = logits.softmax(dim=-1)
     else:

@@ -7,19 +7,21 @@ Where it happens decides the MACs.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynamicvit.core.method import Combination, Grid
+from dynamicvit.core.method import Combination
 from dynamicvit.errors import InputError
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.layers.tokens import Grid, Tokens
 
 #: Patches along a side of those that become one.
 _SIDE = 2
 
 
-class Downsampling(nn.Module, Combination):
+class Downsampling(Combination):
     """Each 2×2 patches become one token, their mean; at an odd edge fewer.
 
     Nothing is chosen, so training and inference are the same network. A cell has the place of its
@@ -27,22 +29,27 @@ class Downsampling(nn.Module, Combination):
     teacher's tokens of its patches.
     """
 
-    def combine(self, tokens: Tokens, budget: int, grid: Grid) -> Tokens:
-        del budget  # the grid decides
+    def combine(self, tokens: Tokens, count: int) -> Tokens:
+        """The means of the cells; how many there are the grid decides, not ``count``.
+
+        Raises:
+            InputError: if tokens have been dropped before.
+        """
+        del count
         if tokens.index is not None:
             raise InputError("downsampling needs the whole grid: it must be the first stage")
         batch, _, width = tokens.patches.shape
-        image = tokens.patches.transpose(1, 2).reshape(batch, width, *grid)
+        image = tokens.patches.transpose(1, 2).reshape(batch, width, *tokens.grid)
         # Only patches that are there count at an odd edge.
         pooled = F.avg_pool2d(image, _SIDE, ceil_mode=True)
         x = torch.cat([tokens.x[:, : tokens.num_prefix], pooled.flatten(2).transpose(1, 2)], dim=1)
-        groups, index = _cells(grid, tokens.x.device)
-        return Tokens(
-            x,
-            tokens.num_prefix,
-            index.expand(batch, -1),
-            added=tokens.added,
+        groups, index = _cells(tokens.grid, tokens.x.device)
+        return replace(
+            tokens,
+            x=x,
+            index=index.expand(batch, -1),
             groups=groups.expand(batch, -1),
+            heads=None,
         )
 
 

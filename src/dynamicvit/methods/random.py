@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from dynamicvit.core.method import Choice
+from dynamicvit.layers.tokens import Tokens
 
 
-class RandomScores(nn.Module):
-    """Stands in for a prediction module; every token has the same chance, drawn anew each call."""
+class RandomScores(Choice):
+    """Every token has the same chance, drawn anew each call. A control, not a method to use."""
 
-    def forward(self, patches: Tensor, decision: Tensor | None = None) -> Tensor:
-        """Log-probabilities ``(B, M, 2)`` for patch tokens ``(B, M, C)``; no decision is used."""
-        del decision
-        keep = torch.rand(patches.shape[:2], device=patches.device)
-        return torch.stack([keep, 1 - keep], dim=-1).clamp(min=1e-6).log()
+    untrained = True
+
+    def keep_scores(self, tokens: Tokens) -> Tensor:
+        """Log-odds of uniform random probabilities."""
+        shape = tokens.patches.shape[:2]
+        return torch.rand(shape, device=tokens.x.device).clamp(1e-6, 1 - 1e-6).logit()

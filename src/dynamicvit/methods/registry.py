@@ -9,9 +9,8 @@ from types import MappingProxyType
 
 from torch import nn
 
-from dynamicvit.backbones import adapter_for
+from dynamicvit.backbones import backbone_for
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import own_image_size
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.errors import InputError
@@ -54,9 +53,9 @@ def _dynamic(
     """The paper's way, with the first of its usual stages; or what becomes of dropped tokens."""
 
     def build(backbone: nn.Module, fraction: float) -> DynamicViT:
-        adapter = adapter_for(backbone)
-        usual = Schedule.for_depth(len(adapter.blocks(backbone))).stages
-        width = adapter.width(backbone)
+        bound = backbone_for(backbone)
+        usual = Schedule.for_depth(len(bound.blocks)).stages
+        width = bound.width
         return with_keep_ratio(
             backbone, fraction, lambda: PredictionModule(width), usual[:stages], policy
         )
@@ -65,7 +64,8 @@ def _dynamic(
 
 
 def _static(backbone: nn.Module, fraction: float) -> DynamicViT:
-    grid = adapter_for(backbone).grid_size(backbone, *own_image_size(backbone))
+    bound = backbone_for(backbone)
+    grid = bound.grid(*bound.image_size)
     return with_keep_ratio(backbone, fraction, lambda: StaticRanking(grid))
 
 

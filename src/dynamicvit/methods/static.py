@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynamicvit.core.method import Choice, Grid
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.core.method import Choice
+from dynamicvit.layers.tokens import Grid, Tokens
 
 #: Log-odds for each unit of the parameter. Adam moves a lone number by about the learning rate in a
 #: step, where a network's output moves with all of its weights: without the factor, a short run
@@ -19,7 +19,7 @@ from dynamicvit.layers.tokens import Tokens
 _PACE = 10.0
 
 
-class StaticRanking(nn.Module, Choice):
+class StaticRanking(Choice):
     """N learned log-odds of keeping, one for each place; trained with the same losses.
 
     For images of another grid they are interpolated, bilinearly, as positions are.
@@ -34,12 +34,12 @@ class StaticRanking(nn.Module, Choice):
         self.places = nn.Parameter(torch.empty(grid[0] * grid[1]))
         nn.init.trunc_normal_(self.places, std=0.02)
 
-    def log_probs(self, tokens: Tokens, grid: Grid) -> Tensor:
-        odds = _PACE * self.places
-        if grid != self.grid:
-            laid_out = odds.reshape(1, 1, *self.grid)
-            odds = F.interpolate(laid_out, grid, mode="bilinear", align_corners=False).flatten()
-        odds = odds.expand(len(tokens.x), -1)
-        if tokens.index is not None:
-            odds = odds.gather(1, tokens.index)
-        return torch.stack([F.logsigmoid(odds), F.logsigmoid(-odds)], dim=-1)
+    def keep_scores(self, tokens: Tokens) -> Tensor:
+        """The learned log-odds of the tokens' places."""
+        scores = _PACE * self.places
+        if tokens.grid != self.grid:
+            laid_out = scores.reshape(1, 1, *self.grid)
+            laid_out = F.interpolate(laid_out, tokens.grid, mode="bilinear", align_corners=False)
+            scores = laid_out.flatten()
+        scores = scores.expand(len(tokens.x), -1)
+        return scores if tokens.index is None else scores.gather(1, tokens.index)

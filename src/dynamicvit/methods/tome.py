@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynamicvit.core.decisions import gather_patches, top_k
 from dynamicvit.core.merging import join
-from dynamicvit.core.method import Combination, Crowd, Grid
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.core.method import Combination
+from dynamicvit.layers.tokens import Tokens, top_k
 
 
-class Merging(nn.Module, Combination):
+class TokenMerging(Combination):
     """Merges the most alike pairs until as many tokens are left as the budget says, at most half.
 
     Nothing is learned; it works untrained. A merged token is the mean of its patches. It counts for
@@ -26,21 +25,18 @@ class Merging(nn.Module, Combination):
     with the mean of the teacher's tokens of its patches.
     """
 
+    untrained = True
     looks_back = True
 
-    def combine(self, tokens: Tokens, budget: int, grid: Grid) -> Tokens:
+    def combine(self, tokens: Tokens, count: int) -> Tokens:
+        """The tokens after the most alike pairs have merged."""
         held = tokens.num_patches
-        leaving = min(held - budget, held // 2)
+        leaving = min(held - count, held // 2)
         if leaving <= 0:
             return tokens
         assert tokens.heads is not None  # the model runs a block before each stage that looks back
         key = tokens.heads.key.detach().mean(dim=1)[:, tokens.num_prefix :]
-        return merge(tokens, *match(key, leaving), grid[0] * grid[1])
-
-    def macs(self, crowd: Crowd) -> int:
-        """Of each token at an even position with each at an odd one."""
-        odd = crowd.num_patches // 2
-        return (crowd.num_patches - odd) * odd * crowd.head_width
+        return merge(tokens, *match(key, leaving))
 
 
 def match(key: Tensor, leaving: int) -> tuple[Tensor, Tensor]:
@@ -62,21 +58,20 @@ def match(key: Tensor, leaving: int) -> tuple[Tensor, Tensor]:
     return 2 * pairs, 2 * partner.gather(1, pairs) + 1
 
 
-def merge(tokens: Tokens, leaving: Tensor, into: Tensor, num_patches: int) -> Tokens:
+def merge(tokens: Tokens, leaving: Tensor, into: Tensor) -> Tokens:
     """The tokens after some have become part of others.
 
     Args:
         tokens: M patch tokens.
         leaving: ``(B, R)`` positions of those that leave, each once.
         into: ``(B, R)`` positions of the ones that they become part of, which stay.
-        num_patches: N, the number of patches of the image.
 
     Returns:
         The tokens that stay, each the mean of its patches, in the order that they had.
     """
     held = tokens.num_patches
-    gone = tokens.x.new_zeros(tokens.patches.shape[:2], dtype=torch.float32)
-    gone = gone.scatter(1, leaving, 1.0)
-    partner = torch.zeros_like(gone, dtype=torch.long).scatter(1, leaving, into)
-    stays = top_k(1.0 - gone, held - leaving.shape[1])
-    return gather_patches(join(tokens, gone, partner, num_patches), stays)
+    merged = tokens.x.new_zeros(tokens.patches.shape[:2], dtype=torch.float32)
+    merged = merged.scatter(1, leaving, 1.0)
+    partner = torch.zeros_like(merged, dtype=torch.long).scatter(1, leaving, into)
+    kept = top_k(1.0 - merged, held - leaving.shape[1])
+    return join(tokens, merged, partner).keep(kept)

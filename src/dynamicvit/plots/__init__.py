@@ -1,1 +1,7 @@
 """Pictures and plots; matplotlib is imported where one is drawn."""
+
+from dynamicvit.plots.page import draw
+from dynamicvit.plots.style import save
+from dynamicvit.plots.visualization import Visualization, visualize
+
+__all__ = ["Visualization", "draw", "save", "visualize"]

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamicvit.errors import InputError
+from dynamicvit.utils.files import atomic_write
 from dynamicvit.utils.optional import need
 
 if TYPE_CHECKING:
@@ -105,20 +104,10 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> tuple[Path, ...]:
         kind = each.suffix.lstrip(".").lower()
         if kind not in figure.canvas.get_supported_filetypes():
             raise InputError(f"{each}: a picture ends in .png, .pdf or .svg, got {each.suffix!r}")
-        content = BytesIO()
-        figure.savefig(content, format=kind, dpi=DPI)
-        _write(each, content.getvalue())
+        try:
+            each.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(each) as draft:
+                figure.savefig(draft, format=kind, dpi=DPI)
+        except OSError as error:
+            raise InputError(f"{each}: can't be written ({error.strerror or error})") from error
     return tuple(paths)
-
-
-def _write(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(content)
-        draft.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: can't be written ({error.strerror or error})") from error
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dynamicvit.core.classifier import PrunedClassifier
-from dynamicvit.core.model import DynamicViT, PrunedOutput
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.data import UNLABELED, Batch
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes.exported import ExportedModel
@@ -93,8 +94,8 @@ def _check_tie(own: PrunedOutput, theirs: PrunedOutput, image: int) -> None:
     Only the first stage that differs can be judged: after it, the model saw other tokens.
     """
     # Without scores nothing ties: other methods have none.
-    odds = tuple(map(_log_odds, own.keep_scores)) or tuple(kept.float() for kept in own.kept)
-    pairs = zip(own.kept, theirs.kept, odds, strict=True)
+    keep_scores = own.keep_scores or tuple(kept.float() for kept in own.kept)
+    pairs = zip(own.kept, theirs.kept, keep_scores, strict=True)
     for stage, (mine, other, scores) in enumerate(pairs, start=1):
         swapped = mine[image] != other[image]
         if not swapped.any():
@@ -109,15 +110,6 @@ def _check_tie(own: PrunedOutput, theirs: PrunedOutput, image: int) -> None:
             f"{int((swapped & mine[image]).sum())} of {int(mine[image].sum())} differ, with keep "
             f"scores {gap:.2g} from the cut"
         )
-
-
-def _log_odds(keep_scores: Tensor) -> Tensor:
-    """Of log-probabilities of keeping, which are all near 0 where the model is sure to keep.
-
-    The model ranks there too, by what is left of 1.
-    """
-    scores = keep_scores.double()
-    return scores - (-scores.expm1()).log()
 
 
 # ---------------------------------------------------------------- int8: nearly the same

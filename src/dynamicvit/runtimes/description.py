@@ -10,10 +10,10 @@ from typing import Any, Literal
 from timm.data import resolve_model_data_config
 
 from dynamicvit._version import __version__
-from dynamicvit.backbones import adapter_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.costs import ImageSize, resolve_image_size
+from dynamicvit.data.classes import known_class_names
 from dynamicvit.errors import InputError
 
 #: Under this name each format keeps the description, as JSON.
@@ -119,8 +119,6 @@ def describe(
         InputError: for a batch of less than one, a share outside (0, 1], an image size that the
             model does not take, or a model without a classifier.
     """
-    from dynamicvit.plots.visualization import known_class_names
-
     if batch is not None and batch < 1:
         raise InputError(f"batch {batch}: give at least 1 image")
     if crop_pct is not None and not 0 < crop_pct <= 1:
@@ -129,7 +127,7 @@ def describe(
         raise InputError("the model has no classifier: only classifiers are exported")
     config = resolve_model_data_config(model)
     height, width = resolve_image_size(model, image_size)
-    grid = adapter_for(model.backbone).grid_size(model.backbone, height, width)
+    grid = model.bound.grid(height, width)
     names = known_class_names(model)
     return Description(
         model=model.pretrained_cfg.get("architecture"),

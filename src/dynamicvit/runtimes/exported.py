@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynamicvit.core.model import PrunedOutput
+from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes.description import Description

@@ -1,32 +1,29 @@
-"""A camera loop: frames in order, late ones dropped, latencies counted, a target held."""
+"""Classify a video or camera frame by frame: late frames dropped, a latency target held."""
 
 from dynamicvit.streaming.controller import Controller
+from dynamicvit.streaming.events import Answer, Change, Event, Missed, Tally, UnreadableFrame
 from dynamicvit.streaming.feed import Feed, Ready
-from dynamicvit.streaming.frames import Frame, Source
+from dynamicvit.streaming.frames import Frame, FrameSource, open_frames
 from dynamicvit.streaming.levels import Level, costs_of, levels_of
-from dynamicvit.streaming.lines import level_line, line_of
-from dynamicvit.streaming.loop import Answer, Change, Event, Missed, Unreadable, stream
-from dynamicvit.streaming.sources import open_source
-from dynamicvit.streaming.tally import Tally, milliseconds
+from dynamicvit.streaming.loop import RATIOS, Stream, answers
 
 __all__ = [
+    "RATIOS",
     "Answer",
     "Change",
     "Controller",
     "Event",
     "Feed",
     "Frame",
+    "FrameSource",
     "Level",
     "Missed",
     "Ready",
-    "Source",
+    "Stream",
     "Tally",
-    "Unreadable",
+    "UnreadableFrame",
+    "answers",
     "costs_of",
-    "level_line",
     "levels_of",
-    "line_of",
-    "milliseconds",
-    "open_source",
-    "stream",
+    "open_frames",
 ]

@@ -1,34 +1,34 @@
 """Which keep ratio holds a target latency.
 
-The answer to one frame says little: a machine hiccups. So what counts is nine of ten among the last
-frames. Down goes one step at once when they miss the target; up goes one step when there would be
-room at the higher ratio, by what it was measured to cost, and more rarely the more often that has
-failed.
+One frame says little, as a machine hiccups, so what counts is the latency that nine of ten of the
+last frames did not exceed. When it misses the target, the controller goes one level down at once.
+It goes one level up when the level's measured cost leaves room, more rarely the more often that
+has failed.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from dynamicvit.errors import InputError
-from dynamicvit.streaming.latency import percentile
 
-#: So large a share of the frames has to hold the target.
+#: The share of frames that has to hold the target.
 SHARE = 0.9
 
-#: Among this many frames, the last ones; and so many are waited for before going up.
+#: The share is of this many frames, the last ones; as many pass before going up.
 WINDOW = 30
 
-#: Fewer than these say nothing.
+#: Fewer frames than these decide nothing.
 FEWEST = 10
 
-#: Going up has to leave so much room: expected latency by target.
+#: Going up needs an expected latency of at most this share of the target.
 MARGIN = 0.9
 
-#: A ratio that fails is tried again after twice as many frames, up to so many times the window.
+#: A level that fails is tried again after twice as many frames, up to so many windows.
 RAREST = 16
 
 
@@ -59,7 +59,7 @@ class Miss:
 
 
 class Controller:
-    """Chooses among levels, the dearest first, by the latencies that they give.
+    """Chooses among levels, the most costly first, by the latencies measured.
 
     Args:
         costs: seconds of computing at each level, measured here; only their ratios matter later.
@@ -90,14 +90,14 @@ class Controller:
         self._enter(fitting[0] if fitting else len(costs) - 1, ignore=0)
 
     def after(self, latency: float, computing: float) -> Step | Miss | None:
-        """Take note of a frame, and say what is to change.
+        """Count a frame, and decide.
 
         Args:
             latency: in seconds, from when the frame was due to its answer.
-            computing: the part of it that the classifier took.
+            computing: seconds of it that the classifier took.
 
         Returns:
-            A step, which is taken already; a miss, once; or nothing.
+            A step, which is taken already; a miss, once; or ``None``.
         """
         if self._ignored:
             self._ignored -= 1
@@ -154,3 +154,14 @@ class Controller:
 
     def _fits(self, latency: float) -> bool:
         return latency <= MARGIN * self.target
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The smallest of the values that this share of them does not exceed.
+
+    Args:
+        values: at least one.
+        share: in (0, 1]; 0.9: nine of ten are this or less.
+    """
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

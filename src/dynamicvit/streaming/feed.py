@@ -1,19 +1,23 @@
-"""A source read, paced and prepared in a thread of its own."""
+"""A source read, paced and prepared in a thread of its own.
+
+A file played at its rate stands for a camera: each frame is due at its time, ready or not.
+"""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
 from dynamicvit.errors import InputError
-from dynamicvit.streaming.frames import Frame, Source
-from dynamicvit.streaming.pacing import Moment, Pace
+from dynamicvit.streaming.frames import Frame, FrameSource
 from dynamicvit.streaming.waiting import Waiting
 
 #: A camera that gives no frame can't be interrupted: its thread is left behind after these seconds.
@@ -26,7 +30,7 @@ class Ready:
 
     Attributes:
         index: the frame's number.
-        time: seconds in the stream, if they are known.
+        time: seconds in the stream, if known.
         name: of its file, if it has one of its own.
         due: the clock's seconds from which its latency counts; ``None``: from when it is taken.
         images: ``(1, channels, height, width)``, normalized; ``None`` if it can't be read.
@@ -51,18 +55,18 @@ class Feed:
     Args:
         source: of the frames; closed at the end.
         prepare: from an RGB image to ``(1, channels, height, width)``.
-        fps: see :class:`~dynamicvit.streaming.pacing.Pace`.
+        fps: see :class:`Pace`.
         places: frames that wait at most.
         clock: the time in seconds.
-        stopped: asked while there is no frame; if it says so, that was the last one.
+        stopped: polled while there is no frame; true ends the frames.
 
     Raises:
-        InputError: for values that can't be.
+        InputError: for an ``fps`` or ``places`` out of range.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: FrameSource,
         prepare: Callable[[Image.Image], Tensor],
         *,
         fps: float | None = None,
@@ -97,7 +101,7 @@ class Feed:
         self._thread.join(_PATIENCE)
 
     def __iter__(self) -> Iterator[Ready]:
-        """The frames in order, those that are dropped left out.
+        """The frames in order, without the dropped ones.
 
         Raises:
             InputError: where the source breaks off, after the frames before.
@@ -122,7 +126,7 @@ class Feed:
                         self._waiting.skip()
                     else:
                         self._waiting.put(self._ready(frame, moment))
-        except BaseException as error:  # whatever it is, the other thread has to hear of it
+        except BaseException as error:  # of any kind: the other thread raises it
             self._waiting.finish(error)
         else:
             self._waiting.finish()
@@ -136,3 +140,79 @@ class Feed:
         else:
             images = self._prepare(picture)
         return Ready(frame.index, moment.time, frame.name, moment.due, images, problem)
+
+
+class Moment(NamedTuple):
+    """When a frame comes.
+
+    Attributes:
+        time: seconds in the stream; ``None`` if unknown.
+        due: the clock's seconds from which its latency counts; ``None`` if it comes when the
+            classifier is ready.
+        late: whether newer frames that are due fill the queue already.
+    """
+
+    time: float | None
+    due: float | None
+    late: bool = False
+
+
+class Pace:
+    """Waits for each frame's moment.
+
+    Args:
+        source: of the frames.
+        fps: frames per second in place of the source's own times. 0: as fast as they are
+            classified. By default a file plays at its own times, and images as fast as they are
+            classified; a camera sets its pace itself.
+        places: in the queue.
+        clock: the time in seconds.
+        rest: sleeps so many seconds.
+
+    Attributes:
+        lossless: whether frames come only as fast as they are classified, so that none is dropped.
+        period: seconds between frames, as far as that is known, if they come at a rate.
+
+    Raises:
+        InputError: for a rate below 0, or 0 for a camera.
+    """
+
+    def __init__(
+        self,
+        source: FrameSource,
+        fps: float | None,
+        *,
+        places: int,
+        clock: Callable[[], float],
+        rest: Callable[[float], None],
+    ) -> None:
+        if fps is not None and not (0 <= fps < math.inf):
+            raise InputError(f"frames per second are positive, or 0 for all there is, got {fps}")
+        if source.live and fps == 0:
+            raise InputError(f"{source.name} does not wait, so it can't run at 0 frames per second")
+        rate = fps if fps is not None else source.rate
+        self.lossless = not source.live and not rate
+        self.period = 1 / rate if rate else None
+        self._live = source.live
+        self._fps = fps
+        self._places = places
+        self._clock = clock
+        self._rest = rest
+        self._start: float | None = None
+
+    def wait_for(self, frame: Frame) -> Moment:
+        """Wait until a frame is due; the first one is at once."""
+        now = self._clock()
+        if self._start is None:
+            self._start = now
+        if self._live:
+            return Moment(now - self._start, now)
+        if self.lossless:
+            return Moment(frame.time, None)
+        time = frame.index / self._fps if self._fps else frame.time
+        assert time is not None
+        assert self.period is not None
+        due = self._start + time
+        if now < due:
+            self._rest(due - now)
+        return Moment(time, due, late=due + self._places * self.period <= now)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
+from typing import Any
 
 import torch
 from timm.data import resolve_model_data_config
@@ -15,8 +16,8 @@ from torch import Tensor
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
+from dynamicvit.data import class_names
 from dynamicvit.errors import InputError
-from dynamicvit.plots.visualization import class_names
 from dynamicvit.runtimes import ExportedModel
 
 #: Runs of each level before any is timed: the first ones allocate and compile.
@@ -28,7 +29,7 @@ _TIMED = 5
 
 @dataclass(frozen=True)
 class Level:
-    """One way to classify.
+    """A model at a keep ratio.
 
     Attributes:
         model: the model's name.
@@ -45,22 +46,30 @@ class Level:
         """ρ, if the stages' ratios are ρ, ρ², ρ³, ...; else ``None``."""
         return self.schedule.keep_ratio
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; ``keep_ratio`` is null where the stages' ratios are no powers of one."""
+        return {
+            "model": self.model,
+            "keep_ratio": self.keep_ratio,
+            "keep_ratios": self.schedule.keep_ratios,
+        }
+
     def __str__(self) -> str:
         ratios = self.schedule.keep_ratios if self.keep_ratio is None else (self.keep_ratio,)
         return f"ρ {', '.join(f'{ratio:.3g}' for ratio in ratios)}"
 
 
 def levels_of(
-    models: Sequence[tuple[str, PrunedClassifier]],
+    models: Mapping[str, PrunedClassifier],
     keep_ratios: Sequence[float] = (),
     *,
     device: torch.device | str = "cpu",
     precision: torch.dtype | None = None,
 ) -> list[Level]:
-    """The ways to classify, from the one that keeps most to the one that keeps least.
+    """The levels, from the one that keeps most to the one that keeps least.
 
     Args:
-        models: name and model, in ``eval()``; several must agree in classes and preprocessing.
+        models: by name, in ``eval()``; several must agree in classes and preprocessing.
         keep_ratios: of one model that takes any; by default each model has its own.
         device: where PyTorch's models are.
         precision: of autocast; ``None`` for float32.
@@ -69,8 +78,9 @@ def levels_of(
         InputError: for models that don't go together, know no classes or take several images at
             once, and keep ratios that can't be, or can't be set.
     """
-    (first_name, first), *others = models
-    for name, model in models:
+    pairs = list(models.items())
+    (first_name, first), *others = pairs
+    for name, model in pairs:
         if model.num_classes < 1:
             raise InputError(f"{name} has no classifier, so there is no answer to give")
         batch = model.description.batch if isinstance(model, ExportedModel) else None
@@ -83,7 +93,9 @@ def levels_of(
         _check_same(first_name, first, name, model)
     run = partial(_classify, device=device, precision=precision)
     if not keep_ratios:
-        levels = [Level(name, model.schedule, partial(run, model)) for name, model in models]
+        levels = [
+            Level(name, model.schedule, partial(run, model)) for name, model in models.items()
+        ]
     else:
         if others:
             raise InputError(
@@ -162,3 +174,8 @@ def _check_same(
             )
     if class_names(first) != class_names(model):
         raise InputError(f"{first_name} and {name} can't take turns: their classes differ")
+
+
+def milliseconds(seconds: float | None) -> float | None:
+    """Rounded to microseconds: clocks are no finer."""
+    return None if seconds is None else round(seconds * 1e3, 3)

@@ -1,117 +1,147 @@
-"""Frames in, answers out."""
+"""A source classified frame by frame: frames in, answers out."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dynamicvit.core.classifier import PrunedClassifier
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.data import class_names, eval_transform, top_classes
 from dynamicvit.errors import InputError
-from dynamicvit.plots.visualization import Prediction, top_classes
 from dynamicvit.streaming.controller import Controller, Step
-from dynamicvit.streaming.feed import Ready
-from dynamicvit.streaming.levels import Level
+from dynamicvit.streaming.events import Answer, Change, Event, Missed, Tally, UnreadableFrame
+from dynamicvit.streaming.feed import Feed
+from dynamicvit.streaming.frames import FrameSource, open_frames
+from dynamicvit.streaming.levels import Level, costs_of, levels_of, milliseconds
+
+#: What a target chooses among where no keep ratio is given.
+RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5)
 
 
-class Frames(Protocol):
-    """What the loop asks of a :class:`~dynamicvit.streaming.feed.Feed`."""
+class Stream:
+    """A video, camera or folder, classified frame by frame as it comes.
+
+    Frames are read and prepared in a thread of their own; late ones are dropped. With a target,
+    keep ratios go down and up to hold it. Opening warms the model up and times each level::
+
+        for event in Stream("clip.mp4", model, target_latency=0.02):
+            ...  # Answer, UnreadableFrame, Change or Missed
+
+    Args:
+        source: a video file, a folder of images, a camera (``camera:0``, ``/dev/video0``), or an
+            open source; closed at the end.
+        models: the model, in ``eval()``; or by name several that agree in classes, image size and
+            preprocessing, with ``target_latency``. They are moved to ``device``.
+        fps: frames per second in place of the source's own times; 0: as fast as they are
+            classified, none dropped. By default a video's and a camera's own, and 0 for a folder.
+        target_latency: in seconds, from when a frame is due to its answer; nine of ten frames are
+            to hold it.
+        keep_ratios: those of one model to choose among; by default its own, with
+            ``target_latency`` :data:`RATIOS`.
+        queue: frames that wait at most; one more drops the oldest.
+        top: classes in each answer.
+        precision: dtype of autocast; ``None`` for float32.
+        image_size: height and width of the images; the first model's own by default.
+        crop_pct: as for :func:`~dynamicvit.data.eval_transform`.
+        device: where PyTorch's models run; by default a GPU where there is one.
+        stopped: polled between frames; true ends the stream.
+
+    Attributes:
+        levels: models and keep ratios, from the one that keeps most.
+        tally: counts of the events so far.
+        settings: what is run, on what, for JSON.
+
+    Raises:
+        InputError: for what can't be opened, or does not go together; while iterating, where the
+            source breaks off.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | FrameSource,
+        models: PrunedClassifier | Mapping[str, PrunedClassifier],
+        *,
+        fps: float | None = None,
+        target_latency: float | None = None,
+        keep_ratios: Sequence[float] = (),
+        queue: int = 2,
+        top: int = 1,
+        precision: torch.dtype | None = None,
+        image_size: tuple[int, int] | None = None,
+        crop_pct: float | None = None,
+        device: torch.device | str | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        if not isinstance(models, Mapping):
+            models = {"model": models}
+        first = next(iter(models.values()))
+        if target_latency is None and (len(models) > 1 or len(keep_ratios) > 1):
+            raise InputError(f"{max(len(models), len(keep_ratios))} levels need a target latency")
+        if target_latency is not None and len(models) == 1 and isinstance(first, DynamicViT):
+            keep_ratios = keep_ratios or RATIOS
+        if top < 1:
+            raise InputError(f"an answer has at least 1 class, got {top}")
+        if isinstance(source, str | os.PathLike):
+            source = open_frames(os.fspath(source), fps)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        for model in models.values():
+            model.to(device)
+        self.levels = levels_of(models, keep_ratios, device=device, precision=precision)
+        prepare = _preparation(first, image_size, crop_pct)
+        self._feed = Feed(source, prepare, fps=fps, places=queue, stopped=stopped)
+        period = self._feed.period
+        blank = prepare(Image.new("RGB", (64, 64)))
+        costs = costs_of(self.levels, blank)
+        self._controller = None
+        if target_latency is not None:
+            self._controller = Controller(costs, target_latency, period=period, places=queue)
+        self._names, self._top = class_names(first), top
+        self.settings: dict[str, Any] = {
+            "source": source.name,
+            "fps": period and round(1 / period, 3),
+            "target_ms": milliseconds(target_latency),
+            "image_size": list(blank.shape[2:]),
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "levels": [
+                {**level.as_dict(), "computing_ms": milliseconds(cost)}
+                for level, cost in zip(self.levels, costs, strict=True)
+            ],
+        }
+        self.tally = Tally(target_latency)
 
     @property
     def dropped(self) -> int:
-        """Frames lost so far."""
-        ...
+        """Frames that came too late for the classifier, so far."""
+        return self._feed.dropped
 
-    def __iter__(self) -> Iterator[Ready]:
-        """The others, in order."""
-        ...
+    def summary(self) -> dict[str, Any]:
+        """Counts and percentiles so far, for JSON; see :meth:`Tally.summary`."""
+        return self.tally.summary(self.dropped)
 
+    def __iter__(self) -> Iterator[Event]:
+        """An answer for each frame, and what else happens, in order. Can be iterated once.
 
-@dataclass(frozen=True)
-class Answer:
-    """A frame, classified.
-
-    Attributes:
-        index: the frame's number.
-        time: seconds in the stream, if they are known.
-        name: of its file, if it has one of its own.
-        classes: the likeliest, best first.
-        waiting: seconds from when it was due until the classifier took it: reading, preparing and
-            queueing. 0 where frames come as fast as they are classified.
-        computing: seconds that the classifier took.
-        level: what it was classified with.
-        dropped: frames lost so far.
-    """
-
-    index: int
-    time: float | None
-    name: str | None
-    classes: tuple[Prediction, ...]
-    waiting: float
-    computing: float
-    level: Level
-    dropped: int
-
-    @property
-    def latency(self) -> float:
-        """Seconds from when the frame was due to its answer."""
-        return self.waiting + self.computing
+        Raises:
+            InputError: where the source breaks off, after the frames before.
+        """
+        with self._feed as frames:
+            for event in answers(
+                frames, self.levels, self._names, top=self._top, controller=self._controller
+            ):
+                self.tally.add(event)
+                yield event
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """A frame that can't be read.
-
-    Attributes:
-        index: its number.
-        problem: what is wrong, in a line.
-    """
-
-    index: int
-    problem: str
-
-
-@dataclass(frozen=True)
-class Change:
-    """From the next frame on another level is used.
-
-    Attributes:
-        index: number of the frame after which.
-        before: the level so far.
-        after: the level from now on.
-        measured: latency in seconds that nine of ten of the last frames did not exceed.
-        target: that was asked for, in seconds.
-    """
-
-    index: int
-    before: Level
-    after: Level
-    measured: float
-    target: float
-
-
-@dataclass(frozen=True)
-class Missed:
-    """The target can't be held: the cheapest level is in use and takes longer. Said once.
-
-    Attributes:
-        index: number of the frame after which.
-        level: that level.
-        measured: as in :class:`Change`.
-        target: likewise.
-    """
-
-    index: int
-    level: Level
-    measured: float
-    target: float
-
-
-Event = Answer | Unreadable | Change | Missed
-
-
-def stream(
-    frames: Frames,
+def answers(
+    frames: Feed,
     levels: Sequence[Level],
     names: Sequence[str],
     *,
@@ -129,29 +159,12 @@ def stream(
         controller: chooses among the levels.
         clock: the time in seconds, the same that the frames are due by.
 
-    Returns:
-        An answer for each frame, and what else there is to say, as it happens. What ends the
-        frames before their end is raised there.
-
-    Raises:
-        InputError: for less than one class in an answer.
+    Yields:
+        An answer for each frame, and what else happens. What ends the frames early is raised.
     """
-    if top < 1:
-        raise InputError(f"an answer has at least 1 class, got {top}")
-    return _answers(frames, levels, names, top, controller, clock)
-
-
-def _answers(
-    frames: Frames,
-    levels: Sequence[Level],
-    names: Sequence[str],
-    top: int,
-    controller: Controller | None,
-    clock: Callable[[], float],
-) -> Iterator[Event]:
     for frame in frames:
         if frame.images is None:
-            yield Unreadable(frame.index, frame.problem or "")
+            yield UnreadableFrame(frame.index, frame.problem or "")
             continue
         level = levels[controller.level if controller else 0]
         began = clock()
@@ -176,3 +189,12 @@ def _answers(
             yield Change(frame.index, before, after, verdict.measured, controller.target)
         elif verdict is not None:
             yield Missed(frame.index, level, verdict.measured, controller.target)
+
+
+def _preparation(
+    model: PrunedClassifier, image_size: tuple[int, int] | None, crop_pct: float | None
+) -> Callable[[Image.Image], Tensor]:
+    """From a frame to ``(1, channels, height, width)``, normalized."""
+    transform = eval_transform(model, image_size, crop_pct)
+    mode = "L" if model.in_chans == 1 else "RGB"
+    return lambda frame: transform(frame.convert(mode))[None]

@@ -16,14 +16,14 @@ _LOOK = 0.1
 
 
 class Waiting(Generic[T]):
-    """A bounded queue in order. When it is full, the oldest goes: what is new matters most.
+    """A bounded queue in order. When it is full, the oldest is dropped: new frames matter most.
 
     Args:
         places: how many wait at most.
         lossless: when it is full, let the reader wait in place of dropping.
 
     Attributes:
-        dropped: how many were lost so far.
+        dropped: how many were dropped so far.
 
     Raises:
         InputError: for less than one place.
@@ -72,7 +72,7 @@ class Waiting(Generic[T]):
 
     @property
     def closed(self) -> bool:
-        """Whether nobody takes any more."""
+        """Whether the taker has stopped."""
         return self._closed.is_set()
 
     # ---------------------------------------------------------------- the thread that classifies
@@ -81,10 +81,10 @@ class Waiting(Generic[T]):
         """The oldest, as soon as there is one; ``None`` at the end.
 
         Args:
-            stopped: asked now and then while there is none; if it says so, that is the end.
+            stopped: polled while there is none; true ends the wait.
 
         Raises:
-            BaseException: what the reader stumbled over.
+            BaseException: what the reader raised.
         """
         with self._changed:
             while not self._items and not self._finished:
@@ -100,7 +100,7 @@ class Waiting(Generic[T]):
             return None
 
     def close(self) -> None:
-        """Let the reader go; what waits is lost."""
+        """Release the reader; items that wait are discarded."""
         with self._changed:
             self._closed.set()
             self._items.clear()

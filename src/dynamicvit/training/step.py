@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from dynamicvit.core.decisions import best_k_sampler, gumbel_sampler, gumbel_top_k_sampler
 from dynamicvit.core.losses import Losses, LossWeights, dynamicvit_loss
-from dynamicvit.core.model import DynamicViT, MaskedOutput
+from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import image_channels, own_image_size
+from dynamicvit.core.outputs import MaskedOutput
 from dynamicvit.data import UNLABELED, Batch
 from dynamicvit.errors import InputError
 from dynamicvit.training.draws import NoisySampler, SplitDraws

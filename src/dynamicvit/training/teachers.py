@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dynamicvit.core.model import DenseOutput, DynamicViT, Stem
+from dynamicvit.core.model import DynamicViT, Stem
 from dynamicvit.core.networks import eval_mode
+from dynamicvit.core.outputs import DenseOutput
 from dynamicvit.core.teacher import ask, dense_teacher, weigh_some
 from dynamicvit.errors import InputError
 from dynamicvit.training.external_teacher import ForeignTeacher

@@ -27,12 +27,12 @@ except ImportError as error:
         "dynamicvit.transformers.model needs transformers: pip install 'dynamicvit[transformers]'"
     ) from error
 
-from dynamicvit.backbones import adapter_for
 from dynamicvit.backbones.hf import classifier_from
-from dynamicvit.backbones.hf_common import HFAdapter
+from dynamicvit.backbones.hf_base import HFBackbone
 from dynamicvit.core.losses import LossWeights, dynamicvit_loss
-from dynamicvit.core.model import DynamicViT, MaskedOutput, PrunedOutput
+from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import own_image_size
+from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import init_weights
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.teacher import ask, dense_teacher, weigh_patches
@@ -267,9 +267,9 @@ class DynamicViTForImageClassification(PreTrainedModel):
     def _images(self, pixel_values: Tensor, interpolate: bool) -> Tensor:
         """The images in the weights' precision, as the dense models of transformers take them."""
         backbone = self.dynamicvit.backbone
-        adapter = cast(HFAdapter, adapter_for(backbone))
+        bound = cast(HFBackbone, self.dynamicvit.bound)
         if pixel_values.ndim == 4:  # of others the core says what is wrong
-            adapter.check_image_size(backbone, *pixel_values.shape[2:], interpolate)
+            bound.check_image_size(*pixel_values.shape[2:], interpolate)
         dtype = next(backbone.parameters()).dtype
         if pixel_values.dtype == dtype or torch.is_autocast_enabled(pixel_values.device.type):
             return pixel_values
@@ -294,7 +294,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
         for what, of in (
             ("classes", lambda model: model.num_classes),
             ("features", lambda model: model.num_features),
-            ("patches", lambda model: adapter_for(model.backbone).grid_size(model.backbone, *size)),
+            ("patches", lambda model: model.bound.grid(*size)),
         ):
             if of(core) != of(dense):
                 raise InputError(f"the teacher has {of(dense)} {what}, but this model {of(core)}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dynamicvit.data.sources.base import UNLABELED, Source, one_line
+from dynamicvit.data.sources.base import UNLABELED, Source
 from dynamicvit.data.sources.files import open_files
 from dynamicvit.data.sources.huggingface import HuggingFace
 from dynamicvit.data.sources.shards import Shards
 from dynamicvit.data.sources.torch_sets import TorchSet
 from dynamicvit.errors import InputError
 
-__all__ = ["UNLABELED", "Source", "one_line", "open_source"]
+__all__ = ["UNLABELED", "Source", "open_source"]
 
 _KINDS = {"wds": Shards, "hfds": HuggingFace, "torch": TorchSet}
 #: Streams have no order to go on in; what to take instead of each.

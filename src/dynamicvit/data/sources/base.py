@@ -1,27 +1,23 @@
-"""What every kind of source of images can do, whatever it lies in."""
+"""The interface of every kind of source."""
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from types import ModuleType
 
 import numpy as np
 from PIL import Image
-
-from dynamicvit.errors import InputError
 
 UNLABELED = -1
 """The label of an image without one; ``cross_entropy(..., ignore_index=UNLABELED)`` skips it."""
 
 
 class Source(ABC):
-    """Images by row, still encoded where they are so, and what is known of their classes.
+    """Images by row, still encoded where they are stored so, and their classes.
 
     Attributes:
         name: as the user wrote it.
-        class_word: what its classes are to people.
+        class_word: what its classes are called in messages.
         labeled: whether its images have classes at all.
         classes: class names in the order of the targets; empty where classes are only numbers.
         class_problem: why the classes can't be used, if so; nothing is wrong without them.
@@ -48,11 +44,11 @@ class Source(ABC):
 
     @abstractmethod
     def path(self, row: int) -> str:
-        """What to call an image; never an error."""
+        """The name of an image for messages; never raises."""
 
     @abstractmethod
     def read(self, row: int) -> bytes | Image.Image:
-        """An image, as a file's bytes or decoded. Raises whatever a broken one stumbles over."""
+        """An image, as a file's bytes or decoded. A broken one raises errors of any kind."""
 
     def target(self, row: int) -> str:
         """The class of an image as it is written; only for sources without ``targets``."""
@@ -63,24 +59,3 @@ def class_numbers(targets: Iterable[float | None]) -> np.ndarray:
     """Targets ``(images,)`` as int64, with :data:`UNLABELED` for None and negative ones."""
     numbers = [UNLABELED if target is None else max(int(target), UNLABELED) for target in targets]
     return np.array(numbers, dtype=np.int64)
-
-
-def require(package: str, name: str) -> ModuleType:
-    """An optional dependency.
-
-    Raises:
-        InputError: saying how to install it.
-    """
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        raise InputError(
-            f"{name} needs the package {package}: pip install 'dynamicvit[data]'"
-        ) from error
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message without its line breaks, or its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

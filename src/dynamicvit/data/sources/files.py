@@ -78,7 +78,7 @@ class Tar(Files):
     def read(self, row: int) -> bytes:
         """The bytes of the member.
 
-        The tar is opened anew for each image: timm's cached handle would be shared, with its
+        The tar is opened again for each image: timm's cached handle would be shared, with its
         position, by all workers forked after the first read, and could not be sent to spawned
         ones.
         """
@@ -96,7 +96,7 @@ class Tar(Files):
         return self._reader.samples  # rows of (member, None, the inner tar it lies in)
 
     def _check_ends(self) -> None:
-        """timm takes a damaged header for the end of the tar: the images behind it would be gone.
+        """timm takes a damaged header for the end of the tar and would miss the images behind it.
 
         Of each tar only what follows its last image is read, the rest timm has read already.
         """
@@ -116,7 +116,7 @@ class Tar(Files):
                 if reason is not None:
                     where = self.root if inner is None else self.root / inner.name
                     raise InputError(
-                        f"{where} is damaged after {member.name} ({reason}); make it anew"
+                        f"{where} is damaged after {member.name} ({reason}); write it again"
                     )
 
 
@@ -156,7 +156,7 @@ def _kinds() -> str:
 
 
 def _check_readable(root: Path) -> None:
-    """timm's walk passes silently over a folder that it may not enter: its images would be gone."""
+    """timm's walk silently skips a folder that it may not enter, and its images."""
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} can't be read ({error.strerror})")

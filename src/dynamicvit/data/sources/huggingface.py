@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from timm.utils.misc import natural_key
 
-from dynamicvit.data.sources.base import Source, class_numbers, one_line, require
+from dynamicvit.data.decoding import one_line
+from dynamicvit.data.sources.base import Source, class_numbers
 from dynamicvit.errors import InputError
+from dynamicvit.utils.optional import need
 
 
 class HuggingFace(Source):
@@ -27,7 +29,7 @@ class HuggingFace(Source):
 
     def __init__(self, name: str, place: str, split: str | None) -> None:
         self.name = name
-        datasets: Any = require("datasets", name)
+        datasets: Any = need("datasets", "data")
         try:
             data = _load(datasets, name, place, split)
         except InputError:

@@ -13,9 +13,11 @@ from timm.data.readers import create_reader
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
-from dynamicvit.data.sources.base import Source, one_line, require
+from dynamicvit.data.decoding import one_line
+from dynamicvit.data.sources.base import Source
 from dynamicvit.data.sources.tars import Entry, list_files
 from dynamicvit.errors import InputError
+from dynamicvit.utils.optional import need
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ class Shards(Source):
                 f"{name} is not on this machine: download the shards, or mount them (rclone, "
                 "s3fs), and write wds/FOLDER"
             )
-        require("webdataset", name)
+        need("webdataset", "data")
         self._label_key: str | None = None
         lengths = None
         if any((Path(place) / info).is_file() for info in INFO):
@@ -173,8 +175,7 @@ def _by_name(name: str, place: str) -> list[Path]:
         if not paths:
             raise InputError(f"{name}: the folder holds no .tar")
         return paths
-    expand: Any = require("webdataset.shardlists", name).expand_urls
-    return [Path(path) for path in expand(place)]
+    return [Path(path) for path in need("webdataset.shardlists", "data").expand_urls(place)]
 
 
 def _lengths(paths: list[Path]) -> list[int]:

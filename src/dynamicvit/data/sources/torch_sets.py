@@ -7,7 +7,8 @@ from typing import Any
 from PIL import Image
 from timm.data import create_dataset
 
-from dynamicvit.data.sources.base import Source, class_numbers, one_line
+from dynamicvit.data.decoding import one_line
+from dynamicvit.data.sources.base import Source, class_numbers
 from dynamicvit.errors import InputError
 
 

@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dynamicvit.core.method import Draw, Grid, Masked, Reduction, reduction_of
+from dynamicvit.core.method import Draw, Masked, Reduction, reduction_of
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import eval_mode
 from dynamicvit.costs import resolve_image_size
 from dynamicvit.evaluation.bench import bench, timer_of
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.layers.tokens import Grid, Tokens
 
 BATCH_SIZES = (1, 32)
 

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from dynamicvit import InputError
-from dynamicvit.streaming import open_source
-from dynamicvit.streaming.camera import _device, is_camera
-from dynamicvit.streaming.video import Video
+from dynamicvit.streaming import open_frames
+from dynamicvit.streaming.frames import Video, _device, is_camera
 from pictures import write_image
 
 pytest.importorskip("av")
@@ -22,7 +21,7 @@ from clips import write_clip
 
 def grays(name: Path) -> list[int]:
     """The gray levels of a source's frames, as they were written."""
-    source = open_source(str(name))
+    source = open_frames(str(name))
     found = [round(float(np.asarray(frame.read()).mean()) / 8) * 8 for frame in source]
     source.close()
     return found
@@ -31,7 +30,7 @@ def grays(name: Path) -> list[int]:
 @pytest.mark.parametrize("ending", ["mp4", "mkv", "avi"])
 def test_a_video(tmp_path: Path, ending: str) -> None:
     path = write_clip(tmp_path / f"clip.{ending}", 12, fps=25)
-    source = open_source(str(path))
+    source = open_frames(str(path))
     assert source.rate == 25
     assert not source.live
     frames = list(source)
@@ -43,7 +42,7 @@ def test_a_video(tmp_path: Path, ending: str) -> None:
 
 
 def test_frames_that_do_not_come_evenly_have_their_own_times(tmp_path: Path) -> None:
-    source = open_source(str(write_clip(tmp_path / "clip.mkv", 4, fps=10, times=[5, 6, 9, 20])))
+    source = open_frames(str(write_clip(tmp_path / "clip.mkv", 4, fps=10, times=[5, 6, 9, 20])))
     assert [frame.time for frame in source] == pytest.approx([0, 0.1, 0.4, 1.5], abs=1e-3)
 
 
@@ -57,7 +56,7 @@ def test_a_phone_held_upright(tmp_path: Path) -> None:
     content = path.read_bytes()
     start = content.index(upright, content.index(b"tkhd"))
     path.write_bytes(content[:start] + clockwise + content[start + len(clockwise) :])
-    [frame] = open_source(str(path))
+    [frame] = open_frames(str(path))
     pixels = np.asarray(frame.read())
     assert pixels.shape[:2] == (64, 48)
     assert pixels[:28].mean() < 20  # what was on the left is above
@@ -71,7 +70,7 @@ def test_a_frame_that_can_not_be_decoded_is_named_and_the_next_come(tmp_path: Pa
     content[middle : middle + 6000] = np.random.default_rng(0).bytes(6000)
     path.write_bytes(content)
     problems, read = [], []
-    for frame in open_source(str(path)):
+    for frame in open_frames(str(path)):
         try:
             frame.read()
         except InputError as error:
@@ -87,11 +86,11 @@ def test_a_frame_that_can_not_be_decoded_is_named_and_the_next_come(tmp_path: Pa
 
 def test_a_file_that_was_cut_off(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mp4", 40, fps=10, noise=True, movflags="faststart")
-    assert len(list(open_source(str(path)))) == 40
+    assert len(list(open_frames(str(path)))) == 40
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     frames = []
     with pytest.raises(InputError, match=r"is cut off: it ends after \d\.\d of 4\.0 seconds"):
-        frames.extend(frame.index for frame in open_source(str(path)))
+        frames.extend(frame.index for frame in open_frames(str(path)))
     assert frames == list(range(len(frames)))
     assert 10 < len(frames) < 30
 
@@ -100,7 +99,7 @@ def test_a_folder_in_the_order_of_its_names(tmp_path: Path) -> None:
     for name, gray in (("b/1.png", 40), ("a/10.jpg", 32), ("a/2.png", 24), ("a/.hidden.png", 0)):
         write_image(tmp_path / name, gray)
     (tmp_path / "a" / "notes.txt").write_text("no image")
-    source = open_source(str(tmp_path))
+    source = open_frames(str(tmp_path))
     assert source.rate is None
     assert [frame.time for frame in source] == [None] * 3
     assert [Path(frame.name or "").name for frame in source] == ["2.png", "10.jpg", "1.png"]
@@ -110,7 +109,7 @@ def test_a_folder_in_the_order_of_its_names(tmp_path: Path) -> None:
 def test_an_image_is_read_only_when_it_is_wanted(tmp_path: Path) -> None:
     write_image(tmp_path / "1.png", 0)
     (tmp_path / "2.png").write_text("no image")
-    first, second = open_source(str(tmp_path))
+    first, second = open_frames(str(tmp_path))
     assert isinstance(first.read(), Image.Image)
     with pytest.raises(InputError, match=r"2\.png can't be read as an image"):
         second.read()
@@ -136,7 +135,7 @@ def test_what_is_no_source(tmp_path: Path) -> None:
         ("camera:999", r"camera:999 can't be opened as a video"),
     ):
         with pytest.raises(InputError, match=said):
-            open_source(str(name))
+            open_frames(str(name))
 
 
 def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,8 +145,8 @@ def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         InputError, match=r"av can't be used here .*pip install 'dynamicvit\[video\]"
     ):
-        open_source(str(path))
-    assert len(list(open_source(str(tmp_path / "images")))) == 1
+        open_frames(str(path))
+    assert len(list(open_frames(str(tmp_path / "images")))) == 1
 
 
 @pytest.mark.parametrize(
@@ -185,10 +184,10 @@ def test_a_camera_is_asked_for_a_rate_and_its_frames_have_no_times(
 
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(av, "open", open_)
-    source = open_source("camera:0", fps=15)
+    source = open_frames("camera:0", fps=15)
     assert source.live
     assert [frame.time for frame in source] == [None] * 3
-    open_source("camera:0")
+    open_frames("camera:0")
     assert asked == [("/dev/video0", {"framerate": "15"}), ("/dev/video0", {})]
 
 

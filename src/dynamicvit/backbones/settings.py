@@ -1,0 +1,120 @@
+"""What is set on a network rather than computed by it: classifier, training, image size."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from torch import nn
+
+from dynamicvit.errors import InputError
+
+
+class Settings:
+    """The part of a :class:`~dynamicvit.backbones.base.Backbone` that timm's users expect.
+
+    The answers fit most vision transformers, or refuse with an ``InputError``.
+
+    Attributes:
+        module: the network.
+    """
+
+    #: Name of the family, as error messages list it.
+    family: ClassVar[str]
+
+    module: Any
+
+    # ---------------------------------------------------------------- the classifier
+
+    @property
+    @abstractmethod
+    def classifier(self) -> nn.Module:
+        """The layer that turns pooled features into logits, or an identity."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 without a classifier."""
+        return getattr(self.classifier, "out_features", 0)
+
+    @property
+    @abstractmethod
+    def num_features(self) -> int:
+        """Width of the pooled features that the classifier takes."""
+
+    def reset_classifier(self, num_classes: int, pool: str | None) -> None:
+        """Give the network a fresh classifier; with another pool, if one is named.
+
+        Raises:
+            InputError: if it can't have that.
+        """
+        raise InputError(f"{self.family}: the classifier can't be replaced here")
+
+    # ---------------------------------------------------------------- training and input
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay must leave alone, norms and biases aside.
+
+        All but the weights of linear layers, attention and convolutions: positions, prefix tokens.
+        """
+        products = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+        decayed = {
+            id(parameter)
+            for module in self.module.modules()
+            if isinstance(module, products)
+            for parameter in module.parameters()
+        }
+        named = self.module.named_parameters()
+        return {name for name, value in named if value.ndim > 1 and id(value) not in decayed}
+
+    def grad_checkpointing(self, i: int) -> bool:
+        """Whether block ``i`` is run again in the backward pass instead of being remembered."""
+        return getattr(self.module, "grad_checkpointing", False)
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        """Turn that on or off, for all blocks."""
+        self.module.grad_checkpointing = enable
+
+    def set_drop_path(self, rates: list[float]) -> None:
+        """Drop each block's residual branches with its own probability in training.
+
+        Raises:
+            InputError: if the family's blocks can't.
+        """
+        if any(rates):
+            raise InputError(
+                f"{self.family}: residual branches can't be dropped, so drop_path must be 0"
+            )
+
+    @property
+    def in_chans(self) -> int:
+        """Number of image channels: those that the first convolution takes."""
+        return next(m for m in self.module.modules() if isinstance(m, nn.Conv2d)).in_channels
+
+    @property
+    @abstractmethod
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images it was built for."""
+
+    @abstractmethod
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches that an image of this size gives.
+
+        Raises:
+            InputError: if the network does not accept the size.
+        """
+
+    def set_image_size(self, height: int, width: int) -> None:
+        """Let the network take images of this size, where that needs a change of it.
+
+        Raises:
+            InputError: if it can't.
+        """
+        self.grid(height, width)
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """timm's description of weights and input: mean, std, interpolation, label names.
+
+        What it does not say is timm's default.
+        """
+        return {}

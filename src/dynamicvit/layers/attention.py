@@ -1,0 +1,114 @@
+"""Softmax attention over the tokens that are held: the pruned path's, and the dense network's.
+
+Attention under a decision is in :mod:`dynamicvit.layers.masked_attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dynamicvit.layers.tokens import Heads
+
+
+def softmax_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """Scaled dot-product attention over all keys.
+
+    Args:
+        query: ``(B, H, Q, D)``.
+        key: ``(B, H, M, D)``.
+        value: ``(B, H, M, D)``.
+        bias: broadcastable to ``(B, H, Q, M)``, added to the logits.
+        dropout_p: dropout probability of the attention weights.
+        scale: of the products of query and key; by default 1/√D.
+
+    Returns:
+        ``(B, H, Q, D)``.
+    """
+    if not products_beat_the_kernel(query):
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=dropout_p, scale=scale
+        )
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    logits = (query if factor == 1.0 else query * factor) @ key.transpose(-2, -1)
+    if bias is not None:
+        logits = logits + bias
+    weights = logits.softmax(dim=-1)
+    return (F.dropout(weights, dropout_p) if dropout_p > 0.0 else weights) @ value
+
+
+def products_beat_the_kernel(query: Tensor) -> bool:
+    """Whether plain matrix products beat PyTorch's fused kernel.
+
+    They do for training on a CPU in bfloat16, where the kernel is slow, backward above all
+    (docs/results.md).
+
+    Args:
+        query: ``(B, H, Q, D)``.
+    """
+    return query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu"
+
+
+def proportional(bias: Tensor | None, size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The bias with which a key counts for as many as its token is made of.
+
+    Proportional attention (Bolya et al., ICLR 2023, Eq. 1): exp(P + log s) = s · exp(P).
+
+    Args:
+        bias: broadcastable to ``(B, H, Q, M)``, or ``None``.
+        size: ``(B, M)``, or ``None`` when each counts for one. Without gradient.
+        dtype: of the logits.
+    """
+    if size is None:
+        return bias
+    logs = size.log().to(dtype)[:, None, None, :]
+    return logs if bias is None else bias + logs
+
+
+def packed_attention(parts: Sequence[Heads]) -> list[Tensor]:
+    """Attention within each image of a batch whose images hold different numbers of tokens.
+
+    On a GPU in half precision all images run in one kernel for sequences of any length; else each
+    part, whose images hold the same number, runs by itself.
+
+    Args:
+        parts: of each the heads ``(B', H, T', D)``.
+
+    Returns:
+        For each part ``(B', H, T', D)``.
+    """
+    first = parts[0]
+    half = first.query.dtype in (torch.float16, torch.bfloat16)
+    if first.query.is_cuda and half and all(part.bias is None for part in parts):
+        return _varlen_attention(parts)
+    return [softmax_attention(q, k, v, bias=bias) for q, k, v, bias in parts]
+
+
+def _varlen_attention(parts: Sequence[Heads]) -> list[Tensor]:
+    """The same by torch's attention for sequences of any length (CUDA, half precision)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    shapes = [(part.query.shape[0], part.query.shape[2]) for part in parts]
+    lengths = torch.tensor([length for batch, length in shapes for _ in range(batch)])
+    ends = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    ends = ends.to(device=parts[0].query.device, dtype=torch.int32)
+    packed = (
+        torch.cat([part[i].transpose(1, 2).flatten(0, 1) for part in parts]) for i in range(3)
+    )
+    longest = int(lengths.max())
+    out = varlen_attn(*packed, ends, ends, longest, longest)
+    rows = out.split([batch * length for batch, length in shapes])
+    return [
+        row.unflatten(0, shape).transpose(1, 2) for row, shape in zip(rows, shapes, strict=True)
+    ]

@@ -1,0 +1,247 @@
+"""The page: columns, titles, captions, and what does not fit on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from dynamicvit import DynamicViT, InputError, PrunedOutput, sparsify
+from dynamicvit.data import eval_transform
+from dynamicvit.plots import draw, save, visualize
+from dynamicvit.plots.page import MAX_IMAGES, merges
+from dynamicvit.plots.patches import as_merged, denormalize, fade, score_map
+
+NAMES = ["tench, Tinca tinca", "cat", "$5 bill", "dog", "fox"]
+
+
+@pytest.fixture(scope="module")
+def model() -> DynamicViT:
+    """4 x 6 patches of 8, three stages, five classes."""
+    torch.manual_seed(0)
+    backbone = VisionTransformer(
+        img_size=(32, 48), patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=5
+    )
+    return sparsify(backbone, keep_ratio=0.7).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def output(model: DynamicViT, images: Tensor) -> PrunedOutput:
+    with torch.no_grad():
+        return model.forward_pruned(images)
+
+
+def texts(drawn: Figure) -> list[str]:
+    return [text.get_text() for text in drawn.texts]
+
+
+def pictures(drawn: Figure) -> list[np.ndarray]:
+    """What each axes shows, in the order they were made."""
+    return [axes.images[0].get_array() for axes in drawn.axes]
+
+
+def test_figure_shows_each_stage_of_each_image(images: Tensor, output: PrunedOutput) -> None:
+    drawn = draw(images, output)
+    # For each image: input, three stages, the map and its color bar.
+    assert len(drawn.axes) == 2 * 6
+    shown = pictures(drawn)
+    for row, image in enumerate(images):
+        np.testing.assert_allclose(shown[6 * row], image.permute(1, 2, 0).numpy())
+        for stage, kept in enumerate(output.kept):
+            expected = fade(image, kept[row], (4, 6)).permute(1, 2, 0).numpy()
+            np.testing.assert_allclose(shown[6 * row + 1 + stage], expected)
+        scores = output.keep_scores[0][row]
+        np.testing.assert_allclose(shown[6 * row + 4], score_map(scores, (4, 6)).numpy())
+        assert shown[6 * row + 4].argmax() == scores.argmax()
+        # Their level means nothing unless the recipe holds it: no numbers.
+        ends = [label.get_text() for label in drawn.axes[6 * row + 5].get_yticklabels()]
+        assert ends == ["low", "high"]
+
+
+def test_figure_says_how_much_is_kept(images: Tensor, output: PrunedOutput) -> None:
+    said = texts(draw(images, output))
+    # floor(24 x 0.7), floor(24 x 0.49), floor(24 x 0.343) of 24
+    for title in ("24 patches", "67% kept", "46% kept", "33% kept", "stage 3", "keep score"):
+        assert title in said
+
+
+def test_what_merged_is_told_from_what_is_kept_and_from_what_is_gone(
+    model: DynamicViT, images: Tensor, output: PrunedOutput
+) -> None:
+    assert not any(merges(output, stage) for stage in range(3)), "they are gone"
+    schedule = replace(model.schedule, policy="merged")
+    merging = DynamicViT(model.backbone, schedule, model.predictors).eval()
+    with torch.no_grad():
+        merged = merging.forward_pruned(images)
+    assert all(merges(merged, stage) for stage in range(3))
+    drawn = draw(images, merged)
+    assert "33% kept, rest merged" in texts(drawn)
+    for row, image in enumerate(images):
+        for stage, (kept, groups) in enumerate(zip(merged.kept, merged.groups, strict=True)):
+            shown = torch.from_numpy(pictures(drawn)[6 * row + 1 + stage]).permute(2, 0, 1)
+            kept, alike = kept[row], as_merged(image, kept[row], groups[row], (4, 6))
+            expected = fade(alike, kept, (4, 6), strength=0.5)
+            torch.testing.assert_close(shown, expected)
+    gone = replace(merged, groups=tuple(torch.full_like(g, -1) for g in merged.groups))
+    assert "33% kept" in texts(draw(images, gone))
+    unknown = replace(merged, groups=())
+    for one, other in zip(
+        pictures(draw(images, gone)), pictures(draw(images, unknown)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_later_stages_map_is_blank_where_patches_had_gone(
+    images: Tensor, output: PrunedOutput
+) -> None:
+    drawn = draw(images, output, score_stage=2)
+    assert "at stage 3" in texts(drawn)
+    for row in range(2):
+        blank = pictures(drawn)[6 * row + 4].mask
+        np.testing.assert_array_equal(blank, ~output.kept[1][row].reshape(4, 6).numpy())
+
+
+def test_the_outline_lies_between_kept_and_dropped_patches() -> None:
+    kept = torch.ones(1, 6, dtype=torch.bool)
+    kept[0, 0] = False  # the upper left patch of 2 x 3
+    given = PrunedOutput(torch.zeros(1, 5), (kept,), (), (2, 3))
+    drawn = draw(torch.rand(1, 3, 16, 12), given)
+    [lines] = drawn.axes[1].collections
+    segments = {tuple(map(tuple, segment.vertices)) for segment in lines.get_paths()}
+    # Patches are 8 high and 4 wide; the first pixel's center is at 0.
+    assert segments == {((-0.5, 7.5), (3.5, 7.5)), ((3.5, -0.5), (3.5, 7.5))}
+
+
+def test_captions_name_the_classes(images: Tensor, output: PrunedOutput) -> None:
+    logits = torch.tensor([[0.6, 0.1, 0.1, 0.1, 0.1], [0.05, 0.1, 0.7, 0.1, 0.05]]).log()
+    dense = logits.flip(0)
+    given = PrunedOutput(logits, output.kept, output.keep_scores, output.grid)
+    captions = texts(draw(images, given, names=NAMES, dense_logits=dense, labels=[0, 0]))[-2:]
+    assert captions == [
+        "DynamicViT: tench (60%) ✓     dense: $5 bill (70%) ✗     label: tench",
+        "DynamicViT: $5 bill (70%) ✗     dense: tench (60%) ✓     label: tench",
+    ]
+    assert texts(draw(images, given, names=NAMES))[-2:] == [
+        "DynamicViT: tench (60%)",
+        "DynamicViT: $5 bill (70%)",
+    ]
+
+
+def test_given_decisions_have_no_map(model: DynamicViT, images: Tensor, tmp_path: Path) -> None:
+    decisions = [torch.ones(2, 24), torch.ones(2, 24), torch.zeros(2, 24)]
+    decisions[2][0, :12] = 1
+    with torch.no_grad():
+        given = model.forward_pruned(images, decisions)
+    drawn = draw(images, given)
+    assert len(drawn.axes) == 2 * 4
+    assert "25% kept" in texts(drawn)  # 12 and 0 of 24
+    save(drawn, tmp_path / "given.png")
+
+
+def test_no_stages_no_classes_no_names(images: Tensor, tmp_path: Path) -> None:
+    backbone = VisionTransformer(
+        img_size=(32, 48), patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=0
+    )
+    dense = sparsify(backbone, keep_ratio=[], stages=[]).eval()
+    drawn = visualize(dense, images).figure
+    assert len(drawn.axes) == 2
+    save(drawn, tmp_path / "dense.png")
+
+
+def test_equal_scores_and_one_patch_can_be_drawn(tmp_path: Path) -> None:
+    scores = torch.full((1, 1), 0.5).log()
+    given = PrunedOutput(
+        torch.zeros(1, 5), (torch.ones(1, 1, dtype=torch.bool),), (scores,), (1, 1)
+    )
+    save(draw(torch.rand(1, 1, 8, 8), given, names=NAMES), tmp_path / "one.png")
+
+
+def test_a_long_name_stays_on_the_page(images: Tensor, output: PrunedOutput) -> None:
+    drawn = draw(images, output, names=["x" * 1000] * 5)
+    canvas = drawn.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    caption = drawn.texts[-1]
+    assert caption.get_text().endswith("…")
+    assert caption.get_window_extent(canvas.get_renderer()).x1 <= drawn.bbox.x1
+
+
+def test_a_dollar_sign_is_no_mathematics(images: Tensor, output: PrunedOutput) -> None:
+    plain, dollars = (
+        draw(images, output, names=[name] * 5).texts[-1] for name in ("alpha", r"$\alpha$")
+    )
+    canvas = plain.get_figure().canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    width = [text.get_window_extent(canvas.get_renderer()).width for text in (plain, dollars)]
+    assert width[1] > width[0]  # as mathematics it would be one Greek letter
+
+
+def test_figure_names_what_does_not_fit(images: Tensor, output: PrunedOutput) -> None:
+    with pytest.raises(InputError, match="1 images, but the output of 2"):
+        draw(images[:1], output)
+    with pytest.raises(InputError, match="2 images, but 1 labels"):
+        draw(images, output, labels=[1])
+    with pytest.raises(InputError, match="2 images, but 1 rows of dense logits"):
+        draw(images, output, dense_logits=torch.zeros(1, 5))
+    with pytest.raises(InputError, match="score_stage 3 does not exist: 0 to 2 do"):
+        draw(images, output, score_stage=3)
+    with pytest.raises(InputError, match=f"1 to {MAX_IMAGES} images"):
+        draw(images[:0], output)
+
+
+def test_visualize_runs_both_and_takes_another_normalization(
+    model: DynamicViT, images: Tensor
+) -> None:
+    mean, std = (0.5,) * 3, (0.25,) * 3
+    drawn = visualize(model, (images - 0.5) / 0.25, names=NAMES, mean_std=(mean, std)).figure
+    np.testing.assert_allclose(pictures(drawn)[0], images[0].permute(1, 2, 0), atol=1e-6)
+    assert "dense: " in texts(drawn)[-1]
+    # The model's own names, where none are given.
+    assert "class " in texts(visualize(model, images).figure)[-1]
+
+
+def test_files_and_pil_images_are_prepared_as_the_model_was_trained(
+    model: DynamicViT, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    photo = Image.fromarray(pixels)
+    photo.save(tmp_path / "photo.png")
+    found = visualize(model, [tmp_path / "photo.png", photo], tmp_path / "kept", crop_pct=1.0)
+    assert sorted(path.name for path in tmp_path.glob("kept*")) == ["kept.pdf", "kept.png"]
+    expected = model.forward_pruned(eval_transform(model, crop_pct=1.0)(photo)[None]).logits
+    torch.testing.assert_close(found.output.logits, expected.expand(2, -1))
+    assert visualize(model, str(tmp_path / "photo.png")).output.logits.shape == (1, 5)
+    with pytest.raises(InputError, match=r"none\.png can't be read"):
+        visualize(model, tmp_path / "none.png")
+
+
+def test_pyplot_knows_nothing_of_it(images: Tensor, output: PrunedOutput) -> None:
+    from matplotlib import pyplot
+
+    before, settings_before = pyplot.get_fignums(), dict(matplotlib.rcParams)
+    drawn = draw(images, output)
+    assert isinstance(drawn.canvas, FigureCanvasAgg)
+    assert pyplot.get_fignums() == before
+    assert dict(matplotlib.rcParams) == settings_before
+
+
+def test_denormalize_undoes_the_models_normalization(model: DynamicViT, images: Tensor) -> None:
+    model.backbone.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
+    try:
+        mean, std = (torch.tensor(v)[:, None, None] for v in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
+        torch.testing.assert_close(denormalize((images - mean) / std, model), images)
+    finally:
+        del model.backbone.pretrained_cfg
