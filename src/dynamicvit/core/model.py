@@ -393,7 +393,7 @@ class DynamicViT(nn.Module, TimmSurface, HubMixin):
         return self.bound.embed(images)
 
     def _check_decisions(self, tokens: Tokens, decisions: Sequence[Tensor]) -> None:
-        shape = (len(tokens.x), tokens.grid_size)
+        shape = (tokens.x.shape[0], tokens.grid_size)
         if len(decisions) != len(self.predictors) or any(d.shape != shape for d in decisions):
             raise InputError(
                 f"decisions must be {len(self.predictors)} tensors of shape {shape}, "
