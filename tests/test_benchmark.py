@@ -100,8 +100,8 @@ class TestRows:
     )
 
     def test_throughput(self):
-        assert self.row.dense_throughput == pytest.approx(20)
-        assert self.row.pruned_throughput == pytest.approx(40)
+        assert self.row.speed(self.row.dense).median == pytest.approx(20)
+        assert self.row.as_numbers()["pruned"]["throughput"] == pytest.approx(40)
 
     def test_what_the_clock_shows_of_the_macs(self):
         assert self.row.macs_ratio == 2.5

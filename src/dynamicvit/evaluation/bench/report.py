@@ -123,16 +123,6 @@ class BenchRow:
         return self.speedup.conclusive
 
     @property
-    def dense_throughput(self) -> float:
-        """Images per second, from the median time."""
-        return self.batch_size / self.dense_seconds.median
-
-    @property
-    def pruned_throughput(self) -> float:
-        """Images per second, from the median time."""
-        return self.batch_size / self.pruned_seconds.median
-
-    @property
     def macs_ratio(self) -> float | None:
         """What the speed-up would be if time were MACs."""
         if self.dense_macs is None or self.pruned_macs is None:
