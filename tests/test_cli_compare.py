@@ -189,7 +189,7 @@ def test_ways_that_a_backbone_can_not_have(
         (["--set", "losses.gidance=1"], "did you mean 'guidance'"),
         (["--set", "losses.classification=1", "--unlabeled", "DATA"], "have no labels"),
         (["--set", "batch_size=1000"], "batch size 1000"),
-        (["--model", "deit_tini_patch16_224"], "did you mean"),
+        (["--model", "deit_tini_patch16_224"], "no model 'deit_tini_patch16_224'"),
     ],
 )
 def test_bad_input(

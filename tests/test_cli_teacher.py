@@ -161,12 +161,9 @@ def test_bad_teachers_are_one_line_and_leave_nothing(
     broken.write_bytes(teacher.read_bytes()[:1000])
     before = sorted(tmp_path.rglob("*"))
     for words, said in (
-        (["--teacher", "resnet5"], "timm knows no model 'resnet5'; did you mean"),
-        (["--teacher", "dynamicvit_deit_tiny_patch16_224"], "did you mean deit_tiny_patch16_224?"),
-        (
-            ["--teacher", "lvvit-s-0.7"],
-            "and a teacher is dense; did you mean lvvit_s?",
-        ),
+        (["--teacher", "resnet5"], "no model 'resnet5'"),
+        (["--teacher", "dynamicvit_deit_tiny_patch16_224"], "dense network, deit_tiny_patch16_224"),
+        (["--teacher", "lvvit-s-0.7"], "dense network, lvvit_s"),
         (["--teacher", saved], "give timm's name of the network"),
         (["--teacher-checkpoint", teacher], "give its network with --teacher NAME"),
         (by(teacher, "test_vit"), "does not fit test_vit"),

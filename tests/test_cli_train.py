@@ -356,7 +356,7 @@ def test_interrupted_before_the_first_step(
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "load_model", interrupt)
+    monkeypatch.setattr(command, "load", interrupt)
     assert main("train", flat, "-m", saved, "-o", tmp_path / "out", *TINY) == 130
     assert one_line(capsys) == "interrupted; nothing half-written is left, run it again"
     assert not (tmp_path / "out").exists()
@@ -405,7 +405,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         ((tmp_path / "nowhere", *run_with_model), "nowhere does not exist"),
         ((tmp_path / "empty", *run_with_model), "empty holds no images"),
         ((flat,), "recipe small_data names no model: give --model, or --released"),
-        ((flat, "-m", "deit_tinny_patch16_224"), "did you mean deit_tiny_patch16_224"),
+        ((flat, "-m", "deit_tinny_patch16_224"), "no model 'deit_tinny_patch16_224'"),
         ((flat, "-m", tmp_path / "nowhere"), "no such file or folder"),
         ((flat, *run_with_model, "--recipe", "smal_data"), "no recipe 'smal_data'"),
         ((flat, *run_with_model, "--set", "keep_ratio=0"), "in (0, 1], got 0.0"),
@@ -452,7 +452,7 @@ def test_no_permission_to_write(
         return not (mode & os.W_OK and Path(path) == tmp_path)
 
     monkeypatch.setattr(os, "access", access)
-    monkeypatch.setattr(command, "load_model", None)  # refused before the work
+    monkeypatch.setattr(command, "load", None)  # refused before the work
     assert main("train", flat, "-m", saved, "-o", tmp_path / "new" / "out") == 2
     assert f"no permission to write in {tmp_path}" in one_line(capsys)
     assert not (tmp_path / "new").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from dynamicvit.budgets import keep_ratio_for, parse_budget, tiled_keep_ratios
-from dynamicvit.checkpoints.loading import load_model, set_image_size
+from dynamicvit.checkpoints.loading import load, set_image_size
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.prediction import PredictionModule
@@ -28,13 +28,13 @@ def load_at_budget(
     """The model that a user names, at the budget that they ask for, and its image size.
 
     Args:
-        name: as for :func:`~dynamicvit.checkpoints.loading.load_model`.
+        name: as for :func:`~dynamicvit.checkpoints.loading.load`.
         checkpoint: likewise.
         keep_ratio: likewise.
         tile: rows of the tiles that each stage's tokens should fill.
         macs: in place of a keep ratio, as :func:`~dynamicvit.costs.parse_budget` reads it.
         image_size: height and width; by default the model's own.
-        pretrained: as for ``load_model``.
+        pretrained: as for ``load``.
 
     Raises:
         InputError: as these do, and for options that exclude each other.
@@ -44,7 +44,7 @@ def load_at_budget(
     if macs is not None and tile is not None:
         raise InputError(f"--tile {tile} may round up, and --macs {macs} is a limit: give one")
     budget = None if macs is None else parse_budget(macs)
-    model = load_model(name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=pretrained)
+    model = load(name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=pretrained)
     size = set_image_size(model, image_size)
     if budget is not None:
         model.keep_ratio = keep_ratio_for(

@@ -80,7 +80,7 @@ JsonFile = Annotated[
 
 
 def chosen_model(model: str | None, released: str | None) -> str:
-    """What ``--model`` or ``--released`` names, for ``load_model``: of a release its file.
+    """What ``--model`` or ``--released`` names, for ``load``: of a release its file.
 
     A release is downloaded if it is not in the cache, so check the other options first.
 

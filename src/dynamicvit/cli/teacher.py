@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dynamicvit.checkpoints.loading import load_teacher
+from dynamicvit.checkpoints.dense import load_dense
 from dynamicvit.cli.console import say
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
@@ -64,4 +64,4 @@ def foreign_teacher(
     if not recipe.asks_foreign_teacher:
         say(console, f"teacher {name} is not asked: losses.distillation is 0")
         return None
-    return ForeignTeacher(load_teacher(name, checkpoint, pretrained=pretrained), student)
+    return ForeignTeacher(load_dense(name, checkpoint, pretrained=pretrained), student)

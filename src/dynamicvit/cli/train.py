@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from torch.utils.data import ConcatDataset
 
-from dynamicvit.checkpoints.loading import load_model, set_drop_path
+from dynamicvit.checkpoints.loading import load, set_drop_path
 from dynamicvit.cli import app
 from dynamicvit.cli.console import (
     LineNowAndThen,
@@ -151,7 +151,7 @@ def train(
         [] if data is None else _training_images(plan, data, unlabeled or [], class_map, strict)
     )
     torch.manual_seed(plan.seed)
-    student = load_model(
+    student = load(
         name,
         checkpoint=checkpoint,
         keep_ratio=plan.keep_ratio,

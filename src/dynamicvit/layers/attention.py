@@ -6,6 +6,7 @@ Attention under a decision is in :mod:`dynamicvit.layers.masked_attention`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -88,9 +89,10 @@ def packed_attention(parts: Sequence[Heads]) -> list[Tensor]:
     Returns:
         For each part ``(B', H, T', D)``.
     """
-    first = parts[0]
-    half = first.query.dtype in (torch.float16, torch.bfloat16)
-    if first.query.is_cuda and half and all(part.bias is None for part in parts):
+    query = parts[0].query
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    plain = all(part.bias is None for part in parts)
+    if query.is_cuda and half and plain and find_spec("torch.nn.attention.varlen"):
         return _varlen_attention(parts)
     return [softmax_attention(q, k, v, bias=bias) for q, k, v, bias in parts]
 
@@ -103,11 +105,12 @@ def _varlen_attention(parts: Sequence[Heads]) -> list[Tensor]:
     lengths = torch.tensor([length for batch, length in shapes for _ in range(batch)])
     ends = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     ends = ends.to(device=parts[0].query.device, dtype=torch.int32)
-    packed = (
-        torch.cat([part[i].transpose(1, 2).flatten(0, 1) for part in parts]) for i in range(3)
+    query, key, value = (
+        torch.cat([heads.transpose(1, 2).flatten(0, 1) for heads in each])
+        for each in zip(*(part[:3] for part in parts), strict=True)
     )
     longest = int(lengths.max())
-    out = varlen_attn(*packed, ends, ends, longest, longest)
+    out = varlen_attn(query, key, value, ends, ends, longest, longest)
     rows = out.split([batch * length for batch, length in shapes])
     return [
         row.unflatten(0, shape).transpose(1, 2) for row, shape in zip(rows, shapes, strict=True)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dynamicvit.errors import InputError
+from dynamicvit.utils.files import atomic_write
 from dynamicvit.utils.weights import first_line
 
 _log = logging.getLogger(__name__)
@@ -46,20 +47,17 @@ def keep_checkpoint(state: dict[str, Any], folder: Path, *, best: bool = False) 
         InputError: if it can't be written; the ones before are still there.
     """
     newest = folder / NEWEST
-    draft = newest.with_suffix(".partial")
     try:
-        _write({"version": VERSION, **state}, draft)
-        if best:  # first: after a kill in between, the run comes by here again
-            _link(draft, folder / BEST)
-        if newest.exists():
-            _link(newest, folder / PREVIOUS)
-        os.replace(draft, newest)
+        with atomic_write(newest) as draft:
+            _write({"version": VERSION, **state}, draft)
+            if best:  # first: after a kill in between, the run comes by here again
+                _link(draft, folder / BEST)
+            if newest.exists():
+                _link(newest, folder / PREVIOUS)
         _sync_names(folder)
     # torch's writer says RuntimeError where the disk said OSError.
     except (OSError, RuntimeError) as error:
         raise cannot_write(newest, error) from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def cannot_write(path: Path, error: BaseException) -> InputError:
@@ -132,16 +130,11 @@ def _write(state: dict[str, Any], path: Path) -> None:
 
 def _link(source: Path, target: Path) -> None:
     """A second name for a file that is never changed, in place of what had that name."""
-    draft = target.with_suffix(".link")
-    draft.unlink(missing_ok=True)
-    try:
+    with atomic_write(target) as draft:
         try:
             os.link(source, draft)
         except OSError:  # a file system without links
             shutil.copyfile(source, draft)
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)  # renaming onto a name of the same file leaves both
 
 
 def _sync_names(folder: Path) -> None:
