@@ -32,7 +32,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.evaluation.bench import BATCH_SIZES, Progress, bench, bench_files, settings_of
 from dynamicvit.runtimes import PRECISIONS, RUNTIMES, ExportMismatchError, is_exported
 
-_MODEL, _MEASURING = "Model", "Measuring"
+_MEASURING = "Measuring"
 
 
 @app.command("bench")
