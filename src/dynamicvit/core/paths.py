@@ -74,7 +74,7 @@ class Paths:
         tokens = self._first(images, full_map)
         given = [None] * len(self.predictors) if decisions is None else decisions
         if decisions is not None:
-            check_decisions(decisions, len(self.predictors), (len(tokens.x), tokens.grid_size))
+            check_decisions(decisions, len(self.predictors), (tokens.x.shape[0], tokens.grid_size))
         report = []
 
         def mask(stage: int, tokens: Tokens, count: int) -> list[Tokens]:
@@ -117,7 +117,7 @@ class Paths:
         tokens = self._first(images, full_map)
         scores, after = [], []
         if decisions is not None:
-            check_decisions(decisions, len(self.predictors), (len(tokens.x), tokens.grid_size))
+            check_decisions(decisions, len(self.predictors), (tokens.x.shape[0], tokens.grid_size))
             drawn = (decision > 0.5 for decision in decisions)
             given = tuple(accumulate(drawn, torch.logical_and))
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit.errors import InputError
+from dynamicvit.utils.precision import AUTOCAST
 
 #: What ``accelerate launch`` can ask for and is not supported: its flag, and its name.
 _ENGINES = {
@@ -20,8 +21,8 @@ _ENGINES = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
-#: dtypes of autocast by name; full precision has none.
-PRECISIONS = {"no": None, "fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: dtypes of autocast by what ``accelerate launch`` says; full precision has none.
+PRECISIONS = {"no": None, **AUTOCAST}
 
 
 class Processes:

@@ -29,6 +29,7 @@ from dynamicvit.evaluation.compare.timing import Timing, time_way
 from dynamicvit.methods import Way, build
 from dynamicvit.training import ExternalTeacher, Progress, Recipe, fit, load_recipe
 from dynamicvit.training.checkpoint import holds_run
+from dynamicvit.utils.precision import autocast_dtype
 
 #: The dense network's name among the ways.
 DENSE_NAME = "dense"
@@ -309,7 +310,7 @@ class Experiment:
 
     @property
     def _autocast(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.precision == "bf16" else None
+        return autocast_dtype(self.precision)
 
     # ---------------------------------------------------------------- timings
 

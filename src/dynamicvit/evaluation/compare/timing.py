@@ -62,7 +62,7 @@ def time_way(
     Args:
         model: at its budget, on the device to measure.
         dense: the network that it is compared with.
-        precision: a key of :data:`~dynamicvit.evaluation.bench.timer.AUTOCAST`.
+        precision: a key of :data:`~dynamicvit.utils.precision.AUTOCAST`.
         threads: CPU threads.
         seconds: for each batch size.
         batch_sizes: images in a batch.

@@ -1,4 +1,4 @@
-"""What an exported file says of itself: enough to feed it an image and to read its answer."""
+"""What an exported file says of itself: enough to give it an image and to read its answer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from timm.data import resolve_model_data_config
 
 from dynamicvit._version import __version__
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import own_image_size
 from dynamicvit.core.schedule import Policy, Schedule
+from dynamicvit.costs import ImageSize, resolve_image_size
 from dynamicvit.data.classes import known_class_names
 from dynamicvit.errors import InputError
 
@@ -27,7 +27,7 @@ class Description:
     Attributes:
         model: timm's name of the backbone; ``None`` if it has none.
         version: of dynamicvit, which wrote the file.
-        labels: name of each class; ``None`` if nobody knows them.
+        labels: name of each class; ``None`` if unknown.
         num_classes: number of logits.
         input_size: channels, height and width in pixels.
         batch: images in a batch; ``None`` for any number.
@@ -41,7 +41,7 @@ class Description:
         keep_ratios: ρ of each stage, shares of the N patches.
         kept: patches kept from each stage on; output ``kept_s`` is ``(B, kept[s - 1])``.
         policy: what becomes of dropped tokens.
-        precision: "int8" where layers compute in it, else "fp32".
+        precision: "int8" if layers compute in it, else "fp32".
     """
 
     model: str | None
@@ -89,40 +89,44 @@ class Description:
         """
         try:
             values = {name: _tupled(value) for name, value in json.loads(text or "").items()}
+            if "dropped" in values:  # as 0.1.0 wrote it
+                policy = values.pop("dropped")
+                values["policy"] = {"gone": "removed"}.get(policy, policy)
             return cls(**values)
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{source} does not describe itself: give a file that dynamicvit export wrote"
+                f"{source} has no description: give a file that dynamicvit export wrote"
             ) from error
 
 
 def describe(
     model: DynamicViT,
     *,
-    image_size: tuple[int, int] | None = None,
+    image_size: ImageSize = None,
     batch: int | None = None,
     crop_pct: float | None = None,
 ) -> Description:
-    """What there is to say of a model.
+    """The description of a model's file.
 
     Args:
         model: the model.
-        image_size: height and width, which it must take already; by default its own.
+        image_size: side of a square, or height and width, in pixels, which the model must take
+            already; by default its own.
         batch: images in a batch; ``None`` for any number.
-        crop_pct: instead of the model's own.
+        crop_pct: in place of the model's own.
 
     Raises:
         InputError: for a batch of less than one, a share outside (0, 1], an image size that the
             model does not take, or a model without a classifier.
     """
     if batch is not None and batch < 1:
-        raise InputError(f"a batch has at least 1 image, got {batch}")
+        raise InputError(f"batch {batch}: give at least 1 image")
     if crop_pct is not None and not 0 < crop_pct <= 1:
-        raise InputError(f"crop_pct must be in (0, 1], got {crop_pct}")
+        raise InputError(f"crop_pct {crop_pct}: give a share in (0, 1]")
     if model.num_classes < 1:
-        raise InputError("the model has no classifier, so there is no answer to export")
+        raise InputError("the model has no classifier: only classifiers are exported")
     config = resolve_model_data_config(model)
-    height, width = image_size or own_image_size(model)
+    height, width = resolve_image_size(model, image_size)
     grid = model.bound.grid(height, width)
     names = known_class_names(model)
     return Description(

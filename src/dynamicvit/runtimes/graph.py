@@ -1,22 +1,74 @@
-"""The products with weights in a graph, by the layers that they are of: what int8 is for.
-
-Only these are quantized. Attention's own products, softmax, norms and the likeness of tokens stay
-in float: they have few MACs here, and most of them decide something.
-"""
+"""The pruned path as one graph of plain tensors (constant k, no control flow), and its layers."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from torch.export import ExportedProgram
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
 from torch.fx import Node
+
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import eval_mode
+from dynamicvit.runtimes.description import Description
 
 #: Layers of the modules that rank the tokens.
 RANKING = "predictors."
 
 #: Operators whose second argument is a weight.
 _WEIGHTED = {"aten.linear.default", "aten.conv2d.default", "aten.convolution.default"}
+
+
+class Graph(nn.Module):
+    """What is exported.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: DynamicViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Logits ``(B, classes)``, then for each stage the kept patches, ``(B, K)`` int64.
+
+        Patches are numbered in image order, row by row, and ascend.
+
+        Args:
+            images: ``(B, channels, height, width)``, normalized.
+        """
+        output = self.model.forward_pruned(images)
+        kept = list(output.kept_index)
+        for stage in range(1, len(kept)):
+            # A stage that drops nothing has the tensor of the one before, but each output needs a
+            # name of its own. They ascend, so that sorting makes an equal one of another operation.
+            if kept[stage] is output.kept_index[stage - 1]:
+                kept[stage] = kept[stage].sort(dim=1).values
+        return output.logits, *kept
+
+
+def trace(model: DynamicViT, description: Description) -> ExportedProgram:
+    """The model's graph, by ``torch.export``.
+
+    Args:
+        model: on the CPU, in float32.
+        description: its image size and batch.
+    """
+    graph = Graph(model)
+    # With one image torch.export would take the batch for a constant.
+    images = torch.zeros(description.batch or 2, *description.input_size)
+    dynamic = None if description.batch else {"images": {0: Dim("batch", min=1)}}
+    with eval_mode(model), torch.no_grad():
+        return torch.export.export(graph.eval(), (images,), dynamic_shapes=dynamic)
+
+
+# ---------------------------------------------------------------- layers, what int8 is for
+
+# Only products with weights are quantized. Attention's own products, softmax, norms and the
+# similarity of tokens stay in float: they have few MACs here, and most of them decide something.
 
 
 def layers_of(program: ExportedProgram) -> dict[str, str]:

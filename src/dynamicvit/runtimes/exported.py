@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
-from dynamicvit.export.description import Description
-from dynamicvit.export.runner import Runner
-from dynamicvit.export.targets import FORMATS, format_of
+from dynamicvit.runtimes.description import Description
+
+Runner = Callable[[Tensor], Sequence[Tensor]]
+"""From images ``(B, channels, height, width)``, float32, contiguous and on the CPU, to the outputs
+that :attr:`~dynamicvit.runtimes.Description.outputs` names."""
 
 
 class ExportedModel(nn.Module):
     """A file's runtime with the face of a :class:`~dynamicvit.DynamicViT` in ``eval()``.
 
-    It computes on the CPU, and gives its answers where the images were, in float32.
+    It computes on the CPU, and returns float32 on the device of the images.
 
     Args:
         run: the runtime.
@@ -43,19 +45,19 @@ class ExportedModel(nn.Module):
         return self.outputs(images)[0]
 
     def forward_pruned(self, images: Tensor) -> PrunedOutput:
-        """Logits, and which patches survived; the file does not give keep scores.
+        """Logits and the kept patches; files have no keep scores.
 
         Args:
             images: ``(B, channels, height, width)``, normalized.
         """
-        logits, *kept = self.outputs(images)
+        logits, *kept_index = self.outputs(images)
         rows, columns = self.description.grid
-        nothing = torch.zeros(len(images), rows * columns, dtype=torch.bool, device=images.device)
-        survived = tuple(nothing.scatter(1, places, True) for places in kept)
-        return PrunedOutput(logits, survived, (), self.description.grid, kept=tuple(kept))
+        none = torch.zeros(len(images), rows * columns, dtype=torch.bool, device=images.device)
+        kept = tuple(none.scatter(1, index, True) for index in kept_index)
+        return PrunedOutput(logits, kept, (), self.description.grid, kept_index=tuple(kept_index))
 
     def outputs(self, images: Tensor) -> list[Tensor]:
-        """What the file gives: logits ``(B, classes)``, and for each stage ``(B, k)`` int64.
+        """The file's outputs: logits ``(B, classes)``, and for each stage ``(B, K)`` int64.
 
         Args:
             images: ``(B, channels, height, width)``, normalized; B may be any number, also where
@@ -67,7 +69,7 @@ class ExportedModel(nn.Module):
         size = self.description.input_size
         if images.ndim != 4 or images.shape[1:] != size or not len(images):
             wanted = ", ".join(map(str, size))
-            raise InputError(f"images must be (batch, {wanted}), got {tuple(images.shape)}")
+            raise InputError(f"images of shape {tuple(images.shape)}: give (batch, {wanted})")
         batches = images.detach().float().cpu().split(self.description.batch or len(images))
         parts = zip(*(self._fill_and_run(batch) for batch in batches), strict=True)
         return [torch.cat(part).to(images.device) for part in parts]
@@ -107,21 +109,3 @@ class ExportedModel(nn.Module):
             "crop_mode": about.crop_mode,
             "label_names": about.labels,
         }
-
-
-def load_exported(path: str | Path, precision: str = "fp32") -> ExportedModel:
-    """A file that :func:`~dynamicvit.export.export` wrote, ready to run on the CPU.
-
-    Args:
-        path: its ``.onnx``, ``.xml`` or ``.pt2``. A ``.pt2`` may hold code: open your own only.
-        precision: "fp32", as files are checked; or "bf16", which OpenVINO can. Patches whose keep
-            scores are near each other are then ranked otherwise.
-
-    Raises:
-        InputError: if there is no such file, it is not one of ours, its runtime is missing or does
-            not compute in this precision.
-    """
-    target = FORMATS[format_of(path)]
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
-    return ExportedModel(*target.read(Path(path), precision)).eval()
