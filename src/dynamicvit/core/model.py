@@ -22,7 +22,8 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
     """A vision transformer with a method at each of its stages that drops patch tokens.
 
     In ``eval()`` calling the model gives logits ``(B, classes)`` through the pruned path; in
-    ``train()`` it gives a :class:`~dynamicvit.MaskedOutput`. Each path can be called by name in either mode.
+    ``train()`` it gives a :class:`~dynamicvit.MaskedOutput`. Each path can be called by name in
+    either mode.
     The backbone's batch norms keep their statistics in either mode (:meth:`train`).
 
     Args:

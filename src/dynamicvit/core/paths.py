@@ -136,13 +136,9 @@ class Paths:
         stop = self._depth if full_map else self._depth - 1
         parts = self._walk(tokens, prune if decisions is None else prune_to, stop)
         finished = [self.bound.finish(part) for part in parts] if full_map else None
-        if decisions is None:
-            kept = tuple(left.kept() for left in after)
-        else:
-            kept = given
         return PrunedOutput(
             self._answer(parts),
-            kept,
+            kept=tuple(left.kept() for left in after) if decisions is None else given,
             keep_scores=tuple(scores),
             grid=tokens.grid,
             groups=tuple(left.membership() for left in after),
