@@ -235,7 +235,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
             output_hidden_states, config.output_hidden_states
         ):
             raise InputError(
-                "output_attentions and output_hidden_states are not supported: tokens are dropped on "
+                "output_attentions and output_hidden_states are not supported: tokens drop on "
                 "the way; forward_pruned says which patches were kept"
             )
         images = self._images(pixel_values, bool(interpolate_pos_encoding))
