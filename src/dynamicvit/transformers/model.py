@@ -29,6 +29,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import own_image_size
 from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import init_weights
+from dynamicvit.core.registry import method_named
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.teacher import ask, dense_teacher, weigh_patches
 from dynamicvit.errors import InputError
@@ -48,6 +49,7 @@ class DynamicViTConfig(PretrainedConfig):
         keep_ratios: for each stage, which part of the original patches it keeps.
         stages: indices of the blocks before which tokens are dropped.
         policy: what becomes of dropped tokens, "removed" or "merged".
+        method: a name in :data:`~dynamicvit.methods.METHODS`.
         **kwargs: what :class:`transformers.PretrainedConfig` takes.
 
     Raises:
@@ -62,6 +64,7 @@ class DynamicViTConfig(PretrainedConfig):
         keep_ratios: Sequence[float] = (),
         stages: Sequence[int] = (),
         policy: Policy = "removed",
+        method: str = "dynamicvit",
         **kwargs: Any,
     ) -> None:
         if not isinstance(backbone_config, PretrainedConfig):
@@ -78,6 +81,7 @@ class DynamicViTConfig(PretrainedConfig):
         self.keep_ratios = list(schedule.keep_ratios)
         self.stages = list(schedule.stages)
         self.policy = schedule.policy
+        self.method = method
         if num_labels is not None:
             self.num_labels = num_labels
 
@@ -142,7 +146,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
         if dynamicvit is None:
             backbone = classifier_from(config.backbone_config)
             schedule = Schedule(tuple(config.stages), tuple(config.keep_ratios), config.policy)
-            dynamicvit = DynamicViT(backbone, schedule)
+            dynamicvit = DynamicViT(backbone, schedule, method_named(config.method))
         else:
             for module in dynamicvit.modules():
                 module._is_hf_initialized = True  # or post_init would draw its weights anew
@@ -160,7 +164,11 @@ class DynamicViTForImageClassification(PreTrainedModel):
         core = cast(DynamicViT, model)
         schedule = core.schedule
         config = DynamicViTConfig(
-            core.backbone.config, schedule.keep_ratios, schedule.stages, schedule.policy
+            core.backbone.config,
+            schedule.keep_ratios,
+            schedule.stages,
+            schedule.policy,
+            core.method.name,
         )
         return cls(config, core).train(core.backbone.training)
 

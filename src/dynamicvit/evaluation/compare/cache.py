@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynamicvit.evaluation.compare.identity import identity
+import torch
+from torch import nn
+
+from dynamicvit.data import ImageData
 from dynamicvit.utils.files import write_text
+
+#: Of what is computed here; a change of meaning makes old rows be computed anew.
+FORMAT = 2
 
 
 class Cache:
@@ -28,9 +36,8 @@ class Cache:
 
     def put(self, key: Mapping[str, Any], value: Mapping[str, Any]) -> None:
         """Keep a value, whole or not at all."""
-        path = self.path(key)
+        path, entry = self.path(key), {"key": dict(key), "value": dict(value)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        entry = {"key": dict(key), "value": dict(value)}
         write_text(path, json.dumps(entry, indent=2, default=str) + "\n")
 
     def path(self, key: Mapping[str, Any]) -> Path:
@@ -52,3 +59,39 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     whole = isinstance(entry, dict) and {"key", "value"} <= entry.keys()
     return entry if whole else None
+
+
+# ---------------------------------------------------------------- short hashes
+
+
+def identity(parts: Mapping[str, Any]) -> str:
+    """A hash of JSON values; the order of keys does not matter."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def weights_identity(network: nn.Module) -> str:
+    """A hash of a network's parameters and buffers, by name, shape and value."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        plain = value.detach().cpu().contiguous().flatten()
+        digest.update(plain.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def data_identity(sources: Sequence[ImageData]) -> str:
+    """A hash of the images' names, labels and, where they are files, sizes; not of where they lie.
+
+    Pixels are not read: a file that is replaced by another of the same name and size goes unseen.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        root = str(source.root)
+        for index in range(len(source)):
+            path = source.path(index)
+            size = os.path.getsize(path) if os.path.isfile(path) else -1
+            name = path.removeprefix(root).replace(os.sep, "/")
+            digest.update(f"{name} {source.labels[index]} {size}\n".encode())
+        digest.update(b"-")
+    return digest.hexdigest()[:16]
