@@ -18,7 +18,6 @@ from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.timm_surface import TimmSurface
 from dynamicvit.errors import InputError, UntrainedWarning
-from dynamicvit.layers.tokens import Tokens
 
 
 class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
@@ -147,16 +146,10 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
 
     # ---------------------------------------------------------------- untrained scores
 
-    def _prune(
-        self, stage: int, tokens: Tokens, count: int, scores: list[Tensor] | None = None
-    ) -> list[Tokens]:
-        if not torch.compiler.is_compiling() and count < tokens.num_patches:
-            self._warn_if_untrained(tokens.x)
-        return super()._prune(stage, tokens, count, scores)
-
     def _warn_if_untrained(self, x: Tensor) -> None:
         """Once, where values are computed that somebody may use."""
-        if not self.warns_untrained or self.training or x.is_meta or torch.jit.is_tracing():
+        unseen = torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta
+        if self.training or unseen:
             return
         self.warns_untrained = False
         if any(method.is_fresh for method in self.methods):

@@ -11,13 +11,8 @@ from torch import nn
 
 from dynamicvit.backbones import backbone_for
 from dynamicvit.budgets import parse_budget
-from dynamicvit.core.networks import backbone_of
-from dynamicvit.costs import DENSE, meta_copy, schedule_macs
-from dynamicvit.data import ImageData, class_map_for, split
-from dynamicvit.errors import InputError, UnsupportedBackboneError
-from dynamicvit.evaluation.bench import available_cores
-from dynamicvit.evaluation.compare.experiment import Experiment
-from dynamicvit.evaluation.compare.rows import (
+from dynamicvit.comparison.experiment import Experiment
+from dynamicvit.comparison.rows import (
     ABLATIONS,
     DENSE_NAME,
     Candidate,
@@ -30,7 +25,12 @@ from dynamicvit.evaluation.compare.rows import (
     lines_of,
     write_csv,
 )
-from dynamicvit.evaluation.compare.timing import BATCH_SIZES, Timing
+from dynamicvit.comparison.timing import BATCH_SIZES, Timing
+from dynamicvit.core.networks import backbone_of
+from dynamicvit.costs import DENSE, meta_copy, schedule_macs
+from dynamicvit.data import ImageData, class_map_for, split
+from dynamicvit.errors import InputError, UnsupportedBackboneError
+from dynamicvit.evaluation.bench import available_cores
 from dynamicvit.training import Progress
 from dynamicvit.utils.files import write_text
 

@@ -15,6 +15,15 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from dynamicvit._version import __version__
+from dynamicvit.comparison.cache import (
+    FORMAT,
+    Cache,
+    data_identity,
+    identity,
+    weights_identity,
+)
+from dynamicvit.comparison.rows import Candidate, Entry, Row
+from dynamicvit.comparison.timing import Timing, time_method
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
@@ -22,15 +31,6 @@ from dynamicvit.data import ImageData, Loader, eval_transform, train_transform
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import evaluate
 from dynamicvit.evaluation.bench import processor_name
-from dynamicvit.evaluation.compare.cache import (
-    FORMAT,
-    Cache,
-    data_identity,
-    identity,
-    weights_identity,
-)
-from dynamicvit.evaluation.compare.rows import Candidate, Entry, Row
-from dynamicvit.evaluation.compare.timing import Timing, time_method
 from dynamicvit.training import ExternalTeacher, Progress, Recipe, fit, load_recipe
 from dynamicvit.training.checkpoint import holds_run
 from dynamicvit.utils.precision import autocast_dtype
@@ -269,7 +269,7 @@ class Experiment:
     def timing(self, candidate: Candidate, fraction: float) -> list[Timing]:
         """How fast a candidate is on this machine, measured unless it has been; trained or not.
 
-        One for each of :data:`~dynamicvit.evaluation.compare.timing.BATCH_SIZES`.
+        One for each of :data:`~dynamicvit.comparison.timing.BATCH_SIZES`.
         """
         key = {**self._machine, "method": candidate.name, "fraction": fraction}
         known = self.timings.get(key)

@@ -12,10 +12,10 @@ from types import MappingProxyType
 from torch import nn
 
 from dynamicvit.backbones import backbone_for
+from dynamicvit.comparison.timing import Timing
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.errors import InputError
-from dynamicvit.evaluation.compare.timing import Timing
 from dynamicvit.methods import METHODS, at_macs, method_named
 
 #: The dense network's name among the candidates.
