@@ -13,8 +13,8 @@ from rich.console import Console
 
 from dynamicvit import sparsify
 from dynamicvit.cli.compare_tables import results_table
+from dynamicvit.comparison import ABLATIONS, CSV_NAME, Line, Timing, all_names
 from dynamicvit.evaluation import compare as library
-from dynamicvit.evaluation.compare import ABLATIONS, CSV_NAME, Line, Timing, all_names
 from families import BY_NAME
 from pictures import noise_folders
 
@@ -104,8 +104,8 @@ def test_the_same_command_computes_nothing_and_others_add(
     assert run("--methods", "random", "--no-timing") == 0
     first = (tmp_path / "out" / CSV_NAME).read_text()
     with monkeypatch.context() as patched:
-        patched.setattr("dynamicvit.evaluation.compare.experiment.fit", None)
-        patched.setattr("dynamicvit.evaluation.compare.experiment.evaluate", None)
+        patched.setattr("dynamicvit.comparison.experiment.fit", None)
+        patched.setattr("dynamicvit.comparison.experiment.evaluate", None)
         assert run("--methods", "random", "--no-timing") == 0
     assert (tmp_path / "out" / CSV_NAME).read_text() == first
     assert run("--methods", "static", "--no-timing", "--macs", "0.8") == 0

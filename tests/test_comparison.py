@@ -13,9 +13,7 @@ import torch
 from torch import nn
 
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.costs import DENSE, count_macs
-from dynamicvit.data import ImageData
-from dynamicvit.evaluation.compare import (
+from dynamicvit.comparison import (
     ABLATIONS,
     Entry,
     Experiment,
@@ -27,9 +25,11 @@ from dynamicvit.evaluation.compare import (
     lines_of,
     write_csv,
 )
-from dynamicvit.evaluation.compare import experiment as module
-from dynamicvit.evaluation.compare import timing as timings
-from dynamicvit.evaluation.compare.cache import Cache, data_identity, identity, weights_identity
+from dynamicvit.comparison import experiment as module
+from dynamicvit.comparison import timing as timings
+from dynamicvit.comparison.cache import Cache, data_identity, identity, weights_identity
+from dynamicvit.costs import DENSE, count_macs
+from dynamicvit.data import ImageData
 from dynamicvit.methods import at_macs
 from dynamicvit.plots.comparison import accuracy_over_macs, accuracy_over_throughput
 from families import DEIT

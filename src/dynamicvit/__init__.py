@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dynamicvit.checkpoints.loading import load
     from dynamicvit.evaluation import evaluate
     from dynamicvit.plots import visualize
+    from dynamicvit.runtimes import export
     from dynamicvit.training import TrainingObjective, train
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "__version__",
     "count_macs",
     "evaluate",
+    "export",
     "keep_ratio_for",
     "load",
     "load_dense",
@@ -50,6 +52,7 @@ __all__ = [
 # None has the name of a module in this folder, which would take the function's place once imported.
 _LATER = {
     "evaluate": "dynamicvit.evaluation",
+    "export": "dynamicvit.runtimes",
     "load": "dynamicvit.checkpoints.loading",
     "load_dense": "dynamicvit.checkpoints.dense",
     "train": "dynamicvit.training",

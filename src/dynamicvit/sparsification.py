@@ -15,7 +15,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.methods import Narrow, at_macs, method_named, own_schedules
 
 if TYPE_CHECKING:
-    from dynamicvit.transformers.model import DynamicViTForImageClassification
+    from dynamicvit.transformers import DynamicViTForImageClassification
 
 
 KeepRatio = float | Sequence[float]
@@ -76,7 +76,7 @@ def sparsify(
 
     Returns:
         A :class:`~dynamicvit.DynamicViT`; for a model of Hugging Face transformers, one of
-        transformers around it (:mod:`dynamicvit.transformers.model`).
+        transformers around it (:mod:`dynamicvit.transformers`).
 
     Raises:
         UnsupportedBackboneError: naming the class that is not supported, and the families.
@@ -96,6 +96,6 @@ def sparsify(
     sparse = DynamicViT(bound, schedule, kind)
     if bound.source != "transformers":
         return sparse
-    from dynamicvit.transformers.model import DynamicViTForImageClassification
+    from dynamicvit.transformers import DynamicViTForImageClassification
 
     return DynamicViTForImageClassification.around(sparse)

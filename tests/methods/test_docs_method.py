@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from dynamicvit import UntrainedWarning, sparsify
+from dynamicvit.comparison import candidates, compare
 from dynamicvit.core import registry
 from dynamicvit.core.decisions import best_k_sampler
 from dynamicvit.costs import count_macs, schedule_macs
-from dynamicvit.evaluation.compare import candidates, compare
 from dynamicvit.methods import METHODS
 from families import DEIT, assert_agree, randomize
 from pictures import noise_folders

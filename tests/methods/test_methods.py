@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from dynamicvit import DynamicViT, InputError, Schedule, keep_ratio_for, sparsify
+from dynamicvit.comparison import ABLATIONS, all_names, candidate_named
 from dynamicvit.core.networks import core_of
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
-from dynamicvit.evaluation.compare import ABLATIONS, all_names, candidate_named
 from dynamicvit.methods import METHODS, at_macs, method_named
 from dynamicvit.training import ExternalTeacher, fit
 from families import BY_NAME, DEIT, HF_FAMILIES

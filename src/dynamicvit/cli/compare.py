@@ -28,9 +28,9 @@ from dynamicvit.cli.options import (
     Workers,
     use_threads,
 )
+from dynamicvit.comparison import CSV_NAME, Status
+from dynamicvit.comparison import compare as run_comparison
 from dynamicvit.errors import InputError
-from dynamicvit.evaluation.compare import CSV_NAME, Status
-from dynamicvit.evaluation.compare import compare as run_comparison
 from dynamicvit.plots.comparison import save_comparison
 from dynamicvit.utils.signals import terminated_like_interrupted
 

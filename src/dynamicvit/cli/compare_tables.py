@@ -7,7 +7,7 @@ from itertools import groupby
 
 from rich.table import Table
 
-from dynamicvit.evaluation.compare import BATCH_SIZES, Line
+from dynamicvit.comparison import BATCH_SIZES, Line
 
 
 def results_table(lines: Sequence[Line]) -> Table:

@@ -36,11 +36,9 @@ from dynamicvit.cli.options import (
     Threads,
     Tile,
     Workers,
-    autocast_dtype,
     check_one_model,
     chosen_model,
     parse_image_size,
-    precision_name,
     use_threads,
 )
 from dynamicvit.core.classifier import PrunedClassifier
@@ -49,6 +47,7 @@ from dynamicvit.data import ImageData, class_map_for
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import EvaluationResult, dense_self, evaluate
 from dynamicvit.utils.distributed import launched_precision, launched_processes
+from dynamicvit.utils.precision import autocast_dtype, precision_name
 
 _NAMED = 10
 """How many skipped images are listed; all are in the JSON, and in the warnings."""

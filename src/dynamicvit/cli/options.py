@@ -183,16 +183,3 @@ def use_threads(threads: int | None) -> None:
     if threads < 1:
         raise InputError(f"threads are at least 1, got {threads}")
     torch.set_num_threads(threads)
-
-
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def autocast_dtype(precision: str) -> torch.dtype | None:
-    """What ``--precision`` means to autocast."""
-    return _DTYPES[precision]
-
-
-def precision_name(dtype: torch.dtype | None) -> str:
-    """What ``--precision`` calls a dtype of autocast."""
-    return next(name for name, each in _DTYPES.items() if each is dtype)

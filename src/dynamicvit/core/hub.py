@@ -239,7 +239,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if version is None and isinstance(config, dict) and "model_type" in config:
         raise InputError(
             f"{path}: is of a model of transformers; dynamicvit.load takes its folder, or "
-            f"transformers does once dynamicvit.transformers.model is imported"
+            f"transformers does once dynamicvit.transformers is imported"
         )
     if not isinstance(version, int):
         raise InputError(f"{path}: is not a DynamicViT's (it has no format_version)")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dynamicvit.backbones import Backbone, backbone_for
 from dynamicvit.core.hub import HubMixin
@@ -15,7 +17,7 @@ from dynamicvit.core.paths import Paths
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.timm_surface import TimmSurface
-from dynamicvit.errors import InputError
+from dynamicvit.errors import InputError, UntrainedWarning
 
 
 class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
@@ -141,6 +143,23 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         for module in self.backbone.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
+
+    # ---------------------------------------------------------------- untrained scores
+
+    def _warn_if_untrained(self, x: Tensor) -> None:
+        """Once, where values are computed that somebody may use."""
+        unseen = torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta
+        if self.training or unseen:
+            return
+        self.warns_untrained = False
+        if any(method.is_fresh for method in self.methods):
+            warnings.warn(
+                "the prediction modules are untrained, so the tokens that are dropped mean nothing "
+                "yet: train the model (dynamicvit.train) or load its weights, or choose a method "
+                'that needs no training, as sparsify(..., method="tome") or "evit"',
+                UntrainedWarning,
+                stacklevel=2,
+            )
 
     def _check_method(self, predictor: Method, block: int) -> None:
         name = type(predictor).__name__

@@ -19,7 +19,6 @@ from dynamicvit.backbones import Backbone
 from dynamicvit.core.decisions import Sampler, check_decisions, gumbel_sampler
 from dynamicvit.core.method import Draw, Masking
 from dynamicvit.core.outputs import DenseOutput, MaskedOutput, PrunedOutput
-from dynamicvit.core.prediction import warn_if_untrained
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens
@@ -76,7 +75,7 @@ class Paths:
         tokens = self._first(images, full_map)
         given = [None] * len(self.predictors) if decisions is None else decisions
         if decisions is not None:
-            check_decisions(decisions, len(self.predictors), (len(tokens.x), tokens.grid_size))
+            check_decisions(decisions, len(self.predictors), (tokens.x.shape[0], tokens.grid_size))
         report = []
 
         def mask(stage: int, tokens: Tokens, count: int) -> list[Tokens]:
@@ -119,7 +118,7 @@ class Paths:
         tokens = self._first(images, full_map)
         scores, after = [], []
         if decisions is not None:
-            check_decisions(decisions, len(self.predictors), (len(tokens.x), tokens.grid_size))
+            check_decisions(decisions, len(self.predictors), (tokens.x.shape[0], tokens.grid_size))
             drawn = (decision > 0.5 for decision in decisions)
             given = tuple(accumulate(drawn, torch.logical_and))
 
@@ -138,10 +137,9 @@ class Paths:
         stop = self._depth if full_map else self._depth - 1
         parts = self._walk(tokens, prune if decisions is None else prune_to, stop)
         finished = [self.bound.finish(part) for part in parts] if full_map else None
-        kept = tuple(left.kept() for left in after) if decisions is None else given
         return PrunedOutput(
             self._answer(parts),
-            kept,
+            kept=tuple(left.kept() for left in after) if decisions is None else given,
             keep_scores=tuple(scores),
             grid=tokens.grid,
             groups=tuple(left.membership() for left in after),
@@ -237,8 +235,8 @@ class Paths:
         self, stage: int, tokens: Tokens, count: int, scores: list[Tensor] | None = None
     ) -> list[Tokens]:
         """The pruned path's stage; the keep scores are added to a list."""
-        if self.warns_untrained and not self.training and count < tokens.num_patches:
-            warn_if_untrained(self, tokens.x)
+        if self.warns_untrained and count < tokens.num_patches:
+            self._warn_if_untrained(tokens.x)
         pruned, keep_scores = self.predictors[stage].prune(tokens, count, self._schedule.policy)
         if scores is not None and keep_scores is not None:
             scores.append(tokens.to_grid(keep_scores, fill=float("-inf")))

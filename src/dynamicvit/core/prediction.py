@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from itertools import islice
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from dynamicvit.backbones import Backbone
 from dynamicvit.core.method import Choice, Method
 from dynamicvit.core.registry import register_method
-from dynamicvit.errors import InputError, UntrainedWarning
+from dynamicvit.errors import InputError
 from dynamicvit.layers.attention import is_plain
 from dynamicvit.layers.pooling import masked_mean
 from dynamicvit.layers.tokens import Tokens
@@ -130,23 +129,3 @@ def init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def warn_if_untrained(model: Any, x: Tensor) -> None:
-    """Say once that nobody has trained a model's scores, if that is so and values are computed.
-
-    Args:
-        model: a :class:`~dynamicvit.DynamicViT` that ``warns_untrained``.
-        x: tokens that come to a stage.
-    """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta:
-        return
-    model.warns_untrained = False
-    if any(method.is_fresh for method in model.predictors):
-        warnings.warn(
-            "the prediction modules are untrained, so the tokens that are dropped mean nothing "
-            "yet: train the model (dynamicvit.train) or load its weights, or choose a method that "
-            'needs no training, as sparsify(..., method="tome") or "evit"',
-            UntrainedWarning,
-            stacklevel=2,
-        )

@@ -67,5 +67,5 @@ class StaticRanking(Choice):
             laid_out = scores.reshape(1, 1, *self.grid)
             laid_out = F.interpolate(laid_out, tokens.grid, mode="bilinear", align_corners=False)
             scores = laid_out.flatten()
-        scores = scores.expand(len(tokens.x), -1)
+        scores = scores.expand(tokens.x.shape[0], -1)
         return scores if tokens.index is None else scores.gather(1, tokens.index)

@@ -12,7 +12,7 @@ from dynamicvit.plots import style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from dynamicvit.evaluation.compare import Line
+    from dynamicvit.comparison import Line
 
 #: Less than this share of the best is not drawn but named: it would press the others together.
 _LEAST_SHARE = 0.6
@@ -22,7 +22,7 @@ def save_comparison(lines: Sequence[Line], folder: str | Path) -> list[str]:
     """Write all plots of a comparison, each as PNG and PDF.
 
     Args:
-        lines: of :func:`~dynamicvit.evaluation.compare.compare`.
+        lines: of :func:`~dynamicvit.comparison.compare`.
         folder: where to.
 
     Returns:
