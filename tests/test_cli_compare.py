@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dynamicvit import comparison as library
 from dynamicvit import sparsify
 from dynamicvit.cli.compare_tables import results_table
 from dynamicvit.comparison import ABLATIONS, CSV_NAME, Line, Timing, all_names
-from dynamicvit.evaluation import compare as library
 from families import BY_NAME
 from pictures import noise_folders
 
