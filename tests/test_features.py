@@ -79,10 +79,6 @@ def test_which_blocks_and_how() -> None:
         model.forward_intermediates(images, output_fmt="NHWC")
 
 
-def map_str(values: list[int]) -> list[str]:
-    return [str(value) for value in values]
-
-
 @each_family
 def test_feature_info_names_what_there_is(family: Family) -> None:
     model = family.sparse()
