@@ -71,9 +71,7 @@ def test_which_blocks_and_how() -> None:
     model.forward_intermediates(images, [1], stop_early=True)
     assert lengths == []
     for indices in ([4], [-5], []):
-        with pytest.raises(
-            InputError, match=rf"blocks 0 to 3, got \[{', '.join(map_str(indices))}"
-        ):
+        with pytest.raises(InputError, match=f"got {re.escape(str(indices))}"):
             model.forward_intermediates(images, indices)
     with pytest.raises(InputError, match="'NHWC'"):
         model.forward_intermediates(images, output_fmt="NHWC")
