@@ -131,7 +131,7 @@ def _in_streams(core: Any, model: Any, settings: dict[str, Any], outputs: list[s
 
     Of a batch each thread takes images of its own: threads that share every layer wait for each
     other at its end, which took 1.4 to 1.8 times as long with two threads and 32 images
-    (docs/quantization.md). One image can't be shared out, so all threads work on it.
+    (docs/notebook/int8.md). One image can't be shared out, so all threads work on it.
 
     Args:
         core: OpenVINO's.
