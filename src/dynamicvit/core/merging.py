@@ -19,7 +19,8 @@ from torch import Tensor
 
 from dynamicvit.layers.tokens import Tokens, flat_rows, regroup
 
-#: Power of the unlikeness in what a token is worth; 1 and 2 were tried (docs/notebook/small-data-recipe.md).
+#: Power of the unlikeness in what a token is worth; 1 and 2 were tried
+#: (docs/notebook/small-data-recipe.md).
 UNLIKENESS_POWER = 2.0
 
 #: Tokens less unlike than this are the same.
