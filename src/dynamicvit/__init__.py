@@ -13,7 +13,7 @@ from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.costs import count_macs, schedule_macs
-from dynamicvit.errors import InputError, UnsupportedBackboneError
+from dynamicvit.errors import InputError, UnsupportedBackboneError, UntrainedWarning
 from dynamicvit.sparsification import sparsify
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = [
     "Schedule",
     "TrainingObjective",
     "UnsupportedBackboneError",
+    "UntrainedWarning",
     "__version__",
     "count_macs",
     "evaluate",

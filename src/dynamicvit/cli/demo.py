@@ -47,7 +47,7 @@ def demo(
         f"{table[0].gmacs:.2f} GMACs an image"
     )
     for name in ("DynamicViT", "random"):
-        model = experiment.sparse_model(random=name == "random")
+        model = experiment.sparse_model(name.lower())
         _fine_tune(model, name, size, seed, console)
         table.extend(experiment.rows(model, name, size, seed))
         if name == "DynamicViT":

@@ -10,7 +10,6 @@ from dynamicvit.budgets import keep_ratio_for, parse_budget, tiled_keep_ratios
 from dynamicvit.checkpoints.loading import load, set_image_size
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import ExportedModel, is_exported, load_exported
 
@@ -80,7 +79,7 @@ def load_for_inference(
         InputError: as ``load_at_budget`` does, and for what is fixed in an exported file.
     """
     if not is_exported(name):
-        return load_at_budget(
+        model, size = load_at_budget(
             name,
             checkpoint=checkpoint,
             keep_ratio=keep_ratio,
@@ -88,6 +87,8 @@ def load_for_inference(
             image_size=image_size,
             pretrained=pretrained,
         )
+        model.warns_untrained = False  # say_if_untrained does
+        return model, size
     fixed = {"--checkpoint": checkpoint, "--keep-ratio": keep_ratio, "--tile": tile}
     refuse_fixed(name, fixed)
     exported = load_exported(name, precision)
@@ -130,17 +131,9 @@ def say_if_untrained(name: str, model: PrunedClassifier) -> None:
         name: the model's, as the user wrote it.
         model: the model.
     """
-    if _untrained(model):
+    if isinstance(model, DynamicViT) and any(method.is_fresh for method in model.predictors):
         typer.echo(
             f"note: the prediction modules of {name} are untrained, so what they keep means "
             "nothing yet; give --checkpoint, or the folder of a trained model",
             err=True,
         )
-
-
-def _untrained(model: PrunedClassifier) -> bool:
-    """Whether the prediction modules are as initialized: with biases of exactly zero."""
-    if not isinstance(model, DynamicViT):  # they can't be looked into
-        return False
-    own = (module for module in model.predictors.modules() if isinstance(module, PredictionModule))
-    return any(not module.head[-1].bias.any() for module in own)

@@ -40,6 +40,7 @@ class Paths:
     _schedule: Schedule
     predictors: nn.ModuleList
     training: bool
+    warns_untrained: bool
 
     def forward(self, images: Tensor) -> Tensor | MaskedOutput:
         """Logits ``(B, classes)`` in ``eval()``, a :class:`MaskedOutput` in ``train()``.
@@ -234,6 +235,8 @@ class Paths:
         self, stage: int, tokens: Tokens, count: int, scores: list[Tensor] | None = None
     ) -> list[Tokens]:
         """The pruned path's stage; the keep scores are added to a list."""
+        if self.warns_untrained and count < tokens.num_patches:
+            self._warn_if_untrained(tokens.x)
         pruned, keep_scores = self.predictors[stage].prune(tokens, count, self._schedule.policy)
         if scores is not None and keep_scores is not None:
             scores.append(tokens.to_grid(keep_scores, fill=float("-inf")))

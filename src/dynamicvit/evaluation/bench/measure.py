@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import DenseNetwork, eval_mode
+from dynamicvit.core.networks import DenseNetwork, eval_mode, untrained_on_purpose
 from dynamicvit.costs import (
     DENSE,
     ImageSize,
@@ -119,7 +119,12 @@ def bench(
     macs = {network: _macs(network, size) for network in networks}
     rows: list[BenchRow] = []
     timer_class()  # before a runtime imports, with a word on compilers, what the timer imports
-    with TemporaryDirectory() as folder, eval_mode(model, original), torch_threads(threads):
+    with (
+        TemporaryDirectory() as folder,
+        eval_mode(model, original),
+        untrained_on_purpose(model),
+        torch_threads(threads),
+    ):
         for batch_size in batch_sizes:
             images = torch.randn(batch_size, model.in_chans, *size, device=device)
             tell = partial(progress, batch_size) if progress is not None else _tell_nobody

@@ -1,19 +1,19 @@
-"""How much faster a way is, and what the way itself costs of that."""
+"""How much faster a method is, and what its stages themselves take of that."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dynamicvit.core.method import Draw, Masked, Reduction, reduction_of
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import eval_mode
 from dynamicvit.costs import resolve_image_size
 from dynamicvit.evaluation.bench import bench, timer_of
-from dynamicvit.layers.tokens import Grid, Tokens
+from dynamicvit.layers.tokens import Tokens
 
 BATCH_SIZES = (1, 32)
 
@@ -23,7 +23,7 @@ _REPEATS = 15
 
 @dataclass(frozen=True)
 class Timing:
-    """A way against the dense network at one batch size.
+    """A method against the dense network at one batch size.
 
     Attributes:
         batch_size: images in a batch.
@@ -31,7 +31,7 @@ class Timing:
         low: the lower quartile.
         high: the upper quartile.
         dense_ms: of a dense batch.
-        ms: of a batch in this way.
+        ms: of a batch with it.
         choosing_ms: of that, what its stages take: prediction modules, attention row or matching,
             with gathering or merging.
         choosing_share: that, of the time that would be saved if the stages took none; ``None``
@@ -48,7 +48,7 @@ class Timing:
     choosing_share: float | None
 
 
-def time_way(
+def time_method(
     model: DynamicViT,
     dense: nn.Module,
     *,
@@ -57,7 +57,7 @@ def time_way(
     seconds: float,
     batch_sizes: tuple[int, ...] = BATCH_SIZES,
 ) -> list[Timing]:
-    """Time a way and the dense network in turn, and the way's stages by themselves.
+    """Time a model and the dense network in turn, and the model's stages by themselves.
 
     Args:
         model: at its budget, on the device to measure.
@@ -101,38 +101,16 @@ def stage_seconds(model: DynamicViT, batch_size: int, precision: str, threads: i
     device = next(model.parameters()).device
     shape = (batch_size, model.in_chans, *resolve_image_size(model))
     images = torch.randn(shape, device=device)
-    recorders = [
-        _Recorder(reduction_of(module, model.schedule.policy)) for module in model.predictors
-    ]
-    twin = DynamicViT(model.backbone, model.schedule, recorders)
-    with eval_mode(model, twin):
-        timer_of(partial(twin, images), images, precision, threads).timeit(1)
-        work = (timer_of(r.again, images, precision, threads) for r in recorders)
-        return sum(timer.timeit(_REPEATS).median for timer in work)
+    work: dict[int, Callable[[], object]] = {}
 
+    def note(stage: int, tokens: Tokens, count: int) -> list[Tokens]:
+        work[stage] = partial(model._prune, stage, tokens, count)
+        return model._prune(stage, tokens, count)
 
-class _Recorder(nn.Module, Reduction):
-    """Does what a reduction does, and remembers what came."""
+    def run() -> object:
+        return model._walk(model.first_blocks(images), note, model.depth)
 
-    def __init__(self, inner: Reduction) -> None:
-        super().__init__()
-        self.inner = inner
-        self._came: tuple[Tokens, int, Grid] | None = None
-
-    def prune(self, tokens: Tokens, budget: int, grid: Grid) -> tuple[Tokens, Tensor | None]:
-        """The inner one's."""
-        self._came = tokens, budget, grid
-        return self.inner.prune(tokens, budget, grid)
-
-    def prune_to(self, tokens: Tokens, position: Tensor, grid: Grid) -> Tokens:
-        """The inner one's."""
-        return self.inner.prune_to(tokens, position, grid)
-
-    def mask(self, tokens: Tokens, budget: int, grid: Grid, draw: Draw) -> Masked:
-        """The inner one's."""
-        return self.inner.mask(tokens, budget, grid, draw)
-
-    def again(self) -> object:
-        """What it did last, once more."""
-        assert self._came is not None
-        return self.inner.prune(*self._came)
+    with eval_mode(model):
+        timer_of(run, images, precision, threads).timeit(1)
+        timers = (timer_of(stage, images, precision, threads) for stage in work.values())
+        return sum(timer.timeit(_REPEATS).median for timer in timers)

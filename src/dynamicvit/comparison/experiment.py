@@ -15,75 +15,25 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from dynamicvit._version import __version__
+from dynamicvit.comparison.cache import (
+    FORMAT,
+    Cache,
+    data_identity,
+    identity,
+    weights_identity,
+)
+from dynamicvit.comparison.rows import Candidate, Entry, Row
+from dynamicvit.comparison.timing import Timing, time_method
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork
-from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
 from dynamicvit.data import ImageData, Loader, eval_transform, train_transform
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import evaluate
 from dynamicvit.evaluation.bench import processor_name
-from dynamicvit.evaluation.compare.cache import Cache
-from dynamicvit.evaluation.compare.identity import FORMAT, data_identity, identity, weights_identity
-from dynamicvit.evaluation.compare.timing import Timing, time_way
-from dynamicvit.methods import Way, build
 from dynamicvit.training import ExternalTeacher, Progress, Recipe, fit, load_recipe
 from dynamicvit.training.checkpoint import holds_run
 from dynamicvit.utils.precision import autocast_dtype
-
-#: The dense network's name among the ways.
-DENSE_NAME = "dense"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What one row is about.
-
-    Attributes:
-        way: how work is saved; ``None`` for the dense network.
-        fraction: of the dense MACs that was asked for.
-        seed: of training, and of chance; ``None`` without training.
-    """
-
-    way: Way | None
-    fraction: float
-    seed: int | None
-
-    @property
-    def name(self) -> str:
-        """The way's."""
-        return DENSE_NAME if self.way is None else self.way.name
-
-    def __str__(self) -> str:
-        how = "untrained" if self.seed is None else f"seed {self.seed}"
-        return self.name if self.way is None else f"{self.name} at {self.fraction:g}, {how}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one row says.
-
-    Attributes:
-        way: name of the way.
-        fraction: of the dense MACs that was asked for.
-        macs_fraction: that it has.
-        gmacs: of one image, everything counted.
-        seed: of training; ``None`` untrained.
-        images: seen in training.
-        top1: share of the labeled images, or ``None`` without labels.
-        agreement: share of the images on which the dense network says the same.
-        evaluated: images that were evaluated.
-    """
-
-    way: str
-    fraction: float
-    macs_fraction: float
-    gmacs: float
-    seed: int | None
-    images: int
-    top1: float | None
-    agreement: float
-    evaluated: int
 
 
 @dataclass
@@ -95,7 +45,7 @@ class Experiment:
         evaluated: images to evaluate on, their labels in the network's classes.
         trained: images to fine-tune on; empty for a comparison without training.
         recipe: name or file of the recipe.
-        overrides: of its values, as ``key=value``; a way's own come last.
+        overrides: of its values, as ``key=value``; a candidate's own come last.
         output: folder of rows, timings and runs.
         precision: ``"fp32"`` or ``"bf16"``.
         device: where.
@@ -123,32 +73,34 @@ class Experiment:
 
     # ---------------------------------------------------------------- what there is to do
 
-    def entries(self, ways: Sequence[Way], fractions: Sequence[float], seeds: int) -> list[Entry]:
+    def entries(
+        self, candidates: Sequence[Candidate], fractions: Sequence[float], seeds: int
+    ) -> list[Entry]:
         """The rows: dense, untrained where that means anything, and fine-tuned."""
         found = [Entry(None, 1.0, None)]
         for fraction in fractions:
-            for way in ways:
-                if way.untrained:
-                    found.append(Entry(way, fraction, None))
+            for candidate in candidates:
+                if candidate.works_untrained:
+                    found.append(Entry(candidate, fraction, None))
                 if self.trained:
-                    found += [Entry(way, fraction, seed) for seed in range(seeds)]
+                    found += [Entry(candidate, fraction, seed) for seed in range(seeds)]
         return found
 
-    def recipe_of(self, way: Way, seed: int) -> Recipe:
-        """The recipe as it is run for a way.
+    def recipe_of(self, candidate: Candidate, seed: int) -> Recipe:
+        """The recipe as it is run for a candidate.
 
         Raises:
             InputError: for values that don't go together.
         """
-        return load_recipe(self.recipe, [*self.overrides, f"seed={seed}", *way.overrides])
+        return load_recipe(self.recipe, [*self.overrides, f"seed={seed}", *candidate.overrides])
 
-    def check(self, way: Way) -> None:
-        """Find out before anything is run whether a way can be fine-tuned here.
+    def check(self, candidate: Candidate) -> None:
+        """Find out before anything is run whether a candidate can be fine-tuned here.
 
         Raises:
-            InputError: for a recipe that does not go with the way or the images.
+            InputError: for a recipe that does not go with the candidate or the images.
         """
-        recipe = self.recipe_of(way, 0)
+        recipe = self.recipe_of(candidate, 0)
         if recipe.losses.classification and not all(images.labeled for images in self.trained):
             raise InputError(
                 "some images have no labels, which the classification loss needs: "
@@ -170,8 +122,8 @@ class Experiment:
         torch.manual_seed(entry.seed or 0)
         model, images = self.model(entry), 0
         folder = self.output / "runs" / f"{entry.name}-{identity(key)}"
-        if entry.way is not None and entry.seed is not None:
-            images = self._train(model, entry.way, entry.seed, folder, on_step)
+        if entry.candidate is not None and entry.seed is not None:
+            images = self._train(model, entry.candidate, entry.seed, folder, on_step)
         row = self._evaluate(model, entry, images)
         self.rows.put(key, asdict(row))
         for checkpoint in folder.glob("checkpoint*"):  # done: nothing to go on with
@@ -190,18 +142,18 @@ class Experiment:
     def model(self, entry: Entry) -> DynamicViT:
         """The model of a row, fresh."""
         backbone = self._copy()
-        if entry.way is None:
+        if entry.candidate is None:
             return DynamicViT(backbone, DENSE, []).eval()
-        return build(entry.way.name, backbone, entry.fraction).eval()
+        return entry.candidate.build(backbone, entry.fraction).eval()
 
     def key(self, entry: Entry) -> dict[str, Any]:
         """All that a row hangs on."""
-        way, seed = entry.way, entry.seed
-        recipe = None if way is None or seed is None else self.recipe_of(way, seed)
+        candidate, seed = entry.candidate, entry.seed
+        recipe = None if candidate is None or seed is None else self.recipe_of(candidate, seed)
         return {
             "base": self.base,
             "training": None if recipe is None else self.training,
-            "way": entry.name,
+            "method": entry.name,
             "fraction": entry.fraction,
             "recipe": None if recipe is None else recipe.model_dump(mode="json"),
             "seed": seed,
@@ -240,13 +192,13 @@ class Experiment:
     def _train(
         self,
         model: DynamicViT,
-        way: Way,
+        candidate: Candidate,
         seed: int,
         folder: Path,
         on_step: Callable[[Progress], None] | None,
     ) -> int:
         """Fine-tune in place; images seen."""
-        recipe = self.recipe_of(way, seed)
+        recipe = self.recipe_of(candidate, seed)
         report = fit(
             model,
             self._loader(recipe),
@@ -259,7 +211,7 @@ class Experiment:
             teacher=ExternalTeacher(self._copy(), model) if recipe.asks_external_teacher else None,
             on_step=on_step,
         )
-        if {type(module) for module in model.predictors} == {PredictionModule}:
+        if candidate.method != "narrow":  # whose backbone's name is the wide one's
             with suppress(InputError):  # of a backbone that can't be described
                 model.save_pretrained(folder)  # for the other commands
         return report.images
@@ -297,7 +249,7 @@ class Experiment:
         assert result.agreement is not None
         macs, dense_macs = count_macs(model), schedule_macs(self.backbone, DENSE)
         return Row(
-            way=entry.name,
+            method=entry.name,
             fraction=entry.fraction,
             macs_fraction=macs / dense_macs,
             gmacs=macs / 1e9,
@@ -314,17 +266,17 @@ class Experiment:
 
     # ---------------------------------------------------------------- timings
 
-    def timing(self, way: Way, fraction: float) -> list[Timing]:
-        """How fast a way is on this machine, measured unless it has been; training plays no part.
+    def timing(self, candidate: Candidate, fraction: float) -> list[Timing]:
+        """How fast a candidate is on this machine, measured unless it has been; trained or not.
 
-        One for each of :data:`~dynamicvit.evaluation.compare.timing.BATCH_SIZES`.
+        One for each of :data:`~dynamicvit.comparison.timing.BATCH_SIZES`.
         """
-        key = {**self._machine, "way": way.name, "fraction": fraction}
+        key = {**self._machine, "method": candidate.name, "fraction": fraction}
         known = self.timings.get(key)
         if known is None:
-            model = self.model(Entry(way, fraction, None)).to(self.device)
+            model = self.model(Entry(candidate, fraction, None)).to(self.device)
             dense = DenseNetwork(DynamicViT(self._copy(), DENSE, []))
-            measured = time_way(
+            measured = time_method(
                 model,
                 dense.to(self.device),
                 precision=self.precision,
@@ -332,14 +284,14 @@ class Experiment:
                 seconds=self.seconds,
             )
             rows = [asdict(timing) for timing in measured]
-            known = {"way": way.name, "fraction": fraction, "timings": rows}
+            known = {"method": candidate.name, "fraction": fraction, "timings": rows}
             self.timings.put(key, known)
         return [Timing(**timing) for timing in known["timings"]]
 
     def known_timings(self) -> dict[tuple[str, float], list[Timing]]:
-        """Every timing of this network on this machine that the folder has, by way and fraction."""
+        """Every timing of this network on this machine in the folder, by name and fraction."""
         return {
-            (value["way"], value["fraction"]): [Timing(**timing) for timing in value["timings"]]
+            (value["method"], value["fraction"]): [Timing(**timing) for timing in value["timings"]]
             for value in self.timings.values(**self._machine)
         }
 
@@ -350,7 +302,7 @@ class Experiment:
 
     @cached_property
     def _machine(self) -> dict[str, Any]:
-        """All that timings hang on, besides the way."""
+        """All that timings hang on, besides the candidate."""
         processor = torch.cuda.get_device_name() if self.device == "cuda" else processor_name()
         return {
             "weights": self._weights,

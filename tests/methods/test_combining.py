@@ -1,4 +1,4 @@
-"""Ways that make one token of several: exact where it must be, and led back to the image."""
+"""Methods that make one token of several: exact where it must be, and led back to the image."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynamicvit import DynamicViT, InputError, Schedule
-from dynamicvit.backbones import adapter_for
+from dynamicvit.backbones import backbone_for
 from dynamicvit.core.losses import token_loss
 from dynamicvit.core.teacher import ask, dense_teacher
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
-from dynamicvit.layers.attention import attend
+from dynamicvit.layers.attention import proportional, softmax_attention
 from dynamicvit.layers.tokens import Heads, Tokens
-from dynamicvit.methods import Downsampling, Merging
+from dynamicvit.methods import Downsampling, TokenMerging
 from dynamicvit.methods.tome import match, merge
 from families import BY_NAME, DEIT, Family, assert_agree, few_families
 
@@ -23,7 +23,7 @@ RATIOS = (0.7, 0.5, 0.3)
 
 
 def merging(family: Family = DEIT) -> DynamicViT:
-    stages = [Merging() for _ in RATIOS]
+    stages = [TokenMerging() for _ in RATIOS]
     return DynamicViT(family.backbone(), Schedule((1, 2, 3), RATIOS), stages).eval()
 
 
@@ -46,7 +46,8 @@ class TestSize:
             value[:, :, repeated],
             attn_mask=None if bias is None else bias[..., repeated],
         )
-        actual = attend(query, key, value, size=size.float().expand(2, -1), bias=bias)
+        bias = proportional(bias, size.float().expand(2, -1), query.dtype)
+        actual = softmax_attention(query, key, value, bias=bias)
         assert_agree(actual, expected)
 
     def test_it_stays_with_the_fused_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,33 +66,33 @@ class TestSize:
         ]  # fmt: skip
 
 
-class TestMerging:
+class TestTokenMerging:
     def test_equal_tokens_merge_without_a_trace(self) -> None:
         """Whatever follows, at any place: the block gives what it gives for both of them."""
-        adapter, backbone = adapter_for(DEIT.backbone()), DEIT.backbone()
+        bound = backbone_for(DEIT.backbone())
         torch.manual_seed(0)
         x = torch.randn(2, 1 + 8, 48)
         x[:, 2] = x[:, 1]  # positions 0 and 1 of the patches
         x[:, 7] = x[:, 8]
-        merged = merge(Tokens(x, 1), torch.tensor([[0, 6]] * 2), torch.tensor([[1, 7]] * 2), 8)
+        tokens = Tokens(x, 1, (2, 4))
+        merged = merge(tokens, torch.tensor([[0, 6]] * 2), torch.tensor([[1, 7]] * 2))
         assert merged.index.tolist() == [[1, 2, 3, 4, 5, 7]] * 2
         assert merged.size.tolist() == [[2, 1, 1, 1, 1, 2]] * 2
-        whole, _ = adapter.run_block(backbone, 1, Tokens(x, 1), None)
-        fewer, _ = adapter.run_block(backbone, 1, merged, None)
+        whole, fewer = bound.run(1, tokens).x, bound.run(1, merged).x
         held = torch.tensor([0, 2, 3, 4, 5, 6, 8])
         assert_agree(fewer, whole[:, held])
 
     @pytest.mark.parametrize("pool", ["avg", "map"])
     def test_a_pool_counts_every_patch(self, pool: str) -> None:
         family = BY_NAME[{"avg": "siglip_gap", "map": "siglip"}[pool]]
-        backbone = family.backbone()
-        adapter = adapter_for(backbone)
+        bound = backbone_for(family.backbone())
         torch.manual_seed(0)
         x = torch.randn(2, 8, 48)
         x[:, 1] = x[:, 0]
         x[:, 3] = x[:, 2]
-        merged = merge(Tokens(x, 0), torch.tensor([[0, 2]] * 2), torch.tensor([[1, 3]] * 2), 8)
-        assert_agree(adapter.head(backbone, merged), adapter.head(backbone, Tokens(x, 0)))
+        tokens = Tokens(x, 0, (2, 4))
+        merged = merge(tokens, torch.tensor([[0, 2]] * 2), torch.tensor([[1, 3]] * 2))
+        assert_agree(bound.head(merged), bound.head(tokens))
 
     def test_the_most_alike_pairs_are_found(self) -> None:
         torch.manual_seed(0)
@@ -106,9 +107,9 @@ class TestMerging:
     @torch.no_grad()
     def test_a_token_is_the_mean_of_its_patches(self) -> None:
         torch.manual_seed(0)
-        tokens = Tokens(torch.randn(2, 13, 4), 1)
-        once = merge(tokens, *match(torch.randn(2, 12, 8), 5), 12)
-        twice = merge(once, *match(torch.randn(2, 7, 8), 3), 12)
+        tokens = Tokens(torch.randn(2, 13, 4), 1, (3, 4))
+        once = merge(tokens, *match(torch.randn(2, 12, 8), 5))
+        twice = merge(once, *match(torch.randn(2, 7, 8), 3))
         assert (once.num_patches, twice.num_patches) == (7, 4)
         for left in (once, twice):
             for image in range(2):
@@ -129,18 +130,18 @@ class TestMerging:
         assert [int(groups.max()) + 1 for groups in pruned.groups] == [14, 10, 6]
         held = [kept.sum(dim=1).tolist() for kept in pruned.kept]
         assert held == [[14] * 3, [10] * 3, [6] * 3]
-        assert pruned.keep_scores == masked.log_odds == ()
-        for decision, survived in zip(masked.decisions, pruned.kept, strict=True):
-            assert torch.equal(decision > 0.5, survived)
+        assert pruned.keep_scores == masked.keep_scores == ()
+        for decision, kept in zip(masked.decisions, pruned.kept, strict=True):
+            assert torch.equal(decision > 0.5, kept)
         assert all((groups >= 0).all() for groups in pruned.groups), "nothing is lost"
 
     def test_at_most_half(self) -> None:
         torch.manual_seed(0)
         heads = Heads(*torch.randn(3, 1, 2, 9, 4).unbind(0))
-        tokens = Tokens(torch.randn(1, 9, 4), 0, heads=heads)
-        assert Merging().combine(tokens, 1, (3, 3)).num_patches == 5
+        tokens = Tokens(torch.randn(1, 9, 4), 0, (3, 3), heads=heads)
+        assert TokenMerging().combine(tokens, 1).num_patches == 5
 
-    def test_closed_form_of_the_macs(self) -> None:
+    def test_macs_by_parts_are_those_counted(self) -> None:
         model = merging()
         assert schedule_macs(model, model.schedule) == count_macs(model)
         gap = merging(BY_NAME["siglip_gap"])  # a mean over tokens of several sizes
@@ -154,18 +155,20 @@ class TestMerging:
     def test_it_takes_no_decisions(self) -> None:
         model, images = merging(), DEIT.images()
         for path in (model.forward_masked, model.forward_pruned):
-            with pytest.raises(InputError, match="Merging combines tokens: it takes no decisions"):
+            with pytest.raises(
+                InputError, match="TokenMerging combines tokens: it takes no decisions"
+            ):
                 path(images, DEIT.decisions())
 
     def test_before_the_first_block(self) -> None:
-        with pytest.raises(InputError, match="Merging looks at the block before"):
-            DynamicViT(DEIT.backbone(), Schedule((0,), (0.5,)), [Merging()])
+        with pytest.raises(InputError, match="TokenMerging looks at the block before"):
+            DynamicViT(DEIT.backbone(), Schedule((0,), (0.5,)), [TokenMerging()])
 
 
 class TestDownsampling:
     def test_cells_are_means(self) -> None:
-        tokens = Tokens(torch.randn(2, 1 + 15, 4), 1)
-        left = Downsampling().combine(tokens, 0, (3, 5))
+        tokens = Tokens(torch.randn(2, 1 + 15, 4), 1, (3, 5))
+        left = Downsampling().combine(tokens, 0)
         image = tokens.patches.reshape(2, 3, 5, 4)
         assert left.num_patches == 6
         torch.testing.assert_close(left.x[:, 0], tokens.x[:, 0])
@@ -184,7 +187,7 @@ class TestDownsampling:
         assert (pruned.logits - family.dense(model.backbone, images)).abs().max() > 1e-3
         assert pruned.kept[0].sum(dim=1).tolist() == [6, 6]
 
-    def test_closed_form_of_the_macs(self) -> None:
+    def test_macs_by_parts_are_those_counted(self) -> None:
         model = downsampling()
         assert schedule_macs(model, model.schedule) == count_macs(model)
 
