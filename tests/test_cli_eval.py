@@ -29,7 +29,6 @@ from processes import run_two
 Main = Callable[..., int]
 
 
-
 @pytest.fixture(scope="module")
 def model() -> DynamicViT:
     torch.manual_seed(0)

@@ -18,6 +18,8 @@ from dynamicvit import DynamicViT
 from dynamicvit.training import loop, run
 from processes import FORKS
 
+pytestmark = pytest.mark.usefixtures("blank_curves")
+
 Main = Callable[..., int]
 Line = Callable[[], str]
 

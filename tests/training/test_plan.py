@@ -20,6 +20,7 @@ from dynamicvit.training.objective import objective_of
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.plan import Plan, plan_of
 from families import BY_NAME, DEIT, Family
+from memory import shallow
 from processes import in_fork
 
 STEPS = 40
@@ -30,11 +31,11 @@ def paper(*overrides: str) -> Recipe:
 
 
 def planned(recipe: Recipe, family: Family = DEIT) -> Plan:
-    return plan_of(family.sparse(), recipe, STEPS)
+    return plan_of(shallow(family), recipe, STEPS)
 
 
 def test_schedule_and_macs() -> None:
-    model = DEIT.sparse(keep_ratio=0.5)
+    model = shallow(keep_ratio=0.5)
     plan = plan_of(model, paper(), None)
     assert (plan.num_patches, plan.image_size) == (DEIT.num_patches, DEIT.size)
     assert plan.kept == tuple(
@@ -46,7 +47,7 @@ def test_schedule_and_macs() -> None:
 
 def test_groups_hold_every_parameter_once_at_the_rates_that_the_run_reaches() -> None:
     recipe = paper()
-    plan, model = planned(recipe), DEIT.sparse()
+    plan, model = planned(recipe), shallow()
     total = sum(p.numel() for p in model.parameters())
     frozen = sum(p.numel() for n, p in model.backbone.named_parameters() if n in recipe.frozen)
     assert plan.frozen == frozen > 0
@@ -64,7 +65,7 @@ def test_groups_hold_every_parameter_once_at_the_rates_that_the_run_reaches() ->
 
 
 def test_the_model_is_not_touched() -> None:
-    model = DEIT.sparse()
+    model = shallow()
     plan_of(model, paper(), STEPS)
     assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
 
@@ -114,7 +115,7 @@ def test_the_process_peaks_where_it_was_said(name: str) -> None:
 @pytest.mark.parametrize(("name", "policy"), [("deit_small", "removed"), ("small_data", "merged")])
 def test_memory_grows_by_the_same_for_every_image(name: str, policy: Policy) -> None:
     """Two images tell what five need."""
-    recipe, model = load_recipe(name), DEIT.sparse(policy=policy).train()
+    recipe, model = load_recipe(name), shallow(policy=policy).train()
     expected = estimate_memory(model, recipe, 5).activations
     objective = objective_of(model, recipe)
     _, held = (_held(objective, n, "cpu", None) for n in (5, 5))
