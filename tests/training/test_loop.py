@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -172,24 +171,6 @@ def test_images_without_labels_learn_from_the_teacher_alone(plain: tuple[str, ..
         assert losses.distillation.isfinite()
     # Mixed, each of this batch's images has a partner without a label.
     assert (0 < of_labels["half"] < of_labels["all"]) if plain else of_labels["half"] == 0
-
-
-def test_a_loss_that_is_not_finite_is_left_out_and_ten_stop_the_run(tmp_path: Path) -> None:
-    class Poisoned(Memory):
-        bad = (1,)
-
-        def __iter__(self) -> Iterator[Batch]:
-            for place, batch in enumerate(super().__iter__()):
-                scale = math.nan if place in self.bad else 1.0
-                yield Batch(batch.images * scale, batch.labels)
-
-    model = shallow()
-    report = fit(model, Poisoned(), small(steps=3), tmp_path)
-    assert report.bad_steps == 1
-    assert all(value.isfinite().all() for value in model.state_dict().values())
-    Poisoned.bad = (0, 1, 2)
-    with pytest.raises(InputError, match="10 steps in a row"):
-        fit(shallow(), Poisoned(), small(steps=30), tmp_path)
 
 
 def test_a_finite_loss_with_a_gradient_that_is_not_is_left_out(
