@@ -24,7 +24,8 @@ from typing import Any
 
 from safetensors.torch import save_model
 
-from dynamicvit.checkpoints.loading import load_backbone, load_model
+from dynamicvit.checkpoints.dense import load_dense
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.costs import count_macs
 
 DENSE = "dense"
@@ -79,7 +80,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     dense_weights = options.output / "dense.safetensors"
     if not dense_weights.exists():
-        dense = load_backbone(options.model, options.checkpoint)
+        dense = load_dense(options.model, options.checkpoint)
         save_model(dense, str(dense_weights))
     students = [Student(mode, ratio) for ratio in options.keep_ratios for mode in options.modes]
     evaluate_dense(options)
@@ -147,7 +148,7 @@ def run(command: Sequence[Any], options: argparse.Namespace, log: Path) -> None:
 def rows(students: Sequence[Student], options: argparse.Namespace) -> Iterator[Row]:
     """The table so far: the dense network first."""
     dense = json.loads((options.output / "dense.json").read_text())
-    backbone = load_backbone(options.model, options.output / "dense.safetensors")
+    backbone = load_dense(options.model, options.output / "dense.safetensors")
     top1 = 100 * dense["top1"]
     yield Row(DENSE, 1.0, top1, 0.0, 100 * dense["agreement"], count_macs(backbone) / 1e9, 0, 0.0)
     for student in students:
@@ -162,7 +163,7 @@ def rows(students: Sequence[Student], options: argparse.Namespace) -> Iterator[R
             top1=100 * result["top1"],
             below_dense=top1 - 100 * result["top1"],
             agreement=100 * result["agreement"],
-            gmacs=count_macs(load_model(str(folder))) / 1e9,
+            gmacs=count_macs(load(str(folder))) / 1e9,
             images_seen=training["images"],
             seconds=training["seconds"],
         )

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit.budgets import tiled_keep_ratios
-from dynamicvit.checkpoints.loading import load_backbone, load_model
+from dynamicvit.checkpoints.dense import load_dense
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.costs import DENSE
 from dynamicvit.data import ImageData, Loader, class_map_for, eval_transform
@@ -54,10 +55,10 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     if not ImageData(options.validation).labeled:
         raise InputError(f"{options.validation} has no labels to count right answers by")
-    model = load_model(options.model)
+    model = load(options.model)
     architecture = model.pretrained_cfg["architecture"]
-    timm_dense = load_backbone(architecture, options.dense_checkpoint).eval()
-    dense = DynamicViT(load_backbone(architecture, options.dense_checkpoint), DENSE, []).eval()
+    timm_dense = load_dense(architecture, options.dense_checkpoint).eval()
+    dense = DynamicViT(load_dense(architecture, options.dense_checkpoint), DENSE, []).eval()
     steps = _steps("dense", dense, options)
     for dropped in options.policy or (model.policy,):
         model.policy, name = dropped, dropped
@@ -147,9 +148,9 @@ def _accuracies(
     data = ImageData(options.validation)
     data = data.with_class_map(class_map_for(data, 1000, options.class_map).index)
     data = data.with_transform(eval_transform(timm_dense, crop_pct=options.crop_pct))
-    for name, load in networks.items():
+    for name, network in networks.items():
         if name not in found:
-            top1 = evaluate(load(), Loader(data, 32)).top1
+            top1 = evaluate(network(), Loader(data, 32)).top1
             assert top1 is not None  # the images have labels
             found[name] = top1
             kept.write_text(json.dumps(found, indent=1))

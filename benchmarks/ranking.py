@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynamicvit import sparsify
-from dynamicvit.checkpoints.loading import load_backbone
+from dynamicvit.checkpoints.dense import load_dense
 from dynamicvit.core import merging
 from dynamicvit.core.method import Choice
 from dynamicvit.core.model import DynamicViT
@@ -119,7 +119,7 @@ def main() -> None:
 
     torch.manual_seed(options.seed)
     merging.UNLIKENESS_POWER = options.unlikeness_power
-    backbone = load_backbone(options.model, options.checkpoint)
+    backbone = load_dense(options.model, options.checkpoint)
     models = {
         policy: DynamicViT(backbone, schedule, [Oracle() for _ in schedule.stages])
         for policy in get_args(Policy)

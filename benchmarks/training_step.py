@@ -23,9 +23,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, sparsify
-from dynamicvit.core.losses import dynamicvit_loss
-from dynamicvit.core.teacher import ask, dense_teacher
+from dynamicvit.core.teacher import ask
 from dynamicvit.evaluation.bench import peak_resident_memory
+from dynamicvit.training import TrainingObjective
 
 MODEL, CLASSES = "deit_tiny_patch16_224", 1000
 
@@ -49,7 +49,7 @@ class Step:
         self.autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
         self.dense = dense_network(pixels, device).train()
         self.model: DynamicViT = sparsify(dense_network(pixels, device), KEPT).to(device).train()
-        self.teacher = dense_teacher(self.model)
+        self.objective = TrainingObjective(self.model)
         self.optimizers = {
             id(network): torch.optim.AdamW(network.parameters(), lr=1e-5)
             for network in (self.dense, self.model)
@@ -70,16 +70,12 @@ class Step:
     def run_teacher(self) -> None:
         """The teacher's part of a step."""
         with self.autocast:
-            ask(self.teacher, self.images)
+            ask(self.objective.dense_teacher, self.images)
 
     def run(self) -> None:
         """Teacher, student under its decisions, the paper's losses, update."""
         with self.autocast:
-            taught = ask(self.teacher, self.images)
-            output = self.model.forward_masked(self.images)
-            losses = dynamicvit_loss(
-                output, self.model.schedule.keep_ratios, labels=self.labels, teacher=taught
-            )
+            losses = self.objective(self.images, self.labels)
         self._update(self.model, losses.total)
 
     def run_form(self, name: str) -> None:

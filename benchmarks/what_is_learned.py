@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from dynamicvit import DynamicViT
-from dynamicvit.checkpoints.loading import load_model
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.data import ImageData, Loader, eval_transform
 from dynamicvit.demo import experiment
 from dynamicvit.methods import ClassAttention, RandomScores
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("figures"))
     options = parser.parse_args()
     if options.model is not None:
-        model = load_model(options.model)
+        model = load(options.model)
         path = options.output / "photographs.png"
         visualize(model, photographs(), path)
         print(path)

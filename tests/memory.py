@@ -6,8 +6,13 @@ from collections.abc import Iterator
 
 import torch
 
+from dynamicvit import DynamicViT
+from dynamicvit.core.losses import Losses
+from dynamicvit.core.outputs import MaskedOutput
 from dynamicvit.data import UNLABELED, Batch
-from dynamicvit.training import Recipe, load_recipe
+from dynamicvit.training import ExternalTeacher, Recipe, load_recipe
+from dynamicvit.training.draws import Mixing, seed_everything
+from dynamicvit.training.objective import objective_of
 from families import DEIT
 
 BATCH = 4
@@ -49,3 +54,17 @@ def small(*overrides: str, steps: int = 6) -> Recipe:
 def paper(*overrides: str) -> Recipe:
     """The paper's recipe, two epochs of it."""
     return load_recipe("deit_small", ["epochs=2", f"batch_size={BATCH}", "ema=null", *overrides])
+
+
+def losses_of(
+    model: DynamicViT,
+    recipe: Recipe,
+    batch: Batch,
+    teacher: ExternalTeacher | None = None,
+    first: int = 0,
+) -> tuple[MaskedOutput, Losses]:
+    """What a recipe computes of one batch, mixed always alike."""
+    seed_everything(0)
+    images, targets = Mixing(recipe.augment, model.num_classes)(batch)
+    objective = objective_of(model, recipe, teacher)
+    return objective.with_output(images, targets, first=first)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynamicvit.layers.attention import softmax_attention
+from dynamicvit.layers.attention import _varlen_attention, packed_attention, softmax_attention
 from dynamicvit.layers.masked_attention import MAX_DROPPED_GAP, decided_softmax, masked_attention
+from dynamicvit.layers.tokens import Heads
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -267,3 +268,30 @@ def test_plain_products_of_bf16_training_agree_with_the_fused_kernel(with_bias: 
         results.append([out.detach(), query.grad, key.grad, value.grad])
     for fused, plain in zip(*results, strict=True):
         torch.testing.assert_close(plain.float(), fused, rtol=0.05, atol=0.05)
+
+
+def test_attention_of_any_length_is_packed_and_taken_apart_rightly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch's kernel for it runs on a GPU only: here a plain one in its place, by its contract."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+
+    def plain(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, ends_k: Tensor, *longest: int):
+        assert torch.equal(ends, ends_k)
+        assert ends.dtype == torch.int32
+        assert longest == (7, 7)
+        images = zip(*(x.split(ends.diff().tolist()) for x in (q, k, v)), strict=True)
+        return torch.cat(
+            [
+                F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in image)).transpose(0, 1)
+                for image in images
+            ]
+        )
+
+    monkeypatch.setattr(varlen, "varlen_attn", plain)
+    parts = [
+        Heads(*(draw(batch, 3, length, 8, seed=seed + length) for seed in range(3)))
+        for batch, length in ((2, 5), (1, 7), (3, 2))
+    ]
+    for ours, expected in zip(_varlen_attention(parts), packed_attention(parts), strict=True):
+        torch.testing.assert_close(ours, expected)

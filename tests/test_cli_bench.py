@@ -212,9 +212,9 @@ def test_image_size(model):
 
 
 def test_a_saved_model(tmp_path):
-    from dynamicvit.checkpoints.loading import load_model
+    from dynamicvit import load
 
-    model = load_model("test_vit", keep_ratio=0.4, pretrained=False)
+    model = load("test_vit", keep_ratio=0.4, pretrained=False)
     model.save_pretrained(tmp_path / "saved")
     numbers = measured("--model", str(tmp_path / "saved"))
     assert numbers["weights"] == "given"
@@ -224,9 +224,9 @@ def test_a_saved_model(tmp_path):
 
 
 def test_it_says_what_becomes_of_dropped_patches(tmp_path):
-    from dynamicvit.checkpoints.loading import load_model
+    from dynamicvit import load
 
-    model = load_model("test_vit", pretrained=False)
+    model = load("test_vit", pretrained=False)
     model.policy = "merged"
     model.save_pretrained(tmp_path)
     result = run("--model", str(tmp_path), "--json", str(tmp_path / "bench.json"))

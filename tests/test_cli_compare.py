@@ -107,7 +107,7 @@ def test_the_same_command_computes_nothing_and_others_add(
     assert run("--ways", "random", "--no-timing") == 0
     first = (tmp_path / "out" / CSV_NAME).read_text()
     with monkeypatch.context() as patched:
-        patched.setattr("dynamicvit.evaluation.compare.experiment.train", None)
+        patched.setattr("dynamicvit.evaluation.compare.experiment.fit", None)
         patched.setattr("dynamicvit.evaluation.compare.experiment.evaluate", None)
         assert run("--ways", "random", "--no-timing") == 0
     assert (tmp_path / "out" / CSV_NAME).read_text() == first
@@ -189,7 +189,7 @@ def test_ways_that_a_backbone_can_not_have(
         (["--set", "losses.gidance=1"], "did you mean 'guidance'"),
         (["--set", "losses.classification=1", "--unlabeled", "DATA"], "have no labels"),
         (["--set", "batch_size=1000"], "batch size 1000"),
-        (["--model", "deit_tini_patch16_224"], "did you mean"),
+        (["--model", "deit_tini_patch16_224"], "no model 'deit_tini_patch16_224'"),
     ],
 )
 def test_bad_input(

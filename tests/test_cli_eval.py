@@ -180,7 +180,7 @@ def test_agreement_with_other_dense_weights(
     save_file(model.backbone.state_dict(), original)
     asked = []
 
-    def load_backbone(name: str, checkpoint: Path) -> torch.nn.Module:
+    def load_dense(name: str, checkpoint: Path) -> torch.nn.Module:
         asked.append((name, checkpoint))
         backbone = copy.deepcopy(model.backbone)
         with torch.no_grad():  # answers the worst class
@@ -188,7 +188,7 @@ def test_agreement_with_other_dense_weights(
                 parameter.neg_()
         return backbone
 
-    monkeypatch.setattr(command, "load_backbone", load_backbone)
+    monkeypatch.setattr(command, "load_dense", load_dense)
     found = numbers(folder, "--model", trained, "--dense-checkpoint", original)
     assert asked == [("vit_tiny_patch16_224", original)]
     own = numbers(folder, "--model", trained, "--compare-dense")
@@ -252,7 +252,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     for arguments, said in (
         ((tmp_path / "nowhere", *common), "nowhere does not exist"),
         ((tmp_path / "empty", *common), "empty holds no images"),
-        ((folder, "--model", "deit_tinny_patch16_224", "--json", out), "deit_tiny"),
+        ((folder, "--model", "deit_tinny_patch16_224", "--json", out), "deit_tinny_patch16_224"),
         ((folder, "--model", tmp_path / "nowhere", "--json", out), "nowhere"),
         ((folder, *common, "--keep-ratio", 1.5), "1.5"),
         ((folder, *common, "--crop-pct", 2), "crop_pct"),

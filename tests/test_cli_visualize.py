@@ -43,11 +43,11 @@ def asked(model: DynamicViT, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Puts the tiny model in place of any that is asked for; tells what was asked."""
     asked: dict[str, Any] = {}
 
-    def load_model(name: str, **arguments: Any) -> DynamicViT:
+    def load(name: str, **arguments: Any) -> DynamicViT:
         asked.update(name=name, **arguments)
         return model
 
-    monkeypatch.setattr(inference, "load_model", load_model)
+    monkeypatch.setattr(inference, "load", load)
     return asked
 
 
@@ -131,7 +131,7 @@ def test_it_says_how_merged_patches_are_shown(
 ) -> None:
     schedule = replace(model.schedule, policy="merged")
     merging = DynamicViT(model.backbone, schedule, model.predictors)
-    monkeypatch.setattr(inference, "load_model", lambda *_, **__: merging)
+    monkeypatch.setattr(inference, "load", lambda *_, **__: merging)
     assert main(photos / "dog.jpg", "-m", "tiny", "-o", tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert "(69%, 44%, 31%); merged patches" in said
@@ -209,10 +209,10 @@ def test_bad_places_are_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def load_model(*_: object, **__: object) -> DynamicViT:
+    def load(*_: object, **__: object) -> DynamicViT:
         raise AssertionError("nothing should be loaded")
 
-    monkeypatch.setattr(inference, "load_model", load_model)
+    monkeypatch.setattr(inference, "load", load)
     file = photos / "dog.jpg"
     before = files_in(tmp_path)
 
@@ -262,10 +262,10 @@ def test_errors_of_loading_end_the_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def load_model(*_: object, **__: object) -> DynamicViT:
+    def load(*_: object, **__: object) -> DynamicViT:
         raise InputError("no such model")
 
-    monkeypatch.setattr(inference, "load_model", load_model)
+    monkeypatch.setattr(inference, "load", load)
     assert main(photos, "-m", "deti", "-o", tmp_path / "out") == 2
     assert capsys.readouterr().err == "dynamicvit: no such model\n"
     assert not (tmp_path / "out").exists()

@@ -17,7 +17,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dynamicvit import DynamicViT, InputError, Schedule, sparsify
+from dynamicvit.core import hub
 from dynamicvit.core.schedule import Policy
+from dynamicvit.methods.random import RandomScores
 
 SMALL = {"depth": 4, "embed_dim": 16, "num_heads": 2, "img_size": 32, "num_classes": 3}
 
@@ -246,6 +248,88 @@ def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+#: ``config.json`` as 0.1.0 wrote it for ``small()``.
+CONFIG_010: dict[str, Any] = {
+    "architecture": "deit_tiny_patch16_224",
+    "backbone_source": "timm",
+    "format_version": 1,
+    "model_args": {
+        "depth": 4,
+        "embed_dim": 16,
+        "global_pool": "token",
+        "img_size": [32, 32],
+        "in_chans": 3,
+        "num_classes": 3,
+        "num_heads": 2,
+    },
+    "pretrained_cfg": {
+        "architecture": "deit_tiny_patch16_224",
+        "classifier": "head",
+        "crop_mode": "center",
+        "crop_pct": 0.9,
+        "custom_load": False,
+        "first_conv": "patch_embed.proj",
+        "fixed_input_size": True,
+        "input_size": [3, 32, 32],
+        "interpolation": "bicubic",
+        "license": "apache-2.0",
+        "mean": [0.485, 0.456, 0.406],
+        "num_classes": 3,
+        "pool_size": None,
+        "std": [0.229, 0.224, 0.225],
+        "tag": "fb_in1k",
+    },
+    "schedule": {"dropped": "gone", "keep_ratios": [0.5, 0.25, 0.125], "stages": [1, 2, 3]},
+}
+
+
+@pytest.mark.parametrize(("dropped", "policy"), [("gone", "removed"), ("merged", "merged")])
+def test_a_folder_of_version_0_1_0(tmp_path: Path, dropped: str, policy: Policy) -> None:
+    model = small(policy=policy)
+    model.save_pretrained(tmp_path)
+    CONFIG_010["schedule"]["dropped"] = dropped
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG_010))
+    assert_same(DynamicViT.from_pretrained(tmp_path), model)
+
+
+# ------------------------------------------------------------------ other libraries' backbones
+
+
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let timm's vision transformers name another source."""
+    monkeypatch.setattr(hub, "_SOURCES", {**hub._SOURCES})
+    family = type(small().bound)
+    return lambda name: monkeypatch.setattr(family, "source", name)
+
+
+def test_a_family_of_ones_own_is_saved_and_loaded(
+    tmp_path: Path, source: Callable[[str], None]
+) -> None:
+    model = small()
+    source("mine")
+    with pytest.raises(InputError, match=r"one of timm, transformers, got 'mine'; register_source"):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    said = {"format_version": "no place for theirs", "depth": 4}
+    hub.register_source(
+        "mine", lambda _: said, lambda config: small(depth=config["depth"]).backbone
+    )
+    model.save_pretrained(tmp_path)
+    assert config_of(tmp_path)["format_version"] == 1
+    assert_same(DynamicViT.from_pretrained(tmp_path), model)
+
+
+def test_a_family_without_a_source(tmp_path: Path, source: Callable[[str], None]) -> None:
+    model = small()
+    source("")
+    with pytest.raises(
+        InputError, match=r"VisionTransformer .*names no source .*; save the state_dict"
+    ):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 # ------------------------------------------------------------------ backbones timm can't name
 
 
@@ -299,8 +383,8 @@ def test_an_argument_that_json_cannot_hold(tmp_path: Path) -> None:
 
 def test_other_predictors(tmp_path: Path) -> None:
     model = small()
-    other = DynamicViT(model.backbone, model.schedule, [nn.Identity() for _ in range(3)])
-    with pytest.raises(InputError, match="a Identity in place of a PredictionModule"):
+    other = DynamicViT(model.backbone, model.schedule, [RandomScores() for _ in range(3)])
+    with pytest.raises(InputError, match="a RandomScores in place of a PredictionModule"):
         other.save_pretrained(tmp_path)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, Schedule, keep_ratio_for, sparsify
 from dynamicvit.budgets import RATIO_STEP
-from dynamicvit.checkpoints.loading import load_model, set_image_size
+from dynamicvit.checkpoints.loading import load, set_image_size
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
 from families import NUM_CLASSES, assert_agree, randomize
 
@@ -262,7 +262,7 @@ def test_commands_at_another_size(
     assert command("bench", *size, *quick, "--json", report) == 0
     found = json.loads(report.read_text())
     assert found["image_size"] == [384, 384]
-    model = load_model(saved)
+    model = load(saved)
     set_image_size(model, 384)
     assert found["pruned_macs"] == count_macs(model)
     assert found["dense_macs"] == count_macs(model.backbone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,14 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dynamicvit import DynamicViT, InputError, UnsupportedBackboneError, sparsify
-from dynamicvit.checkpoints.loading import (
-    load_backbone,
-    load_model,
-    load_teacher,
-    set_drop_path,
-    set_image_size,
+from dynamicvit import (
+    DynamicViT,
+    InputError,
+    UnsupportedBackboneError,
+    load,
+    load_dense,
+    sparsify,
 )
+from dynamicvit.checkpoints.loading import set_drop_path, set_image_size
 from families import BY_NAME, NUM_CLASSES
 from released_state import WIDTH, deit_shapes, lvvit_shapes, released_state
 from shared import shared
@@ -47,14 +49,14 @@ def dense(num_classes: int = 5) -> nn.Module:
 
 def test_a_timm_name_with_random_weights() -> None:
     for name in (NAME, "dynamicvit_" + NAME, "vit_tiny_patch16_224.augreg_in21k"):
-        model = load_model(name, pretrained=False, num_classes=3)
+        model = load(name, pretrained=False, num_classes=3)
         assert isinstance(model, DynamicViT)
         assert not model.training
         assert not model.backbone.training
         assert model.keep_ratio == 0.7
         assert model.schedule.stages == (1, 2, 3)
         assert model.num_classes == 3
-    model = load_model(NAME, pretrained=False, keep_ratio=[0.9, 0.3], stages=[0, 2])
+    model = load(NAME, pretrained=False, keep_ratio=[0.9, 0.3], stages=[0, 2])
     assert model.schedule.keep_ratios == (0.9, 0.3)
     assert model.schedule.stages == (0, 2)
 
@@ -68,55 +70,55 @@ def test_dense_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
     else:
         save_file(original.state_dict(), path)
     images = torch.randn(2, 3, 32, 32)
-    model = load_model(NAME, checkpoint=path)
+    model = load(NAME, checkpoint=path)
     assert model.num_classes == 5  # the file's, not ImageNet's 1,000
     torch.testing.assert_close(model.backbone(images), original(images))
-    torch.testing.assert_close(load_backbone(NAME, path)(images), original(images))
-    assert not load_backbone(NAME, path).training
+    torch.testing.assert_close(load_dense(NAME, path)(images), original(images))
+    assert not load_dense(NAME, path).training
 
-    other = load_model(NAME, checkpoint=path, num_classes=7)  # weights kept, classifier fresh
+    other = load(NAME, checkpoint=path, num_classes=7)  # weights kept, classifier fresh
     assert other(images).shape == (2, 7)
     weight = "blocks.3.mlp.fc2.weight"
     torch.testing.assert_close(other.backbone.state_dict()[weight], original.state_dict()[weight])
-    assert load_backbone(NAME, path, num_classes=7)(images).shape == (2, 7)
+    assert load_dense(NAME, path, num_classes=7)(images).shape == (2, 7)
 
 
 def test_a_sparse_state_dict_from_a_file(tmp_path: Path) -> None:
     original = sparsify(dense(), keep_ratio=0.5, stages=[1, 3]).eval()
     torch.save(original.state_dict(), tmp_path / "sparse.pth")
     images = torch.randn(2, 3, 32, 32)
-    model = load_model(NAME, checkpoint=tmp_path / "sparse.pth", keep_ratio=0.5, stages=[1, 3])
+    model = load(NAME, checkpoint=tmp_path / "sparse.pth", keep_ratio=0.5, stages=[1, 3])
     torch.testing.assert_close(model(images), original(images))
     with pytest.raises(InputError, match=r"sparse.pth: does not fit.*missing predictors\.2"):
-        load_model(NAME, checkpoint=tmp_path / "sparse.pth")  # three stages by default
+        load(NAME, checkpoint=tmp_path / "sparse.pth")  # three stages by default
     with pytest.raises(InputError, match="holds prediction modules, where dense weights"):
-        load_backbone(NAME, tmp_path / "sparse.pth")
+        load_dense(NAME, tmp_path / "sparse.pth")
     with pytest.raises(InputError, match=r"unexpected predictors.1.norm.weight"):
-        load_model(NAME, checkpoint=tmp_path / "sparse.pth", stages=[2])
+        load(NAME, checkpoint=tmp_path / "sparse.pth", stages=[2])
 
 
 def test_a_saved_folder(tmp_path: Path) -> None:
     original = sparsify(dense(), keep_ratio=0.5, stages=[1, 3]).eval()
     original.save_pretrained(tmp_path / "saved")
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(load_model(tmp_path / "saved")(images), original(images))
-    assert load_model(str(tmp_path / "saved"), keep_ratio=0.9).keep_ratio == 0.9
-    assert load_model(tmp_path / "saved", stages=[1, 3], num_classes=4).num_classes == 4
+    torch.testing.assert_close(load(tmp_path / "saved")(images), original(images))
+    assert load(str(tmp_path / "saved"), keep_ratio=0.9).keep_ratio == 0.9
+    assert load(tmp_path / "saved", stages=[1, 3], num_classes=4).num_classes == 4
     with pytest.raises(InputError, match=r"blocks \(1, 3\).*can't be moved to \(1, 2\)"):
-        load_model(tmp_path / "saved", stages=[1, 2])
+        load(tmp_path / "saved", stages=[1, 2])
 
     with torch.no_grad():
         original.backbone.head.weight.add_(1.0)
     torch.save(original.state_dict(), tmp_path / "newer.pth")
-    newer = load_model(tmp_path / "saved", checkpoint=tmp_path / "newer.pth")
+    newer = load(tmp_path / "saved", checkpoint=tmp_path / "newer.pth")
     torch.testing.assert_close(newer(images), original(images))
 
 
 def test_what_becomes_of_dropped_tokens_is_the_models_own(tmp_path: Path) -> None:
-    assert load_model(NAME, pretrained=False).policy == "removed"
+    assert load(NAME, pretrained=False).policy == "removed"
     sparsify(dense(), policy="merged").save_pretrained(tmp_path)
     for arguments in ({}, {"keep_ratio": 0.3, "num_classes": 4}):
-        assert load_model(tmp_path, **arguments).policy == "merged"
+        assert load(tmp_path, **arguments).policy == "merged"
 
 
 def test_a_folder_that_only_shares_a_models_name(
@@ -124,27 +126,27 @@ def test_a_folder_that_only_shares_a_models_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAME).mkdir()
-    assert load_model(NAME, pretrained=False).depth == 4
+    assert load(NAME, pretrained=False).depth == 4
     (tmp_path / "results").mkdir()
     with pytest.raises(InputError, match=r"results: has no config.json"):
-        load_model("results")
+        load("results")
 
 
 def test_a_released_file(tmp_path: Path) -> None:
     path = tmp_path / "released.safetensors"
     save_file(released_state(), path, metadata={"num_heads": "2", "rho": "0.6"})
-    model = load_model(path)
+    model = load(path)
     assert model.keep_ratio == 0.6
     assert model.num_classes == 5
-    assert load_model(path, keep_ratio=0.3, num_classes=9).keep_ratio == 0.3
+    assert load(path, keep_ratio=0.3, num_classes=9).keep_ratio == 0.3
     with pytest.raises(InputError, match="3 prediction modules, but 2 stages"):
-        load_model(path, stages=[1, 2])
+        load(path, stages=[1, 2])
     save_file(dense().state_dict(), path)
     with pytest.raises(InputError, match="dense network; give its timm name, and this file as"):
-        load_model(path)
+        load(path)
     save_file(sparsify(dense()).state_dict(), path)
     with pytest.raises(InputError, match=r"no released DynamicViT.*give its timm name, and this"):
-        load_model(path)
+        load(path)
 
 
 def released_file(path: Path, **metadata: str) -> dict[str, torch.Tensor]:
@@ -165,11 +167,11 @@ def released_file(path: Path, **metadata: str) -> dict[str, torch.Tensor]:
 def test_released_weights_for_a_timm_name(tmp_path: Path) -> None:
     path = tmp_path / "dynamic-vit_16_r0.5.pth"
     state = released_file(path)
-    model = load_model(NAME, checkpoint=path)
+    model = load(NAME, checkpoint=path)
     expected = state["score_predictor.1.out_conv.2.weight"]
     assert torch.equal(model.predictors[1].head[2].weight, expected)
     assert model.pretrained_cfg["crop_pct"] == 224 / 256  # as the released code evaluates
-    assert load_model(NAME, pretrained=False).pretrained_cfg["crop_pct"] == 0.9
+    assert load(NAME, pretrained=False).pretrained_cfg["crop_pct"] == 0.9
 
 
 def test_released_weights_tell_their_ratio_or_are_refused(tmp_path: Path) -> None:
@@ -179,23 +181,23 @@ def test_released_weights_tell_their_ratio_or_are_refused(tmp_path: Path) -> Non
     released_file(silent)
     released_file(says, rho="0.4")
     saved = tmp_path / "saved"
-    load_model(NAME, checkpoint=named, keep_ratio=0.9).save_pretrained(saved)
+    load(NAME, checkpoint=named, keep_ratio=0.9).save_pretrained(saved)
     for model in (NAME, saved):
-        assert load_model(model, checkpoint=named).keep_ratio == 0.5
-        assert load_model(model, checkpoint=says).keep_ratio == 0.4
-        assert load_model(model, checkpoint=silent, keep_ratio=0.3).keep_ratio == 0.3
+        assert load(model, checkpoint=named).keep_ratio == 0.5
+        assert load(model, checkpoint=says).keep_ratio == 0.4
+        assert load(model, checkpoint=silent, keep_ratio=0.3).keep_ratio == 0.3
         with pytest.raises(
             InputError, match=r"mine.pth: does not say its keep ratio.*--keep-ratio"
         ):
-            load_model(model, checkpoint=silent)
+            load(model, checkpoint=silent)
     released_file(says, rho="0.4", stages="[0, 1, 2]")
-    assert load_model(NAME, checkpoint=says).schedule.stages == (0, 1, 2)
+    assert load(NAME, checkpoint=says).schedule.stages == (0, 1, 2)
     with pytest.raises(InputError, match=r"stages can't be moved to \(0, 1, 2\)"):
-        load_model(saved, checkpoint=says)
+        load(saved, checkpoint=says)
 
 
 def test_another_image_size() -> None:
-    model = load_model(NAME, pretrained=False)
+    model = load(NAME, pretrained=False)
     assert set_image_size(model, None) == (32, 32)
     for size, expected in ((64, (64, 64)), ((32, 48), (32, 48))):
         assert set_image_size(model, size) == expected
@@ -221,7 +223,7 @@ def test_a_size_that_the_backbone_pads() -> None:
 
 
 def test_dropped_paths_are_those_of_timm() -> None:
-    model = load_model(NAME, pretrained=False)
+    model = load(NAME, pretrained=False)
     expected = timm.create_model(NAME, drop_path_rate=0.3)
     set_drop_path(model, 0.3)
 
@@ -240,20 +242,13 @@ def test_dropped_paths_are_those_of_timm() -> None:
 # ------------------------------------------------------------------ bad input
 
 
-@pytest.mark.parametrize("load", [load_model, load_backbone])
-def test_unknown_names_get_near_matches(load: type) -> None:
-    with pytest.raises(InputError, match="'deit_tny_patch16_224'; did you mean deit_tiny_patch16"):
-        load("deit_tny_patch16_224")
-    with pytest.raises(InputError, match=r"knows no model 'dynamicvit_deit_smal.*deit_small_patch"):
-        load("dynamicvit_deit_smal_patch16_224")
-    with pytest.raises(InputError, match=r"no model 'deit-s-07'; did you mean deit-s-0.7\?$"):
-        load("deit-s-07")
-    with pytest.raises(InputError, match=r"no model 'deit-s-0.8'; did you mean deit-s-0.7\?$"):
-        load("deit-s-0.8")
-    with pytest.raises(InputError, match=r"knows no model 'xyzzy'$"):
-        load("xyzzy")
-    with pytest.raises(InputError, match=r"no weights 'fb_in1' of deit.*tiny_patch16_224.fb_in1k"):
-        load("deit_tiny_patch16_224.fb_in1")
+@pytest.mark.parametrize("loader", [load, load_dense])
+def test_unknown_names_are_told_what_there_is(loader: Callable[[str], nn.Module]) -> None:
+    for name in ("deit_tny_patch16_224", "deit-s-07", "xyzzy"):
+        with pytest.raises(InputError, match=rf"'{name}'.*timm.list_models.* deit-s-0\.7, "):
+            loader(name)
+    with pytest.raises(InputError, match=r"'fb_in1' of deit_tiny_.*deit_tiny_patch16_224.fb_in1k"):
+        loader("deit_tiny_patch16_224.fb_in1")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +256,7 @@ def test_unknown_names_get_near_matches(load: type) -> None:
 )
 def test_absent_paths(name: str) -> None:
     with pytest.raises(InputError, match="no such file or folder"):
-        load_model(name)
+        load(name)
 
 
 def test_an_id_on_the_hub_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,21 +269,22 @@ def test_an_id_on_the_hub_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("dynamicvit.core.hub.hf_hub_download", no_network)
     for name in ("someone/a-model", "hf-hub:someone/a-model"):
         with pytest.raises(InputError, match=r"someone/a-model.*from the Hub \(no network\)"):
-            load_model(name)
+            load(name)
     assert asked == ["someone/a-model"] * 2
 
 
 def test_a_download_that_fails_says_what_else_works() -> None:
-    for load in (load_model, load_backbone):
-        with pytest.raises(InputError, match=r"not known.*--checkpoint FILE.*--no-pretrained") as e:
-            load(NAME)
-        assert "\n" not in str(e.value)
+    for loader, random in ((load, True), (load_dense, False)):
+        with pytest.raises(InputError, match=r"not known.*--checkpoint FILE") as error:
+            loader(NAME)
+        assert ("--no-pretrained" in str(error.value)) == random
+        assert "\n" not in str(error.value)
 
 
-# ------------------------------------------------------------------ teachers
+# ------------------------------------------------------------------ dense networks
 
 
-def test_a_teacher_of_any_family_has_the_classes_of_its_checkpoint(
+def test_a_dense_network_of_any_family_has_the_classes_of_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
@@ -296,50 +292,42 @@ def test_a_teacher_of_any_family_has_the_classes_of_its_checkpoint(
         original = timm.create_model(name, num_classes=6).eval()
         path = tmp_path / f"{name}.safetensors"
         save_file(original.state_dict(), path)
-        teacher, images = load_teacher(name, path), torch.randn(2, 3, 64, 64)
+        teacher, images = load_dense(name, path), torch.randn(2, 3, 64, 64)
         assert not teacher.training
         assert torch.equal(teacher(images), original(images))
     with pytest.raises(InputError, match=r"test_resnet.safetensors: does not fit test_vit"):
-        load_teacher("test_vit", tmp_path / "test_resnet.safetensors")
+        load_dense("test_vit", tmp_path / "test_resnet.safetensors")
 
 
-def test_a_teachers_weights_are_downloaded_unless_given() -> None:
-    with pytest.raises(InputError, match=r"not known.*give their file with --teacher-check") as e:
-        load_teacher("test_resnet")
-    assert "--no-pretrained" not in str(e.value)
-    assert "--checkpoint" not in str(e.value)
-
-
-def test_a_teacher_is_dense_and_timms_or_transformers(tmp_path: Path) -> None:
+def test_what_drops_tokens_is_not_dense(tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     sparsify(dense()).save_pretrained(saved)
     for name, said in (
-        ("resnet5", r"knows no model 'resnet5'; did you mean resnet5"),
-        (f"dynamicvit_{NAME}", f"{NAME} drops tokens, .* dense; did you mean {NAME}\\?"),
-        ("deit-s-0.7", r"deit-s-0.7 drops tokens, .* did you mean deit_small_patch16_224\?"),
-        (str(saved), r"saved: give timm's name .* --teacher-checkpoint FILE"),
+        (f"dynamicvit_{NAME}", f"{NAME} drops tokens; .* dense network, {NAME}$"),
+        ("deit-s-0.7", "deit-s-0.7 drops tokens; .* deit_small_patch16_224$"),
+        (str(saved), r"saved is no folder of a model of transformers; give timm's name"),
         (str(tmp_path / "nowhere"), "nowhere: no such file or folder"),
     ):
         with pytest.raises(InputError, match=said):
-            load_teacher(name)
+            load_dense(name)
     torch.save(sparsify(dense()).state_dict(), tmp_path / "sparse.pth")
     with pytest.raises(InputError, match="holds prediction modules, where dense weights"):
-        load_teacher(NAME, tmp_path / "sparse.pth")
+        load_dense(NAME, tmp_path / "sparse.pth")
 
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
-def test_a_classifier_of_transformers_teaches_if_it_is_dense(tmp_path: Path) -> None:
+def test_a_classifier_of_transformers_is_taken_if_it_is_dense(tmp_path: Path) -> None:
     family = BY_NAME["hf_vit"]
     original, images = family.backbone(), family.images()
     original.save_pretrained(tmp_path / "dense")
-    teacher = load_teacher(str(tmp_path / "dense"))
+    teacher = load_dense(str(tmp_path / "dense"))
     torch.testing.assert_close(teacher(images), family.dense(original, images))
     assert teacher.num_classes == NUM_CLASSES
     with pytest.raises(InputError, match=r"dense has its weights: leave x.pth out"):
-        load_teacher(str(tmp_path / "dense"), "x.pth")
+        load_dense(str(tmp_path / "dense"), "x.pth")
     sparsify(original).save_pretrained(tmp_path / "sparse")
-    with pytest.raises(InputError, match="sparse drops tokens, and a teacher is dense"):
-        load_teacher(str(tmp_path / "sparse"))
+    with pytest.raises(InputError, match="sparse drops tokens; give the folder of a dense network"):
+        load_dense(str(tmp_path / "sparse"))
 
 
 # ------------------------------------------------------------------ checkpoints that don't fit
@@ -352,27 +340,27 @@ def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
         InputError,
         match=r"deep.pth: does not fit vit_tiny.*unexpected blocks.4.norm1.weight.* and 21 more",
     ):
-        load_model(NAME, checkpoint=path)
+        load(NAME, checkpoint=path)
     torch.save(timm.create_model(NAME, embed_dim=32).state_dict(), path)
     with pytest.raises(
         InputError, match=r"of another shape cls_token \(1, 1, 32\) instead of \(1, 1, 16\)"
     ):
-        load_backbone(NAME, path)
+        load_dense(NAME, path)
     torch.save({"conv.weight": torch.zeros(1)}, path)
     with pytest.raises(InputError, match=r"missing cls_token.*unexpected conv.weight"):
-        load_model(NAME, checkpoint=path)
+        load(NAME, checkpoint=path)
 
 
 def refused(checkpoint: dict, path: Path, name: str | Path = NAME, dense: bool = False) -> str:
     """What is said of a checkpoint that does not fit."""
     torch.save(checkpoint, path)
     with pytest.raises(InputError) as error:
-        load_backbone(str(name), path) if dense else load_model(name, checkpoint=path, keep_ratio=1)
+        load_dense(str(name), path) if dense else load(name, checkpoint=path, keep_ratio=1)
     said = str(error.value)
-    assert said.startswith(f"{path}: ")
+    assert said.startswith(f"{path}: does not fit {name}: ")
     assert "\n" not in said
-    assert len(said) < 500 + len(str(path)) + len(str(name))
-    return said.removeprefix(f"{path}: ")
+    assert len(said) < 600 + len(str(path)) + len(str(name))
+    return said
 
 
 def of_the_paper(shapes: dict, pruned: bool = True) -> dict[str, torch.Tensor]:
@@ -388,8 +376,8 @@ def test_a_checkpoint_of_another_size_names_the_network_it_fits(tmp_path: Path) 
     path = tmp_path / "other.pth"
     said = refused(of_the_paper(TINY, pruned=False), path, dense=True)
     fits = "its shapes are those of deit_tiny_patch16_224, for images of 224 px"
-    assert said == f"does not fit {NAME}; {fits}"
-    assert refused(of_the_paper(TINY), path, "lvvit_s") == f"does not fit lvvit_s; {fits}"
+    assert said.endswith(f"; {fits}")
+    assert refused(of_the_paper(TINY), path, "lvvit_s").endswith(f"; {fits}")
 
 
 @pytest.mark.parametrize(
@@ -414,43 +402,30 @@ def test_a_checkpoint_for_another_image_size_names_the_weights_it_fits(
     width, depth = (240, 12) if name == "lvvit_t" else (384, 16)
     shapes = lvvit_shapes(width, depth, side=side, patch=16, classes=5, stem=64)
     said = refused(of_the_paper(shapes, pruned=False), tmp_path / "other.pth", name, dense=True)
-    assert f"does not fit {name}: " in said
     assert f"of another shape pos_embed (1, {side**2 + 1}, {width}) instead of" in said
     assert said.endswith(f"; its shapes are those of {fits}")
 
 
-def test_a_part_of_a_known_network_is_told_apart(
+def test_a_part_of_a_network_is_told_in_the_files_own_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "part.pth"
-    state = of_the_paper(LVVIT_T)
-    state["aux_head.w"] = state.pop("aux_head.weight")
-    for name in (NAME, "lvvit_s"):  # small ones, and so no networks of the paper
-        said = refused(state, path, name)
-        assert said.startswith(f"does not fit {name}")
-    said = refused(state, path)
-    assert "nearest is a DynamicViT of LV-ViT-T (lvvit_t): " in said
-    assert said.endswith("missing aux_head.weight; not understood aux_head.w")
-
     monkeypatch.undo()
+    path, state = tmp_path / "part.pth", of_the_paper(LVVIT_T)
+    state["aux_head.w"] = state.pop("aux_head.weight")
     said = refused(state, path, "lvvit_t")
-    assert "missing aux_head.weight; unexpected aux_head.w;" in said  # and no names but the file's
-    assert said.endswith("nearest is a DynamicViT of LV-ViT-T (lvvit_t)")
-    assert "predictors." not in said.replace("score_predictor", "")
-
-    ours = {n: t for n, t in load_model("lvvit_t", pretrained=False).state_dict().items()}
+    assert said.endswith("missing aux_head.weight; unexpected aux_head.w")
+    ours = load("lvvit_t", pretrained=False).state_dict()
     del ours["backbone.norm.bias"]
-    said = refused(ours, path, "lvvit_t")
-    assert "missing backbone.norm.bias; nearest is" in said
+    assert refused(ours, path, "lvvit_t").endswith("missing backbone.norm.bias")
     said = refused({f"conv{i}.weight": torch.zeros(1) for i in range(9)}, path, "lvvit_t")
     assert "0 of its 9 names are known" in said
-    assert "nearest" not in said
 
 
 def test_a_checkpoint_without_classes(tmp_path: Path) -> None:
     state = dense().state_dict() | {"head.weight": torch.zeros(0, WIDTH)}
-    said = refused(state, tmp_path / "none.pth")
-    assert said == "head.weight has shape (0, 16): 0 classes"
+    torch.save(state, tmp_path / "none.pth")
+    with pytest.raises(InputError, match=r"none.pth: head.weight has shape \(0, 16\): 0 classes"):
+        load(NAME, checkpoint=tmp_path / "none.pth")
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -462,18 +437,18 @@ def test_truncated_checkpoints(tmp_path: Path, suffix: str) -> None:
         save_file(dense().state_dict(), path)
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(InputError, match=r"cut.*truncated"):
-        load_model(NAME, checkpoint=path)
+        load(NAME, checkpoint=path)
     with pytest.raises(InputError, match="no such file"):
-        load_model(NAME, checkpoint=tmp_path / "absent.pth")
+        load(NAME, checkpoint=tmp_path / "absent.pth")
 
 
 def test_a_model_that_cannot_be_sparsified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with pytest.raises(UnsupportedBackboneError, match="ResNet is not supported"):
-        load_model("resnet10t", pretrained=False)
+        load("resnet10t", pretrained=False)
 
 
 def test_the_real_weights() -> None:
     path = shared("data/deit_tiny_patch16_224.safetensors")
     with pytest.raises(InputError, match="does not fit vit_tiny_patch16_224"):
-        load_model(NAME, checkpoint=path)
+        load(NAME, checkpoint=path)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError, UnsupportedBackboneError, sparsify
 from dynamicvit.backbones.networks import LVViT
-from dynamicvit.checkpoints.loading import load_backbone, set_image_size
+from dynamicvit.checkpoints.dense import load_dense
+from dynamicvit.checkpoints.loading import set_image_size
 from families import BY_NAME, DEIT, NUM_CLASSES, assert_agree, randomize
 
 SMALL: dict[str, Any] = {
@@ -165,7 +166,7 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
     other = timm.create_model("lvvit_t", img_size=240)
     torch.save(other.state_dict(), tmp_path / "lvvit_t.pth")
     with pytest.raises(InputError, match=r"does not fit lvvit_t: .*pos_embed \(1, 226, 240\)"):
-        load_backbone("lvvit_t", tmp_path / "lvvit_t.pth")
+        load_dense("lvvit_t", tmp_path / "lvvit_t.pth")
 
 
 def test_each_original_file_has_its_name_and_its_size() -> None:
@@ -385,4 +386,4 @@ def test_deits_of_the_paper() -> None:
     assert sharp.pretrained_cfg["input_size"] == (3, 384, 384)
     for name in ("deit_256_patch16_224", "deit_small_patch16_384"):
         with pytest.raises(InputError, match=f"no pretrained weights of {name}"):
-            load_backbone(name)
+            load_dense(name)

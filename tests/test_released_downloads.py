@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -13,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynamicvit import InputError, load_released
-from dynamicvit.checkpoints.loading import load_model
+from dynamicvit import InputError, load
 from dynamicvit.checkpoints.released import RELEASES, download, recognize, zoo
 from released_state import released_state
 
@@ -36,10 +34,8 @@ class Server(ThreadingHTTPServer):
         content: the file.
         kind: its content type.
         ranges: whether parts of it can be had.
-        cut: after how many bytes the connection breaks.
+        cut: after how many bytes the connection breaks, however often it is asked.
         tells_length: whether the length is said beforehand.
-        chunked: whether it comes in chunks, of which the last one is empty.
-        etag: tag of the content, if any.
         status: another answer than the file.
         asked: the Range header of each request.
     """
@@ -53,8 +49,6 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.cut: int | None = None
         self.tells_length = True
-        self.chunked = False
-        self.etag: str | None = None
         self.status: int | None = None
         self.asked: list[str | None] = []
 
@@ -69,8 +63,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(server.status)
             return
         start, size = 0, len(server.content)
-        if self.headers["If-Range"] not in (None, server.etag):
-            wanted = None
         if wanted is not None and server.ranges:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
             if start >= size:
@@ -85,19 +77,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", server.kind)
         if server.tells_length:
             self.send_header("Content-Length", str(size - start))
-        if server.etag is not None:
-            self.send_header("ETag", server.etag)
-        if server.chunked:
-            self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        content = server.content[start : server.cut]
-        for at in range(0, len(content), 4096) if server.chunked else ():
-            chunk = content[at : at + 4096]
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-        if not server.chunked:
-            self.wfile.write(content)
-        elif server.cut is None:
-            self.wfile.write(b"0\r\n\r\n")
+        self.wfile.write(server.content[start : server.cut])
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -119,6 +100,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setitem(RELEASES, NAME, release)
     monkeypatch.setattr(zoo, "ARCHITECTURES", (TINY,))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
     yield server
     server.shutdown()
     thread.join()
@@ -148,15 +130,15 @@ def test_every_loader_takes_the_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    model = load_released(NAME)
+    model = load(NAME)
     assert names(tmp_path / "hub" / "checkpoints") == [FINAL]
     assert model.keep_ratio == 0.6
-    assert load_model(NAME, keep_ratio=0.4).keep_ratio == 0.4
+    assert load(NAME, keep_ratio=0.4).keep_ratio == 0.4
     assert server.asked == [None]
     torch.save({"model": released_state()}, tmp_path / NAME)  # a file of the user's goes first
-    assert load_model(NAME, keep_ratio=0.3).keep_ratio == 0.3
+    assert load(NAME, keep_ratio=0.3).keep_ratio == 0.3
     with pytest.raises(InputError, match="does not say its keep ratio"):
-        load_released(NAME)
+        load(NAME)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.999])
@@ -172,81 +154,45 @@ def test_an_interrupted_download_goes_on(
     assert names(tmp_path) == [FINAL]
 
 
-def test_the_bar_is_told_how_much_is_there(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_connection_that_breaks_is_tried_again_and_gone_on_with(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool
 ) -> None:
-    size = len(server.content)
-    told: list[tuple[int, int | None]] = []
-
-    @contextmanager
-    def bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
-        assert name == NAME
-        yield lambda done, total: told.append((done, total))
-
-    monkeypatch.setattr("dynamicvit.checkpoints.released.downloads._bar", bar)
-    (tmp_path / PARTIAL).write_bytes(server.content[: size // 2])
-    download(NAME, tmp_path)
-    assert told[0][0] > size // 2  # what was there counts
-    assert told[-1] == (size, size)
-
-
-@pytest.mark.parametrize("etag", [None, '"first"', 'W/"first"'])
-def test_a_broken_connection_is_gone_on_with(
-    server: Server, tmp_path: Path, etag: str | None
-) -> None:
-    size = len(server.content)
-    server.etag, server.cut = etag, size // 2
-    with pytest.raises(InputError, match=f"broke off after {size // 2} of {size} bytes; run it ag"):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    server.cut, server.ranges = 5000, ranges
+    with pytest.raises(InputError, match=r"broke off after 5000 bytes .*; run it again"):
         download(NAME, tmp_path)
-    kept = [PARTIAL, f"{PARTIAL}.etag"] if etag == '"first"' else [PARTIAL]
-    assert names(tmp_path) == kept  # a weak tag vouches for no bytes
-    server.cut = None
-    assert download(NAME, tmp_path).read_bytes() == server.content
-    assert server.asked == [None, f"bytes={size // 2}-"]
-    assert names(tmp_path) == [FINAL]
-
-
-def test_a_broken_connection_of_unknown_length_too(server: Server, tmp_path: Path) -> None:
-    server.tells_length, server.chunked, server.cut = False, True, 10_000
-    with pytest.raises(InputError, match="broke off after 10000 bytes; run it again to go on"):
-        download(NAME, tmp_path)
+    assert len(server.asked) > 1
     assert names(tmp_path) == [PARTIAL]
-    server.cut = None
+    server.cut, server.asked[:] = None, []
     assert download(NAME, tmp_path).read_bytes() == server.content
-    assert server.asked == [None, "bytes=10000-"]
-
-
-@pytest.mark.parametrize("etag", ['"second"', 'W/"first"', None])
-def test_a_file_that_changed_in_between_is_had_anew(
-    server: Server, tmp_path: Path, etag: str | None
-) -> None:
-    server.etag, server.cut = '"first"', len(server.content) // 2
-    with pytest.raises(InputError, match="broke off"):
-        download(NAME, tmp_path)
-    server.etag, server.cut = etag, None
-    server.content = checkpoint(scale=2.0)  # of the same size
-    assert download(NAME, tmp_path).read_bytes() == server.content
+    assert server.asked == ["bytes=5000-"]
     assert names(tmp_path) == [FINAL]
 
 
-def test_all_bytes_were_there_already(server: Server, tmp_path: Path) -> None:
-    (tmp_path / PARTIAL).write_bytes(server.content)
+def test_a_file_that_changed_in_between_is_found_out(server: Server, tmp_path: Path) -> None:
+    start = len(server.content) // 2
+    (tmp_path / PARTIAL).write_bytes(server.content[:start])
+    server.content = checkpoint(scale=2.0)  # of the same size
+    with pytest.raises(InputError, match="what came is no Tiny: wrong checksum of "):
+        download(NAME, tmp_path)
+    assert names(tmp_path) == []
     assert download(NAME, tmp_path).read_bytes() == server.content
-    assert server.asked == [f"bytes={len(server.content)}-"]
 
 
-def test_more_bytes_than_the_file_has_are_not_its(server: Server, tmp_path: Path) -> None:
-    (tmp_path / PARTIAL).write_bytes(server.content + b"more")
+@pytest.mark.parametrize("more", [b"", b"more"])
+def test_what_is_as_long_as_the_file_or_longer_is_had_anew(
+    server: Server, tmp_path: Path, more: bytes
+) -> None:
+    (tmp_path / PARTIAL).write_bytes(server.content + more)
+    refused(tmp_path, "416")
     assert download(NAME, tmp_path).read_bytes() == server.content
-    assert server.asked == [f"bytes={len(server.content) + 4}-", None]
 
 
 def test_the_rest_of_another_file_is_found_out(server: Server, tmp_path: Path) -> None:
     start = len(server.content) // 2
     (tmp_path / PARTIAL).write_bytes(bytes(start))
-    with pytest.raises(InputError, match="what came is no Tiny: truncated or not a checkpoint"):
-        download(NAME, tmp_path)
-    assert names(tmp_path) == []
+    refused(tmp_path, "what came is no Tiny: ")
 
 
 @pytest.mark.parametrize("cached", [b"garbage", checkpoint()[:-9], checkpoint(width=64)])
@@ -280,13 +226,11 @@ def refused(folder: Path, reason: str) -> None:
 
 def test_a_dead_link(server: Server, tmp_path: Path) -> None:
     server.status = 404
-    refused(tmp_path, "the server says 404 Not Found; other places are https://drive.google.com")
+    refused(tmp_path, "404 .*; other places are https://drive.google.com")
 
 
 def test_a_web_page_in_place_of_the_file(server: Server, tmp_path: Path) -> None:
     server.kind, server.content = "text/html; charset=utf-8", b"<html>Log in first</html>"
-    refused(tmp_path, "a web page came in place of the file")
-    server.kind = "application/octet-stream"
     refused(tmp_path, "what came is no Tiny: truncated or not a checkpoint")
 
 
@@ -296,21 +240,18 @@ def test_another_architecture(server: Server, tmp_path: Path) -> None:
 
 
 def test_no_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for url, reason in (
-        ("http://127.0.0.1:9/", "Connection refused"),
-        ("http://no-such-host.invalid/", r"no such server, or no network \("),
-    ):
+    for url in ("http://127.0.0.1:9/", "http://no-such-host.invalid/"):
         monkeypatch.setitem(RELEASES, NAME, dataclasses.replace(RELEASES[NAME], url=url))
-        refused(tmp_path, reason)
+        refused(tmp_path, "other places are")
 
 
 def test_a_server_that_does_not_answer(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits = threading.Event()
-    monkeypatch.setattr("dynamicvit.checkpoints.released.downloads.TIMEOUT", 0.05)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.05)
     monkeypatch.setattr(Handler, "do_GET", lambda self: waits.wait(5))
-    refused(tmp_path, "no answer for 0.05 s")
+    refused(tmp_path, "timed out")
     waits.set()
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from dynamicvit import InputError
-from dynamicvit.training import train
 from dynamicvit.utils.weights import (
     first_line,
     load_exactly,
@@ -21,7 +20,6 @@ from dynamicvit.utils.weights import (
     weights_in,
 )
 from families import DEIT
-from memory import Memory, paper
 
 
 def state(value: float) -> dict[str, Tensor]:
@@ -105,10 +103,12 @@ def test_what_does_not_fit_changes_nothing() -> None:
     tensors |= {f"extra.{i}": torch.zeros(1) for i in range(5)}
     with pytest.raises(InputError) as error:
         load_exactly(network, tensors, "file: does not fit")
-    assert str(error.value) == (
-        "file: does not fit: 3 of its 8 names are known; missing 1.bias; unexpected extra.0, "
-        "extra.1, extra.2 and 2 more; of another shape 0.bias (4,) instead of (3,)"
-    )
+    for told in (
+        "missing 1.bias",
+        "unexpected extra.0, extra.1, extra.2 and 2 more",
+        "0.bias (4,) instead of (3,)",
+    ):
+        assert told in str(error.value)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
@@ -169,9 +169,12 @@ def test_of_two_networks_in_a_file_only_the_one_that_is_taken_must_be_finite() -
 
 
 def test_of_a_run_the_weights_that_it_is_for_are_taken(tmp_path: Path) -> None:
+    from dynamicvit.training import fit
+    from memory import Memory, paper
+
     for name, recipe in (("plain", paper()), ("averaged", paper("ema=0.5"))):
         model = DEIT.sparse()
-        train(model, Memory(), recipe, tmp_path / name)
+        fit(model, Memory(), recipe, tmp_path / name)
         weights = open_weights(tmp_path / name / "checkpoint.pt")
         for key, value in model.state_dict().items():
             assert torch.equal(weights.tensors[key], value), key

@@ -3,7 +3,8 @@
 import dynamicvit.checkpoints.timm_names  # noqa: F401 (timm finds our models by name from here on)
 from dynamicvit._version import __version__
 from dynamicvit.budgets import keep_ratio_for, tiled_keep_ratios
-from dynamicvit.checkpoints.released import load_released
+from dynamicvit.checkpoints.dense import load_dense
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import PredictionModule
@@ -23,7 +24,8 @@ __all__ = [
     "__version__",
     "count_macs",
     "keep_ratio_for",
-    "load_released",
+    "load",
+    "load_dense",
     "schedule_macs",
     "sparsify",
     "tiled_keep_ratios",

@@ -161,7 +161,7 @@ def tiled_keep_ratios(
         raise InputError(f"a tile has at least 1 row, got {tile}")
     patches = prod(model.bound.grid(*resolve_image_size(model, image_size)))
     prefix, counts = model.num_prefix_tokens, [patches]
-    for kept, method in zip(model.schedule.kept(patches), model.predictors, strict=True):
+    for kept, method in zip(model.schedule.kept(patches), model.methods, strict=True):
         prefix += method.adds
         rows = tile * ((2 * (prefix + kept) + tile) // (2 * tile))  # half a tile is rounded up
         # Rounded up, it may be more than there are.

@@ -272,7 +272,7 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
 def _methods(model: nn.Module, bound: Backbone, num_stages: int) -> tuple[Sequence[Method], Policy]:
     """What happens at each stage, and to the tokens that are dropped there."""
     if isinstance(model, DynamicViT) and len(model.predictors) == num_stages:
-        return list(model.predictors), model.policy
+        return list(model.methods), model.policy
     with torch.device("meta"):
         return [PredictionModule(bound.width) for _ in range(num_stages)], "removed"
 

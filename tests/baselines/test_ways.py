@@ -11,9 +11,9 @@ import torch
 from dynamicvit import InputError
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
 from dynamicvit.methods import WAYS, build, names, ways_of
-from dynamicvit.training import train
-from dynamicvit.training.external_teacher import ForeignTeacher
-from dynamicvit.training.step import loss_weights
+from dynamicvit.training import fit
+from dynamicvit.training.external_teacher import ExternalTeacher
+from dynamicvit.training.objective import objective_of
 from families import DEIT
 from memory import Memory, small
 
@@ -56,8 +56,8 @@ def test_two_steps_of_the_same_recipe(name: str, tmp_path: Path) -> None:
     model = build(name, backbone, 0.75)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     recipe = small(*WAYS[name].overrides, steps=2)
-    teacher = ForeignTeacher(backbone, model) if name == "width" else None
-    report = train(model, Memory(labeled=False), recipe, tmp_path, teacher=teacher)
+    teacher = ExternalTeacher(backbone, model) if name == "width" else None
+    report = fit(model, Memory(labeled=False), recipe, tmp_path, teacher=teacher)
     assert report.steps == 2
     assert report.bad_steps == 0
     changed = {key for key, value in model.state_dict().items() if not value.equal(before[key])}
@@ -74,13 +74,13 @@ def test_two_steps_of_the_same_recipe(name: str, tmp_path: Path) -> None:
 
 def test_a_width_scaled_model_needs_another_teacher(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to train"):
-        train(build("width", DEIT.backbone(), 0.5), Memory(), small(), tmp_path)
+        fit(build("width", DEIT.backbone(), 0.5), Memory(), small(), tmp_path)
 
 
 def test_guidance_is_for_what_learns_a_ranking() -> None:
     backbone, recipe = DEIT.backbone(), small()
-    assert loss_weights(build("static", backbone, 0.7), recipe).guidance > 0
-    assert loss_weights(build("attention", backbone, 0.7), recipe).guidance == 0
+    assert objective_of(build("static", backbone, 0.7), recipe).weights.guidance > 0
+    assert objective_of(build("attention", backbone, 0.7), recipe).weights.guidance == 0
 
 
 def test_stages_of_the_ablations() -> None:

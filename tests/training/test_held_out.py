@@ -15,7 +15,7 @@ import torch
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.data import Batch
 from dynamicvit.evaluation.accuracy import EvaluationResult, evaluate
-from dynamicvit.training import Progress, train
+from dynamicvit.training import Progress, fit
 from dynamicvit.training.checkpoint import BEST, NEWEST, load_checkpoint
 from dynamicvit.training.held_out import MAX_EVALUATIONS, HeldOut, is_due
 from dynamicvit.utils.distributed import Processes
@@ -51,7 +51,7 @@ def test_it_is_due_at_the_end_of_epochs_and_of_the_run(steps: int, epoch_steps: 
 
 
 def test_the_best_checkpoint_is_the_one_that_did_best_on_them(tmp_path: Path) -> None:
-    report = train(
+    report = fit(
         DEIT.sparse(), Memory(2), small(steps=9), tmp_path, held_out=Told(0.2, 0.5, 0.5, 0.1, 0.4)
     )
     assert (report.best.measure, report.best.value, report.best.step) == ("top1", 0.5, 4)
@@ -68,7 +68,7 @@ def test_a_run_that_goes_on_knows_what_was_best(tmp_path: Path) -> None:
             raise MemoryError  # in the third epoch; the newest checkpoint is that of the second
 
     with pytest.raises(MemoryError):
-        train(
+        fit(
             DEIT.sparse(),
             Memory(2),
             small(steps=6),
@@ -77,19 +77,19 @@ def test_a_run_that_goes_on_knows_what_was_best(tmp_path: Path) -> None:
             on_step=stop,
         )
     model, recipe = DEIT.sparse(), small(steps=6)
-    report = train(model, Memory(2), recipe, tmp_path, held_out=Told(0.5), resume=True)
+    report = fit(model, Memory(2), recipe, tmp_path, held_out=Told(0.5), resume=True)
     assert (report.best.value, report.best.step) == (0.6, 4)
     assert load_checkpoint(tmp_path / BEST)["counters"]["step"] == 4
     # Without them now, by force: a loss is no top-1.
-    report = train(model, Memory(2), small(steps=7), tmp_path, resume=True, force=True)
+    report = fit(model, Memory(2), small(steps=7), tmp_path, resume=True, force=True)
     assert (report.best.measure, report.best.step) == ("loss", 7)
 
 
 def test_looking_at_them_changes_nothing_of_the_run(tmp_path: Path) -> None:
     models = DEIT.sparse(drop_path_rate=0.2), DEIT.sparse(drop_path_rate=0.2)
     recipe = paper("epochs=2", "drop_path=0.2")
-    train(models[0], Memory(), recipe, tmp_path / "without")
-    report = train(
+    fit(models[0], Memory(), recipe, tmp_path / "without")
+    report = fit(
         models[1], Memory(), recipe, tmp_path / "with", held_out=HeldOut(Memory(2, batch=5))
     )
     assert report.held_out is not None
@@ -109,7 +109,7 @@ def test_the_averaged_weights_are_the_ones_that_are_looked_at(tmp_path: Path) ->
 
     first = next(iter(model.state_dict()))
     recipe = paper("epochs=1", "ema=0.5", "backbone_frozen=0", "frozen=[]", "learning_rate=0.1")
-    report = train(model, Memory(), recipe, tmp_path, held_out=Spy(held_out.batches))
+    report = fit(model, Memory(), recipe, tmp_path, held_out=Spy(held_out.batches))
     (averaged,) = seen
     assert torch.equal(averaged, model.state_dict()[first])
     assert not torch.equal(averaged, load_checkpoint(tmp_path / NEWEST)["model"][first])
@@ -123,7 +123,7 @@ def test_without_labels_the_dense_network_as_it_was_is_right(tmp_path: Path) -> 
     before = copy.deepcopy(DenseNetwork(model))
     batches = Memory(8, labeled=False, batch=8)
     recipe = small("keep_ratio=0.3", "learning_rate=0.1", "backbone_lr_scale=1")
-    report = train(model, Memory(), recipe, tmp_path, held_out=HeldOut(batches, before))
+    report = fit(model, Memory(), recipe, tmp_path, held_out=HeldOut(batches, before))
     expected = evaluate(model, batches, dense=before).agreement
     assert expected is not None
     assert expected < 1, "else it tests nothing"
@@ -132,7 +132,7 @@ def test_without_labels_the_dense_network_as_it_was_is_right(tmp_path: Path) -> 
     assert report.held_out.agreement == expected
     assert report.best.measure == "agreement"
     # A run that had ended looks at them again, and says the same.
-    again = train(
+    again = fit(
         DEIT.sparse(keep_ratio=0.3),
         Memory(),
         recipe,
@@ -161,5 +161,5 @@ def test_every_family_trains_on_after_it(family: Family, tmp_path: Path) -> None
 
     model = family.sparse()
     held_out = HeldOut(Own(1))
-    train(model, Own(1), small(steps=2), tmp_path, held_out=held_out)
+    fit(model, Own(1), small(steps=2), tmp_path, held_out=held_out)
     assert [bool(step["held_out"]) for step in log_of(tmp_path)] == [True, True]

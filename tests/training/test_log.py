@@ -12,10 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from dynamicvit import InputError
+from dynamicvit.plots.curves import MAX_POINTS, _means, curves
+from dynamicvit.plots.style import save
 from dynamicvit.training import Progress
-from dynamicvit.training.curves import MAX_POINTS, curves, draw_curves
-from dynamicvit.training.log import read_log, to_line
-from dynamicvit.training.tensorboard import TensorBoard, scalars
+from dynamicvit.training.log import TensorBoard, read_log
 
 FINE = Progress(
     step=0,
@@ -42,7 +42,7 @@ def at(progress: Progress, step: int) -> Progress:
 
 
 def write_log(path: Path, *steps: Progress) -> Path:
-    path.write_text("".join(map(to_line, steps)))
+    path.write_text("".join(step.to_line() for step in steps))
     return path
 
 
@@ -61,14 +61,14 @@ def test_what_is_not_finite_is_null_and_not_nan() -> None:
     def refuse(name: str) -> None:
         raise AssertionError(name)
 
-    step = json.loads(to_line(BAD), parse_constant=refuse)
+    step = json.loads(BAD.to_line(), parse_constant=refuse)
     assert step["losses"] == {"total": None, "token": None, "ratio": 0.0}
     assert step["gradient_norm"] is None
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path = write_log(tmp_path / "log.jsonl", FINE)
-    path.write_text(path.read_text() + to_line(FINE)[:20])
+    path.write_text(path.read_text() + FINE.to_line()[:20])
     with pytest.raises(InputError, match=r"log\.jsonl, line 2: not a step's JSON"):
         read_log(path)
 
@@ -86,12 +86,12 @@ def test_tensorboard_has_every_number(tmp_path: Path) -> None:
             board(at(FINE, step))
     read = events(tmp_path)
     assert {name: [e.value for e in read.Scalars(name)] for name in read.Tags()["scalars"]} == {
-        name: pytest.approx([value] * 3) for name, value in scalars(FINE)
+        name: pytest.approx([value] * 3) for name, value in FINE.scalars()
     }
-    names = {name for name, _ in scalars(FINE)}
+    names = {name for name, _ in FINE.scalars()}
     assert {"loss/token", "kept_stage_2/by_score", "kept_stage_1/sampled"} <= names
     assert {"kept_stage_1/at_inference", "learning_rate/backbone", "run/gradient_norm"} <= names
-    assert dict(scalars(FINE))["kept_stage_2/at_inference"] == 0.45
+    assert dict(FINE.scalars())["kept_stage_2/at_inference"] == 0.45
 
 
 def test_a_step_left_out_has_no_loss_there(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_picture_is_drawn_and_replaces_the_last(tmp_path: Path) -> None:
     steps = read_log(write_log(tmp_path / "log.jsonl", at(FINE, 0), at(BAD, 1), at(FINE, 2)))
     path = tmp_path / "curves.png"
     path.write_text("old")
-    draw_curves(steps, path)
+    save(curves(steps), path)
     pixels = imread(path)
     assert pixels.shape[0] > 600 < pixels.shape[1]
     assert np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0).shape[0] > 50
@@ -159,7 +159,7 @@ def test_the_picture_is_drawn_and_replaces_the_last(tmp_path: Path) -> None:
 
 def test_a_step_left_out_is_marked(tmp_path: Path) -> None:
     def red(*steps: Progress) -> int:
-        draw_curves(read_log(write_log(tmp_path / "log.jsonl", *steps)), tmp_path / "curves.png")
+        save(curves(read_log(write_log(tmp_path / "log.jsonl", *steps))), tmp_path / "curves.png")
         r, g, b = np.moveaxis(imread(tmp_path / "curves.png")[..., :3], -1, 0)
         return int(((r > 0.7) & (g < 0.6) & (b < 0.6) & (r > g + 0.3)).sum())
 
@@ -168,12 +168,10 @@ def test_a_step_left_out_is_marked(tmp_path: Path) -> None:
 
 
 def test_a_long_run_is_drawn_as_means_and_a_run_of_bad_steps_too(tmp_path: Path) -> None:
-    from dynamicvit.training.curves import _means
-
     steps = list(range(10 * MAX_POINTS))
     assert _means(steps).tolist() == [10 * place + 4.5 for place in range(MAX_POINTS)]
     assert _means([1.0, None]).tolist()[0] == 1.0
-    draw_curves(read_log(write_log(tmp_path / "log.jsonl", at(BAD, 0))), tmp_path / "curves.png")
+    save(curves(read_log(write_log(tmp_path / "log.jsonl", at(BAD, 0)))), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").exists()
 
 
@@ -204,7 +202,7 @@ def test_where_only_the_order_of_scores_counts_they_have_no_curve(tmp_path: Path
 
     ordered = dataclasses.replace(FINE, kept_by_score=())
     assert set(said(FINE)) - set(said(ordered)) == {"likelier kept than not"}
-    assert {name for name, _ in scalars(FINE)} - {name for name, _ in scalars(ordered)} == {
+    assert {name for name, _ in FINE.scalars()} - {name for name, _ in ordered.scalars()} == {
         "kept_stage_1/by_score",
         "kept_stage_2/by_score",
     }
@@ -217,5 +215,5 @@ def test_held_out_images_have_a_panel_and_a_curve(tmp_path: Path) -> None:
     drawn = curves(read_log(write_log(tmp_path / "log.jsonl", *steps)))
     (panel,) = (axes for axes in drawn.axes if "held-out" in axes.get_title("left"))
     assert panel.lines[0].get_xydata().tolist() == [[3, 25], [5, 50]]
-    assert ("held_out/top1", 0.25) in scalars(told)
-    assert not any(name.startswith("held_out") for name, _ in scalars(FINE))
+    assert ("held_out/top1", 0.25) in told.scalars()
+    assert not any(name.startswith("held_out") for name, _ in FINE.scalars())

@@ -13,17 +13,17 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.core.model import Stem
 from dynamicvit.core.outputs import DenseOutput
 from dynamicvit.core.schedule import Policy
 from dynamicvit.core.teacher import weigh_some
 from dynamicvit.data import UNLABELED, Batch
-from dynamicvit.training import Progress, Recipe, load_recipe, loop, train
+from dynamicvit.layers.tokens import Tokens
+from dynamicvit.training import Progress, Recipe, fit, load_recipe, loop
+from dynamicvit.training.draws import Mixing, seed_everything
+from dynamicvit.training.objective import objective_of
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
-from dynamicvit.training.step import create_mixup, mix, seed_everything
-from dynamicvit.training.teachers import teachers_for
 from families import BY_NAME, DEIT, NUM_CLASSES, Family
-from memory import BATCH, Memory, paper, small
+from memory import BATCH, Memory, losses_of, paper, small
 
 
 def weights(model: DynamicViT) -> dict[str, torch.Tensor]:
@@ -52,14 +52,14 @@ def test_the_losses_fall(family: Family, recipe: Recipe, tmp_path: Path) -> None
     def log(progress: Progress) -> None:
         totals.append(progress.losses["total"])
 
-    train(family.sparse(), Same(), recipe, tmp_path, on_step=log)
+    fit(family.sparse(), Same(), recipe, tmp_path, on_step=log)
     assert sum(totals[-3:]) < 0.9 * sum(totals[:3])
 
 
 def test_the_paper_recipe_trains_both_parts_and_the_frozen_stay(tmp_path: Path) -> None:
     model = DEIT.sparse()
     before = weights(model)
-    report = train(model, Memory(), paper("backbone_frozen=0"), tmp_path)
+    report = fit(model, Memory(), paper("backbone_frozen=0"), tmp_path)
     after = weights(model)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert not {"backbone.cls_token", "backbone.pos_embed"} & changed
@@ -71,7 +71,7 @@ def test_the_paper_recipe_trains_both_parts_and_the_frozen_stay(tmp_path: Path) 
 def test_the_backbone_is_frozen_for_its_share_of_the_run(tmp_path: Path) -> None:
     model = DEIT.sparse()
     before = weights(model)
-    train(model, Memory(), paper("backbone_frozen=1"), tmp_path)
+    fit(model, Memory(), paper("backbone_frozen=1"), tmp_path)
     after = weights(model)
     assert all(
         torch.equal(before[name], after[name]) for name in before if name.startswith("backbone.")
@@ -81,7 +81,7 @@ def test_the_backbone_is_frozen_for_its_share_of_the_run(tmp_path: Path) -> None
 def test_a_shared_stem_stays_as_it_was_and_the_rest_learns(tmp_path: Path) -> None:
     model = DEIT.sparse()
     before = weights(model)
-    train(model, Memory(labeled=False), small(), tmp_path)
+    fit(model, Memory(labeled=False), small(), tmp_path)
     changed = {
         name for name, value in weights(model).items() if not torch.equal(before[name], value)
     }
@@ -93,15 +93,9 @@ def test_a_shared_stem_stays_as_it_was_and_the_rest_learns(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("family", [DEIT, BY_NAME["lvvit"]], ids=["deit", "lvvit"])
 def test_a_shared_stem_changes_no_loss(family: Family) -> None:
-    model = family.sparse().train()
-    model.sampler = loop.SAMPLERS["best-k"]
-    batch = next(iter(Memory()))
-    apart = small("share_stem=false", "masking=lagged")
-    shared = small("share_stem=true", "masking=compact")
-    teachers = teachers_for(model, apart)
-    _, one = loop.step_losses(model, teachers, batch, apart, None)
-    model.masking = "compact"
-    _, other = loop.step_losses(model, teachers, batch, shared, None)
+    model, batch = family.sparse().train(), next(iter(Memory()))
+    _, one = losses_of(model, small("share_first_blocks=false", "masking=lagged"), batch)
+    _, other = losses_of(model, small("masking=compact"), batch)
     for name, part in vars(one).items():
         torch.testing.assert_close(getattr(other, name), part, rtol=1e-4, atol=1e-5)
     assert one.token > 0
@@ -109,14 +103,14 @@ def test_a_shared_stem_changes_no_loss(family: Family) -> None:
 
 def test_best_k_trains_with_the_number_of_tokens_of_inference(tmp_path: Path) -> None:
     model = DEIT.sparse(keep_ratio=0.6)
-    report = train(model, Memory(), small("keep_ratio=0.6"), tmp_path)
+    report = fit(model, Memory(), small("keep_ratio=0.6"), tmp_path)
     kept = model.schedule.kept(DEIT.num_patches)
     assert report.kept == pytest.approx([k / DEIT.num_patches for k in kept])
 
 
 def test_the_teacher_is_the_dense_network_at_the_start() -> None:
     model = DEIT.sparse().train()
-    teacher = teachers_for(model, paper()).dense
+    teacher = objective_of(model, paper()).dense_teacher
     assert teacher is not None
     images = next(iter(Memory())).images
     with torch.no_grad():
@@ -130,31 +124,24 @@ def test_the_teacher_is_the_dense_network_at_the_start() -> None:
 @pytest.mark.parametrize("recipe", [small(steps=8), paper("epochs=3", "ema=0.9")])
 def test_an_interrupted_run_goes_on_to_the_same_weights(recipe: Recipe, tmp_path: Path) -> None:
     whole = DEIT.sparse()
-    train(whole, Memory(), recipe, tmp_path / "whole")
+    fit(whole, Memory(), recipe, tmp_path / "whole")
 
     def stop(progress: Progress) -> None:
         if progress.step == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(loop.Interrupted):
-        train(DEIT.sparse(), Memory(), recipe, tmp_path / "halves", on_step=stop)
+        fit(DEIT.sparse(), Memory(), recipe, tmp_path / "halves", on_step=stop)
     resumed = DEIT.sparse(seed=0)
-    report = train(resumed, Memory(), recipe, tmp_path / "halves", resume=True)
+    report = fit(resumed, Memory(), recipe, tmp_path / "halves", resume=True)
     assert report.steps == len((tmp_path / "halves/log.jsonl").read_text().splitlines())
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
-def test_the_model_draws_as_before_when_training_is_over(tmp_path: Path) -> None:
-    model = DEIT.sparse()
-    before = model.sampler, model.masking
-    train(model, Memory(), small(steps=1), tmp_path)
-    assert (model.sampler, model.masking) == before
-
-
 def test_a_model_without_stages_has_nothing_to_train(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no stage"):
-        train(DEIT.sparse(stages=()), Memory(), small(), tmp_path)
+        fit(DEIT.sparse(stages=()), Memory(), small(), tmp_path)
 
 
 def test_an_odd_batch_can_be_mixed(tmp_path: Path) -> None:
@@ -163,11 +150,11 @@ def test_an_odd_batch_can_be_mixed(tmp_path: Path) -> None:
             for batch in super().__iter__():
                 yield Batch(batch.images[:1], batch.labels[:1])
 
-    assert train(DEIT.sparse(), Odd(), paper(), tmp_path).bad_steps == 0
+    assert fit(DEIT.sparse(), Odd(), paper(), tmp_path).bad_steps == 0
 
 
 def test_labels_are_needed_only_for_classification(tmp_path: Path) -> None:
-    train(DEIT.sparse(), Memory(labeled=False), paper("losses.classification=0"), tmp_path)
+    fit(DEIT.sparse(), Memory(labeled=False), paper("losses.classification=0"), tmp_path)
 
 
 @pytest.mark.parametrize("plain", [PLAIN, ()], ids=["plain", "mixed"])
@@ -180,9 +167,7 @@ def test_images_without_labels_learn_from_the_teacher_alone(plain: tuple[str, ..
     for name, given in {"all": batch.labels, "half": labels}.items():
         model = DEIT.sparse().train()
         seed_everything(0)
-        mixup = create_mixup(recipe, model.num_classes)
-        given = Batch(batch.images, given)
-        _, losses = loop.step_losses(model, teachers_for(model, recipe), given, recipe, None, mixup)
+        _, losses = losses_of(model, recipe, Batch(batch.images, given))
         of_labels[name] = losses.classification.item()
         assert losses.distillation.isfinite()
     # Mixed, each of this batch's images has a partner without a label.
@@ -199,12 +184,12 @@ def test_a_loss_that_is_not_finite_is_left_out_and_ten_stop_the_run(tmp_path: Pa
                 yield Batch(batch.images * scale, batch.labels)
 
     model = DEIT.sparse()
-    report = train(model, Poisoned(), small(steps=3), tmp_path)
+    report = fit(model, Poisoned(), small(steps=3), tmp_path)
     assert report.bad_steps == 1
     assert all(value.isfinite().all() for value in model.state_dict().values())
     Poisoned.bad = (0, 1, 2)
     with pytest.raises(InputError, match="10 steps in a row"):
-        train(DEIT.sparse(), Poisoned(), small(steps=30), tmp_path)
+        fit(DEIT.sparse(), Poisoned(), small(steps=30), tmp_path)
 
 
 def test_a_finite_loss_with_a_gradient_that_is_not_is_left_out(
@@ -216,7 +201,7 @@ def test_a_finite_loss_with_a_gradient_that_is_not_is_left_out(
     monkeypatch.setattr("dynamicvit.training.recipe.distillation_loss", infinite_slope)
     model = DEIT.sparse()
     before = weights(model)
-    report = train(model, Memory(), small(steps=2), tmp_path)
+    report = fit(model, Memory(), small(steps=2), tmp_path)
     assert report.bad_steps == 2
     assert all(torch.equal(before[name], value) for name, value in weights(model).items())
 
@@ -226,9 +211,9 @@ def test_the_teacher_runs_only_where_a_loss_needs_it(
 ) -> None:
     monkeypatch.setattr(DynamicViT, "forward_dense", None)
     alone = ("losses.distillation=0", "losses.token=0")
-    train(DEIT.sparse(), Memory(), paper(*alone), tmp_path)
+    fit(DEIT.sparse(), Memory(), paper(*alone), tmp_path)
     with pytest.raises(TypeError):
-        train(DEIT.sparse(), Memory(), paper(*alone, "losses.feature=1"), tmp_path)
+        fit(DEIT.sparse(), Memory(), paper(*alone, "losses.feature=1"), tmp_path)
 
 
 def test_unreadable_images_are_counted_nowhere_and_named(tmp_path: Path) -> None:
@@ -242,7 +227,7 @@ def test_unreadable_images_are_counted_nowhere_and_named(tmp_path: Path) -> None
                 else:
                     yield batch
 
-    report = train(DEIT.sparse(), Broken(), small(steps=3), tmp_path)
+    report = fit(DEIT.sparse(), Broken(), small(steps=3), tmp_path)
     assert (report.images, report.skipped) == (2 * BATCH, ("x.jpg",))
 
 
@@ -252,22 +237,21 @@ def test_guidance_weighs_its_share_of_the_images_however_they_are_split(
 ) -> None:
     weighed: list[bool] = []
 
-    def spy(teacher: DynamicViT, images: Stem, chosen: torch.Tensor) -> DenseOutput:
+    def spy(teacher: DynamicViT, images: Tokens, chosen: torch.Tensor) -> DenseOutput:
         weighed.extend(chosen.tolist())
         return weigh_some(teacher, images, chosen)
 
-    monkeypatch.setattr("dynamicvit.training.teachers.weigh_some", spy)
+    monkeypatch.setattr("dynamicvit.training.objective.weigh_some", spy)
     model, recipe = DEIT.sparse().train(), small(f"guided={share}")
-    teachers = teachers_for(model, recipe)
     batch = next(iter(Memory(batch=10)))
     for first in (0, 10, 20, 30):
-        loop.step_losses(model, teachers, batch, recipe, None, first=first)
+        losses_of(model, recipe, batch, first=first)
     assert sum(weighed) == pytest.approx(40 * share)
     assert weighed.index(True) == every - 1
 
 
 def test_the_log_names_every_part(tmp_path: Path) -> None:
-    train(DEIT.sparse(), Memory(), small(steps=2), tmp_path)
+    fit(DEIT.sparse(), Memory(), small(steps=2), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1]
     assert set(lines[0]["losses"]) == {
@@ -309,10 +293,9 @@ MIXED = tuple(
 
 
 def mixed(batch: Batch, *overrides: str) -> tuple[Tensor, Tensor]:
-    recipe = small(*MIXED, *overrides)
-    mixup = create_mixup(recipe, NUM_CLASSES)
+    mixing = Mixing(small(*MIXED, *overrides).augment, NUM_CLASSES)
     seed_everything(0)
-    return mix(batch, recipe, mixup)
+    return mixing(batch)
 
 
 def test_images_are_mixed_without_labels() -> None:
@@ -356,9 +339,9 @@ def test_the_average_forgets_the_start_of_a_short_run(tmp_path: Path) -> None:
     model = DEIT.sparse()
     untrained = copy.deepcopy(model.predictors).requires_grad_(False)
     settings = ("learning_rate=0.01", "warmup=0", "backbone_lr_scale=0")
-    train(model, Memory(), small("ema=0.9999", *settings, steps=24), tmp_path / "averaged")
+    fit(model, Memory(), small("ema=0.9999", *settings, steps=24), tmp_path / "averaged")
     last = DEIT.sparse()
-    train(last, Memory(), small(*settings, steps=24), tmp_path / "last")
+    fit(last, Memory(), small(*settings, steps=24), tmp_path / "last")
 
     def distance(one: nn.Module, other: nn.Module) -> float:
         pairs = zip(one.parameters(), other.parameters(), strict=True)
@@ -371,8 +354,8 @@ def test_the_average_forgets_the_start_of_a_short_run(tmp_path: Path) -> None:
 def test_the_run_says_what_became_of_dropped_tokens(policy: Policy, tmp_path: Path) -> None:
     """Whatever the recipe wanted; and to go on, it must not have changed."""
     recipe = small("policy=merged", steps=2)
-    train(DEIT.sparse(policy=policy), Memory(), recipe, tmp_path)
+    fit(DEIT.sparse(policy=policy), Memory(), recipe, tmp_path)
     assert load_recipe(str(tmp_path / "recipe.yaml")).policy == policy
     (other,) = set(get_args(Policy)) - {policy}
-    with pytest.raises(InputError, match=f"dropped {policy} -> {other}"):
-        train(DEIT.sparse(policy=other), Memory(), recipe, tmp_path, resume=True)
+    with pytest.raises(InputError, match=f"policy {policy} -> {other}"):
+        fit(DEIT.sparse(policy=other), Memory(), recipe, tmp_path, resume=True)

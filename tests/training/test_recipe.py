@@ -10,7 +10,8 @@ from dynamicvit import InputError
 from dynamicvit.checkpoints.timm_names import BACKBONES, PREFIX
 from dynamicvit.training import Recipe, load_recipe
 from dynamicvit.training.plan import plan_of
-from dynamicvit.training.recipe import LossRecipe, dump_recipe, recipe_names
+from dynamicvit.training.recipe import LossRecipe
+from dynamicvit.training.recipes import dump_recipe, recipe_names
 
 
 def test_the_defaults_are_the_released_recipe() -> None:
@@ -107,7 +108,7 @@ def test_overrides_reach_into_parts_and_replace_the_length() -> None:
         ("batch_size=many", "batch_size: .*integer.*got 'many'"),
         ("batch_size", "must be key=value"),
         ("seed.deep=1", "seed has no parts"),
-        ("masking=lagged", "masking: late needs decisions"),
+        ("masking=lagged", "masking: lagged needs decisions"),
         ("masking=zeroed", "masking: zeroed needs decisions"),
         ("stages=[]", "at least one"),
         ("losses.token=[", "is not YAML"),
@@ -147,10 +148,10 @@ def test_the_teacher_is_the_dense_self_unless_another_is_named(tmp_path: Path) -
     file = tmp_path / "recipe.yaml"
     file.write_text("epochs: 1\nteacher: {model: regnety_160, hard: true}\n")
     recipe = load_recipe(str(file))
-    assert (recipe.teacher.model, recipe.asks_foreign_teacher) == ("regnety_160", True)
+    assert (recipe.teacher.model, recipe.asks_external_teacher) == ("regnety_160", True)
     assert recipe.taught_by_dense_self == ("token",)
     assert load_recipe("deit_small").taught_by_dense_self == ("distillation", "token")
-    assert not load_recipe(str(file), ["losses.distillation=0"]).asks_foreign_teacher
+    assert not load_recipe(str(file), ["losses.distillation=0"]).asks_external_teacher
 
 
 def test_a_run_has_one_length() -> None:
@@ -176,6 +177,23 @@ def test_a_recipe_of_another_version_is_named(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(load_recipe("small_data")))
     assert load_recipe(str(path)) == load_recipe("small_data")
-    path.write_text(path.read_text().replace("version: 1", "version: 2"))
-    with pytest.raises(InputError, match=r"recipe.yaml is of version 2, this .* reads version 1"):
+    path.write_text(path.read_text().replace("version: 2", "version: 3"))
+    with pytest.raises(InputError, match=r"recipe.yaml is of version 3, .* up to 2"):
         load_recipe(str(path))
+
+
+def test_a_recipe_of_version_1_is_read_with_its_old_words(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    text = dump_recipe(load_recipe("small_data", ["seed=3"]))
+    for new, old in (
+        ("version: 2", "version: 1"),
+        ("policy: merged", "dropped: merged"),
+        ("masking: compact", "leave: at once"),
+        ("share_first_blocks", "share_stem"),
+    ):
+        assert new in text
+        text = text.replace(new, old)
+    path.write_text(text)
+    assert load_recipe(str(path)) == load_recipe("small_data", ["seed=3"])
+    with pytest.raises(InputError, match="share_stem is called share_first_blocks"):
+        load_recipe("small_data", ["share_stem=false"])

@@ -15,9 +15,9 @@ import torch
 
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.data import Batch
-from dynamicvit.training import Recipe, train
+from dynamicvit.training import Recipe, fit
 from dynamicvit.training.checkpoint import load_checkpoint
-from dynamicvit.training.finite import suspects
+from dynamicvit.training.finite import not_finite, suspects
 from dynamicvit.training.step import Measured
 from dynamicvit.utils.distributed import Processes
 from families import DEIT
@@ -59,12 +59,12 @@ def sure(keep: bool) -> DynamicViT:
 def test_what_was_sampled_is_not_what_the_scores_ask_for(tmp_path: Path) -> None:
     """σ(0.8) of the patches are sampled, but each is likelier kept than not."""
     recipe = paper("images=4", "learning_rate=1e-9")
-    train(sure(keep=True), Memory(), recipe, tmp_path)
+    fit(sure(keep=True), Memory(), recipe, tmp_path)
     (step,) = log_of(tmp_path)
     assert step["kept"][0] == pytest.approx(torch.sigmoid(torch.tensor(0.8)).item(), abs=0.15)
     # After the first stage the question is put to those that are left.
     assert step["kept_by_score"] == pytest.approx([1.0, *step["kept"][:-1]])
-    train(sure(keep=False), Memory(), recipe, tmp_path)
+    fit(sure(keep=False), Memory(), recipe, tmp_path)
     (step,) = log_of(tmp_path)
     assert step["kept_by_score"] == [0.0, 0.0, 0.0]
     assert step["kept"][0] > 0.1
@@ -72,7 +72,7 @@ def test_what_was_sampled_is_not_what_the_scores_ask_for(tmp_path: Path) -> None
 
 def test_the_share_at_inference_is_that_of_the_pruned_path(tmp_path: Path) -> None:
     model = DEIT.sparse(keep_ratio=0.6)
-    train(model, Memory(), small("keep_ratio=0.6", steps=1), tmp_path)
+    fit(model, Memory(), small("keep_ratio=0.6", steps=1), tmp_path)
     survived = model.forward_pruned(DEIT.images()).kept
     (step,) = log_of(tmp_path)
     assert step["kept_at_inference"] == pytest.approx([float(s.float().mean()) for s in survived])
@@ -86,7 +86,7 @@ def test_the_share_at_inference_is_that_of_the_pruned_path(tmp_path: Path) -> No
 def test_where_only_the_order_counts_the_scores_ask_for_no_share(
     recipe: Recipe, stages: int, tmp_path: Path
 ) -> None:
-    train(DEIT.sparse(), Memory(), recipe, tmp_path)
+    fit(DEIT.sparse(), Memory(), recipe, tmp_path)
     (step,) = log_of(tmp_path)
     assert len(step["kept_by_score"]) == stages
 
@@ -99,7 +99,7 @@ def test_shares_and_bad_images_do_not_depend_on_the_passes(
         folder = tmp_path / str(passes)
         data = Poisoned(1, images=3)
         recipe = paper("images=8", "augment.mixup=0", "augment.cutmix=0")
-        train(DEIT.sparse(), data, recipe, folder, accumulate=passes)
+        fit(DEIT.sparse(), data, recipe, folder, accumulate=passes)
         steps.append(log_of(folder))
     for one, other in zip(*steps, strict=True):
         assert one["kept_by_score"] == pytest.approx(other["kept_by_score"])
@@ -114,11 +114,26 @@ def test_shares_and_bad_images_do_not_depend_on_the_passes(
 # ---------------------------------------------------------------- steps that are not finite
 
 
+@pytest.mark.parametrize(
+    ("losses", "norm", "bad"),
+    [
+        ({"total": 1.0, "token": 0.5}, 1.0, ()),
+        ({"total": math.nan, "token": math.nan, "ratio": 0.1}, 1.0, ("token",)),
+        ({"total": math.inf, "token": math.nan, "ratio": math.inf}, 1.0, ("token", "ratio")),
+        ({"total": math.inf, "token": 3e38}, 1.0, ("total",)),
+        ({"total": math.nan, "token": math.nan}, math.nan, ("token",)),
+        ({"total": 1.0, "token": 0.5}, math.inf, ("gradient",)),
+    ],
+)
+def test_the_part_is_named(losses: dict[str, float], norm: float, bad: tuple[str, ...]) -> None:
+    assert not_finite(losses, norm) == bad
+
+
 def test_a_bad_step_is_counted_and_named_and_changes_no_weight(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = DEIT.sparse()
-    report = train(model, Poisoned(1), small(steps=3), tmp_path)
+    report = fit(model, Poisoned(1), small(steps=3), tmp_path)
     assert report.bad_steps == 1
     assert all(value.isfinite().all() for value in model.state_dict().values())
     steps = log_of(tmp_path)
@@ -142,7 +157,7 @@ def test_the_part_that_is_to_blame_is_named_alone(
         return torch.tensor(math.inf)
 
     monkeypatch.setattr("dynamicvit.core.losses.ratio_loss", broken)
-    train(DEIT.sparse(), Poisoned(), paper("images=4"), tmp_path)
+    fit(DEIT.sparse(), Poisoned(), paper("images=4"), tmp_path)
     (step,) = log_of(tmp_path)
     assert step["not_finite"] == ["ratio"]
     said = "ratio not finite; the logits of all its 4 images are: 0-0.jpg, 0-1.jpg, 0-2.jpg and 1 "
@@ -168,10 +183,10 @@ def test_ten_in_a_row_stop_the_run_with_the_weights_before_them(tmp_path: Path) 
             return super().__iter__()
 
     model, good = DEIT.sparse(), DEIT.sparse()
-    train(good, Memory(), small(steps=3), tmp_path / "good")
+    fit(good, Memory(), small(steps=3), tmp_path / "good")
     recipe = small(steps=30)
     with pytest.raises(InputError, match="10 steps in a row, up to step 12") as error:
-        train(model, LaterPoisoned(), recipe, tmp_path / "bad")
+        fit(model, LaterPoisoned(), recipe, tmp_path / "bad")
     for said in ("learning_rate", "clip_grad", "fp32", f"{tmp_path / 'bad'} keeps the run"):
         assert said in str(error.value)
     steps = log_of(tmp_path / "bad")
@@ -181,7 +196,7 @@ def test_ten_in_a_row_stop_the_run_with_the_weights_before_them(tmp_path: Path) 
     assert state["counters"]["step"] == 13
     # It can go on, and ten more may be bad.
     with pytest.raises(InputError, match="up to step 22"):
-        train(DEIT.sparse(), LaterPoisoned(), recipe, tmp_path / "bad", resume=True)
-    report = train(DEIT.sparse(), Memory(), recipe, tmp_path / "bad", resume=True)
+        fit(DEIT.sparse(), LaterPoisoned(), recipe, tmp_path / "bad", resume=True)
+    report = fit(DEIT.sparse(), Memory(), recipe, tmp_path / "bad", resume=True)
     assert (report.steps, report.bad_steps) == (30, 20)
     assert report.images == 30 * BATCH

@@ -16,26 +16,27 @@ from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.core.distillation import hard_distillation_loss
-from dynamicvit.training import Progress, Recipe, loop, train
-from dynamicvit.training import teachers as asking
+from dynamicvit.training import Progress, Recipe, fit, loop
+from dynamicvit.training import objective as asking
 from dynamicvit.training.checkpoint import NEWEST, load_checkpoint
-from dynamicvit.training.external_teacher import ForeignTeacher
+from dynamicvit.training.draws import Mixing, seed_everything
+from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.memory import estimate_memory
+from dynamicvit.training.objective import objective_of
 from dynamicvit.training.recipe import LossRecipe
-from dynamicvit.training.teachers import teachers_for
 from families import DEIT, NUM_CLASSES
-from memory import BATCH, Memory, paper, small
+from memory import BATCH, Memory, losses_of, paper, small
 
 PARTS = tuple(LossRecipe.model_fields)
 OTHER = "teacher.model=test_resnet"
 
 
-def foreign(student: DynamicViT, seed: int = 0) -> ForeignTeacher:
+def another(student: DynamicViT, seed: int = 0) -> ExternalTeacher:
     """A small network of another family, for images of another size and normalization."""
     torch.manual_seed(seed)
     network = timm.create_model("test_resnet", num_classes=NUM_CLASSES)
     nn.init.normal_(network.fc.weight)
-    return ForeignTeacher(network, student)
+    return ExternalTeacher(network, student)
 
 
 def run(
@@ -43,12 +44,12 @@ def run(
 ) -> DynamicViT:
     """Train a small model by it, with the teacher that it names."""
     model = DEIT.sparse()
-    teacher = foreign(model, seed) if recipe.teacher.model else None
-    train(model, data or Memory(), recipe, folder, teacher=teacher, **options)
+    teacher = another(model, seed) if recipe.teacher.model else None
+    fit(model, data or Memory(), recipe, folder, teacher=teacher, **options)
     return model
 
 
-def losses_of(folder: Path) -> list[dict[str, float]]:
+def logged(folder: Path) -> list[dict[str, float]]:
     lines = (folder / "log.jsonl").read_text().splitlines()
     return [json.loads(line)["losses"] for line in lines]
 
@@ -67,7 +68,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
     monkeypatch.setattr(asking, "ask", counted("dense", asking.ask))
     monkeypatch.setattr(asking, "weigh_some", counted("dense", asking.weigh_some))
-    monkeypatch.setattr(ForeignTeacher, "forward", counted("foreign", ForeignTeacher.forward))
+    monkeypatch.setattr(ExternalTeacher, "forward", counted("external", ExternalTeacher.forward))
     return count
 
 
@@ -89,13 +90,13 @@ def test_each_part_alone(
 ) -> None:
     recipe = paper(*only(part), *other, "epochs=1", "backbone_frozen=0", "warmup=0")
     model = run(recipe, tmp_path, data=Memory(2, labeled=part == "classification"))
-    for losses in losses_of(tmp_path):
+    for losses in logged(tmp_path):
         assert losses.pop("total") == pytest.approx(1.5 * losses[part])
         assert losses.pop(part) > 0
         assert set(losses.values()) == {0.0}
     before = DEIT.sparse().state_dict()
     assert any(not torch.equal(value, before[n]) for n, value in model.state_dict().items())
-    whom = {"classification": "", "ratio": "", "distillation": "foreign" if other else "dense"}
+    whom = {"classification": "", "ratio": "", "distillation": "external" if other else "dense"}
     assert asked == Counter({whom.get(part, "dense"): 2} if whom.get(part, "dense") else {})
 
 
@@ -105,29 +106,33 @@ def test_each_part_off(
     part: str, other: tuple[str, ...], asked: Counter[str], tmp_path: Path
 ) -> None:
     run(paper(*all_but(part), *other, "epochs=1"), tmp_path, data=Memory(2))
-    for losses in losses_of(tmp_path):
+    for losses in logged(tmp_path):
         assert [name for name, value in losses.items() if value == 0] == [part]
     assert asked["dense"] == 2
-    assert asked["foreign"] == (2 if other and part != "distillation" else 0)
+    assert asked["external"] == (2 if other and part != "distillation" else 0)
 
 
 def test_nobody_is_built_who_is_not_asked() -> None:
     model = DEIT.sparse()
-    other = foreign(model)
-    alone = paper("losses.token=0", OTHER)
-    assert [*teachers_for(model, alone, other)] == [other]
-    assert [*teachers_for(model, paper(*only("ratio"), OTHER), other)] == []
-    dense, second = teachers_for(model, paper(OTHER), other)
+    other = another(model)
+
+    def teachers(*overrides: str) -> list[nn.Module]:
+        recipe = paper(*overrides)
+        return objective_of(model, recipe, other if recipe.teacher.model else None).teachers
+
+    assert teachers("losses.token=0", OTHER) == [other]
+    assert teachers(*only("ratio"), OTHER) == []
+    assert teachers(*only("classification")) == []
+    dense, second = teachers(OTHER)
     assert (type(dense), second) == (DynamicViT, other)
-    assert list(teachers_for(model, paper(*only("classification")))) == []
 
 
 def test_recipe_and_teacher_must_agree(tmp_path: Path) -> None:
     model = DEIT.sparse()
     with pytest.raises(InputError, match="the recipe's teacher is test_resnet: give that network"):
-        train(model, Memory(), paper(OTHER), tmp_path / "out")
+        fit(model, Memory(), paper(OTHER), tmp_path / "out")
     with pytest.raises(InputError, match=r"the recipe names none: set its teacher\.model"):
-        train(model, Memory(), paper(), tmp_path / "out", teacher=foreign(model))
+        fit(model, Memory(), paper(), tmp_path / "out", teacher=another(model))
     assert not (tmp_path / "out").exists()
 
 
@@ -136,19 +141,19 @@ def test_recipe_and_teacher_must_agree(tmp_path: Path) -> None:
 
 def test_its_logits_replace_the_dense_selfs_in_the_distillation_alone() -> None:
     model, batch = DEIT.sparse().train(), next(iter(Memory()))
-    model.sampler = loop.SAMPLERS["best-k"]
-    other = foreign(model)
+    other = another(model)
     weights = [f"losses.{name}=1" for name in PARTS]
-    steps = []
-    for recipe in (small(*weights), small(*weights, OTHER), small(*weights, OTHER, HARD)):
-        teachers = teachers_for(model, recipe, other if recipe.teacher.model else None)
-        steps.append(loop.step_losses(model, teachers, batch, recipe, None))
-    (_, own), (output, soft), (_, hard) = steps
+    (_, own), (output, soft), (_, hard) = (
+        losses_of(model, recipe, batch, other if recipe.teacher.model else None)
+        for recipe in (small(*weights), small(*weights, OTHER), small(*weights, OTHER, HARD))
+    )
     for name in PARTS:
         if name != "distillation":
             assert torch.equal(getattr(soft, name), getattr(own, name)), name
     assert not torch.isclose(soft.distillation, own.distillation)
-    expected = hard_distillation_loss(output.loss_logits, other(batch.images))
+    seed_everything(0)
+    images, _ = Mixing(small().augment, NUM_CLASSES)(batch)
+    expected = hard_distillation_loss(output.loss_logits, other(images))
     torch.testing.assert_close(hard.distillation, expected)
 
 
@@ -158,29 +163,28 @@ HARD = "teacher.hard=true"
 @pytest.mark.parametrize(
     "recipe",
     [paper("losses.token=0", OTHER), small("augment.mixup=0.8", "losses.classification=1", OTHER)],
-    ids=["images", "shared stem"],
+    ids=["images", "shared first blocks"],
 )
 def test_it_sees_the_very_images_of_the_student(recipe: Recipe) -> None:
     """Mixed ones, as in DeiT, and once."""
     model, batch = DEIT.sparse().train(), next(iter(Memory()))
-    model.sampler = loop.SAMPLERS["best-k"]
-    teachers = teachers_for(model, recipe, foreign(model))
+    objective = objective_of(model, recipe, another(model))
     seen: dict[str, list[Tensor]] = {"student": [], "other": []}
-    embedding = (teachers.dense or model).backbone.patch_embed
-    for name, module in (("student", embedding), ("other", teachers.foreign)):
+    shared = recipe.share_first_blocks or objective.dense_teacher is None
+    embedding = (model if shared else objective.dense_teacher).backbone.patch_embed
+    for name, module in (("student", embedding), ("other", objective.external_teacher)):
         module.register_forward_pre_hook(lambda _, given, name=name: seen[name].append(given[0]))
-    mixup = loop.create_mixup(recipe, NUM_CLASSES)
-    loop.step_losses(model, teachers, batch, recipe, None, mixup)
+    objective(*Mixing(recipe.augment, NUM_CLASSES)(batch))
     (images,), (theirs,) = seen["student"], seen["other"]
     assert torch.equal(images, theirs)
     assert not torch.equal(images, batch.images)
 
 
-def test_a_stem_is_shared_without_a_dense_self(tmp_path: Path) -> None:
+def test_first_blocks_are_shared_without_a_dense_self(tmp_path: Path) -> None:
     alone = ("masking=full", "losses.guidance=0", "losses.token=0", "losses.feature=0", OTHER)
     model = run(small(*alone), tmp_path / "shared", data=Memory(labeled=False))
-    run(small(*alone, "share_stem=false"), tmp_path / "apart", data=Memory(labeled=False))
-    first = [losses_of(tmp_path / name)[0]["total"] for name in ("shared", "apart")]
+    run(small(*alone, "share_first_blocks=false"), tmp_path / "apart", data=Memory(labeled=False))
+    first = [logged(tmp_path / name)[0]["total"] for name in ("shared", "apart")]
     assert first[0] == pytest.approx(first[1], rel=1e-5)
     before = DEIT.sparse().state_dict()
     changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
@@ -188,33 +192,34 @@ def test_a_stem_is_shared_without_a_dense_self(tmp_path: Path) -> None:
     assert any(n.startswith("backbone.blocks.1.") for n in changed)
 
 
-def test_a_shared_stem_drops_nothing_by_chance() -> None:
+def test_shared_first_blocks_drop_nothing_by_chance() -> None:
     model, images = DEIT.sparse(proj_drop_rate=0.5).train(), DEIT.images()
-    teachers = teachers_for(model, small("masking=full", *only("ratio")))
-    assert teachers.dense is None
-    stem = teachers.shared_stem(model, images)
+    objective = objective_of(model, small("masking=full", *only("ratio")))
+    assert objective.dense_teacher is None
+    tokens = objective._first_blocks(images)
     assert all(module.training for module in model.blocks.modules())
-    assert torch.equal(stem.tokens.x, model.eval().stem(images).tokens.x)
-    assert not stem.tokens.x.requires_grad
+    assert torch.equal(tokens.x, model.eval().first_blocks(images).x)
+    assert not tokens.x.requires_grad
 
 
 def test_two_passes_follow_one(asked: Counter[str], tmp_path: Path) -> None:
     recipe = paper(OTHER, "augment.mixup=0", "augment.cutmix=0", "backbone_frozen=0")
     for passes in (1, 2):
         run(recipe, tmp_path / str(passes), accumulate=passes)
-    steps = [losses_of(tmp_path / str(passes)) for passes in (1, 2)]
+    steps = [logged(tmp_path / str(passes)) for passes in (1, 2)]
     for one, two in zip(*steps, strict=True):
         assert two == pytest.approx(one, abs=1e-4)
-    assert asked["foreign"] == asked["dense"] == 6 + 2 * 6
+    assert asked["external"] == asked["dense"] == 6 + 2 * 6
 
 
 def test_it_runs_under_autocast() -> None:
     model, batch = DEIT.sparse().train(), next(iter(Memory()))
-    teachers = teachers_for(model, paper(OTHER), foreign(model))
+    objective = objective_of(model, paper(OTHER), another(model))
     said: list[Tensor] = []
-    assert teachers.foreign is not None
-    teachers.foreign.network.register_forward_hook(lambda *given: said.append(given[2]))
-    loop.step_losses(model, teachers, batch, paper(OTHER), torch.bfloat16)
+    assert objective.external_teacher is not None
+    objective.external_teacher.network.register_forward_hook(lambda *given: said.append(given[2]))
+    with torch.autocast("cpu", torch.bfloat16):
+        objective(batch.images, batch.labels)
     (logits,) = said
     assert logits.dtype is torch.bfloat16
     assert logits.is_inference()
@@ -223,15 +228,15 @@ def test_it_runs_under_autocast() -> None:
 def test_it_is_compiled_with_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
 
-    def compile(path: Callable[..., Any]) -> Callable[..., Any]:
-        compiled.append(path.__qualname__)
+    def compile(path: Any) -> Callable[..., Any]:
+        compiled.append(f"{type(path.__self__).__name__}.{path.__name__}")
         return path
 
     monkeypatch.setattr(torch, "compile", compile)
     model = DEIT.sparse()
-    teacher = foreign(model)
+    teacher = another(model)
     recipe = paper("losses.token=0", "epochs=1", OTHER)
-    train(model, Memory(1), recipe, tmp_path, teacher=teacher, compiled=True)
+    fit(model, Memory(1), recipe, tmp_path, teacher=teacher, compiled=True)
     assert sorted(compiled) == [
         "DynamicViT.forward_dense", "DynamicViT.forward_masked", "ResNet.forward"
     ]  # fmt: skip
@@ -240,7 +245,7 @@ def test_it_is_compiled_with_the_others(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_memory_counts_those_who_are_there() -> None:
     model = DEIT.sparse()
-    other = foreign(model)
+    other = another(model)
     own = sum(4 * p.numel() for p in model.backbone.parameters())
     both = [*other.parameters(), *other.buffers()]
     theirs = sum(value.numel() * value.element_size() for value in both)
@@ -277,7 +282,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(recipe: Recipe, tmp_path: P
     resumed = run(recipe, tmp_path / "halves", resume=True).state_dict()
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed[name], value), name
-    assert losses_of(tmp_path / "halves") == losses_of(tmp_path / "whole")
+    assert logged(tmp_path / "halves") == logged(tmp_path / "whole")
 
 
 def test_a_checkpoint_holds_no_more_of_a_teacher_than_it_must(tmp_path: Path) -> None:
@@ -286,7 +291,7 @@ def test_a_checkpoint_holds_no_more_of_a_teacher_than_it_must(tmp_path: Path) ->
     alone, both = (load_checkpoint(tmp_path / name / NEWEST) for name in ("alone", "both"))
     assert "teacher" not in alone
     assert both["teacher"].keys() == {f"backbone.{name}" for name in DEIT.backbone().state_dict()}
-    assert alone["foreign_teacher"] == both["foreign_teacher"]
+    assert alone["external_teacher"] == both["external_teacher"]
     assert not any("layer1" in name for part in both.values() for name in _names(part))
 
 
@@ -318,16 +323,19 @@ def test_another_teacher_is_another_run(
         run(recipe, tmp_path, seed=seed, resume=True)
     with caplog.at_level(logging.WARNING):
         run(recipe, tmp_path, seed=seed, resume=True, force=True)
-    assert len(losses_of(tmp_path)) == 6
+    assert len(logged(tmp_path)) == 6
     is_own = recipe.teacher.model is None  # of whom the checkpoint has nothing
     assert ("no dense teacher" in caplog.text) == is_own
 
 
-def test_a_run_from_before_there_were_other_teachers_goes_on(tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
     whole = run(paper(), tmp_path / "whole")
     interrupted(paper(), tmp_path / "old")
     state = load_checkpoint(tmp_path / "old" / NEWEST)
-    del state["recipe"]["teacher"], state["foreign_teacher"]
+    del state["recipe"]["teacher"], state["external_teacher"]
+    state["recipe"]["leave"] = {"full": "never"}[state["recipe"].pop("masking")]
+    state["recipe"]["share_stem"] = state["recipe"].pop("share_first_blocks")
+    state["recipe"]["dropped"] = {"removed": "gone"}[state["recipe"].pop("policy")]
     torch.save(state, tmp_path / "old" / NEWEST)
     resumed = run(paper(), tmp_path / "old", resume=True).state_dict()
     assert all(torch.equal(resumed[name], value) for name, value in whole.state_dict().items())

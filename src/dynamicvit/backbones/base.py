@@ -93,6 +93,11 @@ class Backbone(Settings, ABC):
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
 
+    @property
+    def in_chans(self) -> int:
+        """Number of image channels: those that the first convolution takes."""
+        return next(m for m in self.module.modules() if isinstance(m, nn.Conv2d)).in_channels
+
     # ---------------------------------------------------------------- the path of the tokens
 
     @abstractmethod
@@ -255,6 +260,10 @@ class Backbone(Settings, ABC):
         """The tokens after the final norm, remembered ones too."""
         dropped = None if tokens.dropped is None else self.norm(tokens.dropped)
         return replace(tokens, x=self.norm(tokens.x), dropped=dropped, heads=None)
+
+    def grad_checkpointing(self, i: int) -> bool:
+        """Whether block ``i`` is run again in the backward pass instead of being remembered."""
+        return getattr(self.module, "grad_checkpointing", False)
 
     def _block(self, i: int, tokens: Tokens, queries: int | None = None) -> tuple[Tensor, Heads]:
         """What leaves block ``i``, and what its attention worked on."""

@@ -11,7 +11,7 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from torch import Tensor
 
 from dynamicvit.backbones.timm_vit import TimmBackbone
-from dynamicvit.layers.projections import partial_qkv, separate
+from dynamicvit.layers.attention import partial_qkv, separate
 from dynamicvit.layers.tokens import Heads, Tokens
 
 

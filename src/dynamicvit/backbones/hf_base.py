@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
 from packaging.version import Version
@@ -64,7 +64,7 @@ class HFBackbone(Backbone):
     block_classes: tuple[type, ...]
     attention_classes: tuple[type, ...]
     #: What the image processors of its published checkpoints do, in timm's words.
-    processing: dict[str, Any]
+    processing: ClassVar[dict[str, Any]]
 
     @classmethod
     def claims(cls, module: nn.Module) -> bool:
@@ -210,7 +210,7 @@ class HFBackbone(Backbone):
         return self.width
 
     def grad_checkpointing(self, i: int) -> bool:
-        return self.blocks[i].gradient_checkpointing
+        return bool(self.blocks[i].gradient_checkpointing)
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         for block in self.blocks:

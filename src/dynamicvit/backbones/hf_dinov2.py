@@ -26,7 +26,10 @@ class HFDinov2Backbone(HFBackbone):
     block_classes = (Dinov2Layer,)
     attention_classes = (Dinov2Attention,)
     processing = CROPPED
-    num_prefix = 1
+
+    @property
+    def num_prefix(self) -> int:
+        return 1
 
     @property
     def encoder(self) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.models.siglip.modeling_siglip import (
@@ -26,8 +26,11 @@ class HFSiglipBackbone(HFBackbone):
     model_classes = (SiglipForImageClassification,)
     block_classes = (SiglipEncoderLayer,)
     attention_classes = (SiglipAttention,)
-    processing = {**SQUASHED, "interpolation": "bicubic"}
-    num_prefix = 0
+    processing: ClassVar[dict[str, Any]] = {**SQUASHED, "interpolation": "bicubic"}
+
+    @property
+    def num_prefix(self) -> int:
+        return 0
 
     @property
     def encoder(self) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.models.deit.modeling_deit import (
@@ -27,9 +27,15 @@ class HFViTBackbone(HFBackbone):
     model_classes = (ViTForImageClassification,)
     block_classes = (ViTLayer,)
     attention_classes = (ViTAttention,)
-    processing = {**SQUASHED, "interpolation": "bilinear"}
-    num_prefix = 1
-    reads = 1
+    processing: ClassVar[dict[str, Any]] = {**SQUASHED, "interpolation": "bilinear"}
+
+    @property
+    def num_prefix(self) -> int:
+        return 1
+
+    @property
+    def reads(self) -> int:
+        return 1
 
     @property
     def encoder(self) -> Any:
@@ -61,8 +67,11 @@ class HFDeiTBackbone(HFViTBackbone):
     model_classes = (DeiTForImageClassification,)
     block_classes = (DeiTLayer,)
     attention_classes = (DeiTAttention,)
-    processing = {**CROPPED, "crop_mode": "squash"}
-    num_prefix = 2
+    processing: ClassVar[dict[str, Any]] = {**CROPPED, "crop_mode": "squash"}
+
+    @property
+    def num_prefix(self) -> int:
+        return 2
 
     @property
     def encoder(self) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from dynamicvit.backbones.base import Answers
-from dynamicvit.backbones.networks.lvvit import ConvStem, DividedBlock, LVViT
+from dynamicvit.backbones.networks.lvvit import LVViT
+from dynamicvit.backbones.networks.lvvit_layers import ConvStem, DividedBlock
 from dynamicvit.backbones.timm_vit import ViTBackbone
 from dynamicvit.layers.pooling import masked_max
 from dynamicvit.layers.tokens import Tokens

@@ -66,10 +66,6 @@ class Settings:
         named = self.module.named_parameters()
         return {name for name, value in named if value.ndim > 1 and id(value) not in decayed}
 
-    def grad_checkpointing(self, i: int) -> bool:
-        """Whether block ``i`` is run again in the backward pass instead of being remembered."""
-        return getattr(self.module, "grad_checkpointing", False)
-
     def set_grad_checkpointing(self, enable: bool) -> None:
         """Turn that on or off, for all blocks."""
         self.module.grad_checkpointing = enable
@@ -84,11 +80,6 @@ class Settings:
             raise InputError(
                 f"{self.family}: residual branches can't be dropped, so drop_path must be 0"
             )
-
-    @property
-    def in_chans(self) -> int:
-        """Number of image channels: those that the first convolution takes."""
-        return next(m for m in self.module.modules() if isinstance(m, nn.Conv2d)).in_channels
 
     @property
     @abstractmethod

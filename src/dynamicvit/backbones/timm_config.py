@@ -1,13 +1,13 @@
-"""What ``config.json`` says of a timm backbone: its name, timm's arguments, its input.
+"""A timm backbone in ``config.json``: its name, the arguments of ``create_model``, its input.
 
-Building again needs neither weights nor network: nothing but these words.
+Rebuilding needs nothing else: neither dense weights nor a network connection.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import timm
@@ -21,10 +21,10 @@ from dynamicvit.errors import InputError
 
 
 def describe(backbone: Any) -> dict[str, Any]:
-    """The words from which :func:`rebuild` makes the backbone again, which is tried first.
+    """The entries of ``config.json`` from which :func:`rebuild` builds the backbone; tried first.
 
     Raises:
-        InputError: if timm can't make the same network from a name and arguments.
+        InputError: if timm can't build the same network from a name and arguments.
     """
     architecture = getattr(backbone, "pretrained_cfg", {}).get("architecture")
     if not architecture or not is_model(architecture):
@@ -34,7 +34,7 @@ def describe(backbone: Any) -> dict[str, Any]:
             f"timm.create_model can be saved, or save the state_dict instead"
         )
     pretrained_cfg = _input_and_labels(backbone)
-    args = _backbone_args(backbone, architecture, pretrained_cfg)
+    args = _backbone_args(backbone)
     for name, value in args.items():
         if not _is_json(value):
             raise InputError(
@@ -55,14 +55,14 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
     """The backbone with random weights.
 
     Raises:
-        InputError: naming what of the description is missing or can't be.
+        InputError: naming the entry that is missing or invalid.
     """
     for key in ("model_args", "pretrained_cfg"):
         if not isinstance(description.get(key), dict):
             raise InputError(f"{key} must be a mapping, got {description.get(key)!r}")
     architecture = description.get("architecture")
     if not isinstance(architecture, str) or not is_model(architecture):
-        raise InputError(f"this timm knows no architecture {architecture!r}")
+        raise InputError(f"timm {timm.__version__} knows no architecture {architecture!r}")
     reserved = sorted(_RESERVED & set(description["model_args"]))
     if reserved:
         raise InputError(f"model_args can't hold {', '.join(reserved)}")
@@ -85,44 +85,27 @@ def _input_and_labels(backbone: Any) -> dict[str, Any]:
     return {key: value for key, value in cfg.items() if _is_json(value)}
 
 
-def _backbone_args(
-    backbone: nn.Module, architecture: str, pretrained_cfg: Mapping[str, Any]
-) -> dict[str, Any]:
+def _backbone_args(backbone: Any) -> dict[str, Any]:
     """The arguments with which ``timm.create_model`` builds the backbone again."""
     try:
         from timm.models import get_model_args
-    except ImportError:  # an older timm does not remember: what is visible must do
-        usual = _on_meta(lambda: _build(architecture, {}, pretrained_cfg))
-        unusual = {
-            name: value
-            for name, value in _visible_shape(backbone).items()
-            if value != _visible_shape(usual)[name]
+    except ImportError:  # timm 1.0.22 keeps no record of them: what can be read off must do
+        embed = backbone.patch_embed
+        args = {
+            "num_classes": backbone.num_classes,
+            "in_chans": _in_chans(embed),
+            "global_pool": backbone.global_pool,
+            "img_size": embed.img_size,
+            "embed_dim": backbone.embed_dim,
+            "depth": len(backbone.blocks),
+            "num_heads": backbone.blocks[0].attn.num_heads,
         }
-        return _visible_input_and_head(backbone) | unusual
+        return args if embed.strict_img_size else args | {"dynamic_img_size": True}
     return get_model_args(backbone)
-
-
-def _visible_input_and_head(backbone: Any) -> dict[str, Any]:
-    embed = backbone.patch_embed
-    return {
-        "num_classes": backbone.num_classes,
-        "in_chans": _in_chans(embed),
-        "global_pool": backbone.global_pool,
-        "img_size": embed.img_size,
-    }
 
 
 def _in_chans(embed: nn.Module) -> int:
     return next(m for m in embed.modules() if isinstance(m, nn.Conv2d)).in_channels
-
-
-def _visible_shape(backbone: Any) -> dict[str, Any]:
-    return {
-        "embed_dim": backbone.embed_dim,
-        "depth": len(backbone.blocks),
-        "num_heads": backbone.blocks[0].attn.num_heads,
-        "dynamic_img_size": not backbone.patch_embed.strict_img_size,
-    }
 
 
 def _is_json(value: Any) -> bool:
@@ -133,9 +116,9 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-# ---------------------------------------------------------------- building again
+# ---------------------------------------------------------------- rebuilding
 
-#: Arguments of timm.create_model that say where weights come from: not for a config to say.
+#: Arguments of timm.create_model that say where weights come from; a config must not.
 _RESERVED = {
     "cache_dir",
     "checkpoint_path",
@@ -164,19 +147,11 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build without memory or initialization, where timm's code allows it."""
-    try:
-        with torch.device("meta"):
-            return build()
-    except (NotImplementedError, RuntimeError):  # older timm reads values while it builds
-        return build()
-
-
 def _check_rebuilds(backbone: nn.Module, config: Mapping[str, Any]) -> None:
     """Raise unless the config builds a network with the same tensors and settings."""
     architecture, args = config["architecture"], config["model_args"]
-    rebuilt = _on_meta(lambda: _build(architecture, args, config["pretrained_cfg"]))
+    with torch.device("meta"):  # neither memory nor initialization
+        rebuilt = _build(architecture, args, config["pretrained_cfg"])
     for what, ours, theirs in (
         ("tensors", _shapes(backbone), _shapes(rebuilt)),
         ("settings", dict(_settings(backbone)), dict(_settings(rebuilt))),

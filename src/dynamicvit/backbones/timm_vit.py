@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from dynamicvit.backbones.base import Backbone
 from dynamicvit.errors import InputError
+from dynamicvit.layers.attention import fused_qkv
 from dynamicvit.layers.pooling import attention_pool, masked_max, masked_mean
-from dynamicvit.layers.projections import fused_qkv
 from dynamicvit.layers.tokens import Tokens
 
 POOLS = ("token", "avg", "avgmax", "max", "map")

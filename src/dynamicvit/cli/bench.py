@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from dynamicvit.budgets import Budget, keep_ratio_for, parse_budget, tiled_keep_ratios
-from dynamicvit.checkpoints.loading import load_model, set_image_size
+from dynamicvit.checkpoints.loading import load, set_image_size
 from dynamicvit.checkpoints.released import is_release
 from dynamicvit.cli import app
 from dynamicvit.cli.bench_report import Report, as_numbers, title_of
@@ -141,7 +141,7 @@ def bench_command(
     else:
         if against is not None:
             raise InputError(f"--against {against} compares exported files, and {name} is none")
-        model = load_model(name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=False)
+        model = load(name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=False)
         size = set_image_size(model, size)
         if budget is not None:
             model.keep_ratio = keep_ratio_for(

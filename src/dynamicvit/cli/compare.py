@@ -15,7 +15,7 @@ from torch import nn
 
 from dynamicvit.backbones import backbone_for
 from dynamicvit.budgets import parse_budget
-from dynamicvit.checkpoints.loading import load_model
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.cli import app
 from dynamicvit.cli.compare_tables import costs_table, results_table
 from dynamicvit.cli.console import (
@@ -120,9 +120,7 @@ def compare(
     use_threads(threads)
     console = Console()
     sources = _sources(data, validation, unlabeled or [], no_train, strict)
-    backbone = load_model(
-        model_name, checkpoint=checkpoint, pretrained=not no_pretrained
-    ).backbone.eval()
+    backbone = load(model_name, checkpoint=checkpoint, pretrained=not no_pretrained).backbone.eval()
     fractions = _fractions(backbone, macs or ["0.64"])
     chosen = _possible(backbone, chosen, fractions, ways, console)
     if no_train:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dynamicvit.errors import InputError
 from dynamicvit.utils.distributed import Processes
+from dynamicvit.utils.files import write_text
 
 
 class StoppedError(Exception):
@@ -135,14 +136,3 @@ def write_json(json_file: str | Path | None, numbers: dict[str, Any]) -> None:
         typer.echo(text, nl=False)
         return
     write_text(json_file, text)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file in UTF-8, whole or not at all."""
-    path = Path(path)
-    draft = path.with_name(f"{path.name}.part")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -18,6 +15,7 @@ from dynamicvit.cli.options import KeepRatio, Released
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.costs import DENSE, schedule_macs
 from dynamicvit.errors import InputError
+from dynamicvit.utils.files import atomic_folder
 
 
 @app.command()
@@ -34,10 +32,11 @@ def convert(
     released: Released = None,
     keep_ratio: KeepRatio = None,
     num_heads: Annotated[
-        int | None, typer.Option(help="Heads, of a size that the paper does not have.")
+        int | None, typer.Option(help="Heads of attention; for a size that is not in the paper.")
     ] = None,
     residual_divisor: Annotated[
-        float | None, typer.Option(help="Of an LV-ViT in a size that it does not come in.")
+        float | None,
+        typer.Option(help="What divides residual branches; for an LV-ViT of another size."),
     ] = None,
     ema: Annotated[
         bool, typer.Option("--ema", help="Take the moving average (EMA) of the weights.")
@@ -45,8 +44,8 @@ def convert(
 ) -> None:
     """Write a checkpoint of the original DynamicViT code as a folder for --model.
 
-    The network is recognized by names and shapes; its keep ratio is read from the file's name
-    (dynamic-vit_384_r0.7.pth) or metadata, else --keep-ratio says it.
+    The network is recognized by names and shapes. Its keep ratio comes from --keep-ratio, else from
+    the file's metadata or name (dynamic-vit_384_r0.7.pth).
     """
     check_folder(output, "--out")
     if (file is None) == (released is None):
@@ -56,7 +55,7 @@ def convert(
     found = recognize(source, keep_ratio, num_heads, residual_divisor=residual_divisor, ema=ema)
     model = found.build()
     _report(Console(), found, model)
-    with _whole_or_nothing(output) as folder:
+    with atomic_folder(output) as folder:
         model.save_pretrained(folder)
     typer.echo(f"saved {output}: dynamicvit eval DATA --model {output}")
 
@@ -80,16 +79,3 @@ def _report(console: Console, found: Recognized, model: DynamicViT) -> None:
 
 def _stages(model: DynamicViT) -> str:
     return ", ".join(str(stage) for stage in model.schedule.stages)
-
-
-@contextmanager
-def _whole_or_nothing(folder: Path) -> Iterator[Path]:
-    """A place to write files, which are moved into the folder once all of them are there."""
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    with TemporaryDirectory(prefix=".unfinished-", dir=existing) as draft:
-        yield Path(draft)
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in Path(draft).iterdir():
-            path.replace(folder / path.name)

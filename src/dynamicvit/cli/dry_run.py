@@ -2,95 +2,52 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
 from rich.console import Console
 
 from dynamicvit.cli.console import say
-from dynamicvit.core.model import DynamicViT
 from dynamicvit.costs import count_macs
-from dynamicvit.data import ImageData, Loader
-from dynamicvit.training import Recipe
-from dynamicvit.training.external_teacher import ForeignTeacher
-from dynamicvit.training.loop import total_steps
-from dynamicvit.training.memory import Memory, estimate_memory
-from dynamicvit.training.plan import Group, Plan, plan_of
-from dynamicvit.training.recipe import dump_recipe
-from dynamicvit.utils.distributed import Processes
+from dynamicvit.training import Training
+from dynamicvit.training.plan import Group, Plan
+from dynamicvit.training.recipes import dump_recipe
 
 
-def describe_run(
-    console: Console,
-    model: DynamicViT,
-    teacher: ForeignTeacher | None,
-    recipe: Recipe,
-    sources: Sequence[ImageData],
-    loader: Loader | None,
-    held_out: Loader | None,
-    processes: Processes,
-    accumulate: int,
-    precision: torch.dtype | None,
-) -> None:
-    """Print the resolved recipe and what follows from it; nothing is written.
-
-    Args:
-        console: where.
-        model: what would be trained.
-        teacher: whose logits it would learn from, if not its own dense self's.
-        recipe: what would be done.
-        sources: the images found, as they lie there.
-        loader: of the training images, if there are any.
-        held_out: of those kept aside.
-        processes: that would share the run.
-        accumulate: passes in which each works off its images of a step.
-        precision: dtype of autocast.
-    """
-    known = loader is not None or recipe.images is not None
-    steps = total_steps(recipe, loader) if known else None
-    plan = plan_of(model, recipe, steps)
-    at_a_time = math.ceil(recipe.batch_size / processes.count / accumulate)
-    device = processes.device
-    memory = estimate_memory(
-        model, recipe, at_a_time, teacher=teacher, device=device, precision=precision
-    ).spread(processes.holders)
-    say(console, dump_recipe(recipe))
+def describe_run(console: Console, training: Training) -> None:
+    """Print the resolved recipe and what follows from it; nothing is written."""
+    plan = training.plan()
+    say(console, dump_recipe(training.recipe))
     for title, lines in (
-        ("data", _data(sources, loader, held_out)),
+        ("data", _data(training)),
         ("schedule", _schedule(plan)),
         ("MACs", _macs(plan)),
-        ("teacher", _teachers(recipe, teacher)),
+        ("teacher", _teachers(training)),
         ("parameters", [*map(_group, plan.groups), f"{_count(plan.frozen)} never learn"]),
-        ("length", _length(plan, recipe, loader)),
-        ("memory", _memory(memory, at_a_time, device, precision)),
+        ("length", _length(plan, training)),
+        ("memory", _memory(plan, training.processes.device, training.precision)),
     ):
         for place, line in enumerate(lines):
             say(console, f"{'' if place else title:<11}{line}")
     say(console, "dry run: nothing was trained or written")
 
 
-def _data(
-    sources: Sequence[ImageData], loader: Loader | None, held_out: Loader | None
-) -> list[str]:
-    if loader is None:
-        return ["none given"]
+def _data(training: Training) -> list[str]:
     lines = [
         f"{source.root}: {len(source)} images"
         + (f" in {len(source.classes)} classes" if source.labeled else " without labels")
-        for source in sources
+        for source in training.sources
     ]
-    if held_out is not None:
-        lines.append(f"{held_out.num_images} images of these are held out")
-    return lines
+    if training.held_out is not None:
+        lines.append(f"{training.held_out.num_images} images of these are held out")
+    return lines or ["none given"]
 
 
 def _schedule(plan: Plan) -> list[str]:
     height, width = plan.image_size
     lines = [f"{plan.num_patches} patches of an image of {height}x{width}"]
     for stage, kept in zip(plan.schedule.stages, plan.kept, strict=True):
-        lines.append(f"{kept} ({100 * kept / plan.num_patches:.1f} %) left before block {stage}")
+        lines.append(f"{kept} ({100 * kept / plan.num_patches:.1f} %) kept from block {stage} on")
     return [*lines, f"the others {plan.schedule.fate}"] if plan.kept else lines
 
 
@@ -99,13 +56,13 @@ def _macs(plan: Plan) -> list[str]:
     return [f"{plan.dense_macs / 1e9:.2f} G dense, {plan.macs / 1e9:.2f} G pruned ({share:.0f} %)"]
 
 
-def _teachers(recipe: Recipe, foreign: ForeignTeacher | None) -> list[str]:
+def _teachers(training: Training) -> list[str]:
     """Each teacher and what it teaches; what the student itself costs dense stands above."""
-    lines = []
-    if foreign is not None:
-        height, width = foreign.size
-        parameters = sum(parameter.numel() for parameter in foreign.parameters())
-        macs = count_macs(foreign.network, foreign.size)
+    recipe, external, lines = training.recipe, training.teacher, []
+    if external is not None:
+        height, width = external.size
+        parameters = sum(parameter.numel() for parameter in external.parameters())
+        macs = count_macs(external.network, external.size)
         lines.append(
             f"{recipe.teacher.model}: {_count(parameters)} parameters, {macs / 1e9:.2f} G at "
             f"{height}x{width}, for distillation"
@@ -122,11 +79,11 @@ def _group(group: Group) -> str:
     )
 
 
-def _length(plan: Plan, recipe: Recipe, loader: Loader | None) -> list[str]:
+def _length(plan: Plan, training: Training) -> list[str]:
+    recipe, loader, steps = training.recipe, training.loader, plan.steps
     size = f"{recipe.batch_size} images"
-    if plan.steps is None:
+    if steps is None:
         return [f"{recipe.epochs} epochs in steps of {size}; how many, the data will say"]
-    steps = plan.steps
     lines = [f"{steps.total:,} steps of {size}"]
     if loader is not None:
         lines[0] += f", {steps.total / len(loader):.4g} epochs of {len(loader):,}"
@@ -137,14 +94,14 @@ def _length(plan: Plan, recipe: Recipe, loader: Loader | None) -> list[str]:
     return lines
 
 
-def _memory(
-    memory: Memory, images: int, device: torch.device, precision: torch.dtype | None
-) -> list[str]:
+def _memory(plan: Plan, device: torch.device, precision: torch.dtype | None) -> list[str]:
+    memory = plan.memory
+    assert memory is not None
     kind = "fp32" if precision is None else str(precision).removeprefix("torch.")
     parts = ", ".join(f"{name} {_giga(size)}" for name, size in asdict(memory).items() if size)
     return [
-        f"about {_giga(memory.total)} GB with {images} images at a time ({kind}, {device.type}; "
-        "measured with two images)",
+        f"about {_giga(memory.total)} GB with {plan.images_at_a_time} images at a time ({kind}, "
+        f"{device.type}; measured with two images)",
         parts,
     ]
 

@@ -13,7 +13,8 @@ from rich.table import Table
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from dynamicvit.checkpoints.loading import load_backbone, set_image_size
+from dynamicvit.checkpoints.dense import load_dense
+from dynamicvit.checkpoints.loading import set_image_size
 from dynamicvit.cli import app
 from dynamicvit.cli.console import check_json, main_console, progress_bar, say, write_json
 from dynamicvit.cli.inference import load_for_inference, refuse_budget_of_dense
@@ -188,7 +189,7 @@ def _teacher(
             f"--dense-checkpoint {checkpoint}: timm has no name for this backbone; "
             "use --compare-dense"
         )
-    dense = load_backbone(architecture, checkpoint)
+    dense = load_dense(architecture, checkpoint)
     set_image_size(dense, size)
     return dense
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from dynamicvit.budgets import tiled_keep_ratios
-from dynamicvit.checkpoints.loading import load_model, set_image_size
+from dynamicvit.checkpoints.loading import load, set_image_size
 from dynamicvit.cli import app
 from dynamicvit.cli.console import check_file, say
 from dynamicvit.cli.inference import refuse_budget_of_dense
@@ -116,9 +116,7 @@ def export(
     if is_exported(model_name):
         raise InputError(f"{model_name} is an exported file already: give the model it came from")
     name = chosen_model(model_name, released)
-    model = load_model(
-        name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=not no_pretrained
-    )
+    model = load(name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=not no_pretrained)
     size = set_image_size(model, size)
     if tile is not None:
         model.keep_ratio = tiled_keep_ratios(model, tile, size)

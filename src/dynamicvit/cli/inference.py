@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from dynamicvit.budgets import tiled_keep_ratios
-from dynamicvit.checkpoints.loading import load_model, set_image_size
+from dynamicvit.checkpoints.loading import load, set_image_size
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.prediction import PredictionModule
@@ -28,21 +28,19 @@ def load_for_inference(
     """The model that a user names, and the height and width of the images that it takes.
 
     Args:
-        name: as for :func:`~dynamicvit.checkpoints.loading.load_model`, or an exported file.
+        name: as for :func:`~dynamicvit.checkpoints.loading.load`, or an exported file.
         checkpoint: likewise.
         keep_ratio: likewise.
         tile: rows of the tiles that each stage's tokens should fill; by default any number stays.
         image_size: height and width; by default the model's own.
         precision: to run in.
-        pretrained: as for ``load_model``.
+        pretrained: as for ``load``.
 
     Raises:
-        InputError: as ``load_model`` does, and for what is fixed in an exported file.
+        InputError: as ``load`` does, and for what is fixed in an exported file.
     """
     if not is_exported(name):
-        model = load_model(
-            name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=pretrained
-        )
+        model = load(name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=pretrained)
         size = set_image_size(model, image_size)
         if tile is not None:
             model.keep_ratio = tiled_keep_ratios(model, tile, size)

@@ -19,6 +19,9 @@ from dynamicvit.errors import InputError
 _MODEL_FLAGS = ("--model", "-m")
 _MODEL = "timm's name, a saved folder, a released checkpoint, or user/name on the Hub."
 
+#: Panels of ``--help``, below the options that most people want.
+_WEIGHTS, _IMAGES, _COST = "Weights", "Images", "Speed and memory"
+
 _SOURCE = typer.Argument(
     help="Folder of class folders, a .tar of them, a flat folder; or wds/PLACE (WebDataset), "
     "hfds/PLACE (Hugging Face), torch/NAME/FOLDER (torchvision), @SPLIT behind it if need be."
@@ -36,17 +39,29 @@ Models = Annotated[
 ]
 Released = Annotated[
     str | None,
-    typer.Option(help=f"Download the authors' checkpoint, once: {', '.join(RELEASES)}."),
+    typer.Option(
+        help=f"Download the authors' checkpoint, once: {', '.join(RELEASES)}.",
+        rich_help_panel=_WEIGHTS,
+    ),
 ]
 ModelOrRecipes = Annotated[
     str | None, typer.Option(*_MODEL_FLAGS, help=f"{_MODEL[:-1]}; by default the recipe's.")
 ]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option(help="Weights for the model: .safetensors or .pth.", readable=False),
+    typer.Option(
+        help="Weights for the model: .safetensors or .pth.",
+        readable=False,
+        rich_help_panel=_WEIGHTS,
+    ),
 ]
 NoPretrained = Annotated[
-    bool, typer.Option("--no-pretrained", help="Random weights where timm's would be loaded.")
+    bool,
+    typer.Option(
+        "--no-pretrained",
+        help="Random weights where timm's would be loaded.",
+        rich_help_panel=_WEIGHTS,
+    ),
 ]
 KeepRatio = Annotated[
     float | None, typer.Option(help="Keep ratio ρ; the stages keep ρ, ρ², ρ³, ...")
@@ -61,7 +76,11 @@ Output = Annotated[
 ]
 ClassMapOption = Annotated[
     str | None,
-    typer.Option("--class-map", help="'imagenet', or a file with one class name a line."),
+    typer.Option(
+        "--class-map",
+        help="'imagenet', or a file with one class name a line.",
+        rich_help_panel=_IMAGES,
+    ),
 ]
 ImageSizeOption = Annotated[
     str | None,
@@ -71,16 +90,22 @@ CropPct = Annotated[
     float | None, typer.Option(help="Share of the short side that the center crop takes.")
 ]
 Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 runs under autocast.")]
-Strict = Annotated[bool, typer.Option("--strict", help="An unreadable image is an error.")]
-Workers = Annotated[int, typer.Option(help="Processes that read images.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads of torch; all cores by default.")]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="An unreadable image is an error.", rich_help_panel=_IMAGES),
+]
+Workers = Annotated[int, typer.Option(help="Processes that read images.", rich_help_panel=_COST)]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="CPU threads of torch; all cores by default.", rich_help_panel=_COST),
+]
 JsonFile = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write the numbers; - prints them.")
 ]
 
 
 def chosen_model(model: str | None, released: str | None) -> str:
-    """What ``--model`` or ``--released`` names, for ``load_model``: of a release its file.
+    """What ``--model`` or ``--released`` names, for ``load``: of a release its file.
 
     A release is downloaded if it is not in the cache, so check the other options first.
 

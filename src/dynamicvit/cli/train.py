@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import signal
-from contextlib import suppress
-from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import torch
 import typer
 from rich.console import Console
-from torch.utils.data import ConcatDataset
 
-from dynamicvit.checkpoints.loading import load_model, set_drop_path
 from dynamicvit.cli import app
 from dynamicvit.cli.console import (
     LineNowAndThen,
@@ -25,7 +19,6 @@ from dynamicvit.cli.console import (
     main_console,
     progress_bar,
     say,
-    write_json,
 )
 from dynamicvit.cli.dry_run import describe_run
 from dynamicvit.cli.options import (
@@ -39,37 +32,16 @@ from dynamicvit.cli.options import (
     Threads,
     Unlabeled,
     Workers,
-    autocast_dtype,
     chosen_model,
     use_threads,
 )
-from dynamicvit.cli.teacher import (
-    TeacherCheckpoint,
-    TeacherName,
-    foreign_teacher,
-    with_teacher,
-)
-from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import DenseNetwork
-from dynamicvit.data import (
-    ImageData,
-    Loader,
-    class_map_for,
-    eval_transform,
-    split,
-    train_transform,
-)
 from dynamicvit.errors import InputError
-from dynamicvit.training import Progress, Recipe, TrainingReport, load_recipe
-from dynamicvit.training import loop as training
-from dynamicvit.training.checkpoint import BEST, cannot_write, holds_run
-from dynamicvit.training.curves import draw_curves
-from dynamicvit.training.external_teacher import ForeignTeacher
-from dynamicvit.training.held_out import HeldOut
-from dynamicvit.training.log import LOG_NAME, read_log
-from dynamicvit.training.tensorboard import TENSORBOARD_FOLDER, TensorBoard
-from dynamicvit.utils.distributed import Processes, launched_precision, launched_processes
+from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
+from dynamicvit.training.checkpoint import BEST, holds_run
+from dynamicvit.training.output import check_output
 from dynamicvit.utils.signals import terminated_like_interrupted
+
+_COST, _RUN = "Speed and memory", "The run"
 
 
 @app.command()
@@ -82,45 +54,73 @@ def train(
         ),
     ] = None,
     model_name: ModelOrRecipes = None,
-    released: Released = None,
-    checkpoint: Checkpoint = None,
-    no_pretrained: NoPretrained = False,
-    teacher_name: TeacherName = None,
-    teacher_checkpoint: TeacherCheckpoint = None,
     recipe: Annotated[str, typer.Option(help="Built-in recipe or YAML file.")] = "small_data",
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe."),
     ] = None,
     unlabeled: Unlabeled = None,
-    class_map: ClassMapOption = None,
-    precision: Annotated[
-        Literal["fp32", "bf16", "fp16"],
-        typer.Option(help="bf16 and fp16 run under autocast; fp16 needs a GPU."),
-    ] = "fp32",
-    accumulate: Annotated[
-        int, typer.Option(help="Passes in which a process works off its images of a step.")
-    ] = 1,
-    grad_checkpointing: Annotated[
-        bool, typer.Option("--grad-checkpointing", help="Less memory, a third more computation.")
-    ] = False,
-    sharded: Annotated[
-        bool,
-        typer.Option("--shard", help="Spread weights and optimizer over the processes (FSDP)."),
-    ] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Refuse to start anew: there must be a run to go on.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Go on with a run though the recipe differs.")
-    ] = False,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="Distil the logits of another network, by timm's name; else of the dense MODEL."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
     ] = False,
+    released: Released = None,
+    checkpoint: Checkpoint = None,
+    no_pretrained: NoPretrained = False,
+    teacher_checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights for the teacher: .safetensors or .pth.",
+            readable=False,
+            rich_help_panel="Weights",
+        ),
+    ] = None,
+    class_map: ClassMapOption = None,
     strict: Strict = False,
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(
+            help="bf16 and fp16 run under autocast; fp16 needs a GPU.", rich_help_panel=_COST
+        ),
+    ] = "fp32",
+    accumulate: Annotated[
+        int,
+        typer.Option(
+            help="Passes in which a process works off its images of a step.", rich_help_panel=_COST
+        ),
+    ] = 1,
+    grad_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--grad-checkpointing",
+            help="Less memory, a third more computation.",
+            rich_help_panel=_COST,
+        ),
+    ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Use torch.compile.", rich_help_panel=_COST)
+    ] = False,
     workers: Workers = 1,
     threads: Threads = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Refuse to start anew: there must be a run to go on.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Go on with a run though the recipe differs.", rich_help_panel=_RUN
+        ),
+    ] = False,
 ) -> None:
     """Fine-tune MODEL with its own dense self as teacher, or with --teacher another network.
 
@@ -133,225 +133,89 @@ def train(
         raise InputError("Missing argument 'DATA'.")
     if output is None and not dry_run:
         raise InputError("Missing option '--output' / '-o'.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    processes = launched_processes(device, sharded=sharded)
-    console = main_console(processes)
-    if not processes.is_main:  # its warnings are about the run, which is everyone's
-        logging.getLogger("dynamicvit.training").setLevel(logging.ERROR)
-    plan = with_teacher(load_recipe(recipe, overrides or []), teacher_name)
-    if model_name is None and released is None:
-        model_name = plan.model
-        if model_name is None:
-            raise InputError(f"recipe {recipe} names no model: give --model, or --released")
-    name = chosen_model(model_name, released)
-    dtype = launched_precision(autocast_dtype(precision), processes.device)
-    going_on = output is not None and _check_output(output, resume)
+    values = load_recipe(recipe, overrides or [])
+    if model_name is None and released is None and values.model is None:
+        raise InputError(f"recipe {recipe} names no model: give --model, or --released")
+    goes_on = False
+    if output is not None:
+        check_folder(output)
+        goes_on = check_output(output, resume)
     use_threads(threads)
-    images = (
-        [] if data is None else _training_images(plan, data, unlabeled or [], class_map, strict)
-    )
-    torch.manual_seed(plan.seed)
-    student = load_model(
-        name,
+    named = model_name is not None or released is not None
+    training = Training(
+        data,
+        chosen_model(model_name, released) if named else None,
+        recipe=values,
         checkpoint=checkpoint,
-        keep_ratio=plan.keep_ratio,
-        stages=plan.stages,
-        pretrained=not (no_pretrained or dry_run),
+        pretrained=not no_pretrained,
+        teacher=teacher,
+        teacher_checkpoint=teacher_checkpoint,
+        unlabeled=unlabeled or (),
+        class_map=class_map,
+        precision=precision,
+        accumulate=accumulate,
+        grad_checkpointing=grad_checkpointing,
+        compiled=compiled,
+        strict=strict,
+        workers=workers,
+        plan_only=dry_run,
     )
-    if plan.policy is not None:  # also of a model that had another: it learns who should stay now
-        student.policy = plan.policy
-    if plan.drop_path:
-        set_drop_path(student, plan.drop_path)
-    if grad_checkpointing:
-        student.set_grad_checkpointing()
-    teacher = foreign_teacher(
-        student, plan, teacher_checkpoint, pretrained=not dry_run, console=console
-    )
-    loader, kept_aside = None, None
-    if images:
-        loader, kept_aside = _loaders(student, plan, images, class_map, workers, console)
-    if dry_run or loader is None or output is None:
-        plan = plan.model_copy(update={"model": name})
-        describe_run(
-            console,
-            student,
-            teacher,
-            plan,
-            images,
-            loader,
-            kept_aside,
-            processes,
-            accumulate,
-            dtype,
-        )
-        processes.close()
+    console = main_console(training.processes)
+    _say_what_is_used(training, console)
+    if dry_run or output is None:
+        describe_run(console, training)
+        training.processes.close()
         return
-    is_new = not output.exists()
-    if going_on:
+    if not training.processes.is_main:  # its warnings are about the run, which is everyone's
+        logging.getLogger("dynamicvit.training").setLevel(logging.ERROR)
+    if goes_on:
         say(console, f"going on with the run in {output}")
-    held_out = None if kept_aside is None else _held_out(student, kept_aside, images[0].labeled)
-    how = _How(held_out, going_on, force, processes, dtype, accumulate, compiled)
     try:
-        with terminated_like_interrupted():
-            try:
-                report = _train_with_progress(student, teacher, loader, plan, output, how, console)
-                if not report.images:
-                    raise InputError(f"none of the images of {data} that were drawn can be read")
-            except InputError:
-                # Found only while reading (an unreadable image with --strict): no trace stays.
-                if processes.is_main and not holds_run(output):
-                    _take_back(output, is_new)
-                elif processes.is_main:
-                    with suppress(InputError):  # they show what went wrong, which is to be said
-                        _draw_curves(output)
-                raise
-            if processes.is_main:
-                student.save_pretrained(output)
-            results = _results(student, report, held_out, console)
-            results["teacher"] = {
-                **plan.teacher.model_dump(),
-                "checkpoint": teacher_checkpoint and str(teacher_checkpoint),
-            }
-            if processes.is_main:
-                write_json(output / "report.json", results)
-                _draw_curves(output)
+        with terminated_like_interrupted(), _Bar(console) as show:
+            report = training.run(output, resume=resume, force=force, on_step=show)
     except KeyboardInterrupt as stop:
         raise StoppedError(_how_to_go_on(output), getattr(stop, "signum", signal.SIGINT)) from None
+    _say_results(report, console)
     say(console, f"saved {output}: dynamicvit eval DATA --model {output}")
-    processes.close()
+    training.processes.close()
 
 
-@dataclass(frozen=True)
-class _How:
-    """How a run is done, which changes nothing of what it does.
-
-    Attributes:
-        held_out: images to evaluate on.
-        resume: go on from the checkpoint.
-        force: even if it is of another recipe.
-        processes: that share the run.
-        precision: dtype of autocast, if any.
-        accumulate: passes in a step.
-        compiled: with torch.compile.
-    """
-
-    held_out: HeldOut | None
-    resume: bool
-    force: bool
-    processes: Processes
-    precision: torch.dtype | None
-    accumulate: int
-    compiled: bool
+def _say_what_is_used(training: Training, console: Console) -> None:
+    recipe = training.recipe
+    if recipe.teacher.model is not None and training.teacher is None:
+        say(console, f"teacher {recipe.teacher.model} is not asked: losses.distillation is 0")
+    if training.class_map is not None:
+        say(console, f"class map: {training.class_map.origin}")
 
 
-# ---------------------------------------------------------------- what goes in
+class _Bar:
+    """Shows each step: in a bar on a terminal, elsewhere in a line now and then."""
 
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = progress_bar(console, transient=False)
+        self.lines = LineNowAndThen(console)
+        self.task = self.bar.add_task("training", total=None, note="")
 
-def _check_output(output: Path, resume: bool) -> bool:
-    """Whether there is a run to go on with; refused if there is anything else."""
-    check_folder(output)
-    if holds_run(output):
-        return True
-    if resume:
-        raise InputError(f"--resume: {output} holds no checkpoint.pt to go on from")
-    if (output / "model.safetensors").exists():
-        raise InputError(f"{output} holds a model: choose another folder")
-    return False
+    def __enter__(self) -> _Bar:
+        self.bar.start()
+        return self
 
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
 
-def _training_images(
-    recipe: Recipe, root: str, unlabeled: list[str], class_map: str | None, strict: bool
-) -> list[ImageData]:
-    """The labeled images, if labels are needed, and those without; refused before any download.
-
-    Raises:
-        InputError: for a source that can't be used, or has no labels where the recipe needs them,
-            and for a class map where it needs none.
-    """
-    uses_labels = recipe.losses.classification > 0 or recipe.hold_out > 0
-    if class_map and not uses_labels:
-        raise InputError(
-            f"--class-map {class_map}: with losses.classification=0 and hold_out=0 no label is "
-            "used; leave it out"
+    def __call__(self, progress: Progress) -> None:
+        """Show a step."""
+        kept = "/".join(f"{share:.2f}" for share in progress.kept)
+        note = (
+            f"{progress.images_per_second:.1f} images/s "
+            f"loss {progress.losses['total']:.3f} kept {kept}"
         )
-    images = ImageData(root, labeled=None if uses_labels else False, strict=strict)
-    if recipe.losses.classification and not images.labeled:
-        raise InputError(
-            f"{root} has no labels, which the classification loss needs: set "
-            "losses.classification=0 to learn from the dense network alone"
-        )
-    return [images, *(ImageData(path, labeled=False, strict=strict) for path in unlabeled)]
-
-
-def _loaders(
-    model: DynamicViT,
-    recipe: Recipe,
-    sources: list[ImageData],
-    class_map: str | None,
-    workers: int,
-    console: Console,
-) -> tuple[Loader, Loader | None]:
-    """The training batches, and those held out."""
-    images, *more = sources
-    if images.labeled:
-        chosen = class_map_for(images, model.num_classes, class_map)
-        images = images.with_class_map(chosen.index)
-        say(console, f"class map: {chosen.origin}")
-    held_out = None
-    if recipe.hold_out:
-        images, kept_aside = split(images, recipe.hold_out, recipe.seed)
-        held_out = Loader(kept_aside.with_transform(eval_transform(model)), 32, num_workers=workers)
-    transform = train_transform(model, **recipe.augment.transform_arguments())
-    loader = Loader(
-        ConcatDataset([source.with_transform(transform) for source in (images, *more)]),
-        recipe.batch_size,
-        shuffle=True,
-        seed=recipe.seed,
-        num_workers=workers,
-        drop_last=True,
-    )
-    return loader, held_out
-
-
-def _held_out(model: DynamicViT, loader: Loader, labeled: bool) -> HeldOut:
-    """The images kept aside; without labels the dense network, as it is now, is right."""
-    return HeldOut(loader, None if labeled else copy.deepcopy(DenseNetwork(model)))
-
-
-# ---------------------------------------------------------------- running
-
-
-def _train_with_progress(
-    model: DynamicViT,
-    teacher: ForeignTeacher | None,
-    loader: Loader,
-    recipe: Recipe,
-    output: Path,
-    how: _How,
-    console: Console,
-) -> TrainingReport:
-    with (
-        progress_bar(console, transient=False) as bar,
-        TensorBoard(output / TENSORBOARD_FOLDER) as write_scalars,
-    ):
-        lines = LineNowAndThen(console)
-        task = bar.add_task("training", total=training.total_steps(recipe, loader), note="")
-
-        def show(progress: Progress) -> None:
-            kept = "/".join(f"{share:.2f}" for share in progress.kept)
-            note = (
-                f"{progress.images_per_second:.1f} images/s "
-                f"loss {progress.losses['total']:.3f} kept {kept}"
-            )
-            bar.update(task, completed=progress.step + 1, note=note)
-            lines.say(f"step {progress.step + 1} of {progress.steps}, {note}, {_left(progress)}")
-            for measure, share in progress.held_out.items():
-                say(console, f"{_on_held_out(measure, share)} after step {progress.step + 1}")
-            write_scalars(progress)
-
-        return training.train(
-            model, loader, recipe, output, teacher=teacher, on_step=show, **vars(how)
-        )
+        done = progress.step + 1
+        self.bar.update(self.task, total=progress.steps, completed=done, note=note)
+        self.lines.say(f"step {done} of {progress.steps}, {note}, {_left(progress)}")
+        for measure, share in progress.held_out.items():
+            say(self.console, f"{_on_held_out(measure, share)} after step {done}")
 
 
 def _on_held_out(measure: str, share: float) -> str:
@@ -366,45 +230,13 @@ def _left(progress: Progress) -> str:
     return f"{timedelta(seconds=round(seconds))} left"
 
 
-def _draw_curves(output: Path) -> None:
-    path = output / "curves.png"
-    try:
-        steps = read_log(output / LOG_NAME)
-        if steps:
-            draw_curves(steps, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
 def _how_to_go_on(output: Path) -> str:
     if holds_run(output):
         return f"interrupted; {output} is saved, the same command goes on"
     return "interrupted before there was anything to save; the same command starts anew"
 
 
-def _take_back(output: Path, is_new: bool) -> None:
-    """Remove what a run has written."""
-    for name in ("recipe.yaml", LOG_NAME):
-        (output / name).unlink(missing_ok=True)
-    events = output / TENSORBOARD_FOLDER
-    for file in events.glob("events.out.tfevents.*"):
-        file.unlink()
-    if events.is_dir() and not any(events.iterdir()):
-        events.rmdir()
-    if is_new and output.is_dir() and not any(output.iterdir()):
-        output.rmdir()
-
-
-# ---------------------------------------------------------------- what comes out
-
-
-def _results(
-    model: DynamicViT,
-    report: TrainingReport,
-    held_out: HeldOut | None,
-    console: Console,
-) -> dict[str, Any]:
-    """What the run did, printed and for `report.json`."""
+def _say_results(report: TrainingReport, console: Console) -> None:
     say(
         console,
         f"trained on {report.images} images in {report.seconds:.0f} s "
@@ -415,19 +247,11 @@ def _results(
         say(console, f"left out {len(report.skipped)} unreadable images")
     if report.bad_steps:
         say(console, f"left out {report.bad_steps} steps that were not finite")
-    training = asdict(report)
-    result = training.pop("held_out")
-    results: dict[str, Any] = {
-        "training": training,
-        "keep_ratios": model.schedule.keep_ratios,
-        "policy": model.schedule.policy,
-    }
-    if held_out is None or report.held_out is None:
-        return results
-    results["held_out"] = result
-    for measure, share in held_out.score(report.held_out).items():
-        say(console, f"{_on_held_out(measure, share)} of {report.held_out.images} images")
-        best = report.best
+    best, held_out = report.best, report.held_out
+    if held_out is None:
+        return
+    share = getattr(held_out, best.measure)
+    if share is not None:
+        say(console, f"{_on_held_out(best.measure, share)} of {held_out.images} images")
         if best.value is not None and best.value > share:
             say(console, f"it was {100 * best.value:.2f} % after step {best.step}: {BEST}")
-    return results

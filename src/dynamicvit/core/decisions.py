@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from dynamicvit.errors import InputError
+
+#: How far a given decision may be from 0 or 1: straight-through estimators leave a rounding error.
+_ROUNDING = 1e-3
 
 Sampler = Callable[[Tensor, Tensor, int], Tensor]
 """How training draws a stage's decisions.
@@ -106,3 +111,28 @@ def _perturbed(keep_scores: Tensor, noise: Tensor | None) -> Tensor:
 def _straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """Exactly ``hard`` in the forward pass, the gradient of ``soft`` in the backward pass."""
     return hard + (soft - soft.detach())
+
+
+def check_decisions(decisions: Sequence[Tensor], stages: int, shape: tuple[int, int]) -> None:
+    """Check decisions that were made elsewhere.
+
+    Args:
+        decisions: for each stage.
+        stages: how many there are.
+        shape: ``(B, N)``.
+
+    Raises:
+        InputError: for another number or shape, or values that are neither 0 nor 1.
+    """
+    if len(decisions) != stages or any(decision.shape != shape for decision in decisions):
+        raise InputError(
+            f"decisions must be {stages} tensors of shape {shape}, "
+            f"got {[tuple(decision.shape) for decision in decisions]}"
+        )
+    if torch.compiler.is_compiling():  # looking at values would break the graph
+        return
+    for decision in decisions:
+        values = decision.detach().float()
+        wrong = ~(torch.minimum(values.abs(), (values - 1).abs()) <= _ROUNDING)
+        if wrong.any():
+            raise InputError(f"decisions must be 0 or 1, got {values[wrong][0].item():.4g}")

@@ -1,18 +1,16 @@
 """Saving and loading through huggingface_hub: ``config.json`` and ``model.safetensors``.
 
-The config holds the schedule and what the backbone's family needs to build it again: for timm its
-name, its arguments and what the data pipeline wants to know. Loading builds the backbone from that,
-without its dense weights: nothing but the two files is needed.
+The config holds the schedule and a description of the backbone, in the words of the library that
+builds it: its source. Loading needs these two files alone, no dense weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
@@ -24,6 +22,8 @@ from torch import nn
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
+from dynamicvit.utils.files import atomic_write
+from dynamicvit.utils.optional import need
 from dynamicvit.utils.weights import first_line, load_exactly, read_weights
 
 FORMAT_VERSION = 1
@@ -45,6 +45,32 @@ model.keep_ratio = 0.5  # the budget is a property
 """
 
 T = TypeVar("T", bound="HubMixin")
+
+
+class Source(NamedTuple):
+    """How backbones of one library are written into ``config.json`` and built again.
+
+    Attributes:
+        describe: JSON entries from a backbone; raises :class:`InputError` if there can't be any.
+        rebuild: the backbone, with any weights, from a config that holds these entries.
+    """
+
+    describe: Callable[[nn.Module], dict[str, Any]]
+    rebuild: Callable[[Mapping[str, Any]], nn.Module]
+
+
+#: Modules with ``describe`` and ``rebuild``, imported when the first backbone of a source comes.
+_MODULES = {"timm": "dynamicvit.backbones.timm_config", "transformers": "dynamicvit.backbones.hf"}
+_SOURCES: dict[str, Source] = {}
+
+
+def register_source(
+    name: str,
+    describe: Callable[[nn.Module], dict[str, Any]],
+    rebuild: Callable[[Mapping[str, Any]], nn.Module],
+) -> None:
+    """Let models be saved whose backbone's family names this source; see :class:`Source`."""
+    _SOURCES[name] = Source(describe, rebuild)
 
 
 class HubMixin(
@@ -84,16 +110,11 @@ class HubMixin(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        path = save_directory / SAFETENSORS_SINGLE_FILE
-        unfinished = path.with_suffix(".partial")
-        try:
-            unfinished.touch()
-            readers = unfinished.stat().st_mode  # safetensors would let only the owner read it
-            save_file(tensors, unfinished, metadata={"format": "pt"})
-            unfinished.chmod(readers)
-            unfinished.replace(path)  # an interrupted save leaves the old weights whole
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with atomic_write(save_directory / SAFETENSORS_SINGLE_FILE) as draft:
+            draft.touch()
+            readers = draft.stat().st_mode  # safetensors would let only the owner read it
+            save_file(tensors, draft, metadata={"format": "pt"})
+            draft.chmod(readers)
 
     @classmethod
     def from_pretrained(
@@ -135,8 +156,8 @@ class HubMixin(
         weights_file = _fetch(model_id, SAFETENSORS_SINGLE_FILE, download)
         config = _read_config(config_file)
         try:
-            backbone = _library(config.get("backbone_source", "timm")).rebuild(config)
-            model = cls(backbone, _schedule_in(config))
+            source = _source(config.get("backbone_source", "timm"))
+            model = cls(source.rebuild(config), _schedule_in(config))
         except Exception as error:  # whatever the backbone's library says to what it does not know
             reason = first_line(error)
             raise InputError(f"{config_file}: does not describe a model ({reason})") from error
@@ -161,26 +182,27 @@ def _config_of(model: Any) -> dict[str, Any]:
                 f"in {CONFIG_NAME}; save the state_dict instead"
             )
     source = model.bound.source
+    if not source:
+        raise InputError(
+            f"this {type(model.backbone).__name__} can't be described in {CONFIG_NAME}, since its "
+            f"family names no source to build it from; save the state_dict instead"
+        )
     return {
-        **_library(source).describe(model.backbone),
+        **_source(source).describe(model.backbone),
         "format_version": FORMAT_VERSION,
         "backbone_source": source,
         "schedule": dataclasses.asdict(model.schedule),
     }
 
 
-#: Modules that describe and rebuild the networks of a library.
-_LIBRARIES = {"timm": "dynamicvit.backbones.timm_config", "transformers": "dynamicvit.backbones.hf"}
-
-
-def _library(source: str) -> Any:
-    if source not in _LIBRARIES:
-        known = ", ".join(_LIBRARIES)
-        raise InputError(
-            f"a backbone from {source!r} can't be described in {CONFIG_NAME} (those from {known} "
-            f"can); save the state_dict instead"
-        )
-    return import_module(_LIBRARIES[source])
+def _source(name: str) -> Source:
+    if name in _MODULES and name not in _SOURCES:
+        module = need(_MODULES[name], extra=name)
+        register_source(name, module.describe, module.rebuild)
+    if name not in _SOURCES:
+        known = ", ".join(sorted({*_MODULES, *_SOURCES}))
+        raise InputError(f"backbone_source is one of {known}, got {name!r}; register_source adds")
+    return _SOURCES[name]
 
 
 # ---------------------------------------------------------------- reading
@@ -214,8 +236,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     version = config.get("format_version") if isinstance(config, dict) else None
     if version is None and isinstance(config, dict) and "model_type" in config:
         raise InputError(
-            f"{path}: is a transformers model; import dynamicvit.transformers.model and load it with "
-            f"transformers.AutoModelForImageClassification.from_pretrained"
+            f"{path}: is of a model of transformers; dynamicvit.load takes its folder, or "
+            f"transformers does once dynamicvit.transformers.model is imported"
         )
     if not isinstance(version, int):
         raise InputError(f"{path}: is not a DynamicViT's (it has no format_version)")
@@ -230,10 +252,14 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _schedule_in(config: Mapping[str, Any]) -> Schedule:
     values = config["schedule"]
-    policy = values.get("policy", Schedule.policy)
-    if "dropped" in values:  # as 0.1.0 wrote it
-        policy = {"gone": "removed"}.get(values["dropped"], values["dropped"])
-    return Schedule(tuple(values["stages"]), tuple(values["keep_ratios"]), policy)
+    return Schedule(tuple(values["stages"]), tuple(values["keep_ratios"]), policy_in(values))
+
+
+def policy_in(config: Mapping[str, Any]) -> Any:
+    """What a config says becomes of dropped tokens; 0.1.0 wrote "dropped": "gone" or "merged"."""
+    if "dropped" in config:
+        return {"gone": "removed"}.get(config["dropped"], config["dropped"])
+    return config.get("policy", Schedule.policy)
 
 
 def _check_types(config: Mapping[str, Any], path: Path) -> None:

@@ -82,7 +82,7 @@ def join(tokens: Tokens, dropped: Tensor, into: Tensor) -> Tokens:
     """The tokens after some have become part of others; all are still held.
 
     A token becomes the mean of its patches, and counts for as many. What tokens become is
-    differentiable in the tokens and in ``dropped``; how many patches they count for has no gradient.
+    differentiable in the tokens and in ``dropped``; how many they count for has no gradient.
 
     Args:
         tokens: M patch tokens.

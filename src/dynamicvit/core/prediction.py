@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dynamicvit.core.method import Choice
 from dynamicvit.errors import InputError
+from dynamicvit.layers.attention import is_plain
 from dynamicvit.layers.pooling import masked_mean
-from dynamicvit.layers.projections import is_plain
 from dynamicvit.layers.tokens import Tokens
 
 #: Column of the last layer that means "keep". The paper's text says 1, the released weights use 0.
@@ -69,7 +69,11 @@ class PredictionModule(Choice):
         """
         features = self.act(self.project(self.norm(patches)))
         local_features, global_features = features.chunk(2, dim=-1)
-        scores = self._joined(local_features, masked_mean(global_features, decision))
+        if decision is None:
+            pooled = global_features.mean(dim=1)
+        else:
+            pooled = masked_mean(global_features, decision)
+        scores = self._joined(local_features, pooled)
         for layer in islice(self.head, 1, None):
             scores = layer(scores)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Where and how much to drop (Section 3.1 and 4 of the paper)."""
+"""Where and how much to drop (Sections 3.1 and 4 of the paper)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dynamicvit.errors import InputError
 Policy = Literal["removed", "merged"]
 """What becomes of dropped tokens.
 
-``"removed"``: nothing, as in the paper. ``"merged"``: each becomes part of the kept token that is most
-like it (:mod:`dynamicvit.core.merging`).
+``"removed"``: nothing, as in the paper. ``"merged"``: each becomes part of the kept token that is
+most like it (:mod:`dynamicvit.core.merging`).
 """
 
 
@@ -87,7 +87,7 @@ class Schedule:
         """What becomes of the patches that are not kept, in words that end a sentence on them."""
         if self.policy == "merged":
             return "merge into the most alike kept ones"
-        return "are gone"
+        return "are removed"
 
     @property
     def keep_ratio(self) -> float | None:

@@ -22,7 +22,7 @@ from dynamicvit.evaluation.bench import bench
 from dynamicvit.methods import RandomScores
 from dynamicvit.plots import draw
 from dynamicvit.sparsification import sparsify
-from dynamicvit.training import Progress, Recipe, load_recipe, train
+from dynamicvit.training import Progress, Recipe, fit, load_recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,7 +124,7 @@ def fine_tune(
     plan = recipe(size, seed)
     loader = SceneLoader(Scenes("train", seed=seed + 1), size.train_scenes, plan.batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        train(model, loader, plan, Path(folder), precision=torch.bfloat16, on_step=on_step)
+        fit(model, loader, plan, Path(folder), precision=torch.bfloat16, on_step=on_step)
 
 
 @torch.inference_mode()

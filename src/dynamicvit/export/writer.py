@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from dynamicvit.core.model import DynamicViT
@@ -16,6 +15,7 @@ from dynamicvit.export.onnx import check_opset
 from dynamicvit.export.pictures import Pictures, own_pictures, sample_pictures
 from dynamicvit.export.reader import load_exported
 from dynamicvit.export.targets import FORMATS, format_of
+from dynamicvit.utils.files import atomic_folder
 
 
 def export(
@@ -64,9 +64,8 @@ def export(
     target.ready()
     own = None if check_on is None else ImageData(check_on, labeled=False)
     program = trace(model, description)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".unfinished-", dir=path.parent) as draft:
-        file = Path(draft) / path.name
+    with atomic_folder(path.parent) as draft:
+        file = draft / path.name
         target.write(program, description, file, **arguments)
         exported = load_exported(file)
         transform = eval_transform(exported)
@@ -77,6 +76,4 @@ def export(
         )
         result = check(model, exported, pictures.images)
         del exported  # runtimes map the file
-        for part in Path(draft).iterdir():
-            part.replace(path.parent / part.name)
     return result, pictures

@@ -1,16 +1,21 @@
 """Softmax attention over the tokens that are held: the pruned path's, and the dense network's.
 
+And the query, key and value that it works on; where only some tokens attend, only those have a
+query.
+
 Attention under a decision is in :mod:`dynamicvit.layers.masked_attention`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from dynamicvit.layers.onednn import OneDNNLinear
 from dynamicvit.layers.tokens import Heads
 
 
@@ -88,9 +93,10 @@ def packed_attention(parts: Sequence[Heads]) -> list[Tensor]:
     Returns:
         For each part ``(B', H, T', D)``.
     """
-    first = parts[0]
-    half = first.query.dtype in (torch.float16, torch.bfloat16)
-    if first.query.is_cuda and half and all(part.bias is None for part in parts):
+    query = parts[0].query
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    plain = all(part.bias is None for part in parts)
+    if query.is_cuda and half and plain and find_spec("torch.nn.attention.varlen"):
         return _varlen_attention(parts)
     return [softmax_attention(q, k, v, bias=bias) for q, k, v, bias in parts]
 
@@ -103,12 +109,79 @@ def _varlen_attention(parts: Sequence[Heads]) -> list[Tensor]:
     lengths = torch.tensor([length for batch, length in shapes for _ in range(batch)])
     ends = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     ends = ends.to(device=parts[0].query.device, dtype=torch.int32)
-    packed = (
-        torch.cat([part[i].transpose(1, 2).flatten(0, 1) for part in parts]) for i in range(3)
+    query, key, value = (
+        torch.cat([heads.transpose(1, 2).flatten(0, 1) for heads in each])
+        for each in zip(*(part[:3] for part in parts), strict=True)
     )
     longest = int(lengths.max())
-    out = varlen_attn(*packed, ends, ends, longest, longest)
+    out = varlen_attn(query, key, value, ends, ends, longest, longest)
     rows = out.split([batch * length for batch, length in shapes])
     return [
         row.unflatten(0, shape).transpose(1, 2) for row, shape in zip(rows, shapes, strict=True)
     ]
+
+
+# ---------------------------------------------------------------- query, key and value
+
+
+def fused_qkv(
+    qkv: nn.Module, x: Tensor, num_heads: int, queries: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of one layer that gives all three.
+
+    Args:
+        qkv: from ``(B, T, C)`` to ``(B, T, 3 H D)``.
+        x: ``(B, T, C)``.
+        num_heads: H.
+        queries: how many of the first tokens attend; ``None`` for all.
+
+    Returns:
+        ``(B, H, T or queries, D)``, ``(B, H, T, D)`` and ``(B, H, T, D)``.
+    """
+    if queries is not None and is_plain(qkv):
+        return partial_qkv(x, qkv.weight, qkv.bias, num_heads, queries)
+    query, key, value = separate(qkv(x), num_heads)
+    return query[:, :, :queries], key, value
+
+
+def partial_qkv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, num_heads: int, queries: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by the layer's weights, without the queries of tokens that don't attend.
+
+    Args:
+        x: ``(B, T, C)``.
+        weight: ``(3 H D, C)``.
+        bias: ``(3 H D)`` or ``None``.
+        num_heads: H.
+        queries: how many of the first tokens attend.
+    """
+    width = weight.shape[0] // 3
+    parts = (None, None) if bias is None else (bias[:width], bias[width:])
+    asked = F.linear(x[:, :queries], weight[:width], parts[0])
+    key, value = separate(F.linear(x, weight[width:], parts[1]), num_heads, 2)
+    return asked.unflatten(-1, (num_heads, -1)).transpose(1, 2), key, value
+
+
+def separate(x: Tensor, num_heads: int, count: int = 3) -> tuple[Tensor, ...]:
+    """``count`` tensors ``(B, H, T, D)`` from ``(B, T, count H D)``."""
+    batch, length, _ = x.shape
+    return x.reshape(batch, length, count, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a linear layer is no more than its weights, so that it may be taken apart.
+
+    Others compute something else, or want to be called: layers that are quantized or have an
+    adapter (LoRA), weights that are no plain tensors, hooks, a ``forward`` of the instance's own.
+    """
+    hooks = (
+        layer._forward_hooks,
+        layer._forward_pre_hooks,
+        layer._backward_hooks,
+        layer._backward_pre_hooks,
+    )
+    if type(layer) not in (nn.Linear, OneDNNLinear) or "forward" in vars(layer) or any(hooks):
+        return False
+    # A compiler or exporter has put its own kind of tensors there.
+    return torch.compiler.is_compiling() or type(layer.weight) in (nn.Parameter, torch.Tensor)

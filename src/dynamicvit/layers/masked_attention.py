@@ -176,8 +176,8 @@ def fused_attention(
     one more column of values, ``d_j`` itself. What is left, ``w_ii`` over that sum, is the weight
     of one more key, whose logit is ``P_ii`` and whose only value is a 1 in a column of its own.
 
-    An image where the kept keys of a query have less than :data:`MIN_KEPT_SHARE` is run by it, so what
-    it promises at any gap between logits holds here too.
+    An image where the kept keys of a query have less than :data:`MIN_KEPT_SHARE` is run by the
+    explicit form, so what that promises at any gap between logits holds here too.
 
     Args:
         query: ``(B, H, Q, D)``, not in half precision.

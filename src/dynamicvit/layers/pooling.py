@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynamicvit.layers.attention import softmax_attention
+from dynamicvit.layers.attention import separate, softmax_attention
 from dynamicvit.layers.masked_attention import masked_attention
-from dynamicvit.layers.projections import separate
 
 
 def masked_mean(x: Tensor, decision: Tensor | None = None) -> Tensor:

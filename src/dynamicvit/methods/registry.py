@@ -76,7 +76,7 @@ def _kept_by(stage: Callable[[], nn.Module]) -> Callable[[nn.Module, float], Dyn
 #: It is not its own dense self: the network that it was cut out of teaches it, by its answers.
 _OWN_CHANNELS = (
     *("losses.token=0", "losses.feature=0", "losses.guidance=0", "masking=full"),
-    *("share_stem=false", "teacher.model=dense"),
+    *("share_first_blocks=false", "teacher.model=dense"),
 )
 
 #: The only other teacher of the ranking is the gradient of the decisions. It comes as the paper has

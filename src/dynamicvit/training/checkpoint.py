@@ -1,4 +1,4 @@
-"""Checkpoints: each written whole or not at all; the last two and the best stay."""
+"""Checkpoints: whole or not at all, the last two and the best, and only of the same run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import os
 import pickle
 import shutil
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dynamicvit.errors import InputError
+from dynamicvit.training.recipe import Recipe
+from dynamicvit.training.recipes import modern
+from dynamicvit.utils.files import atomic_write
 from dynamicvit.utils.weights import first_line
 
 _log = logging.getLogger(__name__)
@@ -23,6 +27,10 @@ VERSION = 1
 NEWEST = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
 BEST = "checkpoint.best.pt"
+#: What may differ when a run goes on: the weights say themselves whether they fit the model.
+_NO_MATTER = {"model"}
+_DEFAULTS = Recipe.model_construct().model_dump(mode="json")
+
 #: A newest checkpoint that could not be read; kept, for whoever wants to know why.
 DAMAGED = "checkpoint.damaged.pt"
 
@@ -46,20 +54,19 @@ def keep_checkpoint(state: dict[str, Any], folder: Path, *, best: bool = False) 
         InputError: if it can't be written; the ones before are still there.
     """
     newest = folder / NEWEST
-    draft = newest.with_suffix(".partial")
     try:
-        _write({"version": VERSION, **state}, draft)
-        if best:  # first: after a kill in between, the run comes by here again
-            _link(draft, folder / BEST)
-        if newest.exists():
-            _link(newest, folder / PREVIOUS)
-        os.replace(draft, newest)
+        for half in folder.glob(".checkpoint*.part"):  # of a run that was killed while it wrote
+            half.unlink(missing_ok=True)
+        with atomic_write(newest) as draft:
+            _write({"version": VERSION, **state}, draft)
+            if best:  # first: after a kill in between, the run comes by here again
+                _link(draft, folder / BEST)
+            if newest.exists():
+                _link(newest, folder / PREVIOUS)
         _sync_names(folder)
     # torch's writer says RuntimeError where the disk said OSError.
     except (OSError, RuntimeError) as error:
         raise cannot_write(newest, error) from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def cannot_write(path: Path, error: BaseException) -> InputError:
@@ -123,6 +130,64 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def check_same_run(
+    state: Mapping[str, Any],
+    path: Path,
+    recipe: Recipe,
+    *,
+    epoch_steps: int,
+    processes: int,
+    external_teacher: str | None = None,
+    force: bool = False,
+) -> None:
+    """Refuse a checkpoint of a run that did something else.
+
+    Args:
+        state: of the checkpoint.
+        path: of the checkpoint, for the message.
+        recipe: of the run that is to go on.
+        epoch_steps: its steps in an epoch, which tell other data.
+        processes: how many it has. Another number is no obstacle: it is said, no more.
+        external_teacher: the fingerprint of the network that it has as teacher, if it has one.
+        force: go on in spite of differences, which are then said.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    found = differences(modern(state["recipe"]), recipe.model_dump(mode="json"))
+    known = state.get("external_teacher", state.get("foreign_teacher"))  # as 0.1.0 called it
+    if known and external_teacher and known != external_teacher and not _names_a_teacher(found):
+        found.append(f"weights of the teacher {known[:8]} -> {external_teacher[:8]} (SHA-256)")
+    if state["epoch_steps"] != epoch_steps:
+        found.append(f"steps in an epoch {state['epoch_steps']} -> {epoch_steps} (other data?)")
+    if found and not force:
+        raise InputError(
+            f"{path} belongs to another run: {', '.join(found)}; take the old values, choose "
+            "another folder, or go on all the same with --force"
+        )
+    if found:
+        _log.warning("going on in spite of %s", ", ".join(found))
+    if state["processes"] != processes:
+        _log.warning(
+            "%s was written by %d process(es), now there are %d: the batches and decisions stay "
+            "the same, sums are rounded in another order",
+            path,
+            state["processes"],
+            processes,
+        )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """``key old -> new`` for each value of two recipes that differs and matters."""
+    # A recipe that is older than a key had what is now the key's default.
+    before, after = {**_flat(_DEFAULTS), **_flat(old)}, _flat(new)
+    return [
+        f"{key} {before.get(key, '(none)')} -> {after.get(key, '(none)')}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key) and key not in _NO_MATTER
+    ]
+
+
 def _write(state: dict[str, Any], path: Path) -> None:
     with open(path, "wb") as file:
         torch.save(state, file)
@@ -132,16 +197,11 @@ def _write(state: dict[str, Any], path: Path) -> None:
 
 def _link(source: Path, target: Path) -> None:
     """A second name for a file that is never changed, in place of what had that name."""
-    draft = target.with_suffix(".link")
-    draft.unlink(missing_ok=True)
-    try:
+    with atomic_write(target) as draft:
         try:
             os.link(source, draft)
         except OSError:  # a file system without links
             shutil.copyfile(source, draft)
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)  # renaming onto a name of the same file leaves both
 
 
 def _sync_names(folder: Path) -> None:
@@ -152,3 +212,18 @@ def _sync_names(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _names_a_teacher(found: Iterable[str]) -> bool:
+    return any(difference.startswith("teacher.model ") for difference in found)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
+    return flat

@@ -15,7 +15,7 @@ from dynamicvit.core.networks import image_channels, own_image_size
 from dynamicvit.errors import InputError
 
 
-class ForeignTeacher(nn.Module):
+class ExternalTeacher(nn.Module):
     """Answers for a student's images, each shown to the network as it is used to seeing them.
 
     The network gets the very crops of the student, in its own normalization and at the size that it
@@ -41,7 +41,7 @@ class ForeignTeacher(nn.Module):
         super().__init__()
         _check_alike("classes", getattr(network, "num_classes", None), student.num_classes)
         _check_alike("channels", image_channels(network), image_channels(student))
-        self.network = network.eval().requires_grad_(False)
+        self.network = network.requires_grad_(False)
         self.size = own_image_size(network)
         mean, std = _normalization(student)
         own_mean, own_std = _normalization(network)
@@ -49,6 +49,7 @@ class ForeignTeacher(nn.Module):
         self.register_buffer("scale", std / own_std, persistent=False)
         self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
         self._alike = torch.equal(mean, own_mean) and torch.equal(std, own_std)
+        self.eval()
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:

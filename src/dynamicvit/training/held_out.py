@@ -1,4 +1,4 @@
-"""Images kept aside: how right the model is on them while it learns."""
+"""Images kept aside: how right the model is on them while it learns, and when it was best."""
 
 from __future__ import annotations
 
@@ -64,3 +64,27 @@ def is_due(step: int, steps: int, epoch_steps: int) -> bool:
     """
     epochs = math.ceil(steps / epoch_steps / MAX_EVALUATIONS)
     return step == steps or step % (epochs * epoch_steps) == 0
+
+
+@dataclass
+class Best:
+    """The best checkpoint so far.
+
+    Attributes:
+        measure: ``"top1"`` or ``"agreement"`` on held-out images, the higher the better; or
+            ``"loss"``, the mean training loss since the checkpoint before, the lower the better.
+        value: of the best one; None before there is one.
+        step: how many steps it has made.
+    """
+
+    measure: Measure | Literal["loss"] = "loss"
+    value: float | None = None
+    step: int | None = None
+
+    def beaten_by(self, value: float | None) -> bool:
+        """Whether a value is better than any before; of equal ones the first is the best."""
+        if value is None or not math.isfinite(value):
+            return False
+        if self.value is None:
+            return True
+        return value < self.value if self.measure == "loss" else value > self.value

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from timm.utils import ModelEmaV3
@@ -18,8 +18,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.costs import costs_of
 from dynamicvit.data import Batch
 from dynamicvit.errors import InputError
-from dynamicvit.training.best import Best
-from dynamicvit.training.external_teacher import ForeignTeacher
+from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.finite import (
     MAX_BAD_STEPS,
     not_finite,
@@ -27,16 +26,16 @@ from dynamicvit.training.finite import (
     suspects,
     what_to_try,
 )
-from dynamicvit.training.held_out import HeldOut, is_due
+from dynamicvit.training.held_out import Best, HeldOut, is_due
+from dynamicvit.training.log import Progress
+from dynamicvit.training.objective import TrainingObjective, objective_of
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
-from dynamicvit.training.recipe import Recipe, dump_recipe
-from dynamicvit.training.state import Progress, RunState, TrainingReport
-from dynamicvit.training.step import SAMPLERS, Split, Step, create_mixup, step_losses
-from dynamicvit.training.teachers import Teachers, teachers_for
+from dynamicvit.training.recipe import Recipe
+from dynamicvit.training.recipes import dump_recipe
+from dynamicvit.training.state import RunState, TrainingReport
+from dynamicvit.training.step import Split, Step
 from dynamicvit.utils.distributed import Processes, launched_precision
 from dynamicvit.utils.signals import Interrupted, stop_requests
-
-__all__ = ["SAMPLERS", "Batches", "Interrupted", "step_losses", "total_steps", "train"]
 
 #: How often a run is saved: what a crash can cost.
 SAVE_SECONDS = 300.0
@@ -57,13 +56,13 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-def train(
+def fit(
     model: DynamicViT,
     loader: Batches,
     recipe: Recipe,
     folder: Path,
     *,
-    teacher: ForeignTeacher | None = None,
+    teacher: ExternalTeacher | None = None,
     held_out: HeldOut | None = None,
     resume: bool = False,
     force: bool = False,
@@ -76,7 +75,8 @@ def train(
 ) -> TrainingReport:
     """Fine-tune a model in place, and leave a log and a checkpoint to go on from.
 
-    The dense teacher is the backbone as it is when this is called, copied and frozen.
+    :func:`~dynamicvit.training.train` does it from the names of a model and of images. The dense
+    teacher is the backbone as it is when this is called, copied and frozen.
 
     Args:
         model: a sparsified backbone with its pretrained weights; without a stage only under
@@ -94,8 +94,9 @@ def train(
         resume: go on from the folder's newest checkpoint.
         force: go on even where the checkpoint's recipe differs.
         device: where to train.
-        processes: that share the run, of :func:`~dynamicvit.utils.distributed.launched_processes`; this
-            one alone by default. They say where to train.
+        processes: that share the run, of
+            :func:`~dynamicvit.utils.distributed.launched_processes`; this one alone by default.
+            They say where to train.
         precision: dtype of autocast, or none for full precision.
         accumulate: passes in which each process works off its images of a step, to save memory.
         compiled: run student and teachers through ``torch.compile``.
@@ -120,33 +121,23 @@ def train(
     precision = launched_precision(precision, processes.device)
     model.to(processes.device).train()
     processes.equalize(model)
-    teachers = teachers_for(model, recipe, teacher)
-    if teachers.foreign is not None:
-        processes.equalize(teachers.foreign.to(processes.device))
-    student = processes.student(model)
-    optimizer = create_optimizer(student, recipe)
+    objective = objective_of(model, recipe, teacher, processes.device).to(processes.device)
+    if objective.external_teacher is not None:
+        processes.equalize(objective.external_teacher)
+    optimizer = create_optimizer(model, recipe)
     steps = total_steps(recipe, loader)
     rate = LearningRate(optimizer, recipe, steps)
-    ema = averaged(model, student, recipe, processes) if recipe.ema else None
+    ema = averaged(model, recipe.ema) if recipe.ema else None
     if processes.count > 1:
         loader.set_share(processes.rank, processes.count)
 
     folder.mkdir(parents=True, exist_ok=True)
-    with _as_before(student), _compiled(compiled, student, teachers), stop_requests() as stop:
-        step = Step(
-            student,
-            teachers,
-            recipe,
-            processes,
-            precision=precision,
-            accumulate=accumulate,
-            mixup=create_mixup(recipe, model.num_classes),
-        )
+    with _compiled(compiled, objective), stop_requests() as stop:
+        step = Step(objective, recipe, processes, precision=precision, accumulate=accumulate)
         run = RunState(
             folder,
             recipe,
-            model=student,
-            teachers=teachers,
+            objective,
             optimizer=optimizer,
             ema=ema,
             scaler=step.scaler,
@@ -205,8 +196,7 @@ def train(
             run.step += 1
             result = None
             if held_out is not None and is_due(run.step, steps, len(loader)):
-                with processes.whole_network(run.network, model) as network:
-                    result = held_out.evaluate(network, processes, precision)
+                result = held_out.evaluate(run.network, processes, precision)
                 progress = replace(progress, held_out=held_out.score(result))
                 run.score = progress.held_out.get(held_out.measure)
                 began = time.perf_counter()  # it is no part of the speed of training
@@ -232,8 +222,7 @@ def train(
     if signum:
         raise Interrupted(signum)
     if run.network is not model:
-        model.load_state_dict(processes.whole(run.network.state_dict()))
-        model.to(processes.device)
+        model.load_state_dict(run.network.state_dict())
     model.eval()
     if held_out is not None and result is None:  # a run that had ended, or with an unreadable batch
         result = held_out.evaluate(model, processes, precision)
@@ -261,35 +250,21 @@ def batches(loader: Batches, start: int, stop: int) -> Iterator[Batch]:
                 return
 
 
-def averaged(
-    model: DynamicViT, student: DynamicViT, recipe: Recipe, processes: Processes
-) -> ModelEmaV3:
-    """The exponential average of what learns, spread over the processes as that is."""
-    # At first over about the last tenth of the steps so far: the untrained modules fade at once.
-    ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True, warmup_gamma=10.0, warmup_power=1.0)
-    if student is not model:
-        ema.module = processes.student(cast(DynamicViT, ema.module))
-        ema.foreach = False  # for it takes no sharded weights together with whole statistics
-    return ema
+def averaged(model: DynamicViT, decay: float) -> ModelEmaV3:
+    """The exponential average of the weights.
+
+    At first over about the last tenth of the steps so far: the untrained modules fade at once.
+    """
+    return ModelEmaV3(model, decay=decay, use_warmup=True, warmup_gamma=10.0, warmup_power=1.0)
 
 
 @contextmanager
-def _as_before(model: DynamicViT) -> Iterator[None]:
-    """What training sets of the model, put back."""
-    was = model.sampler, model.masking
-    try:
-        yield
-    finally:
-        model.sampler, model.masking = was
-
-
-@contextmanager
-def _compiled(wanted: bool, model: DynamicViT, teachers: Teachers) -> Iterator[None]:
+def _compiled(wanted: bool, objective: TrainingObjective) -> Iterator[None]:
     """The paths that training takes, compiled; of the instances, so that all comes off again."""
-    ours = [each for each in (model, teachers.dense) if each is not None]
+    ours = [each for each in (objective.model, objective.dense_teacher) if each is not None]
     paths = [(each, name) for each in ours for name in ("forward_masked", "forward_dense")]
-    if teachers.foreign is not None:
-        paths.append((teachers.foreign.network, "forward"))
+    if objective.external_teacher is not None:
+        paths.append((objective.external_teacher.network, "forward"))
     for module, name in paths if wanted else ():
         setattr(module, name, torch.compile(getattr(module, name)))
     try:

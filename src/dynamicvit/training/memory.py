@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -16,11 +16,9 @@ from torch.utils._pytree import tree_leaves
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import image_channels
 from dynamicvit.costs import resolve_image_size
-from dynamicvit.data import Batch
-from dynamicvit.training.external_teacher import ForeignTeacher
+from dynamicvit.training.external_teacher import ExternalTeacher
+from dynamicvit.training.objective import TrainingObjective, objective_of
 from dynamicvit.training.recipe import Recipe
-from dynamicvit.training.step import SAMPLERS, step_losses
-from dynamicvit.training.teachers import Teachers, teachers_for
 
 #: AdamW keeps two averages of every gradient.
 _MOMENTS = 2
@@ -52,22 +50,13 @@ class Memory:
         """Their sum."""
         return sum(getattr(self, field.name) for field in fields(self))
 
-    def spread(self, holders: int) -> Memory:
-        """The same where so many processes hold equal parts of all that learning adds (FSDP).
-
-        Of the weights that are put together in a pass only those of a few blocks are there at a
-        time, which is not counted; teachers stay whole.
-        """
-        learned = ("weights", "averaged", "gradients", "optimizer")
-        return replace(self, **{name: getattr(self, name) // holders for name in learned})
-
 
 def estimate_memory(
     model: DynamicViT,
     recipe: Recipe,
     batch_size: int | None = None,
     *,
-    teacher: ForeignTeacher | None = None,
+    teacher: ExternalTeacher | None = None,
     device: torch.device | str = "cpu",
     precision: torch.dtype | None = None,
 ) -> Memory:
@@ -88,24 +77,20 @@ def estimate_memory(
         precision: dtype of autocast, or none for full precision.
     """
     batch_size = recipe.batch_size if batch_size is None else batch_size
-    modes = model.training, model.sampler, model.masking
+    was_training = model.training
     model.to(device).train()
-    model.sampler, model.masking = SAMPLERS[recipe.decisions], recipe.masking
-    teachers = teachers_for(model, recipe, teacher)
-    for each in teachers:
-        each.to(device)
+    objective = objective_of(model, recipe, teacher, device).to(device)
     try:
         # The first makes the gradients, which are there from then on.
-        _, one, two = (_held(model, teachers, recipe, n, device, precision) for n in (1, 1, 2))
+        _, one, two = (_held(objective, n, device, precision) for n in (1, 1, 2))
         gradients = _bytes(_gradients(model))
     finally:
-        model.train(modes[0])
-        model.sampler, model.masking = modes[1:]
+        model.train(was_training)
         model.zero_grad(set_to_none=True)
     weights = _bytes(_tensors(model))
     return Memory(
         weights=weights,
-        teacher=_bytes(_teachers_tensors(teachers)),
+        teacher=_bytes(_teachers_tensors(objective)),
         averaged=weights if recipe.ema else 0,
         gradients=gradients,
         optimizer=_MOMENTS * gradients,
@@ -114,19 +99,21 @@ def estimate_memory(
 
 
 def _held(
-    model: DynamicViT,
-    teachers: Teachers,
-    recipe: Recipe,
+    objective: TrainingObjective,
     num_images: int,
     device: torch.device | str,
     precision: torch.dtype | None,
 ) -> int:
     """The most bytes that a step on noise needed at a time, beside what was there before."""
+    model = objective.model
     images = torch.randn(num_images, image_channels(model), *resolve_image_size(model))
-    batch = Batch(images, torch.zeros(num_images, dtype=torch.long)).to(device)
-    there = [*_tensors(model), *_teachers_tensors(teachers), *_gradients(model), images]
+    images = images.to(device)
+    targets = torch.zeros(num_images, dtype=torch.long, device=device)
+    there = [*_tensors(model), *_teachers_tensors(objective), *_gradients(model), images]
+    autocast = torch.autocast(images.device.type, precision, enabled=precision is not None)
     with _Held(there) as held:
-        _, losses = step_losses(model, teachers, batch, recipe, precision)
+        with autocast:
+            _, losses = objective.with_output(images, targets)
         losses.total.backward()
     return held.peak
 
@@ -164,8 +151,8 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _teachers_tensors(teachers: Teachers) -> list[Tensor]:
-    return [tensor for each in teachers for tensor in _tensors(each)]
+def _teachers_tensors(objective: TrainingObjective) -> list[Tensor]:
+    return [tensor for each in objective.teachers for tensor in _tensors(each)]
 
 
 def _gradients(module: nn.Module) -> list[Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.costs import DENSE, costs_of, meta_copy, resolve_image_size, schedule_macs
+from dynamicvit.training.memory import Memory
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.recipe import Recipe
 
@@ -47,7 +48,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Plan:
-    """What follows from model, recipe and the number of steps; nothing of it is measured.
+    """What follows from model, recipe and the number of steps; only the memory is measured.
 
     Attributes:
         image_size: height and width in pixels.
@@ -59,6 +60,8 @@ class Plan:
         groups: the optimizer's parameter groups.
         frozen: numbers in parameters that never learn.
         steps: ``None`` where the data, and so their number, is not known.
+        images_at_a_time: on one device; ``None`` with the memory.
+        memory: that a device will need, where it was measured.
     """
 
     image_size: tuple[int, int]
@@ -70,10 +73,12 @@ class Plan:
     groups: tuple[Group, ...]
     frozen: int
     steps: Steps | None
+    images_at_a_time: int | None = None
+    memory: Memory | None = None
 
 
 def plan_of(model: DynamicViT, recipe: Recipe, steps: int | None) -> Plan:
-    """The plan of a run.
+    """The plan of a run, without its memory.
 
     Args:
         model: what will be trained; not touched.

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
 from functools import partial
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dynamicvit.core.distillation import Distillation, distillation_loss, hard_distillation_loss
 from dynamicvit.core.losses import LossWeights
 from dynamicvit.core.method import NO_GRADIENT, Masking
 from dynamicvit.core.schedule import Policy
-from dynamicvit.errors import InputError
-
-#: Version of the recipes that this code writes, and the newest that it reads.
-VERSION = 1
 
 Decisions = Literal["independent", "top-k", "best-k"]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Values that don't change; an unknown key is an error."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class LossRecipe(_Strict):
+class LossRecipe(Strict):
     """Weights of the loss parts, see :class:`~dynamicvit.core.losses.LossWeights`."""
 
     classification: float = Field(1.0, ge=0)
@@ -43,7 +36,7 @@ class LossRecipe(_Strict):
         return LossWeights(**self.model_dump())
 
 
-class TeacherRecipe(_Strict):
+class TeacherRecipe(Strict):
     """Whose logits the distillation loss looks at, and what it makes of them.
 
     Attributes:
@@ -70,7 +63,7 @@ class TeacherRecipe(_Strict):
         return partial(distillation_loss, temperature=self.temperature)
 
 
-class AugmentRecipe(_Strict):
+class AugmentRecipe(Strict):
     """Augmentation, all of it timm's and by timm's names.
 
     Mixup and cutmix mix pairs of images: the teacher answers for the mixture, and labels, where
@@ -103,7 +96,7 @@ class AugmentRecipe(_Strict):
         return self.model_dump(include={"scale", "hflip", "auto_augment", "re_prob"})
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A training run; the defaults are the paper's recipe for DeiT-S (released code).
 
     Attributes:
@@ -128,9 +121,10 @@ class Recipe(_Strict):
             many as inference keeps, so that no ratio loss is needed; "best-k" does not draw but
             keeps those that inference keeps.
         masking: when dropped tokens leave memory: "full", "lagged", "compact" or "zeroed"; see
-            :class:`~dynamicvit.core.model.DynamicViT`.
-        share_stem: leave the blocks before the first stage as they are and run them once for
-            student and teacher: where nothing has been dropped yet, the dense weights are right.
+            :meth:`~dynamicvit.core.model.DynamicViT.forward_masked`.
+        share_first_blocks: leave the blocks before the first stage as they are and run them once
+            for student and teacher: where nothing has been dropped yet, the dense weights are
+            right.
         guided: share of the images on which the guidance loss looks; the others count as zero in
             its mean. It takes the teacher's backward pass, as much again as its answer.
         losses: weights of the loss parts. Without classification no labels are needed.
@@ -162,7 +156,7 @@ class Recipe(_Strict):
     drop_path: float = Field(0.0, ge=0, lt=1)
     decisions: Decisions = "independent"
     masking: Masking = "full"
-    share_stem: bool = False
+    share_first_blocks: bool = False
     guided: float = Field(1.0, gt=0, le=1)
     losses: LossRecipe = LossRecipe()
     teacher: TeacherRecipe = TeacherRecipe()
@@ -183,8 +177,10 @@ class Recipe(_Strict):
     def _fits_together(self) -> Recipe:
         if (self.epochs is None) == (self.images is None):
             raise ValueError("give either epochs or images (how many to see)")
-        if self.share_stem and self.drop_path:
-            raise ValueError("share_stem needs drop_path 0: the teacher must not see dropped paths")
+        if self.share_first_blocks and self.drop_path:
+            raise ValueError(
+                "share_first_blocks needs drop_path 0: the teacher must not see dropped paths"
+            )
         if self.masking in ("lagged", *NO_GRADIENT) and self.decisions == "independent":
             raise ValueError(
                 f"masking: {self.masking} needs decisions that keep as many tokens of each image: "
@@ -194,7 +190,8 @@ class Recipe(_Strict):
             raise ValueError("stages: at least one is needed to drop anything")
         if self.masking in NO_GRADIENT and not self.losses.guidance:
             raise ValueError(
-                f"masking: {self.masking} gives the decisions no gradient: set losses.guidance as well"
+                f"masking: {self.masking} gives the decisions no gradient: set losses.guidance "
+                "as well"
             )
         if not any(vars(self.losses).values()):
             raise ValueError("losses: every weight is 0, so there is nothing to learn")
@@ -208,119 +205,6 @@ class Recipe(_Strict):
         return tuple(name for name in names if getattr(self.losses, name))
 
     @property
-    def asks_foreign_teacher(self) -> bool:
+    def asks_external_teacher(self) -> bool:
         """Whether the loss looks at the logits of another network."""
         return self.teacher.model is not None and self.losses.distillation > 0
-
-
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply overrides.
-
-    Args:
-        name_or_path: a built-in recipe (:func:`recipe_names`) or a YAML file.
-        overrides: ``key=value`` with dots into the parts, ``losses.classification=0``.
-
-    Raises:
-        InputError: for a recipe that does not exist, an unknown key (with the nearest one), or a
-            value that can't be.
-    """
-    values = _read(name_or_path)
-    for override in overrides:
-        _apply(values, override)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"recipe {name_or_path}: {_first_problem(error)}") from None
-
-
-def recipe_names() -> list[str]:
-    """The built-in recipes."""
-    folder = resources.files("dynamicvit.training.recipes")
-    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, which :func:`load_recipe` reads back."""
-    return yaml.safe_dump({"version": VERSION, **recipe.model_dump(mode="json")}, sort_keys=False)
-
-
-def _read(name_or_path: str) -> dict[str, Any]:
-    path = Path(name_or_path)
-    if name_or_path in recipe_names():
-        text = (resources.files("dynamicvit.training.recipes") / f"{name_or_path}.yaml").read_text()
-    elif path.is_file():
-        try:
-            text = path.read_text()
-        except UnicodeDecodeError:
-            raise InputError(f"recipe {name_or_path} is not text") from None
-    else:
-        near = difflib.get_close_matches(name_or_path, recipe_names(), n=1)
-        hint = f"did you mean {near[0]}? Give" if near else "give"
-        raise InputError(
-            f"no recipe {name_or_path!r}: {hint} a YAML file or one of {', '.join(recipe_names())}"
-        )
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"recipe {name_or_path} is not YAML: {' '.join(str(error).split())}"
-        ) from None
-    if not isinstance(values, dict):
-        raise InputError(f"recipe {name_or_path} must hold keys and values")
-    version = values.pop("version", VERSION)
-    if version != VERSION:
-        raise InputError(
-            f"recipe {name_or_path} is of version {version}, this dynamicvit reads version "
-            f"{VERSION}: take the dynamicvit that it was written for"
-        )
-    return values
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator:
-        raise InputError(f"override {override!r} must be key=value")
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise InputError(f"override {override!r}: {parent} has no parts")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"override {override!r}: {text!r} is not YAML") from None
-    if last in ("epochs", "images") and values[last] is not None:  # one replaces the other
-        values["images" if last == "epochs" else "epochs"] = None
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    # pydantic also names the member of a union; people know fields only.
-    known = {*Recipe.model_fields}.union(*(part.model_fields for part in _PARTS.values()))
-    unknown = problem["type"] == "extra_forbidden"
-    place = ".".join(str(p) for p in problem["loc"] if unknown or p in known or isinstance(p, int))
-    if unknown:
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(problem["loc"]), n=1)
-        return f"unknown key {place!r}" + (f", did you mean {near[0]!r}?" if near else "")
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "model_type":
-        message = f"has the parts {', '.join(_PARTS[place].model_fields)}"
-    # Where values don't fit together, the message has them.
-    given = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
-    return f"{place}: {message}{given}" if place else message
-
-
-#: What has parts of its own.
-_PARTS: dict[str, type[_Strict]] = {
-    "losses": LossRecipe,
-    "teacher": TeacherRecipe,
-    "augment": AugmentRecipe,
-}
-
-
-def _keys(location: Sequence[int | str]) -> Iterable[str]:
-    """What could stand in a place; above all parts also what they hold."""
-    if len(location) > 1:
-        return _PARTS.get(str(location[0]), Recipe).model_fields
-    inside = [f"{name}.{key}" for name, part in _PARTS.items() for key in part.model_fields]
-    return [*Recipe.model_fields, *inside]

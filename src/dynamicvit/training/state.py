@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +16,20 @@ from torch import nn
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import EvaluationResult
-from dynamicvit.training.best import Best
-from dynamicvit.training.checkpoint import cannot_write, keep_checkpoint, newest_checkpoint
-from dynamicvit.training.log import LOG_NAME, to_line
+from dynamicvit.training.checkpoint import (
+    cannot_write,
+    check_same_run,
+    keep_checkpoint,
+    newest_checkpoint,
+)
+from dynamicvit.training.held_out import Best
+from dynamicvit.training.log import LOG_NAME, Progress
+from dynamicvit.training.objective import TrainingObjective
 from dynamicvit.training.recipe import Recipe
-from dynamicvit.training.resume import check_same_run
-from dynamicvit.training.teachers import Teachers
 from dynamicvit.utils.distributed import Processes
 from dynamicvit.utils.weights import load_exactly
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One step of a run, for whoever shows it.
-
-    Attributes:
-        step: counted from 0.
-        steps: of the whole run.
-        images: seen so far.
-        images_per_second: of this run of the program, reading included.
-        losses: each part by name, unweighted, and the total.
-        kept: for each stage the mean share of patches that the step's decisions kept.
-        learning_rates: of prediction modules and backbone.
-        gradient_norm: before clipping.
-        kept_by_score: for each stage the mean share of patches that are still there and likelier
-            kept than not by the scores alone; empty where a score is no probability
-            (:attr:`Recipe.scores_are_probabilities`).
-        kept_at_inference: for each stage the share of patches that inference keeps, the k best.
-        not_finite: for a step that was left out, what was not finite, by name.
-        suspects: of that step a few images by name: whose logits were not finite, or if all were,
-            of all.
-        held_out: after an evaluation of the held-out images ``top1``, or ``agreement`` with the
-            dense network, in 0..1; else empty.
-    """
-
-    step: int
-    steps: int
-    images: int
-    images_per_second: float
-    losses: dict[str, float]
-    kept: tuple[float, ...]
-    learning_rates: dict[str, float]
-    gradient_norm: float
-    kept_by_score: tuple[float, ...]
-    kept_at_inference: tuple[float, ...]
-    not_finite: tuple[str, ...] = ()
-    suspects: tuple[str, ...] = ()
-    held_out: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,9 +67,8 @@ class RunState:
     Args:
         folder: of the run; the main process writes its log and checkpoints there.
         recipe: of the run.
-        model: the student.
-        teachers: of the run. The dense self's weights are saved, for nobody else may have them as
-            they were at the start; of another network only what tells it from a third.
+        objective: student and teachers. The dense teacher's weights are saved, for nobody else may
+            have them as they were at the start; of another network only what tells it from a third.
         optimizer: of the student.
         ema: averaged weights, if any.
         scaler: of the loss, for fp16.
@@ -121,9 +85,8 @@ class RunState:
         self,
         folder: Path,
         recipe: Recipe,
+        objective: TrainingObjective,
         *,
-        model: DynamicViT,
-        teachers: Teachers,
         optimizer: torch.optim.Optimizer,
         ema: ModelEmaV3 | None,
         scaler: torch.amp.GradScaler,
@@ -132,13 +95,8 @@ class RunState:
         processes: Processes,
         best: Best,
     ) -> None:
-        self.folder = folder
-        self.recipe = recipe
-        self.model = model
-        self.teachers = teachers
-        self.optimizer = optimizer
-        self.ema = ema
-        self.scaler = scaler
+        self.folder, self.recipe, self.objective = folder, recipe, objective
+        self.optimizer, self.ema, self.scaler = optimizer, ema, scaler
         self.steps, self.epoch_steps, self.processes = steps, epoch_steps, processes
         self.step = self.images = self.bad_steps = self.bad_in_a_row = 0
         self.seconds = self.seconds_before = 0.0
@@ -147,7 +105,12 @@ class RunState:
         self.best = best
         self.score: float | None = None
         self.loss_sum, self.loss_steps = 0.0, 0  # since the last save
-        self.kept_sum, self.kept_steps = [0.0] * len(model.schedule.stages), 0
+        self.kept_sum, self.kept_steps = [0.0] * len(self.model.schedule.stages), 0
+
+    @property
+    def model(self) -> DynamicViT:
+        """The student."""
+        return self.objective.model
 
     _counters = (
         "step", "images", "bad_steps", "bad_in_a_row", "seconds", "skipped", "log_bytes",
@@ -181,7 +144,7 @@ class RunState:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         limit = math.inf if clip is None else clip
-        norm = float(self.processes.whole(nn.utils.clip_grad_norm_(parameters, limit)))
+        norm = float(nn.utils.clip_grad_norm_(parameters, limit))
         if math.isfinite(loss) and math.isfinite(norm):
             self.bad_in_a_row = 0
             self.scaler.step(self.optimizer)
@@ -205,7 +168,7 @@ class RunState:
 
     def log(self, progress: Progress) -> None:
         """One line of JSON for each step."""
-        line = to_line(progress)
+        line = progress.to_line()
         try:
             with open(self.log_file, "a") as file:
                 file.write(line)
@@ -214,7 +177,7 @@ class RunState:
         self.log_bytes += len(line)
 
     def save(self) -> None:
-        """Write everything that going on needs; all processes call it, the main one writes."""
+        """Write everything that going on needs, in the main process."""
         is_best = self.is_best
         if is_best:
             self.best.value, self.best.step = self._value, self.step
@@ -222,14 +185,13 @@ class RunState:
             "recipe": self.recipe.model_dump(mode="json"),
             "epoch_steps": self.epoch_steps,
             "processes": self.processes.count,
-            "foreign_teacher": self._foreign_teacher,
+            "external_teacher": self._external_teacher,
             **{part: weights.state_dict() for part, weights in self._parts().items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "counters": {name: getattr(self, name) for name in self._counters},
             "best": asdict(self.best),
         }
-        state = self.processes.whole(state, everywhere=False)
         if self.processes.is_main:
             keep_checkpoint(state, self.folder, best=is_best)
         self.loss_sum, self.loss_steps, self.score = 0.0, 0, None
@@ -249,7 +211,7 @@ class RunState:
             self.recipe,
             epoch_steps=self.epoch_steps,
             processes=self.processes.count,
-            foreign_teacher=self._foreign_teacher,
+            external_teacher=self._external_teacher,
             force=force,
         )
         for part, weights in self._parts().items():
@@ -258,9 +220,8 @@ class RunState:
                 continue
             if part not in state:
                 raise InputError(f"{path} holds no {part} weights: set ema=null to go on")
-            tensors = self.processes.parts(state[part], weights.state_dict())
-            load_exactly(weights, tensors, f"{path} is of another model")
-        _load_optimizer(self.optimizer, state["optimizer"], path, self.processes)
+            load_exactly(weights, state[part], f"{path} is of another model")
+        _load_optimizer(self.optimizer, state["optimizer"], path)
         self.scaler.load_state_dict(state["scaler"])
         for name in self._counters:
             setattr(self, name, state["counters"][name])
@@ -273,12 +234,13 @@ class RunState:
 
     def _parts(self) -> dict[str, nn.Module]:
         averaged = None if self.ema is None else self.ema.module
-        parts = {"model": self.model, "teacher": self.teachers.dense, "ema": averaged}
+        parts = {"model": self.model, "teacher": self.objective.dense_teacher, "ema": averaged}
         return {name: part for name, part in parts.items() if part is not None}
 
     @property
-    def _foreign_teacher(self) -> str | None:
-        return None if self.teachers.foreign is None else self.teachers.foreign.fingerprint
+    def _external_teacher(self) -> str | None:
+        teacher = self.objective.external_teacher
+        return None if teacher is None else teacher.fingerprint
 
     def report(self, held_out: EvaluationResult | None = None) -> TrainingReport:
         """What was done, and how right the final weights are."""
@@ -294,19 +256,11 @@ class RunState:
         )
 
 
-def _load_optimizer(
-    optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path, processes: Processes
-) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
     """Take moments and counts from a checkpoint; rates and decays are the recipe's."""
-    learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    kept = {
-        index: processes.parts(averages, dict.fromkeys(averages, learned[index]))
-        for index, averages in state["state"].items()
-        if index < len(learned)  # else it is refused below
-    }
     ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
-        optimizer.load_state_dict({**state, "state": kept})
+        optimizer.load_state_dict(state)
     except ValueError as error:
         raise InputError(f"{path}: other weights learned there than the recipe says") from error
     for group, values in zip(optimizer.param_groups, ours, strict=True):

@@ -13,22 +13,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-
-try:
-    from transformers import (
-        AutoConfig,
-        AutoModelForImageClassification,
-        PretrainedConfig,
-        PreTrainedModel,
-    )
-    from transformers.modeling_outputs import ImageClassifierOutput
-except ImportError as error:
-    raise ImportError(
-        "dynamicvit.transformers.model needs transformers: pip install 'dynamicvit[transformers]'"
-    ) from error
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from dynamicvit.backbones.hf import classifier_from
 from dynamicvit.backbones.hf_base import HFBackbone
+from dynamicvit.core.hub import policy_in
 from dynamicvit.core.losses import LossWeights, dynamicvit_loss
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import own_image_size
@@ -56,7 +51,7 @@ class DynamicViTConfig(PretrainedConfig):
         **kwargs: what :class:`transformers.PretrainedConfig` takes.
 
     Raises:
-        InputError: for ratios, stages or a word on dropped tokens that can't be.
+        InputError: for ratios, stages or a policy that can't be.
     """
 
     model_type = "dynamicvit"
@@ -72,6 +67,8 @@ class DynamicViTConfig(PretrainedConfig):
         if not isinstance(backbone_config, PretrainedConfig):
             description = {"model_type": "vit", **(backbone_config or {})}
             backbone_config = AutoConfig.for_model(description.pop("model_type"), **description)
+        if "dropped" in kwargs:  # as 0.1.0 wrote it
+            policy = policy_in({"dropped": kwargs.pop("dropped")})
         schedule = Schedule(tuple(stages), tuple(keep_ratios), policy)
         # First of all and past __setattr__: the keys that follow are looked up in it.
         self.__dict__["backbone_config"] = backbone_config
@@ -220,8 +217,8 @@ class DynamicViTForImageClassification(PreTrainedModel):
             pixel_values: ``(B, channels, height, width)``.
             labels: as the dense model takes them, by ``config.problem_type``.
             interpolate_pos_encoding: whether images of another size than the config's are taken.
-            output_attentions: refused, and so is
-            output_hidden_states: tokens leave on the way, so there is no such tensor.
+            output_attentions: refused, as is ``output_hidden_states``: no tensor holds all tokens.
+            output_hidden_states: see there.
             return_dict: ``False`` for a tuple; by default what the config says.
 
         Returns:
@@ -238,8 +235,8 @@ class DynamicViTForImageClassification(PreTrainedModel):
             output_hidden_states, config.output_hidden_states
         ):
             raise InputError(
-                "attentions and hidden states can't be given, tokens leave on the way; "
-                "forward_pruned says which patches survived"
+                "there are no output_attentions and output_hidden_states, since tokens are dropped on "
+                "the way; forward_pruned says which patches were kept"
             )
         images = self._images(pixel_values, bool(interpolate_pos_encoding))
         if self.training:
@@ -255,7 +252,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
     def forward_pruned(
         self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None
     ) -> PrunedOutput:
-        """The pruned path, with a report of which patches survived each stage.
+        """The pruned path, with a report of which patches each stage kept.
 
         Args:
             pixel_values: ``(B, channels, height, width)``.

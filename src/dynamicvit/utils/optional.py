@@ -9,11 +9,11 @@ from dynamicvit.errors import InputError
 
 
 def need(package: str, extra: str) -> Any:
-    """Import a package.
+    """Import a package, or a module that needs one.
 
     Args:
         package: its name.
-        extra: ours, that installs it.
+        extra: of dynamicvit, that installs it.
 
     Raises:
         InputError: with the command that installs it, if it is missing or broken.

@@ -1,44 +1,27 @@
-"""Get a released checkpoint: once, whole, and of the network that it should be."""
+"""Get a released checkpoint: once, whole, and of the architecture that it should be."""
 
 from __future__ import annotations
 
-import http.client
-import socket
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import zipfile
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from huggingface_hub.file_download import http_get
 
-from dynamicvit._version import __version__
 from dynamicvit.checkpoints.released.recognize import recognize
 from dynamicvit.checkpoints.released.zoo import PROJECT_PAGE, Release, release_of
 from dynamicvit.errors import InputError
 from dynamicvit.utils.weights import first_line
 
-#: Seconds without a byte after which a server counts as gone.
-TIMEOUT = 30.0
-_CHUNK = 1 << 20
+_RANGE_NOT_SATISFIABLE = 416
 
 
 def download(name: str, folder: str | Path | None = None) -> Path:
-    """The file of a release: from the cache, or downloaded into it under a progress bar.
+    """The file of a release: from the cache, or downloaded into it.
 
-    What an interrupted download has left is gone on with. The file gets its name only once it is
-    complete and holds the network that it should. One in the cache that doesn't is downloaded
-    again, and replaced once the new one is there.
+    A download that broke off goes on where it ended. The file gets its name once it is complete and
+    holds the network that it should. One in the cache that doesn't is downloaded again, and
+    replaced once the new one is there.
 
     Args:
         name: of the release, such as ``"deit-s-0.7"``.
@@ -46,8 +29,7 @@ def download(name: str, folder: str | Path | None = None) -> Path:
             ``XDG_CACHE_HOME`` move.
 
     Raises:
-        InputError: for a name that is none; or saying why the file can't be had, and where else it
-            may be.
+        InputError: for an unknown name; or saying why the file can't be had, and where else it is.
     """
     release = release_of(name)
     folder = Path(torch.hub.get_dir()) / "checkpoints" if folder is None else Path(folder)
@@ -58,32 +40,31 @@ def download(name: str, folder: str | Path | None = None) -> Path:
     partial = path.with_name(f"{path.name}.partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _bar(release.name) as advance:
-            _fetch(release.url, partial, advance)
-        _check(release, partial)
-        partial.replace(path)
-        _tag_of(partial).unlink(missing_ok=True)
-    except _NETWORK as error:
-        cached = f" (and {path} in the cache is of no use: {broken})" if broken else ""
-        raise _failed(release, _reason(error) + cached) from error
+        partial.touch()
     except OSError as error:
         raise InputError(
             f"{folder}: can't be written ({first_line(error)}); TORCH_HOME names another place"
         ) from error
+    cached = f" (and {path} in the cache is of no use: {broken})" if broken else ""
+    try:
+        with partial.open("ab") as file:
+            http_get(
+                release.url, file, resume_size=file.tell(), displayed_filename=release.file_name
+            )
+    except Exception as error:  # of the HTTP library under huggingface_hub, which changes
+        reason = first_line(error)
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status == _RANGE_NOT_SATISFIABLE or not partial.stat().st_size:
+            partial.unlink()
+        else:
+            reason = f"broke off after {partial.stat().st_size} bytes ({reason}); run it again"
+        raise _failed(release, reason + cached) from error
+    problem = _torn(partial) or _problem(release, partial)
+    if problem:
+        partial.unlink()
+        raise _failed(release, f"what came is no {release.architecture.name}: {problem}{cached}")
+    partial.replace(path)
     return path
-
-
-class _BrokenOffError(Exception):
-    """The server sent something else than the file, or not all of it."""
-
-
-_NETWORK = (
-    urllib.error.URLError,
-    http.client.HTTPException,
-    ConnectionError,
-    TimeoutError,
-    _BrokenOffError,
-)
 
 
 def _failed(release: Release, reason: str) -> InputError:
@@ -92,28 +73,6 @@ def _failed(release: Release, reason: str) -> InputError:
         f"{PROJECT_PAGE}; with the file: dynamicvit convert FILE --keep-ratio "
         f"{release.keep_ratio} --out DIR"
     )
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, in a few words."""
-    if isinstance(error, urllib.error.HTTPError):
-        return f"the server says {error.code} {error.reason}"
-    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
-        error = error.reason
-    if isinstance(error, socket.gaierror):
-        return f"no such server, or no network ({first_line(error)})"
-    if isinstance(error, TimeoutError):
-        return f"no answer for {TIMEOUT:g} s"
-    return first_line(error)
-
-
-def _check(release: Release, partial: Path) -> None:
-    """Raise, and throw the file away, unless it is a checkpoint of the release's architecture."""
-    problem = _problem(release, partial)
-    if problem:
-        partial.unlink()
-        _tag_of(partial).unlink(missing_ok=True)
-        raise _BrokenOffError(f"what came is no {release.architecture.name}: {problem}")
 
 
 def _problem(release: Release, file: Path) -> str:
@@ -125,98 +84,14 @@ def _problem(release: Release, file: Path) -> str:
     return "" if found.architecture == release.architecture else f"it is a {found.name}"
 
 
-# ---------------------------------------------------------------- transfer
+def _torn(file: Path) -> str:
+    """Which part of the file is not as it was packed, say of a file that changed between two tries.
 
-Advance = Callable[[int, int | None], None]
-"""Told how many bytes are there, and of how many if that is known."""
-
-
-def _fetch(url: str, partial: Path, advance: Advance) -> None:
-    """Complete the partial file, from where it ends if the server can."""
-    start = partial.stat().st_size if partial.exists() else 0
-    tag = _tag_of(partial)
+    torch looks at no checksums.
+    """
     try:
-        response = _open(url, start, tag.read_text("ascii") if tag.exists() else "")
-    except urllib.error.HTTPError as error:
-        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
-            raise
-        if error.headers.get("Content-Range") == f"bytes */{start}":
-            return  # it was complete
-        response = _open(url)
-    with response:
-        if response.headers.get_content_type() == "text/html":
-            raise _BrokenOffError("a web page came in place of the file")
-        if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            start = 0  # the server sends all of it again
-        if not start:
-            _note(tag, response.headers.get("ETag", ""))
-        length = response.headers.get("Content-Length")
-        total = None if length is None else start + int(length)
-        size, broken = start, False
-        with partial.open("r+b" if start else "wb") as file:
-            file.seek(start)
-            while not broken:
-                chunk, broken = _read(response)
-                if not chunk:
-                    break
-                file.write(chunk)
-                size += len(chunk)
-                advance(size, total)
-    if broken or (total is not None and size < total):
-        there = f"{size} bytes" if total is None else f"{size} of {total} bytes"
-        raise _BrokenOffError(f"broke off after {there}; run it again to go on")
-
-
-def _tag_of(partial: Path) -> Path:
-    """Where the server's tag of the file is kept as long as the file is not complete."""
-    return partial.with_name(f"{partial.name}.etag")
-
-
-def _note(tag: Path, etag: str) -> None:
-    """Keep the tag of a download that begins, if it is one that vouches for every byte."""
-    if etag.startswith('"'):
-        tag.write_text(etag, "ascii")
-    else:
-        tag.unlink(missing_ok=True)
-
-
-def _open(url: str, start: int = 0, etag: str = "") -> Any:
-    headers = {"User-Agent": f"dynamicvit/{__version__}"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    if start and etag:
-        headers["If-Range"] = etag  # all of it, where the server has another file by now
-    request = urllib.request.Request(url, headers=headers)
-    try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()  # it is the response too, and what it says is read already
-        raise
-
-
-def _read(response: http.client.HTTPResponse) -> tuple[bytes, bool]:
-    """The next bytes, none at the end; and whether the connection broke."""
-    try:
-        return response.read(_CHUNK), False
-    except http.client.IncompleteRead as error:
-        return error.partial, True
-    except (ConnectionError, TimeoutError):
-        return b"", True
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Advance]:
-    """A progress bar on standard error, on a terminal only."""
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task(name, total=None)
-        yield lambda size, total: progress.update(task, completed=size, total=total)
+        with zipfile.ZipFile(file) as archive:
+            part = archive.testzip()
+    except zipfile.BadZipFile:  # an old format, or no checkpoint, which torch will tell
+        return ""
+    return f"wrong checksum of {part}" if part else ""

@@ -1,15 +1,22 @@
-"""Parameter names of the released implementation: which network they tell, and ours for them."""
+"""Names and shapes of the released implementation's parameters, and what network they are of."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from dynamicvit.checkpoints.released.zoo import LayoutName
+from torch import Tensor
+
+from dynamicvit.checkpoints.released.zoo import Architecture, LayoutName, architecture_of
+from dynamicvit.errors import InputError
 
 T = TypeVar("T")
+
+#: LV-ViT's stem halves the image before patches are taken from it.
+LVVIT_STEM_STRIDE = 2
 
 #: Released name of each part of a prediction module, and ours.
 _PREDICTOR_PARTS = {"in_conv.0": "norm", "in_conv.1": "project", "out_conv": "head"}
@@ -42,28 +49,26 @@ class Layout:
 
     Attributes:
         name: whose backbone it is.
-        around: the names outside blocks and prediction modules.
         pruned: whether it has prediction modules; else it is a dense network.
     """
 
     name: LayoutName
-    around: tuple[str, ...]
     pruned: bool
 
-    def of(self, architecture: str) -> str:
-        """In words, such a network of this architecture."""
-        return f"a DynamicViT of {architecture}" if self.pruned else f"a dense {architecture}"
+    @classmethod
+    def of(cls, names: Collection[str]) -> Layout:
+        """The only layout that a state dict with these names can have."""
+        lvvit = any(name.startswith(("patch_embed.conv", "aux_head.")) for name in names)
+        return cls("LV-ViT" if lvvit else "DeiT", is_released(names))
 
     def expected(self, names: Collection[str]) -> list[str]:
         """All names of a network with as many blocks and prediction modules as these show."""
-        block = _BLOCK
-        if any(name.endswith(_QKV_BIAS) for name in names):
-            block = (*_BLOCK, _QKV_BIAS)
-        parts = {"blocks": block}
+        bias = any(name.endswith(_QKV_BIAS) for name in names)
+        parts = {"blocks": (*_BLOCK, _QKV_BIAS) if bias else _BLOCK}
         if self.pruned:
             parts["score_predictor"] = _PREDICTOR_LAYERS
         return [
-            *self.around,
+            *(_LVVIT_STEM if self.name == "LV-ViT" else _STEM),
             *(
                 f"{part}.{index}.{layer}"
                 for part, layers in parts.items()
@@ -72,12 +77,9 @@ class Layout:
             ),
         ]
 
-
-LAYOUTS = tuple(
-    Layout(name, around, pruned)
-    for name, around in (("DeiT", _STEM), ("LV-ViT", _LVVIT_STEM))
-    for pruned in (True, False)
-)
+    def fits(self, names: Collection[str]) -> bool:
+        """Whether these are all the names of such a network, and no others."""
+        return set(self.expected(names)) == set(names)
 
 
 def count(names: Collection[str], part: str) -> int:
@@ -85,22 +87,6 @@ def count(names: Collection[str], part: str) -> int:
     found = (re.match(rf"{part}\.(\d+)\.", name) for name in names)
     highest = max((int(match[1]) for match in found if match), default=-1)
     return min(highest + 1, len(names))  # a number in a stranger's name may be anything
-
-
-def nearest_layout(names: Collection[str]) -> Layout:
-    """The layout that shares most with these names."""
-
-    def shared(layout: Layout) -> float:
-        expected = set(layout.expected(names))
-        return len(expected & set(names)) / len(expected | set(names))
-
-    return max(LAYOUTS, key=shared)
-
-
-def match_layout(names: Collection[str]) -> Layout | None:
-    """The layout whose names these are, all of them and no others; ``None`` if there is none."""
-    layout = nearest_layout(names)
-    return layout if set(layout.expected(names)) == set(names) else None
 
 
 def is_released(names: Collection[str]) -> bool:
@@ -126,3 +112,132 @@ def _our_name(name: str) -> str:
     if match is None or match[2] not in _PREDICTOR_PARTS:
         return f"backbone.{name}"
     return f"predictors.{match[1]}.{_PREDICTOR_PARTS[match[2]]}.{match[3]}"
+
+
+# ---------------------------------------------------------------- shapes
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the shapes of a released state dict say about its network.
+
+    Attributes:
+        width: C.
+        depth: number of blocks.
+        hidden: width inside each MLP.
+        grid: rows, and columns, of patches.
+        patch: height and width of a patch in pixels.
+        channels: of an image.
+        classes: number of them.
+        num_stages: prediction modules.
+        qkv_bias: whether queries, keys and values have one.
+        stem_width: channels of LV-ViT's stem; ``None`` for DeiT, which has none.
+    """
+
+    width: int
+    depth: int
+    hidden: int
+    grid: int
+    patch: tuple[int, int]
+    channels: int
+    classes: int
+    num_stages: int
+    qkv_bias: bool
+    stem_width: int | None
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], layout: Layout, source: str) -> Shapes:
+        """Read them from tensors that have the layout's names.
+
+        Raises:
+            InputError: if a tensor that they are read from has other dimensions or is empty.
+        """
+        ranks = {
+            "patch_embed.proj.weight": 4,
+            "patch_embed.conv1.weight": 4,
+            "pos_embed": 3,
+            "blocks.0.mlp.fc1.weight": 2,
+            "head.weight": 2,
+        }
+        for name, rank in ranks.items():
+            if name in tensors and tensors[name].ndim != rank:
+                raise InputError(
+                    f"{source}: {name} has shape {tuple(tensors[name].shape)}, where a "
+                    f"{layout.name}'s has {rank} dimensions"
+                )
+            if name in tensors and not tensors[name].numel():
+                empty = "0 classes" if name == "head.weight" else "nothing in it"
+                raise InputError(
+                    f"{source}: {name} has shape {tuple(tensors[name].shape)}: {empty}"
+                )
+        width, embedded, *patch = tensors["patch_embed.proj.weight"].shape
+        stem_width, channels = None, embedded
+        if layout.name == "LV-ViT":
+            stem_width, channels, *_ = tensors["patch_embed.conv1.weight"].shape
+            patch = [LVVIT_STEM_STRIDE * side for side in patch]
+        num_patches = tensors["pos_embed"].shape[1] - 1
+        grid = math.isqrt(max(num_patches, 0))
+        if grid == 0 or grid * grid != num_patches:
+            raise InputError(
+                f"{source}: pos_embed holds {num_patches} patches, which is not a square grid"
+            )
+        return cls(
+            width=width,
+            depth=count(tensors, "blocks"),
+            hidden=tensors["blocks.0.mlp.fc1.weight"].shape[0],
+            grid=grid,
+            patch=(patch[0], patch[1]),
+            channels=channels,
+            classes=tensors["head.weight"].shape[0],
+            num_stages=count(tensors, "score_predictor"),
+            qkv_bias="blocks.0.attn.qkv.bias" in tensors,
+            stem_width=stem_width,
+        )
+
+    def backbone_args(self) -> dict[str, Any]:
+        """timm's arguments, but for what shapes can't tell."""
+        stem = {} if self.stem_width is None else {"stem_width": self.stem_width}
+        return stem | {
+            "img_size": (self.grid * self.patch[0], self.grid * self.patch[1]),
+            "patch_size": self.patch[0] if self.patch[0] == self.patch[1] else self.patch,
+            "in_chans": self.channels,
+            "num_classes": self.classes,
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "mlp_ratio": self.hidden / self.width,
+            "qkv_bias": self.qkv_bias,
+        }
+
+
+class Known(NamedTuple):
+    """A backbone of the paper's tables, for images of one size.
+
+    Attributes:
+        architecture: the row of the tables.
+        image_size: side of the images in pixels.
+    """
+
+    architecture: Architecture
+    image_size: int
+
+    def __str__(self) -> str:
+        name = self.architecture.timm_name(self.image_size) or self.architecture.model
+        return f"{name}, for images of {self.image_size} px"
+
+
+def known_network(tensors: Mapping[str, Tensor]) -> Known | None:
+    """The backbone of the paper's tables that has exactly these names and shapes, if there is one.
+
+    Args:
+        tensors: of a dense network or a DynamicViT, under the released names or this library's.
+    """
+    tensors = {released_name(name): tensor for name, tensor in tensors.items()}
+    layout = Layout.of(tensors)
+    if not layout.fits(tensors):
+        return None
+    try:
+        shapes = Shapes.read(tensors, layout, "")
+    except InputError:
+        return None
+    architecture = architecture_of(layout.name, shapes.width, shapes.depth)
+    return architecture and Known(architecture, shapes.grid * shapes.patch[0])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,28 @@ from torch import Tensor
 
 from dynamicvit.checkpoints.released.layouts import (
     Layout,
-    match_layout,
+    Shapes,
+    known_network,
     released_name,
     rename_released,
 )
-from dynamicvit.checkpoints.released.metadata import Metadata, find_keep_ratio
-from dynamicvit.checkpoints.released.nearest import known_network, likeness
-from dynamicvit.checkpoints.released.shapes import Shapes
-from dynamicvit.checkpoints.released.zoo import Architecture, architecture_of
+from dynamicvit.checkpoints.released.zoo import (
+    ARCHITECTURES,
+    Architecture,
+    architecture_of,
+    keep_ratio_in,
+)
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.sparsification import sparsify
-from dynamicvit.utils.weights import Weights, load_exactly, open_weights, weights_in
+from dynamicvit.utils.weights import (
+    Weights,
+    first_few,
+    load_exactly,
+    open_weights,
+    weights_in,
+)
 
 #: timm's network that one without a name of its own is built from, by layout.
 BUILT_FROM = {"DeiT": "deit_small_patch16_224", "LV-ViT": "lvvit_s"}
@@ -34,6 +44,14 @@ HEAD_WIDTH = 64
 #: The authors' evaluation makes 224 px out of the middle of 256; timm's crop for DeiT is wider.
 CROP_PCT = 224 / 256
 _DEFAULT_STAGES = len(Schedule.for_depth(4).stages)
+#: What a safetensors file may say about itself, and how to read it.
+_METADATA: dict[str, Callable[[str], Any]] = {
+    "rho": float,
+    "num_heads": int,
+    "residual_divisor": float,
+    "stages": lambda text: [int(number) for number in json.loads(text)],
+    "kind": str,  # timm's name of the full-size network that a small one is like
+}
 
 
 @dataclass(frozen=True)
@@ -103,29 +121,44 @@ def recognize(
     residual_divisor: float | None = None,
     ema: bool = False,
 ) -> Recognized:
-    """What a released checkpoint is of; see :func:`load_released` for what it takes.
+    """What a released checkpoint is of, or another one with the same names.
+
+    Image and patch size, width, depth, MLP ratio, classes and the number of stages come from the
+    shapes of the tensors. What shapes can't tell comes from the arguments, else from a safetensors
+    file's metadata (``rho``, ``num_heads``, ``residual_divisor``, ``stages``), else from what is
+    known of the networks of the paper.
+
+    Args:
+        path_or_state_dict: a ``.safetensors`` file, a ``torch.save`` file (only its tensors are
+            loaded), or a state dict; the names may be wrapped in ``model`` or ``state_dict``.
+        keep_ratio: ρ, or one ratio for each stage; else from the metadata or the file's name
+            (``dynamic-vit_384_r0.7.pth``).
+        num_heads: needed for a size that the paper does not have; for DeiT width / 64.
+        stages: blocks before which tokens are dropped; by default 1/4, 2/4, 3/4 of the depth for
+            three stages.
+        residual_divisor: of LV-ViT; needed for a size that it does not come in.
+        ema: take the moving average of the weights, where the file holds one beside them. The
+            published accuracy is that of the weights themselves.
 
     Raises:
         InputError: if the file can't be read, is of another architecture, or leaves open what
             neither metadata nor arguments say.
     """
     if isinstance(path_or_state_dict, (str, Path)):
-        source, file_name = str(path_or_state_dict), Path(path_or_state_dict).name
+        source = str(path_or_state_dict)
         weights = open_weights(path_or_state_dict, ema)
     else:
-        source, file_name = "the state dict", ""
+        source = "the state dict"
         weights = weights_in(path_or_state_dict, source, ema=ema)
     layout = _pruned_layout(weights.tensors, source)
     shapes = Shapes.read(weights.tensors, layout, source)
-    said = Metadata(weights.metadata, source)
+    said = read_metadata(weights.metadata, source)
     architecture = architecture_of(layout.name, shapes.width, shapes.depth)
-    relative = architecture or said.relative()
-    num_heads = said.number_of_heads() if num_heads is None else num_heads
+    relative = architecture or _relative(said.get("kind"), layout)
+    if num_heads is None:
+        num_heads = said.get("num_heads")
     if residual_divisor is None:
-        residual_divisor = said.residual_divisor()
-    if residual_divisor is None and relative is not None and relative.layout == layout.name:
-        residual_divisor = relative.residual_divisor
-    stages = said.stages() if stages is None else stages
+        residual_divisor = said.get("residual_divisor", relative and relative.residual_divisor)
     return Recognized(
         source,
         weights,
@@ -134,8 +167,57 @@ def recognize(
         architecture,
         _heads(num_heads, architecture, layout, shapes, source),
         _divisor(residual_divisor, layout, shapes, source),
-        *find_keep_ratio(keep_ratio, said, file_name),
-        _stage_positions(stages, shapes, source),
+        *find_keep_ratio(keep_ratio, said, source),
+        _stage_positions(said.get("stages") if stages is None else stages, shapes, source),
+    )
+
+
+def _relative(kind: str | None, layout: Layout) -> Architecture | None:
+    """The full-size network that a small one says it is a kind of, if that has the same layout."""
+    rows = (row for row in ARCHITECTURES if (row.model, row.layout) == (kind, layout.name))
+    return next(rows, None)
+
+
+def read_metadata(entries: Mapping[str, str], source: str) -> dict[str, Any]:
+    """What a safetensors file says about itself, as values.
+
+    Raises:
+        InputError: for an entry that can't be read.
+    """
+    said = {}
+    for key, read in _METADATA.items():
+        if key in entries:
+            try:
+                said[key] = read(entries[key])
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{source}: its metadata has {key}={entries[key]!r}") from error
+    return said
+
+
+def find_keep_ratio(
+    given: float | Sequence[float] | None, said: Mapping[str, Any], source: str
+) -> tuple[float | Sequence[float], str]:
+    """ρ of a released checkpoint, or one ratio for each stage, and where that is from.
+
+    Args:
+        given: goes first.
+        said: what :func:`read_metadata` read; goes before the file's name.
+        source: the file, such as ``dynamic-vit_384_r0.7.pth``.
+
+    Returns:
+        The ratio, and ``"as given"``, ``"from its metadata"`` or ``"from its name"``.
+
+    Raises:
+        InputError: if none of them tells.
+    """
+    named = keep_ratio_in(Path(source).name)
+    known = {"as given": given, "from its metadata": said.get("rho"), "from its name": named}
+    for origin, ratio in known.items():
+        if ratio is not None:
+            return ratio, origin
+    raise InputError(
+        f"{source}: does not say its keep ratio, and neither do shapes; give keep_ratio "
+        f"(--keep-ratio), such as 0.7"
     )
 
 
@@ -149,16 +231,22 @@ def _pruned_layout(tensors: Mapping[str, Tensor], source: str) -> Layout:
         raise InputError(
             f"{source}: is no released DynamicViT, but this library's own state dict; {instead}"
         )
-    layout = match_layout(tensors)
-    if layout is None:
-        like = likeness(tensors)
-        other = "" if like.nearest and like.layout.pruned else f"; for another network {instead}"
-        raise InputError(f"{source}: is no released checkpoint, {like}{other}")
+    layout = Layout.of(tensors)
+    if not layout.fits(tensors):
+        expected = layout.expected(tensors)
+        kind = f"{'DynamicViT of' if layout.pruned else 'dense'} {layout.name}"
+        parts = (
+            f"{source}: its names are not those of a released {kind}",
+            first_few("missing", [name for name in expected if name not in tensors]),
+            first_few("unexpected", [name for name in tensors if name not in expected]),
+            "" if layout.pruned else f"for another network {instead}",
+        )
+        raise InputError("; ".join(part for part in parts if part))
     if layout.pruned:
         return layout
     known = known_network(tensors)
-    name = None if known is None else known.architecture.timm_name(known.image_size)
-    example = "" if name is None else f" (--model {name} --checkpoint {source})"
+    name = known and known.architecture.timm_name(known.image_size)
+    example = f" (--model {name} --checkpoint {source})" if name else ""
     raise InputError(
         f"{source}: has no score_predictor, so it is a dense network; {instead}{example}"
     )

@@ -1,8 +1,7 @@
-"""The checkpoints that the paper's authors released, in one table, and the networks they are of."""
+"""The checkpoints that the paper's authors released, in one table, and their architectures."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ class Architecture:
 
     Attributes:
         name: as in the tables.
-        model: timm's name, or the one under which :mod:`dynamicvit.backbones.networks` registers it.
+        model: timm's name, that of a network of :mod:`dynamicvit.backbones.networks` included.
         layout: whose parameter names it has.
         width: C.
         depth: number of blocks.
@@ -166,18 +165,11 @@ def release_of(name: str) -> Release:
     """The release of this name.
 
     Raises:
-        InputError: naming those that there are.
+        InputError: listing the names there are.
     """
     if name in RELEASES:
         return RELEASES[name]
-    near = near_releases(name)
-    hint = f"did you mean {near[0]}? There are" if near else "there are"
-    raise InputError(f"no released checkpoint {name!r}: {hint} {', '.join(RELEASES)}")
-
-
-def near_releases(name: str) -> list[str]:
-    """The name of a release that was perhaps meant; or nothing."""
-    return difflib.get_close_matches(name, RELEASES, n=1, cutoff=0.8)
+    raise InputError(f"no released checkpoint {name!r}; there are {', '.join(RELEASES)}")
 
 
 def keep_ratio_in(file_name: str) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamicvit.evaluation.compare.identity import identity
+from dynamicvit.utils.files import write_text
 
 
 class Cache:
@@ -29,10 +30,8 @@ class Cache:
         """Keep a value, whole or not at all."""
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".part")
         entry = {"key": dict(key), "value": dict(value)}
-        draft.write_text(json.dumps(entry, indent=2, default=str) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_text(path, json.dumps(entry, indent=2, default=str) + "\n")
 
     def path(self, key: Mapping[str, Any]) -> Path:
         """Where the value of a key is."""

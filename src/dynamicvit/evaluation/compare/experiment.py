@@ -27,9 +27,8 @@ from dynamicvit.evaluation.compare.cache import Cache
 from dynamicvit.evaluation.compare.identity import FORMAT, data_identity, identity, weights_identity
 from dynamicvit.evaluation.compare.timing import Timing, time_way
 from dynamicvit.methods import Way, build
-from dynamicvit.training import Progress, Recipe, load_recipe, train
+from dynamicvit.training import ExternalTeacher, Progress, Recipe, fit, load_recipe
 from dynamicvit.training.checkpoint import holds_run
-from dynamicvit.training.external_teacher import ForeignTeacher
 
 #: The dense network's name among the ways.
 DENSE_NAME = "dense"
@@ -247,7 +246,7 @@ class Experiment:
     ) -> int:
         """Fine-tune in place; images seen."""
         recipe = self.recipe_of(way, seed)
-        report = train(
+        report = fit(
             model,
             self._loader(recipe),
             recipe,
@@ -256,7 +255,7 @@ class Experiment:
             device=self.device,
             precision=self._autocast,
             # A sliced network is not its own dense self.
-            teacher=ForeignTeacher(self._copy(), model) if recipe.asks_foreign_teacher else None,
+            teacher=ExternalTeacher(self._copy(), model) if recipe.asks_external_teacher else None,
             on_step=on_step,
         )
         if {type(module) for module in model.predictors} == {PredictionModule}:

@@ -25,6 +25,7 @@ from dynamicvit.export.quantization.search import fewest_in_float
 from dynamicvit.export.quantization.sensitivity import most_sensitive_first
 from dynamicvit.export.reader import load_exported
 from dynamicvit.export.targets import FORMATS, format_of
+from dynamicvit.utils.files import atomic_folder
 
 #: The formats that have int8, and who quantizes them.
 INT8: dict[str, Quantizer] = {"onnx": onnx, "openvino": openvino}
@@ -134,8 +135,10 @@ def export_int8(
     layers = layers_of(program)
     always = ranking_layers(layers)
     reference = Reference(model, held_out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".unfinished-", dir=path.parent) as folder:
+    with (
+        atomic_folder(path.parent) as finished,
+        TemporaryDirectory(prefix=".unfinished-", dir=finished.parent) as folder,
+    ):
         draft = Path(folder)
         source = draft / "float" / path.name
         source.parent.mkdir()
@@ -161,7 +164,7 @@ def export_int8(
         place, in_float, agreement = found
         _check(agreement, least_agreement)
         for part in place.parent.iterdir():
-            part.replace(path.parent / part.name)
+            part.replace(finished / part.name)
     return Int8Result(agreement, tuple(layers.values()), in_float, calibration.origin, compared_on)
 
 

@@ -1,1 +1,149 @@
-"""Built-in recipes, one YAML file each."""
+"""Recipes as YAML: the built-in ones, one file each, and anyone's."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from dynamicvit.errors import InputError
+from dynamicvit.training.recipe import AugmentRecipe, LossRecipe, Recipe, Strict, TeacherRecipe
+
+#: Version of the recipes that this code writes, and the newest that it reads.
+VERSION = 2
+
+#: Keys of version 1 and what they are called now, with the values that have new names.
+_RENAMED: dict[str, tuple[str, dict[Any, str]]] = {
+    "dropped": ("policy", {"gone": "removed"}),
+    "leave": ("masking", {"never": "full", "late": "lagged", "at once": "compact"}),
+    "share_stem": ("share_first_blocks", {}),
+}
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        name_or_path: a built-in recipe (:func:`recipe_names`) or a YAML file.
+        overrides: ``key=value`` with dots into the parts, ``losses.classification=0``.
+
+    Raises:
+        InputError: for a recipe that does not exist, an unknown key (with the nearest one), or a
+            value that can't be.
+    """
+    values = modern(_read(name_or_path))
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"recipe {name_or_path}: {_first_problem(error)}") from None
+
+
+def recipe_names() -> list[str]:
+    """The built-in recipes."""
+    folder = resources.files(__name__)
+    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, which :func:`load_recipe` reads back."""
+    return yaml.safe_dump({"version": VERSION, **recipe.model_dump(mode="json")}, sort_keys=False)
+
+
+def modern(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's values under today's names; those of version 1 had others."""
+    renamed: dict[str, Any] = {}
+    for key, value in values.items():
+        key, names = _RENAMED.get(key, (key, {}))
+        renamed[key] = names.get(value, value) if isinstance(value, str) else value
+    return renamed
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    path = Path(name_or_path)
+    if name_or_path in recipe_names():
+        text = (resources.files(__name__) / f"{name_or_path}.yaml").read_text()
+    elif path.is_file():
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            raise InputError(f"recipe {name_or_path} is not text") from None
+    else:
+        near = difflib.get_close_matches(name_or_path, recipe_names(), n=1)
+        hint = f"did you mean {near[0]}? Give" if near else "give"
+        raise InputError(
+            f"no recipe {name_or_path!r}: {hint} a YAML file or one of {', '.join(recipe_names())}"
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"recipe {name_or_path} is not YAML: {' '.join(str(error).split())}"
+        ) from None
+    if not isinstance(values, dict):
+        raise InputError(f"recipe {name_or_path} must hold keys and values")
+    version = values.pop("version", VERSION)
+    if version not in range(1, VERSION + 1):
+        raise InputError(
+            f"recipe {name_or_path} is of version {version}, this dynamicvit reads versions up to "
+            f"{VERSION}: take the dynamicvit that it was written for"
+        )
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise InputError(f"override {override!r} must be key=value")
+    if key in _RENAMED:
+        raise InputError(f"override {override!r}: {key} is called {_RENAMED[key][0]} now")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise InputError(f"override {override!r}: {parent} has no parts")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"override {override!r}: {text!r} is not YAML") from None
+    if last in ("epochs", "images") and values[last] is not None:  # one replaces the other
+        values["images" if last == "epochs" else "epochs"] = None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    # pydantic also names the member of a union; people know fields only.
+    known = {*Recipe.model_fields}.union(*(part.model_fields for part in _PARTS.values()))
+    unknown = problem["type"] == "extra_forbidden"
+    place = ".".join(str(p) for p in problem["loc"] if unknown or p in known or isinstance(p, int))
+    if unknown:
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(problem["loc"]), n=1)
+        return f"unknown key {place!r}" + (f", did you mean {near[0]!r}?" if near else "")
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "model_type":
+        message = f"has the parts {', '.join(_PARTS[place].model_fields)}"
+    # Where values don't fit together, the message has them.
+    given = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
+    return f"{place}: {message}{given}" if place else message
+
+
+#: What has parts of its own.
+_PARTS: dict[str, type[Strict]] = {
+    "losses": LossRecipe,
+    "teacher": TeacherRecipe,
+    "augment": AugmentRecipe,
+}
+
+
+def _keys(location: Sequence[int | str]) -> Iterable[str]:
+    """What could stand in a place; above all parts also what they hold."""
+    if len(location) > 1:
+        return _PARTS.get(str(location[0]), Recipe).model_fields
+    inside = [f"{name}.{key}" for name, part in _PARTS.items() for key in part.model_fields]
+    return [*Recipe.model_fields, *inside]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dynamicvit import InputError, sparsify
 from dynamicvit.core.networks import DenseNetwork, core_of
-from dynamicvit.training.external_teacher import ForeignTeacher
+from dynamicvit.training.external_teacher import ExternalTeacher
 from families import BY_NAME, DEIT, NUM_CLASSES, assert_agree
 
 #: timm's DeiT: what the student's images are normalized with.
@@ -41,7 +41,7 @@ def pictures(height: int, width: int) -> Tensor:
 @torch.no_grad()
 def test_it_sees_the_students_images_in_its_own_way() -> None:
     other = network()
-    teacher, seen = ForeignTeacher(other, DEIT.sparse()), shown(other)
+    teacher, seen = ExternalTeacher(other, DEIT.sparse()), shown(other)
     logits = teacher((pictures(*DEIT.size) - MEAN) / STD)
     expected = (pictures(160, 160) - 0.5) / 0.5
     assert seen[0].shape == expected.shape
@@ -56,7 +56,7 @@ def test_it_sees_the_students_images_in_its_own_way() -> None:
 @torch.no_grad()
 def test_where_nothing_differs_nothing_is_changed() -> None:
     other, images = DEIT.backbone(seed=3), DEIT.images()
-    teacher, seen = ForeignTeacher(other, DEIT.sparse()), shown(other)
+    teacher, seen = ExternalTeacher(other, DEIT.sparse()), shown(other)
     assert torch.equal(teacher(images), other(images))
     assert seen[0] is images
 
@@ -64,7 +64,7 @@ def test_where_nothing_differs_nothing_is_changed() -> None:
 def test_it_is_frozen_and_never_learns() -> None:
     other = network().train()
     before = {name: value.clone() for name, value in other.state_dict().items()}
-    logits = ForeignTeacher(other, DEIT.sparse())(DEIT.images())
+    logits = ExternalTeacher(other, DEIT.sparse())(DEIT.images())
     assert not other.training
     assert not any(parameter.requires_grad for parameter in other.parameters())
     assert logits.is_inference()
@@ -74,7 +74,7 @@ def test_it_is_frozen_and_never_learns() -> None:
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "test_vit", "test_nfnet"])
 def test_any_family_teaches(name: str) -> None:
-    logits = ForeignTeacher(network(name), DEIT.sparse())(DEIT.images())
+    logits = ExternalTeacher(network(name), DEIT.sparse())(DEIT.images())
     assert logits.shape == (2, NUM_CLASSES)
     assert logits.isfinite().all()
 
@@ -84,7 +84,7 @@ def test_transformers_models_teach() -> None:
     family = BY_NAME["hf_deit"]
     backbone = family.backbone()
     model = core_of(sparsify(backbone))
-    teacher, images = ForeignTeacher(DenseNetwork(model), DEIT.sparse()), family.images()
+    teacher, images = ExternalTeacher(DenseNetwork(model), DEIT.sparse()), family.images()
     size = model.pretrained_cfg["input_size"][1:]
     assert teacher.size == tuple(size)
     shape = F.interpolate(images, size, mode="bicubic", antialias=True)
@@ -101,9 +101,9 @@ def test_other_classes_or_channels_are_refused() -> None:
         (DEIT.backbone(num_classes=5, in_chans=1), "the teacher has 1 channels, the student 3"),
     ):
         with pytest.raises(InputError, match=said):
-            ForeignTeacher(other, DEIT.sparse(num_classes=5))
+            ExternalTeacher(other, DEIT.sparse(num_classes=5))
     with pytest.raises(InputError, match="the teacher has 0 classes, the student 0"):
-        ForeignTeacher(network(num_classes=0), DEIT.sparse(num_classes=0))
+        ExternalTeacher(network(num_classes=0), DEIT.sparse(num_classes=0))
 
 
 def test_a_fingerprint_tells_weights_apart() -> None:
@@ -111,7 +111,7 @@ def test_a_fingerprint_tells_weights_apart() -> None:
         other = network()
         if changed:
             other.bn1.running_mean[0] += 1e-6
-        return ForeignTeacher(other, DEIT.sparse()).fingerprint
+        return ExternalTeacher(other, DEIT.sparse()).fingerprint
 
     assert fingerprint(False) == fingerprint(False)
     assert fingerprint(False) != fingerprint(True)

@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from dynamicvit.plots import style
 
 #: Points of a curve; a longer run shows means over as many stretches of steps.
 MAX_POINTS = 500
 
 Step = Mapping[str, Any]
 
-_INK, _FAINT, _ALARM = "#1b1f24", "#9aa1ab", "#c1121f"
-
-
-def draw_curves(steps: Sequence[Step], path: Path) -> None:
-    """Write the picture of a log (:func:`~dynamicvit.training.log.read_log`) as PNG.
-
-    Args:
-        steps: at least one.
-        path: of the picture; replaced whole or not at all.
-    """
-    draft = path.with_name(f"{path.name}.part")
-    try:
-        curves(steps).savefig(draft, format="png", dpi=130)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
 
 def curves(steps: Sequence[Step]) -> Figure:
-    """The picture of a log of at least one step, on an Agg canvas of its own."""
+    """The picture of a log (:func:`~dynamicvit.training.log.read_log`) of at least one step."""
     evaluated = [step for step in steps if step.get("held_out")]
     rows = 3 if evaluated else 2
-    figure = Figure(figsize=(13, 3.5 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = style.figure(13, 3.5 * rows)
     losses, kept, gradient, rates, *rest = figure.subplots(rows, 2, sharex=True).flat
     if evaluated:
         _held_out(rest[0], evaluated)
@@ -48,7 +30,7 @@ def curves(steps: Sequence[Step]) -> Figure:
     x = _means([step["step"] for step in steps])
     _losses(losses, x, steps)
     _kept(kept, x, steps)
-    gradient.plot(x, _means([step["gradient_norm"] for step in steps]), color=_INK)
+    gradient.plot(x, _means([step["gradient_norm"] for step in steps]), color=style.INK)
     _dress(gradient, "gradient norm", scale="log")
     for name in steps[0]["learning_rates"]:
         rates.plot(x, _means([step["learning_rates"][name] for step in steps]), label=name)
@@ -57,13 +39,14 @@ def curves(steps: Sequence[Step]) -> Figure:
     for axes in (losses, gradient):
         for place, step in enumerate(bad):
             label = f"steps left out: {len(bad)}" if not place else None
-            axes.axvline(step, color=_ALARM, linewidth=0.8, alpha=0.5, label=label)
+            axes.axvline(step, color=style.ALARM, linewidth=1.0, alpha=0.5, label=label)
     for axes in (rest[0] if evaluated else gradient, rates):
         axes.set_xlabel("step")
         axes.tick_params(labelbottom=True)
     for axes in (losses, kept, gradient, rates):
         if axes.get_legend_handles_labels()[0]:  # beside the curves: inside it would lie on some
-            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+            place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+            axes.legend(frameon=False, fontsize=style.SMALL, **place)
     return figure
 
 
@@ -72,7 +55,7 @@ def _losses(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
     for name in steps[0]["losses"]:
         values = _means([step["losses"][name] for step in steps])
         if name == "total":
-            axes.plot(x, values, color=_INK, linewidth=1.8, label="total (weighted)")
+            axes.plot(x, values, color=style.INK, linewidth=1.8, label="total (weighted)")
         elif np.nansum(values):
             axes.plot(x, values, linewidth=1.0, label=name)
     _dress(axes, "losses", scale="log")
@@ -81,9 +64,9 @@ def _losses(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
 def _kept(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
     """For each stage the share kept in training, that which the scores ask for, and the rule's."""
     stages = len(steps[0]["kept"])
-    colors = colormaps["viridis"](np.linspace(0.1, 0.8, stages))
+    colors = colormaps[style.SCORES](np.linspace(0.1, 0.8, stages))
     for stage, color in enumerate(colors):
-        for field, style, what in (
+        for field, line, what in (
             ("kept", "-", f"stage {stage + 1}: in training"),
             ("kept_by_score", ":", "likelier kept than not"),
             ("kept_at_inference", "--", "at inference"),
@@ -92,7 +75,7 @@ def _kept(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
                 continue
             values = _means([step[field][stage] for step in steps])
             label = what if field == "kept" or stage == stages - 1 else None
-            axes.plot(x, values, style, color=color, linewidth=1.2, label=label)
+            axes.plot(x, values, line, color=color, linewidth=1.2, label=label)
     _dress(axes, "share of patches kept")
     axes.set_ylim(0, 1.02)
 
@@ -101,16 +84,14 @@ def _held_out(axes: Axes, steps: Sequence[Step]) -> None:
     """How right the model was on the images kept aside, each time that it was asked."""
     (name,) = steps[0]["held_out"]
     percent = [100 * step["held_out"][name] for step in steps]
-    axes.plot([step["step"] for step in steps], percent, "o-", color=_INK, markersize=4)
+    axes.plot([step["step"] for step in steps], percent, "o-", color=style.INK, markersize=4)
     what = {"top1": "top-1", "agreement": "agreement with the dense network"}[name]
     _dress(axes, f"held-out images: {what} (%)")
 
 
 def _dress(axes: Axes, title: str, scale: str = "linear") -> None:
-    axes.set_title(title, loc="left", fontsize=10, color=_INK)
+    style.dress(axes, title)
     axes.set_yscale(scale, **({"nonpositive": "mask"} if scale == "log" else {}))
-    axes.grid(color=_FAINT, alpha=0.3, linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _means(values: Sequence[float | None]) -> np.ndarray:

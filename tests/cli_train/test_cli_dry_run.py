@@ -8,28 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
-
-from families import DEIT
 
 Main = Callable[..., int]
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    folder = tmp_path / "saved"
-    DEIT.sparse().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """Seven classes of two images."""
-    for number in range(2 * 7):
-        path = tmp_path / "images" / f"class{number % 7}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (80, 64), (number, 0, 0)).save(path)
-    return tmp_path / "images"
 
 
 @pytest.fixture
@@ -53,9 +33,9 @@ def test_a_recipe_alone_is_enough(
     said = plan("--recipe", "deit_tiny")
     for line in (
         "196 patches of an image of 224x224",
-        "137 (69.9 %) left before block 3",
-        "67 (34.2 %) left before block 9",
-        "the others are gone",
+        "137 (69.9 %) kept from block 3 on",
+        "67 (34.2 %) kept from block 9 on",
+        "the others are removed",
         "1.25 G dense, 0.80 G pruned (64 %)",
         "learning rate 1e-05, weight decay 0.05",
         "30 epochs in steps of 1024 images; how many, the data will say",
@@ -67,15 +47,15 @@ def test_a_recipe_alone_is_enough(
 
 
 def test_with_data_it_says_what_is_found_and_how_long_it_takes(
-    plan: Callable[..., str], saved: Path, images: Path, tmp_path: Path
+    plan: Callable[..., str], saved: Path, folder: Path, tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
     words = ["--set", "batch_size=4", "--set", "epochs=10", "--set", "hold_out=0.15"]
     words += ["--set", "backbone_frozen=0.1"]
-    said = plan(images, "-m", saved, "-o", tmp_path / "out", "--unlabeled", images, *words)
+    said = plan(folder, "-m", saved, "-o", tmp_path / "out", "--unlabeled", folder, *words)
     for line in (
-        f"{images}: 14 images in 7 classes",
-        f"{images}: 14 images without labels",
+        f"{folder}: 14 images in 7 classes",
+        f"{folder}: 14 images without labels",
         "2 images of these are held out",
         "60 steps of 4 images, 10 epochs of 6",
         "warm-up in the first 6",
@@ -98,7 +78,7 @@ def test_it_says_what_becomes_of_the_others(plan: Callable[..., str], saved: Pat
     said = plan("-m", saved, "--set", "policy=merged")
     assert "the others merge into the most alike kept ones" in said
     for words in (("--set", "policy=removed"), ("--recipe", "deit_tiny")):
-        assert "the others are gone" in plan("-m", saved, *words, "--set", "batch_size=4")
+        assert "the others are removed" in plan("-m", saved, *words, "--set", "batch_size=4")
 
 
 def test_passes_and_half_precision_need_less_memory(plan: Callable[..., str], saved: Path) -> None:
@@ -114,14 +94,14 @@ def test_passes_and_half_precision_need_less_memory(plan: Callable[..., str], sa
 
 
 def test_it_refuses_what_the_run_would_refuse(
-    command: Main, saved: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Main, saved: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, said in (
         ((tmp_path / "nowhere", "-m", saved), "nowhere does not exist"),
-        ((images, "-m", saved, "-o", saved), "holds a model: choose another folder"),
-        ((images, "-m", saved, "--set", "batch_size=99"), "more than the 14 images"),
+        ((folder, "-m", saved, "-o", saved), "holds a model: choose another folder"),
+        ((folder, "-m", saved, "--set", "batch_size=99"), "more than the 14 images"),
         (("-m", saved, "--set", "epoch=1"), "did you mean 'epochs'"),
-        (("-m", saved, "--unlabeled", images), "Missing argument 'DATA'"),
+        (("-m", saved, "--unlabeled", folder), "Missing argument 'DATA'"),
         ((), "names no model"),
     ):
         assert command("train", "--dry-run", *words) == 2, words

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dynamicvit.cli import train as command_module
 from dynamicvit.cli.console import LineNowAndThen
+from dynamicvit.training import run as library
 from dynamicvit.training.checkpoint import load_checkpoint
 from families import DEIT
 
@@ -38,7 +39,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Let so many of the images become NaN on their way into the network."""
 
     def prepare(images: int) -> None:
-        real = command_module.train_transform
+        real = library.train_transform
 
         def transform(*arguments, **options):
             inner = real(*arguments, **options)
@@ -49,7 +50,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
             return poisoned
 
-        monkeypatch.setattr(command_module, "train_transform", transform)
+        monkeypatch.setattr(library, "train_transform", transform)
 
     return prepare
 
@@ -74,13 +75,6 @@ def test_every_step_is_in_the_log_in_tensorboard_and_in_the_picture(
         assert [event.value for event in events] == pytest.approx(expected), name
     assert "kept_stage_1/by_score" not in board.Tags()["scalars"]  # only their order counts
     assert imread(out / "curves.png").ndim == 3
-
-
-def test_without_a_terminal_there_are_lines_now_and_then(
-    run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run("--set", "images=8") == 0
-    assert "step 1 of" not in capsys.readouterr().out  # a minute has not passed
 
 
 def test_a_line_says_how_far_how_fast_and_how_long(

@@ -1,0 +1,297 @@
+"""The way of the tokens: the masked path, the pruned path, and the one loop that both walk.
+
+The masked path (training) hides dropped tokens from attention, so that decisions are
+differentiable; the pruned path (inference) really removes them. For the same decisions both give
+the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from dynamicvit.backbones import Backbone
+from dynamicvit.core.decisions import Sampler, check_decisions, gumbel_sampler
+from dynamicvit.core.method import Draw, Masking
+from dynamicvit.core.outputs import DenseOutput, MaskedOutput, PrunedOutput
+from dynamicvit.core.schedule import Schedule
+from dynamicvit.errors import InputError
+from dynamicvit.layers.tokens import Tokens
+
+#: What a path does at a stage: called with the stage's number, the tokens that come and how many
+#: should go on; gives those that go on, in parts where images keep different numbers.
+AtStage = Callable[[int, Tokens, int], Iterable[Tokens]]
+
+
+class Paths:
+    """How a :class:`~dynamicvit.DynamicViT` runs.
+
+    Attributes:
+        bound: the backbone with what its family says of it.
+        predictors: the method of each stage.
+    """
+
+    bound: Backbone
+    _schedule: Schedule
+    predictors: nn.ModuleList
+    training: bool
+
+    def forward(self, images: Tensor) -> Tensor | MaskedOutput:
+        """Logits ``(B, classes)`` in ``eval()``, a :class:`MaskedOutput` in ``train()``.
+
+        Args:
+            images: ``(B, channels, height, width)``, normalized as the backbone wants it.
+        """
+        if self.training:
+            return self.forward_masked(images)
+        return self._answer(self._walk(self.first_blocks(images), self._prune, self._depth - 1))
+
+    def forward_masked(
+        self,
+        images: Tensor | Tokens,
+        decisions: Sequence[Tensor] | None = None,
+        *,
+        sampler: Sampler = gumbel_sampler,
+        masking: Masking = "full",
+        full_map: bool = False,
+    ) -> MaskedOutput:
+        """The masked path: no token sees a dropped one, though it may stay in memory.
+
+        Args:
+            images: ``(B, channels, height, width)``, or what :meth:`first_blocks` gave for them.
+            decisions: for each stage ``(B, N)`` with 0 or 1, in place of the model's own draw.
+            sampler: how decisions are drawn.
+            masking: when a dropped token leaves memory (:data:`~dynamicvit.core.method.Masking`).
+            full_map: whether the output has one.
+        """
+        if masking not in get_args(Masking):
+            raise InputError(f"masking is one of {get_args(Masking)}, got {masking!r}")
+        tokens = self._first(images, full_map)
+        given = [None] * len(self.predictors) if decisions is None else decisions
+        if decisions is not None:
+            check_decisions(decisions, len(self.predictors), (len(tokens.x), tokens.grid_size))
+        report = []
+
+        def mask(stage: int, tokens: Tokens, count: int) -> list[Tokens]:
+            draw = Draw(sampler, masking, given[stage])
+            report.append(self.predictors[stage].mask(tokens, count, self._schedule.policy, draw))
+            return [report[-1].tokens]
+
+        walked = self._walk(tokens, mask, self._depth, zeroed=masking == "zeroed")
+        features = self.bound.finish(*walked)
+        logits, pooled, loss_logits, patch_logits = self.bound.answers(features)
+        scored = [stage for stage in report if stage.keep_scores is not None]
+        return MaskedOutput(
+            logits,
+            features,
+            decisions=tuple(stage.decision for stage in report),
+            keep_scores=tuple(stage.keep_scores for stage in scored),
+            grid=tokens.grid,
+            pooled=pooled,
+            loss_logits=loss_logits,
+            patch_logits=patch_logits,
+            places=tuple(stage.places for stage in scored),
+            full_map=features.full_map() if full_map else None,
+        )
+
+    def forward_pruned(
+        self,
+        images: Tensor | Tokens,
+        decisions: Sequence[Tensor] | None = None,
+        *,
+        full_map: bool = False,
+    ) -> PrunedOutput:
+        """The pruned path, with a report of which patches were kept.
+
+        Args:
+            images: ``(B, channels, height, width)``, or what :meth:`first_blocks` gave for them.
+            decisions: for each stage ``(B, N)`` with 0 or 1, in place of the model's own choice;
+                a patch dropped before stays dropped. Images may keep different numbers of patches.
+            full_map: whether the output has one.
+        """
+        tokens = self._first(images, full_map)
+        scores, after = [], []
+        if decisions is not None:
+            check_decisions(decisions, len(self.predictors), (len(tokens.x), tokens.grid_size))
+            drawn = (decision > 0.5 for decision in decisions)
+            given = tuple(accumulate(drawn, torch.logical_and))
+
+        def prune(stage: int, tokens: Tokens, count: int) -> list[Tokens]:
+            [pruned] = self._prune(stage, tokens, count, scores)
+            after.append(pruned)
+            return [pruned]
+
+        def prune_to(stage: int, tokens: Tokens, count: int) -> Iterator[Tokens]:
+            del count
+            kept = given[stage] if tokens.images is None else given[stage][tokens.images]
+            kept = kept if tokens.index is None else kept.gather(1, tokens.index)
+            for part, position in tokens.by_count(kept):
+                yield self.predictors[stage].prune_to(part, position, self._schedule.policy)
+
+        stop = self._depth if full_map else self._depth - 1
+        parts = self._walk(tokens, prune if decisions is None else prune_to, stop)
+        finished = [self.bound.finish(part) for part in parts] if full_map else None
+        if decisions is None:
+            kept = tuple(left.kept() for left in after)
+        else:
+            kept = given
+        return PrunedOutput(
+            self._answer(parts),
+            kept,
+            keep_scores=tuple(scores),
+            grid=tokens.grid,
+            groups=tuple(left.membership() for left in after),
+            kept_index=tuple(left.kept_index() for left in after),
+            full_map=finished and _in_order(parts, [part.full_map() for part in finished]),
+        )
+
+    def forward_dense(self, images: Tensor | Tokens) -> DenseOutput:
+        """The backbone's own dense output.
+
+        Args:
+            images: ``(B, channels, height, width)``, or what :meth:`first_blocks` gave for them,
+                of this or of another model with the same weights up to there.
+        """
+        tokens = images if isinstance(images, Tokens) else self._embed(images)
+        [tokens] = self._run([tokens], self._depth)
+        tokens = self.bound.finish(tokens)
+        logits, pooled, loss_logits, patch_logits = self.bound.answers(tokens)
+        return DenseOutput(logits, tokens, pooled, loss_logits, patch_logits)
+
+    def forward_tokens(self, images: Tensor) -> Tokens:
+        """The final tokens after the final norm: in ``eval()`` only the kept ones.
+
+        In ``train()`` with the decision that pooling needs.
+
+        Args:
+            images: ``(B, channels, height, width)``.
+        """
+        if self.training:
+            return self.forward_masked(images).features
+        [tokens] = self._walk(self.first_blocks(images), self._prune, self._depth)
+        return self.bound.finish(tokens)
+
+    def first_blocks(self, images: Tensor) -> Tokens:
+        """Embed the images and run the blocks before the first stage, where nothing is dropped.
+
+        A dense teacher with the same weights up to there can go on from the same tokens.
+
+        Args:
+            images: ``(B, channels, height, width)``.
+        """
+        stop = (*self._schedule.stages, self._depth - 1)[0]
+        looks_back = len(self.predictors) > 0 and self.predictors[0].looks_back
+        [tokens] = self._run([self._embed(images)], stop, keep_heads=looks_back)
+        return tokens
+
+    # ---------------------------------------------------------------- the one loop
+
+    def _walk(
+        self,
+        tokens: Tokens,
+        at_stage: AtStage,
+        stop: int,
+        zeroed: bool = False,
+        note: Callable[[Tokens], None] | None = None,
+    ) -> list[Tokens]:
+        """The tokens after the stages and blocks before ``stop``; ``note`` sees each block's."""
+        parts = [tokens]
+        counts = self._schedule.kept(tokens.grid_size)
+        for stage, (block, count) in enumerate(zip(self._schedule.stages, counts, strict=True)):
+            if block > stop:
+                break
+            looks_back = self.predictors[stage].looks_back
+            parts = self._run(parts, block, looks_back, zeroed, note)
+            came = [part.remembered() for part in parts]
+            parts = [left for part in came for left in at_stage(stage, part, count)]
+        return self._run(parts, stop, False, zeroed, note)
+
+    def _run(
+        self,
+        parts: list[Tokens],
+        stop: int,
+        keep_heads: bool = False,
+        zeroed: bool = False,
+        note: Callable[[Tokens], None] | None = None,
+    ) -> list[Tokens]:
+        """The tokens after the blocks up to ``stop``; if asked, with the last one's heads."""
+        for i in range(parts[0].block, stop):
+            heads = keep_heads and i == stop - 1
+            if zeroed:
+                [part] = parts
+                ran = self.bound.run(i, _zeroed(part), heads)
+                parts = [replace(ran, decision=part.decision)]
+            elif len(parts) == 1 or heads:
+                parts = [self.bound.run(i, part, heads) for part in parts]
+            else:
+                parts = self.bound.run_packed(i, parts)
+            if note is not None:
+                note(parts[0])
+        return parts
+
+    def _prune(
+        self, stage: int, tokens: Tokens, count: int, scores: list[Tensor] | None = None
+    ) -> list[Tokens]:
+        """The pruned path's stage; the keep scores are added to a list."""
+        pruned, keep_scores = self.predictors[stage].prune(tokens, count, self._schedule.policy)
+        if scores is not None and keep_scores is not None:
+            scores.append(tokens.to_grid(keep_scores, fill=float("-inf")))
+        return [pruned]
+
+    def _answer(self, parts: list[Tokens]) -> Tensor:
+        """Logits of the pruned path; of the last block, if it has not run, what the head reads."""
+        if parts[0].block == self._depth:
+            done = parts
+        elif len(parts) == 1:
+            done = [self.bound.run_last(*parts)]
+        else:
+            done = self.bound.run_packed(self._depth - 1, parts)
+        return _in_order(parts, [self.bound.head(self.bound.finish(part)) for part in done])
+
+    def _first(self, images: Tensor | Tokens, remember: bool) -> Tokens:
+        tokens = images if isinstance(images, Tokens) else self.first_blocks(images)
+        return tokens.remembering() if remember else tokens
+
+    @property
+    def _depth(self) -> int:
+        return len(self.bound.blocks)
+
+    # ---------------------------------------------------------------- checks
+
+    def _embed(self, images: Tensor) -> Tokens:
+        """All tokens of a batch that was checked."""
+        channels = self.bound.in_chans
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise InputError(
+                f"images must be (batch, {channels}, height, width), got {tuple(images.shape)}"
+            )
+        if images.shape[0] == 0:
+            raise InputError(f"images must be at least one, got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise InputError(f"images must be floating point and normalized, got {images.dtype}")
+        weights = next(self.bound.module.parameters()).dtype
+        if images.dtype != weights and not torch.is_autocast_enabled(images.device.type):
+            raise InputError(f"images must be {weights} like the weights, got {images.dtype}")
+        self.bound.grid(images.shape[2], images.shape[3])  # refuses a size before it is embedded
+        return self.bound.embed(images)
+
+
+def _zeroed(tokens: Tokens) -> Tokens:
+    """The tokens with zeros for the dropped ones, which attention then sees."""
+    decision = tokens.over_all(tokens.decision)
+    if decision is None:
+        return tokens
+    return replace(tokens, x=tokens.x * decision[..., None].to(tokens.x.dtype), decision=None)
+
+
+def _in_order(parts: list[Tokens], values: list[Tensor]) -> Tensor:
+    """Values of the parts' images as one tensor, in the order of the batch."""
+    if len(parts) == 1:
+        return values[0]
+    images = [part.images for part in parts if part.images is not None]
+    return torch.cat(values)[torch.cat(images).argsort()]

@@ -1,0 +1,207 @@
+"""What training minimizes: the losses of a student under its decisions, against its teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynamicvit.core.decisions import Sampler, gumbel_sampler
+from dynamicvit.core.distillation import Distillation, distillation_loss
+from dynamicvit.core.losses import Losses, LossWeights, dynamicvit_loss
+from dynamicvit.core.method import Masking
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import eval_mode
+from dynamicvit.core.outputs import DenseOutput, MaskedOutput
+from dynamicvit.core.teacher import ask, dense_teacher, weigh_some
+from dynamicvit.errors import InputError
+from dynamicvit.layers.tokens import Tokens
+from dynamicvit.training.draws import SAMPLERS, SplitDraws
+from dynamicvit.training.external_teacher import ExternalTeacher
+from dynamicvit.training.recipe import Recipe
+
+
+class TrainingObjective(nn.Module):
+    """The training loss of a model (Section 3.3, Eq. 12-16) as one module.
+
+    It asks the teachers, runs the student's masked path, and gives the losses. ``fit`` and
+    ``train`` use it, and so can a loop of your own, wrapped in DDP as any module::
+
+        objective = TrainingObjective(model).train()
+        for images, labels in loader:
+            objective(images, labels).total.backward()
+
+    The dense teacher is a frozen copy of the backbone as it is now. Teachers move with the
+    objective, but are neither among its parameters nor in its state dict. A part without a weight
+    is not computed, and a teacher that no part needs is not kept.
+
+    Args:
+        model: the student.
+        weights: of the parts; by default the paper's.
+        teacher: another network, whose logits are distilled in place of the dense backbone's.
+        sampler: draws the decisions, see :meth:`DynamicViT.forward_masked`.
+        masking: when dropped tokens leave memory, see :meth:`DynamicViT.forward_masked`.
+        share_first_blocks: run the blocks before the first stage once for teacher and student, and
+            leave them as they are: where nothing has been dropped yet, the dense weights are right.
+        guided: share of the images that the guidance loss looks at.
+        distillation: the loss of the logits, of :mod:`dynamicvit.core.distillation`.
+        label_smoothing: of targets that are class indices.
+
+    Attributes:
+        model: the student.
+        weights: of the parts; guidance has none where no ranking is learned.
+        dense_teacher: the backbone's dense self; ``None`` where no part needs it.
+        external_teacher: the other network; ``None`` where there is none or distillation is off.
+    """
+
+    def __init__(
+        self,
+        model: DynamicViT,
+        *,
+        weights: LossWeights | None = None,
+        teacher: ExternalTeacher | None = None,
+        sampler: Sampler = gumbel_sampler,
+        masking: Masking = "full",
+        share_first_blocks: bool = False,
+        guided: float = 1.0,
+        distillation: Distillation = distillation_loss,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        weights = LossWeights() if weights is None else weights
+        if not any(True for _ in model.predictors.parameters()):  # there is no ranking to teach
+            weights = replace(weights, guidance=0.0)
+        self.model = model
+        self.weights = weights
+        self.sampler = sampler
+        self.masking: Masking = masking
+        self.share_first_blocks = share_first_blocks and bool(model.schedule.stages)
+        self.guided = guided
+        self.distillation = distillation
+        self.label_smoothing = label_smoothing
+        external = teacher if weights.distillation else None
+        by_dense = weights.token or weights.feature or weights.guidance
+        by_dense = by_dense or (weights.distillation and external is None)
+        # In a tuple, so that they are no submodules.
+        self._teachers = dense_teacher(model) if by_dense else None, external
+
+    @property
+    def dense_teacher(self) -> DynamicViT | None:
+        """The backbone's dense self as it was at the start, frozen."""
+        return self._teachers[0]
+
+    @property
+    def external_teacher(self) -> ExternalTeacher | None:
+        """Another network, for its logits."""
+        return self._teachers[1]
+
+    @property
+    def teachers(self) -> list[nn.Module]:
+        """Those that there are."""
+        return [each for each in self._teachers if each is not None]
+
+    def forward(self, images: Tensor, targets: Tensor | None = None) -> Losses:
+        """Each part of the loss, and the weighted total to call ``backward`` on.
+
+        Args:
+            images: ``(B, channels, height, width)``, normalized as the student wants them.
+            targets: ``(B,)`` class indices, negative for images without a label; or
+                ``(B, classes)`` probabilities, as of timm's mixup. Needed for classification only.
+        """
+        return self.with_output(images, targets)[1]
+
+    def with_output(
+        self, images: Tensor, targets: Tensor | None = None, *, first: int = 0
+    ) -> tuple[MaskedOutput, Losses]:
+        """The same with what the masked path gave.
+
+        Args:
+            images: as in :meth:`forward`.
+            targets: as in :meth:`forward`.
+            first: place of the first image in a larger batch: it decides which images are guided.
+        """
+        start = self._first_blocks(images) if self.share_first_blocks else images
+        taught, logits = self._ask(images, start, first)
+        output = self.run_student(start)
+        losses = dynamicvit_loss(
+            output,
+            self.model.schedule.keep_ratios,
+            labels=targets,
+            teacher=taught,
+            teacher_logits=logits,
+            distillation=self.distillation,
+            label_smoothing=self.label_smoothing,
+            weights=self.weights,
+        )
+        return output, losses
+
+    def run_student(self, images: Tensor | Tokens) -> MaskedOutput:
+        """The student's masked path alone."""
+        return self.model.forward_masked(images, sampler=self.sampler, masking=self.masking)
+
+    def _first_blocks(self, images: Tensor) -> Tokens:
+        """The tokens before the first stage, for student and dense teacher alike."""
+        with torch.no_grad(), eval_mode(self.model):
+            return self.model.first_blocks(images)
+
+    def _ask(
+        self, images: Tensor, start: Tensor | Tokens, first: int
+    ) -> tuple[DenseOutput | None, Tensor | None]:
+        """What the dense teacher says, and the logits of the other; ``None`` if nobody asks."""
+        dense, external = self._teachers
+        logits = None if external is None else external(images)
+        if dense is None:
+            return None, logits
+        if not self.weights.guidance:
+            return ask(dense, start), logits
+        guided = _every_so_many(first, len(images), self.guided)
+        return weigh_some(dense, start, guided.to(images.device)), logits
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
+        for teacher in self.teachers:
+            teacher._apply(fn, *args, **kwargs)
+        return super()._apply(fn, *args, **kwargs)
+
+
+def objective_of(
+    model: DynamicViT,
+    recipe: Recipe,
+    teacher: ExternalTeacher | None = None,
+    device: torch.device | str = "cpu",
+) -> TrainingObjective:
+    """What a recipe minimizes.
+
+    Args:
+        model: the student, as it is at the start.
+        recipe: of the run.
+        teacher: the network that the recipe names, if it does.
+        device: where the decisions will be drawn.
+
+    Raises:
+        InputError: if the recipe names a network that is not given, or none for one that is.
+    """
+    name = recipe.teacher.model
+    if teacher is not None and name is None:
+        raise InputError("a teacher is given, but the recipe names none: set its teacher.model")
+    if teacher is None and recipe.asks_external_teacher:
+        raise InputError(f"the recipe's teacher is {name}: give that network, as ExternalTeacher")
+    return TrainingObjective(
+        model,
+        weights=recipe.losses.weights(),
+        teacher=teacher,
+        sampler=SplitDraws(SAMPLERS[recipe.decisions], torch.device(device)),
+        masking=recipe.masking,
+        share_first_blocks=recipe.share_first_blocks,
+        guided=recipe.guided,
+        distillation=recipe.teacher.distillation(),
+        label_smoothing=recipe.augment.smoothing,
+    )
+
+
+def _every_so_many(first: int, count: int, share: float) -> Tensor:
+    """``(count,)`` bool: every so many images of the whole batch, however it is split."""
+    ends = ((torch.arange(first, first + count + 1, dtype=torch.float64) * share) + 1e-9).floor()
+    return ends.diff() > 0

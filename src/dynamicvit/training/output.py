@@ -1,0 +1,99 @@
+"""The folder of a run, beside its checkpoints: whether it may be one, its report and its curves."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.errors import InputError
+from dynamicvit.training.checkpoint import NEWEST, cannot_write, holds_run
+from dynamicvit.training.log import LOG_NAME, TENSORBOARD_FOLDER, read_log
+from dynamicvit.training.recipe import TeacherRecipe
+from dynamicvit.training.state import TrainingReport
+from dynamicvit.utils.files import write_text
+from dynamicvit.utils.optional import need
+
+_log = logging.getLogger(__name__)
+
+
+def check_output(folder: Path, resume: bool = False) -> bool:
+    """Whether a folder holds a run to go on with.
+
+    Args:
+        folder: to write into; it need not be there.
+        resume: there must be a run.
+
+    Raises:
+        InputError: if it is a file, holds a model, or no run where there must be one.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: give a folder")
+    if holds_run(folder):
+        return True
+    if resume:
+        raise InputError(f"{folder} holds no {NEWEST} to go on from")
+    if (folder / "model.safetensors").exists():
+        raise InputError(f"{folder} holds a model: choose another folder")
+    return False
+
+
+def write_report(
+    report: TrainingReport,
+    model: DynamicViT,
+    teacher: TeacherRecipe,
+    teacher_checkpoint: str | Path | None,
+    folder: Path,
+) -> None:
+    """Write ``report.json``: what was done, for which budget, and who taught.
+
+    Raises:
+        InputError: if the disk is full.
+    """
+    training = asdict(report)
+    held_out = training.pop("held_out")
+    checkpoint = teacher_checkpoint and str(teacher_checkpoint)
+    numbers: dict[str, Any] = {
+        "training": training,
+        "keep_ratios": model.keep_ratios,
+        "policy": model.policy,
+        **({} if held_out is None else {"held_out": held_out}),
+        "teacher": {**teacher.model_dump(), "checkpoint": checkpoint},
+    }
+    path = folder / "report.json"
+    try:
+        write_text(path, json.dumps(numbers, indent=2) + "\n")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def draw_run(output: Path) -> None:
+    """Draw the log as ``curves.png``; without matplotlib a warning says how to get it."""
+    steps = read_log(output / LOG_NAME)
+    if not steps:
+        return
+    try:
+        need("matplotlib", "plots")
+    except InputError as error:
+        _log.warning("no picture of the curves: %s", error)
+        return
+    from dynamicvit.plots.curves import curves
+    from dynamicvit.plots.style import save
+
+    save(curves(steps), output / "curves.png")
+
+
+def take_back(output: Path, is_new: bool) -> None:
+    """Remove what a run has written."""
+    for name in ("recipe.yaml", LOG_NAME):
+        (output / name).unlink(missing_ok=True)
+    events = output / TENSORBOARD_FOLDER
+    for file in events.glob("events.out.tfevents.*"):
+        file.unlink()
+    if events.is_dir() and not any(events.iterdir()):
+        events.rmdir()
+    if is_new and output.is_dir() and not any(output.iterdir()):
+        output.rmdir()

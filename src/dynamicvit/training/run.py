@@ -1,0 +1,333 @@
+"""A whole run from names: load the model and its teachers, read the images, train, save, report."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import ConcatDataset
+
+from dynamicvit.checkpoints.dense import load_dense
+from dynamicvit.checkpoints.loading import load, set_drop_path
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import DenseNetwork
+from dynamicvit.data import (
+    ClassMap,
+    ImageData,
+    Loader,
+    class_map_for,
+    eval_transform,
+    split,
+    train_transform,
+)
+from dynamicvit.errors import InputError
+from dynamicvit.training.checkpoint import holds_run
+from dynamicvit.training.external_teacher import ExternalTeacher
+from dynamicvit.training.held_out import HeldOut
+from dynamicvit.training.log import TENSORBOARD_FOLDER, Progress, TensorBoard
+from dynamicvit.training.loop import fit, total_steps
+from dynamicvit.training.memory import estimate_memory
+from dynamicvit.training.output import check_output, draw_run, take_back, write_report
+from dynamicvit.training.plan import Plan, plan_of
+from dynamicvit.training.recipe import Recipe
+from dynamicvit.training.recipes import load_recipe
+from dynamicvit.training.state import TrainingReport
+from dynamicvit.utils.distributed import PRECISIONS, launched_precision, launched_processes
+
+
+def train(
+    data: str | Path,
+    output: str | Path,
+    model: str | Path | DynamicViT | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    on_step: Callable[[Progress], None] | None = None,
+    **settings: Any,
+) -> TrainingReport:
+    """Fine-tune a model on images and save it: what ``dynamicvit train`` does.
+
+    Args:
+        data: where the images are, see docs/data.md.
+        output: folder of the trained model (``from_pretrained`` reads it), of log, curves,
+            checkpoints and ``report.json``. A run that is there is gone on with.
+        model: as for :class:`Training`.
+        resume: refuse to start anew: there must be a run to go on with.
+        force: go on with a run though the recipe differs.
+        on_step: called after each step in the main process.
+        settings: of :class:`Training`.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InputError: as :class:`Training` and :meth:`Training.run`.
+        Interrupted: on SIGINT (Ctrl-C) or SIGTERM, after saving; the same call goes on.
+    """
+    check_output(Path(output), resume)
+    training = Training(data, model, **settings)
+    return training.run(output, resume=resume, force=force, on_step=on_step)
+
+
+class Training:
+    """A run with all that it needs, before its first step: nothing has been written.
+
+    Args:
+        data: where the images are, see docs/data.md; ``None`` for a plan without.
+        model: a name or folder as :func:`~dynamicvit.checkpoints.loading.load` takes it, by
+            default the recipe's; or a model, whose own budget, stages and policy then count.
+        recipe: a built-in one, a YAML file, or its values.
+        overrides: of the recipe's values, as ``key=value``.
+        checkpoint: a file of weights for the model.
+        pretrained: whether timm's names get timm's weights.
+        teacher: a network by timm's name, whose logits are distilled; by default the recipe's,
+            or the dense model.
+        teacher_checkpoint: a file of its weights.
+        unlabeled: more images, named as ``data`` is.
+        class_map: "imagenet", or a file with one class name a line; see docs/data.md.
+        precision: "fp32", "bf16" or "fp16" (autocast).
+        accumulate: passes in which a process works off its images of a step.
+        grad_checkpointing: less memory, a third more computation.
+        compiled: use ``torch.compile``.
+        strict: an unreadable image is an error.
+        workers: processes that read images.
+        device: where to train; by default the GPU, if there is one.
+        plan_only: load no weights but those of files; for :meth:`plan`.
+
+    Attributes:
+        recipe: as it is resolved.
+        model: the student.
+        teacher: the network to distil, if it is another than the dense model.
+        sources: the images found.
+        class_map: how labels lead to the model's classes; ``None`` where there are no labels.
+        loader: the training batches; ``None`` without data.
+        held_out: the batches kept aside, if the recipe does.
+        processes: that share the run.
+
+    Raises:
+        InputError: for a recipe, model, teacher or images that can't be had or don't fit together.
+    """
+
+    def __init__(
+        self,
+        data: str | Path | None,
+        model: str | Path | DynamicViT | None = None,
+        *,
+        recipe: str | Path | Recipe = "small_data",
+        overrides: Sequence[str] = (),
+        checkpoint: str | Path | None = None,
+        pretrained: bool = True,
+        teacher: str | None = None,
+        teacher_checkpoint: str | Path | None = None,
+        unlabeled: Sequence[str | Path] = (),
+        class_map: str | None = None,
+        precision: str = "fp32",
+        accumulate: int = 1,
+        grad_checkpointing: bool = False,
+        compiled: bool = False,
+        strict: bool = False,
+        workers: int = 1,
+        device: torch.device | str | None = None,
+        plan_only: bool = False,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise InputError(f"a precision is fp32, bf16 or fp16, got {precision!r}")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.processes = launched_processes(device)
+        self.precision = launched_precision(PRECISIONS[precision], self.processes.device)
+        self.accumulate, self.compiled = accumulate, compiled
+        self.data = data
+        self.teacher_checkpoint = teacher_checkpoint
+        values = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe), overrides)
+        if teacher is not None:
+            asked = values.teacher.model_copy(update={"model": teacher})
+            values = values.model_copy(update={"teacher": asked})
+        named = values.model if model is None else model
+        if named is None:
+            raise InputError("the recipe names no model: give one")
+        self.sources = [] if data is None else _sources(values, data, unlabeled, class_map, strict)
+        torch.manual_seed(values.seed)
+        if isinstance(named, DynamicViT):
+            self.model = named
+            values = values.model_copy(
+                update={"keep_ratio": named.schedule.keep_ratios, "stages": named.schedule.stages}
+            )
+        else:
+            values = values.model_copy(update={"model": str(named)})
+            self.model = _student(values, checkpoint, pretrained and not plan_only)
+        self.recipe = values
+        if values.drop_path:
+            set_drop_path(self.model, values.drop_path)
+        if grad_checkpointing:
+            self.model.set_grad_checkpointing()
+        self.teacher = _teacher(self.model, values, teacher_checkpoint, not plan_only)
+        self.class_map: ClassMap | None = None
+        self.loader: Loader | None = None
+        self.held_out: Loader | None = None
+        if self.sources:
+            self._read(class_map, workers)
+
+    def _read(self, class_map: str | None, workers: int) -> None:
+        """The training batches, and those held out."""
+        images, *more = self.sources
+        if images.labeled:
+            self.class_map = class_map_for(images, self.model.num_classes, class_map)
+            images = images.with_class_map(self.class_map.index)
+        if self.recipe.hold_out:
+            images, kept_aside = split(images, self.recipe.hold_out, self.recipe.seed)
+            kept_aside = kept_aside.with_transform(eval_transform(self.model))
+            self.held_out = Loader(kept_aside, 32, num_workers=workers)
+        transform = train_transform(self.model, **self.recipe.augment.transform_arguments())
+        self.loader = Loader(
+            ConcatDataset([source.with_transform(transform) for source in (images, *more)]),
+            self.recipe.batch_size,
+            shuffle=True,
+            seed=self.recipe.seed,
+            num_workers=workers,
+            drop_last=True,
+        )
+
+    def plan(self) -> Plan:
+        """What would be done, with the memory that a device will need; nothing is written."""
+        known = self.loader is not None or self.recipe.images is not None
+        steps = total_steps(self.recipe, self.loader) if known else None
+        at_a_time = math.ceil(self.recipe.batch_size / self.processes.count / self.accumulate)
+        memory = estimate_memory(
+            self.model,
+            self.recipe,
+            at_a_time,
+            teacher=self.teacher,
+            device=self.processes.device,
+            precision=self.precision,
+        )
+        plan = plan_of(self.model, self.recipe, steps)
+        return replace(plan, images_at_a_time=at_a_time, memory=memory)
+
+    def run(
+        self,
+        output: str | Path,
+        *,
+        resume: bool = False,
+        force: bool = False,
+        on_step: Callable[[Progress], None] | None = None,
+    ) -> TrainingReport:
+        """Train, and write model, log, curves and report.
+
+        Args:
+            output: as for :func:`train`.
+            resume: likewise.
+            force: likewise.
+            on_step: likewise.
+
+        Raises:
+            InputError: for a folder that holds something else, images none of which can be read,
+                and as :func:`~dynamicvit.training.loop.fit` does.
+            Interrupted: as ``fit`` does.
+        """
+        output = Path(output)
+        goes_on, is_new = check_output(output, resume), not output.exists()
+        if self.loader is None:
+            raise InputError("there are no images to train on: give data")
+        held_out = None
+        if self.held_out is not None:  # without labels the dense network, as it is now, is right
+            dense = None if self.class_map else copy.deepcopy(DenseNetwork(self.model))
+            held_out = HeldOut(self.held_out, dense)
+        is_main = self.processes.is_main
+        try:
+            with TensorBoard(output / TENSORBOARD_FOLDER) as board:
+                report = fit(
+                    self.model,
+                    self.loader,
+                    self.recipe,
+                    output,
+                    teacher=self.teacher,
+                    held_out=held_out,
+                    resume=goes_on,
+                    force=force,
+                    processes=self.processes,
+                    precision=self.precision,
+                    accumulate=self.accumulate,
+                    compiled=self.compiled,
+                    on_step=_both(board, on_step),
+                )
+            if not report.images:
+                raise InputError(f"none of the images of {self.data} that were drawn can be read")
+        except InputError:
+            # Found only while reading (an unreadable image with strict): no trace stays.
+            if is_main and not holds_run(output):
+                take_back(output, is_new)
+            elif is_main:
+                with suppress(InputError):  # they show what went wrong, which is to be said
+                    draw_run(output)
+            raise
+        if is_main:
+            self.model.save_pretrained(output)
+            write_report(report, self.model, self.recipe.teacher, self.teacher_checkpoint, output)
+            draw_run(output)
+        return report
+
+
+def _student(recipe: Recipe, checkpoint: str | Path | None, pretrained: bool) -> DynamicViT:
+    assert recipe.model is not None
+    model = load(
+        recipe.model,
+        checkpoint=checkpoint,
+        keep_ratio=recipe.keep_ratio,
+        stages=recipe.stages,
+        pretrained=pretrained,
+    )
+    if recipe.policy is not None:  # also of a model that had another: it learns who should stay now
+        model.policy = recipe.policy
+    return model
+
+
+def _teacher(
+    student: DynamicViT, recipe: Recipe, checkpoint: str | Path | None, pretrained: bool
+) -> ExternalTeacher | None:
+    """The other network that the recipe names, if a loss looks at it."""
+    name = recipe.teacher.model
+    if name is None and checkpoint is not None:
+        raise InputError(f"teacher checkpoint {checkpoint}: name its network as the teacher")
+    if name is None or not recipe.asks_external_teacher:
+        return None
+    return ExternalTeacher(load_dense(name, checkpoint, pretrained=pretrained), student)
+
+
+def _sources(
+    recipe: Recipe,
+    root: str | Path,
+    unlabeled: Sequence[str | Path],
+    class_map: str | None,
+    strict: bool,
+) -> list[ImageData]:
+    """The images with labels, if labels are needed, and those without."""
+    uses_labels = recipe.losses.classification > 0 or recipe.hold_out > 0
+    if class_map and not uses_labels:
+        raise InputError(
+            f"class map {class_map}: with losses.classification=0 and hold_out=0 no label is "
+            "used; leave it out"
+        )
+    images = ImageData(root, labeled=None if uses_labels else False, strict=strict)
+    if recipe.losses.classification and not images.labeled:
+        raise InputError(
+            f"{root} has no labels, which the classification loss needs: set "
+            "losses.classification=0 to learn from the dense network alone"
+        )
+    return [images, *(ImageData(path, labeled=False, strict=strict) for path in unlabeled)]
+
+
+def _both(
+    board: TensorBoard, on_step: Callable[[Progress], None] | None
+) -> Callable[[Progress], None]:
+    def write(progress: Progress) -> None:
+        if on_step is not None:
+            on_step(progress)
+        board(progress)
+
+    return write

@@ -1,0 +1,122 @@
+"""What keeps the code easy to hold: arrows that point one way, files of one idea, a short way."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+
+import dynamicvit
+from families import DEIT
+
+ROOT = Path(dynamicvit.__file__).parent
+
+#: Rooms from the bottom up; each may import those before it, and itself.
+ROOMS = (
+    ("errors", "_version"),
+    ("utils",),
+    ("layers",),
+    ("backbones",),
+    ("core",),
+    ("costs",),
+    ("budgets", "methods"),
+    ("transformers",),
+    ("sparsification",),
+    ("checkpoints",),
+    ("data",),
+    ("plots", "runtimes", "training"),
+    ("streaming", "evaluation"),
+    ("demo",),
+    ("cli",),
+)
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+
+#: Files that are tables for the most part.
+TABLES: set[str] = set()
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its dotted name."""
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = ["dynamicvit", *path.relative_to(ROOT).with_suffix("").parts]
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imported(name: str, everywhere: bool) -> set[str]:
+    """Our modules that one imports: when it is imported itself, or in its functions too."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    body: list[Any] = [*ast.walk(tree)] if everywhere else list(tree.body)
+    skipped = {
+        id(node)
+        for check in ast.walk(tree)
+        if isinstance(check, ast.If) and "TYPE_CHECKING" in ast.dump(check.test)
+        for node in ast.walk(check)
+    }
+    found = set()
+    for node in body:
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inside & MODULES.keys()) or {node.module}
+    return {target for target in found if target in MODULES and target != name}
+
+
+def test_no_import_cycle() -> None:
+    TopologicalSorter({name: imported(name, everywhere=False) for name in MODULES}).prepare()
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"dynamicvit", "dynamicvit.__main__"}))
+def test_arrows_point_one_way(name: str) -> None:
+    room = name.split(".")[1]
+    for target in imported(name, everywhere=False):
+        if target == "dynamicvit":
+            pytest.fail(f"{name} imports the package's front")
+        assert LEVEL[target.split(".")[1]] <= LEVEL[room], f"{name} imports {target}"
+
+
+def test_nothing_imports_the_command_line() -> None:
+    for name in MODULES:
+        if name.split(".")[1:2] not in (["cli"], ["__main__"]):
+            assert not any("dynamicvit.cli" in target for target in imported(name, True)), name
+
+
+def test_files_are_short_and_the_front_is_small() -> None:
+    long = {
+        name: lines
+        for name, path in MODULES.items()
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 350
+    }
+    assert not long.keys() - TABLES, long
+    assert len([path for path in ROOT.glob("*.py")]) <= 8
+
+
+def test_an_image_passes_through_eight_files() -> None:
+    model, images, files = DEIT.sparse(), DEIT.images(), set()
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and Path(frame.f_code.co_filename).is_relative_to(ROOT):
+            files.add(Path(frame.f_code.co_filename).relative_to(ROOT).as_posix())
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        sys.setprofile(before)
+    assert "core/paths.py" in files
+    assert len(files) <= 8, sorted(files)
