@@ -1,5 +1,6 @@
 """Small models: one thread is fastest for each, and ``make test`` runs as many tests as cores."""
 
+import gc
 import sys
 from collections.abc import Callable
 
@@ -9,6 +10,11 @@ import torch
 import dynamicvit.cli
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not search it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture
