@@ -13,11 +13,11 @@ import argparse
 import subprocess
 import sys
 
-#: Every way at the paper's budget, with a spread; at a smaller one; and what each part is worth.
+#: Every method at the paper's budget, with a spread; at a smaller one; and what each part is worth.
 PARTS = (
-    ("--ways", "all", "--macs", "0.64", "--seeds", "3"),
-    ("--ways", "all", "--macs", "0.48", "--seeds", "1"),
-    ("--ways", "ablations", "--macs", "0.64", "--seeds", "1"),
+    ("--methods", "all", "--macs", "0.64", "--seeds", "3"),
+    ("--methods", "all", "--macs", "0.48", "--seeds", "1"),
+    ("--methods", "ablations", "--macs", "0.64", "--seeds", "1"),
 )
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("data", help="folder of class folders, to fine-tune on")
     parser.add_argument("validation", help="folder of class folders, to evaluate on")
     parser.add_argument("--model", default="deit_tiny_patch16_224")
-    parser.add_argument("--images", type=int, default=8000, help="seen by each way")
+    parser.add_argument("--images", type=int, default=8000, help="seen by each method")
     parser.add_argument("--precision", default="bf16")
     options, rest = parser.parse_known_args()
     common = ["--data", options.data, "--validation", options.validation]

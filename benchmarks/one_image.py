@@ -38,8 +38,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynamicvit import DynamicViT, sparsify, tiled_keep_ratios
 from dynamicvit.costs import DENSE, costs_of, executed_macs
-from dynamicvit.evaluation.bench.timer import time_in_turn
-from dynamicvit.export import export, load_exported
+from dynamicvit.evaluation.bench import time_in_turn
+from dynamicvit.runtimes import export, load_exported
 
 
 class Products(nn.Module):

@@ -5,7 +5,7 @@
 
 Writes each file once, evaluates it once (``results.json``; stopped, it goes on where it was), and
 times all of them in turn, batch size by batch size: a CSV and a plot of throughput over timm's own
-dense network in eager float32. With ``--dropped gone --dropped merged`` the model is run both ways.
+dense network in eager float32. With ``--policy removed --policy merged`` the model takes both.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from dynamicvit.costs import DENSE
 from dynamicvit.data import ImageData, Loader, class_map_for, eval_transform
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import evaluate
-from dynamicvit.evaluation.bench.timer import time_in_turn
-from dynamicvit.export import export, export_int8, load_exported
+from dynamicvit.evaluation.bench import time_in_turn
+from dynamicvit.runtimes import export, load_exported
 
 REFERENCE = "timm, dense, fp32"
 BATCHES = (1, 32)
@@ -124,11 +124,12 @@ def _write(network: DynamicViT, file: Path, kind: str, options: argparse.Namespa
         export(network, file, crop_pct=options.crop_pct)
         return
     judged = {} if options.max_drop is None else {"validation": options.validation}
-    made = export_int8(
+    made = export(
         network,
         file,
+        precision="int8",
         calibrate=options.calibration,
-        images=options.images,
+        calibration_images=options.images,
         max_drop=options.max_drop,
         class_map=options.class_map,
         crop_pct=options.crop_pct,

@@ -27,7 +27,6 @@ from dynamicvit import DynamicViT
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.data import ImageData, Loader, eval_transform
 from dynamicvit.demo import experiment
-from dynamicvit.methods import ClassAttention, RandomScores
 from dynamicvit.plots import save, style, visualize
 
 #: scikit-image's photographs that come with it, without a download.
@@ -85,21 +84,18 @@ def photographs() -> list[Image.Image]:
 
 
 def scene_rows(size: experiment.Size, seed: int) -> list[dict[str, object]]:
-    """The demo's network with each way to choose: what is left of the digit, and of the rest."""
-    ways = {"DynamicViT": None, "class attention": ClassAttention, "random": RandomScores}
+    """The demo's network with each method: what is kept of the digit, and of the rest."""
     rows: list[dict[str, object]] = []
-    for name, stage in ways.items():
+    for name in ("dynamicvit", "class-attention", "random"):
         torch.manual_seed(seed)
-        model = experiment.sparse_model()
-        if stage is not None:
-            model = DynamicViT(model.backbone, model.schedule, [stage() for _ in model.predictors])
+        model = experiment.sparse_model(name)
         experiment.fine_tune(model, size, seed)
         for ratio in experiment.RATIOS:
             model.keep_ratio = ratio
             top1, digit, background = experiment.score(model, size, seed)
             rows.append(
                 {
-                    "way": name,
+                    "method": name,
                     "keep_ratio": ratio,
                     "top1": round(top1, 4),
                     "digit_kept": round(digit, 4),

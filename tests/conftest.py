@@ -1,6 +1,7 @@
 """Small models: one thread is fastest for each, and ``make test`` runs as many tests as cores."""
 
 import gc
+import os
 import sys
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import torch
 import dynamicvit.cli
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
 
 
 def pytest_collection_finish() -> None:

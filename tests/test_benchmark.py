@@ -22,6 +22,7 @@ from dynamicvit.evaluation.bench import (
     settings_of,
 )
 from dynamicvit.evaluation.bench import timer as clock
+from dynamicvit.runtimes import RUNTIMES
 
 
 def tiny(**arguments) -> nn.Module:
@@ -99,8 +100,8 @@ class TestRows:
     )
 
     def test_throughput(self):
-        assert self.row.dense_throughput == pytest.approx(20)
-        assert self.row.pruned_throughput == pytest.approx(40)
+        assert self.row.speed(self.row.dense).median == pytest.approx(20)
+        assert self.row.as_numbers()["pruned"]["throughput"] == pytest.approx(40)
 
     def test_what_the_clock_shows_of_the_macs(self):
         assert self.row.macs_ratio == 2.5
@@ -146,20 +147,20 @@ class TestSettings:
             ("eager", "bf16"),
             ("eager", "fp32"),
         ]
-        assert left_out == ["onnx bf16 is left out: onnx computes in fp32 or int8"]
+        assert [line[:9] for line in left_out] == ["onnx bf16"]
 
     def test_files_are_for_the_cpu(self):
         found, [line] = settings_of(["eager", "onnx"], ["fp32"], "cuda")
         assert found == [("eager", "fp32")]
-        assert line.endswith("exported files are run on the CPU, and the model is on cuda")
+        assert line.endswith("cuda")
 
     @pytest.mark.parametrize(
         ("runtimes", "precisions", "message"),
         [
-            (["tflite"], ["fp32"], "one of eager, compile, onednn, onnx, openvino, got 'tflite'"),
-            (["eager"], ["fp8"], "got 'fp8'"),
-            (["onnx"], ["bf16"], "nothing to measure: onnx bf16 is left out"),
-            ([], ["bf16"], "at least one runtime and one precision"),
+            (["tflite"], ["fp32"], f"'tflite': .*{', '.join(RUNTIMES)}"),
+            (["eager"], ["fp8"], "'fp8': .*fp32, bf16, int8"),
+            (["onnx"], ["bf16"], "onnx bf16"),
+            ([], ["bf16"], "nothing to measure"),
         ],
     )
     def test_nothing_left(self, runtimes, precisions, message):
@@ -170,7 +171,7 @@ class TestSettings:
 class TestBench:
     def test_one_row_for_each_setting(self):
         model = sparsify(tiny())
-        rows = bench(model, batch_sizes=[1, 2], samples=3, threads=1)
+        rows = bench(model, batch_sizes=[1, 2], samples=3, threads=1).rows
         assert [(r.batch_size, r.precision) for r in rows] == [
             (1, "fp32"),
             (1, "bf16"),
@@ -236,7 +237,7 @@ class TestBench:
         clocks = [Clock(4.0, 8.0), Clock(3.0, 6.0), Clock(2.0, 4.0), Clock(1.0, 2.0)]
         with_clocks(monkeypatch, *clocks)
         plan = {"batch_sizes": [1], "samples": 2}
-        rows = bench(sparsify(tiny()), precisions=["bf16", "fp32"], **plan)
+        rows = bench(sparsify(tiny()), precisions=["bf16", "fp32"], **plan).rows
         for measured in rows:
             assert measured.reference is rows[1].dense
             assert measured.reference.seconds == (2.0, 4.0)
@@ -269,14 +270,14 @@ class TestBench:
     @pytest.mark.parametrize(
         ("plan", "message"),
         [
-            ({"batch_sizes": [1, 0]}, "batch size is at least 1, got 0"),
-            ({"batch_sizes": []}, "at least one batch size"),
-            ({"precisions": ["fp8"]}, "one of fp32, bf16, int8, got 'fp8'"),
+            ({"batch_sizes": [1, 0]}, "batch size 0"),
+            ({"batch_sizes": []}, "one batch size"),
+            ({"calibrate": "photos"}, "calibrate photos"),
             ({"runtimes": ["onnx"], "precisions": ["fp32"], "dense": nn.Identity()}, "eager mode"),
-            ({"threads": 0}, "threads are at least 1, got 0"),
-            ({"seconds": 0.0}, "seconds are positive, got 0.0"),
-            ({"seconds": float("nan")}, "seconds are positive, got nan"),
-            ({"samples": 1}, "at least 2 samples, got 1"),
+            ({"threads": 0}, "threads 0"),
+            ({"seconds": 0.0}, "seconds 0.0"),
+            ({"seconds": float("nan")}, "seconds nan"),
+            ({"samples": 1}, "samples 1"),
             ({"image_size": 65}, "images of 65x65"),
         ],
     )
@@ -328,7 +329,7 @@ class TestMemory:
 def test_the_timer_is_imported_late_and_without_a_word() -> None:
     """Importing it looks for a compiler, and complains where there is no CUDA."""
     code = (
-        "import sys, dynamicvit.cli.commands\n"
+        "import sys, dynamicvit.evaluation.bench\n"
         "from dynamicvit.evaluation.bench.timer import timer_class\n"
         "assert 'torch.utils.benchmark' not in sys.modules\n"
         "print(timer_class().__name__)\n"

@@ -11,13 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dynamicvit import comparison as library
 from dynamicvit import sparsify
-from dynamicvit.cli import compare as command
-from dynamicvit.cli.compare import CSV_NAME
 from dynamicvit.cli.compare_tables import results_table
-from dynamicvit.evaluation.compare import Line
-from dynamicvit.evaluation.compare.timing import Timing
-from dynamicvit.methods import WAYS
+from dynamicvit.comparison import ABLATIONS, CSV_NAME, Line, Timing, all_names
 from families import BY_NAME
 from pictures import noise_folders
 
@@ -68,16 +65,16 @@ def table(tmp_path: Path) -> list[dict[str, str]]:
 
 
 def test_table_csv_and_plots(run: Main, tmp_path: Path, capsys) -> None:
-    assert run("--ways", "dynamic,merging", "--seconds", "1e-6", "--seeds", 2) == 0
+    assert run("--methods", "dynamicvit,tome", "--seconds", "1e-6", "--seeds", 2) == 0
     said = capsys.readouterr().out
     for words in ("for 0.75 of dense", "what choosing takes", "agreement", "±", "none"):
         assert words in said
     lines = table(tmp_path)
-    assert [(line["way"], line["trained"], line["seeds"]) for line in lines] == [
+    assert [(line["method"], line["trained"], line["seeds"]) for line in lines] == [
         ("dense", "False", "1"),
-        ("dynamic", "True", "2"),
-        ("merging", "False", "1"),
-        ("merging", "True", "2"),
+        ("dynamicvit", "True", "2"),
+        ("tome", "False", "1"),
+        ("tome", "True", "2"),
     ]
     assert all(float(line["macs_fraction"]) == pytest.approx(0.75, abs=0.03) for line in lines[1:])
     assert all(line["speedup_batch_32"] for line in lines[1:])
@@ -88,13 +85,13 @@ def test_table_csv_and_plots(run: Main, tmp_path: Path, capsys) -> None:
 
 def test_the_table_fits_a_terminal() -> None:
     """The longest name with every number at its widest."""
-    longest = max(WAYS, key=len)
+    longest = max([*all_names(), *ABLATIONS], key=len)
     timing = Timing(32, 10.52, 10.4, 10.6, 99.0, 9.4, 0.1, 0.1)
     shared = dict(gmacs=10.825, macs_fraction=0.825, seeds=3, images=8, timings={32: timing})
     line = Line(longest, 0.64, True, top1=0.7738, top1_spread=0.0042, agreement=0.9,
                 agreement_spread=0.0133, **shared)  # fmt: skip
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(results_table([line], labeled=True))
+    console.print(results_table([line]))
     said = console.export_text()
     for words in (longest, "77.38 ± 0.42", "90.00 ± 1.33", "10.825", "0.825", "10.52"):
         assert words in said
@@ -104,22 +101,22 @@ def test_the_table_fits_a_terminal() -> None:
 def test_the_same_command_computes_nothing_and_others_add(
     run: Main, tmp_path: Path, monkeypatch
 ) -> None:
-    assert run("--ways", "random", "--no-timing") == 0
+    assert run("--methods", "random", "--no-timing") == 0
     first = (tmp_path / "out" / CSV_NAME).read_text()
     with monkeypatch.context() as patched:
-        patched.setattr("dynamicvit.evaluation.compare.experiment.fit", None)
-        patched.setattr("dynamicvit.evaluation.compare.experiment.evaluate", None)
-        assert run("--ways", "random", "--no-timing") == 0
+        patched.setattr("dynamicvit.comparison.experiment.fit", None)
+        patched.setattr("dynamicvit.comparison.experiment.evaluate", None)
+        assert run("--methods", "random", "--no-timing") == 0
     assert (tmp_path / "out" / CSV_NAME).read_text() == first
-    assert run("--ways", "static", "--no-timing", "--macs", "0.8") == 0
-    assert [line["way"] for line in table(tmp_path)] == [
+    assert run("--methods", "static", "--no-timing", "--macs", "0.8") == 0
+    assert [line["method"] for line in table(tmp_path)] == [
         "dense", "static", "random", "random", "static",
     ]  # fmt: skip
     assert not list((tmp_path / "out").glob("*throughput*"))
 
 
 def test_interrupted_it_goes_on(run: Main, tmp_path: Path, capsys, monkeypatch) -> None:
-    finished = command.Experiment.row
+    finished = library.Experiment.row
 
     def stop(self, entry, on_step=None):
         if entry.seed is not None:
@@ -127,19 +124,19 @@ def test_interrupted_it_goes_on(run: Main, tmp_path: Path, capsys, monkeypatch) 
         return finished(self, entry, on_step)
 
     with monkeypatch.context() as patched:
-        patched.setattr(command.Experiment, "row", stop)
-        assert run("--ways", "random", "--no-timing") == 130
+        patched.setattr(library.Experiment, "row", stop)
+        assert run("--methods", "random", "--no-timing") == 130
     said = capsys.readouterr().err
     assert "the same command goes on" in said
     assert len(list((tmp_path / "out" / "rows").iterdir())) == 2
-    assert run("--ways", "random", "--no-timing") == 0
+    assert run("--methods", "random", "--no-timing") == 0
     assert len(table(tmp_path)) == 3
 
 
 def test_without_training(run: Main, tmp_path: Path) -> None:
     assert run("--no-train", "--no-timing") == 0
-    assert [line["way"] for line in table(tmp_path)] == [
-        "dense", "random", "attention", "attention-fused", "merging",
+    assert [line["method"] for line in table(tmp_path)] == [
+        "dense", "random", "class-attention", "evit", "tome",
     ]  # fmt: skip
     assert not (tmp_path / "out" / "runs").exists()
 
@@ -150,39 +147,40 @@ def test_a_part_is_kept_aside_unless_images_are_named(run: Main, data: Path, mon
     def look(experiment, entries, *_):
         seen.append((len(experiment.evaluated), sum(map(len, experiment.trained))))
 
-    monkeypatch.setattr(command, "_run", look)
-    monkeypatch.setattr(command, "_write", lambda *_: None)
-    assert run() == 0
-    assert run("--validation", data) == 0
-    assert run("--validation", data, "--unlabeled", data) == 0
-    assert run("--no-train") == 0
+    monkeypatch.setattr(library, "_run", look)
+    monkeypatch.setattr("dynamicvit.cli.compare.save_comparison", lambda *_: [])
+    few = ("--methods", "random")
+    assert run(*few) == 0
+    assert run(*few, "--validation", data) == 0
+    assert run(*few, "--validation", data, "--unlabeled", data) == 0
+    assert run(*few, "--no-train") == 0
     assert seen == [(2, 19), (21, 21), (21, 42), (21, 0)]
 
 
-def test_ways_that_a_backbone_can_not_have(
+def test_methods_that_a_backbone_can_not_have(
     siglip: Path, run: Main, data: Path, tmp_path: Path, capsys
 ) -> None:
     arguments = ("--model", siglip, "--no-train", "--no-timing")
     assert run(*arguments) == 0
     said = capsys.readouterr().out
-    assert "left out attention: ClassAttention needs a class token" in said
-    assert "left out width" in said
-    assert [line["way"] for line in table(tmp_path)] == ["dense", "random", "merging"]
-    assert run(*arguments, "--ways", "random,attention") == 2
-    assert "--ways attention: ClassAttention needs a class token" in capsys.readouterr().err
+    assert "left out class-attention: ClassAttention" in said
+    assert "left out narrow" in said
+    assert [line["method"] for line in table(tmp_path)] == ["dense", "random", "tome"]
+    assert run(*arguments, "--methods", "random,class-attention") == 2
+    assert "class-attention: ClassAttention" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--ways", "mergin"], "no way 'mergin': did you mean merging?"),
-        (["--ways", "width", "--no-train"], "none of the ways of 'width'"),
+        (["--methods", "mergin"], "'mergin'"),
+        (["--methods", "narrow", "--no-train"], "'narrow'"),
         (["--macs", "1.5"], "a budget is written like"),
-        (["--macs", "100%"], "less than dense is needed"),
+        (["--macs", "100%"], "100%"),
         (["--macs", "0.001"], "a budget of"),
         (["--seeds", "0"], "0"),
         (["--images", "0"], "0"),
-        (["--seconds", "0"], "seconds are positive, got 0"),
+        (["--seconds", "0"], "seconds are positive, got 0.0"),
         (["--data", "nowhere"], "nowhere"),
         (["--validation", "nowhere"], "nowhere"),
         (["--recipe", "nothing"], "no recipe 'nothing'"),
@@ -196,7 +194,7 @@ def test_bad_input(
     run: Main, data: Path, tmp_path: Path, capsys, arguments: list[str], message: str
 ) -> None:
     given = [str(data) if part == "DATA" else part for part in arguments]
-    assert run("--ways", "dynamic", *given) == 2
+    assert run("--methods", "dynamicvit", *given) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert len(captured.err.splitlines()) == 1

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import os
-import subprocess
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
 from typer.testing import CliRunner
 
+import dynamicvit.cli
 from dynamicvit import DynamicViT, sparsify
 from dynamicvit.cli import app
 from dynamicvit.cli import evaluate as command
@@ -154,21 +156,21 @@ def test_keep_ratio_one_drops_nothing(
 def test_image_size_crop_and_precision(
     model: DynamicViT, saved: Path, folder: Path, numbers: Callable[..., dict], monkeypatch
 ) -> None:
-    seen: list[torch.Tensor] = []
-    evaluate = command.evaluate
+    seen: list[tuple[torch.Tensor, bool]] = []
+    forward = DynamicViT.forward
 
-    def spy(network, batches, **options):
-        batches = list(batches)
-        seen.append(batches[0].images)
-        assert options["amp_dtype"] == torch.bfloat16
-        return evaluate(network, batches, **options)
+    def spy(self: DynamicViT, images: torch.Tensor) -> torch.Tensor:
+        seen.append((images, torch.is_autocast_enabled("cpu")))
+        return forward(self, images)
 
-    monkeypatch.setattr(command, "evaluate", spy)
+    monkeypatch.setattr(DynamicViT, "forward", spy)
     options = ("--image-size", 48, "--crop-pct", 0.5, "--precision", "bf16", "--compare-dense")
     found = numbers(folder, "--model", saved, *options)
     assert found["image_size"] == [48, 48]
     expected = ImageData(folder, transform=eval_transform(model, 48, 0.5))[0].image
-    assert torch.equal(seen[0][0], expected)
+    [(images, autocast)] = seen
+    assert torch.equal(images[0], expected)
+    assert autocast
 
 
 def test_agreement_with_other_dense_weights(
@@ -305,23 +307,37 @@ def test_workers_read_the_same_images(saved: Path, folder: Path) -> None:
     assert found[0]["images"] == found[1]["images"] == 12
 
 
+def launched(rank: int, port: int, words: list[str], printed: Path) -> None:
+    """One of two processes, with the variables that torchrun sets."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.argv = ["dynamicvit", *words]
+    sys.stdout = sys.stderr = (printed / f"{rank}.txt").open("w")
+    dynamicvit.cli.main()
+
+
 def test_two_processes_count_each_image_once_and_one_of_them_prints(
     saved: Path, folder: Path, tmp_path: Path, numbers: Callable[..., dict]
 ) -> None:
     (folder / "class0" / "00.png").write_bytes(b"no image")
     (folder / "class1" / "01.png").unlink()  # batches of 4, 4 and 3
-    words = (str(folder), "--model", str(saved), "--compare-dense", "--batch-size", "4")
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    words = [str(folder), "--model", str(saved), "--compare-dense", "--batch-size", "4"]
     out = tmp_path / "numbers.json"
-    done = subprocess.run(
-        [sys.executable, *torchrun, "-m", "dynamicvit", "eval", *words, "--json", str(out)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("top-1") == 2  # its own, and the dense one's
-    assert done.stdout.count("class map:") == 1
+    shared = ["eval", *words, "--workers", "0", "--json", str(out)]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # Forked: two more imports of torch would take longer than all the other tests here.
+    fork = multiprocessing.get_context("fork").Process
+    processes = [fork(target=launched, args=(rank, port, shared, tmp_path)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    main, other = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
+    assert main.count("top-1") == 2  # its own, and the dense one's
+    assert main.count("class map:") == 1
+    assert not other
     found, alone = json.loads(out.read_text()), numbers(*words)
     assert (found["images"], found["processes"], alone["processes"]) == (10, 2, 1)
     own = {"processes": 0, "seconds": 0, "images_per_second": 0}

@@ -13,7 +13,7 @@ from PIL import Image
 from dynamicvit import DynamicViT
 from dynamicvit.cli import export as module
 from dynamicvit.data import eval_transform, top_classes
-from dynamicvit.export import ExportMismatchError, export
+from dynamicvit.runtimes import ExportMismatchError, export
 from families import DEIT
 
 Main = Callable[..., int]
@@ -66,11 +66,10 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_export(saved: Path, folder: Path, tmp_path: Path, command: Main, capsys) -> None:
     file = tmp_path / "small.pt2"
-    words = (saved, "-o", file, "--keep-ratio", 0.5, "--batch", 3, "--check", folder)
+    words = (saved, "-o", file, "--keep-ratio", 0.5, "--batch", 3, "--validation", folder)
     assert command("export", *words) == 0
     said = capsys.readouterr().out
-    assert f"checked on 10 images of {folder}" in said
-    assert "the same patches kept" in said
+    assert f"10 images of {folder}" in said
     assert command("eval", folder, "--model", file, "--workers", 0, "--json", "-") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["keep_ratios"] == pytest.approx([0.5, 0.25])
@@ -81,8 +80,8 @@ def test_the_backbone_alone(
     saved: Path, folder: Path, tmp_path: Path, command: Main, capsys
 ) -> None:
     file = tmp_path / "dense.pt2"
-    assert command("export", saved, "-o", file, "--dense", "--check", folder) == 0
-    assert "kept" not in capsys.readouterr().out
+    assert command("export", saved, "-o", file, "--dense", "--validation", folder) == 0
+    capsys.readouterr()
     assert command("eval", folder, "--model", saved, "--dense", "--workers", 0, "--json", "-") == 0
     own = json.loads(capsys.readouterr().out)
     assert command("eval", folder, "--model", file, "--workers", 0, "--json", "-") == 0
@@ -131,6 +130,25 @@ def test_a_file_that_differs_ends_with_1(
     assert one_line(capsys) == f"{file} is not written: logits differ"
 
 
+def test_int8_the_whole_way(
+    saved: Path, folder: Path, tmp_path: Path, command: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    file = tmp_path / "small.onnx"
+    words = (saved, "-o", file, "--precision", "int8", "--calibrate", folder, "--opset", 20)
+    assert command("export", *words, "--validation", folder) == 0
+    said = capsys.readouterr().out
+    assert f"8 images of {folder}" in said
+    assert f"{folder}, 10 images" in said
+    assert "top-1" in said
+    assert "the prediction modules" in said
+    assert command("eval", folder, "--model", file, "--workers", 0, "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 10
+    picture = folder / "class0" / "00.png"
+    assert command("visualize", picture, "--model", file, "-o", tmp_path / "seen") == 0
+
+
 def test_bad_input_is_one_line_and_exit_code_2(
     saved: Path, file: Path, folder: Path, tmp_path: Path, command: Main, capsys
 ) -> None:
@@ -139,24 +157,28 @@ def test_bad_input_is_one_line_and_exit_code_2(
     for words, said in (
         (("export", saved, "-o", tmp_path / "a.tflite"), "ends in .onnx, .xml, .pt2"),
         (("export", saved, "-o", out, "--format", "onnx"), "ends in .onnx"),
-        (("export", saved, "-o", tmp_path / "a.onnx", "--opset", 11), "opset 11 is too old"),
-        (("export", saved, "-o", out, "--opset", 18), "only ONNX"),
-        (("export", saved, "-o", out, "--batch", 0), "got 0"),
+        (("export", saved, "-o", tmp_path / "a.onnx", "--opset", 11), "opset 11"),
+        (("export", saved, "-o", out, "--opset", 18), "opset 18"),
+        (("export", saved, "-o", out, "--batch", 0), "batch 0"),
         (("export", saved, "-o", out, "--image-size", 30), "multiples of its 16x16 patches"),
-        (("export", saved, "-o", out, "--check", tmp_path / "no"), "no does not exist"),
+        (("export", saved, "-o", out, "--validation", tmp_path / "no"), "no does not exist"),
         (("export", saved, "-o", tmp_path / "no" / "a.pt2"), "does not exist"),
         (("export", saved, "-o", out, "--dense", "--keep-ratio", 0.5), "--dense keeps every patch"),
         (("export", saved, "-o", out, "--dense", "--tile", 4), "leave --tile 4 out"),
         (("export", saved, "-o", out, "--tile", 0), "at least 1 row, got 0"),
+        (("export", saved, "-o", out, "--precision", "int8"), "--calibrate"),
+        (("export", saved, "-o", out, "--precision", "int8", "--calibrate", folder), "a.pt2"),
+        (("export", saved, "-o", out, "--calibrate", folder), f"--calibrate {folder}"),
+        (("export", saved, "-o", out, "--max-drop", 0.5), "--max-drop 0.5"),
         (("export", file, "-o", out), "is an exported file already"),
         (("export", "-o", out), "Missing option '--model'"),
         (("export", saved, "--model", saved, "-o", out), "both name a model"),
         (("eval", folder, "--model", out), "a.pt2: no such file"),
-        ((*of_file, "--keep-ratio", 0.5), "keep ratio of"),
-        ((*of_file, "--tile", 4), "leave --tile 4 out"),
+        ((*of_file, "--keep-ratio", 0.5), "--keep-ratio 0.5"),
+        ((*of_file, "--tile", 4), "--tile 4"),
         ((*of_file, "--image-size", 128), "64x80 pixels"),
         ((*of_file, "--precision", "bf16"), "runs in fp32"),
-        ((*of_file, "--checkpoint", "a.pth"), "leave --checkpoint"),
+        ((*of_file, "--checkpoint", "a.pth"), "--checkpoint a.pth"),
         ((*of_file, "--compare-dense"), "holds no dense network"),
         ((*of_file, "--dense"), "holds no dense network"),
     ):

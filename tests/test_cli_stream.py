@@ -18,7 +18,7 @@ import torch
 
 from dynamicvit import DynamicViT
 from dynamicvit.data import eval_transform
-from dynamicvit.export import export
+from dynamicvit.runtimes import export
 from dynamicvit.streaming import loop as module
 from dynamicvit.streaming import open_frames
 from families import DEIT, NUM_CLASSES

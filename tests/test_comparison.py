@@ -12,16 +12,26 @@ import pytest
 import torch
 from torch import nn
 
-from dynamicvit import DynamicViT
+from dynamicvit import DynamicViT, InputError
+from dynamicvit.comparison import (
+    ABLATIONS,
+    Entry,
+    Experiment,
+    Row,
+    Timing,
+    all_names,
+    candidate_named,
+    candidates,
+    lines_of,
+    write_csv,
+)
+from dynamicvit.comparison import experiment as module
+from dynamicvit.comparison import timing as timings
+from dynamicvit.comparison.cache import Cache, data_identity, identity, weights_identity
 from dynamicvit.costs import DENSE, count_macs
 from dynamicvit.data import ImageData
-from dynamicvit.evaluation.compare import Entry, Experiment, Row, Timing, lines_of, write_csv
-from dynamicvit.evaluation.compare import experiment as module
-from dynamicvit.evaluation.compare import timing as timings
-from dynamicvit.evaluation.compare.cache import Cache
-from dynamicvit.evaluation.compare.identity import data_identity, identity, weights_identity
-from dynamicvit.evaluation.compare.plots import accuracy_over_macs, accuracy_over_throughput
-from dynamicvit.methods import WAYS, build
+from dynamicvit.methods import at_macs
+from dynamicvit.plots.comparison import accuracy_over_macs, accuracy_over_throughput
 from families import DEIT
 from pictures import noise_folders
 
@@ -49,12 +59,17 @@ def experiment(folder: Path, **changes) -> Experiment:
 
 class TestRows:
     def test_a_row_is_computed_once(self, tmp_path: Path, monkeypatch) -> None:
-        entry = Entry(WAYS["attention"], 0.75, 0)
+        entry = Entry(candidate_named("class-attention"), 0.75, 0)
         steps: list[int] = []
         first = experiment(tmp_path).row(entry, lambda progress: steps.append(progress.step))
         assert steps == [0, 1]
-        assert (first.way, first.seed, first.images, first.evaluated) == ("attention", 0, 4, 6)
-        monkeypatch.setattr(module, "train", None)
+        assert (first.method, first.seed, first.images, first.evaluated) == (
+            "class-attention",
+            0,
+            4,
+            6,
+        )
+        monkeypatch.setattr(module, "fit", None)
         monkeypatch.setattr(module, "evaluate", None)
         assert experiment(tmp_path).row(entry) == first
         assert not list(tmp_path.rglob("checkpoint*"))
@@ -69,35 +84,35 @@ class TestRows:
         ],
     )
     def test_what_makes_a_row_another_one(self, tmp_path: Path, changes) -> None:
-        entry = Entry(WAYS["dynamic"], 0.75, 0)
+        entry = Entry(candidate_named("dynamicvit"), 0.75, 0)
         one, other = experiment(tmp_path), experiment(tmp_path, **changes)
         assert one.key(entry) != other.key(entry)
 
-    def test_seed_and_way_and_budget_too(self, tmp_path: Path) -> None:
+    def test_seed_and_method_and_budget_too(self, tmp_path: Path) -> None:
         plan = experiment(tmp_path)
         entries = [
-            Entry(WAYS[way], fraction, seed)
-            for way in ("random", "merging")
+            Entry(candidate_named(name), fraction, seed)
+            for name in ("random", "tome")
             for fraction in (0.5, 0.7)
             for seed in (None, 0, 1)
         ]
         assert len({identity(plan.key(entry)) for entry in entries}) == len(entries)
 
     def test_untrained_rows_do_not_hang_on_training(self, tmp_path: Path) -> None:
-        entry = Entry(WAYS["merging"], 0.75, None)
+        entry = Entry(candidate_named("tome"), 0.75, None)
         trained, untrained = experiment(tmp_path), experiment(tmp_path, trained=[])
         assert trained.key(entry) == untrained.key(entry)
         assert untrained.row(entry) in trained.known_rows()
 
     def test_rows_of_another_recipe_stay_out(self, tmp_path: Path) -> None:
-        entry = Entry(WAYS["random"], 0.75, 0)
+        entry = Entry(candidate_named("random"), 0.75, 0)
         row = experiment(tmp_path).row(entry)
         other = experiment(tmp_path, overrides=["images=6", "batch_size=2"])
         assert row in experiment(tmp_path).known_rows()
         assert other.known_rows() == []
 
     def test_an_interrupted_run_goes_on(self, tmp_path: Path) -> None:
-        entry = Entry(WAYS["static"], 0.75, 0)
+        entry = Entry(candidate_named("static"), 0.75, 0)
 
         def stop(progress) -> None:
             if progress.step == 0:
@@ -119,7 +134,7 @@ class TestRows:
 
     def test_the_dense_network_is_asked_once(self, tmp_path: Path) -> None:
         plan = experiment(tmp_path)
-        plan.row(Entry(WAYS["random"], 0.75, None))
+        plan.row(Entry(candidate_named("random"), 0.75, None))
         calls: list[object] = []
         plan._dense.network.register_forward_hook(lambda *_: calls.append(1))
         row = plan.row(Entry(None, 1.0, None))
@@ -128,37 +143,63 @@ class TestRows:
 
     def test_true_macs(self, tmp_path: Path) -> None:
         plan = experiment(tmp_path)
-        row = plan.row(Entry(WAYS["downsampling"], 0.75, None))
-        macs = count_macs(build("downsampling", DEIT.backbone(), 0.75))
+        row = plan.row(Entry(candidate_named("downsample"), 0.75, None))
+        macs = count_macs(at_macs("downsample", DEIT.backbone(), 0.75))
         assert row.gmacs == macs / 1e9
         assert row.macs_fraction == macs / count_macs(DEIT.backbone())
 
     def test_the_backbone_is_left_alone(self, tmp_path: Path) -> None:
         plan = experiment(tmp_path)
         before = copy.deepcopy(plan.backbone.state_dict())
-        for way in ("dynamic", "width"):
-            plan.row(Entry(WAYS[way], 0.75, 0))
+        for name in ("dynamicvit", "narrow"):
+            plan.row(Entry(candidate_named(name), 0.75, 0))
         after = plan.backbone.state_dict()
         assert all(value.equal(before[name]) for name, value in after.items())
 
     def test_a_trained_dynamicvit_can_be_used(self, tmp_path: Path) -> None:
-        experiment(tmp_path).row(Entry(WAYS["dynamic"], 0.75, 0))
+        experiment(tmp_path).row(Entry(candidate_named("dynamicvit"), 0.75, 0))
         [folder] = (tmp_path / "out" / "runs").iterdir()
         assert DynamicViT.from_pretrained(folder).schedule.stages == (1, 2, 3)
 
     def test_entries(self, tmp_path: Path) -> None:
-        ways = [WAYS["dynamic"], WAYS["merging"]]
+        chosen = [candidate_named("dynamicvit"), candidate_named("tome")]
         plan = experiment(tmp_path)
-        assert [str(entry) for entry in plan.entries(ways, [0.6], seeds=2)] == [
+        assert [str(entry) for entry in plan.entries(chosen, [0.6], seeds=2)] == [
             "dense",
-            "dynamic at 0.6, seed 0",
-            "dynamic at 0.6, seed 1",
-            "merging at 0.6, untrained",
-            "merging at 0.6, seed 0",
-            "merging at 0.6, seed 1",
+            "dynamicvit at 0.6, seed 0",
+            "dynamicvit at 0.6, seed 1",
+            "tome at 0.6, untrained",
+            "tome at 0.6, seed 0",
+            "tome at 0.6, seed 1",
         ]
         plan.trained = []
-        assert [entry.name for entry in plan.entries(ways, [0.6], 2)] == ["dense", "merging"]
+        assert [entry.name for entry in plan.entries(chosen, [0.6], 2)] == ["dense", "tome"]
+
+
+class TestCandidates:
+    def test_lists_of_names(self) -> None:
+        assert [c.name for c in candidates("tome, dynamicvit,tome")] == ["tome", "dynamicvit"]
+        assert [c.name for c in candidates(["all", "zeroed"])] == [*all_names(), "zeroed"]
+        assert [c.name for c in candidates("ablations")] == list(ABLATIONS)
+
+    def test_policy_is_of_any_method(self) -> None:
+        for name in ("dynamicvit", "random", "evit"):
+            model = candidate_named(f"{name}-merged").build(DEIT.backbone(), 0.75)
+            assert model.policy == "merged"
+            assert model.method.name == name
+
+    @pytest.mark.parametrize("name", ["tomee", "dynamicvit,tomee", "dynamicvit,"])
+    def test_a_name_that_is_not_there(self, name: str) -> None:
+        with pytest.raises(InputError, match=repr(name.rpartition(",")[2])) as raised:
+            candidates(name)
+        assert all(known in str(raised.value) for known in ("tome", "zeroed"))
+
+    def test_stages_of_the_ablations(self) -> None:
+        backbone = DEIT.backbone(depth=8)
+        stages = {n: c.build(backbone, 0.8).schedule.stages for n, c in ABLATIONS.items()}
+        assert stages["one-stage"] == (2,)
+        assert stages["two-stages"] == (2, 4)
+        assert stages["zeroed"] == (2, 4, 6)
 
 
 class TestIdentity:
@@ -198,23 +239,23 @@ class TestCache:
 
 
 class TestTiming:
-    @pytest.mark.parametrize("way", ["dynamic", "merging", "attention-fused", "width"])
-    def test_a_way(self, way: str) -> None:
+    @pytest.mark.parametrize("name", ["dynamicvit", "tome", "evit", "narrow"])
+    def test_a_method(self, name: str) -> None:
         backbone = DEIT.backbone()
-        model = build(way, copy.deepcopy(backbone), 0.75)
-        [timing] = timings.time_way(
+        model = at_macs(name, copy.deepcopy(backbone), 0.75)
+        [timing] = timings.time_method(
             model, backbone, precision="fp32", threads=1, seconds=1e-6, batch_sizes=(2,)
         )
         assert timing.batch_size == 2
         assert timing.low <= timing.speedup <= timing.high
-        assert (timing.choosing_ms > 0) == (way != "width")
+        assert (timing.choosing_ms > 0) == (name != "narrow")
 
-    def test_width_is_compared_with_the_wide_network(self, monkeypatch) -> None:
+    def test_narrow_is_compared_with_the_wide_network(self, monkeypatch) -> None:
         asked: list[nn.Module] = []
         backbone = DEIT.backbone()
         backbone.register_forward_hook(lambda network, *_: asked.append(network))
-        model = build("width", DEIT.backbone(), 0.5)
-        timings.time_way(
+        model = at_macs("narrow", DEIT.backbone(), 0.5)
+        timings.time_method(
             model, backbone, precision="fp32", threads=1, seconds=1e-6, batch_sizes=(1,)
         )
         assert asked
@@ -232,23 +273,23 @@ class TestTiming:
         monkeypatch.setattr(timings, "bench", lambda *_, **__: [row])
         monkeypatch.setattr(timings, "stage_seconds", lambda *_: 0.001)
         model = DynamicViT(DEIT.backbone(), DENSE, [])
-        [timing] = timings.time_way(model, model, precision="fp32", threads=1, seconds=1)
+        [timing] = timings.time_method(model, model, precision="fp32", threads=1, seconds=1)
         assert timing.choosing_ms == pytest.approx(1)
         assert timing.choosing_share == pytest.approx(0.25)
 
     def test_it_is_measured_once(self, tmp_path: Path, monkeypatch) -> None:
         plan = experiment(tmp_path, threads=1, seconds=1e-6)
-        first = plan.timing(WAYS["merging"], 0.75)
+        first = plan.timing(candidate_named("tome"), 0.75)
         assert [timing.batch_size for timing in first] == [1, 32]
-        monkeypatch.setattr(module, "time_way", None)
+        monkeypatch.setattr(module, "time_method", None)
         again = experiment(tmp_path, threads=1, seconds=1e-6)
-        assert again.timing(WAYS["merging"], 0.75) == first
-        assert again.known_timings() == {("merging", 0.75): first}
+        assert again.timing(candidate_named("tome"), 0.75) == first
+        assert again.known_timings() == {("tome", 0.75): first}
         assert experiment(tmp_path, threads=2, seconds=1e-6).known_timings() == {}
 
 
-def row(way: str, seed: int | None, top1: float | None = 0.5, fraction: float = 0.6) -> Row:
-    return Row(way, fraction, fraction, 0.8, seed, 8, top1, 0.9, 100)
+def row(method: str, seed: int | None, top1: float | None = 0.5, fraction: float = 0.6) -> Row:
+    return Row(method, fraction, fraction, 0.8, seed, 8, top1, 0.9, 100)
 
 
 def timed(size: int, speedup: float) -> Timing:
@@ -256,19 +297,19 @@ def timed(size: int, speedup: float) -> Timing:
 
 
 ROWS = [
-    row("merging", None, 0.6),
-    row("dynamic", 1, 0.8),
-    row("dynamic", 0, 0.6),
+    row("tome", None, 0.6),
+    row("dynamicvit", 1, 0.8),
+    row("dynamicvit", 0, 0.6),
     row("dense", None, 0.9, fraction=1.0),
-    row("merging", 0, 0.65),
+    row("tome", 0, 0.65),
 ]
 
 
 class TestLines:
     def test_seeds_become_one_line(self) -> None:
-        lines = lines_of(ROWS, {("dynamic", 0.6): [timed(1, 1.5), timed(32, 2.0)]})
+        lines = lines_of(ROWS, {("dynamicvit", 0.6): [timed(1, 1.5), timed(32, 2.0)]})
         assert [line.label for line in lines] == [
-            "dense", "dynamic", "merging, untrained", "merging",
+            "dense", "dynamicvit", "tome, untrained", "tome",
         ]  # fmt: skip
         dynamic = lines[1]
         assert (dynamic.top1, dynamic.seeds) == (pytest.approx(0.7), 2)
@@ -278,9 +319,9 @@ class TestLines:
         assert not lines[0].timings
 
     def test_csv(self) -> None:
-        lines = lines_of(ROWS, {("dynamic", 0.6): [timed(1, 1.5)]})
+        lines = lines_of(ROWS, {("dynamicvit", 0.6): [timed(1, 1.5)]})
         table = list(csv.DictReader(io.StringIO(write_csv(lines))))
-        assert [line["way"] for line in table] == ["dense", "dynamic", "merging", "merging"]
+        assert [line["method"] for line in table] == ["dense", "dynamicvit", "tome", "tome"]
         assert float(table[1]["top1"]) == pytest.approx(0.7)
         assert table[1]["speedup_batch_1"] == "1.5"
         assert table[2]["speedup_batch_1"] == ""
@@ -290,30 +331,30 @@ class TestLines:
     def test_plots(self, labeled: bool) -> None:
         rows: Sequence[Row] = ROWS
         if not labeled:
-            rows = [row(each.way, each.seed, None, each.fraction) for each in ROWS]
-        lines = lines_of(rows, {("dynamic", 0.6): [timed(32, 2.0)]})
+            rows = [row(each.method, each.seed, None, each.fraction) for each in ROWS]
+        lines = lines_of(rows, {("dynamicvit", 0.6): [timed(32, 2.0)]})
         [axes] = accuracy_over_macs(lines).axes
         shown = [text.get_text() for text in axes.get_legend().get_texts()]
-        assert shown == ["dense", "dynamic", "merging, untrained", "merging"]
+        assert shown == ["dense", "dynamicvit", "tome, untrained", "tome"]
         assert ("top-1" in axes.get_ylabel()) == labeled
         [axes] = accuracy_over_throughput(lines, 32).axes
         shown = {text.get_text(): line for text, line in zip(
             axes.get_legend().get_texts(), axes.lines, strict=False)}  # fmt: skip
-        assert set(shown) == {"dense", "dynamic"}, "what has not been timed is not shown"
-        assert shown["dynamic"].get_xdata().tolist() == [2.0]
+        assert set(shown) == {"dense", "dynamicvit"}, "what has not been timed is not shown"
+        assert shown["dynamicvit"].get_xdata().tolist() == [2.0]
         expected = 70.0 if labeled else 90.0
-        assert shown["dynamic"].get_ydata().tolist() == pytest.approx([expected])
+        assert shown["dynamicvit"].get_ydata().tolist() == pytest.approx([expected])
 
 
 def test_what_is_far_below_is_named_beside_the_plot() -> None:
-    lines = lines_of([*ROWS, row("width", 0, 0.01)], {})
+    lines = lines_of([*ROWS, row("narrow", 0, 0.01)], {})
     [axes] = accuracy_over_macs(lines).axes
-    assert "width (1: below)" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert "narrow (1: below)" in [text.get_text() for text in axes.get_legend().get_texts()]
     assert axes.get_ylim()[0] > 50, "the others have the plot to themselves"
 
 
 def test_chance_is_to_be_had_again(tmp_path: Path) -> None:
-    entry = Entry(WAYS["random"], 0.5, None)
+    entry = Entry(candidate_named("random"), 0.5, None)
     torch.manual_seed(1)
     one = experiment(tmp_path / "one").row(entry)
     torch.manual_seed(2)

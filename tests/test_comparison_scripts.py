@@ -69,11 +69,11 @@ def test_what_is_left_of_the_scenes(script: Any, monkeypatch) -> None:
     size = learned.experiment.Size(train_scenes=64, score_scenes=4, bench_seconds=0.1)
     rows = learned.scene_rows(size, seed=0)
     assert trained[1] is ClassAttention
-    assert [row["way"] for row in rows] == [
-        way for way in ("DynamicViT", "class attention", "random") for _ in range(3)
+    assert [row["method"] for row in rows] == [
+        name for name in ("dynamicvit", "class-attention", "random") for _ in range(3)
     ]
     for row in rows:
         assert 0 <= row["digit_kept"] <= 1
         assert 0 <= row["others_kept"] <= 1
-    most = [row["others_kept"] for row in rows if row["way"] == "random"]
+    most = [row["others_kept"] for row in rows if row["method"] == "random"]
     assert most == sorted(most, reverse=True), "fewer with a smaller ratio"

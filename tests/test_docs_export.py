@@ -13,9 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from dynamicvit.data import eval_transform
-from dynamicvit.export.description import describe
-from dynamicvit.export.graph import trace
-from dynamicvit.export.targets import FORMATS
+from dynamicvit.runtimes import FORMATS
+from dynamicvit.runtimes.description import describe
+from dynamicvit.runtimes.graph import trace
 from families import DEIT
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "export.md"
@@ -38,8 +38,8 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> No
     expected_input = eval_transform(model, crop_pct=0.875)(Image.open("photo.jpg"))[None]
     expected = model.forward_pruned(expected_input)
     names: dict[str, Any] = {}
-    assert len(CODE) == 4
-    for code in CODE[:3]:  # the last one is for another kind of .pt2
+    assert len(CODE) == 5
+    for code in CODE[1:4]:  # the first one writes a file; the last is for another kind of .pt2
         names["kept"] = names["logits"] = None
         exec(compile(code, str(PAGE), "exec", dont_inherit=True), names)
         np.testing.assert_allclose(names["images"], expected_input, atol=1e-5)

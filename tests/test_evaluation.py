@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import dynamicvit
 from dynamicvit import sparsify
-from dynamicvit.data import UNLABELED, Batch
+from dynamicvit.data import UNLABELED, Batch, ImageData, Loader, eval_transform
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import evaluate
 from families import FAMILIES
+from pictures import noise_folders
 
 
 class Oracle(nn.Module):
@@ -180,3 +185,28 @@ def test_a_dynamicvit_against_its_own_dense_output() -> None:
     assert few.dense_top1 == 1
     assert few.top1 == few.agreement == (model.eval()(images).argmax(1) == answers).float().mean()
     assert few.agreement != 1
+
+
+def test_images_by_path(tmp_path: Path) -> None:
+    """The same as its parts by hand: class map, the model's own transform, its own dense self."""
+    model = FAMILIES[0].sparse(keep_ratio=0.3)
+    noise_folders(tmp_path / "images", classes=7, each=2)
+    data = ImageData(tmp_path / "images", transform=eval_transform(model))
+    found = dynamicvit.evaluate(model, tmp_path / "images", dense=True, batch_size=3, workers=0)
+    by_hand = evaluate(model, Loader(data, 14), dense=model.backbone)
+    assert replace(found, seconds=0) == replace(by_hand, seconds=0)
+    assert (found.images, found.labeled) == (14, 14)
+    assert found.agreement not in (None, 1)
+
+    turned = tmp_path / "classes.txt"
+    turned.write_text("".join(f"{6 - index}\n" for index in range(7)))
+    other = evaluate(model, str(tmp_path / "images"), class_map=turned, workers=0)
+    relabeled = data.with_class_map({str(name): 6 - name for name in range(7)})
+    assert other.top1 == evaluate(model, relabeled, workers=0).top1 != found.top1
+
+
+def test_models_that_nothing_can_be_asked_of() -> None:
+    with pytest.raises(InputError, match="classifier"):
+        evaluate(FAMILIES[0].sparse(num_classes=0), BATCHES)
+    with pytest.raises(InputError, match="Oracle"):
+        evaluate(Oracle(), BATCHES, dense=True)

@@ -19,7 +19,7 @@ from torch import nn
 from dynamicvit import DynamicViT, InputError, Schedule, sparsify
 from dynamicvit.core import hub
 from dynamicvit.core.schedule import Policy
-from dynamicvit.methods.random import RandomScores
+from dynamicvit.methods import RandomScores
 
 SMALL = {"depth": 4, "embed_dim": 16, "num_heads": 2, "img_size": 32, "num_classes": 3}
 
@@ -381,10 +381,13 @@ def test_an_argument_that_json_cannot_hold(tmp_path: Path) -> None:
         small(act_layer=nn.SiLU).save_pretrained(tmp_path)
 
 
-def test_other_predictors(tmp_path: Path) -> None:
+def test_a_method_without_a_name(tmp_path: Path) -> None:
+    class Mine(RandomScores):
+        pass
+
     model = small()
-    other = DynamicViT(model.backbone, model.schedule, [RandomScores() for _ in range(3)])
-    with pytest.raises(InputError, match="a RandomScores in place of a PredictionModule"):
+    other = DynamicViT(model.backbone, model.schedule, Mine)
+    with pytest.raises(InputError, match=r"Mine.*register_method"):
         other.save_pretrained(tmp_path)
 
 

@@ -43,7 +43,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 from transformers.modeling_outputs import ImageClassifierOutput  # noqa: E402
 
 from dynamicvit.backbones.hf_base import OLDEST, HFBackbone, require  # noqa: E402
-from dynamicvit.transformers.model import DynamicViTConfig, DynamicViTForImageClassification  # noqa: E402
+from dynamicvit.transformers import DynamicViTConfig, DynamicViTForImageClassification  # noqa: E402
 
 BY_NAME = {family.name: family for family in HF_FAMILIES}
 VIT = BY_NAME["hf_vit"]

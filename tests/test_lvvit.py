@@ -260,7 +260,7 @@ def test_fresh_classifiers() -> None:
             model.reset_classifier(classes, pool)
     with pytest.raises(InputError, match="class token: global_pool='map'"):
         small(global_pool="map")
-    with pytest.raises(InputError, match="global_pool='avg' .*: one of token is"):
+    with pytest.raises(InputError, match=r"global_pool='avg' .*: one of token is"):
         sparsify(small()).reset_classifier(3, "avg")
 
 

@@ -154,7 +154,7 @@ def test_predictors_can_be_replaced() -> None:
     assert survived[0].tolist() == [False] * 15 + [True] * 5
     with pytest.raises(InputError, match="1 stages, but 2 predictors"):
         DynamicViT(DEIT.backbone(), Schedule((1,), (0.25,)), [Last(), Last()])
-    with pytest.raises(InputError, match="are Methods .*, got a Identity"):
+    with pytest.raises(InputError, match=r"are Methods .*, got a Identity"):
         DynamicViT(DEIT.backbone(), Schedule((1,), (0.25,)), [nn.Identity()])
 
 

@@ -15,22 +15,22 @@ from torch import Tensor
 
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.data import UNLABELED, Batch, ImageData
-from dynamicvit.export import (
+from dynamicvit.runtimes import (
     FORMATS,
+    Agreement,
     Description,
     ExportedModel,
     ExportMismatchError,
-    export_int8,
+    Format,
+    export,
     load_exported,
+    writer,
 )
-from dynamicvit.export.description import describe
-from dynamicvit.export.graph import Graph, trace
-from dynamicvit.export.quantization import INT8, writer
-from dynamicvit.export.quantization.agreement import Agreement, Reference
-from dynamicvit.export.quantization.images import calibration_images
-from dynamicvit.export.quantization.layers import in_words, layers_of, ranking_layers
-from dynamicvit.export.quantization.search import fewest_in_float
-from dynamicvit.export.quantization.sensitivity import most_sensitive_first
+from dynamicvit.runtimes.comparison import Reference
+from dynamicvit.runtimes.description import describe
+from dynamicvit.runtimes.graph import Graph, in_words, layers_of, ranking_layers, trace
+from dynamicvit.runtimes.images import calibration_of
+from dynamicvit.runtimes.int8 import fewest_in_float, most_sensitive_first
 from families import BY_NAME, DEIT
 from pictures import write_image
 
@@ -66,7 +66,7 @@ def files(
     source, target = folder / f"float{suffix}", folder / f"int8{suffix}"
     FORMATS[request.param].write(program, description, source)
     layers = layers_of(program)
-    INT8[request.param].quantize(
+    FORMATS[request.param].quantize(
         source,
         target,
         replace(description, precision="int8"),
@@ -317,14 +317,14 @@ def test_calibration_and_comparison_share_no_image(tmp_path: Path) -> None:
         write_image(tmp_path / f"{gray:03}.png", gray, size=(8, 8))
     (tmp_path / "000.png").write_bytes(b"no image")
     transform = ImageData(tmp_path, labeled=False).transform
-    found = calibration_images(ImageData(tmp_path, labeled=False), transform, 300)
+    found = calibration_of(ImageData(tmp_path, labeled=False), transform, 300)
     assert found.origin == f"9 images of {tmp_path}"
     held_out = torch.cat([batch.images for batch in found.held_out if len(batch)])
     used, others = found.images[:, 0, 0, 0].tolist(), held_out[:, 0, 0, 0].tolist()
     assert not set(used) & set(others)
     assert len(set(used)) == 9
     assert len(others) == 2, "of three, one can't be read"
-    assert len(calibration_images(ImageData(tmp_path), transform, 4).images) == 4
+    assert len(calibration_of(ImageData(tmp_path), transform, 4).images) == 4
 
 
 # ---------------------------------------------------------------- the whole way
@@ -338,16 +338,28 @@ def pictures(tmp_path: Path) -> Path:
     return root
 
 
-class Fake:
-    """A quantizer that takes no time: the file lists the layers in float."""
+class Fake(Format):
+    """A format of one's own, in which nothing takes time: an int8 file lists the layers in float.
 
-    written: list[frozenset[str]]
+    The more of three layers compute in int8, the more answers differ.
+    """
 
-    def __init__(self) -> None:
-        self.written = []
+    name, suffix, precisions = "fake", ".fake", ("fp32", "int8")
+    ranked = ("blocks.1.mlp.fc2", "blocks.0.mlp.fc2", "patch_embed.proj", "head")
 
-    def ready(self) -> None:
+    def __init__(self, model: DynamicViT, traced: tuple[Description, Any]) -> None:
+        self.model, self.traced = model, traced
+        self.written: list[frozenset[str]] = []
+
+    def ready(self, precision: str = "fp32") -> None:
         pass
+
+    def trace(self, model: DynamicViT, description: Description) -> Any:
+        return self.traced[1]
+
+    def write(self, program: Any, description: Description, path: Path, **options: Any) -> None:
+        assert description.precision == "fp32"
+        path.write_text("[]")
 
     def quantize(self, source: Path, target: Path, description: Description, *rest: Any) -> None:
         assert description.precision == "int8"
@@ -355,34 +367,32 @@ class Fake:
         target.write_text(json.dumps(sorted(rest[-1])))
         self.written.append(rest[-1])
 
+    def read(self, path: Path, precision: str) -> tuple[Any, Description]:
+        in_float = json.loads(path.read_text())
+        missing = sum(layer not in in_float for layer in self.ranked[:3])
+        graph = Graph(self.model)
+
+        def run(images: Tensor) -> list[Tensor]:
+            found = list(graph(images))
+            found[0][:missing] = -found[0][:missing]
+            return found
+
+        return run, self.traced[0]
+
 
 @pytest.fixture
 def fake(
     monkeypatch: pytest.MonkeyPatch, model: DynamicViT, traced: tuple[Description, Any]
 ) -> Fake:
-    """Formats that take no time; fewer answers are the same the fewer layers are in float."""
-    quantizer = Fake()
-    monkeypatch.setattr(writer, "trace", lambda *_: traced[1])
-    monkeypatch.setitem(writer.INT8, "torch", quantizer)
-    ranked = ["blocks.1.mlp.fc2", "blocks.0.mlp.fc2", "patch_embed.proj", "head"]
+    """One entry in the registry is all that a format needs."""
+    fake = Fake(model, traced)
+    monkeypatch.setitem(FORMATS, fake.name, fake)
     monkeypatch.setattr(
         writer,
         "most_sensitive_first",
-        lambda model, images, layers: (*ranked, *(set(layers) - set(ranked))),
+        lambda model, images, layers: (*fake.ranked, *(set(layers) - set(fake.ranked))),
     )
-
-    def load(path: Path) -> ExportedModel:
-        in_float = json.loads(path.read_text())
-        missing = sum(layer not in in_float for layer in ranked[:3])
-
-        def spoil(found: list[Tensor]) -> list[Tensor]:
-            found[0][:missing] = -found[0][:missing]
-            return found
-
-        return changed(model, spoil)
-
-    monkeypatch.setattr(writer, "load_exported", load)
-    return quantizer
+    return fake
 
 
 @pytest.mark.parametrize(("max_drop", "expected"), [(100.0, 0), (50.0, 2), (0.0, 3)])
@@ -390,14 +400,23 @@ def test_layers_go_back_to_float_until_little_is_lost(
     model: DynamicViT, fake: Fake, pictures: Path, tmp_path: Path, max_drop: float, expected: int
 ) -> None:
     """Two images are held out; each of three layers in int8 spoils one answer of them."""
-    file = tmp_path / "model.pt2"
-    made = export_int8(model, file, calibrate=str(pictures), max_drop=max_drop, least_agreement=0.0)
+    file = tmp_path / "model.fake"
+    made = export(
+        model,
+        file,
+        precision="int8",
+        calibrate=str(pictures),
+        max_drop=max_drop,
+        least_agreement=0.0,
+    )
     rest = [layer for layer in made.in_float if not layer.startswith("predictors.")]
     assert len(rest) == expected
     assert made.in_words.startswith("the prediction modules")
     assert json.loads(file.read_text()) == sorted(made.in_float)
+    assert (made.path, made.format, made.precision) == (file, "fake", "int8")
+    assert made.agreement is not None
     assert made.agreement.images == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"model.pt2", "pictures"}
+    assert {path.name for path in tmp_path.iterdir()} == {"model.fake", "pictures"}
 
 
 def test_a_file_that_agrees_too_little_is_not_written(
@@ -407,10 +426,10 @@ def test_a_file_that_agrees_too_little_is_not_written(
     pictures: Path,
     tmp_path: Path,
 ) -> None:
-    file = tmp_path / "model.pt2"
+    file = tmp_path / "model.fake"
     file.write_text("old")
-    with pytest.raises(ExportMismatchError, match=r"in int8 0.0% of the answers .* 85% must be"):
-        export_int8(model, file, calibrate=str(pictures))
+    with pytest.raises(ExportMismatchError, match=r"0.0% of the answers .* 85%"):
+        export(model, file, precision="int8", calibrate=str(pictures))
     assert file.read_text() == "old"
     assert fake.written == [ranking_layers(layers_of(traced[1]))]
 
@@ -418,7 +437,7 @@ def test_a_file_that_agrees_too_little_is_not_written(
 def test_photographs_are_enough_to_time_a_file(
     model: DynamicViT, fake: Fake, tmp_path: Path
 ) -> None:
-    made = export_int8(model, tmp_path / "model.pt2", least_agreement=0.0)
+    made = export(model, tmp_path / "model.fake", precision="int8", least_agreement=0.0)
     assert made.calibrated_on == "10 crops of scikit-learn's 2 photographs"
     assert made.compared_on == "the same"
 
@@ -426,21 +445,23 @@ def test_photographs_are_enough_to_time_a_file(
 # ---------------------------------------------------------------- bad input
 
 
-def test_what_can_not_be_int8(model: DynamicViT, pictures: Path, tmp_path: Path) -> None:
-    pytest.importorskip("nncf")
+def test_what_can_not_be_int8(
+    model: DynamicViT, fake: Fake, pictures: Path, tmp_path: Path
+) -> None:
     one = tmp_path / "one"
     write_image(one / "a.png", 3)
     calibrate = {"calibrate": str(pictures)}
     for name, arguments, said in (
-        ("a.pt2", calibrate, r"a.pt2: int8 is for .onnx or .xml files"),
-        ("a.xml", {**calibrate, "max_drop": -1.0}, "0 to 100, got -1"),
-        ("a.xml", {**calibrate, "images": 0}, "at least 1 image, got 0"),
-        ("a.xml", {"calibrate": str(one)}, "holds 1 image: give more"),
-        ("a.xml", {**calibrate, "batch": 20}, "batches of 20 needs as many images, got 6"),
-        ("a.xml", {**calibrate, "validation": str(pictures)}, "no labels to count right answers"),
+        ("a.pt2", calibrate, "a.pt2"),
+        ("a.fake", {**calibrate, "precision": "fp32"}, f"calibrate {pictures}"),
+        ("a.fake", {**calibrate, "max_drop": -1.0}, "-1"),
+        ("a.fake", {**calibrate, "calibration_images": 0}, "0 images"),
+        ("a.fake", {"calibrate": str(one)}, "holds 1 image"),
+        ("a.fake", {**calibrate, "batch": 20}, "batch 20: .* 6"),
+        ("a.fake", {**calibrate, "validation": str(pictures)}, "no labels"),
     ):
         with pytest.raises(InputError, match=said):
-            export_int8(model, tmp_path / "out" / name, **arguments)
+            export(model, tmp_path / "out" / name, **{"precision": "int8", **arguments})
     assert not (tmp_path / "out").exists()
 
 
@@ -452,4 +473,4 @@ def test_a_missing_package_is_named(
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf"{package}.*; pip install 'dynamicvit\[quant\]'"):
-        export_int8(model, tmp_path / name)
+        export(model, tmp_path / name, precision="int8")

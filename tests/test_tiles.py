@@ -13,7 +13,7 @@ from dynamicvit import InputError, count_macs, sparsify, tiled_keep_ratios
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.costs import costs_of
-from dynamicvit.methods.class_attention import ClassAttention
+from dynamicvit.methods.class_attention import EViT
 from families import Family, each_family
 
 
@@ -70,7 +70,7 @@ def test_the_nearest_that_can_be(shapes: nn.Module, ratios: list[float], tile: i
 
 def test_tokens_that_a_stage_adds_are_counted(shapes: nn.Module) -> None:
     """EViT's fused token is a row of its own, and one more with every stage."""
-    stages = [ClassAttention(fuse=True) for _ in range(3)]
+    stages = [EViT() for _ in range(3)]
     model = DynamicViT(shapes, Schedule.for_depth(12, 0.7), stages)
     model.keep_ratio = tiled_keep_ratios(model)
     kept = model.schedule.kept(196)

@@ -1,17 +1,28 @@
 """Vision transformers that drop the patches they don't need (DynamicViT, NeurIPS 2021)."""
 
+import sys
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from typing import TYPE_CHECKING, Any
+
 import dynamicvit.checkpoints.timm_names  # noqa: F401 (timm finds our models by name from here on)
 from dynamicvit._version import __version__
 from dynamicvit.budgets import keep_ratio_for, tiled_keep_ratios
-from dynamicvit.checkpoints.dense import load_dense
-from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.costs import count_macs, schedule_macs
-from dynamicvit.errors import InputError, UnsupportedBackboneError
+from dynamicvit.errors import InputError, UnsupportedBackboneError, UntrainedWarning
 from dynamicvit.sparsification import sparsify
+
+if TYPE_CHECKING:
+    from dynamicvit.checkpoints.dense import load_dense
+    from dynamicvit.checkpoints.loading import load
+    from dynamicvit.evaluation import evaluate
+    from dynamicvit.plots import visualize
+    from dynamicvit.runtimes import export
+    from dynamicvit.training import TrainingObjective, train
 
 __all__ = [
     "DynamicViT",
@@ -20,13 +31,73 @@ __all__ = [
     "PredictionModule",
     "PrunedOutput",
     "Schedule",
+    "TrainingObjective",
     "UnsupportedBackboneError",
+    "UntrainedWarning",
     "__version__",
     "count_macs",
+    "evaluate",
+    "export",
     "keep_ratio_for",
     "load",
     "load_dense",
     "schedule_macs",
     "sparsify",
     "tiled_keep_ratios",
+    "train",
+    "visualize",
 ]
+
+# Imported when they are first asked for: they bring data sets, recipes and file formats with them.
+# None has the name of a module in this folder, which would take the function's place once imported.
+_LATER = {
+    "evaluate": "dynamicvit.evaluation",
+    "export": "dynamicvit.runtimes",
+    "load": "dynamicvit.checkpoints.loading",
+    "load_dense": "dynamicvit.checkpoints.dense",
+    "train": "dynamicvit.training",
+    "TrainingObjective": "dynamicvit.training",
+    "visualize": "dynamicvit.plots",
+}
+
+_RENAMED = {
+    "load_released": "dynamicvit.load",
+    "adapters": "dynamicvit.backbones",
+    "baselines": "dynamicvit.methods",
+    "huggingface": "dynamicvit.transformers",
+    "macs": "dynamicvit.costs",
+    "model": "dynamicvit.core.model",
+    "onednn": "dynamicvit.layers.onednn",
+    "tokens": "dynamicvit.layers.tokens",
+}
+
+
+class _Renamed(MetaPathFinder):
+    """Asked last, for modules that nobody found: says where those of 0.1.0 are now."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        """Find nothing.
+
+        Raises:
+            ModuleNotFoundError: for a module that has another name now.
+        """
+        package, _, name = fullname.partition(".")
+        if package == __name__ and name in _RENAMED:
+            raise ModuleNotFoundError(f"{fullname} is now {_RENAMED[name]}", name=fullname)
+
+
+sys.meta_path.append(_Renamed())
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        value = globals()[name] = getattr(import_module(_LATER[name]), name)
+        return value
+    if name in _RENAMED:
+        # Not an AttributeError, whose words `from dynamicvit import ...` would not show.
+        raise ImportError(f"dynamicvit.{name} is now {_RENAMED[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

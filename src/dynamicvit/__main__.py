@@ -1,6 +1,6 @@
 """``python -m dynamicvit``: the command, for launchers that start a module (torchrun)."""
 
-from dynamicvit.cli import main
+from dynamicvit_command import main
 
 if __name__ == "__main__":
     main()

@@ -11,8 +11,8 @@ from torch import nn
 from dynamicvit.backbones import backbone_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of
-from dynamicvit.core.schedule import Schedule
-from dynamicvit.costs import DENSE, ImageSize, costs_of, resolve_image_size, schedule_macs
+from dynamicvit.core.prediction import PredictionModule
+from dynamicvit.costs import ImageSize, costs_of, resolve_image_size
 from dynamicvit.errors import InputError
 
 #: Keep ratios for a budget are whole multiples of this.
@@ -107,15 +107,15 @@ def keep_ratio_for(
     budget = Budget(macs, fraction)
     inner = core_of(model)
     bound = inner.bound if isinstance(inner, DynamicViT) else backbone_for(inner)
-    depth = len(bound.blocks)
+    schedule = PredictionModule.schedule
     if stages is None and isinstance(inner, DynamicViT):
-        stages = inner.schedule.stages
-    schedule = Schedule.for_depth(depth, 1.0, stages)
-    costs = costs_of(model, len(schedule.stages), image_size)
-    limit = budget.of(schedule_macs(model, DENSE, image_size))
+        schedule, stages = inner.method.schedule, inner.schedule.stages
+    stages = schedule(bound, 1.0, stages).stages
+    costs = costs_of(model, len(stages), image_size)
+    limit = budget.of(costs.dense)
 
     def cost(step: int) -> int:
-        return costs.total(Schedule.for_depth(depth, step * RATIO_STEP, schedule.stages))
+        return costs.total(schedule(bound, step * RATIO_STEP, stages))
 
     top = round(1 / RATIO_STEP)
     if cost(top) <= limit:
@@ -123,7 +123,7 @@ def keep_ratio_for(
     if cost(1) > limit:
         raise InputError(
             f"a budget of {limit / 1e9:.3g} GMACs is too small: with one token kept at stages "
-            f"{schedule.stages} an image still costs {cost(1) / 1e9:.3g} GMACs"
+            f"{stages} an image still costs {cost(1) / 1e9:.3g} GMACs"
         )
     low, high = 1, top  # cost(low) fits and cost(high) does not; the cost never falls with ρ
     while high - low > 1:

@@ -182,6 +182,12 @@ class Costs:
     adds: tuple[int, ...]
     head: Cost
 
+    @property
+    def dense(self) -> int:
+        """MACs of one image of which nothing is dropped, nor scored."""
+        count = self.num_patches
+        return self.embed + sum(block(count) for block in self.blocks) + self.head(count)
+
     def total(self, schedule: Schedule) -> int:
         """MACs of one image under a schedule with as many stages as were measured."""
         total, held, added = self.embed, self.num_patches, 0
@@ -234,14 +240,16 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
     embed = _count(lambda: embedded.append(bound.embed(images)))
     [tokens] = embedded
 
-    def held(num_patches: int) -> Tokens:
-        """So many patch tokens, somewhere in the grid."""
-        x = tokens.x.new_empty(1, tokens.num_prefix + num_patches, tokens.x.shape[2])
-        return replace(tokens, x=x, index=x.new_empty(1, num_patches, dtype=torch.long))
+    def held(num_patches: int, added: int = 0) -> Tokens:
+        """So many patch tokens, somewhere in the grid, and prefix tokens that were added."""
+        prefix = tokens.num_prefix + added
+        x = tokens.x.new_empty(1, prefix + num_patches, tokens.x.shape[2])
+        index = x.new_empty(1, num_patches, dtype=torch.long)
+        return replace(tokens, x=x, num_prefix=prefix, added=added, index=index)
 
-    def stage_cost(method: Method, block: int, policy: Policy) -> Cost:
+    def stage_cost(method: Method, block: int, added: int) -> Cost:
         def run(num_patches: int) -> int:
-            came = held(num_patches)
+            came = held(num_patches, added)
             if method.looks_back:
                 came = bound.run(block - 1, came, keep_heads=True)
             # As if these were all: a method may need the whole grid.
@@ -253,6 +261,7 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
     methods, policy = _methods(twin, bound, num_stages)
     stages = twin.schedule.stages if isinstance(twin, DynamicViT) else ()
     before = stages if len(stages) == num_stages else (0,) * num_stages
+    adds = tuple(method.adds for method in methods)
     return Costs(
         num_patches=tokens.num_patches,
         num_prefix=tokens.num_prefix,
@@ -262,9 +271,10 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
             for i in range(len(bound.blocks))
         ),
         stages=tuple(
-            stage_cost(method, block, policy) for method, block in zip(methods, before, strict=True)
+            stage_cost(method, block, sum(adds[:stage]))
+            for stage, (method, block) in enumerate(zip(methods, before, strict=True))
         ),
-        adds=tuple(method.adds for method in methods),
+        adds=adds,
         head=_fitted(lambda n: _count(lambda: bound.head(bound.finish(held(n))))),
     )
 

@@ -1,4 +1,4 @@
-"""Errors that are the input's fault. Commands print them as one line and exit with code 2."""
+"""Errors that are the input's fault, which commands print as one line (exit code 2); a warning."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class UnsupportedBackboneError(InputError, TypeError):
     """The model is none of the families, or a variant that a family's code does not cover."""
+
+
+class UntrainedWarning(UserWarning):
+    """A model was used whose prediction modules nobody has trained: what it drops is chance."""

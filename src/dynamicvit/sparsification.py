@@ -12,9 +12,10 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.errors import InputError
+from dynamicvit.methods import Narrow, at_macs, method_named, own_schedules
 
 if TYPE_CHECKING:
-    from dynamicvit.transformers.model import DynamicViTForImageClassification
+    from dynamicvit.transformers import DynamicViTForImageClassification
 
 
 KeepRatio = float | Sequence[float]
@@ -34,6 +35,7 @@ def sparsify(
     keep_ratio: KeepRatio = 0.7,
     stages: Stages = None,
     policy: Policy = "removed",
+    method: str = "dynamicvit",
 ) -> DynamicViTForImageClassification: ...
 
 
@@ -43,6 +45,7 @@ def sparsify(
     keep_ratio: KeepRatio = 0.7,
     stages: Stages = None,
     policy: Policy = "removed",
+    method: str = "dynamicvit",
 ) -> DynamicViT: ...
 
 
@@ -51,37 +54,48 @@ def sparsify(
     keep_ratio: KeepRatio = 0.7,
     stages: Stages = None,
     policy: Policy = "removed",
+    method: str = "dynamicvit",
 ) -> DynamicViT | DynamicViTForImageClassification:
     """Turn a vision transformer into one that drops patch tokens.
 
-    The prediction modules are fresh: fine-tune the result, or load its weights.
+    The paper's prediction modules are fresh: fine-tune the result, or load its weights. Used before
+    that, it warns (:class:`~dynamicvit.UntrainedWarning`). Of
+    :data:`~dynamicvit.methods.METHODS` those that work untrained can be used at once.
 
     Args:
         model: a supported vision transformer; used as it is, not copied.
         keep_ratio: ρ, from which the stages keep ρ, ρ², ρ³, ... of the original patches; or one
-            ratio for each stage.
+            ratio for each stage. For a method with stages of its own ("tome", "downsample"): what
+            holds about as many tokens, on average over the blocks, as that.
         stages: indices of the blocks before which tokens are dropped; by default at 1/4, 2/4 and
-            3/4 of the depth.
+            3/4 of the depth, or the method's own.
         policy: what becomes of dropped tokens: ``"removed"``, as in the paper, or ``"merged"`` into
             the kept token that is most like each, which costs a little and loses far less.
+        method: how tokens are chosen or combined: a name in :data:`~dynamicvit.methods.METHODS`.
+            "narrow" drops none: it copies the network, narrower by as much work.
 
     Returns:
         A :class:`~dynamicvit.DynamicViT`; for a model of Hugging Face transformers, one of
-        transformers around it (:mod:`dynamicvit.transformers.model`).
+        transformers around it (:mod:`dynamicvit.transformers`).
 
     Raises:
         UnsupportedBackboneError: naming the class that is not supported, and the families.
-        InputError: for a value that can't be, or something that is no dense model.
+        InputError: for a value that can't be, something that is no dense model, an unknown method,
+            or one that the model can't have.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"sparsify takes a model, as timm.create_model makes it, got {model!r}")
     if isinstance(core_of(model), DynamicViT):
         raise InputError("the model is a DynamicViT already: set its keep_ratio instead")
-    bound = backbone_for(model)
-    schedule = Schedule.for_depth(len(bound.blocks), keep_ratio, stages, policy)
-    sparse = DynamicViT(bound, schedule)
+    kind, bound = method_named(method), backbone_for(model)
+    if kind is Narrow:
+        schedule = Schedule.for_depth(len(bound.blocks), keep_ratio, stages)
+        return at_macs(method, model, schedule.mean_kept(len(bound.blocks)))
+    own_schedules(method, bound, stages)
+    schedule = kind.schedule(bound, keep_ratio, stages, policy)
+    sparse = DynamicViT(bound, schedule, kind)
     if bound.source != "transformers":
         return sparse
-    from dynamicvit.transformers.model import DynamicViTForImageClassification
+    from dynamicvit.transformers import DynamicViTForImageClassification
 
     return DynamicViTForImageClassification.around(sparse)

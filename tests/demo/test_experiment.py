@@ -42,7 +42,7 @@ def test_no_training_scene_comes_twice_and_a_run_can_go_on() -> None:
 
 
 def test_random_scores_keep_as_many_tokens_by_chance() -> None:
-    model = experiment.sparse_model(random=True).eval()
+    model = experiment.sparse_model("random").eval()
     images = Scenes("score").batch(0, 64).images
     with torch.inference_mode():
         kept = model.forward_pruned(images).kept

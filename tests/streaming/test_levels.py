@@ -11,8 +11,8 @@ import torch
 from fakes import Clock
 
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.export import ExportedModel
-from dynamicvit.export.description import describe
+from dynamicvit.runtimes import ExportedModel
+from dynamicvit.runtimes.description import describe
 from dynamicvit.streaming import costs_of, levels_of
 from families import DEIT, NUM_CLASSES
 

@@ -1,4 +1,4 @@
-"""Dense networks by timm's name or out of a folder of transformers, and files of weights for them."""
+"""Dense networks by timm's name or from a folder of transformers, and files of their weights."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def timm_name(name: str) -> str:
     architecture, _, tag = dense.partition(".")
     if not is_model(architecture):
         raise InputError(
-            f"no model {name!r}: timm has none (timm.list_models() lists them), and there is no such "
-            f"released checkpoint ({', '.join(RELEASES)})"
+            f"no model {name!r}: neither timm (timm.list_models()) nor the authors have one of "
+            f"this name; the authors' are {', '.join(RELEASES)}"
         )
     tagged = timm.list_models(f"{architecture}.*", pretrained=True)
     if tag and dense not in tagged:

@@ -8,14 +8,12 @@ from typing import Annotated
 import typer
 
 from dynamicvit.checkpoints.timm_names import BACKBONES
-from dynamicvit.cli import app
 from dynamicvit.cli.console import check_file, progress_bar
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.catalog import check_page, entry_for, page
 from dynamicvit.utils.files import write_text
 
 
-@app.command("backbones")
 def backbones_command(
     output: Annotated[
         Path | None,

@@ -11,24 +11,39 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dynamicvit.cli.bench_report import PERCENTILES, Report
 from dynamicvit.cli.console import say
-from dynamicvit.core.schedule import Schedule
-from dynamicvit.evaluation.bench import REFERENCE, BenchRow, MemoryRow, Spread, Times
+from dynamicvit.evaluation.bench import (
+    PERCENTILES,
+    REFERENCE,
+    BenchReport,
+    BenchRow,
+    MemoryRow,
+    Spread,
+    Times,
+)
 
 
-def print_heading(console: Console, report: Report) -> None:
-    """What is measured."""
+def print_heading(console: Console, report: BenchReport, name: str, weights: str) -> None:
+    """What is measured.
+
+    Args:
+        console: where.
+        report: of the model.
+        name: of the model, as the user wrote it.
+        weights: "random" or "given".
+    """
     height, width = report.image_size
-    line = f"{report.model} ({report.weights} weights), {height}x{width} px"
-    if report.stages:
-        ratios = ", ".join(f"{ratio:.3g}" for ratio in report.keep_ratios)
-        fate = Schedule(report.stages, report.keep_ratios, report.policy).fate
-        blocks = ", ".join(map(str, report.stages))
-        line += f", keeps {ratios} of the patches from blocks {blocks} on, the others {fate}"
+    schedule = report.schedule
+    line = f"{name} ({weights} weights), {height}x{width} px"
+    if schedule.stages:
+        ratios = ", ".join(f"{ratio:.3g}" for ratio in schedule.keep_ratios)
+        blocks = ", ".join(map(str, schedule.stages))
+        line += (
+            f", keeps {ratios} of the patches from blocks {blocks} on, the others {schedule.fate}"
+        )
     say(console, line)
     if report.against is not None:
-        say(console, f"against {report.against}, which the table calls dense")
+        say(console, f"against {report.against}")
     if report.int8 is not None:
         say(console, f"int8 calibrated on {report.int8}")
     if report.dense_macs is not None and report.pruned_macs is not None:
@@ -39,7 +54,7 @@ def print_heading(console: Console, report: Report) -> None:
         )
 
 
-def print_machine(console: Console, report: Report) -> None:
+def print_machine(console: Console, report: BenchReport) -> None:
     """Where it was measured."""
     software = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     say(console, f"{software}, {report.threads} threads, {report.processor}")
@@ -65,7 +80,7 @@ class _Line:
 
 
 def _lines(rows: Sequence[BenchRow]) -> Iterator[_Line]:
-    """Dense and pruned of each row, and before them the reference where it is neither."""
+    """The two networks of each row, and before them the reference where it is neither."""
     wholes = [row.dense for row in rows]
     told: list[Times] = []
     for row in rows:
@@ -75,10 +90,10 @@ def _lines(rows: Sequence[BenchRow]) -> Iterator[_Line]:
             yield _Line(row, "dense", reference, *REFERENCE)
         if row.dense is not None:
             relation = None if reference in (None, row.dense) else reference.over(row.dense)
-            yield _Line(row, "dense", row.dense, row.runtime, row.precision, relation)
+            yield _Line(row, row.names[0], row.dense, row.runtime, row.precision, relation)
         yield _Line(
             row,
-            "pruned" if row.dense is not None else "",
+            row.names[1],
             row.pruned,
             row.runtime,
             row.precision,

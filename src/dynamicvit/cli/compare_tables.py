@@ -7,20 +7,18 @@ from itertools import groupby
 
 from rich.table import Table
 
-from dynamicvit.evaluation.compare import Line
-from dynamicvit.evaluation.compare.experiment import DENSE_NAME
-from dynamicvit.evaluation.compare.timing import BATCH_SIZES
+from dynamicvit.comparison import BATCH_SIZES, Line
 
 
-def results_table(lines: Sequence[Line], labeled: bool) -> Table:
-    """A line for each way, trained or not, under the budget that it was built for.
+def results_table(lines: Sequence[Line]) -> Table:
+    """A line for each method, trained or not, under the budget that it was built for.
 
     Args:
-        lines: by budget.
-        labeled: whether there is a top-1.
+        lines: by budget; top-1 is a column if one of them has labels.
     """
+    labeled = any(line.top1 is not None for line in lines)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("way", vertical="bottom", no_wrap=True)
+    table.add_column("method", vertical="bottom", no_wrap=True)
     for heading in (
         *(["top-1\n%"] if labeled else []),
         "agreement\n%",
@@ -32,12 +30,12 @@ def results_table(lines: Sequence[Line], labeled: bool) -> Table:
         table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
     for fraction, group in groupby(lines, lambda line: line.fraction):
         members = list(group)
-        if any(line.way != DENSE_NAME for line in members):
+        if any(not line.is_dense for line in members):
             table.add_section()
             table.add_row(f"[bold]for {fraction:g} of dense[/bold]")
         for line in members:
             table.add_row(
-                line.way,
+                line.method,
                 *([_share(line.top1, line.top1_spread)] if labeled else []),
                 _share(line.agreement, line.agreement_spread),
                 f"{line.gmacs:.3f}",
@@ -50,21 +48,21 @@ def results_table(lines: Sequence[Line], labeled: bool) -> Table:
 
 
 def costs_table(lines: Sequence[Line]) -> Table:
-    """What the ways themselves take, each once: training plays no part in it."""
+    """What the methods themselves take, each once: training plays no part in it."""
     table = Table(title="what choosing takes: ms, and share of the time saved", box=None)
-    table.add_column("way", no_wrap=True)
+    table.add_column("method", no_wrap=True)
     table.add_column("of dense", justify="right")
     for size in BATCH_SIZES:
         table.add_column(f"batch {size}", justify="right")
-    once = {(line.way, line.fraction): line for line in lines if line.timings}
+    once = {(line.method, line.fraction): line for line in lines if line.timings}
     for line in once.values():
         costs = (_choosing(line, size) for size in BATCH_SIZES)
-        table.add_row(line.way, f"{line.macs_fraction:.3f}", *costs)
+        table.add_row(line.method, f"{line.macs_fraction:.3f}", *costs)
     return table
 
 
 def _runs(line: Line) -> str:
-    if line.way == DENSE_NAME:
+    if line.is_dense:
         return "-"
     return str(line.seeds) if line.trained else "none"
 

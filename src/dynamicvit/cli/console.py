@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import typer
+from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
+from huggingface_hub.utils import disable_progress_bars
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dynamicvit.errors import InputError
 from dynamicvit.utils.distributed import Processes
 from dynamicvit.utils.files import write_text
+from dynamicvit_command import StoppedError as StoppedError
+from dynamicvit_command import print_error as print_error
 
 
-class StoppedError(Exception):
-    """Ctrl-C or SIGTERM; the message says what is left and how to go on.
+def hide_bars_in_logs() -> None:
+    """Leave the Hub's progress bars out where standard error is no terminal.
 
-    Attributes:
-        code: the exit code, 128 and the signal's number.
+    Those of transformers as well, which asks the Hub.
     """
-
-    def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
-        super().__init__(message)
-        self.code = 128 + signum
+    if not sys.stderr.isatty() and HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()
 
 
 def main_console(processes: Processes, *, stderr: bool = False) -> Console:

@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 
 from dynamicvit.checkpoints.released import Recognized, download, recognize, release_of
-from dynamicvit.cli import app
 from dynamicvit.cli.console import check_folder, say
 from dynamicvit.cli.options import KeepRatio, Released
 from dynamicvit.core.model import DynamicViT
@@ -18,7 +17,6 @@ from dynamicvit.errors import InputError
 from dynamicvit.utils.files import atomic_folder
 
 
-@app.command()
 def convert(
     output: Annotated[
         Path,

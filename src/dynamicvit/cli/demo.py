@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dynamicvit.cli import app
 from dynamicvit.cli.console import check_folder, progress_bar
 from dynamicvit.cli.options import Output, Threads, use_threads
 from dynamicvit.core.model import DynamicViT
@@ -21,7 +20,6 @@ from dynamicvit.plots import save
 from dynamicvit.training import Progress
 
 
-@app.command()
 def demo(
     output: Output = Path("demo"),
     quick: Annotated[
@@ -49,7 +47,7 @@ def demo(
         f"{table[0].gmacs:.2f} GMACs an image"
     )
     for name in ("DynamicViT", "random"):
-        model = experiment.sparse_model(random=name == "random")
+        model = experiment.sparse_model(name.lower())
         _fine_tune(model, name, size, seed, console)
         table.extend(experiment.rows(model, name, size, seed))
         if name == "DynamicViT":

@@ -15,10 +15,12 @@ from torch import nn
 
 from dynamicvit.checkpoints.dense import load_dense
 from dynamicvit.checkpoints.loading import set_image_size
-from dynamicvit.cli import app
 from dynamicvit.cli.console import check_json, main_console, progress_bar, say, write_json
 from dynamicvit.cli.inference import load_for_inference, refuse_budget_of_dense
 from dynamicvit.cli.options import (
+    COST,
+    IMAGES,
+    WEIGHTS,
     Checkpoint,
     ClassMapOption,
     CropPct,
@@ -34,27 +36,23 @@ from dynamicvit.cli.options import (
     Threads,
     Tile,
     Workers,
-    autocast_dtype,
     check_one_model,
     chosen_model,
     parse_image_size,
-    precision_name,
     use_threads,
 )
 from dynamicvit.core.classifier import PrunedClassifier
-from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.core.schedule import Schedule
-from dynamicvit.data import ImageData, Loader, class_map_for, eval_transform
+from dynamicvit.data import ImageData, class_map_for
 from dynamicvit.errors import InputError
-from dynamicvit.evaluation.accuracy import EvaluationResult, evaluate
-from dynamicvit.utils.distributed import Processes, launched_precision, launched_processes
+from dynamicvit.evaluation.accuracy import EvaluationResult, dense_self, evaluate
+from dynamicvit.utils.distributed import launched_precision, launched_processes
+from dynamicvit.utils.precision import autocast_dtype, precision_name
 
 _NAMED = 10
 """How many skipped images are listed; all are in the JSON, and in the warnings."""
 
 
-@app.command("eval")
 def eval_command(
     data: Data,
     model_name: Model = None,
@@ -73,13 +71,19 @@ def eval_command(
         typer.Option(
             help="Compare with these dense weights: what the model was trained from.",
             readable=False,
+            rich_help_panel=WEIGHTS,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch.", rich_help_panel=COST)] = 32,
     precision: Precision = "fp32",
     class_map: ClassMapOption = None,
     unlabeled: Annotated[
-        bool, typer.Option("--unlabeled", help="Class names mean nothing: agreement only.")
+        bool,
+        typer.Option(
+            "--unlabeled",
+            help="Class names mean nothing: agreement only.",
+            rich_help_panel=IMAGES,
+        ),
     ] = False,
     image_size: ImageSizeOption = None,
     crop_pct: CropPct = None,
@@ -119,23 +123,37 @@ def eval_command(
     )
     if model.num_classes < 1:
         raise InputError(f"{model_name} has no classifier, so there is no answer to evaluate")
-    network = _dense(model, model_name) if dense else model
-    teacher = _teacher(model, model_name, dense_checkpoint, size) if compare_dense else None
+    if dense_checkpoint is not None:
+        teacher = _teacher(model, dense_checkpoint, size)
+    else:
+        teacher = compare_dense and dense_self(model)
     origin = None
     if images.labeled:
         chosen = class_map_for(images, model.num_classes, class_map)
         images, origin = images.with_class_map(chosen.index), chosen.origin
         say(console, f"class map: {origin}")
-    images = images.with_transform(eval_transform(model, size, crop_pct))
     model.to(processes.device)
     processes.equalize(model)  # what is random in it, without trained weights, is the same in all
-    result = _with_progress(
-        network,
-        Loader(images, batch_size, num_workers=workers),
-        dense=teacher,
-        processes=processes,
-        amp_dtype=dtype,
-    )
+    with progress_bar(main_console(processes, stderr=True)) as bar:
+        task = bar.add_task("evaluating", total=len(images), note="")
+
+        def advance(done: int) -> None:
+            bar.advance(task, done * processes.count)  # the others are about as far
+            speed = bar.tasks[0].speed
+            bar.update(task, note="" if speed is None else f"{speed:.1f} images/s")
+
+        result = evaluate(
+            dense_self(model) if dense else model,
+            images,
+            dense=teacher,
+            image_size=size,
+            crop_pct=crop_pct,
+            batch_size=batch_size,
+            workers=workers,
+            amp_dtype=dtype,
+            progress=advance,
+            processes=processes,
+        )
     settings: dict[str, Any] = {
         "model": model_name,
         "checkpoint": checkpoint and str(checkpoint),
@@ -154,35 +172,14 @@ def eval_command(
         "torch": torch.__version__,
     }
     _print(console, settings, None if dense else model.schedule, result)
-    numbers = {**settings, **asdict(result), "images_per_second": result.images_per_second}
     if processes.is_main:
-        write_json(json_file, numbers)
+        rate = {"images_per_second": result.images_per_second}
+        write_json(json_file, {**settings, **asdict(result), **rate})
     processes.close()
 
 
-# ---------------------------------------------------------------- the models
-
-
-def _dense(model: PrunedClassifier, name: str) -> nn.Module:
-    """The dense network inside a model.
-
-    Raises:
-        InputError: if there is none inside.
-    """
-    if not isinstance(model, DynamicViT):
-        raise InputError(
-            f"{name} is an exported file and holds no dense network; --dense-checkpoint FILE "
-            "compares with one"
-        )
-    return DenseNetwork(model)
-
-
-def _teacher(
-    model: PrunedClassifier, name: str, checkpoint: Path | None, size: tuple[int, int]
-) -> nn.Module:
-    """What to agree with: the model's own backbone, or the same architecture with other weights."""
-    if checkpoint is None:
-        return _dense(model, name)
+def _teacher(model: PrunedClassifier, checkpoint: Path, size: tuple[int, int]) -> nn.Module:
+    """The model's dense architecture with other weights."""
     architecture = model.pretrained_cfg.get("architecture")
     if not architecture:
         raise InputError(
@@ -192,34 +189,6 @@ def _teacher(
     dense = load_dense(architecture, checkpoint)
     set_image_size(dense, size)
     return dense
-
-
-# ---------------------------------------------------------------- running
-
-
-def _with_progress(
-    model: nn.Module, loader: Loader, processes: Processes, **options: Any
-) -> EvaluationResult:
-    """Evaluate under a bar with the rate and the time left, on a terminal."""
-    with progress_bar(main_console(processes, stderr=True)) as bar:
-        task = bar.add_task("evaluating", total=loader.num_images, note="")
-
-        def advance(images: int) -> None:
-            bar.advance(task, images * processes.count)  # the others are about as far
-            speed = bar.tasks[0].speed
-            bar.update(task, note="" if speed is None else f"{speed:.1f} images/s")
-
-        return evaluate(
-            model,
-            loader,
-            progress=advance,
-            processes=processes,
-            device=processes.device,
-            **options,
-        )
-
-
-# ---------------------------------------------------------------- printing
 
 
 def _print(

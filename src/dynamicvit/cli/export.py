@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from dynamicvit.budgets import tiled_keep_ratios
-from dynamicvit.checkpoints.loading import load, set_image_size
-from dynamicvit.cli import app
 from dynamicvit.cli.console import check_file, say
-from dynamicvit.cli.inference import refuse_budget_of_dense
+from dynamicvit.cli.inference import load_at_budget, refuse_budget_of_dense
 from dynamicvit.cli.options import (
     Checkpoint,
     ClassMapOption,
@@ -27,15 +24,20 @@ from dynamicvit.cli.options import (
     chosen_model,
     parse_image_size,
 )
-from dynamicvit.core.model import DynamicViT
-from dynamicvit.costs import DENSE
 from dynamicvit.errors import InputError
-from dynamicvit.export import FORMATS, ExportMismatchError, export_int8, format_of, is_exported
-from dynamicvit.export import export as export_model
-from dynamicvit.export.quantization import CALIBRATION_IMAGES, INT8, Int8Result
+from dynamicvit.runtimes import (
+    CALIBRATION_IMAGES,
+    FORMATS,
+    Exported,
+    ExportMismatchError,
+    format_of,
+    is_exported,
+)
+from dynamicvit.runtimes import export as export_model
+
+_FILE, _INT8 = "File", "Int8"
 
 
-@app.command()
 def export(
     output: Annotated[
         Path,
@@ -48,26 +50,10 @@ def export(
     ] = None,
     model_name: Model = None,
     released: Released = None,
-    checkpoint: Checkpoint = None,
-    file_format: Annotated[
-        str | None,
-        typer.Option("--format", help=f"{', '.join(FORMATS)}; by default by the file's ending."),
-    ] = None,
     keep_ratio: KeepRatio = None,
-    tile: Tile = None,
     dense: Annotated[
         bool, typer.Option("--dense", help="Write the backbone alone: every patch is kept.")
     ] = False,
-    image_size: ImageSizeOption = None,
-    crop_pct: CropPct = None,
-    batch: Annotated[
-        int | None, typer.Option(help="Images in a batch, fixed; by default any number.")
-    ] = None,
-    opset: Annotated[int | None, typer.Option(help="Of ONNX, 18 or later.")] = None,
-    check: Annotated[
-        str | None,
-        typer.Option(help="Images to compare the file with PyTorch on; else two photographs."),
-    ] = None,
     precision: Annotated[
         Literal["fp32", "int8"], typer.Option(help="int8 for .onnx and .xml; needs --calibrate.")
     ] = "fp32",
@@ -75,21 +61,51 @@ def export(
         str | None,
         typer.Option(help="Images to find int8's ranges with, of any source, labeled or not."),
     ] = None,
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            help="Images to compare the file with PyTorch on: labeled ones for int8; else two "
+            "photographs, or others of --calibrate."
+        ),
+    ] = None,
+    checkpoint: Checkpoint = None,
+    no_pretrained: NoPretrained = False,
+    tile: Tile = None,
+    image_size: ImageSizeOption = None,
+    crop_pct: CropPct = None,
+    class_map: ClassMapOption = None,
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help=f"{', '.join(FORMATS)}; by default by the file's ending.",
+            rich_help_panel=_FILE,
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Images in a batch, fixed; by default any number.", rich_help_panel=_FILE
+        ),
+    ] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="Of ONNX, 18 or later.", rich_help_panel=_FILE)
+    ] = None,
     calibration_images: Annotated[
-        int, typer.Option(help="How many of them; others of the source are compared on.")
+        int,
+        typer.Option(
+            help="Images of --calibrate to calibrate on; others are compared on.",
+            rich_help_panel=_INT8,
+        ),
     ] = CALIBRATION_IMAGES,
     max_drop: Annotated[
         float | None,
         typer.Option(
             help="Points of top-1 that int8 may cost: layers stay in float until it does not cost "
-            "more. Without --validation, changed answers count."
+            "more. Without --validation, changed answers count.",
+            rich_help_panel=_INT8,
         ),
     ] = None,
-    validation: Annotated[
-        str | None, typer.Option(help="Labeled images to compare the int8 file on.")
-    ] = None,
-    class_map: ClassMapOption = None,
-    no_pretrained: NoPretrained = False,
 ) -> None:
     """Write MODEL as a file that other runtimes run, and check that it does the same.
 
@@ -98,14 +114,8 @@ def export(
     int8 it may differ a little, and how much is said.
     """
     size = parse_image_size(image_size)
-    named = format_of(output, file_format)
-    int8 = {
-        "--calibrate": calibrate,
-        "--max-drop": max_drop,
-        "--validation": validation,
-        "--class-map": class_map,
-    }
-    _check_precision(precision, named, output, int8, {"--opset": opset, "--check": check})
+    format_of(output, file_format)
+    _check_int8(precision, calibrate, {"--max-drop": max_drop, "--class-map": class_map})
     check_file("--output", output)
     if model_argument is not None and model_name is not None:
         raise InputError(f"{model_argument} and --model {model_name} both name a model: give one")
@@ -115,61 +125,63 @@ def export(
         refuse_budget_of_dense(keep_ratio, tile)
     if is_exported(model_name):
         raise InputError(f"{model_name} is an exported file already: give the model it came from")
-    name = chosen_model(model_name, released)
-    model = load(name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=not no_pretrained)
-    size = set_image_size(model, size)
-    if tile is not None:
-        model.keep_ratio = tiled_keep_ratios(model, tile, size)
-    if dense:
-        model = DynamicViT(model.backbone, DENSE, []).eval()
-    fixed: dict[str, Any] = dict(
-        file_format=file_format, image_size=size, batch=batch, crop_pct=crop_pct
+    model, size = load_at_budget(
+        chosen_model(model_name, released),
+        checkpoint=checkpoint,
+        keep_ratio=keep_ratio,
+        tile=tile,
+        image_size=size,
+        pretrained=not no_pretrained,
     )
     console = Console()
     try:
-        if precision == "int8":
-            made = export_int8(
-                model,
-                output,
-                calibrate=calibrate,
-                images=calibration_images,
-                max_drop=max_drop,
-                validation=validation,
-                class_map=class_map,
-                **fixed,
-            )
-            _tell_int8(console, made, output)
-            return
-        result, pictures = export_model(model, output, opset=opset, check_on=check, **fixed)
+        made = export_model(
+            model,
+            output,
+            format=file_format,
+            precision=precision,
+            image_size=size,
+            batch=batch,
+            crop_pct=crop_pct,
+            dense=dense,
+            validation=validation,
+            class_map=class_map,
+            calibrate=calibrate,
+            calibration_images=calibration_images,
+            max_drop=max_drop,
+            **({} if opset is None else {"opset": opset}),
+        )
     except ExportMismatchError as error:
         typer.echo(f"dynamicvit: {output} is not written: {error}", err=True)
         raise typer.Exit(1) from None
-    ties = f", of {result.ties} after a tie" if result.ties else ""
-    say(console, f"checked on {pictures.origin}: as in PyTorch, logits to {result.logit_error:.1g}")
-    if not dense:
-        say(console, f"the same patches kept{ties}")
+    _tell(console, made)
     say(console, f"saved {output}: dynamicvit eval DATA --model {output}")
 
 
-def _check_precision(
-    precision: str, named: str, output: Path, int8: dict[str, Any], fp32: dict[str, Any]
-) -> None:
-    """Refuse int8 where it can't be, and options that only the other precision has."""
-    if precision == "int8" and named not in INT8:
-        kinds = " or ".join(FORMATS[known].suffix for known in INT8)
-        raise InputError(f"--precision int8 writes {kinds} files, not {output}")
-    other, needed = (fp32, "fp32") if precision == "int8" else (int8, "int8")
-    for option, value in other.items():
+def _check_int8(precision: str, calibrate: str | None, others: dict[str, object]) -> None:
+    """Refuse int8 that is not calibrated, and what goes with int8 without it."""
+    if precision == "int8":
+        if calibrate is None:
+            raise InputError(
+                "--precision int8 needs --calibrate IMAGES, of the kind that the file will see"
+            )
+        return
+    for option, value in {"--calibrate": calibrate, **others}.items():
         if value is not None:
-            raise InputError(f"{option} {value} goes with --precision {needed}")
-    if precision == "int8" and int8["--calibrate"] is None:
-        raise InputError(
-            "--precision int8 needs --calibrate IMAGES, of the kind that the file will see"
-        )
+            raise InputError(f"{option} {value} goes with --precision int8")
 
 
-def _tell_int8(console: Console, made: Int8Result, output: Path) -> None:
+def _tell(console: Console, made: Exported) -> None:
+    """How the file compares with the model."""
+    if made.check is not None:
+        error = made.check.logit_error
+        say(console, f"checked on {made.compared_on}: as in PyTorch, logits to {error:.1g}")
+        if made.description.stages:
+            ties = f", of {made.check.ties} after a tie" if made.check.ties else ""
+            say(console, f"the same patches kept{ties}")
     found = made.agreement
+    if found is None:
+        return
     say(console, f"int8, calibrated on {made.calibrated_on}")
     say(console, f"compared on {made.compared_on}, {found.images} images:")
     say(console, f"  {found.answers:.1%} of the answers are as in PyTorch")
@@ -179,4 +191,3 @@ def _tell_int8(console: Console, made: Int8Result, output: Path) -> None:
     if found.top1 is not None and found.model_top1 is not None:
         say(console, f"  top-1 {found.top1:.2%}, in PyTorch {found.model_top1:.2%}")
     say(console, f"layers in float: {made.in_words}")
-    say(console, f"saved {output}: dynamicvit eval DATA --model {output}")

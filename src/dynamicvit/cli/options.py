@@ -16,11 +16,11 @@ import typer
 from dynamicvit.checkpoints.released import RELEASES, download, release_of
 from dynamicvit.errors import InputError
 
+#: Panels of ``--help``, below the options that most people want.
+WEIGHTS, IMAGES, COST = "Weights", "Images", "Speed and memory"
+
 _MODEL_FLAGS = ("--model", "-m")
 _MODEL = "timm's name, a saved folder, a released checkpoint, or user/name on the Hub."
-
-#: Panels of ``--help``, below the options that most people want.
-_WEIGHTS, _IMAGES, _COST = "Weights", "Images", "Speed and memory"
 
 _SOURCE = typer.Argument(
     help="Folder of class folders, a .tar of them, a flat folder; or wds/PLACE (WebDataset), "
@@ -30,7 +30,10 @@ Data = Annotated[str, _SOURCE]
 DataIfAny = Annotated[str | None, _SOURCE]
 Unlabeled = Annotated[
     list[str] | None,
-    typer.Option(help="More images, named as DATA is, without labels; may be repeated."),
+    typer.Option(
+        help="More images, named as DATA is, without labels; may be repeated.",
+        rich_help_panel=IMAGES,
+    ),
 ]
 Model = Annotated[str | None, typer.Option(*_MODEL_FLAGS, help=_MODEL)]
 Models = Annotated[
@@ -41,7 +44,7 @@ Released = Annotated[
     str | None,
     typer.Option(
         help=f"Download the authors' checkpoint, once: {', '.join(RELEASES)}.",
-        rich_help_panel=_WEIGHTS,
+        rich_help_panel=WEIGHTS,
     ),
 ]
 ModelOrRecipes = Annotated[
@@ -50,9 +53,7 @@ ModelOrRecipes = Annotated[
 Checkpoint = Annotated[
     Path | None,
     typer.Option(
-        help="Weights for the model: .safetensors or .pth.",
-        readable=False,
-        rich_help_panel=_WEIGHTS,
+        help="Weights for the model: .safetensors or .pth.", readable=False, rich_help_panel=WEIGHTS
     ),
 ]
 NoPretrained = Annotated[
@@ -60,7 +61,7 @@ NoPretrained = Annotated[
     typer.Option(
         "--no-pretrained",
         help="Random weights where timm's would be loaded.",
-        rich_help_panel=_WEIGHTS,
+        rich_help_panel=WEIGHTS,
     ),
 ]
 KeepRatio = Annotated[
@@ -68,7 +69,10 @@ KeepRatio = Annotated[
 ]
 Tile = Annotated[
     int | None,
-    typer.Option(help="Round each stage's tokens to whole tiles of so many, 16 for AMX."),
+    typer.Option(
+        help="Round each stage's tokens to whole tiles of so many, 16 for AMX.",
+        rich_help_panel=COST,
+    ),
 ]
 Output = Annotated[
     Path,
@@ -79,25 +83,33 @@ ClassMapOption = Annotated[
     typer.Option(
         "--class-map",
         help="'imagenet', or a file with one class name a line.",
-        rich_help_panel=_IMAGES,
+        rich_help_panel=IMAGES,
     ),
 ]
 ImageSizeOption = Annotated[
     str | None,
-    typer.Option("--image-size", help="Pixels, 384 or 224x320 (height x width); else its own."),
+    typer.Option(
+        "--image-size",
+        help="Pixels, 384 or 224x320 (height x width); else its own.",
+        rich_help_panel=IMAGES,
+    ),
 ]
 CropPct = Annotated[
-    float | None, typer.Option(help="Share of the short side that the center crop takes.")
+    float | None,
+    typer.Option(
+        help="Share of the short side that the center crop takes.", rich_help_panel=IMAGES
+    ),
 ]
-Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 runs under autocast.")]
+Precision = Annotated[
+    Literal["fp32", "bf16"], typer.Option(help="bf16 runs under autocast.", rich_help_panel=COST)
+]
 Strict = Annotated[
-    bool,
-    typer.Option("--strict", help="An unreadable image is an error.", rich_help_panel=_IMAGES),
+    bool, typer.Option("--strict", help="An unreadable image is an error.", rich_help_panel=IMAGES)
 ]
-Workers = Annotated[int, typer.Option(help="Processes that read images.", rich_help_panel=_COST)]
+Workers = Annotated[int, typer.Option(help="Processes that read images.", rich_help_panel=COST)]
 Threads = Annotated[
     int | None,
-    typer.Option(help="CPU threads of torch; all cores by default.", rich_help_panel=_COST),
+    typer.Option(help="CPU threads of torch; all cores by default.", rich_help_panel=COST),
 ]
 JsonFile = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write the numbers; - prints them.")
@@ -171,16 +183,3 @@ def use_threads(threads: int | None) -> None:
     if threads < 1:
         raise InputError(f"threads are at least 1, got {threads}")
     torch.set_num_threads(threads)
-
-
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def autocast_dtype(precision: str) -> torch.dtype | None:
-    """What ``--precision`` means to autocast."""
-    return _DTYPES[precision]
-
-
-def precision_name(dtype: torch.dtype | None) -> str:
-    """What ``--precision`` calls a dtype of autocast."""
-    return next(name for name, each in _DTYPES.items() if each is dtype)

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dynamicvit.cli import app
 from dynamicvit.cli.console import StoppedError, check_file
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
@@ -26,7 +25,6 @@ from dynamicvit.cli.options import (
     Precision,
     Released,
     Threads,
-    autocast_dtype,
     check_one_model,
     chosen_model,
     parse_image_size,
@@ -36,14 +34,14 @@ from dynamicvit.cli.options import (
 from dynamicvit.cli.stream_view import View, print_summary
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
-from dynamicvit.export import ExportedModel
+from dynamicvit.runtimes import ExportedModel
 from dynamicvit.streaming import RATIOS, Stream, open_frames
+from dynamicvit.utils.precision import autocast_dtype
 from dynamicvit.utils.signals import stop_requests
 
 Write = Callable[[dict[str, Any]], None]
 
 
-@app.command("stream")
 def stream_command(
     source_name: Annotated[
         str,

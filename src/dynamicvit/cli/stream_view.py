@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dynamicvit.cli.console import LineNowAndThen, say
+from dynamicvit.cli.console import LineNowAndThen, print_error, say
 from dynamicvit.streaming import Answer, Change, Event, Missed, Tally, UnreadableFrame
 
 #: Between two pictures of the numbers, in seconds.
@@ -67,7 +67,7 @@ class View:
                 f"{_nine_of_ten(event.measured, event.target)}",
             )
         elif isinstance(event, UnreadableFrame) and self._tally.unreadable <= _NAMED:
-            say(Console(stderr=True), f"dynamicvit: {event.problem}")
+            print_error(event.problem)
         elif isinstance(event, Answer):
             self._now_and_then(event, dropped)
 

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from dynamicvit.cli import app
 from dynamicvit.cli.console import (
     LineNowAndThen,
     StoppedError,
@@ -22,6 +21,8 @@ from dynamicvit.cli.console import (
 )
 from dynamicvit.cli.dry_run import describe_run
 from dynamicvit.cli.options import (
+    COST,
+    WEIGHTS,
     Checkpoint,
     ClassMapOption,
     DataIfAny,
@@ -41,10 +42,9 @@ from dynamicvit.training.checkpoint import BEST, holds_run
 from dynamicvit.training.output import check_output
 from dynamicvit.utils.signals import terminated_like_interrupted
 
-_COST, _RUN = "Speed and memory", "The run"
+_RUN = "The run"
 
 
-@app.command()
 def train(
     data: DataIfAny = None,
     output: Annotated[
@@ -77,7 +77,7 @@ def train(
         typer.Option(
             help="Weights for the teacher: .safetensors or .pth.",
             readable=False,
-            rich_help_panel="Weights",
+            rich_help_panel=WEIGHTS,
         ),
     ] = None,
     class_map: ClassMapOption = None,
@@ -85,13 +85,13 @@ def train(
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"],
         typer.Option(
-            help="bf16 and fp16 run under autocast; fp16 needs a GPU.", rich_help_panel=_COST
+            help="bf16 and fp16 run under autocast; fp16 needs a GPU.", rich_help_panel=COST
         ),
     ] = "fp32",
     accumulate: Annotated[
         int,
         typer.Option(
-            help="Passes in which a process works off its images of a step.", rich_help_panel=_COST
+            help="Passes in which a process works off its images of a step.", rich_help_panel=COST
         ),
     ] = 1,
     grad_checkpointing: Annotated[
@@ -99,11 +99,11 @@ def train(
         typer.Option(
             "--grad-checkpointing",
             help="Less memory, a third more computation.",
-            rich_help_panel=_COST,
+            rich_help_panel=COST,
         ),
     ] = False,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Use torch.compile.", rich_help_panel=_COST)
+        bool, typer.Option("--compile", help="Use torch.compile.", rich_help_panel=COST)
     ] = False,
     workers: Workers = 1,
     threads: Threads = None,

@@ -11,8 +11,7 @@ from typing import Annotated
 
 import typer
 
-from dynamicvit.cli import app
-from dynamicvit.cli.console import check_folder
+from dynamicvit.cli.console import check_folder, print_error
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
     Checkpoint,
@@ -37,7 +36,6 @@ from dynamicvit.plots.visualization import visualize as draw
 _OWN_PICTURE = re.compile(r"_dynamicvit(-\d+)?\.png$")
 
 
-@app.command()
 def visualize(
     # readable=False: this file says itself what can't be read, and goes on with the rest.
     images: Annotated[
@@ -71,7 +69,7 @@ def visualize(
             image = read_image(source)
         except InputError as error:
             failed += 1
-            typer.echo(f"dynamicvit: {error}", err=True)
+            print_error(error)
             continue
         found = draw(model, image, target, image_size=size, crop_pct=crop_pct)
         typer.echo(f"{source} -> {target}")

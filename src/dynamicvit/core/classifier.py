@@ -15,7 +15,7 @@ class PrunedClassifier(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """How many classes it tells apart."""
+        """Number of classes."""
         ...
 
     @property
@@ -38,5 +38,5 @@ class PrunedClassifier(Protocol):
         ...
 
     def forward_pruned(self, images: Tensor) -> PrunedOutput:
-        """The same with a report of which patches survived."""
+        """Logits, and the patches kept at each stage."""
         ...

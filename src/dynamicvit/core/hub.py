@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from dynamicvit.core.prediction import PredictionModule
+from dynamicvit.core.registry import METHODS, method_named
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.utils.files import atomic_write
@@ -82,7 +82,7 @@ class HubMixin(
     model_card_template=MODEL_CARD,
 ):
     """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` for a class that is built from
-    ``(backbone, schedule)`` and has ``backbone``, ``schedule`` and ``predictors``.
+    ``(backbone, schedule, method)`` and has ``backbone``, ``schedule`` and ``predictors``.
     """
 
     backbone: nn.Module
@@ -157,7 +157,8 @@ class HubMixin(
         config = _read_config(config_file)
         try:
             source = _source(config.get("backbone_source", "timm"))
-            model = cls(source.rebuild(config), _schedule_in(config))
+            method = method_named(config.get("method", "dynamicvit"))
+            model = cls(source.rebuild(config), _schedule_in(config), method)
         except Exception as error:  # whatever the backbone's library says to what it does not know
             reason = first_line(error)
             raise InputError(f"{config_file}: does not describe a model ({reason})") from error
@@ -175,11 +176,11 @@ def _config_of(model: Any) -> dict[str, Any]:
     Raises:
         InputError: if it can't.
     """
-    for predictor in model.predictors:
-        if type(predictor) is not PredictionModule:
+    for kind in (model.method, *map(type, model.predictors)):
+        if kind is not METHODS.get(model.method.name):
             raise InputError(
-                f"a {type(predictor).__name__} in place of a PredictionModule can't be described "
-                f"in {CONFIG_NAME}; save the state_dict instead"
+                f"a stage's {kind.__name__} can't be described in {CONFIG_NAME}: register_method "
+                "gives its class a name; or save the state_dict instead"
             )
     source = model.bound.source
     if not source:
@@ -191,6 +192,7 @@ def _config_of(model: Any) -> dict[str, Any]:
         **_source(source).describe(model.backbone),
         "format_version": FORMAT_VERSION,
         "backbone_source": source,
+        "method": model.method.name,
         "schedule": dataclasses.asdict(model.schedule),
     }
 
@@ -237,7 +239,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if version is None and isinstance(config, dict) and "model_type" in config:
         raise InputError(
             f"{path}: is of a model of transformers; dynamicvit.load takes its folder, or "
-            f"transformers does once dynamicvit.transformers.model is imported"
+            f"transformers does once dynamicvit.transformers is imported"
         )
     if not isinstance(version, int):
         raise InputError(f"{path}: is not a DynamicViT's (it has no format_version)")

@@ -7,15 +7,17 @@ DynamicViT's chooses by a learned module (:mod:`dynamicvit.core.prediction`); th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dynamicvit.backbones import Backbone
 from dynamicvit.core.decisions import Sampler, gumbel_sampler
 from dynamicvit.core.merging import discounted, join, likeness, most_alike
-from dynamicvit.core.schedule import Policy
+from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens, top_k
 
@@ -72,17 +74,72 @@ class Masked(NamedTuple):
 class Method(nn.Module, ABC):
     """What happens to the tokens at a stage; a module for each stage, with weights or without.
 
-    A method of one's own derives from :class:`Choice` or :class:`Combination`.
+    A method of one's own derives from :class:`Choice` or :class:`Combination`, and
+    :func:`~dynamicvit.methods.register_method` gives it a name.
     """
 
-    #: Whether it means anything before it is trained.
-    untrained: ClassVar[bool] = False
+    #: Its name in the registry, what it does in a few words, and where it is from.
+    name: ClassVar[str] = ""
+    does: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    #: Whether it means anything without training.
+    works_untrained: ClassVar[bool] = False
     #: Whether it looks at what the attention of the block before worked on (``Tokens.heads``).
     looks_back: ClassVar[bool] = False
     #: Whether the first token must be a class token.
     needs_class_token: ClassVar[bool] = False
     #: How many prefix tokens it adds.
     adds: int = 0
+
+    @classmethod
+    def for_stage(cls, bound: Backbone) -> Method:
+        """A fresh module for one stage of a network."""
+        del bound
+        return cls()
+
+    @classmethod
+    def schedules(cls, bound: Backbone) -> Sequence[Schedule]:
+        """All schedules that it can have, where it does not drop ρ, ρ², ρ³, ... at a few stages.
+
+        They have the same number of stages. A keep ratio or a budget then picks one.
+        """
+        del bound
+        return ()
+
+    @classmethod
+    def schedule(
+        cls,
+        bound: Backbone,
+        keep_ratio: float | Sequence[float] = 0.7,
+        stages: Sequence[int] | None = None,
+        policy: Policy = "removed",
+    ) -> Schedule:
+        """What a keep ratio means to this method.
+
+        DynamicViT's own schedule; or, of :meth:`schedules`, the one that holds as many tokens as
+        that on average over the blocks.
+
+        Args:
+            bound: the network.
+            keep_ratio: ρ, or one ratio for each stage.
+            stages: block indices; by default the method's own, or at 1/4, 2/4 and 3/4 of the depth.
+            policy: what becomes of dropped tokens.
+
+        Raises:
+            InputError: as :meth:`~dynamicvit.Schedule.for_depth`.
+        """
+        depth, all_of_them = len(bound.blocks), cls.schedules(bound)
+        options = [own for own in all_of_them if stages is None or len(stages) == len(own.stages)]
+        if not options or isinstance(keep_ratio, Sequence):
+            return Schedule.for_depth(depth, keep_ratio, stages, policy)
+        share = Schedule.for_depth(depth, keep_ratio).mean_kept(depth)
+        nearest = min(options, key=lambda own: abs(own.mean_kept(depth) - share))
+        return replace(nearest, policy=policy)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it has weights of its own, and they are as initialized."""
+        return False
 
     @abstractmethod
     def prune(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dynamicvit.backbones import Backbone, backbone_for
 from dynamicvit.core.hub import HubMixin
@@ -15,25 +17,26 @@ from dynamicvit.core.paths import Paths
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.timm_surface import TimmSurface
-from dynamicvit.errors import InputError
+from dynamicvit.errors import InputError, UntrainedWarning
 
 
 class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
     """A vision transformer with a method at each of its stages that drops patch tokens.
 
     In ``eval()`` calling the model gives logits ``(B, classes)`` through the pruned path; in
-    ``train()`` it gives a :class:`~dynamicvit.MaskedOutput`. Each path can be called by name in either mode.
-    The backbone's batch norms keep their statistics in either mode (:meth:`train`).
+    ``train()`` it gives a :class:`~dynamicvit.MaskedOutput`. Each path can be called by name in
+    either mode. The backbone's batch norms keep their statistics in either mode (:meth:`train`).
 
     Args:
         backbone: a supported vision transformer. It is used as it is and not changed: calling it
             directly still gives its dense output.
         schedule: where and how much to drop.
-        predictors: a :class:`~dynamicvit.core.method.Method` for each stage; by default fresh
-            prediction modules.
+        predictors: a :class:`~dynamicvit.core.method.Method` for each stage; or the class of which
+            each stage gets a fresh one, by default the paper's prediction modules.
 
     Attributes:
         bound: the backbone with what its family says of it.
+        warns_untrained: whether the next inference says so if nobody has trained the scores.
 
     Raises:
         UnsupportedBackboneError: if no family covers the backbone.
@@ -44,7 +47,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         self,
         backbone: nn.Module | Backbone,
         schedule: Schedule,
-        predictors: Sequence[Method] | None = None,
+        predictors: Sequence[Method] | type[Method] = PredictionModule,
     ) -> None:
         super().__init__()
         self.bound = backbone_for(backbone)
@@ -52,14 +55,20 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         self._schedule = Schedule.for_depth(
             self.depth, schedule.keep_ratios, schedule.stages, schedule.policy
         )
-        if predictors is None:
-            predictors = [PredictionModule(self.bound.width) for _ in schedule.stages]
+        if isinstance(predictors, type):
+            predictors = [predictors.for_stage(self.bound) for _ in schedule.stages]
         if len(predictors) != len(schedule.stages):
             raise InputError(f"{len(schedule.stages)} stages, but {len(predictors)} predictors")
         for predictor, block in zip(predictors, schedule.stages, strict=True):
             self._check_method(predictor, block)
         self.predictors = nn.ModuleList(predictors)
+        self.warns_untrained = True
         self._freeze_statistics()
+
+    @property
+    def method(self) -> type[Method]:
+        """How tokens are chosen or combined: the class of the stages' modules."""
+        return type(self.methods[0]) if len(self.predictors) else PredictionModule
 
     @property
     def methods(self) -> list[Method]:
@@ -97,14 +106,14 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         """ρ; ``None`` when the stages' ratios are not ρ, ρ², ρ³, ... (see :attr:`keep_ratios`).
 
         Set it to change the budget of the same model: a number for ρ, a sequence for one ratio per
-        stage.
+        stage, both as :func:`~dynamicvit.sparsify` takes them.
         """
         return self._schedule.keep_ratio
 
     @keep_ratio.setter
     def keep_ratio(self, keep_ratio: float | Sequence[float]) -> None:
         now = self._schedule
-        self._schedule = Schedule.for_depth(self.depth, keep_ratio, now.stages, now.policy)
+        self._schedule = self.method.schedule(self.bound, keep_ratio, now.stages, now.policy)
 
     @property
     def policy(self) -> Policy:
@@ -134,6 +143,23 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         for module in self.backbone.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
+
+    # ---------------------------------------------------------------- untrained scores
+
+    def _warn_if_untrained(self, x: Tensor) -> None:
+        """Once, where values are computed that somebody may use."""
+        unseen = torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta
+        if self.training or unseen:
+            return
+        self.warns_untrained = False
+        if any(method.is_fresh for method in self.methods):
+            warnings.warn(
+                "the prediction modules are untrained, so the tokens that are dropped mean nothing "
+                "yet: train the model (dynamicvit.train) or load its weights, or choose a method "
+                'that needs no training, as sparsify(..., method="tome") or "evit"',
+                UntrainedWarning,
+                stacklevel=2,
+            )
 
     def _check_method(self, predictor: Method, block: int) -> None:
         name = type(predictor).__name__

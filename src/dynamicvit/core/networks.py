@@ -95,3 +95,17 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def untrained_on_purpose(model: nn.Module) -> Iterator[None]:
+    """No word on untrained scores meanwhile: for what does not depend on them, as times."""
+    core = core_of(model)
+    warns = isinstance(core, DynamicViT) and core.warns_untrained
+    if warns:
+        core.warns_untrained = False
+    try:
+        yield
+    finally:
+        if warns:
+            core.warns_untrained = True

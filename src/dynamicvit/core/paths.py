@@ -40,6 +40,7 @@ class Paths:
     _schedule: Schedule
     predictors: nn.ModuleList
     training: bool
+    warns_untrained: bool
 
     def forward(self, images: Tensor) -> Tensor | MaskedOutput:
         """Logits ``(B, classes)`` in ``eval()``, a :class:`MaskedOutput` in ``train()``.
@@ -74,7 +75,7 @@ class Paths:
         tokens = self._first(images, full_map)
         given = [None] * len(self.predictors) if decisions is None else decisions
         if decisions is not None:
-            check_decisions(decisions, len(self.predictors), (len(tokens.x), tokens.grid_size))
+            check_decisions(decisions, len(self.predictors), (tokens.x.shape[0], tokens.grid_size))
         report = []
 
         def mask(stage: int, tokens: Tokens, count: int) -> list[Tokens]:
@@ -117,7 +118,7 @@ class Paths:
         tokens = self._first(images, full_map)
         scores, after = [], []
         if decisions is not None:
-            check_decisions(decisions, len(self.predictors), (len(tokens.x), tokens.grid_size))
+            check_decisions(decisions, len(self.predictors), (tokens.x.shape[0], tokens.grid_size))
             drawn = (decision > 0.5 for decision in decisions)
             given = tuple(accumulate(drawn, torch.logical_and))
 
@@ -136,13 +137,9 @@ class Paths:
         stop = self._depth if full_map else self._depth - 1
         parts = self._walk(tokens, prune if decisions is None else prune_to, stop)
         finished = [self.bound.finish(part) for part in parts] if full_map else None
-        if decisions is None:
-            kept = tuple(left.kept() for left in after)
-        else:
-            kept = given
         return PrunedOutput(
             self._answer(parts),
-            kept,
+            kept=tuple(left.kept() for left in after) if decisions is None else given,
             keep_scores=tuple(scores),
             grid=tokens.grid,
             groups=tuple(left.membership() for left in after),
@@ -238,6 +235,8 @@ class Paths:
         self, stage: int, tokens: Tokens, count: int, scores: list[Tensor] | None = None
     ) -> list[Tokens]:
         """The pruned path's stage; the keep scores are added to a list."""
+        if self.warns_untrained and count < tokens.num_patches:
+            self._warn_if_untrained(tokens.x)
         pruned, keep_scores = self.predictors[stage].prune(tokens, count, self._schedule.policy)
         if scores is not None and keep_scores is not None:
             scores.append(tokens.to_grid(keep_scores, fill=float("-inf")))

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynamicvit.core.method import Choice
+from dynamicvit.backbones import Backbone
+from dynamicvit.core.method import Choice, Method
+from dynamicvit.core.registry import register_method
 from dynamicvit.errors import InputError
 from dynamicvit.layers.attention import is_plain
 from dynamicvit.layers.pooling import masked_mean
@@ -19,6 +21,11 @@ from dynamicvit.layers.tokens import Tokens
 KEEP = 0
 
 
+@register_method(
+    "dynamicvit",
+    does="drops the tokens that a learned module scores lowest, image by image",
+    paper="Rao et al., NeurIPS 2021",
+)
 class PredictionModule(Choice):
     """Scores every patch token from its own and from the image's features (Eq. 1-5).
 
@@ -48,6 +55,19 @@ class PredictionModule(Choice):
         )
         self.act = nn.GELU()
         self.apply(init_weights)
+
+    @classmethod
+    def for_stage(cls, bound: Backbone) -> Method:
+        """As wide as the network's tokens."""
+        return cls(bound.width)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether all biases are zero: the first step of training, or loaded weights, move them."""
+        layers = (self.norm, self.project, *self.head[::2])
+        if any(type(layer) not in (nn.LayerNorm, nn.Linear) for layer in layers):
+            return False  # with an adapter or quantized
+        return not any(layer.bias.any() for layer in layers)
 
     def keep_scores(self, tokens: Tokens) -> Tensor:
         """What the module says of the patch tokens under the decisions so far: ``(B, M)``."""

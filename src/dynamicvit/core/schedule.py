@@ -98,6 +98,12 @@ class Schedule:
         same = zip(self.keep_ratios, geometric(rho, len(self.keep_ratios)), strict=True)
         return rho if all(math.isclose(a, b) for a, b in same) else None
 
+    def mean_kept(self, depth: int) -> float:
+        """Share of the patches that a block holds, on average over the ``depth`` blocks."""
+        first, last = (0, *self.stages), (*self.stages, depth)
+        spans = zip(first, last, (1.0, *self.keep_ratios), strict=True)
+        return sum((end - start) * ratio for start, end, ratio in spans) / depth
+
     def kept(self, num_patches: int) -> tuple[int, ...]:
         """How many of ``num_patches`` are left after each stage: floor(N · ratio), at least one."""
         # 0.7 ** 2 * 100 is 48.99999...: the small term gives the 49 that was meant.

@@ -19,7 +19,6 @@ from dynamicvit.data import Batch
 from dynamicvit.demo.dense import load_dense
 from dynamicvit.demo.scenes import MEAN, STD, Scenes
 from dynamicvit.evaluation.bench import bench
-from dynamicvit.methods import RandomScores
 from dynamicvit.plots import draw
 from dynamicvit.sparsification import sparsify
 from dynamicvit.training import Progress, Recipe, fit, load_recipe
@@ -95,12 +94,9 @@ class SceneLoader:
             yield Batch(scene.images, scene.labels)
 
 
-def sparse_model(random: bool = False) -> DynamicViT:
-    """The demo's dense network, sparsified; or with random scores for prediction modules."""
-    model = sparsify(load_dense(), TRAINED_RATIO)
-    if random:
-        scores = [RandomScores() for _ in model.predictors]
-        model = DynamicViT(model.backbone, model.schedule, scores)
+def sparse_model(method: str = "dynamicvit") -> DynamicViT:
+    """The demo's dense network, sparsified."""
+    model = sparsify(load_dense(), TRAINED_RATIO, method=method)
     model.backbone.pretrained_cfg = {
         "input_size": (3, 96, 96),
         "mean": (MEAN,) * 3,

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from dynamicvit.core.networks import eval_mode
-from dynamicvit.data import UNLABELED, Batch
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import DenseNetwork, eval_mode
+from dynamicvit.data import (
+    UNLABELED,
+    Batch,
+    ImageData,
+    Loader,
+    class_map_for,
+    eval_transform,
+)
 from dynamicvit.errors import InputError
 from dynamicvit.utils.distributed import Processes
 
@@ -50,49 +59,94 @@ class EvaluationResult:
 
 def evaluate(
     model: nn.Module,
-    batches: Iterable[Batch],
+    data: str | os.PathLike[str] | ImageData | Iterable[Batch],
     *,
-    dense: nn.Module | None = None,
-    device: torch.device | str = "cpu",
+    dense: nn.Module | bool | None = None,
+    class_map: Mapping[str, int] | str | os.PathLike[str] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    crop_pct: float | None = None,
+    batch_size: int = 32,
+    workers: int = 1,
+    device: torch.device | str | None = None,
     amp_dtype: torch.dtype | None = None,
     progress: Callable[[int], None] | None = None,
     processes: Processes | None = None,
 ) -> EvaluationResult:
-    """Evaluate a model in ``eval()`` mode; its own mode is put back afterwards.
+    """Accuracy of a model, run in ``eval()`` mode; its own mode is put back afterwards.
 
     Args:
-        model: gives logits ``(B, classes)`` for images ``(B, 3, H, W)``.
-        batches: a :class:`~dynamicvit.data.Loader`, or any batches.
-        dense: a model to compare the answers with: a DynamicViT's own
-            :class:`~dynamicvit.core.networks.DenseNetwork`, or the frozen original it was trained from.
-        device: where to run; the models are moved there.
+        model: gives logits ``(B, classes)`` for images ``(B, channels, H, W)``.
+        data: where the images are, as for :class:`~dynamicvit.data.ImageData`; or an ``ImageData``
+            whose labels are the model's classes; or batches that are made already, for which the
+            arguments from ``class_map`` to ``workers`` mean nothing.
+        dense: a model to compare the answers with, such as the frozen original that this one was
+            trained from; True for the model's own dense self.
+        class_map: index of each class name, as for :func:`~dynamicvit.data.class_map_for`; by
+            default the one that suits the model.
+        image_size: side, or height and width, in pixels; the model's own by default.
+        crop_pct: share of the short side that the center crop takes; the model's own by default.
+        batch_size: images in a batch.
+        workers: processes that read images; 0 reads in this one.
+        device: where to run, and where the models stay; by default where the model is.
         amp_dtype: run under autocast in this dtype (``torch.bfloat16``); by default in the
             model's own.
         progress: called after each batch with the number of images done, skipped ones included.
         processes: that share the images: each reads its part of each batch, and all get the
-            result. The batches then need ``set_share``, as a :class:`~dynamicvit.data.Loader` has.
+            result. Batches then need ``set_share``, as a :class:`~dynamicvit.data.Loader` has.
 
     Raises:
         InputError: if there is no readable image, a label is outside the model's classes, or a
-            model's logits are not finite.
+            model's logits are not finite; for a model without a classifier, or without a dense
+            self to compare with; for data that can't be used.
     """
-    counts = _Counts()
+    if getattr(model, "num_classes", None) == 0:
+        raise InputError("the model has no classifier, so there is no answer to evaluate")
+    if isinstance(dense, bool):
+        dense = dense_self(model) if dense else None
+    if device is None:
+        device = _device_of(model) if processes is None else processes.device
     processes = Processes(device) if processes is None else processes
+    if isinstance(data, str | os.PathLike):
+        data = ImageData(data)
+        if data.labeled:
+            data = data.with_class_map(class_map_for(data, model.num_classes, class_map).index)
+    if isinstance(data, ImageData):
+        data = data.with_transform(eval_transform(model, image_size, crop_pct))
+        data = Loader(data, batch_size, num_workers=workers)
     if processes.count > 1:
-        batches.set_share(processes.rank, processes.count)
+        data.set_share(processes.rank, processes.count)
+    counts = _Counts()
     started = time.perf_counter()
     with _evaluating(model, dense, device=device, amp_dtype=amp_dtype):
-        for batch in batches:
+        for batch in data:
             counts.skipped += batch.skipped
             if len(batch):
                 held = batch.to(device)
-                counts.add(
-                    model(held.images), held.labels, None if dense is None else dense(held.images)
-                )
+                dense_logits = None if dense is None else dense(held.images)
+                counts.add(model(held.images), held.labels, dense_logits)
             if progress is not None:
                 progress(len(batch) + len(batch.skipped))
     counts.add_up(processes)
     return counts.result(time.perf_counter() - started)
+
+
+def dense_self(model: nn.Module) -> DenseNetwork:
+    """The dense network inside a model.
+
+    Raises:
+        InputError: if there is none inside, as in an exported file.
+    """
+    if not isinstance(model, DynamicViT):
+        raise InputError(
+            f"{type(model).__name__} holds no dense network to compare with; give the network that "
+            "it was made from (dense=, --dense-checkpoint)"
+        )
+    return DenseNetwork(model)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 class _Counts:

@@ -1,12 +1,12 @@
 """Which backbone gives what: size, cost and kept patches of every registered model.
 
-All of it follows from shapes: no weights are made, no image runs.
+All of it follows from shapes: no weights are made, nothing is computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import timm
@@ -16,7 +16,7 @@ from torch import nn
 from dynamicvit.backbones import BUILT_IN, OPTIONAL
 from dynamicvit.checkpoints.released import RELEASES, Release
 from dynamicvit.checkpoints.timm_names import PREFIX
-from dynamicvit.costs import DENSE, costs_of, resolve_image_size, schedule_macs
+from dynamicvit.costs import DENSE, costs_of, resolve_image_size
 from dynamicvit.errors import InputError
 
 KEEP_RATIOS = (0.9, 0.8, 0.7, 0.5)
@@ -77,21 +77,21 @@ def entry_for(backbone: str, keep_ratios: Iterable[float] = KEEP_RATIOS) -> Entr
     """
     with torch.device("meta"):
         model = timm.create_model(f"{PREFIX}{backbone}")
-    num_patches = costs_of(model, num_stages=0).num_patches
+    costs = costs_of(model, len(model.schedule.stages))
     ratios = []
     for keep_ratio in keep_ratios:
         model.keep_ratio = keep_ratio
-        kept = model.schedule.kept(num_patches)
-        macs = schedule_macs(model, model.schedule)
+        kept = model.schedule.kept(costs.num_patches)
+        macs = costs.total(model.schedule)
         ratios.append(AtRatio(keep_ratio, kept, macs, _release(backbone, keep_ratio)))
     return Entry(
         backbone=backbone,
         image_size=resolve_image_size(model),
-        num_patches=num_patches,
+        num_patches=costs.num_patches,
         stages=model.schedule.stages,
         parameters=_parameters(model),
         predictor_parameters=_parameters(model.predictors),
-        dense_macs=schedule_macs(model, DENSE),
+        dense_macs=replace(costs, stages=(), adds=()).total(DENSE),
         ratios=tuple(ratios),
     )
 

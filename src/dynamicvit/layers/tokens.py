@@ -128,7 +128,7 @@ class Tokens:
         """``(B, M)``: index of each held patch token in the grid, ascending."""
         if self.index is not None:
             return self.index
-        return torch.arange(self.num_patches, device=self.x.device).expand(len(self.x), -1)
+        return torch.arange(self.num_patches, device=self.x.device).expand(self.x.shape[0], -1)
 
     def kept(self) -> Tensor:
         """``(B, N)`` bool: whose place a held token has."""
@@ -140,7 +140,7 @@ class Tokens:
         if self.groups is not None:
             return self.groups
         position = torch.arange(self.num_patches, device=self.x.device)
-        return self.to_grid(position.expand(len(self.x), -1), fill=-1)
+        return self.to_grid(position.expand(self.x.shape[0], -1), fill=-1)
 
     def places(self) -> Tensor | None:
         """``(B, N)``: the place of the token that each patch is part of, its own for none.
@@ -186,7 +186,7 @@ class Tokens:
     def _decided(self, values: Tensor) -> Tensor:
         """``(B, N)`` of the token that each patch is part of, from ``(B, M)``."""
         if not self.num_patches:
-            return values.new_zeros(len(self.x), self.grid_size)
+            return values.new_zeros(self.x.shape[0], self.grid_size)
         return values.gather(1, self.membership().clamp(min=0))
 
     # ---------------------------------------------------------------- fewer tokens, fewer images
@@ -197,7 +197,7 @@ class Tokens:
         Args:
             position: ``(B, K)`` positions among the M held patch tokens, ascending.
         """
-        batch = len(self.x)
+        batch = self.x.shape[0]  # not len(): torch.export would take it for a constant
         prefix = torch.arange(self.num_prefix, device=position.device).expand(batch, -1)
         x = _rows_of(self.x, torch.cat([prefix, position + self.num_prefix], dim=1))
         groups = self.groups
@@ -259,7 +259,7 @@ class Tokens:
         numbers = counts.unique().tolist()
         tokens = self
         if len(numbers) > 1 and self.images is None:
-            tokens = replace(self, images=torch.arange(len(self.x), device=self.x.device))
+            tokens = replace(self, images=torch.arange(self.x.shape[0], device=self.x.device))
         for number in numbers:
             rows = counts == number
             part = tokens if len(numbers) == 1 else tokens.select(rows)

@@ -1,32 +1,33 @@
-"""What the paper is compared with: other ways to choose tokens, to combine them, or to do without.
+"""Ways to choose tokens, to combine them, or to do without: one registry of methods.
 
-Each is a :class:`~dynamicvit.DynamicViT` with another reduction at its stages, so that training,
+Each is a class of module for the stages of a :class:`~dynamicvit.DynamicViT`, so that training,
 evaluation and counting are the same code::
 
-    from dynamicvit.methods import build, names
-
-    model = build("merging", backbone, macs_fraction=0.64)
+    model = dynamicvit.sparsify(backbone, 0.7, method="tome")
+    model = dynamicvit.methods.at_macs("tome", backbone, fraction=0.64)
 """
 
-from dynamicvit.methods.class_attention import ClassAttention
+# ruff: noqa: I001 (imported in the order that METHODS has)
+from dynamicvit.core.registry import METHODS, method_named, register_method
+from dynamicvit.methods.controls import RandomScores, StaticRanking
 from dynamicvit.methods.downsampling import Downsampling
-from dynamicvit.methods.random import RandomScores
-from dynamicvit.methods.registry import WAYS, Way, build, names, way_of, ways_of
-from dynamicvit.methods.static import StaticRanking
+from dynamicvit.methods.class_attention import ClassAttention, EViT
 from dynamicvit.methods.tome import TokenMerging
-from dynamicvit.methods.width import narrow
+from dynamicvit.methods.width import Narrow, narrow
+from dynamicvit.methods.budgets import at_macs, own_schedules
 
 __all__ = [
-    "WAYS",
+    "METHODS",
     "ClassAttention",
     "Downsampling",
+    "EViT",
+    "Narrow",
     "RandomScores",
     "StaticRanking",
     "TokenMerging",
-    "Way",
-    "build",
-    "names",
+    "at_macs",
+    "method_named",
     "narrow",
-    "way_of",
-    "ways_of",
+    "own_schedules",
+    "register_method",
 ]

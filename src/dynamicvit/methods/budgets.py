@@ -1,118 +1,96 @@
-"""Each way at the MACs that it can reach nearest to a budget."""
+"""Each method at the MACs that it can reach nearest to a budget."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
-from dynamicvit.backbones import backbone_for
+from dynamicvit.backbones import Backbone, backbone_for
 from dynamicvit.budgets import keep_ratio_for
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.registry import method_named
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.costs import DENSE, costs_of, meta_copy, schedule_macs
 from dynamicvit.errors import InputError
-from dynamicvit.methods.downsampling import Downsampling, pooled_grid
-from dynamicvit.methods.tome import TokenMerging
-from dynamicvit.methods.width import narrow
-
-T = TypeVar("T")
+from dynamicvit.methods.width import Narrow, narrow
 
 #: Head widths are multiples of this.
 _HEAD_STEP = 2
 
 
-def with_keep_ratio(
+def at_macs(
+    method: str,
     backbone: nn.Module,
     fraction: float,
-    stage: Callable[[], nn.Module],
+    *,
     stages: Sequence[int] | None = None,
     policy: Policy = "removed",
 ) -> DynamicViT:
-    """Tokens chosen in stages, with the largest ρ that the budget pays for.
+    """A model that uses a method, at a share of the dense network's MACs.
+
+    A method that keeps ρ, ρ², ... at its stages gets the largest ρ that the budget pays for; of the
+    others the model's MACs are the nearest that they can reach.
 
     Args:
-        backbone: a dense network.
-        fraction: of its MACs.
-        stage: makes each stage's module.
-        stages: block indices; by default at 1/4, 2/4 and 3/4 of the depth.
+        method: its name in :data:`~dynamicvit.methods.METHODS`.
+        backbone: a supported vision transformer; used as it is, not copied (but by "narrow").
+        fraction: of its MACs, between 0 and 1.
+        stages: block indices, for a method that has no stages of its own.
         policy: what becomes of dropped tokens.
 
+    Returns:
+        In the backbone's mode.
+
     Raises:
-        InputError: for a budget below what one token at each stage costs.
+        InputError: for an unknown method, a fraction outside (0, 1) or too small for the method, or
+            a backbone that the method can't have.
     """
-    depth = len(backbone_for(backbone).blocks)
-    schedule = Schedule.for_depth(depth, 1.0, stages, policy)
-    model = DynamicViT(backbone, schedule, [stage() for _ in schedule.stages])
-    model.keep_ratio = keep_ratio_for(model, fraction=fraction)
-    return model
-
-
-def with_downsampling(backbone: nn.Module, fraction: float) -> DynamicViT:
-    """Tokens pooled once, before the block that comes nearest to the budget."""
+    kind = method_named(method)
+    if not 0 < fraction < 1:
+        raise InputError(f"a share of the dense MACs is between 0 and 1, got {fraction}")
+    if kind is Narrow:
+        return _narrow_at(backbone, fraction)
     bound = backbone_for(backbone)
-    grid = bound.grid(*bound.image_size)
-    rows, columns = pooled_grid(grid)
-    share = rows * columns / (grid[0] * grid[1])
-    models = [
-        DynamicViT(backbone, Schedule((block,), (share,)), [Downsampling()])
-        for block in range(len(bound.blocks))
-    ]
-    return _nearest(models, lambda model: schedule_macs(model, model.schedule), backbone, fraction)
+    options = own_schedules(method, bound, stages)
+    schedule = options[0] if options else kind.schedule(bound, 1.0, stages, policy)
+    model = DynamicViT(bound, schedule, kind)
+    if not options:
+        model.keep_ratio = keep_ratio_for(model, fraction=fraction)
+        return model.train(bound.module.training)
+    costs = costs_of(model, len(schedule.stages))
+    budget = fraction * costs.dense
+    best = min(options, key=lambda option: abs(costs.total(option) - budget))
+    model = DynamicViT(bound, replace(best, policy=policy), list(model.predictors))
+    return model.train(bound.module.training)
 
 
-def with_merging(backbone: nn.Module, fraction: float) -> DynamicViT:
-    """Tokens merged after every block but the last: as many each time, while there are enough.
+def own_schedules(method: str, bound: Backbone, stages: Sequence[int] | None) -> Sequence[Schedule]:
+    """The schedules that a method chooses from, none where it takes any keep ratio at any stages.
 
-    The number varies by one from block to block, so that the budget is met; a stage that has fewer
-    merges half of what it has.
+    Raises:
+        InputError: if stages are named to a method that has its own.
     """
-    depth = len(backbone_for(backbone).blocks)
-    if depth < 2:
-        raise InputError("merging looks at the block before, so it needs two blocks or more")
-    num_patches = costs_of(backbone, num_stages=0).num_patches
-    stages = tuple(range(1, depth))
-    # Every number for each time that can be told apart, up to half of all tokens.
-    most = num_patches // 2 * len(stages)
-    schedules = dict.fromkeys(
-        _merged(num_patches, stages, total / len(stages)) for total in range(most + 1)
-    )
-    model = DynamicViT(backbone, next(iter(schedules)), [TokenMerging() for _ in stages])
-    costs = costs_of(model, len(stages))
-    best = _nearest(list(schedules), costs.total, backbone, fraction)
-    return DynamicViT(backbone, best, list(model.predictors))
+    options = method_named(method).schedules(bound)
+    if options and stages is not None:
+        raise InputError(f"{method} has stages of its own: leave stages {tuple(stages)} out")
+    return options
 
 
-def with_width(backbone: nn.Module, fraction: float) -> DynamicViT:
-    """A narrower dense network, whose heads are as wide as comes nearest to the budget."""
-    network = backbone_for(backbone).blocks[0]
-    whole = getattr(getattr(network, "attn", None), "head_dim", 2)
+def _narrow_at(backbone: nn.Module, fraction: float) -> DynamicViT:
+    """The dense network with heads as wide as comes nearest to the budget."""
+    first = backbone_for(backbone).blocks[0]
+    whole = getattr(getattr(first, "attn", None), "head_dim", 2)
     widths = list(range(_HEAD_STEP, whole, _HEAD_STEP)) or [whole - 1]
     shapes = meta_copy(backbone)
+    budget = fraction * schedule_macs(backbone, DENSE)
 
     def cost(width: int) -> int:
         return schedule_macs(narrow(shapes, width), DENSE)
 
-    budget = fraction * schedule_macs(backbone, DENSE)
     above = bisect_left(widths, budget, key=cost)  # the cost grows with the width
-    best = _nearest(widths[max(0, above - 1) : above + 1], cost, backbone, fraction)
-    return DynamicViT(narrow(backbone, best), DENSE, [])
-
-
-def _merged(num_patches: int, stages: Sequence[int], each: float) -> Schedule:
-    """So many tokens merged at each stage on average; a stage can merge half of its tokens."""
-    held, kept = num_patches, []
-    for number in range(1, len(stages) + 1):
-        held = max(num_patches - round(each * number), held - held // 2)
-        kept.append(held)
-    return Schedule(tuple(stages), tuple(k / num_patches for k in kept))
-
-
-def _nearest(
-    options: Iterable[T], cost: Callable[[T], int], backbone: nn.Module, fraction: float
-) -> T:
-    """The option whose MACs are nearest to a fraction of the dense network's."""
-    budget = fraction * schedule_macs(backbone, DENSE)
-    return min(options, key=lambda option: abs(cost(option) - budget))
+    near = widths[max(0, above - 1) : above + 1]
+    best = min(near, key=lambda width: abs(cost(width) - budget))
+    return DynamicViT(narrow(backbone, best), DENSE, []).train(backbone.training)

@@ -11,30 +11,27 @@ import torch
 from torch import Tensor
 
 from dynamicvit.core.method import Choice
+from dynamicvit.core.registry import register_method
 from dynamicvit.layers.masked_attention import decided_softmax
 from dynamicvit.layers.tokens import Tokens
 
 
+@register_method(
+    "class-attention",
+    does="drops the patches that the class token attends to least",
+    paper="Rao et al., NeurIPS 2021, Section 4",
+)
 class ClassAttention(Choice):
     """Keeps the patches that the class token attended to most in the block before.
 
     Nothing is learned; it works untrained. One row of the attention is computed again, one query
     and not the whole matrix, so that the block itself keeps its fused kernel.
 
-    Unlike EViT's, a fused token stays to the end: no later stage drops it or takes it up again.
-
-    Args:
-        fuse: whether the dropped patches of a stage leave one token: the sum of theirs, each
-            weighted by its attention. Where nothing is dropped it is zero.
     """
 
-    untrained = True
+    works_untrained = True
     looks_back = True
     needs_class_token = True
-
-    def __init__(self, fuse: bool = False) -> None:
-        super().__init__()
-        self.adds = int(fuse)
 
     def keep_scores(self, tokens: Tokens) -> Tensor:
         """Log-odds of the share of the class token's attention."""
@@ -42,10 +39,23 @@ class ClassAttention(Choice):
         tiny = torch.finfo(share.dtype).tiny
         return share.clamp(min=tiny).log() - (1 - share).clamp(min=tiny).log()
 
+
+@register_method(
+    "evit",
+    does="the same, and the dropped ones leave their sum, weighted by attention",
+    paper="Liang et al., ICLR 2022",
+)
+class EViT(ClassAttention):
+    """The dropped patches of a stage leave one token: their sum, each weighted by its attention.
+
+    Where nothing is dropped it is zero. Unlike in the paper, it stays to the end: no later stage
+    drops it or takes it up again.
+    """
+
+    adds = 1
+
     def summary(self, tokens: Tokens, dropped: Tensor, keep_scores: Tensor | None) -> Tensor | None:
         """The fused token."""
-        if not self.adds:
-            return None
         share = class_attention(tokens) if keep_scores is None else keep_scores.sigmoid()
         weight = (share * dropped).to(tokens.x.dtype)
         return weight[:, None] @ tokens.patches

@@ -8,12 +8,16 @@ Where it happens decides the MACs.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynamicvit.backbones import Backbone
 from dynamicvit.core.method import Combination
+from dynamicvit.core.registry import register_method
+from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Grid, Tokens
 
@@ -21,6 +25,11 @@ from dynamicvit.layers.tokens import Grid, Tokens
 _SIDE = 2
 
 
+@register_method(
+    "downsample",
+    does="averages the grid 2×2 before one block, which decides the MACs",
+    paper="Rao et al., NeurIPS 2021, Section 4",
+)
 class Downsampling(Combination):
     """Each 2×2 patches become one token, their mean; at an odd edge fewer.
 
@@ -28,6 +37,13 @@ class Downsampling(Combination):
     first patch on the map to the image; in the token loss it is compared with the mean of the
     teacher's tokens of its patches.
     """
+
+    @classmethod
+    def schedules(cls, bound: Backbone) -> list[Schedule]:
+        """One for each block before which it may happen."""
+        grid = bound.grid(*bound.image_size)
+        share = prod(pooled_grid(grid)) / prod(grid)
+        return [Schedule((block,), (share,)) for block in range(len(bound.blocks))]
 
     def combine(self, tokens: Tokens, count: int) -> Tokens:
         """The means of the cells; how many there are the grid decides, not ``count``.

@@ -7,15 +7,27 @@ before, where they merge inside each block there, between attention and MLP.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynamicvit.backbones import Backbone
 from dynamicvit.core.merging import join
 from dynamicvit.core.method import Combination
+from dynamicvit.core.registry import register_method
+from dynamicvit.core.schedule import Schedule
+from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens, top_k
 
 
+@register_method(
+    "tome",
+    does="merges the most alike tokens after every block but the last",
+    paper="Bolya et al., ICLR 2023",
+)
 class TokenMerging(Combination):
     """Merges the most alike pairs until as many tokens are left as the budget says, at most half.
 
@@ -25,8 +37,23 @@ class TokenMerging(Combination):
     with the mean of the teacher's tokens of its patches.
     """
 
-    untrained = True
+    works_untrained = True
     looks_back = True
+
+    @classmethod
+    def schedules(cls, bound: Backbone) -> list[Schedule]:
+        """A stage before every block but the first, at each as many merged while there are enough.
+
+        The number varies by one from block to block, so that any budget is met; a stage that has
+        fewer merges half of what it has. From dense on down.
+        """
+        stages = range(1, len(bound.blocks))
+        if not stages:
+            raise InputError("tome looks at the block before: it needs 2 blocks or more, got 1")
+        num_patches = prod(bound.grid(*bound.image_size))
+        # Every total that can be told apart, up to half of all tokens each time.
+        totals = range(num_patches // 2 * len(stages) + 1)
+        return list(dict.fromkeys(_merged(num_patches, stages, n / len(stages)) for n in totals))
 
     def combine(self, tokens: Tokens, count: int) -> Tokens:
         """The tokens after the most alike pairs have merged."""
@@ -37,6 +64,15 @@ class TokenMerging(Combination):
         assert tokens.heads is not None  # the model runs a block before each stage that looks back
         key = tokens.heads.key.detach().mean(dim=1)[:, tokens.num_prefix :]
         return merge(tokens, *match(key, leaving))
+
+
+def _merged(num_patches: int, stages: Sequence[int], each: float) -> Schedule:
+    """So many tokens merged at each stage on average; a stage can merge half of its tokens."""
+    held, kept = num_patches, []
+    for number in range(1, len(stages) + 1):
+        held = max(num_patches - round(each * number), held - held // 2)
+        kept.append(held)
+    return Schedule(tuple(stages), tuple(k / num_patches for k in kept))
 
 
 def match(key: Tensor, leaving: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,18 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from dynamicvit.core.method import Method
+from dynamicvit.core.registry import register_method
 from dynamicvit.errors import InputError
+
+
+@register_method(
+    "narrow",
+    does="drops no tokens: a narrower network, cut out of the dense weights",
+    paper="Rao et al., NeurIPS 2021, Section 4 (model scaling)",
+)
+class Narrow(Method):
+    """A structural control, which has no stages: the network itself is another (:func:`narrow`)."""
 
 
 def narrow(backbone: nn.Module, head_width: int) -> nn.Module:

@@ -18,7 +18,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.data import class_names
 from dynamicvit.errors import InputError
-from dynamicvit.export import ExportedModel
+from dynamicvit.runtimes import ExportedModel
 
 #: Runs of each level before any is timed: the first ones allocate and compile.
 _UNTIMED = 2

@@ -38,7 +38,8 @@ from dynamicvit.training.plan import Plan, plan_of
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.recipes import load_recipe
 from dynamicvit.training.state import TrainingReport
-from dynamicvit.utils.distributed import PRECISIONS, launched_precision, launched_processes
+from dynamicvit.utils.distributed import launched_precision, launched_processes
+from dynamicvit.utils.precision import autocast_dtype
 
 
 def train(
@@ -136,11 +137,10 @@ class Training:
         device: torch.device | str | None = None,
         plan_only: bool = False,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise InputError(f"a precision is fp32, bf16 or fp16, got {precision!r}")
+        dtype = autocast_dtype(precision)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.processes = launched_processes(device)
-        self.precision = launched_precision(PRECISIONS[precision], self.processes.device)
+        self.precision = launched_precision(dtype, self.processes.device)
         self.accumulate, self.compiled = accumulate, compiled
         self.data = data
         self.teacher_checkpoint = teacher_checkpoint

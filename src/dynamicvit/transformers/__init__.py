@@ -1,1 +1,9 @@
-"""Models that are Hugging Face transformers' own kind; imported only where transformers is."""
+"""Models that are Hugging Face transformers' own kind; imported only where transformers is.
+
+Importing this makes ``AutoConfig`` and ``AutoModelForImageClassification`` know them.
+"""
+
+from dynamicvit.transformers.config import DynamicViTConfig
+from dynamicvit.transformers.model import DynamicViTForImageClassification
+
+__all__ = ["DynamicViTConfig", "DynamicViTForImageClassification"]

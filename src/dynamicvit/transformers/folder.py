@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
-import dynamicvit.transformers.model  # noqa: F401 (transformers finds our models from here on)
+import dynamicvit.transformers  # noqa: F401 (transformers finds our models from here on)
 from dynamicvit.core.networks import backbone_of
 from dynamicvit.errors import InputError
 from dynamicvit.utils.weights import first_line

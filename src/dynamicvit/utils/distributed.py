@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit.errors import InputError
+from dynamicvit.utils.precision import AUTOCAST
 
 #: What ``accelerate launch`` can ask for and is not supported: its flag, and its name.
 _ENGINES = {
@@ -20,8 +21,8 @@ _ENGINES = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
-#: dtypes of autocast by name; full precision has none.
-PRECISIONS = {"no": None, "fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: dtypes of autocast by what ``accelerate launch`` says; full precision has none.
+_PRECISIONS = {"no": None, **AUTOCAST}
 
 
 class Processes:
@@ -135,9 +136,9 @@ def launched_precision(
         InputError: for fp16 on a CPU, or what autocast doesn't have.
     """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision is None and asked not in PRECISIONS:
-        raise InputError(f"mixed precision is one of {', '.join(PRECISIONS)}, got {asked!r}")
-    precision = PRECISIONS[asked] if precision is None else precision
+    if precision is None and asked not in _PRECISIONS:
+        raise InputError(f"mixed precision is one of {', '.join(_PRECISIONS)}, got {asked!r}")
+    precision = _PRECISIONS[asked] if precision is None else precision
     if precision is torch.float16 and torch.device(device).type == "cpu":
         raise InputError("fp16 needs a GPU: on a CPU take bf16 or fp32")
     return precision

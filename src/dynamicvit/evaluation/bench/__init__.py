@@ -1,27 +1,36 @@
 """How fast and how large: dense and pruned inference, measured side by side."""
 
-from dynamicvit.evaluation.bench.files import bench_files
-from dynamicvit.evaluation.bench.machine import available_cores, processor_name, versions
-from dynamicvit.evaluation.bench.measure import BATCH_SIZES, REFERENCE, Progress, bench
-from dynamicvit.evaluation.bench.memory import (
-    MEASURED,
+from dynamicvit.evaluation.bench.machine import (
+    available_cores,
+    peak_resident_memory,
+    processor_name,
+)
+from dynamicvit.evaluation.bench.measure import (
+    BATCH_SIZES,
+    REFERENCE,
+    Progress,
+    bench,
+    bench_files,
+)
+from dynamicvit.evaluation.bench.memory import MEASURED, peak_memory
+from dynamicvit.evaluation.bench.plan import Setting, settings_of
+from dynamicvit.evaluation.bench.report import (
+    PERCENTILES,
+    BenchReport,
+    BenchRow,
     MemoryRow,
     Peak,
-    peak_memory,
-    peak_resident_memory,
+    Spread,
+    Times,
 )
-from dynamicvit.evaluation.bench.plan import PRECISIONS, Setting, settings_of
-from dynamicvit.evaluation.bench.rows import BenchRow
-from dynamicvit.evaluation.bench.runtimes import RUNTIMES
-from dynamicvit.evaluation.bench.timer import timer_of
-from dynamicvit.evaluation.bench.times import Spread, Times
+from dynamicvit.evaluation.bench.timer import time_in_turn, timer_of
 
 __all__ = [
     "BATCH_SIZES",
     "MEASURED",
-    "PRECISIONS",
+    "PERCENTILES",
     "REFERENCE",
-    "RUNTIMES",
+    "BenchReport",
     "BenchRow",
     "MemoryRow",
     "Peak",
@@ -36,6 +45,6 @@ __all__ = [
     "peak_resident_memory",
     "processor_name",
     "settings_of",
+    "time_in_turn",
     "timer_of",
-    "versions",
 ]

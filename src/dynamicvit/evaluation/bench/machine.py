@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -11,8 +12,7 @@ from pathlib import Path
 
 import torch
 
-#: Of the runtimes that are not PyTorch's.
-_PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+from dynamicvit.runtimes import RUNTIMES
 
 
 def available_cores() -> int:
@@ -22,8 +22,10 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def processor_name() -> str:
-    """The CPU's name, as far as the system tells."""
+def processor_name(device_type: str = "cpu") -> str:
+    """The name of the CPU, as far as the system tells, or of the GPU."""
+    if device_type == "cuda":
+        return torch.cuda.get_device_name()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -34,13 +36,14 @@ def processor_name() -> str:
 
 
 def versions(runtimes: Iterable[str]) -> dict[str, str]:
-    """Those of torch and of the packages that some runtimes are.
+    """Versions of torch and of the packages of runtimes, by package.
 
     Args:
-        runtimes: of runtimes or formats, the names.
+        runtimes: keys of :data:`~dynamicvit.runtimes.RUNTIMES`.
     """
-    packages = [_PACKAGES[name] for name in dict.fromkeys(runtimes) if name in _PACKAGES]
-    return {"torch": torch.__version__, **{package: version(package) for package in packages}}
+    packages = dict.fromkeys(RUNTIMES[name].package for name in runtimes)
+    others = {each: version(each) for each in packages if each != "torch"}
+    return {"torch": torch.__version__, **others}  # with its build, which the package leaves out
 
 
 @contextmanager
@@ -52,3 +55,20 @@ def torch_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def peak_resident_memory() -> int:
+    """Peak resident memory of this process so far, in bytes."""
+    try:
+        # On Linux ru_maxrss of a new process starts at its parent's peak; VmHWM at its own.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if sys.platform == "win32":
+        raise RuntimeError("peak memory can't be measured on Windows")
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

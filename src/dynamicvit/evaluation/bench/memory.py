@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,51 +18,21 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.costs import ImageSize, meta_copy, resolve_image_size
 from dynamicvit.errors import InputError
-from dynamicvit.evaluation.bench.machine import available_cores
-from dynamicvit.evaluation.bench.plan import check_plan, check_weights, settings_of
-from dynamicvit.evaluation.bench.runtimes import RUNTIMES, Exported, Job
-from dynamicvit.evaluation.bench.runtimes.exported import load, run_file
-from dynamicvit.evaluation.bench.timer import AUTOCAST
-from dynamicvit.export import is_exported
+from dynamicvit.evaluation.bench.machine import available_cores, peak_resident_memory
+from dynamicvit.evaluation.bench.plan import (
+    Setting,
+    check_plan,
+    check_weights,
+    load_file,
+    network_file,
+    settings_of,
+)
+from dynamicvit.evaluation.bench.report import MemoryRow, Peak
+from dynamicvit.runtimes import FORMATS, RUNTIMES, Format
+from dynamicvit.utils.precision import autocast, autocast_dtype
 
 #: Runtimes whose memory is measured: the compiler's own would hide that of what it compiles.
-MEASURED = tuple(
-    name for name, each in RUNTIMES.items() if name == "eager" or isinstance(each, Exported)
-)
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Peak resident memory of a process that loads a network and runs one batch.
-
-    Attributes:
-        total: bytes, Python and torch and the weights included.
-        inference: bytes by which running the batch raised the peak.
-    """
-
-    total: int
-    inference: int
-
-
-@dataclass(frozen=True)
-class MemoryRow:
-    """Peak memory of dense against pruned inference at one batch size.
-
-    Attributes:
-        batch_size: images in the batch.
-        precision: as for :func:`~dynamicvit.evaluation.bench.bench`.
-        graph: whether the activations were kept for a backward pass.
-        dense: the backbone's own inference.
-        pruned: the pruned path.
-        runtime: "eager", or one that runs exported files.
-    """
-
-    batch_size: int
-    precision: str
-    graph: bool
-    dense: Peak
-    pruned: Peak
-    runtime: str = "eager"
+MEASURED = ("eager", *FORMATS)
 
 
 def peak_memory(
@@ -86,15 +56,15 @@ def peak_memory(
     Args:
         model: the network.
         batch_size: images in the batch.
-        precision: as for :func:`~dynamicvit.evaluation.bench.bench`.
+        precision: see :func:`~dynamicvit.evaluation.bench.bench`.
         image_size: see :func:`~dynamicvit.evaluation.bench.bench`.
         threads: see :func:`~dynamicvit.evaluation.bench.bench`.
         graph: keep the activations for a backward pass.
-        runtime: "eager", or one that runs exported files.
+        runtime: "eager", or a format of exported files.
 
     Raises:
-        InputError: for a value that can't be, a package that is missing, a runtime whose memory is
-            not measured, or a network that can't be pickled (a lambda as its sampler, for one).
+        InputError: for a value that can't be used, a package that is missing, a runtime whose
+            memory is not measured, or a network that can't be pickled.
         ExportMismatchError: if an exported file does not do what the model does.
         RuntimeError: if the measuring process dies, of too little memory for one.
     """
@@ -102,26 +72,55 @@ def peak_memory(
     check_plan([batch_size], threads)
     check_weights(model)
     settings_of([runtime], [precision], next(model.parameters()).device.type)
-    way = RUNTIMES[runtime]
+    runs = RUNTIMES[runtime]
     if runtime not in MEASURED:
         raise InputError(f"memory is measured in {', '.join(MEASURED)}, not in {runtime}")
     if graph and runtime != "eager":
         raise InputError(f"{runtime} keeps no graph: measure it in eager mode")
-    way.check(precision)
-    shape = (batch_size, model.in_chans, *resolve_image_size(model, image_size))
-    job = {"shape": shape, "precision": precision, "threads": threads, "graph": graph}
+    runs.ready(precision)
+    size = resolve_image_size(model, image_size)
+    job = {
+        "shape": (batch_size, model.in_chans, *size),
+        "runtime": runtime,
+        "precision": precision,
+        "threads": threads,
+        "graph": graph,
+    }
     with tempfile.TemporaryDirectory() as folder:
-        if isinstance(way, Exported):
-            images = torch.zeros(shape)
-            networks = {"dense": way.dense(model), "pruned": model}
+        if isinstance(runs, Format):
+            networks = {"dense": runs.dense(model), "pruned": model}
             files = {
-                part: way.write(Job(network, part, images, precision, Path(folder)))
+                part: network_file(network, part, runs, precision, size, Path(folder))
                 for part, network in networks.items()
             }
         else:
             files = dict.fromkeys(("dense", "pruned"), _shapes(model, Path(folder)))
         peaks = {part: _peak_in_process(file, job, part) for part, file in files.items()}
     return MemoryRow(batch_size, precision, graph, peaks["dense"], peaks["pruned"], runtime)
+
+
+def peak_memories(
+    model: DynamicViT,
+    settings: Sequence[Setting],
+    batch_size: int,
+    image_size: tuple[int, int],
+    threads: int,
+) -> tuple[MemoryRow, ...]:
+    """Peak memory in all settings in which it is measured; in eager mode also with a graph."""
+    return tuple(
+        peak_memory(
+            model,
+            batch_size,
+            precision=precision,
+            image_size=image_size,
+            threads=threads,
+            graph=graph,
+            runtime=runtime,
+        )
+        for runtime, precision in settings
+        if runtime in MEASURED
+        for graph in ((False, True) if runtime == "eager" else (False,))
+    )
 
 
 def _shapes(model: DynamicViT, folder: Path) -> Path:
@@ -151,9 +150,10 @@ def _measure_peak() -> None:
     job = json.load(sys.stdin)
     torch.set_num_threads(job["threads"])
     images = torch.zeros(job["shape"])
-    if is_exported(job["file"]):
-        exported = load(Path(job["file"]), job["precision"])
-        run = partial(run_file, exported, images)
+    runs = RUNTIMES[job["runtime"]]
+    if isinstance(runs, Format):
+        exported = load_file(Path(job["file"]), runs, job["precision"])
+        run = runs.prepare(exported, images, job["precision"])
     else:
         run = partial(_run_eager, _filled(job["file"], job["part"]), images, job)
     before = peak_resident_memory()
@@ -173,26 +173,6 @@ def _filled(file: str, part: str) -> nn.Module:
 
 
 def _run_eager(network: nn.Module, images: Tensor, job: dict[str, Any]) -> Tensor:
-    dtype = AUTOCAST[job["precision"]]
-    with (
-        torch.set_grad_enabled(job["graph"]),
-        torch.autocast("cpu", dtype=dtype, enabled=dtype is not None),
-    ):
+    dtype = autocast_dtype(job["precision"])
+    with torch.set_grad_enabled(job["graph"]), autocast("cpu", dtype):
         return network(images)
-
-
-def peak_resident_memory() -> int:
-    """Peak resident memory of this process so far, in bytes."""
-    try:
-        # On Linux ru_maxrss of a new process starts at its parent's peak; VmHWM at its own.
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    if sys.platform == "win32":
-        raise RuntimeError("peak memory can't be measured on Windows")
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

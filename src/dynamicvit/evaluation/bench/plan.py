@@ -1,25 +1,24 @@
-"""What can be measured, and what of it is asked for."""
+"""What is asked for, what of it can be measured, and the files that it takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
-from dynamicvit.evaluation.bench.runtimes import RUNTIMES
-
-#: All that some runtime computes in.
-PRECISIONS = tuple(dict.fromkeys(name for each in RUNTIMES.values() for name in each.precisions))
+from dynamicvit.runtimes import PRECISIONS, RUNTIMES, ExportedModel, Format, export
 
 
 class Setting(NamedTuple):
     """How a network is run.
 
     Attributes:
-        runtime: a key of ``RUNTIMES``.
+        runtime: a key of :data:`~dynamicvit.runtimes.RUNTIMES`.
         precision: one of the runtime's.
     """
 
@@ -30,38 +29,38 @@ class Setting(NamedTuple):
 def settings_of(
     runtimes: Sequence[str], precisions: Sequence[str], device_type: str
 ) -> tuple[list[Setting], list[str]]:
-    """Each runtime in each precision, as far as there is such a thing.
+    """Each runtime in each of the precisions that it computes in.
 
     Args:
-        runtimes: keys of ``RUNTIMES``.
-        precisions: of :data:`PRECISIONS`.
+        runtimes: keys of :data:`~dynamicvit.runtimes.RUNTIMES`.
+        precisions: of :data:`~dynamicvit.runtimes.PRECISIONS`.
         device_type: "cpu", "cuda" or another, where the model is.
 
     Returns:
         What can be measured, and for each of the others a line that says why it can't.
 
     Raises:
-        InputError: for an unknown name, or if nothing is left.
+        InputError: for an unknown name, or if nothing can be measured.
     """
     for runtime in runtimes:
         if runtime not in RUNTIMES:
-            raise InputError(f"a runtime is one of {', '.join(RUNTIMES)}, got {runtime!r}")
+            raise InputError(f"runtime {runtime!r}: give one of {', '.join(RUNTIMES)}")
     for precision in precisions:
         if precision not in PRECISIONS:
-            raise InputError(f"a precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
+            raise InputError(f"precision {precision!r}: give one of {', '.join(PRECISIONS)}")
     found: list[Setting] = []
-    left_out: list[str] = []
+    skipped: list[str] = []
     for runtime in dict.fromkeys(runtimes):
         for precision in dict.fromkeys(precisions):
             reason = RUNTIMES[runtime].why_not(precision, device_type)
             if reason is None:
                 found.append(Setting(runtime, precision))
             else:
-                left_out.append(f"{runtime} {precision} is left out: {reason}")
+                skipped.append(f"{runtime} {precision} is left out: {reason}")
     if not found:
-        why = "; ".join(left_out) or "give at least one runtime and one precision"
+        why = "; ".join(skipped) or "give at least one runtime and one precision"
         raise InputError(f"nothing to measure: {why}")
-    return found, left_out
+    return found, skipped
 
 
 def check_plan(
@@ -77,15 +76,15 @@ def check_plan(
     """
     for size in batch_sizes:
         if size < 1:
-            raise InputError(f"a batch size is at least 1, got {size}")
+            raise InputError(f"batch size {size}: give at least 1")
     if not batch_sizes:
         raise InputError("nothing to measure: give at least one batch size")
     if threads < 1:
-        raise InputError(f"threads are at least 1, got {threads}")
+        raise InputError(f"threads {threads}: give at least 1")
     if not 0 < seconds < float("inf"):
-        raise InputError(f"seconds are positive, got {seconds}")
+        raise InputError(f"seconds {seconds}: give a positive number")
     if samples is not None and samples < 2:
-        raise InputError(f"a spread needs at least 2 samples, got {samples}")
+        raise InputError(f"samples {samples}: give at least 2, which a spread needs")
 
 
 def check_weights(model: nn.Module) -> None:
@@ -97,6 +96,49 @@ def check_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise InputError(
-                f"{name} is {parameter.dtype}, but precisions are compared from float32 weights "
-                f"(bf16 under autocast): call model.float() first"
+                f"{name} is {parameter.dtype}: give a model in float32 (bf16 is autocast's), by "
+                f"model.float()"
             )
+
+
+def network_file(
+    network: DynamicViT,
+    name: str,
+    kind: Format,
+    precision: str,
+    image_size: tuple[int, int],
+    folder: Path,
+    calibrate: str | None = None,
+) -> Path:
+    """A network's file, checked as ``dynamicvit export`` does; written unless it is there.
+
+    Int8 that is not calibrated on given images is for speed only: its answers are not checked.
+
+    Args:
+        network: to write, for any number of images.
+        name: of the network, which it has in this folder only.
+        kind: the format.
+        precision: to run the file in; int8 has a file of its own.
+        image_size: height and width in pixels.
+        folder: where the files are.
+        calibrate: a source of images for int8; by default two photographs.
+    """
+    kept_in = "int8" if precision == "int8" else "fp32"
+    file = folder / kind.name / f"{name}-{kept_in}{kind.suffix}"
+    if not file.exists():
+        unchecked = {"least_agreement": 0.0} if precision == "int8" and calibrate is None else {}
+        export(
+            network,
+            file,
+            format=kind.name,
+            precision=kept_in,
+            image_size=image_size,
+            calibrate=calibrate if precision == "int8" else None,
+            **unchecked,
+        )
+    return file
+
+
+def load_file(file: Path, kind: Format, precision: str) -> ExportedModel:
+    """A network's file, to run in a precision; int8 is in the file itself."""
+    return kind.load(file, "fp32" if precision == "int8" else precision)

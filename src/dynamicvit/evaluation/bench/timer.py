@@ -8,16 +8,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from dynamicvit.evaluation.bench.times import Times
+from dynamicvit.evaluation.bench.report import Times
+from dynamicvit.runtimes.pytorch import infer
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Timer
-
-#: What autocast makes of a precision; ``None`` runs as the weights are.
-AUTOCAST: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 #: Fewer rounds say nothing about their spread, however long they take.
 MIN_ROUNDS = 5
@@ -68,38 +65,22 @@ def time_in_turn(
 
 
 def timer_of(work: Callable[[], object], images: Tensor, precision: str, threads: int) -> Timer:
-    """Times some work of PyTorch's at inference.
+    """torch's timer of a function of PyTorch's at inference.
 
     Args:
-        work: what is timed.
+        work: the function.
         images: those that it works on, for their device.
-        precision: a key of :data:`AUTOCAST`.
+        precision: a key of :data:`~dynamicvit.utils.precision.AUTOCAST`.
         threads: CPU threads.
     """
     return timer(partial(infer, work, images.device.type, precision), threads)
 
 
-def infer(work: Callable[[], object], device_type: str, precision: str) -> object:
-    """Some work of PyTorch's at inference; autocast is entered anew, as evaluation loops do.
-
-    Args:
-        work: what is done.
-        device_type: of its images.
-        precision: a key of :data:`AUTOCAST`.
-    """
-    dtype = AUTOCAST[precision]
-    with (
-        torch.inference_mode(),
-        torch.autocast(device_type, dtype=dtype, enabled=dtype is not None),
-    ):
-        return work()
-
-
 def timer(work: Callable[[], object], threads: int) -> Timer:
-    """torch's timer of some work, which waits for the device.
+    """torch's timer of a function, which waits for the device.
 
     Args:
-        work: what is timed.
+        work: the function.
         threads: CPU threads of torch.
     """
     return timer_class()("work()", globals={"work": work}, num_threads=threads)

@@ -1,0 +1,277 @@
+"""The paper's comparison: every method at the same MACs, on anyone's model and images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dynamicvit.backbones import backbone_for
+from dynamicvit.budgets import parse_budget
+from dynamicvit.comparison.experiment import Experiment
+from dynamicvit.comparison.rows import (
+    ABLATIONS,
+    DENSE_NAME,
+    Candidate,
+    Entry,
+    Line,
+    Row,
+    all_names,
+    candidate_named,
+    candidates,
+    lines_of,
+    write_csv,
+)
+from dynamicvit.comparison.timing import BATCH_SIZES, Timing
+from dynamicvit.core.networks import backbone_of
+from dynamicvit.costs import DENSE, meta_copy, schedule_macs
+from dynamicvit.data import ImageData, class_map_for, split
+from dynamicvit.errors import InputError, UnsupportedBackboneError
+from dynamicvit.evaluation.bench import available_cores
+from dynamicvit.training import Progress
+from dynamicvit.utils.files import write_text
+
+__all__ = [
+    "ABLATIONS",
+    "BATCH_SIZES",
+    "CSV_NAME",
+    "DENSE_NAME",
+    "Candidate",
+    "Entry",
+    "Experiment",
+    "Line",
+    "Row",
+    "Status",
+    "Timing",
+    "all_names",
+    "candidate_named",
+    "candidates",
+    "compare",
+    "lines_of",
+    "write_csv",
+]
+
+CSV_NAME = "comparison.csv"
+
+#: Share of the images that is evaluated on where no others are named.
+_HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a comparison is.
+
+    Attributes:
+        doing: which row or timing comes.
+        done: rows and timings that are there.
+        total: of them.
+        training: the last step of a row that is being fine-tuned.
+        row: that has just been finished.
+    """
+
+    doing: str
+    done: int
+    total: int
+    training: Progress | None = None
+    row: Row | None = None
+
+
+def compare(
+    model: nn.Module,
+    data: str | Path,
+    output: str | Path = "comparison",
+    *,
+    methods: str | Sequence[str] = "all",
+    macs: Sequence[str | float] = (0.64,),
+    validation: str | Path | None = None,
+    unlabeled: Sequence[str | Path] = (),
+    class_map: str | None = None,
+    train: bool = True,
+    images: int = 8000,
+    seeds: int = 1,
+    recipe: str = "small_data",
+    overrides: Sequence[str] = (),
+    timing: bool = True,
+    seconds: float = 10.0,
+    precision: str = "fp32",
+    crop_pct: float | None = None,
+    strict: bool = False,
+    workers: int = 1,
+    threads: int | None = None,
+    device: str | None = None,
+    progress: Callable[[Status], None] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> list[Line]:
+    """Compare methods at the same MACs: as they are, fine-tuned by one recipe, and timed.
+
+    Each comes as near to the budget as it can. The folder keeps every row: the same call goes on
+    where it was stopped, and another one (more budgets, methods, seeds) adds to the same table.
+
+    Args:
+        model: a dense network, which is not changed; of a DynamicViT the dense one inside.
+        data: images to fine-tune on, named as for :class:`~dynamicvit.data.ImageData`.
+        output: folder of ``comparison.csv``, of rows, timings and runs.
+        methods: names in :data:`~dynamicvit.methods.METHODS`, also with "-merged" behind them, or
+            in :data:`ABLATIONS`; or "all" and "ablations".
+        macs: budgets, as :func:`~dynamicvit.budgets.parse_budget` reads them.
+        validation: images to evaluate on; by default a tenth of ``data``, kept aside.
+        unlabeled: more images to fine-tune on, without labels.
+        class_map: see :func:`~dynamicvit.data.class_map_for`.
+        train: whether to fine-tune; else only methods that work untrained are compared.
+        images: seen by each in training.
+        seeds: runs of each, with seeds 0, 1, ...
+        recipe: a built-in one, or a YAML file.
+        overrides: of its values, as ``key=value``.
+        timing: whether throughput is measured, in turn with the dense network.
+        seconds: for each throughput.
+        precision: "fp32" or "bf16" (autocast).
+        crop_pct: share of the short side that the center crop of evaluation takes.
+        strict: an unreadable image is an error.
+        workers: processes that read images.
+        threads: CPU threads of the timings; by default all cores.
+        device: by default the GPU, if there is one.
+        progress: told before and after each row and timing, and of each step of training.
+        tell: told which class map was found, and which methods the network can't have.
+
+    Returns:
+        A line for each method and budget in the folder, the seeds in one, dense first.
+
+    Raises:
+        InputError: before anything is run, for a value that can't be, images that can't be used, or
+            a method that was named and that the network can't have.
+    """
+    progress, tell = progress or (lambda _: None), tell or (lambda _: None)
+    if seconds <= 0:
+        raise InputError(f"seconds are positive, got {seconds}")
+    chosen = candidates(methods)
+    evaluated, trained = _sources(data, validation, unlabeled, train, strict)
+    backbone = backbone_of(model).eval()
+    fractions = _fractions(backbone, macs)
+    chosen = _possible(backbone, chosen, fractions, methods, tell)
+    if not train:
+        chosen = [candidate for candidate in chosen if candidate.works_untrained]
+    if not chosen:
+        raise InputError(f"none of the methods {methods!r} works untrained: fine-tune them")
+    evaluated, *trained = _mapped([evaluated, *trained], backbone, class_map, tell)
+    experiment = Experiment(
+        backbone=backbone,
+        evaluated=evaluated,
+        trained=trained,
+        recipe=recipe,
+        overrides=[*overrides, f"images={images}"],
+        output=Path(output),
+        precision=precision,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        workers=workers,
+        crop_pct=crop_pct,
+        threads=available_cores() if threads is None else threads,
+        seconds=seconds,
+    )
+    for candidate in chosen if trained else ():
+        experiment.check(candidate)
+    _run(experiment, experiment.entries(chosen, fractions, seeds), timing, progress)
+    lines = lines_of(experiment.known_rows(), experiment.known_timings())
+    Path(output).mkdir(parents=True, exist_ok=True)
+    write_text(Path(output) / CSV_NAME, write_csv(lines))
+    return lines
+
+
+def _sources(
+    data: str | Path,
+    validation: str | Path | None,
+    unlabeled: Sequence[str | Path],
+    train: bool,
+    strict: bool,
+) -> tuple[ImageData, list[ImageData]]:
+    """What is evaluated on, and what is trained on."""
+    images = ImageData(data, strict=strict)
+    more = [ImageData(path, labeled=False, strict=strict) for path in unlabeled]
+    if validation is not None:
+        evaluated = ImageData(validation, strict=strict)
+    elif not train:
+        return images, []
+    else:
+        images, evaluated = split(images, _HELD_OUT)
+    return evaluated, [images, *more] if train else []
+
+
+def _mapped(
+    sources: Sequence[ImageData],
+    backbone: nn.Module,
+    class_map: str | None,
+    tell: Callable[[str], None],
+) -> list[ImageData]:
+    """The same sources, their labels in the network's classes."""
+    num_classes = backbone_for(backbone).num_classes
+    maps = [
+        class_map_for(source, num_classes, class_map) if source.labeled else None
+        for source in sources
+    ]
+    for origin in dict.fromkeys(chosen.origin for chosen in maps if chosen is not None):
+        tell(f"class map: {origin}")
+    return [
+        source if chosen is None else source.with_class_map(chosen.index)
+        for source, chosen in zip(sources, maps, strict=True)
+    ]
+
+
+def _fractions(backbone: nn.Module, budgets: Sequence[str | float]) -> list[float]:
+    """Shares of the dense MACs, each once."""
+    dense = schedule_macs(backbone, DENSE)
+    found = []
+    for budget in budgets:
+        fraction = round(parse_budget(budget).of(dense) / dense, 4)
+        if not 0 < fraction < 1:
+            raise InputError(f"a budget is less than dense, got {budget}: {fraction:g} of dense")
+        found.append(fraction)
+    return list(dict.fromkeys(found))
+
+
+def _possible(
+    backbone: nn.Module,
+    chosen: Sequence[Candidate],
+    fractions: Sequence[float],
+    asked: str | Sequence[str],
+    tell: Callable[[str], None],
+) -> list[Candidate]:
+    """The candidates that this network can have; one that was named must be among them."""
+    named = [name.strip() for name in (asked.split(",") if isinstance(asked, str) else asked)]
+    shapes, possible = meta_copy(backbone), []
+    for candidate in chosen:
+        try:
+            for fraction in fractions:
+                candidate.build(shapes, fraction)
+            possible.append(candidate)
+        except UnsupportedBackboneError:
+            raise
+        except InputError as error:
+            if candidate.name in named:
+                raise InputError(f"{candidate.name}: {error}") from None
+            tell(f"left out {candidate.name}: {error}")
+    return possible
+
+
+def _run(
+    experiment: Experiment,
+    entries: Sequence[Entry],
+    timing: bool,
+    progress: Callable[[Status], None],
+) -> None:
+    """Every row, then every timing; what has been done before takes no time."""
+    pairs = [(entry.candidate, entry.fraction) for entry in entries if entry.candidate is not None]
+    timed = list(dict.fromkeys(pairs)) if timing else []
+    total = len(entries) + len(timed)
+    for done, entry in enumerate(entries):
+        doing = str(entry)
+        progress(Status(doing, done, total))
+        row = experiment.row(
+            entry, lambda step, at=done, what=doing: progress(Status(what, at, total, step))
+        )
+        progress(Status(doing, done + 1, total, row=row))
+    for done, (candidate, fraction) in enumerate(timed, len(entries)):
+        progress(Status(f"throughput of {candidate.name} at {fraction:g}", done, total))
+        experiment.timing(candidate, fraction)
+    progress(Status("done", total, total))

@@ -1,0 +1,97 @@
+"""Finished numbers in a folder, each in a file named after the hash of what made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dynamicvit.data import ImageData
+from dynamicvit.utils.files import write_text
+
+#: Of what is computed here; a change of meaning makes old rows be computed anew.
+FORMAT = 2
+
+
+class Cache:
+    """What has been computed, to be had again.
+
+    Args:
+        folder: of the files; made with the first.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The value of a key, or ``None``; a file that can't be read counts for nothing."""
+        entry = _read(self.path(key))
+        return None if entry is None else entry["value"]
+
+    def put(self, key: Mapping[str, Any], value: Mapping[str, Any]) -> None:
+        """Keep a value, whole or not at all."""
+        path, entry = self.path(key), {"key": dict(key), "value": dict(value)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(entry, indent=2, default=str) + "\n")
+
+    def path(self, key: Mapping[str, Any]) -> Path:
+        """Where the value of a key is."""
+        return self.folder / f"{identity(key)}.json"
+
+    def values(self, **parts: Any) -> Iterator[dict[str, Any]]:
+        """All values whose keys have these parts, by file name."""
+        for path in sorted(self.folder.glob("*.json")):
+            entry = _read(path)
+            if entry is not None and all(entry["key"].get(k) == v for k, v in parts.items()):
+                yield entry["value"]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(entry, dict) and {"key", "value"} <= entry.keys()
+    return entry if whole else None
+
+
+# ---------------------------------------------------------------- short hashes
+
+
+def identity(parts: Mapping[str, Any]) -> str:
+    """A hash of JSON values; the order of keys does not matter."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def weights_identity(network: nn.Module) -> str:
+    """A hash of a network's parameters and buffers, by name, shape and value."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        plain = value.detach().cpu().contiguous().flatten()
+        digest.update(plain.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def data_identity(sources: Sequence[ImageData]) -> str:
+    """A hash of the images' names, labels and, where they are files, sizes; not of where they lie.
+
+    Pixels are not read: a file that is replaced by another of the same name and size goes unseen.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        root = str(source.root)
+        for index in range(len(source)):
+            path = source.path(index)
+            size = os.path.getsize(path) if os.path.isfile(path) else -1
+            name = path.removeprefix(root).replace(os.sep, "/")
+            digest.update(f"{name} {source.labels[index]} {size}\n".encode())
+        digest.update(b"-")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,57 @@
+"""The methods by name. One of your own is a class and a line: docs/adding-a-method.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import TypeVar
+
+from dynamicvit.core.method import Method
+from dynamicvit.errors import InputError
+
+_Kind = TypeVar("_Kind", bound=type[Method])
+
+_methods: dict[str, type[Method]] = {}
+
+METHODS: Mapping[str, type[Method]] = MappingProxyType(_methods)
+"""Every method by its name, the paper's first."""
+
+
+def register_method(name: str, does: str, paper: str = "") -> Callable[[_Kind], _Kind]:
+    """Give a class of method a name, by which ``sparsify`` and ``dynamicvit compare`` take it.
+
+    One of the same name is replaced.
+
+    Args:
+        name: short, as the field calls it.
+        does: what it does, in a few words.
+        paper: where it is from.
+
+    Returns:
+        A decorator of the class.
+    """
+
+    def register(kind: _Kind) -> _Kind:
+        kind.name, kind.does, kind.paper = name, does, paper
+        _methods[name] = kind
+        return kind
+
+    return register
+
+
+def method_named(name: str) -> type[Method]:
+    """The method of that name; ``"package.module:name"`` imports the module first.
+
+    Raises:
+        InputError: naming all that there are, or the module that can't be imported.
+    """
+    module, _, own = name.rpartition(":")
+    if module:
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise InputError(f"method {name}: {module} can't be imported ({error})") from error
+    if own not in METHODS:
+        raise InputError(f"no method {own!r}: there are {', '.join(METHODS)}")
+    return METHODS[own]

@@ -1,0 +1,202 @@
+"""Does an exported file do what its model does? Told by images, not by the graph.
+
+In float32 it must give the same logits and keep the same patches (:func:`check`); in int8 it is
+counted how often it does (:class:`Reference`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynamicvit.core.classifier import PrunedClassifier
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.outputs import PrunedOutput
+from dynamicvit.data import UNLABELED, Batch
+from dynamicvit.errors import InputError
+from dynamicvit.runtimes.exported import ExportedModel
+
+#: The largest difference of a logit in float32.
+MAX_LOGIT_ERROR = 1e-3
+#: Keep scores nearer than this to that of the last kept patch are a tie: runtimes add up in another
+#: order, which moves them by some 1e-6.
+TIE = 1e-4
+
+
+class ExportMismatchError(RuntimeError):
+    """An exported file does not do what its model does; the message has the numbers."""
+
+
+# ---------------------------------------------------------------- float32: the same
+
+
+@dataclass(frozen=True)
+class Check:
+    """How a float32 file compares with its model.
+
+    Attributes:
+        images: on how many images.
+        logit_error: the largest difference of a logit, for the same kept patches.
+        ties: images of which the file kept other patches, equally good to the model.
+    """
+
+    images: int
+    logit_error: float
+    ties: int
+
+
+@torch.inference_mode()
+def check(model: DynamicViT, exported: ExportedModel, images: Tensor) -> Check:
+    """Compare the logits and the kept patches.
+
+    A patch may stand in for another only where the model itself can't tell which is better. The
+    model is then run on the patches that the file kept, so that every image's logits are compared.
+
+    Args:
+        model: in ``eval()``, on the CPU, in float32.
+        exported: its file.
+        images: ``(B, channels, height, width)``, normalized.
+
+    Raises:
+        InputError: without images.
+        ExportMismatchError: if they differ.
+    """
+    if not len(images):
+        raise InputError("no images: give at least one to check the exported file on")
+    own, theirs = model.forward_pruned(images), exported.forward_pruned(images)
+    differing = [image for image in range(len(images)) if _differ(own, theirs, image)]
+    for image in differing:
+        _check_tie(own, theirs, image)
+    expected = own.logits.clone()
+    for image in differing:
+        decisions = [kept[image : image + 1].float() for kept in theirs.kept]
+        given = model.forward_pruned(images[image : image + 1], decisions)
+        expected[image] = given.logits[0]
+    error = float((theirs.logits - expected).abs().max())
+    if not error <= MAX_LOGIT_ERROR:  # NaN is none
+        raise ExportMismatchError(
+            f"logits differ from PyTorch's by {error:.2g}, more than {MAX_LOGIT_ERROR:g}"
+        )
+    return Check(len(images), error, len(differing))
+
+
+def _differ(own: PrunedOutput, theirs: PrunedOutput, image: int) -> bool:
+    pairs = zip(own.kept, theirs.kept, strict=True)
+    return any(not torch.equal(mine[image], other[image]) for mine, other in pairs)
+
+
+def _check_tie(own: PrunedOutput, theirs: PrunedOutput, image: int) -> None:
+    """Refuse other patches than the model's, unless they were as good.
+
+    Only the first stage that differs can be judged: after it, the model saw other tokens.
+    """
+    # Without scores nothing ties: other methods have none.
+    keep_scores = own.keep_scores or tuple(kept.float() for kept in own.kept)
+    pairs = zip(own.kept, theirs.kept, keep_scores, strict=True)
+    for stage, (mine, other, scores) in enumerate(pairs, start=1):
+        swapped = mine[image] != other[image]
+        if not swapped.any():
+            continue
+        cut = scores[image][mine[image]].min()
+        gap = float((scores[image][swapped] - cut).abs().max())
+        same_number = int(other[image].sum()) == int(mine[image].sum())
+        if same_number and gap <= TIE:
+            return
+        raise ExportMismatchError(
+            f"image {image + 1} keeps other patches than in PyTorch at stage {stage}: "
+            f"{int((swapped & mine[image]).sum())} of {int(mine[image].sum())} differ, with keep "
+            f"scores {gap:.2g} from the cut"
+        )
+
+
+# ---------------------------------------------------------------- int8: nearly the same
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an int8 file compares with its model.
+
+    Attributes:
+        images: on how many images.
+        answers: share of them with the same highest logit.
+        kept: for each stage, the share of the patches kept by the model that the file kept too.
+        labeled: how many of the images have labels.
+        top1: of the file on those; ``None`` without labels.
+        model_top1: of the model on those.
+    """
+
+    images: int
+    answers: float
+    kept: tuple[float, ...]
+    labeled: int = 0
+    top1: float | None = None
+    model_top1: float | None = None
+
+    @property
+    def drop(self) -> float:
+        """Points of top-1 lost; without labels, the most that may have been lost.
+
+        An answer that did not change is as right as before.
+        """
+        if self.top1 is None or self.model_top1 is None:
+            return 100.0 * (1.0 - self.answers)
+        return 100.0 * (self.model_top1 - self.top1)
+
+    @property
+    def least(self) -> float:
+        """The lowest of the shares that agree."""
+        return min((self.answers, *self.kept))
+
+
+class Reference:
+    """A model's answers and kept patches on some images, to compare files with.
+
+    Args:
+        model: in ``eval()``.
+        batches: read once for the model, and once for each file.
+    """
+
+    def __init__(self, model: PrunedClassifier, batches: Iterable[Batch]) -> None:
+        self._batches = batches
+        self._own = [_said(model, batch.images) for batch in batches if len(batch)]
+
+    @torch.inference_mode()
+    def agreement(self, exported: PrunedClassifier) -> Agreement:
+        """Of a file.
+
+        Raises:
+            InputError: if no image could be read.
+        """
+        images = same = labeled = right = own_right = 0
+        kept: Tensor | float = 0.0
+        batches = (batch for batch in self._batches if len(batch))
+        for batch, (answers, own_kept) in zip(batches, self._own, strict=True):
+            given, their_kept = _said(exported, batch.images)
+            images += len(batch)
+            same += int((given == answers).sum())
+            has_label = batch.labels != UNLABELED
+            labeled += int(has_label.sum())
+            right += int((given == batch.labels)[has_label].sum())
+            own_right += int((answers == batch.labels)[has_label].sum())
+            both = [(a & b).sum(1) / a.sum(1) for a, b in zip(own_kept, their_kept, strict=True)]
+            kept = kept + torch.stack([share.sum() for share in both]) if both else kept
+        if not images:
+            raise InputError("no readable image to compare the int8 file on")
+        return Agreement(
+            images=images,
+            answers=same / images,
+            kept=tuple((kept / images).tolist()) if isinstance(kept, Tensor) else (),
+            labeled=labeled,
+            top1=right / labeled if labeled else None,
+            model_top1=own_right / labeled if labeled else None,
+        )
+
+
+@torch.inference_mode()
+def _said(model: PrunedClassifier, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Answers ``(B,)``, and for each stage ``(B, N)`` bool."""
+    output = model.forward_pruned(images)
+    return output.logits.argmax(dim=1), output.kept

@@ -1,0 +1,154 @@
+"""What an exported file says of itself: enough to give it an image and to read its answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from timm.data import resolve_model_data_config
+
+from dynamicvit._version import __version__
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.schedule import Policy, Schedule
+from dynamicvit.costs import ImageSize, resolve_image_size
+from dynamicvit.data.classes import known_class_names
+from dynamicvit.errors import InputError
+
+#: Under this name each format keeps the description, as JSON.
+KEY = "dynamicvit"
+
+
+@dataclass(frozen=True)
+class Description:
+    """The metadata of an exported file, the same in every format.
+
+    Attributes:
+        model: timm's name of the backbone; ``None`` if it has none.
+        version: of dynamicvit, which wrote the file.
+        labels: name of each class; ``None`` if unknown.
+        num_classes: number of logits.
+        input_size: channels, height and width in pixels.
+        batch: images in a batch; ``None`` for any number.
+        mean: of each channel, of pixels in [0, 1].
+        std: standard deviation, likewise.
+        interpolation: how the short side is resized.
+        crop_pct: the center crop's share of the resized short side.
+        crop_mode: timm's name of the way to crop.
+        grid: rows and columns of patches; N is their product.
+        stages: blocks before which patch tokens are dropped.
+        keep_ratios: ρ of each stage, shares of the N patches.
+        kept: patches kept from each stage on; output ``kept_s`` is ``(B, kept[s - 1])``.
+        policy: what becomes of dropped tokens.
+        precision: "int8" if layers compute in it, else "fp32".
+    """
+
+    model: str | None
+    version: str
+    labels: tuple[str, ...] | None
+    num_classes: int
+    input_size: tuple[int, int, int]
+    batch: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+    grid: tuple[int, int]
+    stages: tuple[int, ...]
+    keep_ratios: tuple[float, ...]
+    kept: tuple[int, ...]
+    policy: Policy = "removed"
+    precision: Literal["fp32", "int8"] = "fp32"
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the outputs, in order."""
+        return ["logits", *(f"kept_{stage + 1}" for stage in range(len(self.stages)))]
+
+    @property
+    def schedule(self) -> Schedule:
+        """Where and how much is dropped."""
+        return Schedule(self.stages, self.keep_ratios, self.policy)
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | None, source: object) -> Description:
+        """Read what :meth:`to_json` wrote.
+
+        Args:
+            text: the JSON, or ``None`` where a file holds none.
+            source: the file, for the error.
+
+        Raises:
+            InputError: if the text is no description.
+        """
+        try:
+            values = {name: _tupled(value) for name, value in json.loads(text or "").items()}
+            if "dropped" in values:  # as 0.1.0 wrote it
+                policy = values.pop("dropped")
+                values["policy"] = {"gone": "removed"}.get(policy, policy)
+            return cls(**values)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{source} has no description: give a file that dynamicvit export wrote"
+            ) from error
+
+
+def describe(
+    model: DynamicViT,
+    *,
+    image_size: ImageSize = None,
+    batch: int | None = None,
+    crop_pct: float | None = None,
+) -> Description:
+    """The description of a model's file.
+
+    Args:
+        model: the model.
+        image_size: side of a square, or height and width, in pixels, which the model must take
+            already; by default its own.
+        batch: images in a batch; ``None`` for any number.
+        crop_pct: in place of the model's own.
+
+    Raises:
+        InputError: for a batch of less than one, a share outside (0, 1], an image size that the
+            model does not take, or a model without a classifier.
+    """
+    if batch is not None and batch < 1:
+        raise InputError(f"batch {batch}: give at least 1 image")
+    if crop_pct is not None and not 0 < crop_pct <= 1:
+        raise InputError(f"crop_pct {crop_pct}: give a share in (0, 1]")
+    if model.num_classes < 1:
+        raise InputError("the model has no classifier: only classifiers are exported")
+    config = resolve_model_data_config(model)
+    height, width = resolve_image_size(model, image_size)
+    grid = model.bound.grid(height, width)
+    names = known_class_names(model)
+    return Description(
+        model=model.pretrained_cfg.get("architecture"),
+        version=__version__,
+        labels=None if names is None else tuple(names),
+        num_classes=model.num_classes,
+        input_size=(model.in_chans, height, width),
+        batch=batch,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        crop_pct=config["crop_pct"] if crop_pct is None else crop_pct,
+        crop_mode=config["crop_mode"],
+        grid=grid,
+        stages=model.schedule.stages,
+        keep_ratios=model.schedule.keep_ratios,
+        kept=tuple(model.schedule.kept(grid[0] * grid[1])),
+        policy=model.schedule.policy,
+    )
+
+
+def _tupled(value: Any) -> Any:
+    """JSON has lists where the dataclass has tuples."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

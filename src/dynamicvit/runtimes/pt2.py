@@ -1,0 +1,83 @@
+"""``.pt2``: the graph that ``torch.export`` saves, or the same compiled by AOTInductor."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from zipfile import ZipFile
+
+import torch
+from torch.export import ExportedProgram
+
+from dynamicvit.errors import InputError
+from dynamicvit.runtimes.base import Format
+from dynamicvit.runtimes.description import KEY, Description
+from dynamicvit.runtimes.exported import Runner
+from dynamicvit.runtimes.pytorch import has_compiler
+from dynamicvit.utils.weights import first_line
+
+
+class TorchExport(Format):
+    """The graph, for any machine; PyTorch alone writes and runs it."""
+
+    name = "torch"
+    suffix = ".pt2"
+    precisions = ("fp32",)
+
+    def ready(self, precision: str = "fp32") -> None:
+        """PyTorch is always here."""
+
+    def write(self, program: ExportedProgram, description: Description, path: Path) -> None:
+        """The description lies in the extra file ``dynamicvit``."""
+        torch.export.save(program, path, extra_files={KEY: description.to_json()})
+
+    def read(self, path: Path, precision: str) -> tuple[Runner, Description]:
+        """The graph or the compiled code, whichever the file holds."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return _read_compiled(path) if _is_compiled(path) else _read_graph(path)
+            except InputError:
+                raise
+            except Exception as error:  # whatever unzipping and unpickling stumble over
+                reason = first_line(error)
+                raise InputError(f"{path} can't be read by PyTorch ({reason})") from error
+
+
+class AOTInductor(TorchExport):
+    """The graph compiled, for machines like this one."""
+
+    name = "aotinductor"
+
+    def ready(self, precision: str = "fp32") -> None:
+        """Check that there is a C++ compiler."""
+        if not has_compiler():
+            raise InputError("AOTInductor needs a C++ compiler: install g++, or take format torch")
+
+    def write(self, program: ExportedProgram, description: Description, path: Path) -> None:
+        """The description lies in the package's metadata."""
+        metadata = {"aot_inductor.metadata": {KEY: description.to_json()}}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs=metadata
+            )
+
+
+def _is_compiled(path: Path) -> bool:
+    """Whether the archive holds compiled code."""
+    with ZipFile(path) as archive:
+        return any("/aotinductor/" in name for name in archive.namelist())
+
+
+def _read_compiled(path: Path) -> tuple[Runner, Description]:
+    compiled = torch._inductor.aoti_load_package(str(path))
+    return compiled, Description.from_json(compiled.get_metadata().get(KEY), path)
+
+
+def _read_graph(path: Path) -> tuple[Runner, Description]:
+    extra_files = {KEY: ""}
+    program = torch.export.load(path, extra_files=extra_files)
+    module = program.module()
+    # In a function of its own, or it would be taken for a part of the model that can be trained.
+    return lambda images: module(images), Description.from_json(extra_files[KEY], path)

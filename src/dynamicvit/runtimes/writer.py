@@ -1,0 +1,259 @@
+"""A model into a checked file, in float32 or int8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.costs import ImageSize
+from dynamicvit.data import ImageData, Loader, class_map_for, eval_transform
+from dynamicvit.errors import InputError
+from dynamicvit.runtimes.base import Format, without_stages
+from dynamicvit.runtimes.comparison import Agreement, Check, ExportMismatchError, Reference, check
+from dynamicvit.runtimes.description import Description, describe
+from dynamicvit.runtimes.graph import in_words, layers_of, ranking_layers
+from dynamicvit.runtimes.images import (
+    CALIBRATION_IMAGES,
+    Calibration,
+    calibration_of,
+    own_pictures,
+    sample_calibration,
+    sample_pictures,
+)
+from dynamicvit.runtimes.int8 import (
+    LEAST_AGREEMENT,
+    check_agreement,
+    fewest_in_float,
+    most_sensitive_first,
+)
+from dynamicvit.runtimes.registry import FORMATS, format_of
+from dynamicvit.utils.files import atomic_folder
+
+#: Images to rank the layers by.
+_RANKED_ON = 32
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, and how it compares with its model.
+
+    Attributes:
+        path: of the file.
+        format: key in :data:`~dynamicvit.runtimes.FORMATS`.
+        description: what the file says of itself, its precision among it.
+        compared_on: which images, in words.
+        check: of a float32 file.
+        agreement: of an int8 file, on images that it was not calibrated on.
+        calibrated_on: of an int8 file, which images, in words.
+        layers: of an int8 file, names of all layers.
+        in_float: of an int8 file, names of the layers that stayed in float.
+    """
+
+    path: Path
+    format: str
+    description: Description
+    compared_on: str
+    check: Check | None = None
+    agreement: Agreement | None = None
+    calibrated_on: str | None = None
+    layers: tuple[str, ...] = ()
+    in_float: frozenset[str] = frozenset()
+
+    @property
+    def precision(self) -> Literal["fp32", "int8"]:
+        """What its layers compute in."""
+        return self.description.precision
+
+    @property
+    def in_words(self) -> str:
+        """Which layers of an int8 file stayed in float."""
+        return in_words(self.in_float, self.layers)
+
+
+def export(
+    model: DynamicViT,
+    path: str | Path,
+    *,
+    format: str | None = None,
+    precision: str = "fp32",
+    image_size: ImageSize = None,
+    batch: int | None = None,
+    crop_pct: float | None = None,
+    dense: bool = False,
+    validation: str | None = None,
+    class_map: str | None = None,
+    calibrate: str | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
+    max_drop: float | None = None,
+    least_agreement: float = LEAST_AGREEMENT,
+    **options: Any,
+) -> Exported:
+    """Write a model's pruned path as a file, and compare the file with the model.
+
+    The file gets its name once the comparison has held; before, an old one stays as it was. In
+    int8, layers compute in it but for those of the prediction modules.
+
+    Args:
+        model: on the CPU, in float32, with the keep ratio to export.
+        path: ends in ``.onnx``, ``.xml`` or ``.pt2``.
+        format: a key of :data:`~dynamicvit.runtimes.FORMATS`; by default by the ending.
+        precision: "fp32", or "int8" for formats that have it.
+        image_size: side of a square image, or height and width, in pixels, which the model must
+            take already (:func:`~dynamicvit.checkpoints.loading.set_image_size`); by default its
+            own.
+        batch: the one number of images that the file takes; by default it takes any.
+        crop_pct: the crop's share that the file asks for, in place of the model's own.
+        dense: write the backbone alone, which drops nothing.
+        validation: a source of images to compare on. In float32 up to 32 of them; by default two
+            photographs. In int8 all of them, which must be labeled; by default the images of
+            ``calibrate`` that were not calibrated on.
+        class_map: for the labels, as for :func:`~dynamicvit.data.class_map_for`.
+        calibrate: in int8, a source of images to find the layers' ranges with, labeled or not; by
+            default two photographs, enough to time the file and not to use it.
+        calibration_images: how many of them.
+        max_drop: in int8, points of top-1 that it may cost; layers stay in float until it does not
+            cost more. Without ``validation`` answers that changed count as lost.
+        least_agreement: in int8, share of answers, and of kept patches at each stage, that must be
+            the model's.
+        **options: of the format; ``opset`` of ONNX, 18 or later.
+
+    Raises:
+        InputError: for a value that can't be used, or a package that is missing.
+        ExportMismatchError: if the file does not do what the model does; in int8, if it agrees too
+            little, or costs too much even in float.
+    """
+    path = Path(path)
+    kind = format_of(path, format)
+    _check_precision(path, kind, precision, calibrate, max_drop)
+    kind.check_options(options)
+    if dense:
+        model = without_stages(model)
+    about = describe(model, image_size=image_size, batch=batch, crop_pct=crop_pct)
+    kind.ready(precision)
+    if precision == "fp32":
+        own = None if validation is None else ImageData(validation, labeled=False)
+        return _export_float(model, path, kind, about, own, options)
+    transform = eval_transform(model, about.input_size[1:], about.crop_pct)
+    images = (
+        sample_calibration(transform, model.in_chans)
+        if calibrate is None
+        else calibration_of(ImageData(calibrate, labeled=False), transform, calibration_images)
+    )
+    if batch is not None and batch > len(images.images):
+        raise InputError(
+            f"batch {batch}: calibration needs as many images, got {len(images.images)}; give "
+            f"more, or no fixed batch"
+        )
+    if validation is not None:
+        labeled = _labeled(validation, model, class_map).with_transform(transform)
+        images = images._replace(held_out=Loader(labeled, batch_size=_BATCH), others=validation)
+    about = replace(about, precision="int8")
+    return _export_int8(model, path, kind, about, images, max_drop, least_agreement, options)
+
+
+def _export_float(
+    model: DynamicViT,
+    path: Path,
+    kind: Format,
+    about: Description,
+    own: ImageData | None,
+    options: Mapping[str, Any],
+) -> Exported:
+    program = kind.trace(model, about)
+    with atomic_folder(path.parent) as draft:
+        kind.write(program, about, draft / path.name, **options)
+        exported = kind.load(draft / path.name)
+        transform = eval_transform(exported)
+        images, origin = (
+            sample_pictures(transform, model.in_chans)
+            if own is None
+            else own_pictures(own, transform)
+        )
+        result = check(model, exported, images)
+        del exported  # runtimes map the file
+    return Exported(path, kind.name, about, origin, check=result)
+
+
+def _export_int8(
+    model: DynamicViT,
+    path: Path,
+    kind: Format,
+    about: Description,
+    images: Calibration,
+    max_drop: float | None,
+    least_agreement: float,
+    options: Mapping[str, Any],
+) -> Exported:
+    program = kind.trace(model, about)
+    layers = layers_of(program)
+    always = ranking_layers(layers)
+    reference = Reference(model, images.held_out)
+    with atomic_folder(path.parent) as draft, TemporaryDirectory(dir=draft) as trials:
+        source = Path(trials, "float", path.name)
+        source.parent.mkdir()
+        kind.write(program, replace(about, precision="fp32"), source, **options)
+
+        def write(in_float: frozenset[str]) -> tuple[Path, frozenset[str], Agreement]:
+            file = Path(trials, f"int8-{len(in_float)}", path.name)
+            file.parent.mkdir(exist_ok=True)
+            kind.quantize(source, file, about, images.images, layers, in_float)
+            return file, in_float, reference.agreement(kind.load(file))
+
+        if max_drop is None:
+            found = write(always)
+        else:
+            others = [layer for layer in layers.values() if layer not in always]
+            order = most_sensitive_first(model, images.images[:_RANKED_ON], others)
+            found = fewest_in_float(write, lambda trial: trial[2].drop, always, order, max_drop)
+        if found is None:
+            raise ExportMismatchError(
+                f"loses more than {max_drop:g} points even with every layer in float"
+            )
+        file, in_float, agreement = found
+        check_agreement(agreement, least_agreement)
+        for part in file.parent.iterdir():
+            part.replace(draft / part.name)
+    return Exported(
+        path,
+        kind.name,
+        about,
+        images.others,
+        agreement=agreement,
+        calibrated_on=images.origin,
+        layers=tuple(layers.values()),
+        in_float=in_float,
+    )
+
+
+def _check_precision(
+    path: Path,
+    kind: Format,
+    precision: str,
+    calibrate: str | None,
+    max_drop: float | None,
+) -> None:
+    """Refuse a precision that files don't have, and arguments of the other one."""
+    if precision not in ("fp32", "int8"):
+        raise InputError(f"precision {precision!r}: files are written in fp32 or int8")
+    if precision not in kind.precisions:
+        suffixes = [each.suffix for each in FORMATS.values() if precision in each.precisions]
+        raise InputError(f"{path}: {precision} is for {' or '.join(suffixes)} files")
+    if precision == "fp32":
+        for name, value in (("calibrate", calibrate), ("max_drop", max_drop)):
+            if value is not None:
+                raise InputError(f"{name} {value} goes with precision int8, got {precision}")
+    elif max_drop is not None and not 0 <= max_drop <= 100:
+        raise InputError(f"max_drop {max_drop}: give points of top-1, 0 to 100")
+
+
+def _labeled(source: str, model: DynamicViT, class_map: str | None) -> ImageData:
+    """A source of images with the model's classes."""
+    data = ImageData(source)
+    if not data.labeled:
+        raise InputError(f"{source} has no labels: give labeled images to compare int8 on")
+    return data.with_class_map(class_map_for(data, model.num_classes, class_map).index)

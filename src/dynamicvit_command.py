@@ -1,0 +1,148 @@
+"""The ``dynamicvit`` command: its subcommands by name, each imported when it is called.
+
+This file lies beside the package, not inside it: whatever imports a part of a package imports its
+``__init__`` first, here torch and timm, and ``--help`` must not wait for those.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+COMMANDS = {
+    "demo": ("demo:demo", "Find the digit: drop most of a cluttered scene and still read it."),
+    "train": ("train:train", "Fine-tune a model with its own dense self as teacher, or another."),
+    "eval": ("evaluate:eval_command", "Top-1, top-5 and agreement with the dense backbone."),
+    "bench": ("bench:bench_command", "Time a model dense and pruned, in turn."),
+    "compare": ("compare:compare", "Compare DynamicViT with other methods on your model and data."),
+    "visualize": ("visualize:visualize", "Show which patches of an image a model keeps."),
+    "export": ("export:export", "Write a model as a file for other runtimes, and check it."),
+    "stream": ("stream:stream_command", "Classify a video, a camera or a folder frame by frame."),
+    "convert": ("convert:convert", "Convert a checkpoint of the original DynamicViT code."),
+    "backbones": ("backbones:backbones_command", "Print what every registered model costs."),
+}
+"""Where a command is, in ``dynamicvit.cli``, and its line in the list of commands."""
+
+_STYLE: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": "markdown",  # or the line breaks of docstrings stay
+    "pretty_exceptions_enable": False,
+}
+_INTERRUPTED = "interrupted; nothing half-written is left, run it again"
+
+
+class StoppedError(Exception):
+    """Ctrl-C or SIGTERM; the message says what is left and how to go on.
+
+    Attributes:
+        code: the exit code, 128 and the signal's number.
+    """
+
+    def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.code = 128 + signum
+
+
+class _Command(TyperCommand):
+    """A line in the list of commands; the command itself is imported when it is called."""
+
+    def __init__(self, name: str, target: str, help: str) -> None:
+        super().__init__(name, help=help)
+        self.target = target
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """The context of the command that this one stands for."""
+        from dynamicvit.cli.console import hide_bars_in_logs
+
+        hide_bars_in_logs()
+        module, function = self.target.split(":")
+        app = typer.Typer(**_STYLE)
+        app.command(self.name)(getattr(import_module(f"dynamicvit.cli.{module}"), function))
+        return typer.main.get_command(app).make_context(*args, **kwargs)
+
+
+class _Commands(TyperGroup):
+    """All commands."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = {name: _Command(name, *about) for name, about in COMMANDS.items()}
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command, with a word on Ctrl-C, which typer would swallow."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, typer.Abort):
+            raise StoppedError(_INTERRUPTED) from None
+
+
+app = typer.Typer(
+    name="dynamicvit",
+    cls=_Commands,
+    help="Faster vision transformers: learn which patches matter, drop the rest.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    **_STYLE,
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"dynamicvit {version('dynamicvit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Run a command; bad input becomes one line on standard error and exit code 2."""
+    try:
+        # Not standalone: errors come out here, and not in a box of several lines.
+        sys.exit(app(standalone_mode=False) or 0)
+    except (KeyboardInterrupt, StoppedError) as error:
+        _fail(str(error) or _INTERRUPTED, getattr(error, "code", 130))
+    except Exception as error:
+        # A usage error of click's, which newer typer carries in its own copy: known by what it can.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            _fail(_usage(error), error.exit_code)
+        # Only a command raises an InputError, and with it the package has been imported.
+        from dynamicvit.errors import InputError
+
+        if not isinstance(error, InputError | OSError) or os.environ.get("DYNAMICVIT_TRACEBACK"):
+            raise
+        _fail(str(error), 2)
+
+
+def print_error(message: object) -> None:
+    """Print what went wrong on standard error, as one line with the command's name."""
+    typer.echo(f"dynamicvit: {' '.join(str(message).splitlines())}", err=True)
+
+
+def _usage(error: Any) -> str:
+    """A usage error in words, with the value, which newer typer leaves out."""
+    message = error.format_message().replace("Value error, ", "")
+    problems = getattr(error.__cause__, "errors", None)  # pydantic's, under newer typer
+    if problems is None:
+        return message
+    value = repr(problems()[0]["input"])
+    return message if value in message else f"{message}, got {value}"
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if message.strip():  # empty where the help has been printed, for a command without arguments
+        print_error(message)
+    sys.exit(code)

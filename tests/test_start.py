@@ -1,0 +1,97 @@
+"""What `import dynamicvit` and the command load: no more than is asked for."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+import pytest
+
+import dynamicvit
+from dynamicvit_command import COMMANDS
+
+EXTRAS = {
+    *("matplotlib", "tensorboard", "sklearn", "scipy", "transformers", "datasets", "webdataset"),
+    *("onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "av"),
+}
+"""What the plain install does not bring."""
+
+
+def run(code: str) -> None:
+    """Run code in a Python of its own."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_import_loads_what_a_model_needs() -> None:
+    late = {*EXTRAS, "accelerate", "pydantic", "typer", "rich"}
+    run(
+        "import sys, dynamicvit\n"
+        f"assert not {late} & sys.modules.keys(), {late} & sys.modules.keys()\n"
+        "import timm\n"
+        "assert timm.list_models('dynamicvit_*')"
+    )
+
+
+def test_all_modules_can_be_imported_without_the_extras() -> None:
+    """Those of transformers aside, which are imported for its models only."""
+    run(
+        "import pkgutil, sys\n"
+        "from importlib import import_module\n"
+        f"sys.modules.update(dict.fromkeys({EXTRAS}))\n"
+        "import dynamicvit\n"
+        "for module in pkgutil.walk_packages(dynamicvit.__path__, 'dynamicvit.'):\n"
+        "    if '.hf' not in module.name and '.transformers' not in module.name:\n"
+        "        if not module.name.endswith('__main__'): import_module(module.name)\n"
+    )
+
+
+def test_the_command_answers_before_torch_is_loaded() -> None:
+    run(
+        "import sys\n"
+        "from dynamicvit_command import main\n"
+        "for words, code in ((['--help'], 0), ([], 2), (['--version'], 0), (['trian'], 2)):\n"
+        "    sys.argv = ['dynamicvit', *words]\n"
+        "    try: main()\n"
+        "    except SystemExit as exit: assert exit.code == code, (words, exit.code)\n"
+        "assert not {'torch', 'timm', 'dynamicvit'} & sys.modules.keys()"
+    )
+
+
+def test_a_mistyped_command(command: Callable[..., int], capsys: pytest.CaptureFixture) -> None:
+    assert command("trian") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("dynamicvit: ")
+    assert "'train'" in line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_is_where_the_list_says(
+    command: Callable[..., int], name: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert command(name, "--help") == 0
+    assert f"dynamicvit {name}" in capsys.readouterr().out
+
+
+def test_public_names() -> None:
+    for name in dynamicvit.__all__:
+        assert getattr(dynamicvit, name) is not None
+    assert {*dynamicvit.__all__} <= {*dir(dynamicvit)}
+    modules = {module.name for module in pkgutil.iter_modules(dynamicvit.__path__)}
+    assert not modules & {*dynamicvit.__all__}, "a module takes the place of a function"
+
+
+@pytest.mark.parametrize(("old", "new"), dynamicvit._RENAMED.items())
+def test_an_old_name_says_the_new_one(old: str, new: str) -> None:
+    with pytest.raises(ImportError, match=rf"{old} is now {new}"):
+        getattr(dynamicvit, old)
+    if new != "dynamicvit.load":
+        import_module(new)
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="nothing"):
+        dynamicvit.nothing  # noqa: B018
