@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.core.distillation import hard_distillation_loss
+from dynamicvit.core.losses import hard_distillation_loss
 from dynamicvit.training import Progress, Recipe, fit, loop
 from dynamicvit.training import objective as asking
 from dynamicvit.training.checkpoint import NEWEST, load_checkpoint
