@@ -104,7 +104,7 @@ def test_it_refuses_what_the_run_would_refuse(
         ((tmp_path / "nowhere", "-m", saved), "nowhere does not exist"),
         ((folder, "-m", saved, "-o", saved), "holds a model: choose another folder"),
         ((folder, "-m", saved, "--set", "batch_size=99"), "more than the 14 images"),
-        (("-m", saved, "--set", "epoch=1"), "did you mean 'epochs'"),
+        (("-m", saved, "--set", "epoch=1"), "unknown key 'epoch'"),
         (("-m", saved, "--unlabeled", folder), "Missing argument 'DATA'"),
         ((), "names no model"),
     ):

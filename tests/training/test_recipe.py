@@ -101,8 +101,8 @@ def test_overrides_reach_into_parts_and_replace_the_length() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("learning_rat=1", "unknown key 'learning_rat', did you mean 'learning_rate'"),
-        ("losses.tokn=1", "unknown key 'losses.tokn', did you mean 'token'"),
+        ("learning_rat=1", "unknown key 'learning_rat': .*learning_rate"),
+        ("losses.tokn=1", "unknown key 'losses.tokn': .*token"),
         ("batch_size=0", "batch_size: .*greater than 0, got 0"),
         ("batch_size=many", "batch_size: .*integer.*got 'many'"),
         ("batch_size", "must be key=value"),
@@ -111,8 +111,8 @@ def test_overrides_reach_into_parts_and_replace_the_length() -> None:
         ("masking=zeroed", "masking: zeroed needs decisions"),
         ("stages=[]", "at least one"),
         ("losses.token=[", "is not YAML"),
-        ("teacher.modl=resnet50", "unknown key 'teacher.modl', did you mean 'model'"),
-        ("temperature=2", "unknown key 'temperature', did you mean 'teacher.temperature'"),
+        ("teacher.modl=resnet50", "unknown key 'teacher.modl': .*model"),
+        ("temperature=2", "unknown key 'temperature': .*teacher"),
         ("teacher=resnet50", "teacher: has the parts model, hard, temperature, got 'resnet50'"),
         ("teacher.temperature=0", "teacher.temperature: .*greater than 0, got 0"),
         ("teacher.temperature=.inf", "teacher.temperature: .*finite.*got inf"),
@@ -161,7 +161,7 @@ def test_a_run_has_one_length() -> None:
 
 
 def test_a_missing_recipe_lists_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"deit_tinny.*did you mean deit_tiny\? .*small_data"):
+    with pytest.raises(InputError, match=r"deit_tinny.*deit_tiny, .*small_data"):
         load_recipe("deit_tinny")
     file = tmp_path / "broken.yaml"
     file.write_text("a: [")
