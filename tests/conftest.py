@@ -1,5 +1,6 @@
 """Small models: one thread is fastest for each, and ``make test`` runs as many tests as cores."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +12,11 @@ import dynamicvit.cli
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not search it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -213,11 +213,9 @@ DEIT = BY_NAME["deit"]
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 
 #: One family for each way to pool or place tokens, for tests that are too slow for all rows.
-few_families = pytest.mark.parametrize(
-    "family",
-    [BY_NAME[name] for name in ("deit", "registers", "siglip", "eva02_split", "beit")],
-    ids=lambda family: family.name,
-)
+FEW = [BY_NAME[name] for name in ("deit", "registers", "siglip", "eva02_split", "beit")]
+
+few_families = pytest.mark.parametrize("family", FEW, ids=lambda family: family.name)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What each process of a launched run does: ``torchrun launched.py FOLDER``; the tests compare."""
+"""What each process of a launched run does, of which test_scale compares the outcome."""
 
 from __future__ import annotations
 
@@ -101,9 +101,10 @@ class Unreadable(Memory):
             yield Batch(held, labels, (f"{size}.jpg",) if part == parts - 1 else ())
 
 
-if __name__ == "__main__":
+def all_of_it(folder: Path) -> None:
+    """What one of the processes does; its warnings go to a file."""
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
+    sys.stderr = (folder / f"said{launched_processes().rank}").open("w")
     for name, _, _ in RUNS:
         run(name, folder / name)
     run(RUNS[0][0], folder / RESUMED)

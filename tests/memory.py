@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from dynamicvit.data import UNLABELED, Batch
 from dynamicvit.training import ExternalTeacher, Recipe, load_recipe
 from dynamicvit.training.draws import Mixing, seed_everything
 from dynamicvit.training.objective import objective_of
-from families import DEIT
+from families import DEIT, Family
 
 BATCH = 4
 
@@ -44,6 +45,11 @@ class Memory:
             if not self.labeled:
                 labels = torch.full_like(labels, UNLABELED)
             yield Batch(images.tensor_split(parts)[part], labels.tensor_split(parts)[part])
+
+
+def shallow(family: Family = DEIT, **kwargs: Any) -> DynamicViT:
+    """The smallest model that has something to train: one block, a stage, one block."""
+    return family.sparse(**{"depth": 2, "stages": (1,), **kwargs})
 
 
 def small(*overrides: str, steps: int = 6) -> Recipe:

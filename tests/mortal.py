@@ -1,6 +1,6 @@
-"""Runs that are killed, each in a fork: ``python mortal.py FOLDER KILLS SEED`` prints how it went.
+"""Runs that are killed, each in a fork.
 
-In a program of its own: autograd does not survive the fork of a process that has used it.
+Of a process that has not trained: autograd does not survive the fork of one that has used it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def in_fork(work: Callable[[], None]) -> int:
             os._exit(code)
     status = os.waitpid(child, 0)[1]
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-        raise SystemExit("a run failed")
+        raise RuntimeError("a run failed")
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
@@ -143,8 +143,8 @@ def _flat(value: object, name: str = "") -> dict[str, object]:
     return flat
 
 
-def main(folder: Path, kills: int, seed: int) -> None:
-    """Kill runs, each going on where the one before was killed, until there were enough."""
+def kill(folder: Path, kills: int, seed: int) -> tuple[int, int]:
+    """Kill runs, each going on where the one before was killed; how many were, and how many end."""
     random.seed(seed)
     torch.set_num_threads(1)
     lines = lines_of_training(folder)
@@ -162,8 +162,4 @@ def main(folder: Path, kills: int, seed: int) -> None:
             check_same(mortal, folder / "whole")
             finished += 1
             shutil.rmtree(mortal)
-    print(f"{killed} killed, {finished} finished")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    return killed, finished

@@ -184,7 +184,7 @@ def test_methods_that_a_backbone_can_not_have(
         (["--data", "nowhere"], "nowhere"),
         (["--validation", "nowhere"], "nowhere"),
         (["--recipe", "nothing"], "no recipe 'nothing'"),
-        (["--set", "losses.gidance=1"], "did you mean 'guidance'"),
+        (["--set", "losses.gidance=1"], "unknown key 'losses.gidance'"),
         (["--set", "losses.classification=1", "--unlabeled", "DATA"], "have no labels"),
         (["--set", "batch_size=1000"], "batch size 1000"),
         (["--model", "deit_tini_patch16_224"], "no model 'deit_tini_patch16_224'"),

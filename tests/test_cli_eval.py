@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,11 +24,9 @@ from dynamicvit.cli import app
 from dynamicvit.cli import evaluate as command
 from dynamicvit.data import ImageData, eval_transform
 from dynamicvit.utils.distributed import Processes
+from processes import run_two
 
 Main = Callable[..., int]
-
-# Python warns where a process with threads forks; that is torch's affair.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -307,12 +303,10 @@ def test_workers_read_the_same_images(saved: Path, folder: Path) -> None:
     assert found[0]["images"] == found[1]["images"] == 12
 
 
-def launched(rank: int, port: int, words: list[str], printed: Path) -> None:
-    """One of two processes, with the variables that torchrun sets."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def main_printing_to(printed: Path, words: list[str]) -> None:
+    """The command in one of two processes."""
     sys.argv = ["dynamicvit", *words]
-    sys.stdout = sys.stderr = (printed / f"{rank}.txt").open("w")
+    sys.stdout = sys.stderr = (printed / f"{os.environ['RANK']}.txt").open("w")
     dynamicvit.cli.main()
 
 
@@ -324,16 +318,7 @@ def test_two_processes_count_each_image_once_and_one_of_them_prints(
     words = [str(folder), "--model", str(saved), "--compare-dense", "--batch-size", "4"]
     out = tmp_path / "numbers.json"
     shared = ["eval", *words, "--workers", "0", "--json", str(out)]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    # Forked: two more imports of torch would take longer than all the other tests here.
-    fork = multiprocessing.get_context("fork").Process
-    processes = [fork(target=launched, args=(rank, port, shared, tmp_path)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+    run_two(main_printing_to, tmp_path, shared)
     main, other = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
     assert main.count("top-1") == 2  # its own, and the dense one's
     assert main.count("class map:") == 1

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from dynamicvit import DynamicViT
+from dynamicvit import DynamicViT, sparsify
 from dynamicvit.data import eval_transform
 from dynamicvit.runtimes import export
 from dynamicvit.streaming import loop as module
 from dynamicvit.streaming import open_frames
 from families import DEIT, NUM_CLASSES
+from memory import shallow
 from pictures import write_image
 
 pytest.importorskip("av")
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def model() -> DynamicViT:
-    return DEIT.sparse()
+    return shallow()
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +246,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     text = tmp_path / "text.mp4"
     text.write_text("no video")
     pairs = tmp_path / "pairs.pt2"
-    export(DEIT.sparse(), pairs, batch=2)
+    export(shallow(), pairs, batch=2)
     for words, said in (
         (("stream", clip, "-o", out), "Missing option '--model'"),
         (("stream", tmp_path / "none.mp4", "-m", saved), "none.mp4: no such file"),
@@ -278,9 +279,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_untrained_prediction_modules_are_owned_up_to(
     clip: Path, tmp_path: Path, command: Main, capsys
 ) -> None:
-    model = DEIT.sparse()
-    torch.nn.init.zeros_(model.predictors[0].head[-1].bias)
-    model.save_pretrained(tmp_path)
+    sparsify(DEIT.backbone(depth=2), stages=[1]).save_pretrained(tmp_path)
     assert command("stream", clip, "-m", tmp_path, "--fps", 0) == 0
     assert f"prediction modules of {tmp_path} are untrained" in capsys.readouterr().err
 

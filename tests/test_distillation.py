@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dynamicvit.core.distillation import distillation_loss, hard_distillation_loss
+from dynamicvit.core.losses import distillation_loss, hard_distillation_loss
 
 B, CLASSES = 3, 5
 GENERATOR = torch.Generator().manual_seed(0)

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from dynamicvit import InputError
-from dynamicvit.core.distillation import distillation_loss, hard_distillation_loss
 from dynamicvit.core.losses import (
     LossWeights,
     classification_loss,
+    distillation_loss,
     dynamicvit_loss,
     guidance_loss,
+    hard_distillation_loss,
     ratio_loss,
     token_loss,
 )

@@ -1,6 +1,7 @@
 """Both layouts against tensors that the released implementation computed.
 
-Inference, training, each loss and the gradients, with the same weights and the same draws.
+Inference, training, each loss and the gradients, with the same weights and the same draws. The
+recordings of whole networks are not in the repository; ``test_golden.py`` runs parts of them.
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ from safetensors.torch import save_file
 
 from dynamicvit import DynamicViT, count_macs
 from families import NUM_CLASSES
+from memory import shallow
+
+pytestmark = pytest.mark.usefixtures("blank_curves")
 
 Main = Callable[..., int]
 
@@ -30,6 +33,14 @@ def teacher_file(path: Path, name: str = "test_resnet", classes: int = NUM_CLASS
     torch.manual_seed(seed)
     save_file(timm.create_model(name, num_classes=classes).state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two blocks: a plan measures the cost of each."""
+    folder = tmp_path_factory.mktemp("shallow") / "model"
+    shallow().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

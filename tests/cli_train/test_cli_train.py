@@ -17,6 +17,8 @@ from dynamicvit.training import loop, run
 from dynamicvit.training.held_out import HeldOut
 from pictures import write_image
 
+pytestmark = pytest.mark.usefixtures("blank_curves")
+
 Main = Callable[..., int]
 
 #: Two steps of four images.

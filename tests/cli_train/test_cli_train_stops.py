@@ -6,17 +6,19 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+import dynamicvit.cli
 from dynamicvit import DynamicViT
 from dynamicvit.training import loop, run
+from processes import FORKS
+
+pytestmark = pytest.mark.usefixtures("blank_curves")
 
 Main = Callable[..., int]
 Line = Callable[[], str]
@@ -166,31 +168,33 @@ def test_interrupted_before_the_first_step(
     assert not (tmp_path / "out").exists()
 
 
+def main_in_a_session(said: Path, words: list[str]) -> None:
+    """The command as a terminal runs it."""
+    os.setsid()
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
+    sys.argv = ["dynamicvit", *words]
+    dynamicvit.cli.main()
+
+
 def test_ctrl_c_in_a_terminal(saved: Path, flat: Path, tmp_path: Path) -> None:
     """A real signal to a real process with a worker that reads images."""
-    out = tmp_path / "out"
+    out, said = tmp_path / "out", tmp_path / "said"
     words = ["train", flat, "-m", saved, "-o", out, *TINY, "--set", "images=400000"]
     words += ["--threads", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from dynamicvit.cli import main; main()", *map(str, words)],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = FORKS.Process(target=main_in_a_session, args=(said, [*map(str, words)]))
+    process.start()
     try:
         log = out / "log.jsonl"
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if log.exists() and log.read_text():
-                break
-            time.sleep(0.1)
+        while process.is_alive() and not (log.exists() and log.read_text()):
+            process.join(0.02)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
-        _, error = process.communicate(timeout=60)
+        process.join(60)
     finally:
         process.kill()
-        process.communicate()
-    assert process.returncode == 128 + signal.SIGINT, error
-    assert error == (f"dynamicvit: interrupted; {out} is saved, the same command goes on\n")
+    assert process.exitcode == 128 + signal.SIGINT, said.read_text()
+    assert said.read_text() == (
+        f"dynamicvit: interrupted; {out} is saved, the same command goes on\n"
+    )
     assert (out / "checkpoint.pt").exists()
 
 

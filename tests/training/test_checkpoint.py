@@ -11,8 +11,7 @@ import torch
 from dynamicvit import InputError
 from dynamicvit.training import Progress, checkpoint, fit, loop
 from dynamicvit.training.checkpoint import BEST, DAMAGED, NEWEST, PREVIOUS, load_checkpoint
-from families import DEIT
-from memory import Memory, small
+from memory import Memory, shallow, small
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +33,7 @@ def stopped_after(folder: Path, step: int) -> None:
             raise MemoryError
 
     with pytest.raises(MemoryError):
-        fit(DEIT.sparse(), Memory(), small(), folder, on_step=crash)
+        fit(shallow(), Memory(), small(), folder, on_step=crash)
 
 
 def flip_a_bit(path: Path) -> None:
@@ -49,7 +48,7 @@ def test_the_last_two_and_the_best_stay(tmp_path: Path) -> None:
     for seed in range(4):
         losses: list[float] = []
         fit(
-            DEIT.sparse(seed=seed),
+            shallow(seed=seed),
             Memory(),
             small("learning_rate=1e-9"),
             tmp_path / str(seed),
@@ -66,7 +65,7 @@ def test_a_crashed_run_goes_on_from_its_last_save(tmp_path: Path) -> None:
     assert steps_of(tmp_path) | {BEST: 0} == {NEWEST: 4, PREVIOUS: 3, BEST: 0}
     with open(tmp_path / "log.jsonl", "a") as log:  # steps after the last save, one half written
         log.write('{}\n{"st')
-    report = fit(DEIT.sparse(), Memory(), small(), tmp_path, resume=True)
+    report = fit(shallow(), Memory(), small(), tmp_path, resume=True)
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(6))
     assert report.steps == 6
@@ -76,7 +75,7 @@ def test_a_crashed_run_goes_on_from_its_last_save(tmp_path: Path) -> None:
 def test_a_damaged_newest_is_reported_and_the_one_before_used(
     harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = DEIT.sparse()
+    whole = shallow()
     fit(whole, Memory(), small(), tmp_path / "whole")
     folder = tmp_path / "damaged"
     stopped_after(folder, 4)
@@ -86,7 +85,7 @@ def test_a_damaged_newest_is_reported_and_the_one_before_used(
     else:
         newest.write_bytes(newest.read_bytes()[: 500 if harm == "cut" else 0])
     with caplog.at_level(logging.WARNING):
-        resumed = DEIT.sparse()
+        resumed = shallow()
         fit(resumed, Memory(), small(), folder, resume=True)
     (said,) = caplog.messages
     assert f"checkpoint {newest} is damaged" in said
@@ -117,11 +116,11 @@ def test_two_damaged_ones_are_named(tmp_path: Path) -> None:
     flip_a_bit(tmp_path / NEWEST)
     flip_a_bit(tmp_path / PREVIOUS)
     with pytest.raises(InputError, match=rf"{PREVIOUS} is damaged"):
-        fit(DEIT.sparse(), Memory(), small(), tmp_path, resume=True)
+        fit(shallow(), Memory(), small(), tmp_path, resume=True)
 
 
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_whole(tmp_path: Path) -> None:
-    whole, model = DEIT.sparse(), DEIT.sparse()
+    whole, model = shallow(), shallow()
     fit(whole, Memory(), small(), tmp_path / "whole")
     folder = tmp_path / "full"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -142,7 +141,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_whole(tmp_path: Path
     )
     assert steps_of(folder) | {BEST: 0} == {NEWEST: 3, PREVIOUS: 2, BEST: 0}
     assert not list(folder.glob(".*.part"))
-    resumed = DEIT.sparse()
+    resumed = shallow()
     fit(resumed, Memory(), small(), folder, resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
@@ -157,10 +156,10 @@ def test_a_disk_that_is_full_at_the_log(tmp_path: Path) -> None:
 
     try:
         with pytest.raises(InputError, match=r"log.jsonl can't be written \(File too large\)"):
-            fit(DEIT.sparse(), Memory(), small(), tmp_path, on_step=fill)
+            fit(shallow(), Memory(), small(), tmp_path, on_step=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert fit(DEIT.sparse(), Memory(), small(), tmp_path, resume=True).steps == 6
+    assert fit(shallow(), Memory(), small(), tmp_path, resume=True).steps == 6
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(6))
 
@@ -169,14 +168,14 @@ def test_going_on_with_another_recipe_is_refused_and_what_differs_is_named(tmp_p
     stopped_after(tmp_path, 2)
     other = small("weight_decay=0.1", "losses.token=1", "model=deit")
     with pytest.raises(InputError) as error:
-        fit(DEIT.sparse(), Memory(), other, tmp_path, resume=True)
+        fit(shallow(), Memory(), other, tmp_path, resume=True)
     assert "another run: weight_decay 0.05 -> 0.1, losses.token 4.0 -> 1.0; take" in str(
         error.value
     )
     with pytest.raises(InputError, match=r"steps in an epoch 3 -> 2 \(other data\?\)"):
-        fit(DEIT.sparse(), Memory(2), small(), tmp_path, resume=True)
+        fit(shallow(), Memory(2), small(), tmp_path, resume=True)
     with pytest.raises(InputError, match="no checkpoint"):
-        fit(DEIT.sparse(), Memory(), small(), tmp_path / "empty", resume=True)
+        fit(shallow(), Memory(), small(), tmp_path / "empty", resume=True)
 
 
 def test_force_goes_on_with_the_new_values(
@@ -185,7 +184,7 @@ def test_force_goes_on_with_the_new_values(
     stopped_after(tmp_path, 2)
     other = small("weight_decay=0.1", steps=8)
     with caplog.at_level(logging.WARNING):
-        report = fit(DEIT.sparse(), Memory(), other, tmp_path, resume=True, force=True)
+        report = fit(shallow(), Memory(), other, tmp_path, resume=True, force=True)
     assert "in spite of images 24 -> 32, weight_decay 0.05 -> 0.1" in caplog.text
     assert report.steps == 8
     state = load_checkpoint(tmp_path / NEWEST)
@@ -197,7 +196,7 @@ def test_force_goes_on_with_the_new_values(
 def test_going_on_with_another_model_is_refused(tmp_path: Path) -> None:
     stopped_after(tmp_path, 1)
     with pytest.raises(InputError, match=r"of another model.*missing|of another shape"):
-        fit(DEIT.sparse(depth=6), Memory(), small(), tmp_path, resume=True)
+        fit(shallow(depth=6), Memory(), small(), tmp_path, resume=True)
 
 
 def test_another_version_is_named_and_no_older_one_taken(
@@ -206,7 +205,7 @@ def test_another_version_is_named_and_no_older_one_taken(
     stopped_after(tmp_path, 2)
     monkeypatch.setattr(checkpoint, "VERSION", 2)
     with pytest.raises(InputError, match=rf"{NEWEST} is of version 1, this .* version 2"):
-        fit(DEIT.sparse(), Memory(), small(), tmp_path, resume=True)
+        fit(shallow(), Memory(), small(), tmp_path, resume=True)
 
 
 def test_another_number_of_processes_is_said(
@@ -217,7 +216,7 @@ def test_another_number_of_processes_is_said(
         state = load_checkpoint(tmp_path / name)
         torch.save({**state, "processes": 8}, tmp_path / name)
     with caplog.at_level(logging.WARNING):
-        fit(DEIT.sparse(), Memory(), small(), tmp_path, resume=True)
+        fit(shallow(), Memory(), small(), tmp_path, resume=True)
     assert "written by 8 process(es), now there are 1" in caplog.text
 
 

@@ -16,6 +16,8 @@ from dynamicvit.training.external_teacher import ExternalTeacher
 from families import BY_NAME, DEIT, NUM_CLASSES, assert_agree
 
 #: timm's DeiT: what the student's images are normalized with.
+from memory import shallow
+
 MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 
@@ -41,7 +43,7 @@ def pictures(height: int, width: int) -> Tensor:
 @torch.no_grad()
 def test_it_sees_the_students_images_in_its_own_way() -> None:
     other = network()
-    teacher, seen = ExternalTeacher(other, DEIT.sparse()), shown(other)
+    teacher, seen = ExternalTeacher(other, shallow()), shown(other)
     logits = teacher((pictures(*DEIT.size) - MEAN) / STD)
     expected = (pictures(160, 160) - 0.5) / 0.5
     assert seen[0].shape == expected.shape
@@ -56,7 +58,7 @@ def test_it_sees_the_students_images_in_its_own_way() -> None:
 @torch.no_grad()
 def test_where_nothing_differs_nothing_is_changed() -> None:
     other, images = DEIT.backbone(seed=3), DEIT.images()
-    teacher, seen = ExternalTeacher(other, DEIT.sparse()), shown(other)
+    teacher, seen = ExternalTeacher(other, shallow()), shown(other)
     assert torch.equal(teacher(images), other(images))
     assert seen[0] is images
 
@@ -64,7 +66,7 @@ def test_where_nothing_differs_nothing_is_changed() -> None:
 def test_it_is_frozen_and_never_learns() -> None:
     other = network().train()
     before = {name: value.clone() for name, value in other.state_dict().items()}
-    logits = ExternalTeacher(other, DEIT.sparse())(DEIT.images())
+    logits = ExternalTeacher(other, shallow())(DEIT.images())
     assert not other.training
     assert not any(parameter.requires_grad for parameter in other.parameters())
     assert logits.is_inference()
@@ -74,7 +76,7 @@ def test_it_is_frozen_and_never_learns() -> None:
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "test_vit", "test_nfnet"])
 def test_any_family_teaches(name: str) -> None:
-    logits = ExternalTeacher(network(name), DEIT.sparse())(DEIT.images())
+    logits = ExternalTeacher(network(name), shallow())(DEIT.images())
     assert logits.shape == (2, NUM_CLASSES)
     assert logits.isfinite().all()
 
@@ -84,7 +86,7 @@ def test_transformers_models_teach() -> None:
     family = BY_NAME["hf_deit"]
     backbone = family.backbone()
     model = core_of(sparsify(backbone))
-    teacher, images = ExternalTeacher(DenseNetwork(model), DEIT.sparse()), family.images()
+    teacher, images = ExternalTeacher(DenseNetwork(model), shallow()), family.images()
     size = model.pretrained_cfg["input_size"][1:]
     assert teacher.size == tuple(size)
     shape = F.interpolate(images, size, mode="bicubic", antialias=True)
@@ -101,9 +103,9 @@ def test_other_classes_or_channels_are_refused() -> None:
         (DEIT.backbone(num_classes=5, in_chans=1), "the teacher has 1 channels, the student 3"),
     ):
         with pytest.raises(InputError, match=said):
-            ExternalTeacher(other, DEIT.sparse(num_classes=5))
+            ExternalTeacher(other, shallow(num_classes=5))
     with pytest.raises(InputError, match="the teacher has 0 classes, the student 0"):
-        ExternalTeacher(network(num_classes=0), DEIT.sparse(num_classes=0))
+        ExternalTeacher(network(num_classes=0), shallow(num_classes=0))
 
 
 def test_a_fingerprint_tells_weights_apart() -> None:
@@ -111,7 +113,7 @@ def test_a_fingerprint_tells_weights_apart() -> None:
         other = network()
         if changed:
             other.bn1.running_mean[0] += 1e-6
-        return ExternalTeacher(other, DEIT.sparse()).fingerprint
+        return ExternalTeacher(other, shallow()).fingerprint
 
     assert fingerprint(False) == fingerprint(False)
     assert fingerprint(False) != fingerprint(True)

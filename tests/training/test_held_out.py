@@ -19,8 +19,8 @@ from dynamicvit.training import Progress, fit
 from dynamicvit.training.checkpoint import BEST, NEWEST, load_checkpoint
 from dynamicvit.training.held_out import MAX_EVALUATIONS, HeldOut, is_due
 from dynamicvit.utils.distributed import Processes
-from families import DEIT, Family, each_family
-from memory import Memory, paper, small
+from families import Family, each_family
+from memory import Memory, paper, shallow, small
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def test_it_is_due_at_the_end_of_epochs_and_of_the_run(steps: int, epoch_steps: 
 
 def test_the_best_checkpoint_is_the_one_that_did_best_on_them(tmp_path: Path) -> None:
     report = fit(
-        DEIT.sparse(), Memory(2), small(steps=9), tmp_path, held_out=Told(0.2, 0.5, 0.5, 0.1, 0.4)
+        shallow(), Memory(2), small(steps=9), tmp_path, held_out=Told(0.2, 0.5, 0.5, 0.1, 0.4)
     )
     assert (report.best.measure, report.best.value, report.best.step) == ("top1", 0.5, 4)
     assert load_checkpoint(tmp_path / BEST)["counters"]["step"] == 4
@@ -69,14 +69,14 @@ def test_a_run_that_goes_on_knows_what_was_best(tmp_path: Path) -> None:
 
     with pytest.raises(MemoryError):
         fit(
-            DEIT.sparse(),
+            shallow(),
             Memory(2),
             small(steps=6),
             tmp_path,
             held_out=Told(0.3, 0.6),
             on_step=stop,
         )
-    model, recipe = DEIT.sparse(), small(steps=6)
+    model, recipe = shallow(), small(steps=6)
     report = fit(model, Memory(2), recipe, tmp_path, held_out=Told(0.5), resume=True)
     assert (report.best.value, report.best.step) == (0.6, 4)
     assert load_checkpoint(tmp_path / BEST)["counters"]["step"] == 4
@@ -86,7 +86,7 @@ def test_a_run_that_goes_on_knows_what_was_best(tmp_path: Path) -> None:
 
 
 def test_looking_at_them_changes_nothing_of_the_run(tmp_path: Path) -> None:
-    models = DEIT.sparse(drop_path_rate=0.2), DEIT.sparse(drop_path_rate=0.2)
+    models = shallow(drop_path_rate=0.2), shallow(drop_path_rate=0.2)
     recipe = paper("epochs=2", "drop_path=0.2")
     fit(models[0], Memory(), recipe, tmp_path / "without")
     report = fit(
@@ -99,7 +99,7 @@ def test_looking_at_them_changes_nothing_of_the_run(tmp_path: Path) -> None:
 
 
 def test_the_averaged_weights_are_the_ones_that_are_looked_at(tmp_path: Path) -> None:
-    model, held_out = DEIT.sparse(), HeldOut(Memory(8, batch=8))
+    model, held_out = shallow(), HeldOut(Memory(8, batch=8))
     seen: list[torch.Tensor] = []
 
     class Spy(HeldOut):
@@ -119,7 +119,7 @@ def test_the_averaged_weights_are_the_ones_that_are_looked_at(tmp_path: Path) ->
 
 
 def test_without_labels_the_dense_network_as_it_was_is_right(tmp_path: Path) -> None:
-    model = DEIT.sparse(keep_ratio=0.3)
+    model = shallow(keep_ratio=0.3)
     before = copy.deepcopy(DenseNetwork(model))
     batches = Memory(8, labeled=False, batch=8)
     recipe = small("keep_ratio=0.3", "learning_rate=0.1", "backbone_lr_scale=1")
@@ -133,7 +133,7 @@ def test_without_labels_the_dense_network_as_it_was_is_right(tmp_path: Path) -> 
     assert report.best.measure == "agreement"
     # A run that had ended looks at them again, and says the same.
     again = fit(
-        DEIT.sparse(keep_ratio=0.3),
+        shallow(keep_ratio=0.3),
         Memory(),
         recipe,
         tmp_path,
@@ -146,7 +146,7 @@ def test_without_labels_the_dense_network_as_it_was_is_right(tmp_path: Path) -> 
 
 def test_labels_that_nobody_has_are_no_score() -> None:
     held_out = HeldOut(Memory(1, labeled=False))
-    result = held_out.evaluate(DEIT.sparse(), Processes(), None)
+    result = held_out.evaluate(shallow(), Processes(), None)
     assert held_out.score(result) == {}
 
 
@@ -159,7 +159,7 @@ def test_every_family_trains_on_after_it(family: Family, tmp_path: Path) -> None
             for _ in range(self.start, self.length):
                 yield Batch(family.images(4), torch.arange(4))
 
-    model = family.sparse()
+    model = shallow(family)
     held_out = HeldOut(Own(1))
     fit(model, Own(1), small(steps=2), tmp_path, held_out=held_out)
     assert [bool(step["held_out"]) for step in log_of(tmp_path)] == [True, True]

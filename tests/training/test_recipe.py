@@ -60,6 +60,7 @@ GMACS = {
 
 def test_every_model_of_the_paper_has_a_recipe() -> None:
     assert {*recipe_names()} == {*PUBLISHED, "small_data"}
+    assert {load_recipe(name).model for name in PUBLISHED} <= {*BACKBONES}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -70,10 +71,9 @@ def test_a_published_recipe_is_that_of_deit_s_but_for_what_was_published(name: s
     assert load_recipe(name).model_dump() == expected
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_recipe_names_a_registered_model_of_the_published_cost(name: str) -> None:
+@pytest.mark.parametrize("name", GMACS)
+def test_a_published_recipe_costs_what_was_published(name: str) -> None:
     recipe = load_recipe(name)
-    assert recipe.model in BACKBONES
     with torch.device("meta"):
         model = timm.create_model(PREFIX + recipe.model, keep_ratio=recipe.keep_ratio)
     plan = plan_of(model, recipe, steps=30)
@@ -81,8 +81,7 @@ def test_a_published_recipe_names_a_registered_model_of_the_published_cost(name:
     assert (plan.steps.warmup, plan.steps.frozen) == (5, 5)  # of 30 epochs
     quarters = [model.depth * quarter // 4 for quarter in (1, 2, 3)]
     assert list(plan.schedule.stages) == quarters
-    if name in GMACS:
-        assert (plan.dense_macs / 1e9, plan.macs / 1e9) == pytest.approx(GMACS[name], rel=0.005)
+    assert (plan.dense_macs / 1e9, plan.macs / 1e9) == pytest.approx(GMACS[name], rel=0.005)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -102,8 +101,8 @@ def test_overrides_reach_into_parts_and_replace_the_length() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("learning_rat=1", "unknown key 'learning_rat', did you mean 'learning_rate'"),
-        ("losses.tokn=1", "unknown key 'losses.tokn', did you mean 'token'"),
+        ("learning_rat=1", "unknown key 'learning_rat': .*learning_rate"),
+        ("losses.tokn=1", "unknown key 'losses.tokn': .*token"),
         ("batch_size=0", "batch_size: .*greater than 0, got 0"),
         ("batch_size=many", "batch_size: .*integer.*got 'many'"),
         ("batch_size", "must be key=value"),
@@ -112,8 +111,8 @@ def test_overrides_reach_into_parts_and_replace_the_length() -> None:
         ("masking=zeroed", "masking: zeroed needs decisions"),
         ("stages=[]", "at least one"),
         ("losses.token=[", "is not YAML"),
-        ("teacher.modl=resnet50", "unknown key 'teacher.modl', did you mean 'model'"),
-        ("temperature=2", "unknown key 'temperature', did you mean 'teacher.temperature'"),
+        ("teacher.modl=resnet50", "unknown key 'teacher.modl': .*model"),
+        ("temperature=2", "unknown key 'temperature': .*teacher"),
         ("teacher=resnet50", "teacher: has the parts model, hard, temperature, got 'resnet50'"),
         ("teacher.temperature=0", "teacher.temperature: .*greater than 0, got 0"),
         ("teacher.temperature=.inf", "teacher.temperature: .*finite.*got inf"),
@@ -162,7 +161,7 @@ def test_a_run_has_one_length() -> None:
 
 
 def test_a_missing_recipe_lists_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"deit_tinny.*did you mean deit_tiny\? .*small_data"):
+    with pytest.raises(InputError, match=r"deit_tinny.*deit_tiny, .*small_data"):
         load_recipe("deit_tinny")
     file = tmp_path / "broken.yaml"
     file.write_text("a: [")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +19,7 @@ from dynamicvit.utils.distributed import launched_precision, launched_processes
 from dynamicvit.utils.signals import Interrupted
 from families import DEIT
 from memory import Memory, paper, small
+from processes import run_two
 
 NAMES = [name for name, _, _ in launched.RUNS]
 
@@ -51,29 +49,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every run in two processes that gloo joins, as torchrun starts them."""
+    """Every run in two processes that gloo joins, as under torchrun."""
     folder = tmp_path_factory.mktemp("together")
     with pytest.raises(Interrupted):
         launched.run(NAMES[0], folder / launched.RESUMED, stop=launched.STEPS // 2)
-    launch_two(folder)
+    run_two(launched.all_of_it, folder)
     return folder
-
-
-def launch_two(folder: Path) -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            launched.__file__,
-            folder,
-        ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,  # processes that disagree wait for each other
-    )
-    assert done.returncode == 0, done.stderr
-    (folder / "said").write_text(done.stderr)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +64,7 @@ def test_two_processes_follow_one(name: str, alone: Path, together: Path) -> Non
 
 def test_two_processes_go_on_where_one_was_stopped(alone: Path, together: Path) -> None:
     assert_follows(together / launched.RESUMED, alone / NAMES[0])
-    assert "written by 1 process(es), now there are 2" in (together / "said").read_text()
+    assert "written by 1 process(es), now there are 2" in (together / "said0").read_text()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.core.distillation import hard_distillation_loss
+from dynamicvit.core.losses import hard_distillation_loss
 from dynamicvit.training import Progress, Recipe, fit, loop
 from dynamicvit.training import objective as asking
 from dynamicvit.training.checkpoint import NEWEST, load_checkpoint
@@ -25,7 +25,7 @@ from dynamicvit.training.memory import estimate_memory
 from dynamicvit.training.objective import objective_of
 from dynamicvit.training.recipe import LossRecipe
 from families import DEIT, NUM_CLASSES
-from memory import BATCH, Memory, losses_of, paper, small
+from memory import BATCH, Memory, losses_of, paper, shallow, small
 
 PARTS = tuple(LossRecipe.model_fields)
 OTHER = "teacher.model=test_resnet"
@@ -43,7 +43,7 @@ def run(
     recipe: Recipe, folder: Path, *, seed: int = 0, data: Memory | None = None, **options: Any
 ) -> DynamicViT:
     """Train a small model by it, with the teacher that it names."""
-    model = DEIT.sparse()
+    model = shallow()
     teacher = another(model, seed) if recipe.teacher.model else None
     fit(model, data or Memory(), recipe, folder, teacher=teacher, **options)
     return model
@@ -94,7 +94,7 @@ def test_each_part_alone(
         assert losses.pop("total") == pytest.approx(1.5 * losses[part])
         assert losses.pop(part) > 0
         assert set(losses.values()) == {0.0}
-    before = DEIT.sparse().state_dict()
+    before = shallow().state_dict()
     assert any(not torch.equal(value, before[n]) for n, value in model.state_dict().items())
     whom = {"classification": "", "ratio": "", "distillation": "external" if other else "dense"}
     assert asked == Counter({whom.get(part, "dense"): 2} if whom.get(part, "dense") else {})
@@ -113,7 +113,7 @@ def test_each_part_off(
 
 
 def test_nobody_is_built_who_is_not_asked() -> None:
-    model = DEIT.sparse()
+    model = shallow()
     other = another(model)
 
     def teachers(*overrides: str) -> list[nn.Module]:
@@ -128,7 +128,7 @@ def test_nobody_is_built_who_is_not_asked() -> None:
 
 
 def test_recipe_and_teacher_must_agree(tmp_path: Path) -> None:
-    model = DEIT.sparse()
+    model = shallow()
     with pytest.raises(InputError, match="the recipe's teacher is test_resnet: give that network"):
         fit(model, Memory(), paper(OTHER), tmp_path / "out")
     with pytest.raises(InputError, match=r"the recipe names none: set its teacher\.model"):
@@ -140,7 +140,7 @@ def test_recipe_and_teacher_must_agree(tmp_path: Path) -> None:
 
 
 def test_its_logits_replace_the_dense_selfs_in_the_distillation_alone() -> None:
-    model, batch = DEIT.sparse().train(), next(iter(Memory()))
+    model, batch = shallow().train(), next(iter(Memory()))
     other = another(model)
     weights = [f"losses.{name}=1" for name in PARTS]
     (_, own), (output, soft), (_, hard) = (
@@ -167,7 +167,7 @@ HARD = "teacher.hard=true"
 )
 def test_it_sees_the_very_images_of_the_student(recipe: Recipe) -> None:
     """Mixed ones, as in DeiT, and once."""
-    model, batch = DEIT.sparse().train(), next(iter(Memory()))
+    model, batch = shallow().train(), next(iter(Memory()))
     objective = objective_of(model, recipe, another(model))
     seen: dict[str, list[Tensor]] = {"student": [], "other": []}
     shared = recipe.share_first_blocks or objective.dense_teacher is None
@@ -186,14 +186,14 @@ def test_first_blocks_are_shared_without_a_dense_self(tmp_path: Path) -> None:
     run(small(*alone, "share_first_blocks=false"), tmp_path / "apart", data=Memory(labeled=False))
     first = [logged(tmp_path / name)[0]["total"] for name in ("shared", "apart")]
     assert first[0] == pytest.approx(first[1], rel=1e-5)
-    before = DEIT.sparse().state_dict()
+    before = shallow().state_dict()
     changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
     assert not any(n.startswith(("backbone.patch", "backbone.blocks.0.")) for n in changed)
     assert any(n.startswith("backbone.blocks.1.") for n in changed)
 
 
 def test_shared_first_blocks_drop_nothing_by_chance() -> None:
-    model, images = DEIT.sparse(proj_drop_rate=0.5).train(), DEIT.images()
+    model, images = shallow(proj_drop_rate=0.5).train(), DEIT.images()
     objective = objective_of(model, small("masking=full", *only("ratio")))
     assert objective.dense_teacher is None
     tokens = objective._first_blocks(images)
@@ -213,7 +213,7 @@ def test_two_passes_follow_one(asked: Counter[str], tmp_path: Path) -> None:
 
 
 def test_it_runs_under_autocast() -> None:
-    model, batch = DEIT.sparse().train(), next(iter(Memory()))
+    model, batch = shallow().train(), next(iter(Memory()))
     objective = objective_of(model, paper(OTHER), another(model))
     said: list[Tensor] = []
     assert objective.external_teacher is not None
@@ -233,7 +233,7 @@ def test_it_is_compiled_with_the_others(tmp_path: Path, monkeypatch: pytest.Monk
         return path
 
     monkeypatch.setattr(torch, "compile", compile)
-    model = DEIT.sparse()
+    model = shallow()
     teacher = another(model)
     recipe = paper("losses.token=0", "epochs=1", OTHER)
     fit(model, Memory(1), recipe, tmp_path, teacher=teacher, compiled=True)
@@ -244,7 +244,7 @@ def test_it_is_compiled_with_the_others(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_memory_counts_those_who_are_there() -> None:
-    model = DEIT.sparse()
+    model = shallow()
     other = another(model)
     own = sum(4 * p.numel() for p in model.backbone.parameters())
     both = [*other.parameters(), *other.buffers()]
@@ -290,7 +290,9 @@ def test_a_checkpoint_holds_no_more_of_a_teacher_than_it_must(tmp_path: Path) ->
     interrupted(paper(OTHER), tmp_path / "both")
     alone, both = (load_checkpoint(tmp_path / name / NEWEST) for name in ("alone", "both"))
     assert "teacher" not in alone
-    assert both["teacher"].keys() == {f"backbone.{name}" for name in DEIT.backbone().state_dict()}
+    assert both["teacher"].keys() == {
+        f"backbone.{name}" for name in DEIT.backbone(depth=2).state_dict()
+    }
     assert alone["external_teacher"] == both["external_teacher"]
     assert not any("layer1" in name for part in both.values() for name in _names(part))
 

@@ -26,7 +26,7 @@ def gumbel_sampler(
 ) -> Tensor:
     """The paper's draw: each token for itself, by Gumbel-Softmax with temperature 1 (Eq. 6).
 
-    How many tokens stay is left to chance and to the ratio loss; ``k`` is not used.
+    Chance and the ratio loss decide how many tokens are kept; ``k`` is not used.
 
     Args:
         keep_scores: ``(B, M)``, log-odds.

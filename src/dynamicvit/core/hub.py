@@ -225,8 +225,7 @@ def _fetch(model_id: str, filename: str, download: Mapping[str, Any]) -> Path:
         ) from error
     except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
         raise InputError(
-            f"{model_id}: no such folder, and {filename} can't be had from the Hub "
-            f"({first_line(error)})"
+            f"{model_id}: no such folder, and no {filename} on the Hub ({first_line(error)})"
         ) from error
 
 

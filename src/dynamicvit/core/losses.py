@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,12 +11,14 @@ import torch.nn.functional as F
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 
-from dynamicvit.core.distillation import Distillation, distillation_loss, divergence
 from dynamicvit.core.outputs import DenseOutput, MaskedOutput
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens
 
 T = TypeVar("T")
+
+#: From logits ``(B, classes)`` of student and teacher to a scalar.
+Distillation = Callable[[Tensor, Tensor], Tensor]
 
 #: Keeps a share of nothing finite; any importance that ranks patches is far larger.
 _TINY = torch.finfo(torch.float32).tiny
@@ -28,7 +31,7 @@ class LossWeights:
     Attributes:
         classification: cross-entropy with the labels; images without a label add nothing to it.
         distillation: KL divergence of the logits from the teacher's.
-        token: distance of the surviving tokens from the teacher's.
+        token: distance of the kept tokens from the teacher's.
         feature: distance of the pooled features from the teacher's. Not in the paper, so zero by
             default; see :func:`feature_loss`.
         ratio: squared distance of the kept fraction from the schedule.
@@ -65,6 +68,43 @@ class Losses:
     guidance: Tensor
 
 
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL divergence of the student's class probabilities from the teacher's (Eq. 14).
+
+    Args:
+        logits: ``(B, classes)``.
+        teacher_logits: likewise.
+        temperature: T, by which both are divided: above 1 the unlikely classes weigh more. The
+            divergence is multiplied by T², for its gradients shrink by that (Hinton et al.,
+            arXiv 1503.02531, Section 2); the paper has 1.
+    """
+    soft, taught = (each.float() / temperature for each in (logits, teacher_logits))
+    return temperature**2 * divergence(soft, taught).mean()
+
+
+def hard_distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Cross-entropy with the class that the teacher holds likeliest (arXiv 2012.12877, Eq. 3).
+
+    That is how DeiT learns from a convolutional network.
+
+    Args:
+        logits: ``(B, classes)``.
+        teacher_logits: likewise. Of ones that are not finite there is no likeliest: that gives NaN.
+    """
+    loss = F.cross_entropy(logits.float(), teacher_logits.argmax(dim=-1))
+    return loss.masked_fill(~teacher_logits.isfinite().all(), float("nan"))
+
+
+def divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL divergence of each row of class probabilities: ``(..., classes)`` to ``(...)``."""
+    return F.kl_div(
+        logits.float().log_softmax(dim=-1),
+        teacher_logits.float().log_softmax(dim=-1),
+        log_target=True,
+        reduction="none",
+    ).sum(dim=-1)
+
+
 def dynamicvit_loss(
     output: MaskedOutput,
     keep_ratios: tuple[float, ...],
@@ -84,7 +124,7 @@ def dynamicvit_loss(
         labels: as :func:`classification_loss` takes them.
         teacher: what the dense network gave for the same images.
         teacher_logits: ``(B, classes)`` of another teacher, which distillation then looks at.
-        distillation: the loss of the logits, of :mod:`dynamicvit.core.distillation`.
+        distillation: the loss of the logits, of :data:`Distillation`.
         label_smoothing: of labels that are class indices.
         weights: of the parts. A weight of zero leaves a part out, and its input is not needed.
 
@@ -143,9 +183,9 @@ def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float =
 
 
 def token_loss(output: MaskedOutput, teacher: DenseOutput) -> Tensor:
-    """How far the surviving tokens are from the teacher's (Eq. 13); zero if none survived.
+    """How far the kept tokens are from the teacher's (Eq. 13); zero if none is kept.
 
-    The mean over all surviving tokens of the batch: of the squared distance of the tokens,
+    The mean over all kept tokens of the batch: of the squared distance of the tokens,
     averaged over their channels; for a family that classifies every patch (LV-ViT), of the KL
     divergence of their class probabilities, as released. A token made of several patches is
     compared with the mean of the teacher's for them.
@@ -161,10 +201,10 @@ def token_loss(output: MaskedOutput, teacher: DenseOutput) -> Tensor:
     else:
         expected = _held(teacher.patch_logits, features)
         distance = divergence(output.patch_logits, expected)
-    # Which tokens survived is not what this loss should change: no gradient to the decision.
+    # This loss should not change which tokens are kept: no gradient to the decision.
     decision = features.decision
-    survived = torch.ones_like(distance) if decision is None else decision.detach()
-    return (distance * survived).sum() / survived.sum().clamp(min=1.0)
+    kept = torch.ones_like(distance) if decision is None else decision.detach()
+    return (distance * kept).sum() / kept.sum().clamp(min=1.0)
 
 
 def feature_loss(pooled: Tensor, teacher_pooled: Tensor) -> Tensor:

@@ -19,14 +19,13 @@ from torch import Tensor
 
 from dynamicvit.layers.tokens import Tokens, flat_rows, regroup
 
-#: Power of the unlikeness in what a token is worth; 1 and 2 were tried
-#: (docs/notebook/small-data-recipe.md).
+#: Power of the distance; 1 and 2 were tried (docs/notebook/small-data-recipe.md).
 UNLIKENESS_POWER = 2.0
 
 #: Tokens less unlike than this are the same.
 LEAST_UNLIKENESS = 1e-3
 
-#: Log-odds less apart than this are equal: of twins it must not be rounding that says which leaves.
+#: Log-odds less apart than this are equal: rounding must not decide which of two twins is dropped.
 LEAST_ODDS = 1e-2
 
 
@@ -46,11 +45,11 @@ def likeness(tokens: Tokens) -> Tensor:
 
 
 def discounted(keep_scores: Tensor, alike: Tensor, kept: Tensor | None = None) -> Tensor:
-    """What tokens are worth where those that leave merge.
+    """Keep scores where dropped tokens merge, by which tokens are then ranked.
 
-    Merging a token moves it to the one that it becomes part of: its worth is the odds of keeping it
-    times a power of how far that is: 1 minus the cosine to the nearest token with better odds. Of
-    tokens with equal odds the first one is taken for the better, wherever they are computed.
+    Merging moves a token to the one that it becomes part of. So the odds of keeping it are
+    multiplied by a power of that distance: 1 minus the cosine to the nearest token with better
+    odds. Of tokens with equal odds the first one counts as the better, in every runtime.
 
     Args:
         keep_scores: ``(B, M)`` log-odds, as if dropped tokens were removed.
@@ -98,7 +97,7 @@ def join(tokens: Tokens, dropped: Tensor, into: Tensor) -> Tokens:
     moved = dropped * size
     total = size.scatter_add(1, into, moved)
     # Sums of many shares need more than half precision. They are 1 together, and exactly 1 for a
-    # token that stays alone: it is not rounded at every stage.
+    # token that nothing joins: it is not rounded at every stage.
     own, theirs = size / total, moved / total.gather(1, into)
     joined = _added(patches * own[..., None], into, patches * theirs[..., None]).to(patches.dtype)
     here = torch.arange(into.shape[1], device=into.device).expand_as(into)

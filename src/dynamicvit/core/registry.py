@@ -44,7 +44,7 @@ def method_named(name: str) -> type[Method]:
     """The method of that name; ``"package.module:name"`` imports the module first.
 
     Raises:
-        InputError: naming all that there are, or the module that can't be imported.
+        InputError: listing the registered names, or naming the module that can't be imported.
     """
     module, _, own = name.rpartition(":")
     if module:
@@ -53,5 +53,5 @@ def method_named(name: str) -> type[Method]:
         except ImportError as error:
             raise InputError(f"method {name}: {module} can't be imported ({error})") from error
     if own not in METHODS:
-        raise InputError(f"no method {own!r}: there are {', '.join(METHODS)}")
+        raise InputError(f"no method {own!r}: one of {', '.join(METHODS)}")
     return METHODS[own]

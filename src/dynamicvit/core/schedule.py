@@ -20,7 +20,7 @@ most like it (:mod:`dynamicvit.core.merging`).
 
 @dataclass(frozen=True)
 class Schedule:
-    """The stages of a network and the share of the original patches that each leaves.
+    """The stages of a network and the share of the original patches that each keeps.
 
     Attributes:
         stages: indices of the blocks before which tokens are dropped, ascending.

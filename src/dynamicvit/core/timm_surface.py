@@ -85,7 +85,7 @@ class TimmSurface:
             The final tokens and the list of maps, or the list alone.
 
         Raises:
-            InputError: for another format, or a block that there is not.
+            InputError: for an unknown format or block.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise InputError(f"output_fmt is NCHW or NLC, got {output_fmt!r}")
@@ -147,7 +147,7 @@ class TimmSurface:
         """Give the backbone a fresh classifier; with another pool, if it can have it.
 
         Raises:
-            InputError: for a pool that the backbone can't have, or that leaves tokens unpooled.
+            InputError: for a pool that the backbone does not have.
         """
         self.bound.reset_classifier(num_classes, global_pool)
 

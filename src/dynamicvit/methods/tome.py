@@ -58,12 +58,12 @@ class TokenMerging(Combination):
     def combine(self, tokens: Tokens, count: int) -> Tokens:
         """The tokens after the most alike pairs have merged."""
         held = tokens.num_patches
-        leaving = min(held - count, held // 2)
-        if leaving <= 0:
+        number = min(held - count, held // 2)
+        if number <= 0:
             return tokens
         assert tokens.heads is not None  # the model runs a block before each stage that looks back
         key = tokens.heads.key.detach().mean(dim=1)[:, tokens.num_prefix :]
-        return merge(tokens, *match(key, leaving))
+        return merge(tokens, *match(key, number))
 
 
 def _merged(num_patches: int, stages: Sequence[int], each: float) -> Schedule:
@@ -75,7 +75,7 @@ def _merged(num_patches: int, stages: Sequence[int], each: float) -> Schedule:
     return Schedule(tuple(stages), tuple(k / num_patches for k in kept))
 
 
-def match(key: Tensor, leaving: int) -> tuple[Tensor, Tensor]:
+def match(key: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """Which tokens become part of which others.
 
     Tokens at even positions choose the token at an odd position whose key points most nearly where
@@ -83,31 +83,31 @@ def match(key: Tensor, leaving: int) -> tuple[Tensor, Tensor]:
 
     Args:
         key: ``(B, M, D)``, what tokens are compared by.
-        leaving: how many merge into another, at most M / 2.
+        number: how many merge into another, at most M / 2.
 
     Returns:
-        ``(B, leaving)`` positions of those that leave, and of the ones that they become part of.
+        ``(B, number)`` positions of those that merge, and of the ones that they become part of.
     """
     key = F.normalize(key, dim=-1)
     alike, partner = (key[:, ::2] @ key[:, 1::2].transpose(1, 2)).max(dim=-1)
-    pairs = alike.topk(leaving, dim=1, sorted=False).indices
+    pairs = alike.topk(number, dim=1, sorted=False).indices
     return 2 * pairs, 2 * partner.gather(1, pairs) + 1
 
 
-def merge(tokens: Tokens, leaving: Tensor, into: Tensor) -> Tokens:
+def merge(tokens: Tokens, merging: Tensor, into: Tensor) -> Tokens:
     """The tokens after some have become part of others.
 
     Args:
         tokens: M patch tokens.
-        leaving: ``(B, R)`` positions of those that leave, each once.
-        into: ``(B, R)`` positions of the ones that they become part of, which stay.
+        merging: ``(B, R)`` positions of those that merge, each once.
+        into: ``(B, R)`` positions of the ones that they become part of, which are kept.
 
     Returns:
-        The tokens that stay, each the mean of its patches, in the order that they had.
+        The kept tokens, each the mean of its patches, in image order.
     """
     held = tokens.num_patches
     merged = tokens.x.new_zeros(tokens.patches.shape[:2], dtype=torch.float32)
-    merged = merged.scatter(1, leaving, 1.0)
-    partner = torch.zeros_like(merged, dtype=torch.long).scatter(1, leaving, into)
-    kept = top_k(1.0 - merged, held - leaving.shape[1])
+    merged = merged.scatter(1, merging, 1.0)
+    partner = torch.zeros_like(merged, dtype=torch.long).scatter(1, merging, into)
+    kept = top_k(1.0 - merged, held - merging.shape[1])
     return join(tokens, merged, partner).keep(kept)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from dynamicvit.plots import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Points of a curve; a longer run shows means over as many stretches of steps.
 MAX_POINTS = 500
@@ -64,6 +65,8 @@ def _losses(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
 def _kept(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
     """For each stage the share kept in training, that which the scores ask for, and the rule's."""
     stages = len(steps[0]["kept"])
+    from matplotlib import colormaps
+
     colors = colormaps[style.SCORES](np.linspace(0.1, 0.8, stages))
     for stage, color in enumerate(colors):
         for field, line, what in (

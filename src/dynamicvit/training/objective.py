@@ -10,8 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit.core.decisions import Sampler, gumbel_sampler
-from dynamicvit.core.distillation import Distillation, distillation_loss
-from dynamicvit.core.losses import Losses, LossWeights, dynamicvit_loss
+from dynamicvit.core.losses import (
+    Distillation,
+    Losses,
+    LossWeights,
+    distillation_loss,
+    dynamicvit_loss,
+)
 from dynamicvit.core.method import Masking
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import eval_mode
@@ -47,7 +52,7 @@ class TrainingObjective(nn.Module):
         share_first_blocks: run the blocks before the first stage once for teacher and student, and
             leave them as they are: where nothing has been dropped yet, the dense weights are right.
         guided: share of the images that the guidance loss looks at.
-        distillation: the loss of the logits, of :mod:`dynamicvit.core.distillation`.
+        distillation: the loss of the logits, of :mod:`dynamicvit.core.losses`.
         label_smoothing: of targets that are class indices.
 
     Attributes:

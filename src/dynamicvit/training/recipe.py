@@ -7,8 +7,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dynamicvit.core.distillation import Distillation, distillation_loss, hard_distillation_loss
-from dynamicvit.core.losses import LossWeights
+from dynamicvit.core.losses import (
+    Distillation,
+    LossWeights,
+    distillation_loss,
+    hard_distillation_loss,
+)
 from dynamicvit.core.method import NO_GRADIENT, Masking
 from dynamicvit.core.schedule import Policy
 

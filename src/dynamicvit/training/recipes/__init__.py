@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -75,10 +74,8 @@ def _read(name_or_path: str) -> dict[str, Any]:
         except UnicodeDecodeError:
             raise InputError(f"recipe {name_or_path} is not text") from None
     else:
-        near = difflib.get_close_matches(name_or_path, recipe_names(), n=1)
-        hint = f"did you mean {near[0]}? Give" if near else "give"
         raise InputError(
-            f"no recipe {name_or_path!r}: {hint} a YAML file or one of {', '.join(recipe_names())}"
+            f"no recipe {name_or_path!r}: give a YAML file or one of {', '.join(recipe_names())}"
         )
     try:
         values = yaml.safe_load(text)
@@ -123,8 +120,8 @@ def _first_problem(error: ValidationError) -> str:
     unknown = problem["type"] == "extra_forbidden"
     place = ".".join(str(p) for p in problem["loc"] if unknown or p in known or isinstance(p, int))
     if unknown:
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(problem["loc"]), n=1)
-        return f"unknown key {place!r}" + (f", did you mean {near[0]!r}?" if near else "")
+        part = _PARTS.get(str(problem["loc"][0]), Recipe) if "." in place else Recipe
+        return f"unknown key {place!r}: one of {', '.join(part.model_fields)}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "model_type":
         message = f"has the parts {', '.join(_PARTS[place].model_fields)}"
@@ -139,11 +136,3 @@ _PARTS: dict[str, type[Strict]] = {
     "teacher": TeacherRecipe,
     "augment": AugmentRecipe,
 }
-
-
-def _keys(location: Sequence[int | str]) -> Iterable[str]:
-    """What could stand in a place; above all parts also what they hold."""
-    if len(location) > 1:
-        return _PARTS.get(str(location[0]), Recipe).model_fields
-    inside = [f"{name}.{key}" for name, part in _PARTS.items() for key in part.model_fields]
-    return [*Recipe.model_fields, *inside]

@@ -1,0 +1,44 @@
+"""Processes that tests start, forked from one that has imported the package and run nothing.
+
+Two imports more would take longer than what is tested, and a process that has threads, a device or
+autograd in use can't be forked.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["accelerate", "dynamicvit.training", "dynamicvit.cli"])
+
+
+def in_fork(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``work(*arguments)``, a function of a module, gives in a process of its own."""
+    with ProcessPoolExecutor(1, FORKS) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def run_two(work: Callable[..., None], *arguments: Any) -> None:
+    """Do the work in two processes, with the variables that torchrun sets."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    both = [
+        FORKS.Process(target=_launched, args=(rank, port, work, arguments), daemon=True)
+        for rank in (0, 1)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(300)  # those that disagree wait for each other
+    assert [process.exitcode for process in both] == [0, 0]
+
+
+def _launched(rank: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    work(*arguments)
