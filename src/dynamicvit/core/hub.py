@@ -26,7 +26,7 @@ from dynamicvit.utils.files import atomic_write
 from dynamicvit.utils.optional import need
 from dynamicvit.utils.weights import first_line, load_exactly, read_weights
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of ``config.json`` that this code writes, and the newest that it reads."""
 
 MODEL_CARD = """---
