@@ -79,7 +79,7 @@ def timer(work: Callable[[], object], threads: int) -> Timer:
 
 
 def timer_class() -> type[Timer]:
-    """torch's timer, imported late and quietly: it looks for CUDA's compiler, and logs without it."""
+    """torch's timer, imported late and quietly: it logs that there is no compiler of CUDA's."""
     with quiet("torch.utils.cpp_extension"):
         from torch.utils.benchmark import Timer
     return Timer
