@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork, eval_mode
 from dynamicvit.data import UNLABELED, Batch, ImageData, Loader, class_map_for, eval_transform
@@ -51,7 +52,7 @@ class EvaluationResult:
 
 
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike[str],
     data: str | os.PathLike[str] | ImageData | Iterable[Batch],
     *,
     dense: nn.Module | bool | None = None,
@@ -68,7 +69,8 @@ def evaluate(
     """Accuracy of a model, run in ``eval()`` mode; its own mode is restored afterwards.
 
     Args:
-        model: gives logits ``(B, classes)`` for images ``(B, channels, H, W)``.
+        model: gives logits ``(B, classes)`` for images ``(B, channels, H, W)``; or what
+            :func:`~dynamicvit.load` takes.
         data: a source of images, as for :class:`~dynamicvit.data.ImageData`; an ``ImageData``
             whose labels are the model's classes; or batches, which ignore the arguments from
             ``class_map`` to ``workers``.
@@ -91,6 +93,8 @@ def evaluate(
             that are not finite; for a model without a classifier, or without a dense self if
             ``dense`` is True; for unusable data.
     """
+    if isinstance(model, str | os.PathLike):
+        model = load(model)
     if getattr(model, "num_classes", None) == 0:
         raise InputError("the model has no classifier to evaluate")
     if isinstance(dense, bool):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.outputs import PrunedOutput
@@ -48,7 +49,7 @@ class Visualization(NamedTuple):
 
 @torch.no_grad()
 def visualize(
-    model: PrunedClassifier,
+    model: PrunedClassifier | str | os.PathLike[str],
     images: Tensor | ImageFile | Sequence[ImageFile],
     path: str | os.PathLike[str] | None = None,
     *,
@@ -62,7 +63,8 @@ def visualize(
     """Draw which patches a model keeps of images, and its pruned and dense predictions.
 
     Args:
-        model: used in the mode that it is in; call ``model.eval()`` first.
+        model: used in the mode that it is in, so call ``model.eval()`` first; or what
+            :func:`~dynamicvit.load` takes.
         images: one or more image files or PIL images, or ``(B, C, H, W)`` normalized.
         path: of the picture to write; ``.png``, ``.pdf``, ``.svg``, or no ending for PNG and PDF.
         names: name of each class; by default the model's own.
@@ -76,6 +78,8 @@ def visualize(
         InputError: for images that can't be read or that the model does not take, and for a path
             that can't be written.
     """
+    if isinstance(model, str | os.PathLike):
+        model = load(model)
     if not isinstance(images, Tensor):
         images = _prepare(model, images, image_size, crop_pct)
     output = model.forward_pruned(images)
