@@ -16,6 +16,7 @@ from dynamicvit.backbones.networks import LVViT
 from dynamicvit.checkpoints.dense import load_dense
 from dynamicvit.checkpoints.loading import set_image_size
 from families import BY_NAME, DEIT, NUM_CLASSES, assert_agree, randomize
+from released_state import lvvit_shapes
 
 SMALL: dict[str, Any] = {
     "embed_dim": 24,
@@ -109,22 +110,12 @@ def test_training_gives_one_tensor_by_the_same_rule() -> None:
 # ---------------------------------------------------------------- weights
 
 
-def test_parameters_have_the_original_names() -> None:
-    stem = [f"patch_embed.conv{i}.weight" for i in (1, 2, 3)] + [
-        f"patch_embed.bn{i}.{part}"
-        for i in (1, 2, 3)
-        for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    ]
-    affine = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
-    blocks = [
-        f"blocks.{depth}.{name}"
-        for depth in range(SMALL["depth"])
-        for name in ["attn.qkv.weight"] + [f"{n}.{p}" for n in affine for p in ("weight", "bias")]
-    ]
-    ends = ("patch_embed.proj", "norm", "head", "aux_head")
-    around = [f"{name}.{part}" for name in ends for part in ("weight", "bias")]
-    expected = {"cls_token", "pos_embed", *stem, *blocks, *around}
-    assert set(small().state_dict()) == expected
+def test_parameters_have_the_original_names_and_shapes() -> None:
+    expected = lvvit_shapes(24, side=4, patch=8, classes=NUM_CLASSES, stem=8)
+    shapes = small(img_size=32).state_dict()
+    assert {name: tuple(value.shape) for name, value in shapes.items()} == {
+        name: shape for name, shape in expected.items() if not name.startswith("score_predictor")
+    }
 
 
 @pytest.fixture
@@ -194,9 +185,9 @@ def test_each_original_file_has_its_name_and_its_size() -> None:
 def test_one_size_unless_told_otherwise() -> None:
     model = small()
     assert model.forward_features(images()).shape == (2, 1 + 4 * 5, 24)
-    with pytest.raises(AssertionError, match="32x48, but the network was made for 32x40"):
+    with pytest.raises(AssertionError, match=r"32x48, .* 32x40"):
         model(images(32, 48))
-    with pytest.raises(InputError, match=r"32x48, but this backbone takes 32x40"):
+    with pytest.raises(InputError, match=r"32x48, .* 32x40"):
         sparsify(model).eval()(images(32, 48))
 
 
@@ -205,7 +196,7 @@ def test_sizes_that_vary() -> None:
     model = small(dynamic_img_size=True)
     assert_agree(model(images()), small()(images()))
     assert model.forward_features(images(48, 32)).shape == (2, 1 + 6 * 4, 24)
-    with pytest.raises(AssertionError, match="32x44 are not whole patches of 8x8"):
+    with pytest.raises(AssertionError, match=r"32x44 .* 8x8"):
         model(images(32, 44))
     padded = small(dynamic_img_size=True, dynamic_img_pad=True)
     expected = model(F.pad(images(32, 44), (0, 4)))
@@ -229,14 +220,14 @@ def test_patches_that_are_not_square() -> None:
 
 
 def test_sizes_that_can_not_be() -> None:
-    with pytest.raises(InputError, match="even sides, got patch_size=5"):
+    with pytest.raises(InputError, match=r"even .*patch_size=5"):
         small(patch_size=5)
-    with pytest.raises(InputError, match=r"img_size=\(32, 44\) is not a multiple"):
+    with pytest.raises(InputError, match=r"img_size=\(32, 44\)"):
         small(img_size=(32, 44))
     model = small()
-    with pytest.raises(InputError, match=r"img_size=\(30, 30\) is not a multiple"):
+    with pytest.raises(InputError, match=r"img_size=\(30, 30\)"):
         model.set_input_size(img_size=30)
-    with pytest.raises(InputError, match="got patch_size=16; create it"):
+    with pytest.raises(InputError, match="patch_size=16"):
         model.set_input_size(patch_size=16)
     assert model.patch_embed.img_size == (32, 40)
 
@@ -256,11 +247,11 @@ def test_fresh_classifiers() -> None:
     model.reset_classifier(0, "")
     assert model(images().double()).shape == (2, 21, 24)
     for classes, pool in ((3, ""), (3, "avg"), (0, "avg")):
-        with pytest.raises(InputError, match=f"class token: global_pool='{pool}'"):
+        with pytest.raises(InputError, match=f"global_pool='{pool}'"):
             model.reset_classifier(classes, pool)
-    with pytest.raises(InputError, match="class token: global_pool='map'"):
+    with pytest.raises(InputError, match="global_pool='map'"):
         small(global_pool="map")
-    with pytest.raises(InputError, match=r"global_pool='avg' .*: one of token is"):
+    with pytest.raises(InputError, match=r"global_pool='avg' .*token"):
         sparsify(small()).reset_classifier(3, "avg")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dynamicvit import DynamicViT, InputError, MaskedOutput
-from dynamicvit.checkpoints import timm_names
 
 TINY = "dynamicvit_deit_tiny_patch16_224"
 #: Each registered backbone, and where its depth puts the stages.
@@ -46,13 +44,6 @@ def test_timm_lists_the_models() -> None:
     names = set(timm.list_models("dynamicvit*"))
     assert names == {f"dynamicvit_{backbone}" for backbone in STAGES}
     assert not timm.list_models("dynamicvit*", pretrained=True)  # no weights of ours to download
-
-
-def test_registering_twice_does_nothing(recwarn: pytest.WarningsRecorder) -> None:
-    before = timm.list_models("dynamicvit*")
-    importlib.reload(timm_names)
-    assert timm.list_models("dynamicvit*") == before
-    assert not recwarn.list
 
 
 @pytest.mark.parametrize("backbone", STAGES)
