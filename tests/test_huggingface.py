@@ -684,7 +684,7 @@ def test_bench_of_a_folder(tmp_path: Path, command: Callable[..., int]) -> None:
 
 def test_folders_that_can_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sparse().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"of transformers; dynamicvit\.load takes"):
+    with pytest.raises(InputError, match=r"dynamicvit\.load"):
         DynamicViT.from_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     tensors, content = load_file(file), file.read_bytes()

@@ -32,7 +32,6 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         content: the file.
-        kind: its content type.
         ranges: whether parts of it can be had.
         cut: after how many bytes the connection breaks, however often it is asked.
         tells_length: whether the length is said beforehand.
@@ -45,7 +44,6 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = checkpoint()
-        self.kind = "application/octet-stream"
         self.ranges = True
         self.cut: int | None = None
         self.tells_length = True
@@ -74,7 +72,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
         else:
             self.send_response(200)
-        self.send_header("Content-Type", server.kind)
         if server.tells_length:
             self.send_header("Content-Length", str(size - start))
         self.end_headers()
@@ -228,14 +225,13 @@ def test_a_dead_link(server: Server, tmp_path: Path) -> None:
     refused(tmp_path, "404 .* https://drive.google.com")
 
 
-def test_a_web_page_in_place_of_the_file(server: Server, tmp_path: Path) -> None:
-    server.kind, server.content = "text/html; charset=utf-8", b"<html>Log in first</html>"
-    refused(tmp_path, "not a Tiny: truncated")
-
-
-def test_another_architecture(server: Server, tmp_path: Path) -> None:
-    server.content = checkpoint(width=64)
-    refused(tmp_path, "not a Tiny: .*64 wide")
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"<html>Log in first</html>", "truncated"), (checkpoint(width=64), ".*64 wide")],
+)
+def test_another_file(server: Server, tmp_path: Path, content: bytes, told: str) -> None:
+    server.content = content
+    refused(tmp_path, f"not a Tiny: {told}")
 
 
 def test_no_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
