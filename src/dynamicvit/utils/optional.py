@@ -1,7 +1,11 @@
-"""Packages that only some features need."""
+"""Packages that only some features need, and what they print."""
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -24,3 +28,19 @@ def need(package: str, extra: str) -> Any:
         raise InputError(
             f"{package} can't be imported ({error}); pip install 'dynamicvit[{extra}]'"
         ) from error
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Silence warnings, and loggers (by default the root logger) below errors."""
+    loggers = [logging.getLogger(name) for name in names or (None,)]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

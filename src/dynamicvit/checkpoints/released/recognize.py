@@ -136,7 +136,7 @@ def recognize(
     if expected != shapes.num_stages:
         raise InputError(
             f"{weights.source}: holds {shapes.num_stages} prediction modules, but {expected} "
-            f"stages are {'the default' if stages is None else 'given'}; give one block index for each"
+            f"stages are {'the default' if stages is None else 'given'}; give one block index each"
         )
     if num_heads is None:
         num_heads = said.get("num_heads")
