@@ -206,7 +206,7 @@ def test_a_broken_file_in_the_cache_is_replaced(
     assert names(tmp_path) == [FINAL]
 
 
-# ------------------------------------------------------------------ what can't be had
+# ------------------------------------------------------------------ failed downloads
 
 
 def refused(folder: Path, reason: str) -> None:
