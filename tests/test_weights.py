@@ -72,7 +72,7 @@ def test_one_network_is_taken_and_named(checkpoint: dict, copy: str, ema: str) -
         assert averaged.tensors["a.weight"][0] == EMA
         assert (averaged.copy, averaged.ema) == (ema or copy, "")
     else:
-        with pytest.raises(InputError, match=r"the file: holds no moving average.*model_ema"):
+        with pytest.raises(InputError, match=r"the file: .*model_ema"):
             weights_in(checkpoint, "the file", ema=True)
 
 
@@ -114,7 +114,7 @@ def test_what_does_not_fit_changes_nothing() -> None:
 def test_integers_are_no_weights() -> None:
     network = nn.BatchNorm1d(2)
     tensors = network.state_dict()
-    with pytest.raises(InputError, match=r"5 of its 5 .*another type weight int8 instead of float"):
+    with pytest.raises(InputError, match=r"weight torch.int8 instead of torch.float"):
         load_exactly(network, tensors | {"weight": torch.ones(2, dtype=torch.int8)}, "file")
     half = {"weight": torch.full((2,), 0.5, dtype=torch.float16)}
     counted = {"num_batches_tracked": torch.tensor(3.0)}  # where a moving average counts them too
@@ -124,9 +124,9 @@ def test_integers_are_no_weights() -> None:
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"^{tmp_path}: is a folder; give a .safetensors"):
+    with pytest.raises(InputError, match=f"^{tmp_path}: is a folder"):
         open_weights(tmp_path)
-    with pytest.raises(InputError, match="absent: no such file; give"):
+    with pytest.raises(InputError, match="absent: no such file"):
         open_weights(tmp_path / "absent")
 
 
@@ -154,7 +154,7 @@ def test_weights_that_are_not_finite_are_refused(value: float, ending: str, tmp_
     broken = whole | {"b": torch.tensor([1.0, value], dtype=torch.float64)}
     write = save_file if ending == "safetensors" else torch.save
     write(broken, file)
-    with pytest.raises(InputError, match=r"broken.*: its weights are not finite: .* in b; take"):
+    with pytest.raises(InputError, match=r"broken.* in b;"):
         open_weights(file)
     write(whole, file)
     assert set(open_weights(file).tensors) == set(whole)
@@ -163,7 +163,7 @@ def test_weights_that_are_not_finite_are_refused(value: float, ending: str, tmp_
 def test_of_two_networks_in_a_file_only_the_one_that_is_taken_must_be_finite() -> None:
     held = {"model": state(PLAIN), "ema": state(float("nan"))}
     assert weights_in(held, "the file").copy == "model"
-    with pytest.raises(InputError, match=r"in a.weight, a.bias; take"):
+    with pytest.raises(InputError, match=r"in a.weight, a.bias;"):
         weights_in(held, "the file", ema=True)
 
 

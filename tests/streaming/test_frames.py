@@ -142,9 +142,7 @@ def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_clip(tmp_path / "clip.mkv", 1)
     write_image(tmp_path / "images" / "1.png", 0)
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(
-        InputError, match=r"av can't be used here .*pip install 'dynamicvit\[video\]"
-    ):
+    with pytest.raises(InputError, match=r"av .*pip install 'dynamicvit\[video\]"):
         open_frames(str(path))
     assert len(list(open_frames(str(tmp_path / "images")))) == 1
 

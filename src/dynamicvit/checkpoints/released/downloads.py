@@ -80,7 +80,7 @@ def _problem(release: Release, file: Path) -> str:
         found = recognize(file, release.keep_ratio)
     except InputError as error:
         return str(error).removeprefix(f"{file}: ")
-    return "" if found.architecture == release.architecture else f"it is a {found.name}"
+    return "" if found.shapes.architecture == release.architecture else f"it is a {found.name}"
 
 
 def _torn(file: Path) -> str:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from dynamicvit.checkpoints.released.zoo import Architecture, LayoutName, architecture_of
+from dynamicvit.checkpoints.released import zoo
+from dynamicvit.checkpoints.released.zoo import Architecture, LayoutName
 from dynamicvit.errors import InputError
 
 T = TypeVar("T")
@@ -119,6 +120,7 @@ class Shapes:
     """The network's sizes, read from the shapes of a released state dict.
 
     Attributes:
+        layout: the naming of the parameters.
         width: C.
         depth: number of blocks.
         hidden: width inside each MLP.
@@ -131,6 +133,7 @@ class Shapes:
         stem_width: channels of LV-ViT's stem; ``None`` for DeiT.
     """
 
+    layout: LayoutName
     width: int
     depth: int
     hidden: int
@@ -173,6 +176,7 @@ class Shapes:
         if grid == 0 or grid * grid != num_patches:
             raise InputError(f"{source}: pos_embed holds {num_patches} patches, not a square grid")
         return cls(
+            layout=layout.name,
             width=width,
             depth=count(tensors, "blocks"),
             hidden=tensors["blocks.0.mlp.fc1.weight"].shape[0],
@@ -184,6 +188,16 @@ class Shapes:
             qkv_bias="blocks.0.attn.qkv.bias" in tensors,
             stem_width=stem_width,
         )
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """The row of the paper's tables; ``None`` for a size that they lack."""
+        sizes = (self.layout, self.width, self.depth)
+        rows = (row for row in zoo.ARCHITECTURES if (row.layout, row.width, row.depth) == sizes)
+        return next(rows, None)
+
+    def __str__(self) -> str:
+        return f"{self.layout} {self.width} wide with {self.depth} blocks"
 
     def backbone_args(self) -> dict[str, Any]:
         """timm's arguments, except those that shapes don't tell."""
@@ -225,5 +239,4 @@ def known_network(tensors: Mapping[str, Tensor]) -> Known | None:
         shapes = Shapes.read(tensors, layout, "")
     except InputError:
         return None
-    architecture = architecture_of(layout.name, shapes.width, shapes.depth)
-    return architecture and Known(architecture, shapes.grid * shapes.patch[0])
+    return shapes.architecture and Known(shapes.architecture, shapes.grid * shapes.patch[0])

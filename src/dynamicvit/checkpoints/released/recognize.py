@@ -20,8 +20,6 @@ from dynamicvit.checkpoints.released.layouts import (
 )
 from dynamicvit.checkpoints.released.zoo import (
     ARCHITECTURES,
-    Architecture,
-    architecture_of,
     keep_ratio_in,
 )
 from dynamicvit.core.model import DynamicViT
@@ -52,9 +50,7 @@ class Recognized:
 
     Attributes:
         weights: its tensors under the released names.
-        layout: the names.
-        shapes: the sizes.
-        architecture: the row of the paper's tables; ``None`` for a size that they lack.
+        shapes: its sizes.
         num_heads: H.
         residual_divisor: what each residual branch is divided by; 1 in DeiT.
         keep_ratio: ρ, or one ratio for each stage.
@@ -63,9 +59,7 @@ class Recognized:
     """
 
     weights: Weights
-    layout: Layout
     shapes: Shapes
-    architecture: Architecture | None
     num_heads: int
     residual_divisor: float
     keep_ratio: float | Sequence[float]
@@ -75,9 +69,7 @@ class Recognized:
     @property
     def name(self) -> str:
         """The architecture's name, or its layout and size."""
-        if self.architecture is not None:
-            return self.architecture.name
-        return f"{self.layout.name} layout, {self.shapes.width} wide, {self.shapes.depth} blocks"
+        return self.shapes.architecture.name if self.shapes.architecture else str(self.shapes)
 
     def build(self) -> DynamicViT:
         """The model with these weights, in ``eval()``.
@@ -85,12 +77,12 @@ class Recognized:
         Raises:
             InputError: if a tensor's shape does not fit the others.
         """
-        known = self.architecture
+        known, layout = self.shapes.architecture, self.shapes.layout
         args = self.shapes.backbone_args() | {"num_heads": self.num_heads}
-        if self.layout.name == "LV-ViT":
+        if layout == "LV-ViT":
             args["residual_divisor"] = self.residual_divisor
         backbone = timm.create_model(
-            known.model if known else _BUILT_FROM[self.layout.name],
+            known.model if known else _BUILT_FROM[layout],
             pretrained_cfg_overlay={"crop_pct": CROP_PCT},
             **args,
         )
@@ -140,28 +132,24 @@ def recognize(
     said = read_metadata(weights)
     if stages is None:
         stages = said.get("stages")
-    expected = len(stages or Schedule.for_depth(4).stages)
+    expected = len(Schedule.for_depth(4).stages if stages is None else stages)
     if expected != shapes.num_stages:
         raise InputError(
             f"{weights.source}: holds {shapes.num_stages} prediction modules, but {expected} "
-            f"stages are {'given' if stages else 'the default'}; give one block index for each"
+            f"stages are {'the default' if stages is None else 'given'}; give one block index each"
         )
-    architecture = architecture_of(layout.name, shapes.width, shapes.depth)
-    kinds = (
-        row for row in ARCHITECTURES if (row.model, row.layout) == (said.get("kind"), layout.name)
-    )
-    relative = architecture or next(kinds, None)
     if num_heads is None:
         num_heads = said.get("num_heads")
     if residual_divisor is None:
-        residual_divisor = said.get("residual_divisor")
+        kind = (said.get("kind"), layout.name)
+        rows = (row for row in ARCHITECTURES if (row.model, row.layout) == kind)
+        relative = shapes.architecture or next(rows, None)
+        residual_divisor = said.get("residual_divisor", relative and relative.residual_divisor)
     return Recognized(
         weights,
-        layout,
         shapes,
-        architecture,
-        _heads(num_heads, architecture, layout, shapes, weights.source),
-        _divisor(residual_divisor, relative, layout, shapes, weights.source),
+        _heads(num_heads, shapes, weights.source),
+        _divisor(residual_divisor, shapes, weights.source),
         *find_keep_ratio(keep_ratio, said, weights.source),
         stages,
     )
@@ -241,36 +229,24 @@ def _pruned_layout(weights: Weights) -> Layout:
 # ---------------------------------------------------------------- what shapes don't tell
 
 
-def _heads(
-    given: int | None,
-    architecture: Architecture | None,
-    layout: Layout,
-    shapes: Shapes,
-    source: str,
-) -> int:
+def _heads(given: int | None, shapes: Shapes, source: str) -> int:
     """The given number of heads if it divides the width, or the architecture's."""
     if given is not None:
         if given < 1 or shapes.width % given:
             raise InputError(f"num_heads must divide the width {shapes.width}, got {given}")
         return given
-    if architecture is not None:
-        return architecture.num_heads
-    if layout.name == "DeiT" and shapes.width % _HEAD_WIDTH == 0:
+    if shapes.architecture is not None:
+        return shapes.architecture.num_heads
+    if shapes.layout == "DeiT" and shapes.width % _HEAD_WIDTH == 0:
         return shapes.width // _HEAD_WIDTH
-    raise _unknown(layout, shapes, source, "num_heads (dynamicvit convert --num-heads)")
+    raise InputError(
+        f"{source}: the paper has no {shapes}; give num_heads (dynamicvit convert --num-heads)"
+    )
 
 
-def _divisor(
-    given: float | None,
-    relative: Architecture | None,
-    layout: Layout,
-    shapes: Shapes,
-    source: str,
-) -> float:
-    """The given divisor of residual branches, or that of the architecture it resembles."""
-    if given is None and relative is not None:
-        given = relative.residual_divisor
-    if layout.name == "DeiT":
+def _divisor(given: float | None, shapes: Shapes, source: str) -> float:
+    """The divisor of residual branches: 1 in DeiT."""
+    if shapes.layout == "DeiT":
         if given not in (None, 1):
             raise InputError(
                 f"{source}: is a DeiT, which divides no residual branches; leave residual_divisor "
@@ -278,13 +254,10 @@ def _divisor(
             )
         return 1.0
     if given is None:
-        option = "residual_divisor (dynamicvit convert --residual-divisor)"
-        raise _unknown(layout, shapes, source, option)
+        raise InputError(
+            f"{source}: the paper has no {shapes}; give residual_divisor "
+            f"(dynamicvit convert --residual-divisor)"
+        )
     if not 0 < given < math.inf:
         raise InputError(f"residual_divisor must be positive, got {given}")
     return given
-
-
-def _unknown(layout: Layout, shapes: Shapes, source: str, option: str) -> InputError:
-    size = f"{shapes.width} wide with {shapes.depth} blocks"
-    return InputError(f"{source}: no {layout.name} of the paper is {size}; give {option}")

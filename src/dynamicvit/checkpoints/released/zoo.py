@@ -145,10 +145,3 @@ def keep_ratio_in(file_name: str) -> float | None:
             return release.keep_ratio
     match = _AUTHORS_NAME.match(file_name)
     return float(match[1]) if match else None
-
-
-def architecture_of(layout: LayoutName, width: int, depth: int) -> Architecture | None:
-    """The backbone of these shapes; ``None`` for a size that the paper lacks."""
-    shapes = (layout, width, depth)
-    rows = (row for row in ARCHITECTURES if (row.layout, row.width, row.depth) == shapes)
-    return next(rows, None)
