@@ -1,4 +1,4 @@
-"""The forms of attention under a decision against each other: a table of docs/results.md.
+"""The forms of attention under a decision, timed: a table of docs/notebook/training-step.md.
 
 ::
 

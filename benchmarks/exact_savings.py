@@ -1,4 +1,4 @@
-"""What each exact saving saves: the table of docs/performance.md.
+"""What each exact saving saves: the table of docs/notebook/speed.md.
 
 ::
 

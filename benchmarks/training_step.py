@@ -1,4 +1,4 @@
-"""What a training step costs, against timm's dense one: a table of docs/results.md.
+"""What a training step costs, against timm's dense one: a table of docs/notebook/training-step.md.
 
 ::
 

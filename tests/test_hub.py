@@ -316,7 +316,7 @@ def test_a_family_of_ones_own_is_saved_and_loaded(
         "mine", lambda _: said, lambda config: small(depth=config["depth"]).backbone
     )
     model.save_pretrained(tmp_path)
-    assert config_of(tmp_path)["format_version"] == 1
+    assert config_of(tmp_path)["format_version"] == 2
     assert_same(DynamicViT.from_pretrained(tmp_path), model)
 
 
@@ -439,7 +439,7 @@ def test_a_truncated_file(saved: Path, name: str, share: float) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "is of format 2, and this dynamicvit reads up to 1"),
+        ({"format_version": 3}, "format 3, .* up to 2"),
         ({"format_version": None}, "is not a DynamicViT's"),
         ({"architecture": "vit_gigantic"}, "knows no architecture 'vit_gigantic'"),
         ({"architecture": ["x"]}, "knows no architecture"),

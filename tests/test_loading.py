@@ -268,7 +268,7 @@ def test_an_id_on_the_hub_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("dynamicvit.core.hub.hf_hub_download", no_network)
     for name in ("someone/a-model", "hf-hub:someone/a-model"):
-        with pytest.raises(InputError, match=r"someone/a-model.*from the Hub \(no network\)"):
+        with pytest.raises(InputError, match=r"someone/a-model.*on the Hub \(no network\)"):
             load(name)
     assert asked == ["someone/a-model"] * 2
 

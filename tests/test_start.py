@@ -104,9 +104,12 @@ def test_public_names() -> None:
 @pytest.mark.parametrize(("old", "new"), dynamicvit._RENAMED.items())
 def test_an_old_name_says_the_new_one(old: str, new: str) -> None:
     with pytest.raises(ImportError, match=rf"{old} is now {new}"):
-        getattr(dynamicvit, old)
+        import_module(f"dynamicvit.{old}")
     if new != "dynamicvit.load":
         import_module(new)
+    if old not in dynamicvit.__all__:
+        with pytest.raises(ImportError, match=new):
+            getattr(dynamicvit, old)
 
 
 def test_an_unknown_name() -> None:

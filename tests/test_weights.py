@@ -16,7 +16,6 @@ from dynamicvit.utils.weights import (
     first_line,
     load_exactly,
     open_weights,
-    read_weights,
     weights_in,
 )
 from families import DEIT
@@ -86,9 +85,9 @@ def test_what_averages_models_adds_to_their_names_goes(average: type) -> None:
 def test_a_file_keeps_its_metadata(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
     save_file(under("module", state(PLAIN)), path, metadata={"rho": "0.7"})
-    tensors, metadata = read_weights(path)
-    assert set(tensors) == set(state(PLAIN))
-    assert metadata == {"rho": "0.7"}
+    weights = open_weights(path)
+    assert set(weights.tensors) == set(state(PLAIN))
+    assert weights.metadata == {"rho": "0.7"}
     save_file(under("ema", state(EMA)) | state(PLAIN), path)
     assert open_weights(path).tensors["a.bias"] == PLAIN
     assert open_weights(path, ema=True).tensors["a.bias"] == EMA
@@ -126,9 +125,9 @@ def test_integers_are_no_weights() -> None:
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"^{tmp_path}: is a folder; give a .safetensors"):
-        read_weights(tmp_path)
+        open_weights(tmp_path)
     with pytest.raises(InputError, match="absent: no such file; give"):
-        read_weights(tmp_path / "absent")
+        open_weights(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(

@@ -60,15 +60,37 @@ _LATER = {
     "visualize": "dynamicvit.plots",
 }
 
+#: Names of 0.1.0, and what they are now.
 _RENAMED = {
     "load_released": "dynamicvit.load",
     "adapters": "dynamicvit.backbones",
+    "attention": "dynamicvit.layers.attention",
     "baselines": "dynamicvit.methods",
+    "benchmark": "dynamicvit.evaluation.bench",
+    "catalogue": "dynamicvit.evaluation.catalog",
+    "decisions": "dynamicvit.core.decisions",
+    "export": "dynamicvit.runtimes",
+    "foreign": "dynamicvit.training.external_teacher",
+    "hub": "dynamicvit.core.hub",
     "huggingface": "dynamicvit.transformers",
+    "loading": "dynamicvit.checkpoints.loading",
+    "losses": "dynamicvit.core.losses",
     "macs": "dynamicvit.costs",
+    "merging": "dynamicvit.core.merging",
     "model": "dynamicvit.core.model",
+    "networks": "dynamicvit.core.networks",
     "onednn": "dynamicvit.layers.onednn",
+    "pooling": "dynamicvit.layers.pooling",
+    "prediction": "dynamicvit.core.prediction",
+    "reduction": "dynamicvit.core.method",
+    "registry": "dynamicvit.checkpoints.timm_names",
+    "released": "dynamicvit.checkpoints.released",
+    "schedule": "dynamicvit.core.schedule",
+    "teacher": "dynamicvit.core.teacher",
+    "tiles": "dynamicvit.budgets",
     "tokens": "dynamicvit.layers.tokens",
+    "visualization": "dynamicvit.plots",
+    "weights": "dynamicvit.utils.weights",
 }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dynamicvit.layers.tokens import Tokens, flat_rows, regroup
 
-#: Power of the distance; 1 and 2 were tried (docs/results.md).
+#: Power of the distance; 1 and 2 were tried (docs/notebook/small-data-recipe.md).
 UNLIKENESS_POWER = 2.0
 
 #: Tokens less unlike than this are the same.

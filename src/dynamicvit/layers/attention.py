@@ -57,7 +57,7 @@ def products_beat_the_kernel(query: Tensor) -> bool:
     """Whether plain matrix products beat PyTorch's fused kernel.
 
     They do for training on a CPU in bfloat16, where the kernel is slow, backward above all
-    (docs/results.md).
+    (docs/notebook/training-step.md).
 
     Args:
         query: ``(B, H, Q, D)``.

@@ -18,7 +18,8 @@ from dynamicvit.layers.attention import softmax_attention
 
 #: With fewer keys than so many times the heads' width, the explicit form is the faster one: a
 #: column of the weights is then little more than the columns that the fused form adds and mixes.
-#: Measured by ``benchmarks/training_step.py``; the table is in docs/results.md.
+#: Measured by ``benchmarks/training_step.py``; the table is in
+#: docs/notebook/training-step.md.
 KEYS_PER_WIDTH = 2
 
 #: A dropped key may exceed every kept one. Its weight in the forward pass is exactly zero, but the

@@ -129,7 +129,7 @@ def _in_streams(core: Any, model: Any, settings: dict[str, Any], outputs: list[s
     """A runner for any number of images; compiles for one, and for many, at the first call.
 
     Each thread takes images of its own: threads that share every layer wait for each other at its
-    end, which took 1.4 to 1.8 times as long with two threads and 32 images (docs/quantization.md).
+    end, which took 1.4 to 1.8 times as long with two threads and 32 images (docs/notebook/int8.md).
     All threads work on a single image.
 
     Args:

@@ -17,7 +17,7 @@ def need(package: str, extra: str) -> Any:
 
     Args:
         package: its name.
-        extra: of dynamicvit, that installs it.
+        extra: the extra of dynamicvit that installs it.
 
     Raises:
         InputError: with the command that installs it, if it is missing or broken.
@@ -26,7 +26,7 @@ def need(package: str, extra: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise InputError(
-            f"{package} can't be used here ({error}); pip install 'dynamicvit[{extra}]'"
+            f"{package} can't be imported ({error}); pip install 'dynamicvit[{extra}]'"
         ) from error
 
 

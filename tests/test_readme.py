@@ -1,0 +1,100 @@
+"""The Python of README.md and of pages of docs/ runs, on a small model in place of DeiT-S."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from dynamicvit import DynamicViT, sparsify
+from pictures import noise_folders
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {"img_size": 64, "depth": 4, "embed_dim": 48, "num_heads": 3, "num_classes": 4}
+
+
+def backbone() -> nn.Module:
+    return timm.create_model("deit_tiny_patch16_224", **SMALL)
+
+
+def run(page: str, names: dict[str, Any], changed: dict[str, str]) -> dict[str, Any]:
+    """A page's blocks, in order, with words changed so that little is computed."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    code = "".join(re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.M))
+    for said, small in changed.items():
+        assert said in code
+        code = code.replace(said, small)
+    exec(compile(code, page, "exec", dont_inherit=True), names)
+    return names
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What pages take for granted: images in the current folder and in memory, a model."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("photos", "validation"):
+        noise_folders(tmp_path / folder, classes=4, each=2)
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("photo.jpg")
+    return {
+        "images": torch.randn(2, 3, 64, 64),
+        "model": sparsify(backbone(), 0.7),
+        "recipe": ["images=4", "batch_size=2"],
+        "small": SMALL,
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_the_readme(names: dict[str, Any]) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime", "nncf"):
+        pytest.importorskip(package)
+    changed = {
+        '"deit_small_patch16_224", pretrained=True': '"deit_tiny_patch16_224", **small',
+        '"deit_small_patch16_224")': "model, overrides=recipe, workers=0)",
+        "dense=True)": "dense=True, workers=0)",
+        '"model.onnx")': '"model.pt2")',  # written faster
+        'calibrate="photos")': 'calibrate="photos", calibration_images=4, least_agreement=0)',
+    }
+    run("README.md", names, changed)
+    assert {Path(file).is_file() for file in ("kept.png", "model.pt2", "int8.onnx")} == {True}
+    assert names["output"].full_map.shape == (2, 4, 4, 48)
+    assert [tuple(each.shape) for each in names["maps"]] == [(2, 48, 4, 4)] * 3
+    assert names["made"].precision == "int8"
+    assert names["result"].images == 8
+
+
+def test_training(names: dict[str, Any]) -> None:
+    changed = {
+        '"deit_small_patch16_224", overrides=["images=4000"])': "model, overrides=recipe)",
+    }
+    names |= {"torch": torch, "device": "cpu", "loader": [(names["images"], torch.tensor([0, -1]))]}
+    run("docs/training.md", names, changed)
+    assert names["report"].images == 4
+    assert names["losses"].total.isfinite()
+    task = names["DynamicViTTask"](names["objective"])
+    assert task(names["images"], torch.tensor([0, 1]))["output"].shape == (2, 4)
+
+
+def test_comparison(names: dict[str, Any]) -> None:
+    changed = {
+        '"PHOTOS", "comparison"': '"photos", "comparison", train=False, timing=False, workers=0',
+        "macs=[0.64, 0.48]": "macs=[0.64]",  # so small a network can't have less
+    }
+    run("docs/comparison.md", names | {"backbone": backbone()}, changed)
+    assert Path("comparison", "comparison.csv").is_file()
+
+
+def test_streaming_and_tiles(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    run("docs/performance.md", names, {})
+    assert isinstance(names["model"], DynamicViT)
+    names["model"].eval()
+    run("docs/streaming.md", names, {'"clip.mp4"': '"validation/0"'})
+    assert "'frames': 2" in capsys.readouterr().out
