@@ -104,6 +104,11 @@ class BenchRow:
         return self._dense.spread
 
     @property
+    def pruned_seconds(self) -> Spread:
+        """Of a pruned batch."""
+        return self.pruned.spread
+
+    @property
     def speedup(self) -> Spread:
         """Dense over pruned time, round by round."""
         return self._dense.over(self.pruned)
