@@ -42,3 +42,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Gives the file of ``exports.small`` in a format, written once."""
     write = cache(partial(exports.write, tmp_path_factory.mktemp("exported")))
     return lambda name, policy="removed", batch=None: write(name, policy, batch)
+
+
+@pytest.fixture
+def one_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """The one line on standard error, without the command's name."""
+
+    def read() -> str:
+        error = capsys.readouterr().err
+        assert error.startswith("dynamicvit: ")
+        assert error.count("\n") == 1, error
+        return error.removeprefix("dynamicvit: ").strip()
+
+    return read

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.costs import DENSE, executed_macs
-from dynamicvit.evaluation.bench import bench, bench_files, memory, peak_memory, plan
+from dynamicvit.evaluation.bench import bench, bench_files, measure, peak_memory, plan
 from dynamicvit.layers.onednn import OneDNNLinear
 from dynamicvit.plots.speed import plot_speed
 from dynamicvit.runtimes import FORMATS, RUNTIMES, export, pytorch
@@ -238,7 +238,7 @@ class TestMemory:
             asked.append((batch_size, runtime, precision, graph))
             return asked[-1]
 
-        monkeypatch.setattr(memory, "peak_memory", peak_memory)
+        monkeypatch.setattr(measure, "peak_memory", peak_memory)
         asked_for = {"batch_sizes": [2, 1], "runtimes": ["eager", "onednn"], "memory": True}
         report = bench(model, **asked_for, precisions=["fp32"], samples=2, threads=1)
         assert report.memory == tuple(asked)

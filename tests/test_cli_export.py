@@ -15,6 +15,7 @@ from dynamicvit.data import eval_transform, top_classes
 from dynamicvit.runtimes import ExportMismatchError
 from exports import ignore_deprecations, small
 from families import DEIT
+from pictures import noise_folders
 
 Main = Callable[..., int]
 
@@ -35,23 +36,8 @@ def file(exported: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As many class folders as the model has classes, an image or two in each."""
     root = tmp_path_factory.mktemp("images")
-    generator = torch.Generator().manual_seed(0)
-    for index in range(10):
-        path = root / f"class{index % small().num_classes}" / f"{index:02}.png"
-        path.parent.mkdir(exist_ok=True)
-        pixels = torch.randint(256, (5, 6, 3), generator=generator, dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).resize((90, 70)).save(path)
-    return root
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on standard error, without the command's name."""
-    error = capsys.readouterr().err
-    assert error.startswith("dynamicvit: ")
-    assert error.count("\n") == 1
-    return error.removeprefix("dynamicvit: ").strip()
+    return noise_folders(root, classes=small().num_classes, each=2, size=(70, 90))
 
 
 @pytest.fixture
@@ -70,10 +56,10 @@ def test_export(saved: Path, folder: Path, tmp_path: Path, command: Main, number
     file = tmp_path / "small.pt2"
     words = (saved, "-o", file, "--keep-ratio", 0.5, "--batch", 3, "--validation", folder)
     assert command("export", *words) == 0
-    assert f"10 images of {folder}" in capsys.readouterr().out
+    assert f"14 images of {folder}" in capsys.readouterr().out
     found = numbers(file)
     assert found["keep_ratios"] == pytest.approx([0.5, 0.25])
-    assert found["images"] == 10
+    assert found["images"] == 14
 
 
 def test_the_backbone_alone(
@@ -96,10 +82,10 @@ def test_visualize_runs_a_file(
     file: Path, folder: Path, tmp_path: Path, command: Main, capsys
 ) -> None:
     model = small()
-    image = folder / "class0" / "00.png"
+    image = folder / "0" / "0.png"
     assert command("visualize", image, "--model", file, "-o", tmp_path) == 0
     said = capsys.readouterr().out
-    assert (tmp_path / "00_dynamicvit.png").is_file()
+    assert (tmp_path / "0_dynamicvit.png").is_file()
     kept = ", ".join(map(str, model.schedule.kept(DEIT.num_patches)))
     assert f"kept {kept} of {DEIT.num_patches} patches" in said
     with torch.no_grad():
@@ -110,7 +96,7 @@ def test_visualize_runs_a_file(
 
 
 def test_a_file_that_differs_ends_with_1(
-    saved: Path, tmp_path: Path, command: Main, capsys, monkeypatch: pytest.MonkeyPatch
+    saved: Path, tmp_path: Path, command: Main, one_line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def mismatch(*_: object, **__: object) -> None:
         raise ExportMismatchError("logits differ")
@@ -118,7 +104,7 @@ def test_a_file_that_differs_ends_with_1(
     monkeypatch.setattr(module, "export_model", mismatch)
     file = tmp_path / "small.pt2"
     assert command("export", saved, "-o", file) == 1
-    said = one_line(capsys)
+    said = one_line()
     assert str(file) in said
     assert "logits differ" in said
 
@@ -132,15 +118,15 @@ def test_int8_the_whole_way(
     words = (saved, "-o", file, "--precision", "int8", "--calibrate", folder, "--opset", 20)
     assert command("export", *words, "--validation", folder) == 0
     said = capsys.readouterr().out
-    assert f"8 images of {folder}" in said
-    assert f"{folder}, 10 images" in said
+    assert f"11 images of {folder}" in said
+    assert f"{folder}, 14 images" in said
     assert "top-1" in said
     assert "the prediction modules" in said
-    assert numbers(file)["images"] == 10
+    assert numbers(file)["images"] == 14
 
 
 def test_bad_input_is_one_line_and_exit_code_2(
-    saved: Path, file: Path, folder: Path, tmp_path: Path, command: Main, capsys
+    saved: Path, file: Path, folder: Path, tmp_path: Path, command: Main, one_line
 ) -> None:
     out = tmp_path / "a.pt2"
     of_file = ("eval", folder, "--model", file, "--workers", 0)
@@ -173,5 +159,5 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ((*of_file, "--dense"), "--dense-checkpoint"),
     ):
         assert command(*words) == 2
-        assert said in one_line(capsys), words
+        assert said in one_line(), words
     assert not list(tmp_path.iterdir())

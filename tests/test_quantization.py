@@ -33,7 +33,7 @@ from dynamicvit.runtimes.images import calibration_of
 from dynamicvit.runtimes.int8 import fewest_in_float, most_sensitive_first
 from exports import changed, ignore_deprecations, small, traced
 from families import BY_NAME, DEIT
-from pictures import write_image
+from pictures import noise_folders, write_image
 
 pytestmark = ignore_deprecations
 
@@ -187,9 +187,6 @@ def test_every_product_with_a_weight_is_of_a_layer(name: str) -> None:
         if isinstance(module, kinds)
     }
     assert set(layers.values()) == modules
-    assert {
-        layer for layer in layers.values() if layer.startswith("predictors.")
-    } == prediction_layers(layers.values())
 
 
 @pytest.mark.parametrize(
@@ -228,7 +225,7 @@ def test_the_most_sensitive_layer_comes_first() -> None:
     assert most_sensitive_first(model, DEIT.images(4), layers)[0] != "blocks.0.mlp.fc2"
 
 
-@pytest.mark.parametrize("needed", [0, 1, 2, 3, 5, 6, 7, 8])
+@pytest.mark.parametrize("needed", [0, 1, 2, 3, 5, 6, 7, 8, 9])
 def test_the_fewest_layers_stay_in_float(needed: int) -> None:
     order = [f"layer{index}" for index in range(8)]
     tried = []
@@ -241,12 +238,8 @@ def test_the_fewest_layers_stay_in_float(needed: int) -> None:
         return 0.5 if len(file) - 1 >= needed else 2.0
 
     found = fewest_in_float(write, drop, frozenset({"always"}), order, 0.5)
-    assert found == {"always", *order[:needed]}
+    assert found == ({"always", *order[:needed]} if needed <= 8 else None)
     assert len(tried) == len(set(tried)) <= 7
-
-
-def test_where_no_layer_in_float_is_enough() -> None:
-    assert fewest_in_float(len, lambda _: 1.0, frozenset(), ["a", "b", "c"], 0.5) is None
 
 
 # ---------------------------------------------------------------- agreement
@@ -313,10 +306,8 @@ def test_calibration_and_comparison_share_no_image(tmp_path: Path) -> None:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    root = tmp_path / "pictures"
-    for index in range(8):
-        write_image(root / f"{index:02}.png", 30 * index, size=DEIT.size[::-1])
-    return root
+    """Eight images without labels."""
+    return noise_folders(tmp_path / "pictures", classes=1, each=8, size=DEIT.size) / "0"
 
 
 class Fake(Format):

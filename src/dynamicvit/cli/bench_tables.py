@@ -24,14 +24,7 @@ from dynamicvit.evaluation.bench import (
 
 
 def print_heading(console: Console, report: BenchReport, name: str, weights: str) -> None:
-    """Print the model, its schedule and its MACs.
-
-    Args:
-        console: to print on.
-        report: of the model.
-        name: of the model, as the user wrote it.
-        weights: "random" or "given".
-    """
+    """Print a model's name, its weights ("random" or "given"), its schedule and its MACs."""
     height, width = report.image_size
     schedule = report.schedule
     line = f"{name} ({weights} weights), {height}x{width} px"
@@ -139,13 +132,7 @@ def print_times(console: Console, rows: Sequence[BenchRow]) -> None:
 
 
 def print_memory(console: Console, peaks: Sequence[MemoryRow], first_stage: int | None) -> None:
-    """Print peak memory, and why it may be the same.
-
-    Args:
-        console: to print on.
-        peaks: all at one batch size.
-        first_stage: block before which tokens are first dropped; ``None`` without stages.
-    """
+    """Print peak memory at one batch size, and why it may be the same before the first stage."""
     say(console, f"\npeak memory in MiB, batch {peaks[0].batch_size}")
     table = Table(box=None, pad_edge=False)
     table.add_column("")

@@ -64,16 +64,7 @@ def load_for_inference(
     precision: str = "fp32",
     pretrained: bool = True,
 ) -> tuple[DynamicViT | ExportedModel, tuple[int, int]]:
-    """A model or an exported file, and its image size.
-
-    Args:
-        name: as for :func:`load_at_budget`, or an exported file.
-        checkpoint: as for :func:`load_at_budget`.
-        keep_ratio: likewise.
-        tile: likewise.
-        image_size: likewise.
-        precision: of a file.
-        pretrained: as for :func:`load_at_budget`.
+    """A model, by :func:`load_at_budget`, or an exported file in a precision, and its image size.
 
     Raises:
         InputError: as for ``load_at_budget``, and for options that are fixed in a file.
@@ -124,12 +115,7 @@ def refuse_budget_of_dense(keep_ratio: float | None, tile: int | None) -> None:
 
 
 def say_if_untrained(name: str, model: PrunedClassifier) -> None:
-    """Print a note on standard error if a model's prediction modules are untrained.
-
-    Args:
-        name: of the model, as the user wrote it.
-        model: the model.
-    """
+    """Print a note on standard error if a model's prediction modules are untrained."""
     if isinstance(model, DynamicViT) and any(method.is_fresh for method in model.predictors):
         typer.echo(
             f"note: the prediction modules of {name} are untrained, so they keep random patches; "

@@ -240,11 +240,7 @@ def _export_int8(
 
 
 def _check_precision(
-    path: Path,
-    kind: Format,
-    precision: str,
-    calibrate: str | None,
-    max_drop: float | None,
+    path: Path, kind: Format, precision: str, calibrate: str | None, max_drop: float | None
 ) -> None:
     """Check the precision, and the arguments that belong to it."""
     if precision not in ("fp32", "int8"):

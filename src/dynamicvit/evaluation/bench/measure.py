@@ -28,7 +28,7 @@ from dynamicvit.evaluation.bench.machine import (
     torch_threads,
     versions,
 )
-from dynamicvit.evaluation.bench.memory import peak_memories
+from dynamicvit.evaluation.bench.memory import MEASURED, peak_memory
 from dynamicvit.evaluation.bench.plan import (
     Setting,
     check_plan,
@@ -161,6 +161,20 @@ def bench(
                 )
                 for place, pair in enumerate(pairs)
             )
+    peaks = (
+        peak_memory(
+            model,
+            max(batch_sizes),
+            precision=precision,
+            image_size=size,
+            threads=threads,
+            graph=graph,
+            runtime=name,
+        )
+        for name, precision in settings
+        for graph in ((False, True) if name == "eager" else (False,))
+        if memory and name in MEASURED
+    )
     return BenchReport(
         tuple(rows),
         model.schedule,
@@ -172,7 +186,7 @@ def bench(
         dense_macs=schedule_macs(model, DENSE, size),
         pruned_macs=count_macs(model, size),
         int8=(calibrate or "two photographs, for speed only") if int8 else None,
-        memory=peak_memories(model, settings, max(batch_sizes), size, threads) if memory else (),
+        memory=tuple(peaks),
     )
 
 

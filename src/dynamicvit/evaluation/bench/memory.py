@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from dynamicvit.costs import ImageSize, meta_copy, resolve_image_size
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.bench.machine import available_cores, peak_resident_memory
 from dynamicvit.evaluation.bench.plan import (
-    Setting,
     check_plan,
     check_weights,
     load_file,
@@ -96,30 +94,6 @@ def peak_memory(
             files = dict.fromkeys(("dense", "pruned"), _shapes(model, Path(folder)))
         peaks = {part: _peak_in_process(file, job, part) for part, file in files.items()}
     return MemoryRow(batch_size, precision, graph, peaks["dense"], peaks["pruned"], runtime)
-
-
-def peak_memories(
-    model: DynamicViT,
-    settings: Sequence[Setting],
-    batch_size: int,
-    image_size: tuple[int, int],
-    threads: int,
-) -> tuple[MemoryRow, ...]:
-    """Peak memory in all settings of :data:`MEASURED`; in eager mode also with a graph."""
-    return tuple(
-        peak_memory(
-            model,
-            batch_size,
-            precision=precision,
-            image_size=image_size,
-            threads=threads,
-            graph=graph,
-            runtime=runtime,
-        )
-        for runtime, precision in settings
-        if runtime in MEASURED
-        for graph in ((False, True) if runtime == "eager" else (False,))
-    )
 
 
 def _shapes(model: DynamicViT, folder: Path) -> Path:

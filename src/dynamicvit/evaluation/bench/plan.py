@@ -31,11 +31,6 @@ def settings_of(
 ) -> tuple[list[Setting], list[str]]:
     """Each runtime in each precision that it computes in, and a line of why for each other pair.
 
-    Args:
-        runtimes: keys of :data:`~dynamicvit.runtimes.RUNTIMES`.
-        precisions: of :data:`~dynamicvit.runtimes.PRECISIONS`.
-        device_type: of the model: "cpu", "cuda" or another.
-
     Raises:
         InputError: for an unknown name, or if no pair can be measured.
     """
@@ -107,18 +102,10 @@ def network_file(
     folder: Path,
     calibrate: str | None = None,
 ) -> Path:
-    """A network's file, written and checked by ``export`` if it does not exist.
+    """A network's file for any number of images, written by ``export`` if it does not exist.
 
-    Int8 without images to calibrate on is for speed only: its answers are not checked.
-
-    Args:
-        network: to write, for any number of images.
-        name: of the network's files.
-        kind: the format.
-        precision: to run the file in; int8 has a file of its own.
-        image_size: height and width in pixels.
-        folder: of the files.
-        calibrate: a source of images for int8; by default two photographs.
+    Int8 has a file of its own. Without images to calibrate on it is for speed only, and its answers
+    are not checked.
     """
     stored = "int8" if precision == "int8" else "fp32"
     file = folder / kind.name / f"{name}-{stored}{kind.suffix}"

@@ -62,14 +62,7 @@ def time_in_turn(
 
 
 def timer_of(work: Callable[[], object], images: Tensor, precision: str, threads: int) -> Timer:
-    """torch's timer of a PyTorch function at inference.
-
-    Args:
-        work: the function.
-        images: that it works on, for their device.
-        precision: a key of :data:`~dynamicvit.utils.precision.AUTOCAST`.
-        threads: CPU threads.
-    """
+    """torch's timer of a PyTorch function at inference, on the device of its images."""
     return timer(partial(infer, work, images.device.type, precision), threads)
 
 
