@@ -17,6 +17,11 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First what starts Python anew, from a process in which no runtime has threads yet."""
+    items.sort(key=lambda item: item.path.name != "test_start.py")
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays: the garbage collector need not search it again and again."""
     gc.freeze()
