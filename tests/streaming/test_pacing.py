@@ -79,10 +79,10 @@ def test_late_is_what_newer_frames_leave_no_place_for(places: int) -> None:
 
 @pytest.mark.parametrize("fps", [-1, math.nan, math.inf])
 def test_no_rate(fps: float) -> None:
-    with pytest.raises(InputError, match="frames per second are positive, or 0"):
+    with pytest.raises(InputError, match=f"got {fps}"):
         pace(Frames(1), fps)
 
 
 def test_a_camera_does_not_wait() -> None:
-    with pytest.raises(InputError, match="frames does not wait"):
+    with pytest.raises(InputError, match="frames is a camera"):
         pace(Frames(1, live=True), 0)

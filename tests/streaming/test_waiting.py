@@ -50,28 +50,24 @@ def test_an_error_comes_after_what_was_there_before() -> None:
 def test_closing_frees_a_reader_that_waits_or_sleeps() -> None:
     waiting: Waiting[int] = Waiting(1, lossless=True)
     waiting.put(1)
-    readers = [in_thread(lambda: waiting.put(2)), in_thread(lambda: waiting.rest(60))]
+    readers = [in_thread(lambda: waiting.put(2)), in_thread(lambda: waiting.closed.wait(60))]
     waiting.close()
     for reader in readers:
         reader.join(5)
         assert not reader.is_alive()
-    assert waiting.closed
 
 
-def test_who_waits_for_a_frame_can_be_stopped() -> None:
-    asked = iter([False, True])
-    assert Waiting(1).take(lambda: next(asked)) is None
-    assert list(asked) == []
-
-
-def test_a_frame_ends_the_wait() -> None:
+def test_a_frame_or_a_stop_ends_the_wait() -> None:
     waiting: Waiting[int] = Waiting(1)
     timer = threading.Timer(0.02, waiting.put, [7])
     timer.start()
     assert waiting.take() == 7
     timer.join()
+    asked = iter([False, True])
+    assert waiting.take(lambda: next(asked)) is None
+    assert list(asked) == []
 
 
 def test_no_place() -> None:
-    with pytest.raises(InputError, match="at least 1 frame waits in the queue, got 0"):
+    with pytest.raises(InputError, match="got 0"):
         Waiting(0)
