@@ -66,28 +66,3 @@ def test_training_on_shards_and_unlabeled_sources(
     assert numbers["class_map"] == "the numbers given"
     assert numbers["labeled"] == numbers["images"] == 8
     assert numbers["skipped"] == [broken]
-
-
-def test_a_class_that_the_model_lacks_is_named(
-    saved: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
-) -> None:
-    webdataset = pytest.importorskip("webdataset", reason="pip install 'dynamicvit[data]'")
-    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
-        writer.write({"__key__": "x", "png": encoded(1), "cls": 3})
-    assert main("eval", f"wds/{tmp_path}/a.tar", "-m", saved) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert f"{tmp_path}/a.tar/x.png" in error
-    assert "class '3'" in error
-
-
-def test_sources_that_cannot_be_used(
-    saved: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for source in (f"hfds/{tmp_path}/none", f"torch/mnist/{tmp_path}", "tfds/mnist", "wds/"):
-        for command in (["eval"], ["train", "-o", tmp_path / "run"]):
-            assert main(command[0], source, "-m", saved, *command[1:]) == 2
-            error = capsys.readouterr().err
-            assert error.startswith(f"dynamicvit: {source}")
-            assert error.count("\n") == 1
-    assert not (tmp_path / "run").exists()

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import torch
 from dynamicvit import DynamicViT, sparsify
 from dynamicvit.data import eval_transform
 from dynamicvit.runtimes import export
-from dynamicvit.streaming import loop as module
 from dynamicvit.streaming import open_frames
 from families import DEIT, NUM_CLASSES
 from memory import shallow
@@ -93,31 +91,6 @@ def test_each_frame_of_a_video(
     printed = capsys.readouterr().out
     assert f"{clip}: 12 frames" in printed
     assert "0 dropped" in printed
-
-
-def test_a_slow_classifier_drops_frames_at_the_videos_own_rate(
-    saved: Path, clip: Path, tmp_path: Path, command: Main, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    levels_of = module.levels_of
-
-    def slow(*arguments: Any, **options: Any) -> list[Any]:
-        [level] = levels_of(*arguments, **options)
-
-        def classify(images: torch.Tensor) -> torch.Tensor:
-            time.sleep(0.05)
-            return level.classify(images)
-
-        return [replace(level, classify=classify)]
-
-    monkeypatch.setattr(module, "levels_of", slow)
-    out = tmp_path / "lines.jsonl"
-    assert command("stream", clip, "-m", saved, "-o", out, "--queue", 1) == 0
-    start, *frames, end = lines_in(out)
-    assert start["fps"] == 30
-    shown = [line["index"] for line in frames]
-    assert shown == sorted(set(shown))
-    assert end["dropped"] > 0
-    assert end["frames"] + end["dropped"] == 12
 
 
 def test_a_target_that_is_too_low_is_told(

@@ -64,8 +64,16 @@ def files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.usefixtures("loaded")
-def test_a_picture_and_the_classes_by_name(photos: Path, tmp_path: Path) -> None:
+def test_a_picture_and_the_classes_by_name(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: DynamicViT
+) -> None:
+    schedule = replace(model.schedule, policy="merged")
+    merging = DynamicViT(model.backbone, schedule, model.predictors)
+    monkeypatch.setattr(inference, "load", lambda *_, **__: merging)
+    with torch.no_grad():
+        model.backbone.head.bias[3] = 50
+    dense = torch.zeros(1, 7).index_fill(1, torch.tensor([5]), 50.0)
+    monkeypatch.setattr(merging, "forward_dense", lambda _: SimpleNamespace(logits=dense))
     out = tmp_path / "out"
     result = CliRunner().invoke(
         app, ["visualize", str(photos / "dog.jpg"), "--model", "tiny", "-o", str(out)]
@@ -77,41 +85,14 @@ def test_a_picture_and_the_classes_by_name(photos: Path, tmp_path: Path) -> None
     lines = result.output.splitlines()
     assert lines[0] == f"{photos / 'dog.jpg'} -> {out / 'dog_dynamicvit.png'}"
     # floor of 16 x 0.7, 0.49, 0.343
-    assert lines[1] == "  kept 11, 7, 5 of 16 patches (69%, 44%, 31%)"
-    shares = [float(line.split("%")[0]) for line in lines[2:7]]
-    assert shares == sorted(shares, reverse=True)
-    assert lines[7].startswith("  dense: class ")
-    assert len(lines) == 8
-
-
-@pytest.mark.usefixtures("loaded")
-def test_the_classes_are_the_models_own(
-    model: DynamicViT,
-    photos: Path,
-    tmp_path: Path,
-    main: Main,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with torch.no_grad():
-        model.backbone.head.bias[3] = 50
-    dense = torch.zeros(1, 7).index_fill(1, torch.tensor([5]), 50.0)
-    monkeypatch.setattr(model, "forward_dense", lambda _: SimpleNamespace(logits=dense))
-    assert main(photos / "dog.jpg", "--model", "tiny", "-o", tmp_path / "out") == 0
-    said = capsys.readouterr().out
-    assert "100.0%  class 3" in said
-    assert "dense: class 5 (100.0%)" in said
-
-
-def test_it_says_how_merged_patches_are_shown(
-    model: DynamicViT, photos: Path, tmp_path: Path, main: Main, monkeypatch, capsys
-) -> None:
-    schedule = replace(model.schedule, policy="merged")
-    merging = DynamicViT(model.backbone, schedule, model.predictors)
-    monkeypatch.setattr(inference, "load", lambda *_, **__: merging)
-    assert main(photos / "dog.jpg", "-m", "tiny", "-o", tmp_path / "out") == 0
-    said = capsys.readouterr().out
-    assert "(69%, 44%, 31%); merged patches" in said
+    assert lines[1].startswith("  kept 11, 7, 5 of 16 patches (69%, 44%, 31%); merged ")
+    assert lines[2] == "  100.0%  class 3"
+    assert lines[7:] == ["  dense: class 5 (100.0%)"]
+    model.backbone.reset_classifier(0)
+    monkeypatch.undo()
+    monkeypatch.setattr(inference, "load", lambda *_, **__: model)
+    words = ["visualize", str(photos / "dog.jpg"), "--model", "tiny", "-o", str(out)]
+    assert len(CliRunner().invoke(app, words).output.splitlines()) == 2  # without classes
 
 
 @pytest.mark.usefixtures("loaded")
@@ -220,16 +201,6 @@ def test_untrained_prediction_modules_are_reported(
     torch.nn.init.zeros_(model.predictors[0].head[-1].bias)
     assert main(*arguments) == 0
     assert "untrained" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("loaded")
-def test_a_backbone_without_classes(
-    model: DynamicViT, photos: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model.backbone.reset_classifier(0)
-    assert main(photos / "dog.jpg", "-m", "tiny", "-o", tmp_path / "out") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2
-    assert files_in(tmp_path / "out") == ["dog_dynamicvit.png"]
 
 
 def test_with_a_real_model_and_its_options(

@@ -12,6 +12,7 @@ from torchvision.transforms.functional import to_tensor
 
 from dynamicvit import InputError
 from dynamicvit.streaming import Feed
+from dynamicvit.streaming.waiting import Waiting
 
 
 def prepare(image: Image.Image) -> torch.Tensor:
@@ -103,3 +104,15 @@ def test_a_source_without_frames_can_be_stopped() -> None:
     with Feed(source, prepare, stopped=lambda: next(asked)) as feed:
         assert list(feed) == []
         unplugged.set()
+
+
+def test_a_full_queue_drops_its_oldest() -> None:
+    waiting: Waiting[int] = Waiting(2)
+    for item in range(5):
+        waiting.put(item)
+    waiting.skip()
+    waiting.finish()
+    assert [waiting.take(), waiting.take(), waiting.take()] == [3, 4, None]
+    assert waiting.dropped == 4
+    with pytest.raises(InputError, match="got 0"):
+        Waiting(0)
