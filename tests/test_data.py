@@ -87,9 +87,9 @@ def test_inner_tar(tmp_path: Path) -> None:
 
 
 def test_class_map_gives_the_indices(folder: Path, tmp_path: Path) -> None:
-    by_line = tmp_path / "names.txt"
-    by_line.write_text("eel\nant\ncat\ndog\n")
-    for class_map in ({"cat": 2, "dog": 3, "eel": 0}, by_line, str(by_line)):
+    lines = tmp_path / "names.txt"
+    lines.write_text("eel\nant\ncat\ndog\n")
+    for class_map in ({"cat": 2, "dog": 3, "eel": 0}, lines, str(lines)):
         assert ImageData(folder, class_map=class_map).labels.tolist() == [2, 2, 3, 3, 3, 0]
 
 

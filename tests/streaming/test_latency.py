@@ -31,7 +31,7 @@ def test_counting_gives_the_same_within_half_a_percent(values, share) -> None:
     assert latencies.percentile(share) == pytest.approx(percentile(values, share), rel=0.005)
 
 
-def test_none_and_zero() -> None:
+def test_no_latencies_and_zero() -> None:
     latencies = Latencies()
     assert latencies.percentile(0.5) is None
     latencies.add(0.0)

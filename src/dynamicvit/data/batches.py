@@ -228,7 +228,7 @@ def _collate(samples: Sequence[Sample | Unreadable]) -> tuple[Batch, list[Unread
     return Batch(images, labels, skipped, paths), failures
 
 
-def _leave_interrupts_to_parent(worker: int) -> None:
+def _leave_interrupts_to_parent(_: int) -> None:
     """Ctrl-C and SLURM's SIGTERM reach workers too, which would end before the parent has saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
