@@ -28,7 +28,7 @@ COMMANDS = {
     "convert": ("convert:convert", "Convert a checkpoint of the original DynamicViT code."),
     "backbones": ("backbones:backbones_command", "Print what every registered model costs."),
 }
-"""Where a command is, in ``dynamicvit.cli``, and its line in the list of commands."""
+"""For each command its function in ``dynamicvit.cli``, and its line in the list of commands."""
 
 _STYLE: dict[str, Any] = {
     "add_completion": False,
@@ -39,10 +39,10 @@ _INTERRUPTED = "interrupted; nothing half-written is left, run it again"
 
 
 class StoppedError(Exception):
-    """Ctrl-C or SIGTERM; the message says what is left and how to go on.
+    """Ctrl-C or SIGTERM; the message says what was saved and how to resume.
 
     Attributes:
-        code: the exit code, 128 and the signal's number.
+        code: the exit code, 128 plus the signal's number.
     """
 
     def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
@@ -51,14 +51,14 @@ class StoppedError(Exception):
 
 
 class _Command(TyperCommand):
-    """A line in the list of commands; the command itself is imported when it is called."""
+    """An entry of the list of commands, whose command is imported when it is called."""
 
     def __init__(self, name: str, target: str, help: str) -> None:
         super().__init__(name, help=help)
         self.target = target
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        """The context of the command that this one stands for."""
+        """The context of the command itself."""
         from dynamicvit.cli.console import hide_bars_in_logs
 
         hide_bars_in_logs()
@@ -76,7 +76,7 @@ class _Commands(TyperGroup):
         self.commands = {name: _Command(name, *about) for name, about in COMMANDS.items()}
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command, with a word on Ctrl-C, which typer would swallow."""
+        """Run a command; Ctrl-C, which typer would swallow, becomes an error."""
         try:
             return super().invoke(ctx)
         except (KeyboardInterrupt, typer.Abort):
@@ -111,15 +111,15 @@ def _root(
 def main() -> None:
     """Run a command; bad input becomes one line on standard error and exit code 2."""
     try:
-        # Not standalone: errors come out here, and not in a box of several lines.
+        # Not standalone: errors are raised, and not printed in a box of several lines.
         sys.exit(app(standalone_mode=False) or 0)
     except (KeyboardInterrupt, StoppedError) as error:
         _fail(str(error) or _INTERRUPTED, getattr(error, "code", 130))
     except Exception as error:
-        # A usage error of click's, which newer typer carries in its own copy: known by what it can.
+        # A usage error of click, or of newer typer's own copy of click.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             _fail(_usage(error), error.exit_code)
-        # Only a command raises an InputError, and with it the package has been imported.
+        # Imported here: only a command, which has imported the package, raises one.
         from dynamicvit.errors import InputError
 
         if not isinstance(error, InputError | OSError) or os.environ.get("DYNAMICVIT_TRACEBACK"):
@@ -128,12 +128,12 @@ def main() -> None:
 
 
 def print_error(message: object) -> None:
-    """Print what went wrong on standard error, as one line with the command's name."""
+    """Print an error on standard error, as one line with the program's name."""
     typer.echo(f"dynamicvit: {' '.join(str(message).splitlines())}", err=True)
 
 
 def _usage(error: Any) -> str:
-    """A usage error in words, with the value, which newer typer leaves out."""
+    """A usage error's message with the value, which newer typer leaves out."""
     message = error.format_message().replace("Value error, ", "")
     problems = getattr(error.__cause__, "errors", None)  # pydantic's, under newer typer
     if problems is None:
@@ -143,6 +143,6 @@ def _usage(error: Any) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    if message.strip():  # empty where the help has been printed, for a command without arguments
+    if message.strip():  # empty after the help of a command without arguments
         print_error(message)
     sys.exit(code)

@@ -4,11 +4,14 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
 
 import pytest
 import torch
 
 import dynamicvit.cli
+import exports
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
@@ -32,3 +35,23 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         return 0
 
     return run
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Gives the file of ``exports.small`` in a format, written once."""
+    write = cache(partial(exports.write, tmp_path_factory.mktemp("exported")))
+    return lambda name, policy="removed", batch=None: write(name, policy, batch)
+
+
+@pytest.fixture
+def one_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """The one line on standard error, without the command's name."""
+
+    def read() -> str:
+        error = capsys.readouterr().err
+        assert error.startswith("dynamicvit: ")
+        assert error.count("\n") == 1, error
+        return error.removeprefix("dynamicvit: ").strip()
+
+    return read

@@ -12,6 +12,11 @@ WIDTH, DEPTH, HEADS = 16, 4, 2
 Shapes = dict[str, tuple[int, ...]]
 
 
+def _affine(name: str, *shape: int) -> Shapes:
+    """A weight of this shape and its bias."""
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
 def deit_shapes(
     width: int = WIDTH,
     depth: int = DEPTH,
@@ -22,47 +27,25 @@ def deit_shapes(
     num_stages: int = 3,
 ) -> Shapes:
     """Every name of a DynamicViT on DeiT, with its shape."""
-    hidden = mlp_ratio * width
     shapes: Shapes = {
         "cls_token": (1, 1, width),
         "pos_embed": (1, 1 + side * side, width),
-        "patch_embed.proj.weight": (width, 3, patch, patch),
-        "patch_embed.proj.bias": (width,),
-        "norm.weight": (width,),
-        "norm.bias": (width,),
-        "head.weight": (classes, width),
-        "head.bias": (classes,),
+        **_affine("patch_embed.proj", width, 3, patch, patch),
+        **_affine("norm", width),
+        **_affine("head", classes, width),
     }
-    for block in range(depth):
-        for name, shape in {
-            "norm1.weight": (width,),
-            "norm1.bias": (width,),
-            "attn.qkv.weight": (3 * width, width),
-            "attn.qkv.bias": (3 * width,),
-            "attn.proj.weight": (width, width),
-            "attn.proj.bias": (width,),
-            "norm2.weight": (width,),
-            "norm2.bias": (width,),
-            "mlp.fc1.weight": (hidden, width),
-            "mlp.fc1.bias": (hidden,),
-            "mlp.fc2.weight": (width, hidden),
-            "mlp.fc2.bias": (width,),
-        }.items():
-            shapes[f"blocks.{block}.{name}"] = shape
-    for stage in range(num_stages):
-        for name, shape in {
-            "in_conv.0.weight": (width,),
-            "in_conv.0.bias": (width,),
-            "in_conv.1.weight": (width, width),
-            "in_conv.1.bias": (width,),
-            "out_conv.0.weight": (width // 2, width),
-            "out_conv.0.bias": (width // 2,),
-            "out_conv.2.weight": (width // 4, width // 2),
-            "out_conv.2.bias": (width // 4,),
-            "out_conv.4.weight": (2, width // 4),
-            "out_conv.4.bias": (2,),
-        }.items():
-            shapes[f"score_predictor.{stage}.{name}"] = shape
+    for block in (f"blocks.{i}" for i in range(depth)):
+        shapes |= _affine(f"{block}.norm1", width) | _affine(f"{block}.norm2", width)
+        shapes |= _affine(f"{block}.attn.qkv", 3 * width, width)
+        shapes |= _affine(f"{block}.attn.proj", width, width)
+        shapes |= _affine(f"{block}.mlp.fc1", mlp_ratio * width, width)
+        shapes |= _affine(f"{block}.mlp.fc2", width, mlp_ratio * width)
+    for stage in (f"score_predictor.{i}" for i in range(num_stages)):
+        shapes |= _affine(f"{stage}.in_conv.0", width)
+        shapes |= _affine(f"{stage}.in_conv.1", width, width)
+        shapes |= _affine(f"{stage}.out_conv.0", width // 2, width)
+        shapes |= _affine(f"{stage}.out_conv.2", width // 4, width // 2)
+        shapes |= _affine(f"{stage}.out_conv.4", 2, width // 4)
     return shapes
 
 
@@ -72,11 +55,10 @@ def lvvit_shapes(
     side: int = 2,
     patch: int = 4,
     classes: int = 5,
-    num_stages: int = 3,
     stem: int = 6,
 ) -> Shapes:
     """Every name of a DynamicViT on LV-ViT, with its shape."""
-    shapes = deit_shapes(width, depth, 3, side, patch, classes, num_stages)
+    shapes = deit_shapes(width, depth, 3, side, patch, classes)
     for block in range(depth):
         del shapes[f"blocks.{block}.attn.qkv.bias"]
     shapes["patch_embed.proj.weight"] = (width, stem, patch // 2, patch // 2)
@@ -85,9 +67,7 @@ def lvvit_shapes(
         for name in ("weight", "bias", "running_mean", "running_var"):
             shapes[f"patch_embed.bn{layer}.{name}"] = (stem,)
         shapes[f"patch_embed.bn{layer}.num_batches_tracked"] = ()
-    shapes["aux_head.weight"] = (classes, width)
-    shapes["aux_head.bias"] = (classes,)
-    return shapes
+    return shapes | _affine("aux_head", classes, width)
 
 
 def shapes_of(release: Release) -> Shapes:

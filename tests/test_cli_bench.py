@@ -1,7 +1,6 @@
-"""`dynamicvit bench` as it is typed."""
+"""`dynamicvit bench`: what it prints, writes and refuses."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -9,8 +8,8 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from dynamicvit import DynamicViT, cli
-from dynamicvit.cli import bench as command  # registers the command
+from dynamicvit import DynamicViT, cli, load
+from dynamicvit.cli import bench as module
 from dynamicvit.cli.bench_tables import print_times
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
@@ -50,16 +49,15 @@ def cells(text: str) -> list[list[str]]:
 def test_table():
     result = run("--keep-ratio", "0.5", "--batch-size", "2", "--precision", "bf16")
     assert result.exit_code == 0, result.output
-    assert "test_vit (random weights), 160x160 px, keeps 0.5, 0.25, 0.125" in result.stdout
-    assert "GMACs 0.0376 dense" in result.stdout
-    assert f"torch {torch.__version__}, 1 threads" in result.stdout
+    for part in ("test_vit (random", "160x160", "0.5, 0.25, 0.125", "0.0376", torch.__version__):
+        assert part in result.stdout
     assert [line[:4] for line in cells(result.stdout)] == [
         [size, "eager", precision, network]
         for size in ("1", "2")
         for precision in ("fp32", "bf16")
         for network in ("dense", "pruned")
     ]
-    assert "\n2 rounds; p95 takes 20, p99 100" in result.stdout
+    assert "\n2 rounds" in result.stdout
 
 
 def test_whole_tiles():
@@ -108,7 +106,7 @@ def test_what_a_line_says(capsys):
     assert " ".join(pruned[:-3]) == "4 eager bf16 pruned 100 – – 40 4.00 [4.00–4.00]"
     assert pruned[-3:] == ["2.00", "[2.00–2.00]", "50%"]
     assert "unclear" not in printed
-    assert "\n3 rounds; p95 takes 20, p99 100" in printed
+    assert "\n3 rounds" in printed
 
 
 def test_a_ratio_within_its_spread_is_called_unclear(capsys):
@@ -117,11 +115,10 @@ def test_a_ratio_within_its_spread_is_called_unclear(capsys):
     _, dense, pruned = cells(printed)
     assert dense[4:7] == ["50", "60", "60"]
     assert pruned[8:] == ["8.00", "[8.00–8.00]", "1.00", "[0.80–1.20]", "unclear", "50%"]
-    assert "unclear: the quartiles lie further apart than the ratio is from 1" in printed
     assert printed.endswith("\n100 rounds\n")
 
 
-def test_a_reference_that_is_a_row_is_told_once(capsys):
+def test_a_reference_that_is_a_row_is_printed_once(capsys):
     row = replace(ROWS[0], precision="fp32", reference=ROWS[0].dense)
     print_times(Console(width=200), [row])
     dense, pruned = cells(capsys.readouterr().out)
@@ -144,25 +141,20 @@ def test_json_on_standard_output_is_only_json():
     assert row["pruned"]["throughput"] == pytest.approx(1 / row["pruned"]["p50"])
 
 
-def test_runtimes_that_there_are(monkeypatch):
-    """What is left out is said, where a product of options asked for it."""
-    asked = []
-    monkeypatch.setattr(command, "bench", lambda *_, **plan: asked.append(plan) or REPORT)
+def test_pairs_that_do_not_exist_are_named(monkeypatch):
+    monkeypatch.setattr(module, "bench", lambda *_, **__: REPORT)
     result = run("--runtime", "onnx", "--runtime", "openvino", "--precision", "bf16")
     assert result.exit_code == 0, result.output
     assert result.stderr.startswith("onnx bf16 ")
     assert len(result.stderr.splitlines()) == 1
-    assert asked[0]["runtimes"] == ["onnx", "openvino"]
-    assert asked[0]["precisions"] == ["fp32", "bf16"]
 
 
-@pytest.mark.parametrize("ending", ["png", "pdf"])
-def test_plot(ending, monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "bench", lambda *_, **__: REPORT)
-    target = tmp_path / f"speed.{ending}"
+def test_plot(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "bench", lambda *_, **__: REPORT)
+    target = tmp_path / "speed.pdf"
     result = run("--plot", str(target))
     assert result.exit_code == 0, result.output
-    assert f"saved {target}" in result.stdout
+    assert str(target) in result.stdout
     assert target.stat().st_size > 2000
 
 
@@ -170,30 +162,21 @@ def test_a_file_that_differs_is_not_timed(monkeypatch):
     def differ(*_, **__):
         raise ExportMismatchError("logits differ")
 
-    monkeypatch.setattr(command, "bench", differ)
+    monkeypatch.setattr(module, "bench", differ)
     result = run()
     assert result.exit_code == 1
-    assert result.stderr == "dynamicvit: test_vit can't be timed as a file: logits differ\n"
+    [line] = result.stderr.splitlines()
+    assert "test_vit" in line
+    assert "logits differ" in line
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_device_is_cuda_where_there_is_one(device, monkeypatch):
-    """As in eval and train."""
+def test_the_device_is_cuda_if_there_is_one(monkeypatch):
     moved = []
-    monkeypatch.setattr("torch.cuda.is_available", lambda: device == "cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(DynamicViT, "to", lambda model, place: moved.append(place))
-    monkeypatch.setattr(command, "bench", lambda *_, **__: REPORT)
+    monkeypatch.setattr(module, "bench", lambda *_, **__: REPORT)
     measured()
-    assert moved == [device]
-
-
-def test_json_in_a_file(tmp_path):
-    target = tmp_path / "bench.json"
-    result = run("--json", str(target))
-    assert result.exit_code == 0, result.output
-    assert "GMACs" in result.stdout
-    assert json.loads(target.read_text())["model"] == "test_vit"
-    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+    assert moved == ["cuda"]
 
 
 @pytest.mark.parametrize(("budget", "fraction"), [("60%", 0.6), ("0.02G", 0.02e9 / 37635328)])
@@ -207,51 +190,33 @@ def test_image_size(model):
     """Of a backbone that takes any size, and of one that is strict about its own."""
     numbers = measured("--model", model, "--image-size", "64x96")
     assert numbers["image_size"] == [64, 96]
-    square = measured("--model", model, "--image-size", "64")
-    assert square["image_size"] == [64, 64]
-    assert square["dense_macs"] < numbers["dense_macs"]
 
 
 def test_a_saved_model(tmp_path):
-    from dynamicvit import load
-
     model = load("test_vit", keep_ratio=0.4, pretrained=False)
-    model.save_pretrained(tmp_path / "saved")
-    numbers = measured("--model", str(tmp_path / "saved"))
-    assert numbers["weights"] == "given"
+    model.policy = "merged"
+    model.save_pretrained(tmp_path / "model")
+    result = run("--model", str(tmp_path / "model"), "--json", str(tmp_path / "bench.json"))
+    assert model.schedule.fate in result.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "bench.json"}
+    numbers = json.loads((tmp_path / "bench.json").read_text())
+    assert (numbers["weights"], numbers["policy"]) == ("given", "merged")
     assert numbers["keep_ratios"] == pytest.approx([0.4, 0.16, 0.064])
-    assert numbers["pruned_macs"] == count_macs(model)
+    assert numbers["pruned_macs"] == count_macs(model) == schedule_macs(model, model.schedule)
     assert numbers["dense_macs"] == schedule_macs(model, DENSE)
 
 
-def test_it_says_what_becomes_of_dropped_patches(tmp_path):
-    from dynamicvit import load
-
-    model = load("test_vit", pretrained=False)
-    model.policy = "merged"
-    model.save_pretrained(tmp_path)
-    result = run("--model", str(tmp_path), "--json", str(tmp_path / "bench.json"))
-    assert "merge into" in " ".join(result.stdout.split())
-    numbers = json.loads((tmp_path / "bench.json").read_text())
-    assert numbers["policy"] == "merged"
-    assert numbers["pruned_macs"] == schedule_macs(model, model.schedule)
-    result = run()
-    assert "merge into" not in " ".join(result.stdout.split())
-
-
 def test_memory(monkeypatch):
-    """The command's part; that the numbers are right is tested with the library's."""
+    """The table; the numbers are tested with the library."""
     peaks = Peak(900 << 20, 100 << 20), Peak(800 << 20, 0)
     rows = [
         MemoryRow(3, "fp32", graph, *peaks, runtime)
         for runtime, graph in (("eager", False), ("eager", True), ("openvino", False))
     ]
-    measured = replace(REPORT, memory=tuple(rows))
-    asked = []
-    monkeypatch.setattr(command, "bench", lambda *_, **plan: asked.append(plan) or measured)
+    report = replace(REPORT, memory=tuple(rows))
+    monkeypatch.setattr(module, "bench", lambda *_, memory, **__: report if memory else REPORT)
     result = run("--batch-size", "3", "--memory")
     assert result.exit_code == 0, result.output
-    assert asked[0]["memory"]
     lines = [line.split() for line in result.stdout.splitlines()]
     numbers = ["900", "800", "100", "0"]
     assert ["eager", "fp32,", "inference", "mode", *numbers] in lines
@@ -259,12 +224,11 @@ def test_memory(monkeypatch):
 
 
 def test_files_are_called_by_their_names(monkeypatch, tmp_path):
-    """Not dense and pruned, which the command can't know."""
     names = ("dense.xml", "pruned.xml")
     report = replace(
         REPORT, rows=(replace(ROWS[1], reference=None, names=names),), against="dense.xml"
     )
-    monkeypatch.setattr(command, "bench_files", lambda *_, **__: report)
+    monkeypatch.setattr(module, "bench_files", lambda *_, **__: report)
     result = run("--model", "pruned.xml", "--against", "dense.xml")
     assert result.exit_code == 0, result.output
     assert [line[3] for line in cells(result.stdout)] == list(names)
@@ -274,40 +238,35 @@ def test_files_are_called_by_their_names(monkeypatch, tmp_path):
     ("arguments", "message"),
     [
         (["--macs", "60%", "--keep-ratio", "0.5"], "--keep-ratio 0.5 and --macs 60%"),
-        (["--macs", "60%", "--tile", "16"], "--tile 16 may round up, and --macs 60% is a limit"),
+        (["--macs", "60%", "--tile", "16"], "--tile 16"),
         (["--macs", "3"], "3.0G, 900M or 60%"),
-        (["--macs", "0.001G"], "too small: with one token kept"),
+        (["--macs", "0.001G"], "0.001"),
         (["--keep-ratio", "1.5"], "1.5"),
         (["--batch-size", "0"], "batch size 0"),
         (["--precision", "fp8"], "'fp8'"),
         (["--calibrate", "photos"], "calibrate photos"),
         (["--runtime", "tflite"], "'tflite'"),
-        (["--plot", "speed.txt"], "--plot speed.txt: a plot ends in .png, .pdf, .svg"),
-        (["--plot", "nowhere/speed.png"], "the folder nowhere does not exist"),
-        (["--against", "dense.onnx"], "--against dense.onnx compares exported files"),
-        (["--model", "no.onnx"], "no.onnx: no such file"),
+        (["--plot", "speed.txt"], "--plot speed.txt"),
+        (["--plot", "nowhere/speed.png"], "nowhere"),
+        (["--against", "dense.onnx"], "--against dense.onnx"),
+        (["--model", "no.onnx"], "no.onnx"),
         (["--model", "no.onnx", "--runtime", "onnx"], "--runtime ['onnx']"),
         (["--model", "no.onnx", "--memory"], "--memory"),
         (["--threads", "0"], "threads 0"),
         (["--samples", "1"], "samples 1"),
         (["--seconds", "0"], "seconds 0.0"),
-        (["--image-size", "big"], "written 384 or 224x320, got 'big'"),
+        (["--image-size", "big"], "'big'"),
         (["--image-size", "165"], "165x165"),
         (["--model", "test_vlt"], "test_vlt"),
-        (["--json", "nowhere/bench.json"], "the folder nowhere does not exist"),
-        (["--json", "."], "is a folder"),
+        (["--json", "nowhere/bench.json"], "nowhere"),
+        (["--json", "."], "--json"),
     ],
 )
-def test_bad_input(arguments, message, monkeypatch, capsys, tmp_path):
+def test_bad_input(arguments, message, command, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        sys, "argv", ["dynamicvit", "bench", "--model", "test_vit", *QUICK, *arguments]
-    )
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
+    assert command("bench", "--model", "test_vit", *QUICK, *arguments) == 2
     printed = capsys.readouterr()
-    assert exit_.value.code == 2
     assert printed.out == ""
-    assert message in printed.err
-    assert len(printed.err.strip().splitlines()) == 1
+    [line] = printed.err.splitlines()
+    assert message in line
     assert list(tmp_path.iterdir()) == []

@@ -13,17 +13,15 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
-from typer.testing import CliRunner
 
 import dynamicvit.cli
 from dynamicvit import DynamicViT, sparsify
-from dynamicvit.cli import app
 from dynamicvit.cli import evaluate as command
 from dynamicvit.data import ImageData, eval_transform
 from dynamicvit.utils.distributed import Processes
+from pictures import noise_folders
 from processes import run_two
 
 Main = Callable[..., int]
@@ -55,14 +53,7 @@ def saved(model: DynamicViT, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Six classes of two images."""
-    root = tmp_path / "images"
-    generator = torch.Generator().manual_seed(0)
-    for index in range(12):
-        path = root / f"class{index % 6}" / f"{index:02}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = torch.randint(256, (5, 6, 3), generator=generator, dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).resize((60, 50)).save(path)
-    return root
+    return noise_folders(tmp_path / "images", classes=6, each=2, size=(50, 60))
 
 
 @pytest.fixture
@@ -91,14 +82,6 @@ def answers(model: DynamicViT, folder: Path, **settings: object) -> list[torch.T
         return [sparse, model.backbone(images).argmax(1), torch.from_numpy(data.labels)]
 
 
-def test_the_table(saved: Path, folder: Path) -> None:
-    result = CliRunner().invoke(app, ["eval", str(folder), "--model", str(saved)])
-    assert result.exit_code == 0, result.output
-    for part in ("6 class folders in natural order", "keeps 0.7, 0.49, 0.343", "top-1", "top-5"):
-        assert part in result.output
-    assert "agreement" not in result.output
-
-
 def test_the_numbers_are_right(
     model: DynamicViT, saved: Path, folder: Path, numbers: Callable[..., dict]
 ) -> None:
@@ -118,14 +101,7 @@ def test_the_numbers_are_right(
     assert alone["keep_ratios"] == []
 
 
-def test_it_says_what_becomes_of_dropped_patches(
-    model: DynamicViT,
-    folder: Path,
-    tmp_path: Path,
-    numbers: Callable[..., dict],
-    main: Main,
-    capsys,
-) -> None:
+def test_a_model_that_merges(model: DynamicViT, folder: Path, tmp_path: Path, numbers) -> None:
     merging = DynamicViT(
         copy.deepcopy(model.backbone), replace(model.schedule, policy="merged"), model.predictors
     ).eval()
@@ -136,17 +112,6 @@ def test_it_says_what_becomes_of_dropped_patches(
     assert found["policy"] == "merged"
     assert found["top1"] == pytest.approx(float((sparse == labels).float().mean()))
     assert numbers(folder, "--model", tmp_path / "merging", "--dense")["policy"] is None
-    assert main(folder, "--model", tmp_path / "merging") == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "of the patches, the others merge into the most alike kept ones, fp32" in said
-
-
-def test_keep_ratio_one_drops_nothing(
-    saved: Path, folder: Path, numbers: Callable[..., dict]
-) -> None:
-    found = numbers(folder, "--model", saved, "--keep-ratio", 1, "--compare-dense")
-    assert found["agreement"] == 1
-    assert found["keep_ratios"] == [1, 1, 1]
 
 
 def test_image_size_crop_and_precision(
@@ -195,81 +160,75 @@ def test_agreement_with_other_dense_weights(
 
 def test_a_class_map_file(saved: Path, folder: Path, tmp_path: Path, numbers) -> None:
     by_line = tmp_path / "names.txt"
-    by_line.write_text("".join(f"class{number}\n" for number in (5, 4, 3, 2, 1, 0)))
+    by_line.write_text("".join(f"{number}\n" for number in (5, 4, 3, 2, 1, 0)))
     found = numbers(folder, "--model", saved, "--class-map", by_line)
     assert found["class_map"] == "as given"
     turned = tmp_path / "turned"
-    for number in range(6):  # the same labels by another way
-        (turned / f"class{5 - number}").mkdir(parents=True)
-        for path in (folder / f"class{number}").iterdir():
-            path.rename(turned / f"class{5 - number}" / path.name)
+    for number in range(6):  # the same labels by renamed folders
+        (turned / f"{5 - number}").mkdir(parents=True)
+        for path in (folder / f"{number}").iterdir():
+            path.rename(turned / f"{5 - number}" / path.name)
     assert numbers(turned, "--model", saved)["top1"] == found["top1"]
 
 
-def test_images_without_labels(
-    saved: Path, folder: Path, numbers: Callable[..., dict], main: Main, capsys
-) -> None:
+def test_images_without_labels(saved: Path, folder: Path, numbers, main: Main, one_line) -> None:
     found = numbers(folder, "--model", saved, "--unlabeled", "--compare-dense")
     assert found["top1"] is None
     assert found["images"] == 12
     assert found["class_map"] is None
-    flat = folder / "class0"
+    flat = folder / "0"
     assert numbers(flat, "--model", saved, "--compare-dense")["images"] == 2
     assert main(flat, "--model", saved) == 2
-    assert "has no labels to count right answers by: add --compare-dense" in capsys.readouterr().err
+    assert "--compare-dense" in one_line()
 
 
 def test_unreadable_images_are_named_and_not_counted(
-    saved: Path, folder: Path, numbers: Callable[..., dict], main: Main, capsys
+    saved: Path, folder: Path, numbers, main: Main, one_line, capsys
 ) -> None:
-    bad = folder / "class0" / "00.png"
+    bad = folder / "0" / "0.png"
     bad.write_bytes(bad.read_bytes()[:100])
     found = numbers(folder, "--model", saved)
     assert found["images"] == 11
     assert found["skipped"] == [str(bad)]
     assert main(folder, "--model", saved) == 0
-    assert str(bad) in capsys.readouterr().out.replace("\n", "")
+    said = capsys.readouterr().out
+    for part in ("class map", "0.7, 0.49, 0.343", "top-1", "top-5"):
+        assert part in said
+    assert "agreement" not in said
+    assert str(bad) in said.replace("\n", "")
     assert main(folder, "--model", saved, "--strict") == 2
-    assert one_line(capsys).startswith(f"{bad} can't be read as an image")
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on standard error, without the command's name."""
-    error = capsys.readouterr().err
-    assert error.startswith("dynamicvit: ")
-    assert error.count("\n") == 1
-    return error.removeprefix("dynamicvit: ").strip()
+    assert str(bad) in one_line()
 
 
 def test_bad_input_is_one_line_and_exit_code_2(
-    saved: Path, folder: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
+    saved: Path, folder: Path, tmp_path: Path, main: Main, one_line: Callable[[], str]
 ) -> None:
     out = tmp_path / "numbers.json"
     (tmp_path / "empty").mkdir()
     common = ("--model", saved, "--json", out)
     for arguments, said in (
-        ((tmp_path / "nowhere", *common), "nowhere does not exist"),
-        ((tmp_path / "empty", *common), "empty holds no images"),
+        ((tmp_path / "nowhere", *common), "nowhere"),
+        ((tmp_path / "empty", *common), "empty"),
         ((folder, "--model", "deit_tinny_patch16_224", "--json", out), "deit_tinny_patch16_224"),
         ((folder, "--model", tmp_path / "nowhere", "--json", out), "nowhere"),
         ((folder, *common, "--keep-ratio", 1.5), "1.5"),
         ((folder, *common, "--crop-pct", 2), "crop_pct"),
-        ((folder, *common, "--dense", "--tile", 16), "--dense keeps every patch: leave --tile 16"),
-        ((folder, *common, "--dense", "--keep-ratio", 0.5), "--dense keeps every patch"),
-        ((folder, *common, "--image-size", 30), "multiples of its 8x8 patches"),
-        ((folder, *common, "--class-map", "imagenet"), "not in the class map"),
+        ((folder, *common, "--dense", "--tile", 16), "--tile 16"),
+        ((folder, *common, "--dense", "--keep-ratio", 0.5), "--keep-ratio 0.5"),
+        ((folder, *common, "--image-size", 30), "8x8"),
+        ((folder, *common, "--class-map", "imagenet"), "class map"),
         ((folder, *common, "--class-map", tmp_path / "no.txt"), "no.txt"),
         ((folder, *common, "--dense-checkpoint", tmp_path / "no.safetensors"), "no.safetensors"),
-        ((folder, "--model", saved, "--json", tmp_path), "is a folder"),
-        ((folder, "--model", saved, "--json", tmp_path / "no" / "x.json"), "does not exist"),
+        ((folder, "--model", saved, "--json", tmp_path), f"--json {tmp_path}"),
+        ((folder, "--model", saved, "--json", tmp_path / "no" / "x.json"), f"{tmp_path / 'no'}"),
     ):
         assert main(*arguments) == 2
-        assert said in one_line(capsys), arguments
+        assert said in one_line(), arguments
     assert not list(tmp_path.glob("numbers*"))
 
 
 def test_no_permission_to_write(
-    saved: Path, folder: Path, tmp_path: Path, main: Main, capsys, monkeypatch
+    saved: Path, folder: Path, tmp_path: Path, main: Main, one_line, monkeypatch
 ) -> None:
     def access(path: Path, mode: int) -> bool:  # root, who may run this, is refused nothing
         return not (mode == os.W_OK and Path(path) == tmp_path)
@@ -277,7 +236,7 @@ def test_no_permission_to_write(
     monkeypatch.setattr(os, "access", access)
     monkeypatch.setattr(command, "evaluate", None)  # refused before the work
     assert main(folder, "--model", saved, "--json", tmp_path / "x.json") == 2
-    assert "no permission" in one_line(capsys)
+    assert "no permission" in one_line()
 
 
 def test_the_json_file_replaces_the_old_one_when_all_is_done(
@@ -292,17 +251,6 @@ def test_the_json_file_replaces_the_old_one_when_all_is_done(
     assert [path.name for path in tmp_path.glob("numbers*")] == ["numbers.json"]
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
-def test_workers_read_the_same_images(saved: Path, folder: Path) -> None:
-    arguments = ["eval", str(folder), "--model", str(saved), "--json", "-"]
-    found = [
-        json.loads(CliRunner().invoke(app, [*arguments, "--workers", workers]).stdout)
-        for workers in ("0", "2")
-    ]
-    assert found[0]["top1"] == found[1]["top1"]
-    assert found[0]["images"] == found[1]["images"] == 12
-
-
 def main_printing_to(printed: Path, words: list[str]) -> None:
     """The command in one of two processes."""
     sys.argv = ["dynamicvit", *words]
@@ -313,14 +261,13 @@ def main_printing_to(printed: Path, words: list[str]) -> None:
 def test_two_processes_count_each_image_once_and_one_of_them_prints(
     saved: Path, folder: Path, tmp_path: Path, numbers: Callable[..., dict]
 ) -> None:
-    (folder / "class0" / "00.png").write_bytes(b"no image")
-    (folder / "class1" / "01.png").unlink()  # batches of 4, 4 and 3
+    (folder / "0" / "0.png").write_bytes(b"no image")
+    (folder / "1" / "1.png").unlink()  # batches of 4, 4 and 3
     words = [str(folder), "--model", str(saved), "--compare-dense", "--batch-size", "4"]
     out = tmp_path / "numbers.json"
     shared = ["eval", *words, "--workers", "0", "--json", str(out)]
     run_two(main_printing_to, tmp_path, shared)
     main, other = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
-    assert main.count("top-1") == 2  # its own, and the dense one's
     assert main.count("class map:") == 1
     assert not other
     found, alone = json.loads(out.read_text()), numbers(*words)
@@ -329,7 +276,7 @@ def test_two_processes_count_each_image_once_and_one_of_them_prints(
     assert found | own == alone | own
 
 
-def test_what_is_random_in_a_model_is_the_main_processs(
+def test_random_weights_are_the_main_processs(
     saved: Path, folder: Path, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_equal = []
@@ -339,10 +286,10 @@ def test_what_is_random_in_a_model_is_the_main_processs(
 
 
 def test_the_precision_that_accelerate_asks_for(
-    saved: Path, folder: Path, main: Main, numbers, capsys, monkeypatch: pytest.MonkeyPatch
+    saved: Path, folder: Path, main: Main, numbers, one_line, monkeypatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert numbers(folder, "--model", saved)["precision"] == "bf16"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     assert main(folder, "--model", saved) == 2
-    assert "fp16 needs a GPU: on a CPU" in one_line(capsys)
+    assert "fp16" in one_line()

@@ -1,4 +1,4 @@
-"""Counting right answers: each image once, by hand-made logits whose counts are known."""
+"""Accuracy: each image counts once; by hand-made logits of known counts."""
 
 from __future__ import annotations
 
@@ -89,9 +89,8 @@ def test_images_without_labels_count_for_agreement_only() -> None:
 
 
 def test_a_batch_of_unreadable_images_only() -> None:
-    empty = Batch(torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64), ("a.jpg", "b.jpg"))
     done: list[int] = []
-    result = evaluate(Oracle(), [empty, *BATCHES], dense=Always(0), progress=done.append)
+    result = evaluate(Oracle(), [EMPTY, *BATCHES], dense=Always(0), progress=done.append)
     assert result.images == 5
     assert result.skipped == ("a.jpg", "b.jpg", "bad.jpg")
     assert done == [2, 3, 3]
@@ -121,32 +120,34 @@ def test_equal_logits_are_ordered_alike_for_every_count() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite_are_no_answer(value: float) -> None:
-    """NaN would rank first, so that class 0 were right now and then."""
     broken = Always(0)
     broken.logits.data[0] = value
-    with pytest.raises(InputError, match=r"^the model gives .*not finite for 3 of 3 images"):
+    with pytest.raises(InputError, match=r"the model .*3 of 3 images"):
         evaluate(broken, BATCHES)
-    with pytest.raises(InputError, match=r"^the dense model gives .*not finite"):
+    with pytest.raises(InputError, match="the dense model"):
         evaluate(Oracle(), BATCHES, dense=broken)
 
 
-def test_nothing_to_count_is_an_error() -> None:
-    empty = Batch(torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64), ("a.jpg",))
-    for batches in ([], [empty]):
-        with pytest.raises(InputError, match="no readable image"):
-            evaluate(Oracle(), batches)
+EMPTY = Batch(torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64), ("a.jpg", "b.jpg"))
 
 
-@pytest.mark.parametrize("label", [7, -2])
-def test_labels_outside_the_models_classes(label: int) -> None:
-    batch = Batch(spelling(SEVEN), torch.tensor([label]))
-    with pytest.raises(InputError, match=f"label {label} is outside the model's 7 classes"):
-        evaluate(Oracle(), [batch])
-
-
-def test_a_dense_model_with_other_classes() -> None:
-    with pytest.raises(InputError, match="the dense model has 9 classes, the model 7"):
-        evaluate(Oracle(), BATCHES, dense=Always(0, classes=9))
+@pytest.mark.parametrize(
+    ("model", "batches", "dense", "said"),
+    [
+        (Oracle(), [], None, "no readable image"),
+        (Oracle(), [EMPTY], None, "no readable image"),
+        (Oracle(), [Batch(spelling(SEVEN), torch.tensor([7]))], None, "label 7 .* 7 classes"),
+        (Oracle(), [Batch(spelling(SEVEN), torch.tensor([-2]))], None, "label -2"),
+        (Oracle(), BATCHES, Always(0, classes=9), "9 classes, the model 7"),
+        (Oracle(), BATCHES, True, "Oracle"),
+        (FAMILIES[0].sparse(num_classes=0), BATCHES, None, "classifier"),
+    ],
+)
+def test_bad_input(
+    model: nn.Module, batches: list[Batch], dense: nn.Module | bool | None, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        evaluate(model, batches, dense=dense)
 
 
 def test_autocast_and_no_gradients() -> None:
@@ -203,10 +204,3 @@ def test_images_by_path(tmp_path: Path) -> None:
     other = evaluate(model, str(tmp_path / "images"), class_map=turned, workers=0)
     relabeled = data.with_class_map({str(name): 6 - name for name in range(7)})
     assert other.top1 == evaluate(model, relabeled, workers=0).top1 != found.top1
-
-
-def test_models_that_nothing_can_be_asked_of() -> None:
-    with pytest.raises(InputError, match="classifier"):
-        evaluate(FAMILIES[0].sparse(num_classes=0), BATCHES)
-    with pytest.raises(InputError, match="Oracle"):
-        evaluate(Oracle(), BATCHES, dense=True)

@@ -87,3 +87,17 @@ def test_feature_info_names_what_there_is(family: Family) -> None:
     for block, info in zip(model.blocks, model.feature_info, strict=True):
         assert modules[info["module"]] is block
         assert (info["num_chs"], info["reduction"]) == (48, family.patch)
+
+
+@torch.no_grad()
+def test_a_plain_tensor_is_pooled_where_that_is_right() -> None:
+    images = DEIT.images()
+    model = DEIT.sparse(policy="merged")
+    assert_agree(model.forward_head(model.forward_features(images)), model(images), 1e-6)
+    averaging = BY_NAME["registers"].sparse()
+    images = BY_NAME["registers"].images()
+    features = averaging.forward_features(images)
+    assert_agree(averaging.forward_head(features), averaging(images), 1e-6)
+    averaging.policy = "merged"
+    with pytest.raises(InputError, match="forward_tokens"):
+        averaging.forward_head(features)

@@ -65,12 +65,17 @@ def downloads_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("timm.models._builder.load_pretrained", fail)
 
 
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    small().save_pretrained(tmp_path)
+    return tmp_path
+
+
 # ------------------------------------------------------------------ round trips
 
 
-def test_the_weights_can_be_read_by_whoever_reads_the_config(tmp_path: Path) -> None:
-    small().save_pretrained(tmp_path)
-    modes = {(tmp_path / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+def test_the_weights_can_be_read_by_whoever_reads_the_config(saved: Path) -> None:
+    modes = {(saved / name).stat().st_mode for name in ("config.json", "model.safetensors")}
     assert len(modes) == 1
 
 
@@ -112,15 +117,10 @@ def test_round_trip(tmp_path: Path, make: Callable[[], DynamicViT]) -> None:
     }
 
 
-def test_the_config_holds_name_arguments_and_schedule(tmp_path: Path) -> None:
+def test_ratios_of_their_own_and_the_model_card(tmp_path: Path) -> None:
     backbone = timm.create_model("deit_tiny_patch16_224", **SMALL)
     model = DynamicViT(backbone, Schedule((1, 3), (0.9, 0.2)))
     model.save_pretrained(tmp_path)
-    config = config_of(tmp_path)
-    assert config["architecture"] == "deit_tiny_patch16_224"
-    assert config["schedule"] == {"stages": [1, 3], "keep_ratios": [0.9, 0.2], "policy": "removed"}
-    assert config["model_args"]["depth"] == 4
-    assert config["model_args"]["num_classes"] == 3
     loaded = DynamicViT.from_pretrained(tmp_path)
     assert loaded.schedule == model.schedule
     assert loaded.keep_ratio is None
@@ -148,14 +148,6 @@ def test_what_becomes_of_dropped_tokens_is_kept(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(InputError, match=rf"config.json.*'removed', 'merged'.*got {wrong!r}"):
             DynamicViT.from_pretrained(tmp_path)
-
-
-def test_a_budget_set_later_is_the_one_saved(tmp_path: Path) -> None:
-    model = small()
-    model.save_pretrained(tmp_path)
-    model.keep_ratio = [0.9, 0.9, 0.3]
-    model.save_pretrained(tmp_path)
-    assert_same(DynamicViT.from_pretrained(tmp_path), model)
 
 
 def test_after_a_fresh_classifier(tmp_path: Path) -> None:
@@ -249,46 +241,23 @@ def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 #: ``config.json`` as 0.1.0 wrote it for ``small()``.
-CONFIG_010: dict[str, Any] = {
-    "architecture": "deit_tiny_patch16_224",
-    "backbone_source": "timm",
-    "format_version": 1,
-    "model_args": {
-        "depth": 4,
-        "embed_dim": 16,
-        "global_pool": "token",
-        "img_size": [32, 32],
-        "in_chans": 3,
-        "num_classes": 3,
-        "num_heads": 2,
-    },
-    "pretrained_cfg": {
-        "architecture": "deit_tiny_patch16_224",
-        "classifier": "head",
-        "crop_mode": "center",
-        "crop_pct": 0.9,
-        "custom_load": False,
-        "first_conv": "patch_embed.proj",
-        "fixed_input_size": True,
-        "input_size": [3, 32, 32],
-        "interpolation": "bicubic",
-        "license": "apache-2.0",
-        "mean": [0.485, 0.456, 0.406],
-        "num_classes": 3,
-        "pool_size": None,
-        "std": [0.229, 0.224, 0.225],
-        "tag": "fb_in1k",
-    },
-    "schedule": {"dropped": "gone", "keep_ratios": [0.5, 0.25, 0.125], "stages": [1, 2, 3]},
-}
+CONFIG_010 = """
+{"architecture": "deit_tiny_patch16_224", "backbone_source": "timm", "format_version": 1,
+"model_args": {"depth": 4, "embed_dim": 16, "global_pool": "token", "img_size": [32, 32],
+"in_chans": 3, "num_classes": 3, "num_heads": 2}, "pretrained_cfg": {"architecture":
+"deit_tiny_patch16_224", "classifier": "head", "crop_mode": "center", "crop_pct": 0.9,
+"custom_load": false, "first_conv": "patch_embed.proj", "fixed_input_size": true, "input_size":
+[3, 32, 32], "interpolation": "bicubic", "license": "apache-2.0", "mean": [0.485, 0.456, 0.406],
+"num_classes": 3, "pool_size": null, "std": [0.229, 0.224, 0.225], "tag": "fb_in1k"},
+"schedule": {"dropped": "gone", "keep_ratios": [0.5, 0.25, 0.125], "stages": [1, 2, 3]}}
+"""
 
 
 @pytest.mark.parametrize(("dropped", "policy"), [("gone", "removed"), ("merged", "merged")])
 def test_a_folder_of_version_0_1_0(tmp_path: Path, dropped: str, policy: Policy) -> None:
     model = small(policy=policy)
     model.save_pretrained(tmp_path)
-    CONFIG_010["schedule"]["dropped"] = dropped
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG_010))
+    (tmp_path / "config.json").write_text(CONFIG_010.replace("gone", dropped))
     assert_same(DynamicViT.from_pretrained(tmp_path), model)
 
 
@@ -308,12 +277,12 @@ def test_a_family_of_ones_own_is_saved_and_loaded(
 ) -> None:
     model = small()
     source("mine")
-    with pytest.raises(InputError, match=r"one of timm, transformers, got 'mine'; register_source"):
+    with pytest.raises(InputError, match=r"'mine', one of timm, transformers"):
         model.save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    said = {"format_version": "no place for theirs", "depth": 4}
+    described = {"format_version": "overwritten", "depth": 4}
     hub.register_source(
-        "mine", lambda _: said, lambda config: small(depth=config["depth"]).backbone
+        "mine", lambda _: described, lambda config: small(depth=config["depth"]).backbone
     )
     model.save_pretrained(tmp_path)
     assert config_of(tmp_path)["format_version"] == 2
@@ -323,9 +292,7 @@ def test_a_family_of_ones_own_is_saved_and_loaded(
 def test_a_family_without_a_source(tmp_path: Path, source: Callable[[str], None]) -> None:
     model = small()
     source("")
-    with pytest.raises(
-        InputError, match=r"VisionTransformer .*names no source .*; save the state_dict"
-    ):
+    with pytest.raises(InputError, match=r"VisionTransformer .*state_dict"):
         model.save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -366,13 +333,14 @@ def test_a_backbone_under_a_name_that_is_not_its_own(
 
 
 @pytest.mark.parametrize("cfg", [None, {}, {"architecture": "my_own_vit"}])
-def test_a_hand_built_backbone(tmp_path: Path, cfg: dict[str, Any] | None) -> None:
+def test_a_hand_built_backbone(saved: Path, cfg: dict[str, Any] | None) -> None:
     backbone = vision_transformer()
     if cfg is not None:
         backbone.pretrained_cfg = cfg
-    with pytest.raises(InputError, match="timm knows no name for this VisionTransformer"):
-        sparsify(backbone).save_pretrained(tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    with pytest.raises(InputError, match=r"VisionTransformer .*create_model"):
+        sparsify(backbone).save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
 @needs_remembered_args
@@ -391,29 +359,13 @@ def test_a_method_without_a_name(tmp_path: Path) -> None:
         other.save_pretrained(tmp_path)
 
 
-def test_a_failed_save_leaves_the_old_one(tmp_path: Path) -> None:
-    model = small()
-    model.save_pretrained(tmp_path)
-    broken = small()
-    broken.backbone.pretrained_cfg = {}
-    with pytest.raises(InputError):
-        broken.save_pretrained(tmp_path)
-    assert_same(DynamicViT.from_pretrained(tmp_path), model)
-
-
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file/model: can't be written"):
+    with pytest.raises(InputError, match="file/model"):
         small().save_pretrained(tmp_path / "file" / "model")
 
 
 # ------------------------------------------------------------------ broken folders
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    small().save_pretrained(tmp_path)
-    return tmp_path
 
 
 def edit(folder: Path, **changes: object) -> None:
@@ -441,12 +393,12 @@ def test_a_truncated_file(saved: Path, name: str, share: float) -> None:
     [
         ({"format_version": 3}, "format 3, .* up to 2"),
         ({"format_version": None}, "is not a DynamicViT's"),
-        ({"architecture": "vit_gigantic"}, "knows no architecture 'vit_gigantic'"),
-        ({"architecture": ["x"]}, "knows no architecture"),
-        ({"architecture": "resnet18"}, "does not describe a model"),
-        ({"model_args": {"no_such_argument": 1}}, "does not describe a model.*no_such_argument"),
-        ({"model_args": {"checkpoint_path": "x"}}, "model_args can't hold checkpoint_path"),
-        ({"model_args": None}, "model_args must be a mapping"),
+        ({"architecture": "vit_gigantic"}, "vit_gigantic"),
+        ({"architecture": ["x"]}, r"\['x'\]"),
+        ({"architecture": "resnet18"}, "config.json: does not describe a model"),
+        ({"model_args": {"no_such_argument": 1}}, "no_such_argument"),
+        ({"model_args": {"checkpoint_path": "x"}}, "checkpoint_path"),
+        ({"model_args": None}, "model_args must be a mapping, got None"),
         ({"model_args": {"depth": 5}}, "does not fit .*config.json: "),
         ({"schedule": {"stages": [1], "keep_ratios": 0.5}}, "keep_ratios must be a list"),
         ({"schedule": {"stages": [1.5], "keep_ratios": [0.5]}}, "stages must be a list of numbers"),
@@ -461,12 +413,10 @@ def test_a_config_that_does_not_fit(saved: Path, changes: dict[str, Any], messag
     assert "\n" not in str(error.value)
 
 
-def test_a_config_that_is_no_mapping(saved: Path) -> None:
-    (saved / "config.json").write_text("[1, 2]")
-    with pytest.raises(InputError, match="is not a DynamicViT's"):
-        DynamicViT.from_pretrained(saved)
-
-
-def test_no_such_folder() -> None:
-    with pytest.raises(InputError, match=r"\./no/such/folder: no such folder, and no name"):
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\./no/such/folder: no such folder"):
         DynamicViT.from_pretrained("./no/such/folder")
+    (tmp_path / "config.json").write_text("[1, 2]")
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(InputError, match=r"config.json: is not a DynamicViT's"):
+        DynamicViT.from_pretrained(tmp_path)

@@ -684,13 +684,13 @@ def test_bench_of_a_folder(tmp_path: Path, command: Callable[..., int]) -> None:
 
 def test_folders_that_can_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sparse().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"of transformers; dynamicvit\.load takes"):
+    with pytest.raises(InputError, match=r"dynamicvit\.load"):
         DynamicViT.from_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     tensors, content = load_file(file), file.read_bytes()
     del tensors["dynamicvit.backbone.classifier.weight"]
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"don't fit the config, missing .*classifier\.weight"):
+    with pytest.raises(InputError, match=r"missing .*classifier\.weight"):
         load(tmp_path)
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="transformers can't load it"):

@@ -22,8 +22,7 @@ from dynamicvit import (
 )
 from dynamicvit.checkpoints.loading import set_drop_path, set_image_size
 from families import BY_NAME, NUM_CLASSES
-from released_state import WIDTH, deit_shapes, lvvit_shapes, released_state
-from shared import shared
+from released_state import WIDTH, deit_shapes, filled, lvvit_shapes, released_state
 
 NAME = "vit_tiny_patch16_224"
 
@@ -89,9 +88,9 @@ def test_a_sparse_state_dict_from_a_file(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 32, 32)
     model = load(NAME, checkpoint=tmp_path / "sparse.pth", keep_ratio=0.5, stages=[1, 3])
     torch.testing.assert_close(model(images), original(images))
-    with pytest.raises(InputError, match=r"sparse.pth: does not fit.*missing predictors\.2"):
+    with pytest.raises(InputError, match=r"sparse.pth: .*missing predictors\.2"):
         load(NAME, checkpoint=tmp_path / "sparse.pth")  # three stages by default
-    with pytest.raises(InputError, match="holds prediction modules, where dense weights"):
+    with pytest.raises(InputError, match=r"sparse.pth: holds prediction modules"):
         load_dense(NAME, tmp_path / "sparse.pth")
     with pytest.raises(InputError, match=r"unexpected predictors.1.norm.weight"):
         load(NAME, checkpoint=tmp_path / "sparse.pth", stages=[2])
@@ -104,7 +103,7 @@ def test_a_saved_folder(tmp_path: Path) -> None:
     torch.testing.assert_close(load(tmp_path / "saved")(images), original(images))
     assert load(str(tmp_path / "saved"), keep_ratio=0.9).keep_ratio == 0.9
     assert load(tmp_path / "saved", stages=[1, 3], num_classes=4).num_classes == 4
-    with pytest.raises(InputError, match=r"blocks \(1, 3\).*can't be moved to \(1, 2\)"):
+    with pytest.raises(InputError, match=r"\(1, 3\).* \(1, 2\)"):
         load(tmp_path / "saved", stages=[1, 2])
 
     with torch.no_grad():
@@ -141,22 +140,15 @@ def test_a_released_file(tmp_path: Path) -> None:
     assert load(path, keep_ratio=0.3, num_classes=9).keep_ratio == 0.3
     with pytest.raises(InputError, match="3 prediction modules, but 2 stages"):
         load(path, stages=[1, 2])
-    save_file(dense().state_dict(), path)
-    with pytest.raises(InputError, match="dense network; give its timm name, and this file as"):
-        load(path)
-    save_file(sparsify(dense()).state_dict(), path)
-    with pytest.raises(InputError, match=r"no released DynamicViT.*give its timm name, and this"):
-        load(path)
+    for other, kind in ((dense(), "a dense network"), (sparsify(dense()), "own state dict")):
+        save_file(other.state_dict(), path)
+        with pytest.raises(InputError, match=f"{kind}.* give its timm name"):
+            load(path)
 
 
 def released_file(path: Path, **metadata: str) -> dict[str, torch.Tensor]:
-    """A file of the released implementation that fits ``NAME``, and what it holds."""
-    state = released_state()
-    state["patch_embed.proj.weight"] = torch.randn(WIDTH, 3, 16, 16)
-    for block in range(4):  # timm's MLP ratio is 4
-        state[f"blocks.{block}.mlp.fc1.weight"] = torch.randn(4 * WIDTH, WIDTH)
-        state[f"blocks.{block}.mlp.fc1.bias"] = torch.randn(4 * WIDTH)
-        state[f"blocks.{block}.mlp.fc2.weight"] = torch.randn(WIDTH, 4 * WIDTH)
+    """A file of the released implementation that fits ``NAME``, and its tensors."""
+    state = filled(deit_shapes(WIDTH, patch=16, mlp_ratio=4))
     if path.suffix == ".safetensors":
         save_file(state, path, metadata=metadata)
     else:
@@ -186,13 +178,11 @@ def test_released_weights_tell_their_ratio_or_are_refused(tmp_path: Path) -> Non
         assert load(model, checkpoint=named).keep_ratio == 0.5
         assert load(model, checkpoint=says).keep_ratio == 0.4
         assert load(model, checkpoint=silent, keep_ratio=0.3).keep_ratio == 0.3
-        with pytest.raises(
-            InputError, match=r"mine.pth: does not say its keep ratio.*--keep-ratio"
-        ):
+        with pytest.raises(InputError, match=r"mine.pth: .*--keep-ratio"):
             load(model, checkpoint=silent)
     released_file(says, rho="0.4", stages="[0, 1, 2]")
     assert load(NAME, checkpoint=says).schedule.stages == (0, 1, 2)
-    with pytest.raises(InputError, match=r"stages can't be moved to \(0, 1, 2\)"):
+    with pytest.raises(InputError, match=r"moved to \(0, 1, 2\)"):
         load(saved, checkpoint=says)
 
 
@@ -208,7 +198,7 @@ def test_another_image_size() -> None:
     assert set_image_size(backbone, 64) == (64, 64)
     assert backbone(torch.randn(1, 3, 64, 64)).shape == (1, 5)
     for wrong in (65, 0, -16, (64, 65)):
-        with pytest.raises(InputError, match="multiples of its 16x16 patches"):
+        with pytest.raises(InputError, match="16x16"):
             set_image_size(model, wrong)
     assert set_image_size(model, None) == (32, 48)
 
@@ -218,7 +208,7 @@ def test_a_size_that_the_backbone_pads() -> None:
     assert set_image_size(model, (50, 70)) == (50, 70)
     assert model.forward_pruned(torch.randn(1, 3, 50, 70)).grid == (4, 5)
     strict = sparsify(timm.create_model(NAME, dynamic_img_pad=True))
-    with pytest.raises(InputError, match="multiples of its 16x16 patches"):
+    with pytest.raises(InputError, match="16x16"):
         set_image_size(strict, (50, 70))
 
 
@@ -259,18 +249,18 @@ def test_absent_paths(name: str) -> None:
         load(name)
 
 
-def test_an_id_on_the_hub_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_a_name_on_the_hub_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    requested = []
 
     def no_network(repo_id: str, filename: str, **kwargs: object) -> str:
-        asked.append(repo_id)
+        requested.append(repo_id)
         raise OSError("no network")
 
     monkeypatch.setattr("dynamicvit.core.hub.hf_hub_download", no_network)
     for name in ("someone/a-model", "hf-hub:someone/a-model"):
-        with pytest.raises(InputError, match=r"someone/a-model.*on the Hub \(no network\)"):
+        with pytest.raises(InputError, match=r"someone/a-model.*\(no network\)"):
             load(name)
-    assert asked == ["someone/a-model"] * 2
+    assert requested == ["someone/a-model"] * 2
 
 
 def test_a_download_that_fails_says_what_else_works() -> None:
@@ -299,20 +289,17 @@ def test_a_dense_network_of_any_family_has_the_classes_of_its_checkpoint(
         load_dense("test_vit", tmp_path / "test_resnet.safetensors")
 
 
-def test_what_drops_tokens_is_not_dense(tmp_path: Path) -> None:
+def test_a_model_that_drops_tokens_is_not_dense(tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     sparsify(dense()).save_pretrained(saved)
-    for name, said in (
-        (f"dynamicvit_{NAME}", f"{NAME} drops tokens; .* dense network, {NAME}$"),
-        ("deit-s-0.7", "deit-s-0.7 drops tokens; .* deit_small_patch16_224$"),
-        (str(saved), r"saved is no folder of a model of transformers; give timm's name"),
+    for name, told in (
+        (f"dynamicvit_{NAME}", rf"drops tokens.* {NAME}$"),
+        ("deit-s-0.7", "drops tokens.* deit_small_patch16_224$"),
+        (str(saved), "saved is not a folder of a transformers model"),
         (str(tmp_path / "nowhere"), "nowhere: no such file or folder"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=told):
             load_dense(name)
-    torch.save(sparsify(dense()).state_dict(), tmp_path / "sparse.pth")
-    with pytest.raises(InputError, match="holds prediction modules, where dense weights"):
-        load_dense(NAME, tmp_path / "sparse.pth")
 
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
@@ -323,10 +310,10 @@ def test_a_classifier_of_transformers_is_taken_if_it_is_dense(tmp_path: Path) ->
     teacher = load_dense(str(tmp_path / "dense"))
     torch.testing.assert_close(teacher(images), family.dense(original, images))
     assert teacher.num_classes == NUM_CLASSES
-    with pytest.raises(InputError, match=r"dense has its weights: leave x.pth out"):
+    with pytest.raises(InputError, match=r"x\.pth"):
         load_dense(str(tmp_path / "dense"), "x.pth")
     sparsify(original).save_pretrained(tmp_path / "sparse")
-    with pytest.raises(InputError, match="sparse drops tokens; give the folder of a dense network"):
+    with pytest.raises(InputError, match="sparse drops tokens"):
         load_dense(str(tmp_path / "sparse"))
 
 
@@ -336,15 +323,10 @@ def test_a_classifier_of_transformers_is_taken_if_it_is_dense(tmp_path: Path) ->
 def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
     path = tmp_path / "deep.pth"
     torch.save(timm.create_model(NAME, depth=6).state_dict(), path)
-    with pytest.raises(
-        InputError,
-        match=r"deep.pth: does not fit vit_tiny.*unexpected blocks.4.norm1.weight.* and 21 more",
-    ):
+    with pytest.raises(InputError, match=r"deep.pth: .*unexpected blocks.4.norm1.weight"):
         load(NAME, checkpoint=path)
     torch.save(timm.create_model(NAME, embed_dim=32).state_dict(), path)
-    with pytest.raises(
-        InputError, match=r"of another shape cls_token \(1, 1, 32\) instead of \(1, 1, 16\)"
-    ):
+    with pytest.raises(InputError, match=r"cls_token \(1, 1, 32\) instead of \(1, 1, 16\)"):
         load_dense(NAME, path)
     torch.save({"conv.weight": torch.zeros(1)}, path)
     with pytest.raises(InputError, match=r"missing cls_token.*unexpected conv.weight"):
@@ -352,15 +334,15 @@ def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
 
 
 def refused(checkpoint: dict, path: Path, name: str | Path = NAME, dense: bool = False) -> str:
-    """What is said of a checkpoint that does not fit."""
+    """The error of a checkpoint that does not fit."""
     torch.save(checkpoint, path)
     with pytest.raises(InputError) as error:
         load_dense(str(name), path) if dense else load(name, checkpoint=path, keep_ratio=1)
-    said = str(error.value)
-    assert said.startswith(f"{path}: does not fit {name}: ")
-    assert "\n" not in said
-    assert len(said) < 600 + len(str(path)) + len(str(name))
-    return said
+    message = str(error.value)
+    assert message.startswith(f"{path}: does not fit {name}: ")
+    assert "\n" not in message
+    assert len(message) < 600 + len(str(path)) + len(str(name))
+    return message
 
 
 def of_the_paper(shapes: dict, pruned: bool = True) -> dict[str, torch.Tensor]:
@@ -368,16 +350,11 @@ def of_the_paper(shapes: dict, pruned: bool = True) -> dict[str, torch.Tensor]:
     return {name: torch.zeros(()).expand(shapes[name]) for name in names}
 
 
-TINY = deit_shapes(192, depth=12, mlp_ratio=4, side=14, patch=16, classes=5)
-LVVIT_T = lvvit_shapes(240, depth=12, side=14, patch=16, classes=5, stem=64)
-
-
 def test_a_checkpoint_of_another_size_names_the_network_it_fits(tmp_path: Path) -> None:
-    path = tmp_path / "other.pth"
-    said = refused(of_the_paper(TINY, pruned=False), path, dense=True)
-    fits = "its shapes are those of deit_tiny_patch16_224, for images of 224 px"
-    assert said.endswith(f"; {fits}")
-    assert refused(of_the_paper(TINY), path, "lvvit_s").endswith(f"; {fits}")
+    path, fits = tmp_path / "other.pth", "deit_tiny_patch16_224, for images of 224 px"
+    tiny = deit_shapes(192, depth=12, mlp_ratio=4, side=14, patch=16)
+    assert refused(of_the_paper(tiny, pruned=False), path, dense=True).endswith(fits)
+    assert refused(of_the_paper(tiny), path, "lvvit_s").endswith(fits)
 
 
 @pytest.mark.parametrize(
@@ -400,55 +377,29 @@ def test_a_checkpoint_for_another_image_size_names_the_weights_it_fits(
 
     monkeypatch.setattr(timm, "create_model", on_meta)
     width, depth = (240, 12) if name == "lvvit_t" else (384, 16)
-    shapes = lvvit_shapes(width, depth, side=side, patch=16, classes=5, stem=64)
-    said = refused(of_the_paper(shapes, pruned=False), tmp_path / "other.pth", name, dense=True)
-    assert f"of another shape pos_embed (1, {side**2 + 1}, {width}) instead of" in said
-    assert said.endswith(f"; its shapes are those of {fits}")
+    shapes = lvvit_shapes(width, depth, side=side, patch=16, stem=64)
+    message = refused(of_the_paper(shapes, pruned=False), tmp_path / "other.pth", name, dense=True)
+    assert f"pos_embed (1, {side**2 + 1}, {width}) instead of" in message
+    assert message.endswith(fits)
 
 
-def test_a_part_of_a_network_is_told_in_the_files_own_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.undo()
-    path, state = tmp_path / "part.pth", of_the_paper(LVVIT_T)
-    state["aux_head.w"] = state.pop("aux_head.weight")
-    said = refused(state, path, "lvvit_t")
-    assert said.endswith("missing aux_head.weight; unexpected aux_head.w")
-    ours = load("lvvit_t", pretrained=False).state_dict()
+def test_missing_weights_are_listed_under_the_files_own_names(tmp_path: Path) -> None:
+    path, state = tmp_path / "part.pth", released_file(tmp_path / "released.pth")
+    state["norm.w"] = state.pop("norm.weight")
+    assert refused(state, path).endswith("missing norm.weight; unexpected norm.w")
+    ours = load(NAME, pretrained=False).state_dict()
     del ours["backbone.norm.bias"]
-    assert refused(ours, path, "lvvit_t").endswith("missing backbone.norm.bias")
-    said = refused({f"conv{i}.weight": torch.zeros(1) for i in range(9)}, path, "lvvit_t")
-    assert "0 of its 9 names are known" in said
+    assert refused(ours, path).endswith("missing backbone.norm.bias")
 
 
 def test_a_checkpoint_without_classes(tmp_path: Path) -> None:
     state = dense().state_dict() | {"head.weight": torch.zeros(0, WIDTH)}
     torch.save(state, tmp_path / "none.pth")
-    with pytest.raises(InputError, match=r"none.pth: head.weight has shape \(0, 16\): 0 classes"):
+    with pytest.raises(InputError, match=r"none.pth: head.weight .*\(0, 16\)"):
         load(NAME, checkpoint=tmp_path / "none.pth")
-
-
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_truncated_checkpoints(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"cut.{suffix}"
-    if suffix == "pth":
-        torch.save(dense().state_dict(), path)
-    else:
-        save_file(dense().state_dict(), path)
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(InputError, match=r"cut.*truncated"):
-        load(NAME, checkpoint=path)
-    with pytest.raises(InputError, match="no such file"):
-        load(NAME, checkpoint=tmp_path / "absent.pth")
 
 
 def test_a_model_that_cannot_be_sparsified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with pytest.raises(UnsupportedBackboneError, match="ResNet is not supported"):
         load("resnet10t", pretrained=False)
-
-
-def test_the_real_weights() -> None:
-    path = shared("data/deit_tiny_patch16_224.safetensors")
-    with pytest.raises(InputError, match="does not fit vit_tiny_patch16_224"):
-        load(NAME, checkpoint=path)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, InputError, UnsupportedBackboneError, sparsify
 from dynamicvit.backbones.networks import LVViT
-from dynamicvit.checkpoints.dense import load_dense
 from dynamicvit.checkpoints.loading import set_image_size
 from families import BY_NAME, DEIT, NUM_CLASSES, assert_agree, randomize
+from released_state import lvvit_shapes
 
 SMALL: dict[str, Any] = {
     "embed_dim": 24,
@@ -109,22 +109,12 @@ def test_training_gives_one_tensor_by_the_same_rule() -> None:
 # ---------------------------------------------------------------- weights
 
 
-def test_parameters_have_the_original_names() -> None:
-    stem = [f"patch_embed.conv{i}.weight" for i in (1, 2, 3)] + [
-        f"patch_embed.bn{i}.{part}"
-        for i in (1, 2, 3)
-        for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    ]
-    affine = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
-    blocks = [
-        f"blocks.{depth}.{name}"
-        for depth in range(SMALL["depth"])
-        for name in ["attn.qkv.weight"] + [f"{n}.{p}" for n in affine for p in ("weight", "bias")]
-    ]
-    ends = ("patch_embed.proj", "norm", "head", "aux_head")
-    around = [f"{name}.{part}" for name in ends for part in ("weight", "bias")]
-    expected = {"cls_token", "pos_embed", *stem, *blocks, *around}
-    assert set(small().state_dict()) == expected
+def test_parameters_have_the_original_names_and_shapes() -> None:
+    expected = lvvit_shapes(24, side=4, patch=8, classes=NUM_CLASSES, stem=8)
+    shapes = small(img_size=32).state_dict()
+    assert {name: tuple(value.shape) for name, value in shapes.items()} == {
+        name: shape for name, shape in expected.items() if not name.startswith("score_predictor")
+    }
 
 
 @pytest.fixture
@@ -162,13 +152,6 @@ def test_other_classes_or_channels_leave_the_rest_alone(pretrained: dict[str, An
     assert all(torch.equal(state[name], source[name]) for name in source if name not in changed)
 
 
-def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
-    other = timm.create_model("lvvit_t", img_size=240)
-    torch.save(other.state_dict(), tmp_path / "lvvit_t.pth")
-    with pytest.raises(InputError, match=r"does not fit lvvit_t: .*pos_embed \(1, 226, 240\)"):
-        load_dense("lvvit_t", tmp_path / "lvvit_t.pth")
-
-
 def test_each_original_file_has_its_name_and_its_size() -> None:
     found = {}
     for name in timm.list_models("lvvit_*", pretrained=True):
@@ -194,9 +177,9 @@ def test_each_original_file_has_its_name_and_its_size() -> None:
 def test_one_size_unless_told_otherwise() -> None:
     model = small()
     assert model.forward_features(images()).shape == (2, 1 + 4 * 5, 24)
-    with pytest.raises(AssertionError, match="32x48, but the network was made for 32x40"):
+    with pytest.raises(AssertionError, match=r"32x48, .* 32x40"):
         model(images(32, 48))
-    with pytest.raises(InputError, match=r"32x48, but this backbone takes 32x40"):
+    with pytest.raises(InputError, match=r"32x48, .* 32x40"):
         sparsify(model).eval()(images(32, 48))
 
 
@@ -205,7 +188,7 @@ def test_sizes_that_vary() -> None:
     model = small(dynamic_img_size=True)
     assert_agree(model(images()), small()(images()))
     assert model.forward_features(images(48, 32)).shape == (2, 1 + 6 * 4, 24)
-    with pytest.raises(AssertionError, match="32x44 are not whole patches of 8x8"):
+    with pytest.raises(AssertionError, match=r"32x44 .* 8x8"):
         model(images(32, 44))
     padded = small(dynamic_img_size=True, dynamic_img_pad=True)
     expected = model(F.pad(images(32, 44), (0, 4)))
@@ -229,14 +212,14 @@ def test_patches_that_are_not_square() -> None:
 
 
 def test_sizes_that_can_not_be() -> None:
-    with pytest.raises(InputError, match="even sides, got patch_size=5"):
+    with pytest.raises(InputError, match=r"even .*patch_size=5"):
         small(patch_size=5)
-    with pytest.raises(InputError, match=r"img_size=\(32, 44\) is not a multiple"):
+    with pytest.raises(InputError, match=r"img_size=\(32, 44\)"):
         small(img_size=(32, 44))
     model = small()
-    with pytest.raises(InputError, match=r"img_size=\(30, 30\) is not a multiple"):
+    with pytest.raises(InputError, match=r"img_size=\(30, 30\)"):
         model.set_input_size(img_size=30)
-    with pytest.raises(InputError, match="got patch_size=16; create it"):
+    with pytest.raises(InputError, match="patch_size=16"):
         model.set_input_size(patch_size=16)
     assert model.patch_embed.img_size == (32, 40)
 
@@ -256,26 +239,17 @@ def test_fresh_classifiers() -> None:
     model.reset_classifier(0, "")
     assert model(images().double()).shape == (2, 21, 24)
     for classes, pool in ((3, ""), (3, "avg"), (0, "avg")):
-        with pytest.raises(InputError, match=f"class token: global_pool='{pool}'"):
+        with pytest.raises(InputError, match=f"global_pool='{pool}'"):
             model.reset_classifier(classes, pool)
-    with pytest.raises(InputError, match="class token: global_pool='map'"):
+    with pytest.raises(InputError, match="global_pool='map'"):
         small(global_pool="map")
-    with pytest.raises(InputError, match=r"global_pool='avg' .*: one of token is"):
+    with pytest.raises(InputError, match=r"global_pool='avg' .*token"):
         sparsify(small()).reset_classifier(3, "avg")
 
 
-def test_what_timm_asks_of_a_model() -> None:
-    model = small(drop_path_rate=0.1)
-    assert (model.num_features, model.embed_dim, model.num_prefix_tokens) == (24, 24, 1)
-    assert model.get_classifier() is model.head
-    assert {"pos_embed", "cls_token"} <= model.no_weight_decay()
-    assert model.blocks[3].drop_path1.drop_prob == pytest.approx(0.1)
+def test_timms_features_only() -> None:
     maps = timm.create_model("lvvit_s", features_only=True, out_indices=(0, 2), **SMALL)
     assert [tuple(x.shape) for x in maps(images())] == [(2, 24, 4, 5)] * 2
-    assert timm.create_model("lvvit_s", in_chans=1, **SMALL).eval()(images(channels=1)).shape == (
-        2,
-        NUM_CLASSES,
-    )
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated")
@@ -298,18 +272,6 @@ def test_arguments_of_timms_own() -> None:
     assert dropping(images()).shape == (2, NUM_CLASSES)
     with pytest.raises(UnsupportedBackboneError, match="dropped twice"):
         sparsify(dropping)
-
-
-def test_grad_checkpointing_gives_the_same_gradients() -> None:
-    model = small()
-    gradients = []
-    for enable in (False, True):
-        model.set_grad_checkpointing(enable)
-        model.zero_grad()
-        model(images()).square().sum().backward()
-        gradients.append([parameter.grad for parameter in model.parameters()])
-    for first, second in zip(*gradients, strict=True):
-        assert_agree(first, second)
 
 
 # ---------------------------------------------------------------- as a DynamicViT
@@ -371,19 +333,3 @@ def test_saved_and_loaded(tmp_path: Path, arguments: dict[str, Any]) -> None:
     assert loaded.backbone.blocks[0].ls1.divisor == arguments.get("residual_divisor", 2.0)
     assert torch.equal(loaded(batch), model(batch))
     assert tuple(loaded.pretrained_cfg["input_size"]) == tuple(batch.shape[1:])
-
-
-# ---------------------------------------------------------------- the DeiTs that timm lacks
-
-
-def test_deits_of_the_paper() -> None:
-    with torch.device("meta"):
-        narrow = timm.create_model("deit_256_patch16_224")
-        sharp = timm.create_model("deit_small_patch16_384")
-    assert (narrow.embed_dim, narrow.blocks[0].attn.num_heads, len(narrow.blocks)) == (256, 4, 12)
-    assert (sharp.embed_dim, sharp.blocks[0].attn.num_heads, len(sharp.blocks)) == (384, 6, 12)
-    assert sharp.patch_embed.grid_size == (24, 24)
-    assert sharp.pretrained_cfg["input_size"] == (3, 384, 384)
-    for name in ("deit_256_patch16_224", "deit_small_patch16_384"):
-        with pytest.raises(InputError, match=f"no pretrained weights of {name}"):
-            load_dense(name)

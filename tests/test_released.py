@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +94,13 @@ def test_shapes_tell_an_lvvit() -> None:
 def test_what_a_size_outside_the_paper_leaves_open() -> None:
     model = built(released_state(width=128), keep_ratio=0.7)
     assert model.backbone.blocks[0].attn.num_heads == 2
-    with pytest.raises(InputError, match=r"DeiT of the paper is 16 wide.*give num_heads"):
+    with pytest.raises(InputError, match=r"DeiT 16 wide.*num_heads"):
         built(released_state(), keep_ratio=0.7)
     with pytest.raises(InputError, match="num_heads must divide the width 16, got 3"):
         built(released_state(), keep_ratio=0.7, num_heads=3)
-    with pytest.raises(InputError, match=r"LV-ViT of the paper is 16 wide with 4.*give num_heads"):
+    with pytest.raises(InputError, match=r"LV-ViT 16 wide with 4.*num_heads"):
         built(lvvit_state(), keep_ratio=0.7)
-    with pytest.raises(InputError, match="residual branches is open; give residual_divisor"):
+    with pytest.raises(InputError, match=r"16 wide.*residual_divisor"):
         built(lvvit_state(), keep_ratio=0.7, num_heads=HEADS)
     with pytest.raises(InputError, match="residual_divisor must be positive, got 0"):
         built(lvvit_state(), keep_ratio=0.7, num_heads=HEADS, residual_divisor=0)
@@ -108,9 +108,7 @@ def test_what_a_size_outside_the_paper_leaves_open() -> None:
 
 def test_a_deit_divides_no_residual_branches(tmp_path: Path) -> None:
     for divisor in (2.0, -1.0):
-        with pytest.raises(
-            InputError, match=rf"is a DeiT.*\(--residual-divisor\) out, got {divisor}"
-        ):
+        with pytest.raises(InputError, match=rf"residual_divisor .*got {divisor}"):
             built(released_state(), 0.7, HEADS, residual_divisor=divisor)
     built(released_state(), 0.7, HEADS, residual_divisor=1.0)
     path = tmp_path / "small.safetensors"
@@ -118,7 +116,7 @@ def test_a_deit_divides_no_residual_branches(tmp_path: Path) -> None:
     save_file(released_state(), path, metadata=said | {"kind": "lvvit_s"})  # not its layout
     built(path)
     save_file(released_state(), path, metadata=said | {"residual_divisor": "2"})
-    with pytest.raises(InputError, match=r"is a DeiT.* out, got 2"):
+    with pytest.raises(InputError, match=r"residual_divisor .*got 2"):
         built(path)
 
 
@@ -150,11 +148,6 @@ def test_metadata_answers_and_arguments_go_first(tmp_path: Path) -> None:
         built(path)
 
 
-def test_a_file_without_ratio_asks_for_it() -> None:
-    with pytest.raises(InputError, match="give keep_ratio"):
-        built(released_state(), num_heads=HEADS)
-
-
 @pytest.mark.parametrize(
     ("name", "ratio"),
     [
@@ -172,27 +165,21 @@ def test_the_name_of_a_file_may_tell_the_ratio(
     torch.save({"model": released_state()}, tmp_path / name)
     assert built(tmp_path / name, keep_ratio=0.9, num_heads=HEADS).keep_ratio == 0.9
     if ratio is None:
-        with pytest.raises(InputError, match="give keep_ratio"):
+        with pytest.raises(InputError, match="keep_ratio"):
             built(tmp_path / name, num_heads=HEADS)
     else:
         assert built(tmp_path / name, num_heads=HEADS).keep_ratio == ratio
 
 
 def test_as_many_stages_as_prediction_modules() -> None:
-    with pytest.raises(InputError, match=r"holds 2 prediction modules, but 3 stages.*give stages"):
+    with pytest.raises(InputError, match="2 prediction modules, but 3 stages"):
         built(released_state(num_stages=2), keep_ratio=0.7, num_heads=HEADS)
 
 
-@pytest.mark.parametrize("wrapper", ["model", "state_dict"])
-@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
-def test_training_checkpoints_with_a_namespace(tmp_path: Path, wrapper: str, prefix: str) -> None:
+def test_a_training_checkpoint_with_a_namespace(tmp_path: Path) -> None:
     state = released_state()
-    checkpoint = {
-        wrapper: {prefix + name: value for name, value in state.items()},
-        "epoch": 29,
-        "args": argparse.Namespace(lr=1e-3, base_rate=0.7),
-    }
-    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    arguments = argparse.Namespace(lr=1e-3, base_rate=0.7)
+    torch.save({"model": state, "epoch": 29, "args": arguments}, tmp_path / "checkpoint.pth")
     model = built(str(tmp_path / "checkpoint.pth"), keep_ratio=0.7, num_heads=HEADS)
     assert torch.equal(model.state_dict()["backbone.cls_token"], state["cls_token"])
 
@@ -216,7 +203,7 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path, legacy: bool) -> No
         path,
         _use_new_zipfile_serialization=not legacy,
     )
-    with pytest.raises(InputError, match=r"evil.pth: holds pickled code \(posix.mkdir\)") as error:
+    with pytest.raises(InputError, match=r"evil.pth: .*posix.mkdir") as error:
         built(path, keep_ratio=0.7, num_heads=HEADS)
     assert_one_line(error)
     assert not (tmp_path / "ran").exists()
@@ -237,76 +224,50 @@ def test_truncated_files_are_refused(tmp_path: Path, suffix: str, share: float) 
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file"):
-        built(tmp_path / "absent.pth")
-    with pytest.raises(InputError, match=r"is a folder; give a \.safetensors or"):
-        built(tmp_path)
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(InputError, match="holds list, not a state dict"):
-        built(tmp_path / "list.pth")
-    torch.save({"epoch": 3}, tmp_path / "no_tensors.pth")
-    with pytest.raises(InputError, match="'epoch' is int, not a tensor"):
-        built(tmp_path / "no_tensors.pth")
-    (tmp_path / "text.pth").write_text(json.dumps({"hello": 1}))
-    with pytest.raises(InputError, match=r"text.pth: truncated or not a checkpoint"):
-        built(tmp_path / "text.pth")
+    path = tmp_path / "other.pth"
+    for content, told in (([1, 2], "list"), ({"epoch": 3}, "'epoch' is int")):
+        torch.save(content, path)
+        with pytest.raises(InputError, match=told):
+            built(path)
+    path.write_text("hello")
+    with pytest.raises(InputError, match=r"other.pth: truncated or not a checkpoint"):
+        built(path)
 
 
-def without(*names: str) -> dict[str, Tensor]:
-    return {n: t for n, t in released_state().items() if not n.startswith(names)}
-
-
-def lvvit_without(*names: str) -> dict[str, Tensor]:
-    return {n: t for n, t in lvvit_state().items() if not n.startswith(names)}
+def without(*names: str, of: Callable[[], dict] = released_state) -> dict[str, Tensor]:
+    return {n: t for n, t in of().items() if not n.startswith(names)}
 
 
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (without("score_predictor."), "has no score_predictor, so it is a dense network"),
-        (lvvit_without("score_predictor."), "has no score_predictor, so it is a dense network"),
-        (
-            without("score_predictor.1."),
-            "missing score_predictor.1.in_conv.0.weight, .* and 7 more$",
-        ),
-        (without("blocks.2."), r"missing blocks.2.attn.qkv.weight, .* and 9 more"),
-        (without("norm.bias"), "missing norm.bias$"),
+        (without("score_predictor."), "is a dense network"),
+        (without("score_predictor.", of=lvvit_state), "is a dense network"),
+        (without("score_predictor.1."), "missing score_predictor.1.in_conv.0.weight"),
+        (without("blocks.2."), r"missing blocks.2.attn.qkv.weight"),
         (without("head.", "pos_embed"), "missing pos_embed, head.weight, head.bias$"),
-        (lvvit_without("aux_head."), "DynamicViT of LV-ViT; missing aux_head.weight"),
+        (without("aux_head.", of=lvvit_state), "LV-ViT; missing aux_head.weight"),
+        ({"dist_token": torch.zeros(1, 1, WIDTH)}, "DynamicViT of DeiT; unexpected dist_token$"),
+        ({"blocks.9999999999.x": torch.zeros(1)}, "unexpected blocks.99999"),
+        ({"pos_embed": torch.zeros(1, 1 + 6, WIDTH)}, "6 patches"),
+        ({"pos_embed": torch.zeros(5, WIDTH)}, r"pos_embed .*\(5, 16\)"),
+        ({"head.weight": torch.zeros(0, WIDTH)}, r"head.weight .*\(0, 16\)"),
+        ({"patch_embed.proj.weight": torch.zeros(0, 3, 4, 4)}, r"proj.weight .*\(0, 3, 4, 4\)"),
         (
-            released_state() | {"dist_token": torch.zeros(1, 1, WIDTH)},
-            "DynamicViT of DeiT; unexpected dist_token$",
+            {"blocks.1.attn.proj.bias": torch.zeros(1)},
+            r"blocks.1.attn.proj.bias \(1,\) instead of \(16,\)",
         ),
         (
             without("score_predictor.") | {"dist_token": torch.zeros(1, 1, WIDTH)},
-            "dense DeiT; unexpected dist_token; for another network give its timm name, and this",
+            "dense DeiT; unexpected dist_token; .*timm name",
         ),
-        (released_state() | {"blocks.9999999999.x": torch.zeros(1)}, "unexpected blocks.99999"),
-        (
-            {f"layer{i}.conv.weight": torch.zeros(1) for i in range(9)},
-            r"unexpected layer0[^;]* and 6 more; for another network give its timm name",
-        ),
-        (
-            released_state() | {"pos_embed": torch.zeros(1, 1 + 6, WIDTH)},
-            "6 patches, which is not a square grid",
-        ),
-        (released_state() | {"pos_embed": torch.zeros(5, WIDTH)}, "pos_embed has shape"),
-        (
-            released_state() | {"head.weight": torch.zeros(0, WIDTH)},
-            r"head.weight has shape \(0, 16\): 0 classes$",
-        ),
-        (
-            released_state() | {"patch_embed.proj.weight": torch.zeros(0, 3, 4, 4)},
-            r"patch_embed.proj.weight has shape \(0, 3, 4, 4\): nothing in it$",
-        ),
-        (
-            released_state() | {"blocks.1.attn.proj.bias": torch.zeros(1)},
-            r"of another shape blocks.1.attn.proj.bias \(1,\) instead of \(16,\)",
-        ),
+        ({f"layer{i}.w": torch.zeros(1) for i in range(9)}, r"unexpected layer0[^;]*; .*timm name"),
         ({"model": {}}, "not a state dict"),
     ],
 )
 def test_other_architectures_are_refused(state: dict, message: str) -> None:
+    if len(state) == 1 and "model" not in state:
+        state = released_state() | state
     with pytest.raises(InputError, match=message) as error:
         built(state, keep_ratio=0.7, num_heads=HEADS)
     assert_one_line(error)
@@ -326,7 +287,7 @@ def test_other_architectures_are_refused(state: dict, message: str) -> None:
 )
 def test_a_dense_network_of_the_paper_is_named(shapes: dict, timm_name: str | None) -> None:
     dense = {n: t for n, t in meta(shapes).items() if not n.startswith("score_predictor.")}
-    with pytest.raises(InputError, match="give its timm name, and this file as its") as error:
+    with pytest.raises(InputError, match="is a dense network") as error:
         built(dense)
     assert_one_line(error)
     named = re.findall(r"--model ([\w.]+) --checkpoint", str(error.value))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dynamicvit import InputError, load
-from dynamicvit.checkpoints.released import RELEASES, download, recognize, zoo
+from dynamicvit.checkpoints.released import RELEASES, download, zoo
 from released_state import released_state
 
 NAME = "tiny-0.6"
@@ -32,7 +32,6 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         content: the file.
-        kind: its content type.
         ranges: whether parts of it can be had.
         cut: after how many bytes the connection breaks, however often it is asked.
         tells_length: whether the length is said beforehand.
@@ -45,7 +44,6 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = checkpoint()
-        self.kind = "application/octet-stream"
         self.ranges = True
         self.cut: int | None = None
         self.tells_length = True
@@ -74,7 +72,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
         else:
             self.send_response(200)
-        self.send_header("Content-Type", server.kind)
         if server.tells_length:
             self.send_header("Content-Length", str(size - start))
         self.end_headers()
@@ -92,7 +89,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     thread.start()
     release = dataclasses.replace(
         RELEASES["deit-s-0.7"],
-        name=NAME,
         architecture=TINY,
         keep_ratio=0.6,
         url=f"http://127.0.0.1:{server.server_port}/f/?dl=1",
@@ -137,7 +133,7 @@ def test_every_loader_takes_the_name(
     assert server.asked == [None]
     torch.save({"model": released_state()}, tmp_path / NAME)  # a file of the user's goes first
     assert load(NAME, keep_ratio=0.3).keep_ratio == 0.3
-    with pytest.raises(InputError, match="does not say its keep ratio"):
+    with pytest.raises(InputError, match="--keep-ratio"):
         load(NAME)
 
 
@@ -155,12 +151,12 @@ def test_an_interrupted_download_goes_on(
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_connection_that_breaks_is_tried_again_and_gone_on_with(
+def test_a_broken_connection_is_retried_and_resumed(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
     server.cut, server.ranges = 5000, ranges
-    with pytest.raises(InputError, match=r"broke off after 5000 bytes .*; run it again"):
+    with pytest.raises(InputError, match="5000 bytes"):
         download(NAME, tmp_path)
     assert len(server.asked) > 1
     assert names(tmp_path) == [PARTIAL]
@@ -174,14 +170,14 @@ def test_a_file_that_changed_in_between_is_found_out(server: Server, tmp_path: P
     start = len(server.content) // 2
     (tmp_path / PARTIAL).write_bytes(server.content[:start])
     server.content = checkpoint(scale=2.0)  # of the same size
-    with pytest.raises(InputError, match="what came is no Tiny: wrong checksum of "):
+    with pytest.raises(InputError, match="not a Tiny: wrong checksum of "):
         download(NAME, tmp_path)
     assert names(tmp_path) == []
     assert download(NAME, tmp_path).read_bytes() == server.content
 
 
 @pytest.mark.parametrize("more", [b"", b"more"])
-def test_what_is_as_long_as_the_file_or_longer_is_had_anew(
+def test_a_partial_file_as_long_as_the_whole_is_downloaded_again(
     server: Server, tmp_path: Path, more: bytes
 ) -> None:
     (tmp_path / PARTIAL).write_bytes(server.content + more)
@@ -192,7 +188,7 @@ def test_what_is_as_long_as_the_file_or_longer_is_had_anew(
 def test_the_rest_of_another_file_is_found_out(server: Server, tmp_path: Path) -> None:
     start = len(server.content) // 2
     (tmp_path / PARTIAL).write_bytes(bytes(start))
-    refused(tmp_path, "what came is no Tiny: ")
+    refused(tmp_path, "not a Tiny: ")
 
 
 @pytest.mark.parametrize("cached", [b"garbage", checkpoint()[:-9], checkpoint(width=64)])
@@ -201,7 +197,7 @@ def test_a_broken_file_in_the_cache_is_replaced(
 ) -> None:
     (tmp_path / FINAL).write_bytes(cached)
     server.status = 503
-    with pytest.raises(InputError, match=rf"503 .*{FINAL} in the cache is of no use: \w") as error:
+    with pytest.raises(InputError, match=rf"503 .*{FINAL} is broken: \w") as error:
         download(NAME, tmp_path)
     assert "\n" not in str(error.value)
     assert (tmp_path / FINAL).read_bytes() == cached  # it may be all that the user has
@@ -210,7 +206,7 @@ def test_a_broken_file_in_the_cache_is_replaced(
     assert names(tmp_path) == [FINAL]
 
 
-# ------------------------------------------------------------------ what can't be had
+# ------------------------------------------------------------------ failed downloads
 
 
 def refused(folder: Path, reason: str) -> None:
@@ -226,23 +222,22 @@ def refused(folder: Path, reason: str) -> None:
 
 def test_a_dead_link(server: Server, tmp_path: Path) -> None:
     server.status = 404
-    refused(tmp_path, "404 .*; other places are https://drive.google.com")
+    refused(tmp_path, "404 .* https://drive.google.com")
 
 
-def test_a_web_page_in_place_of_the_file(server: Server, tmp_path: Path) -> None:
-    server.kind, server.content = "text/html; charset=utf-8", b"<html>Log in first</html>"
-    refused(tmp_path, "what came is no Tiny: truncated or not a checkpoint")
-
-
-def test_another_architecture(server: Server, tmp_path: Path) -> None:
-    server.content = checkpoint(width=64)
-    refused(tmp_path, "what came is no Tiny: it is a DeiT layout, 64 wide, 4 blocks")
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"<html>Log in first</html>", "truncated"), (checkpoint(width=64), ".*64 wide")],
+)
+def test_another_file(server: Server, tmp_path: Path, content: bytes, told: str) -> None:
+    server.content = content
+    refused(tmp_path, f"not a Tiny: {told}")
 
 
 def test_no_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for url in ("http://127.0.0.1:9/", "http://no-such-host.invalid/"):
-        monkeypatch.setitem(RELEASES, NAME, dataclasses.replace(RELEASES[NAME], url=url))
-        refused(tmp_path, "other places are")
+    url = "http://127.0.0.1:9/"
+    monkeypatch.setitem(RELEASES, NAME, dataclasses.replace(RELEASES[NAME], url=url))
+    refused(tmp_path, "127.0.0.1:9/")
 
 
 def test_a_server_that_does_not_answer(
@@ -257,12 +252,6 @@ def test_a_server_that_does_not_answer(
 
 def test_a_cache_that_can_not_be_written(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file/cache: can't be written.*TORCH_HOME names another"):
+    with pytest.raises(InputError, match=r"file/cache: .*TORCH_HOME"):
         download(NAME, tmp_path / "file" / "cache")
     assert server.asked == []
-
-
-def test_a_cached_file_has_a_name_that_tells_its_ratio(tmp_path: Path) -> None:
-    path = tmp_path / RELEASES["lvvit-s-0.5"].file_name
-    torch.save({"model": released_state()}, path)
-    assert recognize(path, num_heads=2).keep_ratio == 0.5

@@ -1,17 +1,19 @@
-"""A batch shared out among threads."""
+"""A batch shared among OpenVINO's threads."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from dynamicvit.runtimes import export, load_exported, openvino
+from dynamicvit.runtimes import load_exported, openvino
 from dynamicvit.runtimes.openvino import MOST_AT_ONCE, shares
+from exports import ignore_deprecations, small
 from families import DEIT, assert_agree
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = ignore_deprecations
 
 
 @pytest.mark.parametrize(
@@ -33,29 +35,23 @@ def test_each_thread_has_its_share(count: int, threads: int, sizes: list[int]) -
 
 
 @torch.no_grad()
-def test_shared_out_images_come_back_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_images_of_several_threads_come_back_in_order(
+    exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("openvino")
-    model = DEIT.sparse(depth=2, stages=(1,))
-    export(model, tmp_path / "model.xml")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    exported, images = load_exported(tmp_path / "model.xml"), DEIT.images(7, seed=3)
+    file, images = load_exported(exported("openvino")), DEIT.images(7, seed=3)
     monkeypatch.setattr(openvino, "MOST_AT_ONCE", 2)  # more shares than threads
     for count in (7, 1, 4):
-        given, own = exported.forward_pruned(images[:count]), model.forward_pruned(images[:count])
+        given, own = file.forward_pruned(images[:count]), small().forward_pruned(images[:count])
         assert_agree(given.logits, own.logits, 1e-4)
         assert torch.equal(given.kept[0], own.kept[0])
 
 
 @torch.no_grad()
 @pytest.mark.timeout(60)
-def test_networks_that_are_done_with_come_to_an_end(tmp_path: Path) -> None:
+def test_unused_networks_come_to_an_end(exported: Callable[..., Path]) -> None:
     """Their threads once waited for the interpreter, which waited for them."""
-    pytest.importorskip("openvino")
-    export(DEIT.sparse(depth=2, stages=(1,)), tmp_path / "model.xml")
-    images = DEIT.images(4)
     for _ in range(8):
-        exported = load_exported(tmp_path / "model.xml")
-        exported(images)
-        del exported
+        file = load_exported(exported("openvino"))
+        file(DEIT.images(4))
+        del file

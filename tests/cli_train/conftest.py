@@ -44,16 +44,3 @@ def blank_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 def main(command: Main) -> Main:
     """The command, with what every call has; gives the exit code."""
     return lambda *arguments: command(*arguments, "--workers", "0")
-
-
-@pytest.fixture
-def one_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
-    """The one line on standard error, without the command's name."""
-
-    def read() -> str:
-        error = capsys.readouterr().err
-        assert error.startswith("dynamicvit: ")
-        assert error.count("\n") == 1, error
-        return error.removeprefix("dynamicvit: ").strip()
-
-    return read

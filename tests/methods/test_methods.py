@@ -90,8 +90,10 @@ class TestSparsify:
 
     def test_the_error_lists_the_names(self) -> None:
         with pytest.raises(InputError) as raised:
-            method_named("merging")
+            method_named("nothing")
         assert all(name in str(raised.value) for name in METHODS)
+        with pytest.raises(InputError, match="'tome'"):
+            method_named("merging")  # as 0.1.0 called it
 
 
 @each_candidate

@@ -43,6 +43,7 @@ class TestItIsSaid:
         model = untrained()
         with pytest.warns(UntrainedWarning) as said:
             getattr(model, call)(IMAGES)
+        assert said[0].filename == __file__, "the user's own line"
         model(IMAGES)  # the warning is an error
         named = [name for name in METHODS if f'"{name}"' in str(said[0].message)]
         assert named

@@ -1,6 +1,6 @@
-"""A timm backbone in ``config.json``: its name, the arguments of ``create_model``, its input.
+"""A timm backbone in ``config.json``: its name, arguments of ``create_model``, and input.
 
-Rebuilding needs nothing else: neither dense weights nor a network connection.
+Rebuilding needs neither dense weights nor a network connection.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ from dynamicvit.errors import InputError
 
 
 def describe(backbone: Any) -> dict[str, Any]:
-    """The entries of ``config.json`` from which :func:`rebuild` builds the backbone; tried first.
+    """The entries of ``config.json`` from which :func:`rebuild` builds the backbone.
 
     Raises:
-        InputError: if timm can't build the same network from a name and arguments.
+        InputError: if timm does not build the same network from them.
     """
     architecture = getattr(backbone, "pretrained_cfg", {}).get("architecture")
     if not architecture or not is_model(architecture):
         raise InputError(
-            f"timm knows no name for this {type(backbone).__name__} "
-            f"(pretrained_cfg['architecture'] is {architecture!r}); only a backbone made by "
-            f"timm.create_model can be saved, or save the state_dict instead"
+            f"timm has no name for this {type(backbone).__name__} "
+            f"(pretrained_cfg['architecture'] is {architecture!r}); make it with "
+            f"timm.create_model, or save the state_dict instead"
         )
-    pretrained_cfg = _input_and_labels(backbone)
     args = _backbone_args(backbone)
     for name, value in args.items():
         if not _is_json(value):
@@ -44,9 +43,9 @@ def describe(backbone: Any) -> dict[str, Any]:
     description = {
         "architecture": architecture,
         "model_args": args,
-        "pretrained_cfg": pretrained_cfg,
+        "pretrained_cfg": _input_and_labels(backbone),
     }
-    description = json.loads(json.dumps(description))  # as it will be read
+    description = json.loads(json.dumps(description))  # as it is read later
     _check_rebuilds(backbone, description)
     return description
 
@@ -55,14 +54,14 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
     """The backbone with random weights.
 
     Raises:
-        InputError: naming the entry that is missing or invalid.
+        InputError: with the entry that is missing or invalid.
     """
     for key in ("model_args", "pretrained_cfg"):
         if not isinstance(description.get(key), dict):
             raise InputError(f"{key} must be a mapping, got {description.get(key)!r}")
     architecture = description.get("architecture")
     if not isinstance(architecture, str) or not is_model(architecture):
-        raise InputError(f"timm {timm.__version__} knows no architecture {architecture!r}")
+        raise InputError(f"timm {timm.__version__} has no architecture {architecture!r}")
     reserved = sorted(_RESERVED & set(description["model_args"]))
     if reserved:
         raise InputError(f"model_args can't hold {', '.join(reserved)}")
@@ -89,7 +88,7 @@ def _backbone_args(backbone: Any) -> dict[str, Any]:
     """The arguments with which ``timm.create_model`` builds the backbone again."""
     try:
         from timm.models import get_model_args
-    except ImportError:  # timm 1.0.22 keeps no record of them: what can be read off must do
+    except ImportError:  # older timm keeps no record of them: read what the network shows
         embed = backbone.patch_embed
         args = {
             "num_classes": backbone.num_classes,
@@ -118,7 +117,7 @@ def _is_json(value: Any) -> bool:
 
 # ---------------------------------------------------------------- rebuilding
 
-#: Arguments of timm.create_model that say where weights come from; a config must not.
+#: Arguments of timm.create_model that load weights; not allowed in a config.
 _RESERVED = {
     "cache_dir",
     "checkpoint_path",
@@ -132,7 +131,6 @@ _RESERVED = {
 def _build(
     architecture: str, args: Mapping[str, Any], pretrained_cfg: Mapping[str, Any]
 ) -> nn.Module:
-    """The backbone with random weights, as timm makes it."""
     known = {field.name for field in dataclasses.fields(PretrainedCfg)}
     cfg = {name: _as_tuple(value) for name, value in pretrained_cfg.items() if name in known}
     return timm.create_model(
@@ -161,8 +159,8 @@ def _check_rebuilds(backbone: nn.Module, config: Mapping[str, Any]) -> None:
             name = other[0]
             raise InputError(
                 f"timm's {architecture} with {args} has other {what} than this backbone: {name} "
-                f"is {theirs.get(name, 'absent')} instead of {ours.get(name, 'absent')}; only a "
-                f"backbone as timm.create_model makes it can be saved, or save the state_dict"
+                f"is {theirs.get(name, 'absent')} instead of {ours.get(name, 'absent')}; save the "
+                f"state_dict instead"
             )
 
 
@@ -170,13 +168,13 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
 
-#: Modules and attributes that inference does not depend on.
+#: Modules and attributes without effect on inference.
 _TRAINING_ONLY = (nn.Identity, nn.Dropout, DropPath)
 _RUNTIME = {"training", "grad_checkpointing", "fused_attn"}
 
 
 def _settings(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Class and plain attributes of every module: what shapes don't show, such as heads."""
+    """Class and plain attributes of every module: what shapes don't tell, such as heads."""
     for path, module in model.named_modules():
         if isinstance(module, _TRAINING_ONLY):
             continue

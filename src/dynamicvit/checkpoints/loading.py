@@ -1,12 +1,12 @@
-"""Load the model that a user names: by timm's name, a folder, a file, a release, or on the Hub."""
+"""Load a model by timm's name, a folder, a file, a release, or its name on the Hub."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import timm
 import torch
 from huggingface_hub.constants import CONFIG_NAME
 from timm.models import is_model
@@ -15,9 +15,9 @@ from torch import nn
 from dynamicvit.backbones import backbone_for
 from dynamicvit.checkpoints.dense import (
     FILE_SUFFIXES,
-    Checkpoint,
-    build,
+    classes_of,
     fill,
+    is_sparse,
     is_transformers,
     saved_classifier,
     timm_name,
@@ -28,6 +28,7 @@ from dynamicvit.checkpoints.released import (
     download,
     find_keep_ratio,
     is_release,
+    is_released,
     read_metadata,
     recognize,
 )
@@ -36,6 +37,7 @@ from dynamicvit.core.networks import backbone_of, core_of
 from dynamicvit.costs import resolve_image_size
 from dynamicvit.errors import InputError
 from dynamicvit.sparsification import sparsify
+from dynamicvit.utils.weights import open_weights
 
 _HUB_PREFIX = "hf-hub:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -51,7 +53,7 @@ def load(
     num_classes: int | None = None,
     pretrained: bool = True,
 ) -> DynamicViT:
-    """A DynamicViT by any name: what every command takes as ``--model``.
+    """A DynamicViT by any name that the commands take as ``--model``.
 
     Args:
         name_or_path: one of
@@ -64,13 +66,13 @@ def load(
               downloaded once; or a file in their format;
             - timm's name of a vision transformer, with or without ``dynamicvit_`` in front: the
               dense network is built and sparsified, with fresh prediction modules.
-        checkpoint: a file of weights. For a timm name dense ones or those of a DynamicViT, in place
-            of timm's pretrained ones; for the others, weights that replace their own.
+        checkpoint: a file of weights, which replace the model's own; for a timm name, dense ones or
+            those of a DynamicViT.
         keep_ratio: ρ, or one ratio for each stage; by default what the model was saved with, or
-            :func:`~dynamicvit.sparsify`'s default. A file in the authors' format must tell its own:
-            by this, its metadata, or its name (``dynamic-vit_384_r0.7.pth``).
+            :func:`~dynamicvit.sparsify`'s default. For a file in the authors' format it comes from
+            here, the file's metadata, or its name (``dynamic-vit_384_r0.7.pth``).
         stages: blocks before which tokens are dropped; those of a saved model can't be moved.
-        num_classes: with another number than the weights have, the classifier is a fresh one.
+        num_classes: if the weights have another number, the classifier is fresh.
         pretrained: whether a timm name without a checkpoint gets timm's pretrained weights,
             downloaded if need be; otherwise they are random.
 
@@ -86,31 +88,37 @@ def load(
         raise InputError(
             f"{name} is an exported file, for eval, bench, visualize and stream; give its model"
         )
-    weights = None if checkpoint is None else Checkpoint.read(checkpoint)
-    if weights is not None and weights.released:
-        said = read_metadata(weights.metadata, weights.source)
+    weights = None if checkpoint is None else open_weights(checkpoint)
+    crop = {}
+    if weights is not None and is_released(weights.tensors):
+        said = read_metadata(weights)
         keep_ratio, _ = find_keep_ratio(keep_ratio, said, weights.source)
         stages = said.get("stages") if stages is None else stages
+        crop = {"crop_pct": CROP_PCT}  # as the released code evaluates; its files don't say
     if path.is_file() or is_release(name):
         file = path if path.is_file() else download(name)
-        model = recognize(file, keep_ratio, stages=stages).build()
+        network = recognize(file, keep_ratio, stages=stages).build()
     elif is_transformers(path):
         network = saved_classifier(path)
-        given = isinstance(network, DynamicViT)
-        model = network if given else _sparsify(network, keep_ratio, stages)
-        _check_stages(model, stages, name)
     elif _is_saved(path) or _on_hub(name):
-        model = DynamicViT.from_pretrained(name.removeprefix(_HUB_PREFIX))
-        _check_stages(model, stages, name)
-    elif weights is None or not weights.sparse:
+        network = DynamicViT.from_pretrained(name.removeprefix(_HUB_PREFIX))
+    elif weights is None or not is_sparse(weights):
         hint = "; or random ones with pretrained=False (--no-pretrained)"
-        backbone = timm_network(timm_name(name), weights, num_classes, pretrained, hint)
-        return _sparsify(backbone, keep_ratio, stages).eval()
+        network = timm_network(timm_name(name), weights, num_classes, pretrained, hint)
+        weights = None  # the network has them
     else:
-        # As the released implementation evaluates; there is no other word on it in its files.
-        crop = {"crop_pct": CROP_PCT} if weights.released else {}
-        backbone = build(timm_name(name), weights.classes(), pretrained_cfg_overlay=crop)
-        model = _sparsify(backbone, keep_ratio, stages)
+        network = timm.create_model(
+            timm_name(name), num_classes=classes_of(weights), pretrained_cfg_overlay=crop
+        )
+    model = (
+        network if isinstance(network, DynamicViT) else core_of(sparsify(network, stages=stages))
+    )
+    assert isinstance(model, DynamicViT)
+    if stages is not None and tuple(stages) != model.schedule.stages:
+        raise InputError(
+            f"{name} drops tokens before blocks {model.schedule.stages}, where its prediction "
+            f"modules were trained; stages can't be moved to {tuple(stages)}"
+        )
     if weights is not None:
         fill(model, weights, name)
     if keep_ratio is not None:
@@ -121,47 +129,43 @@ def load(
 
 
 def set_image_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Let a backbone take images of another size, by its own library's means.
+    """Set the image size of a model in place, as its own library does.
 
     Args:
-        model: a DynamicViT or a dense backbone; changed in place.
+        model: a DynamicViT or a dense backbone.
         size: side of a square image, or height and width; ``None`` changes nothing.
 
     Returns:
-        Height and width of the images that it takes now.
+        Height and width that it takes now.
 
     Raises:
-        InputError: for a size that it can't take.
+        InputError: for a size that it does not support.
     """
     if size is None:
         return resolve_image_size(model)
     height, width = (size, size) if isinstance(size, int) else size
-    backbone = backbone_of(model)
-    backbone_for(backbone).set_image_size(height, width)
+    backbone_for(backbone_of(model)).set_image_size(height, width)
     return resolve_image_size(model, (height, width))
 
 
 def set_drop_path(model: DynamicViT, rate: float) -> None:
-    """Drop residual branches at random in training, as timm's ``drop_path_rate`` does.
-
-    Here for models that come with their own arguments: a saved folder, a checkpoint.
+    """Set stochastic depth of a built model in place, as timm's ``drop_path_rate`` does.
 
     Args:
-        model: changed in place.
-        rate: of the last block; it grows from 0 at the first.
+        model: with any source of weights.
+        rate: of the last block; it grows linearly from 0 at the first.
 
     Raises:
-        InputError: if the backbone can't drop branches.
+        InputError: if the backbone has no stochastic depth.
     """
-    rates = torch.linspace(0, rate, model.depth).tolist()
-    model.bound.set_drop_path(rates)
+    model.bound.set_drop_path(torch.linspace(0, rate, model.depth).tolist())
 
 
 # ---------------------------------------------------------------- kinds of names
 
 
 def _is_saved(path: Path) -> bool:
-    """Whether this is a folder of a model; a folder that only shares a model's name is not."""
+    """Whether this is a folder of a model, not one that happens to have a timm model's name."""
     return path.is_dir() and ((path / CONFIG_NAME).exists() or not is_model(str(path)))
 
 
@@ -171,22 +175,3 @@ def _on_hub(name: str) -> bool:
         return True
     looks_like_file = name.endswith(FILE_SUFFIXES) or name.startswith(".")
     return _HUB_ID.fullmatch(name) is not None and not looks_like_file
-
-
-def _check_stages(model: DynamicViT, stages: Sequence[int] | None, name: str) -> None:
-    if stages is not None and tuple(stages) != model.schedule.stages:
-        raise InputError(
-            f"{name} drops tokens before blocks {model.schedule.stages}, where its prediction "
-            f"modules were trained; stages can't be moved to {tuple(stages)}"
-        )
-
-
-def _sparsify(
-    backbone: nn.Module,
-    keep_ratio: float | Sequence[float] | None,
-    stages: Sequence[int] | None,
-) -> DynamicViT:
-    args: dict[str, Any] = {} if keep_ratio is None else {"keep_ratio": keep_ratio}
-    model = core_of(sparsify(backbone, stages=stages, **args))
-    assert isinstance(model, DynamicViT)
-    return model

@@ -2,9 +2,8 @@
 
 ``timm.create_model("dynamicvit_deit_small_patch16_224", keep_ratio=0.7)`` builds timm's
 ``deit_small_patch16_224`` and sparsifies it. ``pretrained=True`` loads the dense weights into the
-backbone, where there are any; the prediction modules are fresh either way, so fine-tune before
-use. Whatever else timm passes (``num_classes``, ``img_size``, ``drop_path_rate``, ...) goes to the
-backbone.
+backbone; the prediction modules are always fresh, so fine-tune before use. timm's other arguments
+(``num_classes``, ``img_size``, ``drop_path_rate``, ...) go to the backbone.
 """
 
 from __future__ import annotations
@@ -13,16 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
-from timm.models import generate_default_cfgs, get_pretrained_cfg
+from timm.models import generate_default_cfgs, get_pretrained_cfg, register_model
 
 import dynamicvit.backbones.networks  # noqa: F401 (some of the names below are registered there)
-from dynamicvit.backbones.networks.registration import register_once
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy
 from dynamicvit.sparsification import sparsify
 
 PREFIX = "dynamicvit_"
-"""What a registered name has before the name of its backbone."""
+"""Prefix of a registered name, before that of its backbone."""
 
 BACKBONES = (
     "deit_tiny_patch16_224",
@@ -41,8 +39,8 @@ BACKBONES = (
 )
 """timm's names of the backbones: the paper's, and larger ones. ``sparsify`` takes many more."""
 
-# timm reads this by name at registration. The inputs are the backbone's; without a source of
-# weights, because there are none for the prediction modules (timm.list_pretrained stays honest).
+# timm reads this at registration: the backbone's input, and no source of weights, as there are none
+# for the prediction modules.
 default_cfgs = generate_default_cfgs(
     {
         f"{PREFIX}{backbone}": default.to_dict(remove_source=True)
@@ -53,7 +51,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _entry_point(backbone: str) -> Callable[..., DynamicViT]:
-    """What timm calls to build a model; it registers a function under the function's own name."""
+    """The function that timm calls to build a model, named as the model is registered."""
 
     def create(
         pretrained: bool = False,
@@ -72,4 +70,4 @@ def _entry_point(backbone: str) -> Callable[..., DynamicViT]:
 
 for _backbone in BACKBONES:
     _entry = _entry_point(_backbone)  # kept here, where timm lists it in __all__
-    globals()[_entry.__name__] = register_once(_entry)
+    globals()[_entry.__name__] = register_model(_entry)

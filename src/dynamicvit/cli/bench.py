@@ -1,9 +1,7 @@
-"""`dynamicvit bench`: how much faster a model is when it drops patches, on this machine."""
+"""`dynamicvit bench`: speed of a model, dense and pruned, on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +11,17 @@ from rich.console import Console
 
 from dynamicvit.checkpoints.released import is_release
 from dynamicvit.cli.bench_tables import print_heading, print_machine, print_memory, print_times
-from dynamicvit.cli.console import check_file, check_json, progress_bar, say, write_json
+from dynamicvit.cli.console import (
+    check_file,
+    check_json,
+    print_error,
+    progress_bar,
+    say,
+    write_json,
+)
 from dynamicvit.cli.inference import load_at_budget, refuse_fixed
 from dynamicvit.cli.options import (
+    COST,
     Checkpoint,
     ImageSizeOption,
     JsonFile,
@@ -28,10 +34,10 @@ from dynamicvit.cli.options import (
     parse_image_size,
 )
 from dynamicvit.errors import InputError
-from dynamicvit.evaluation.bench import BATCH_SIZES, Progress, bench, bench_files, settings_of
+from dynamicvit.evaluation.bench import BATCH_SIZES, bench, bench_files, settings_of
 from dynamicvit.runtimes import PRECISIONS, RUNTIMES, ExportMismatchError, is_exported
 
-_MEASURING = "Measuring"
+_PLOTS = (".png", ".pdf", ".svg")
 
 
 def bench_command(
@@ -40,41 +46,40 @@ def bench_command(
     keep_ratio: KeepRatio = None,
     macs: Annotated[
         str | None,
-        typer.Option(help="Instead of a keep ratio: at most so much, as 3.0G or 60% (of dense)."),
+        typer.Option(help="In place of a keep ratio: a limit such as 3.0G or 60% (of dense)."),
     ] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(RUNTIMES)}; may be repeated; else eager."),
+        typer.Option(help=f"{', '.join(RUNTIMES)}; may be repeated; by default eager."),
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(PRECISIONS)}; may be repeated; else fp32 and bf16."),
+        typer.Option(help=f"{', '.join(PRECISIONS)}; may be repeated; by default fp32, bf16."),
     ] = None,
     batch_size: Annotated[
-        list[int] | None, typer.Option(help="Images in a batch; may be repeated; else 1, 8, 32.")
+        list[int] | None,
+        typer.Option(help="Images in a batch; may be repeated; by default 1, 8, 32."),
     ] = None,
     against: Annotated[
         Path | None,
         typer.Option(
-            help="Of an exported file as --model: another one to compare with.", readable=False
+            help="Another exported file, to compare the file of --model with.", readable=False
         ),
     ] = None,
     json_file: JsonFile = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the table: .png, .pdf or .svg.", readable=False)
+        Path | None, typer.Option(help=f"Draw the table: {', '.join(_PLOTS)}.", readable=False)
     ] = None,
     checkpoint: Checkpoint = None,
     tile: Tile = None,
     image_size: ImageSizeOption = None,
     seconds: Annotated[
         float,
-        typer.Option(help="Time for each row, at least 5 rounds.", rich_help_panel=_MEASURING),
+        typer.Option(help="To measure each row, at least 5 rounds.", rich_help_panel=COST),
     ] = 10.0,
     samples: Annotated[
         int | None,
-        typer.Option(
-            help="Instead of a time: rounds of runs, 100 for a p99.", rich_help_panel=_MEASURING
-        ),
+        typer.Option(help="Rounds, in place of --seconds; a p99 needs 100.", rich_help_panel=COST),
     ] = None,
     threads: Threads = None,
     memory: Annotated[
@@ -82,30 +87,38 @@ def bench_command(
         typer.Option(
             "--memory",
             help="Also measure peak memory, at the largest batch.",
-            rich_help_panel=_MEASURING,
+            rich_help_panel=COST,
         ),
     ] = False,
     calibrate: Annotated[
         str | None,
         typer.Option(
-            help="Images for int8, of any source; by default it is for speed only.",
-            rich_help_panel=_MEASURING,
+            help="Images to calibrate int8 on; without them it is for speed only.",
+            rich_help_panel=COST,
         ),
     ] = None,
 ) -> None:
     """Time a model dense and pruned, in turn, and print the speed-up with its spread.
 
-    Without --released nothing is downloaded: where neither a saved model nor a checkpoint is given
-    the weights are random, which changes neither times nor MACs. An exported file is timed as it
-    is.
+    A model given by timm's name has random weights, unless there is a --checkpoint: that changes
+    neither times nor MACs.
     """
     size = parse_image_size(image_size)
     check_json(json_file)
-    _check_plot(plot)
+    if plot is not None:
+        if plot.suffix.lower() not in _PLOTS:
+            raise InputError(f"--plot {plot}: a plot ends in {', '.join(_PLOTS)}")
+        check_file("--plot", plot)
     console = Console(stderr=json_file == "-")
     name = chosen_model(model_name, released)
     plan: dict[str, Any] = {"threads": threads, "seconds": seconds, "samples": samples}
     weights = "given"
+    bar = progress_bar()
+    task = bar.add_task("preparing", total=1, note="")
+
+    def progress(size: int, work: str, share: float) -> None:
+        bar.update(task, description=f"batch {size}, {work}", completed=share)
+
     if is_exported(name):
         fixed = {
             "--checkpoint": checkpoint,
@@ -119,11 +132,11 @@ def bench_command(
         }
         refuse_fixed(name, fixed)
         plan |= {"batch_sizes": batch_size, "precisions": precision or ["fp32"]}
-        with _progress() as progress:
+        with bar:
             report = bench_files(name, against, progress=progress, **plan)
     else:
         if against is not None:
-            raise InputError(f"--against {against} compares exported files, and {name} is none")
+            raise InputError(f"--against {against} compares exported files; {name} is not one")
         model, size = load_at_budget(
             name,
             checkpoint=checkpoint,
@@ -135,7 +148,8 @@ def bench_command(
         )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model.to(device)
-        if checkpoint is None and _by_name(name):
+        saved = "/" in name or Path(name).exists() or is_release(name)
+        if checkpoint is None and not saved:
             weights = "random"
         plan |= {
             "batch_sizes": batch_size or BATCH_SIZES,
@@ -146,10 +160,10 @@ def bench_command(
             typer.echo(line, err=True)
         plan |= {"image_size": size, "calibrate": calibrate, "memory": memory}
         try:
-            with _progress() as progress:
+            with bar:
                 report = bench(model, progress=progress, **plan)
         except ExportMismatchError as error:
-            typer.echo(f"dynamicvit: {name} can't be timed as a file: {error}", err=True)
+            print_error(f"{name} can't be timed as a file: {error}")
             raise typer.Exit(1) from None
     print_heading(console, report, name, weights)
     print_times(console, report.rows)
@@ -160,34 +174,7 @@ def bench_command(
         from dynamicvit.plots import style
         from dynamicvit.plots.speed import plot_speed
 
-        against_it = "" if against is None else f" against {against}"
-        style.save(plot_speed(report.rows, f"{name}{against_it}, {report.processor}"), plot)
+        title = name if against is None else f"{name} against {against}"
+        style.save(plot_speed(report.rows, f"{title}, {report.processor}"), plot)
         say(console, f"saved {plot}")
     write_json(json_file, {"model": name, "weights": weights, **report.as_numbers()})
-
-
-def _by_name(model_name: str) -> bool:
-    """Whether a timm name was given, not a saved model (a folder, a file, or one on the Hub)."""
-    known = Path(model_name).exists() or is_release(model_name)
-    return "/" not in model_name and not known
-
-
-def _check_plot(plot: Path | None) -> None:
-    if plot is None:
-        return
-    endings = (".png", ".pdf", ".svg")
-    if plot.suffix.lower() not in endings:
-        raise InputError(f"--plot {plot}: a plot ends in {', '.join(endings)}")
-    check_file("--plot", plot)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar that starts anew for each batch size."""
-    with progress_bar() as bar:
-        task = bar.add_task("making ready", total=1, note="")
-
-        def progress(batch_size: int, doing: str, share: float) -> None:
-            bar.update(task, description=f"batch {batch_size}, {doing}", completed=share)
-
-        yield progress

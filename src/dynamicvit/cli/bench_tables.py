@@ -1,4 +1,4 @@
-"""What `dynamicvit bench` prints."""
+"""The output of `dynamicvit bench`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,7 @@ from dynamicvit.evaluation.bench import (
 
 
 def print_heading(console: Console, report: BenchReport, name: str, weights: str) -> None:
-    """What is measured.
-
-    Args:
-        console: where.
-        report: of the model.
-        name: of the model, as the user wrote it.
-        weights: "random" or "given".
-    """
+    """Print a model's name, its weights ("random" or "given"), its schedule and its MACs."""
     height, width = report.image_size
     schedule = report.schedule
     line = f"{name} ({weights} weights), {height}x{width} px"
@@ -55,7 +48,7 @@ def print_heading(console: Console, report: BenchReport, name: str, weights: str
 
 
 def print_machine(console: Console, report: BenchReport) -> None:
-    """Where it was measured."""
+    """Print the software and the processor."""
     software = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     say(console, f"{software}, {report.threads} threads, {report.processor}")
 
@@ -73,24 +66,18 @@ class _Line:
     speedup: Spread | None = None
     realized: float | None = None
 
-    @property
-    def ratios(self) -> list[Spread]:
-        """Those that are printed."""
-        return [ratio for ratio in (self.over_reference, self.speedup) if ratio is not None]
-
 
 def _lines(rows: Sequence[BenchRow]) -> Iterator[_Line]:
-    """The two networks of each row, and before them the reference where it is neither."""
-    wholes = [row.dense for row in rows]
-    told: list[Times] = []
+    """The two networks of each row, after its reference if that is not in a row itself."""
+    shown = [id(row.dense) for row in rows]
     for row in rows:
         reference = row.reference
-        if reference is not None and not _among(reference, [*wholes, *told]):
-            told.append(reference)
+        if reference is not None and id(reference) not in shown:
+            shown.append(id(reference))
             yield _Line(row, "dense", reference, *REFERENCE)
         if row.dense is not None:
-            relation = None if reference in (None, row.dense) else reference.over(row.dense)
-            yield _Line(row, row.names[0], row.dense, row.runtime, row.precision, relation)
+            ratio = None if reference in (None, row.dense) else reference.over(row.dense)
+            yield _Line(row, row.names[0], row.dense, row.runtime, row.precision, ratio)
         yield _Line(
             row,
             row.names[1],
@@ -103,12 +90,8 @@ def _lines(rows: Sequence[BenchRow]) -> Iterator[_Line]:
         )
 
 
-def _among(times: Times, others: Sequence[Times | None]) -> bool:
-    return any(times is other for other in others)
-
-
 def print_times(console: Console, rows: Sequence[BenchRow]) -> None:
-    """A line for each network, runtime and precision, and what can't be told from them."""
+    """Print a line for each network, runtime and precision, and which ratios are unclear."""
     lines = list(_lines(rows))
     columns: dict[str, Callable[[_Line], str]] = {
         "batch": lambda line: str(line.row.batch_size),
@@ -132,60 +115,51 @@ def print_times(console: Console, rows: Sequence[BenchRow]) -> None:
     for line in lines:
         table.add_row(*(escape(cell(line)) for cell in columns.values()))
     _print_whole(console, table)
-    if any(line.ratios for line in lines):
-        say(console, "ratios: the median round's, which need not be the ratio of two medians")
-    if not all(ratio.conclusive for line in lines for ratio in line.ratios):
+    pairs = [(line.over_reference, line.speedup) for line in lines]
+    ratios = [ratio for pair in pairs for ratio in pair if ratio is not None]
+    if ratios:
+        say(console, "ratios: medians of the rounds' ratios, not ratios of the medians")
+    if not all(ratio.conclusive for ratio in ratios):
         say(
             console,
-            "unclear: the quartiles lie further apart than the ratio is from 1; measure for "
-            "longer (--seconds), or on a quieter machine",
+            "unclear: the quartiles are further from each other than the ratio is from 1; measure "
+            "for longer (--seconds), or on a quieter machine",
         )
-    rounds = sorted({row.pairs for row in rows})
-    counts = " to ".join(map(str, dict.fromkeys([rounds[0], rounds[-1]])))
-    few = "; p95 takes 20, p99 100 (--samples 100)" if rounds[0] < 100 else ""
+    rounds = [row.pairs for row in rows]
+    counts = " to ".join(map(str, dict.fromkeys([min(rounds), max(rounds)])))
+    few = "; p95 needs 20, p99 100 (--samples 100)" if min(rounds) < 100 else ""
     say(console, f"{counts} rounds{few}")
 
 
 def print_memory(console: Console, peaks: Sequence[MemoryRow], first_stage: int | None) -> None:
-    """Peak memory, and why it may be the same.
-
-    Args:
-        console: where.
-        peaks: all at one batch size.
-        first_stage: block before which tokens are first dropped; ``None`` if none are.
-    """
+    """Print peak memory at one batch size, and why it may be the same before the first stage."""
     say(console, f"\npeak memory in MiB, batch {peaks[0].batch_size}")
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for name in ("dense\nprocess", "pruned\nprocess", "dense\nbatch", "pruned\nbatch"):
         table.add_column(name, justify="right")
     for row in peaks:
-        sizes = (
-            row.dense.total,
-            row.pruned.total,
-            row.dense.inference,
-            row.pruned.inference,
-        )
-        kind = "eval(), graph kept" if row.graph else "inference mode"
-        table.add_row(
-            f"{row.runtime} {row.precision}{f', {kind}' if row.runtime == 'eager' else ''}",
-            *(f"{size / 2**20:.0f}" for size in sizes),
-        )
+        both = (row.dense, row.pruned)
+        sizes = [*(peak.total for peak in both), *(peak.inference for peak in both)]
+        kind = f"{row.runtime} {row.precision}"
+        if row.runtime == "eager":
+            kind += ", eval(), graph kept" if row.graph else ", inference mode"
+        table.add_row(kind, *(f"{size / 2**20:.0f}" for size in sizes))
     _print_whole(console, table)
     if first_stage:
         say(
             console,
-            f"inference mode holds one block's activations at a time: the first {first_stage} "
-            "blocks, which see every patch, set its peak",
+            "inference mode keeps the activations of one block at a time: the first "
+            f"{first_stage} blocks, with all patches, set the peak",
         )
 
 
 def _print_whole(console: Console, table: Table) -> None:
-    """A table as wide as it is: a narrow terminal breaks its lines rather than its numbers."""
-    text = StringIO()
-    page = Console(file=text, width=1000, color_system=None)
-    page.print(table)
-    for line in text.getvalue().splitlines():
+    """Print a table at full width: a narrow terminal breaks its lines, not its cells."""
+    page = Console(file=StringIO(), width=1000, color_system=None)
+    with page.capture() as text:
+        page.print(table)
+    for line in text.get().splitlines():
         say(console, line.rstrip())
 
 

@@ -1,4 +1,4 @@
-"""`dynamicvit convert`: a checkpoint of the authors as a folder that every command takes."""
+"""`dynamicvit convert`: a checkpoint of the authors becomes a folder that every command takes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def convert(
     released: Released = None,
     keep_ratio: KeepRatio = None,
     num_heads: Annotated[
-        int | None, typer.Option(help="Heads of attention; for a size that is not in the paper.")
+        int | None, typer.Option(help="Attention heads; for a size that the paper lacks.")
     ] = None,
     residual_divisor: Annotated[
         float | None,
-        typer.Option(help="What divides residual branches; for an LV-ViT of another size."),
+        typer.Option(help="Divisor of residual branches; for an LV-ViT of another size."),
     ] = None,
     ema: Annotated[
         bool, typer.Option("--ema", help="Take the moving average (EMA) of the weights.")
@@ -59,21 +59,18 @@ def convert(
 
 
 def _report(console: Console, found: Recognized, model: DynamicViT) -> None:
-    say(console, f"{found.source}: {found.name}, prediction modules before blocks {_stages(model)}")
+    stages = ", ".join(map(str, model.schedule.stages))
+    say(console, f"{found.weights.source}: {found.name}, prediction modules before blocks {stages}")
     ratios = ", ".join(f"{ratio:.3g}" for ratio in model.schedule.keep_ratios)
     say(console, f"keeps {ratios} of the patches ({found.keep_ratio_from})")
-    if found.weights.copy or found.weights.ema:
-        left = f"; its moving average {found.weights.ema} is left (--ema takes it)"
-        taken = f"weights from {found.weights.copy or 'the file itself'}"
-        say(console, taken + (left if found.weights.ema else ""))
+    copy, ema = found.weights.copy, found.weights.ema
+    if copy or ema:
+        other = f"; --ema takes its moving average {ema}" if ema else ""
+        say(console, f"weights from {copy or 'the file itself'}{other}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     dense, pruned = schedule_macs(model, DENSE), schedule_macs(model, model.schedule)
     say(
         console,
-        f"{parameters / 1e6:.2f} M parameters; {pruned / 1e9:.2f} GMACs an image, prediction "
-        f"modules counted, and {dense / 1e9:.2f} dense",
+        f"{parameters / 1e6:.2f} M parameters; {pruned / 1e9:.2f} GMACs an image with the "
+        f"prediction modules, {dense / 1e9:.2f} dense",
     )
-
-
-def _stages(model: DynamicViT) -> str:
-    return ", ".join(str(stage) for stage in model.schedule.stages)

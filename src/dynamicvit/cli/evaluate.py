@@ -1,4 +1,4 @@
-"""`dynamicvit eval`: how right a model is on a folder of images."""
+"""`dynamicvit eval`: accuracy of a model on images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from timm.data import resolve_model_data_config
-from torch import nn
 
 from dynamicvit.checkpoints.dense import load_dense
 from dynamicvit.checkpoints.loading import set_image_size
@@ -41,7 +40,6 @@ from dynamicvit.cli.options import (
     parse_image_size,
     use_threads,
 )
-from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.data import ImageData, class_map_for
 from dynamicvit.errors import InputError
@@ -49,8 +47,8 @@ from dynamicvit.evaluation.accuracy import EvaluationResult, dense_self, evaluat
 from dynamicvit.utils.distributed import launched_precision, launched_processes
 from dynamicvit.utils.precision import autocast_dtype, precision_name
 
-_NAMED = 10
-"""How many skipped images are listed; all are in the JSON, and in the warnings."""
+#: Skipped images that are listed; all are in the JSON, and in the warnings.
+_LISTED = 10
 
 
 def eval_command(
@@ -69,7 +67,7 @@ def eval_command(
     dense_checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="Compare with these dense weights: what the model was trained from.",
+            help="Dense weights to compare with: those the model was trained from.",
             readable=False,
             rich_help_panel=WEIGHTS,
         ),
@@ -81,7 +79,7 @@ def eval_command(
         bool,
         typer.Option(
             "--unlabeled",
-            help="Class names mean nothing: agreement only.",
+            help="Ignore class names: agreement only.",
             rich_help_panel=IMAGES,
         ),
     ] = False,
@@ -95,8 +93,8 @@ def eval_command(
 ) -> None:
     """Evaluate MODEL on the images of DATA: top-1, top-5, agreement with its dense self.
 
-    Each readable image is counted once; unreadable ones are named and counted nowhere. Several
-    processes, started by torchrun or accelerate launch, share the images of each batch.
+    Each readable image is counted once; unreadable ones are listed. Several processes, started by
+    torchrun or accelerate launch, share the images of each batch.
     """
     check_one_model(model_name, released)
     if dense:
@@ -110,7 +108,7 @@ def eval_command(
     images = ImageData(data, labeled=False if unlabeled else None, strict=strict)
     compare_dense = compare_dense or dense_checkpoint is not None
     if not images.labeled and not compare_dense:
-        raise InputError(f"{data} has no labels to count right answers by: add --compare-dense")
+        raise InputError(f"{data} has no labels: add --compare-dense, for agreement")
     model_name = chosen_model(model_name, released)
     model, size = load_for_inference(
         model_name,
@@ -122,30 +120,37 @@ def eval_command(
         pretrained=not no_pretrained,
     )
     if model.num_classes < 1:
-        raise InputError(f"{model_name} has no classifier, so there is no answer to evaluate")
-    if dense_checkpoint is not None:
-        teacher = _teacher(model, dense_checkpoint, size)
+        raise InputError(f"{model_name} has no classifier to evaluate")
+    if dense_checkpoint is None:
+        other = compare_dense and dense_self(model)
     else:
-        teacher = compare_dense and dense_self(model)
+        architecture = model.pretrained_cfg.get("architecture")
+        if not architecture:
+            raise InputError(
+                f"--dense-checkpoint {dense_checkpoint}: timm has no name for this backbone; use "
+                "--compare-dense"
+            )
+        other = load_dense(architecture, dense_checkpoint)
+        set_image_size(other, size)
     origin = None
     if images.labeled:
         chosen = class_map_for(images, model.num_classes, class_map)
         images, origin = images.with_class_map(chosen.index), chosen.origin
         say(console, f"class map: {origin}")
     model.to(processes.device)
-    processes.equalize(model)  # what is random in it, without trained weights, is the same in all
+    processes.equalize(model)  # untrained weights differ
     with progress_bar(main_console(processes, stderr=True)) as bar:
         task = bar.add_task("evaluating", total=len(images), note="")
 
         def advance(done: int) -> None:
-            bar.advance(task, done * processes.count)  # the others are about as far
+            bar.advance(task, done * processes.count)  # the others' progress is about the same
             speed = bar.tasks[0].speed
             bar.update(task, note="" if speed is None else f"{speed:.1f} images/s")
 
         result = evaluate(
             dense_self(model) if dense else model,
             images,
-            dense=teacher,
+            dense=other,
             image_size=size,
             crop_pct=crop_pct,
             batch_size=batch_size,
@@ -178,19 +183,6 @@ def eval_command(
     processes.close()
 
 
-def _teacher(model: PrunedClassifier, checkpoint: Path, size: tuple[int, int]) -> nn.Module:
-    """The model's dense architecture with other weights."""
-    architecture = model.pretrained_cfg.get("architecture")
-    if not architecture:
-        raise InputError(
-            f"--dense-checkpoint {checkpoint}: timm has no name for this backbone; "
-            "use --compare-dense"
-        )
-    dense = load_dense(architecture, checkpoint)
-    set_image_size(dense, size)
-    return dense
-
-
 def _print(
     console: Console,
     settings: dict[str, Any],
@@ -216,9 +208,9 @@ def _print(
     table.add_row("images", str(result.images))
     table.add_row("images/s, reading included", f"{result.images_per_second:.1f}")
     if result.skipped:
-        table.add_row("left out, unreadable", str(len(result.skipped)))
+        table.add_row("skipped, unreadable", str(len(result.skipped)))
     console.print(table, highlight=False)
-    for path in result.skipped[:_NAMED]:
+    for path in result.skipped[:_LISTED]:
         say(console, f"  {path}")
-    if len(result.skipped) > _NAMED:
-        say(console, f"  and {len(result.skipped) - _NAMED} more")
+    if len(result.skipped) > _LISTED:
+        say(console, f"  and {len(result.skipped) - _LISTED} more")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from dynamicvit.cli.console import check_file, say
+from dynamicvit.cli.console import check_file, print_error, say
 from dynamicvit.cli.inference import load_at_budget, refuse_budget_of_dense
 from dynamicvit.cli.options import (
     Checkpoint,
@@ -46,7 +46,7 @@ def export(
         ),
     ],
     model_argument: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="As for --model.")
+        str | None, typer.Argument(metavar="MODEL", help="The same as --model.")
     ] = None,
     model_name: Model = None,
     released: Released = None,
@@ -59,13 +59,13 @@ def export(
     ] = "fp32",
     calibrate: Annotated[
         str | None,
-        typer.Option(help="Images to find int8's ranges with, of any source, labeled or not."),
+        typer.Option(help="Images to calibrate int8 on, labeled or not."),
     ] = None,
     validation: Annotated[
         str | None,
         typer.Option(
-            help="Images to compare the file with PyTorch on: labeled ones for int8; else two "
-            "photographs, or others of --calibrate."
+            help="Images to check the file on, labeled for int8; by default two photographs, or "
+            "other images of --calibrate."
         ),
     ] = None,
     checkpoint: Checkpoint = None,
@@ -78,7 +78,7 @@ def export(
         str | None,
         typer.Option(
             "--format",
-            help=f"{', '.join(FORMATS)}; by default by the file's ending.",
+            help=f"{', '.join(FORMATS)}; by default that of the suffix.",
             rich_help_panel=_FILE,
         ),
     ] = None,
@@ -89,29 +89,29 @@ def export(
         ),
     ] = None,
     opset: Annotated[
-        int | None, typer.Option(help="Of ONNX, 18 or later.", rich_help_panel=_FILE)
+        int | None, typer.Option(help="For ONNX, 18 or later.", rich_help_panel=_FILE)
     ] = None,
     calibration_images: Annotated[
         int,
         typer.Option(
-            help="Images of --calibrate to calibrate on; others are compared on.",
+            help="Number of images of --calibrate to calibrate on.",
             rich_help_panel=_INT8,
         ),
     ] = CALIBRATION_IMAGES,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Points of top-1 that int8 may cost: layers stay in float until it does not cost "
-            "more. Without --validation, changed answers count.",
+            help="Points of top-1 that int8 may cost; as many layers as needed stay in float. "
+            "Without --validation, changed answers count.",
             rich_help_panel=_INT8,
         ),
     ] = None,
 ) -> None:
-    """Write MODEL as a file that other runtimes run, and check that it does the same.
+    """Write MODEL as a file for other runtimes, and check it against PyTorch.
 
-    The file gives logits and the patches kept at each stage, and holds the labels and what is to
-    be done to an image. If it differs from PyTorch, it is not written, and the exit code is 1; in
-    int8 it may differ a little, and how much is said.
+    The file gives logits and the patches kept at each stage; labels and preprocessing are stored
+    in it. A file that differs from PyTorch is not written, and the exit code is 1; in int8 the
+    agreement is printed.
     """
     size = parse_image_size(image_size)
     format_of(output, file_format)
@@ -124,7 +124,7 @@ def export(
     if dense:
         refuse_budget_of_dense(keep_ratio, tile)
     if is_exported(model_name):
-        raise InputError(f"{model_name} is an exported file already: give the model it came from")
+        raise InputError(f"{model_name} is an exported file: give the model it was made from")
     model, size = load_at_budget(
         chosen_model(model_name, released),
         checkpoint=checkpoint,
@@ -133,7 +133,6 @@ def export(
         image_size=size,
         pretrained=not no_pretrained,
     )
-    console = Console()
     try:
         made = export_model(
             model,
@@ -152,18 +151,23 @@ def export(
             **({} if opset is None else {"opset": opset}),
         )
     except ExportMismatchError as error:
-        typer.echo(f"dynamicvit: {output} is not written: {error}", err=True)
+        print_error(f"{output} is not written: {error}")
         raise typer.Exit(1) from None
-    _tell(console, made)
-    say(console, f"saved {output}: dynamicvit eval DATA --model {output}")
+    console = Console()
+    for line in [*_lines(made), f"saved {output}: dynamicvit eval DATA --model {output}"]:
+        say(console, line)
 
 
 def _check_int8(precision: str, calibrate: str | None, others: dict[str, object]) -> None:
-    """Refuse int8 that is not calibrated, and what goes with int8 without it."""
+    """Check that int8 is calibrated, and that its options come with int8.
+
+    Raises:
+        InputError: naming the option.
+    """
     if precision == "int8":
         if calibrate is None:
             raise InputError(
-                "--precision int8 needs --calibrate IMAGES, of the kind that the file will see"
+                "--precision int8 needs --calibrate, images of the kind that the file will see"
             )
         return
     for option, value in {"--calibrate": calibrate, **others}.items():
@@ -171,23 +175,24 @@ def _check_int8(precision: str, calibrate: str | None, others: dict[str, object]
             raise InputError(f"{option} {value} goes with --precision int8")
 
 
-def _tell(console: Console, made: Exported) -> None:
+def _lines(made: Exported) -> list[str]:
     """How the file compares with the model."""
     if made.check is not None:
         error = made.check.logit_error
-        say(console, f"checked on {made.compared_on}: as in PyTorch, logits to {error:.1g}")
+        lines = [f"checked on {made.compared_on}: logits equal PyTorch's to {error:.1g}"]
         if made.description.stages:
-            ties = f", of {made.check.ties} after a tie" if made.check.ties else ""
-            say(console, f"the same patches kept{ties}")
+            ties = f", in {made.check.ties} images after a tie" if made.check.ties else ""
+            lines.append(f"the same patches kept{ties}")
+        return lines
     found = made.agreement
-    if found is None:
-        return
-    say(console, f"int8, calibrated on {made.calibrated_on}")
-    say(console, f"compared on {made.compared_on}, {found.images} images:")
-    say(console, f"  {found.answers:.1%} of the answers are as in PyTorch")
+    assert found is not None
+    lines = [
+        f"int8, calibrated on {made.calibrated_on}",
+        f"compared on {made.compared_on}, {found.images} images:",
+        f"  {found.answers:.1%} of the answers are PyTorch's",
+    ]
     if found.kept:
-        kept = ", ".join(f"{share:.1%}" for share in found.kept)
-        say(console, f"  {kept} of the patches kept")
+        lines.append(f"  {', '.join(f'{share:.1%}' for share in found.kept)} of the kept patches")
     if found.top1 is not None and found.model_top1 is not None:
-        say(console, f"  top-1 {found.top1:.2%}, in PyTorch {found.model_top1:.2%}")
-    say(console, f"layers in float: {made.in_words}")
+        lines.append(f"  top-1 {found.top1:.2%}, in PyTorch {found.model_top1:.2%}")
+    return [*lines, f"layers in float: {made.in_words}"]

@@ -1,4 +1,4 @@
-"""A model to run and not to change: in PyTorch, or an exported file."""
+"""Loads a model for inference: in PyTorch, or an exported file."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def load_at_budget(
     image_size: tuple[int, int] | None = None,
     pretrained: bool = True,
 ) -> tuple[DynamicViT, tuple[int, int]]:
-    """The model that a user names, at the budget that they ask for, and its image size.
+    """A model at a budget, and its image size.
 
     Args:
         name: as for :func:`~dynamicvit.checkpoints.loading.load`.
         checkpoint: likewise.
         keep_ratio: likewise.
         tile: rows of the tiles that each stage's tokens should fill.
-        macs: in place of a keep ratio, as :func:`~dynamicvit.costs.parse_budget` reads it.
+        macs: in place of a keep ratio, for :func:`~dynamicvit.budgets.parse_budget`.
         image_size: height and width; by default the model's own.
         pretrained: as for ``load``.
 
     Raises:
-        InputError: as these do, and for options that exclude each other.
+        InputError: for values that these refuse, and options that exclude each other.
     """
     if macs is not None and keep_ratio is not None:
-        raise InputError(f"--keep-ratio {keep_ratio} and --macs {macs} both set it: give one")
+        raise InputError(f"--keep-ratio {keep_ratio} and --macs {macs} are both budgets: give one")
     if macs is not None and tile is not None:
         raise InputError(f"--tile {tile} may round up, and --macs {macs} is a limit: give one")
     budget = None if macs is None else parse_budget(macs)
@@ -64,19 +64,10 @@ def load_for_inference(
     precision: str = "fp32",
     pretrained: bool = True,
 ) -> tuple[DynamicViT | ExportedModel, tuple[int, int]]:
-    """The model or the exported file that a user names, and the image size that it takes.
-
-    Args:
-        name: as for :func:`load_at_budget`, or an exported file.
-        checkpoint: as for :func:`load_at_budget`.
-        keep_ratio: likewise.
-        tile: likewise.
-        image_size: likewise.
-        precision: to run a file in.
-        pretrained: as for :func:`load_at_budget`.
+    """A model, by :func:`load_at_budget`, or an exported file in a precision, and its image size.
 
     Raises:
-        InputError: as ``load_at_budget`` does, and for what is fixed in an exported file.
+        InputError: as for ``load_at_budget``, and for options that are fixed in a file.
     """
     if not is_exported(name):
         model, size = load_at_budget(
@@ -94,46 +85,40 @@ def load_for_inference(
     exported = load_exported(name, precision)
     height, width = exported.description.input_size[1:]
     if image_size not in (None, (height, width)):
-        asked = "x".join(map(str, image_size))
         raise InputError(
-            f"--image-size {asked}: the images of {name} have {height}x{width} pixels; leave it "
-            f"out, or export the model again with it"
+            f"--image-size {'x'.join(map(str, image_size))}: {name} takes images of "
+            f"{height}x{width} pixels; export it again with another size"
         )
     return exported, (height, width)
 
 
 def refuse_fixed(name: str, options: dict[str, object]) -> None:
-    """Refuse options beside an exported file, in which what they say is fixed.
+    """Refuse options that are fixed in an exported file.
 
     Raises:
         InputError: naming the option and its value.
     """
     for option, value in options.items():
         if value is not None:
-            raise InputError(f"{option} {value}: {name} is an exported file; export it again with")
+            raise InputError(f"{option} {value} is for a model; {name} is an exported file")
 
 
 def refuse_budget_of_dense(keep_ratio: float | None, tile: int | None) -> None:
-    """Refuse what says how much is kept beside ``--dense``, which keeps everything.
+    """Refuse a keep ratio or tiles for ``--dense``, which keeps every patch.
 
     Raises:
         InputError: naming the option.
     """
     for option, value in (("--keep-ratio", keep_ratio), ("--tile", tile)):
         if value is not None:
-            raise InputError(f"--dense keeps every patch: leave {option} {value} out")
+            raise InputError(f"{option} {value}: --dense keeps every patch")
 
 
 def say_if_untrained(name: str, model: PrunedClassifier) -> None:
-    """Say on standard error that what a model keeps means nothing, if that is so.
-
-    Args:
-        name: the model's, as the user wrote it.
-        model: the model.
-    """
+    """Print a note on standard error if a model's prediction modules are untrained."""
     if isinstance(model, DynamicViT) and any(method.is_fresh for method in model.predictors):
         typer.echo(
-            f"note: the prediction modules of {name} are untrained, so what they keep means "
-            "nothing yet; give --checkpoint, or the folder of a trained model",
+            f"note: the prediction modules of {name} are untrained, so they keep random patches; "
+            "give --checkpoint, or the folder of a trained model",
             err=True,
         )

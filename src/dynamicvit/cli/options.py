@@ -1,7 +1,7 @@
-"""Options that several commands share, and what their text means.
+"""Options that several commands share, and the parsers of their text.
 
-Paths are taken as they are (``readable=False``): what can't be read is said by the code that reads
-it, in one line. Bounds of numbers are checked by the library for the same reason.
+Typer checks neither paths (``readable=False``) nor bounds of numbers: the library does, with an
+error of one line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typer
 from dynamicvit.checkpoints.released import RELEASES, download, release_of
 from dynamicvit.errors import InputError
 
-#: Panels of ``--help``, below the options that most people want.
+#: Panels of ``--help``, below the common options.
 WEIGHTS, IMAGES, COST = "Weights", "Images", "Speed and memory"
 
 _MODEL_FLAGS = ("--model", "-m")
@@ -24,7 +24,7 @@ _MODEL = "timm's name, a saved folder, a released checkpoint, or user/name on th
 
 _SOURCE = typer.Argument(
     help="Folder of class folders, a .tar of them, a flat folder; or wds/PLACE (WebDataset), "
-    "hfds/PLACE (Hugging Face), torch/NAME/FOLDER (torchvision), @SPLIT behind it if need be."
+    "hfds/PLACE (Hugging Face), torch/NAME/FOLDER (torchvision); @SPLIT may follow."
 )
 Data = Annotated[str, _SOURCE]
 DataIfAny = Annotated[str | None, _SOURCE]
@@ -70,13 +70,13 @@ KeepRatio = Annotated[
 Tile = Annotated[
     int | None,
     typer.Option(
-        help="Round each stage's tokens to whole tiles of so many, 16 for AMX.",
+        help="Round each stage's tokens to whole tiles of this many, 16 for AMX.",
         rich_help_panel=COST,
     ),
 ]
 Output = Annotated[
     Path,
-    typer.Option("--output", "-o", help="Folder to write into; made if need be.", readable=False),
+    typer.Option("--output", "-o", help="Folder to write into, created if needed.", readable=False),
 ]
 ClassMapOption = Annotated[
     str | None,
@@ -90,7 +90,7 @@ ImageSizeOption = Annotated[
     str | None,
     typer.Option(
         "--image-size",
-        help="Pixels, 384 or 224x320 (height x width); else its own.",
+        help="Pixels, 384 or 224x320 (height x width); by default the model's.",
         rich_help_panel=IMAGES,
     ),
 ]
@@ -117,23 +117,23 @@ JsonFile = Annotated[
 
 
 def chosen_model(model: str | None, released: str | None) -> str:
-    """What ``--model`` or ``--released`` names, for ``load``: of a release its file.
+    """The name for ``load``: that of ``--model``, or the file of ``--released``.
 
     A release is downloaded if it is not in the cache, so check the other options first.
 
     Raises:
-        InputError: if neither or both are given, or there is no such release, or it can't be had.
+        InputError: if neither or both are given, or the release is unknown or can't be downloaded.
     """
     check_one_model(model, released)
-    # The file, for a file or folder of the user's may have the release's name.
+    # The file: a file or folder of the user may have the release's name.
     return str(download(release_of(released).name)) if model is None else model
 
 
 def check_one_model(model: str | None, released: str | None) -> None:
-    """Refuse both of ``--model`` and ``--released``, and neither.
+    """Check that one of ``--model`` and ``--released`` is given.
 
     Raises:
-        InputError: naming what is missing, or both.
+        InputError: if both or neither are.
     """
     if model is None and released is None:
         raise InputError("Missing option '--model', or '--released'.")
@@ -162,7 +162,7 @@ def parse_latency(text: str | None) -> float | None:
     """Seconds from ``20ms`` or ``0.5s``.
 
     Raises:
-        InputError: for any other text, and for nothing.
+        InputError: for any other text, and for zero.
     """
     if text is None:
         return None
@@ -173,7 +173,7 @@ def parse_latency(text: str | None) -> float | None:
 
 
 def use_threads(threads: int | None) -> None:
-    """Let torch compute with so many threads.
+    """Set torch's number of CPU threads.
 
     Raises:
         InputError: for less than one.

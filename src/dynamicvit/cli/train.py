@@ -63,7 +63,7 @@ def train(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="Distil the logits of another network, by timm's name; else of the dense MODEL."
+            help="Distill the logits of another network, by timm's name; else of the dense MODEL."
         ),
     ] = None,
     dry_run: Annotated[
@@ -91,7 +91,8 @@ def train(
     accumulate: Annotated[
         int,
         typer.Option(
-            help="Passes in which a process works off its images of a step.", rich_help_panel=COST
+            help="Passes for a step: gradient accumulation.",
+            rich_help_panel=COST,
         ),
     ] = 1,
     grad_checkpointing: Annotated[
@@ -111,7 +112,7 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Refuse to start anew: there must be a run to go on.",
+            help="Fail if there is no run to resume.",
             rich_help_panel=_RUN,
         ),
     ] = False,

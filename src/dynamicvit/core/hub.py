@@ -1,7 +1,7 @@
 """Saving and loading through huggingface_hub: ``config.json`` and ``model.safetensors``.
 
-The config holds the schedule and a description of the backbone, in the words of the library that
-builds it: its source. Loading needs these two files alone, no dense weights.
+The config holds the schedule and a description of the backbone by the library that builds it, its
+source. Loading needs these two files only, no dense weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.utils.files import atomic_write
 from dynamicvit.utils.optional import need
-from dynamicvit.utils.weights import first_line, load_exactly, read_weights
+from dynamicvit.utils.weights import first_line, load_exactly, open_weights
 
 FORMAT_VERSION = 2
 """Version of ``config.json`` that this code writes, and the newest that it reads."""
@@ -51,15 +51,15 @@ class Source(NamedTuple):
     """How backbones of one library are written into ``config.json`` and built again.
 
     Attributes:
-        describe: JSON entries from a backbone; raises :class:`InputError` if there can't be any.
-        rebuild: the backbone, with any weights, from a config that holds these entries.
+        describe: JSON entries of a backbone; raises :class:`InputError` if it can't be rebuilt.
+        rebuild: the backbone, with any weights, from a config with these entries.
     """
 
     describe: Callable[[nn.Module], dict[str, Any]]
     rebuild: Callable[[Mapping[str, Any]], nn.Module]
 
 
-#: Modules with ``describe`` and ``rebuild``, imported when the first backbone of a source comes.
+#: Modules with ``describe`` and ``rebuild``, imported with the first backbone of the source.
 _MODULES = {"timm": "dynamicvit.backbones.timm_config", "transformers": "dynamicvit.backbones.hf"}
 _SOURCES: dict[str, Source] = {}
 
@@ -101,7 +101,7 @@ class HubMixin(
         Raises:
             InputError: if the backbone can't be described, or the folder can't be written.
         """
-        # Before anything is written: after this, saving can only fail on the disk.
+        # Before anything is written: after this, only the disk can fail.
         self._hub_mixin_config = _config_of(self)
         try:
             return super().save_pretrained(save_directory, **kwargs)
@@ -159,10 +159,10 @@ class HubMixin(
             source = _source(config.get("backbone_source", "timm"))
             method = method_named(config.get("method", "dynamicvit"))
             model = cls(source.rebuild(config), _schedule_in(config), method)
-        except Exception as error:  # whatever the backbone's library says to what it does not know
+        except Exception as error:  # the backbone's library may raise anything
             reason = first_line(error)
             raise InputError(f"{config_file}: does not describe a model ({reason})") from error
-        tensors, _ = read_weights(weights_file)
+        tensors = open_weights(weights_file).tensors
         load_exactly(model, tensors, f"{weights_file}: does not fit {config_file}")
         return model.eval()
 
@@ -171,10 +171,10 @@ class HubMixin(
 
 
 def _config_of(model: Any) -> dict[str, Any]:
-    """The config from which the model can be built again.
+    """The config from which :meth:`HubMixin.from_pretrained` builds the model again.
 
     Raises:
-        InputError: if it can't.
+        InputError: if its method or backbone can't be described.
     """
     for kind in (model.method, *map(type, model.predictors)):
         if kind is not METHODS.get(model.method.name):
@@ -185,8 +185,8 @@ def _config_of(model: Any) -> dict[str, Any]:
     source = model.bound.source
     if not source:
         raise InputError(
-            f"this {type(model.backbone).__name__} can't be described in {CONFIG_NAME}, since its "
-            f"family names no source to build it from; save the state_dict instead"
+            f"this {type(model.backbone).__name__} can't be described in {CONFIG_NAME}: its family "
+            f"names no source; save the state_dict instead"
         )
     return {
         **_source(source).describe(model.backbone),
@@ -198,13 +198,12 @@ def _config_of(model: Any) -> dict[str, Any]:
 
 
 def _source(name: str) -> Source:
-    if name in _MODULES and name not in _SOURCES:
-        module = need(_MODULES[name], extra=name)
-        register_source(name, module.describe, module.rebuild)
-    if name not in _SOURCES:
-        known = ", ".join(sorted({*_MODULES, *_SOURCES}))
-        raise InputError(f"backbone_source is one of {known}, got {name!r}; register_source adds")
-    return _SOURCES[name]
+    if name in _SOURCES:
+        return _SOURCES[name]
+    if name in _MODULES:
+        return need(_MODULES[name], extra=name)
+    known = ", ".join(sorted({*_MODULES, *_SOURCES}))
+    raise InputError(f"no backbone_source {name!r}, one of {known}; register_source adds one")
 
 
 # ---------------------------------------------------------------- reading
@@ -221,7 +220,7 @@ def _fetch(model_id: str, filename: str, download: Mapping[str, Any]) -> Path:
         return Path(hf_hub_download(model_id, filename, **download))
     except HFValidationError as error:
         raise InputError(
-            f"{model_id}: no such folder, and no name on the Hub (those are user/name)"
+            f"{model_id}: no such folder, and not a name on the Hub (user/name)"
         ) from error
     except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
         raise InputError(
@@ -234,11 +233,12 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: truncated or not JSON ({error})") from error
-    version = config.get("format_version") if isinstance(config, dict) else None
-    if version is None and isinstance(config, dict) and "model_type" in config:
+    config = config if isinstance(config, dict) else {}
+    version = config.get("format_version")
+    if version is None and "model_type" in config:
         raise InputError(
-            f"{path}: is of a model of transformers; dynamicvit.load takes its folder, or "
-            f"transformers does once dynamicvit.transformers is imported"
+            f"{path}: is of a model of transformers; load its folder with dynamicvit.load, or with "
+            f"transformers after importing dynamicvit.transformers"
         )
     if not isinstance(version, int):
         raise InputError(f"{path}: is not a DynamicViT's (it has no format_version)")
@@ -247,27 +247,22 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path}: is of format {version}, and this dynamicvit reads up to {FORMAT_VERSION}; "
             f"install a newer one"
         )
-    _check_types(config, path)
     return config
 
 
 def _schedule_in(config: Mapping[str, Any]) -> Schedule:
-    values = config["schedule"]
-    return Schedule(tuple(values["stages"]), tuple(values["keep_ratios"]), policy_in(values))
-
-
-def policy_in(config: Mapping[str, Any]) -> Any:
-    """What a config says becomes of dropped tokens; 0.1.0 wrote "dropped": "gone" or "merged"."""
-    if "dropped" in config:
-        return {"gone": "removed"}.get(config["dropped"], config["dropped"])
-    return config.get("policy", Schedule.policy)
-
-
-def _check_types(config: Mapping[str, Any], path: Path) -> None:
     schedule = config.get("schedule")
     if not isinstance(schedule, dict):
-        raise InputError(f"{path}: schedule must be a mapping, got {schedule!r}")
+        raise InputError(f"schedule must be a mapping, got {schedule!r}")
     for key, kind in (("stages", int), ("keep_ratios", (int, float))):
         value = schedule.get(key)
         if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
-            raise InputError(f"{path}: schedule.{key} must be a list of numbers, got {value!r}")
+            raise InputError(f"schedule.{key} must be a list of numbers, got {value!r}")
+    return Schedule(tuple(schedule["stages"]), tuple(schedule["keep_ratios"]), policy_in(schedule))
+
+
+def policy_in(config: Mapping[str, Any]) -> Any:
+    """The policy in a config; version 0.1.0 wrote it as "dropped": "gone" or "merged"."""
+    if "dropped" in config:
+        return {"gone": "removed"}.get(config["dropped"], config["dropped"])
+    return config.get("policy", Schedule.policy)

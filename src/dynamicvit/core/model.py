@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -158,7 +160,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
                 "yet: train the model (dynamicvit.train) or load its weights, or choose a method "
                 'that needs no training, as sparsify(..., method="tome") or "evit"',
                 UntrainedWarning,
-                stacklevel=2,
+                stacklevel=_frames_to_the_caller(),
             )
 
     def _check_method(self, predictor: Method, block: int) -> None:
@@ -169,3 +171,12 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
             raise InputError(f"{name} looks at the block before, but stage 0 has none")
         if predictor.needs_class_token and not self.bound.has_class_token:
             raise InputError(f"{name} needs a class token; this backbone has none")
+
+
+def _frames_to_the_caller() -> int:
+    """How many frames up the user's own line is: past this package's and torch's."""
+    ours = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -12,6 +12,16 @@ from dynamicvit.errors import InputError
 
 _Kind = TypeVar("_Kind", bound=type[Method])
 
+#: Names of 0.1.0, and what they are now.
+_RENAMED = {
+    "dynamic": "dynamicvit",
+    "attention": "class-attention",
+    "attention-fused": "evit",
+    "downsampling": "downsample",
+    "merging": "tome",
+    "width": "narrow",
+}
+
 _methods: dict[str, type[Method]] = {}
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(_methods)
@@ -46,12 +56,14 @@ def method_named(name: str) -> type[Method]:
     Raises:
         InputError: listing the registered names, or naming the module that can't be imported.
     """
-    module, _, own = name.rpartition(":")
+    module, _, own = str(name).rpartition(":")
     if module:
         try:
             import_module(module)
         except ImportError as error:
             raise InputError(f"method {name}: {module} can't be imported ({error})") from error
+    if own in _RENAMED:
+        raise InputError(f"method {own!r} is called {_RENAMED[own]!r} now")
     if own not in METHODS:
         raise InputError(f"no method {own!r}: one of {', '.join(METHODS)}")
     return METHODS[own]

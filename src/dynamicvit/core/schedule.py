@@ -33,6 +33,8 @@ class Schedule:
     policy: Policy = "removed"
 
     def __post_init__(self) -> None:
+        if self.policy == "gone":
+            raise InputError("policy 'gone' is called 'removed' now")
         if self.policy not in get_args(Policy):
             raise InputError(f"policy is one of {get_args(Policy)}, got {self.policy!r}")
         if len(self.stages) != len(self.keep_ratios):

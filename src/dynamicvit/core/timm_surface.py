@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from dynamicvit.core.method import Combination
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens
 
@@ -35,12 +36,22 @@ class TimmSurface:
         """Pool the tokens and classify: ``(B, classes)``, or ``(B, C)`` before the classifier.
 
         Args:
-            features: what :meth:`forward_tokens` gave, or :meth:`forward_features`. A pool over
-                patches needs the former where tokens have merged or are masked: a plain tensor does
-                not say how much each counts.
+            features: what :meth:`forward_tokens` gave, or :meth:`forward_features`.
             pre_logits: stop before the classifier.
+
+        Raises:
+            InputError: for a plain tensor, if patches are pooled and tokens have merged or are
+                masked: it does not say how much each token counts.
         """
         if not isinstance(features, Tokens):
+            merges = self.policy == "merged" or any(
+                isinstance(m, Combination) for m in self.methods
+            )
+            if self.bound.reads is None and (merges or self.training):
+                raise InputError(
+                    "a plain tensor does not say how much each token counts in the pool: give what "
+                    "forward_tokens gives"
+                )
             prefix = self.num_prefix_tokens + sum(p.adds for p in self.predictors)
             features = Tokens(features, prefix, (features.shape[1] - prefix,))
         return self.bound.head(features, pre_logits)

@@ -1,4 +1,4 @@
-"""What a model is worth: accuracy, speed, and the comparison with other methods."""
+"""Accuracy, speed and memory of a model."""
 
 from dynamicvit.evaluation.accuracy import EvaluationResult, evaluate
 

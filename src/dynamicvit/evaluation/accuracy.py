@@ -1,45 +1,39 @@
-"""How right a model is: top-1, top-5, and how often it agrees with its dense self."""
+"""Accuracy of a model: top-1, top-5, and agreement with its dense self."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork, eval_mode
-from dynamicvit.data import (
-    UNLABELED,
-    Batch,
-    ImageData,
-    Loader,
-    class_map_for,
-    eval_transform,
-)
+from dynamicvit.data import UNLABELED, Batch, ImageData, Loader, class_map_for, eval_transform
 from dynamicvit.errors import InputError
 from dynamicvit.utils.distributed import Processes
+from dynamicvit.utils.precision import autocast
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What one pass over the images measured; every readable image is counted once.
+    """Results of one pass over the images; each readable image is counted once.
 
     Attributes:
-        top1: share of the labeled images whose highest logit is their class, in 0..1; None when
-            no image has a label.
-        top5: the same for the five highest logits (for all, when there are fewer classes).
-        agreement: share of all images on which the dense model's highest logit is the same one;
-            None without a dense model.
-        dense_top1: the dense model's own top-1 on the same images; None without one, or labels.
-        images: how many were counted.
-        labeled: how many of them have a label.
-        skipped: paths of the images that could not be read, counted nowhere.
-        seconds: for the whole pass, with reading images and, if there is one, the dense model.
+        top1: share of the labeled images whose highest logit is their class, in 0..1; ``None``
+            without labels.
+        top5: the same for the five highest logits, or for all if there are fewer classes.
+        agreement: share of all images on which the dense model has the same highest logit;
+            ``None`` without a dense model.
+        dense_top1: top-1 of the dense model; ``None`` without one, or without labels.
+        images: number of images counted.
+        labeled: number of them with a label.
+        skipped: paths of unreadable images, which are not counted.
+        seconds: of the whole pass, reading images and the dense model included.
     """
 
     top1: float | None
@@ -53,12 +47,12 @@ class EvaluationResult:
 
     @property
     def images_per_second(self) -> float:
-        """Images counted in a second of the whole pass; `dynamicvit bench` times models alone."""
+        """Images counted per second of the whole pass; `dynamicvit bench` times models alone."""
         return self.images / self.seconds
 
 
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike[str],
     data: str | os.PathLike[str] | ImageData | Iterable[Batch],
     *,
     dense: nn.Module | bool | None = None,
@@ -72,39 +66,42 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     processes: Processes | None = None,
 ) -> EvaluationResult:
-    """Accuracy of a model, run in ``eval()`` mode; its own mode is put back afterwards.
+    """Accuracy of a model, run in ``eval()`` mode; its own mode is restored afterwards.
 
     Args:
-        model: gives logits ``(B, classes)`` for images ``(B, channels, H, W)``.
-        data: where the images are, as for :class:`~dynamicvit.data.ImageData`; or an ``ImageData``
-            whose labels are the model's classes; or batches that are made already, for which the
-            arguments from ``class_map`` to ``workers`` mean nothing.
+        model: gives logits ``(B, classes)`` for images ``(B, channels, H, W)``; or what
+            :func:`~dynamicvit.load` takes.
+        data: a source of images, as for :class:`~dynamicvit.data.ImageData`; an ``ImageData``
+            whose labels are the model's classes; or batches, which ignore the arguments from
+            ``class_map`` to ``workers``.
         dense: a model to compare the answers with, such as the frozen original that this one was
             trained from; True for the model's own dense self.
         class_map: index of each class name, as for :func:`~dynamicvit.data.class_map_for`; by
-            default the one that suits the model.
+            default the one that fits the model.
         image_size: side, or height and width, in pixels; the model's own by default.
         crop_pct: share of the short side that the center crop takes; the model's own by default.
         batch_size: images in a batch.
         workers: processes that read images; 0 reads in this one.
-        device: where to run, and where the models stay; by default where the model is.
-        amp_dtype: run under autocast in this dtype (``torch.bfloat16``); by default in the
-            model's own.
-        progress: called after each batch with the number of images done, skipped ones included.
+        device: to which the models are moved; by default the model's.
+        amp_dtype: dtype of autocast (``torch.bfloat16``); by default the model's own dtype.
+        progress: called after each batch with its number of images, skipped ones included.
         processes: that share the images: each reads its part of each batch, and all get the
             result. Batches then need ``set_share``, as a :class:`~dynamicvit.data.Loader` has.
 
     Raises:
-        InputError: if there is no readable image, a label is outside the model's classes, or a
-            model's logits are not finite; for a model without a classifier, or without a dense
-            self to compare with; for data that can't be used.
+        InputError: without a readable image; for a label outside the model's classes; for logits
+            that are not finite; for a model without a classifier, or without a dense self if
+            ``dense`` is True; for unusable data.
     """
+    if isinstance(model, str | os.PathLike):
+        model = load(model)
     if getattr(model, "num_classes", None) == 0:
-        raise InputError("the model has no classifier, so there is no answer to evaluate")
+        raise InputError("the model has no classifier to evaluate")
     if isinstance(dense, bool):
         dense = dense_self(model) if dense else None
     if device is None:
-        device = _device_of(model) if processes is None else processes.device
+        own = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        device = own if processes is None else processes.device
     processes = Processes(device) if processes is None else processes
     if isinstance(data, str | os.PathLike):
         data = ImageData(data)
@@ -116,8 +113,12 @@ def evaluate(
     if processes.count > 1:
         data.set_share(processes.rank, processes.count)
     counts = _Counts()
+    models = [model] if dense is None else [model, dense]
+    for each in models:
+        each.to(device)
+    amp = autocast(torch.device(device).type, amp_dtype)
     started = time.perf_counter()
-    with _evaluating(model, dense, device=device, amp_dtype=amp_dtype):
+    with eval_mode(*models), torch.inference_mode(), amp:
         for batch in data:
             counts.skipped += batch.skipped
             if len(batch):
@@ -134,23 +135,18 @@ def dense_self(model: nn.Module) -> DenseNetwork:
     """The dense network inside a model.
 
     Raises:
-        InputError: if there is none inside, as in an exported file.
+        InputError: if there is none, as in an exported file.
     """
     if not isinstance(model, DynamicViT):
         raise InputError(
-            f"{type(model).__name__} holds no dense network to compare with; give the network that "
-            "it was made from (dense=, --dense-checkpoint)"
+            f"{type(model).__name__} holds no dense network to compare with; give one (dense=, "
+            "--dense-checkpoint)"
         )
     return DenseNetwork(model)
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
 class _Counts:
-    """Sums over the batches; whole numbers, so their order can't matter."""
+    """Sums over the batches; integers, so their order does not matter."""
 
     def __init__(self) -> None:
         self.images = self.labeled = self.top1 = self.top5 = self.dense_top1 = self.agreed = 0
@@ -180,7 +176,7 @@ class _Counts:
         self.dense_top1 += int((dense_best == labels).sum())
 
     def add_up(self, processes: Processes) -> None:
-        """Take in what the other processes have counted."""
+        """Add the counts of the other processes."""
         names = ("images", "labeled", "top1", "top5", "dense_top1", "agreed")
         own = torch.tensor([getattr(self, name) for name in names], device=processes.device)
         for name, count in zip(names, processes.sum(own).tolist(), strict=True):
@@ -209,7 +205,7 @@ class _Counts:
 
 
 def _best_first(logits: Tensor) -> Tensor:
-    """``(B, classes)``: the classes by falling logit, the first of equal ones first.
+    """``(B, classes)``: the classes by falling logit, of equal ones the lower index first.
 
     In bf16 equal logits are common, and ``topk`` orders them differently for another k.
     """
@@ -217,12 +213,12 @@ def _best_first(logits: Tensor) -> Tensor:
 
 
 def _check_finite(logits: Tensor, whose: str) -> None:
-    # NaN would be ranked like a number, and the answer counted.
+    # NaN would be ranked like a number.
     broken = int((~logits.isfinite()).any(dim=1).sum())
     if broken:
         raise InputError(
             f"{whose} gives logits that are not finite for {broken} of {len(logits)} images of a "
-            f"batch; its weights hold NaN, or overflow in this precision"
+            f"batch: weights are NaN, or overflow in this precision"
         )
 
 
@@ -233,22 +229,3 @@ def _check_labels(labels: Tensor, num_classes: int) -> None:
             f"label {int(outside[0])} is outside the model's {num_classes} classes; "
             "give a class map that fits the model"
         )
-
-
-@contextmanager
-def _evaluating(
-    model: nn.Module,
-    dense: nn.Module | None,
-    *,
-    device: torch.device | str,
-    amp_dtype: torch.dtype | None,
-) -> Iterator[None]:
-    """Without gradients, in ``eval()``, under autocast; each module's own mode comes back."""
-    models = [model] if dense is None else [model, dense]
-    for each in models:
-        each.to(device)
-    autocast = torch.autocast(
-        torch.device(device).type, dtype=amp_dtype, enabled=amp_dtype is not None
-    )
-    with eval_mode(*models), torch.inference_mode(), autocast:
-        yield

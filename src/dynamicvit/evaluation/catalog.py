@@ -1,6 +1,6 @@
-"""Which backbone gives what: size, cost and kept patches of every registered model.
+"""The catalog of backbones: size, cost and kept patches of every registered model.
 
-All of it follows from shapes: no weights are made, nothing is computed.
+Everything is counted on the meta device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KEEP_RATIOS = (0.9, 0.8, 0.7, 0.5)
 """Those of the paper's tables."""
 
 COMMAND = "dynamicvit backbones --output docs/backbones.md"
-"""What writes the page."""
+"""The command that writes the page."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class AtRatio:
 
     Attributes:
         keep_ratio: ρ.
-        kept: patches left after each stage.
-        macs: of one image, prediction modules included.
-        release: the checkpoint that the paper's authors released of it, if they did.
+        kept: number of patches after each stage.
+        macs: of one image, with the prediction modules.
+        release: the authors' checkpoint of it, if there is one.
     """
 
     keep_ratio: float
@@ -48,14 +48,14 @@ class Entry:
     """A registered model.
 
     Attributes:
-        backbone: timm's name; that of the model has ``dynamicvit_`` in front.
+        backbone: timm's name, which the model's adds ``dynamicvit_`` to.
         image_size: height and width in pixels.
         num_patches: N.
         stages: blocks before which patches are dropped.
         parameters: of backbone and prediction modules.
         predictor_parameters: of the prediction modules alone.
         dense_macs: of one image through the backbone alone.
-        ratios: what each keep ratio gives.
+        ratios: one for each keep ratio.
     """
 
     backbone: str
@@ -68,22 +68,18 @@ class Entry:
     ratios: tuple[AtRatio, ...]
 
 
-def entry_for(backbone: str, keep_ratios: Iterable[float] = KEEP_RATIOS) -> Entry:
-    """Size and cost of a registered model.
-
-    Args:
-        backbone: one of :data:`~dynamicvit.checkpoints.timm_names.BACKBONES`.
-        keep_ratios: for each of these ρ.
-    """
+def entry_for(backbone: str) -> Entry:
+    """Size and cost of one of :data:`~dynamicvit.checkpoints.timm_names.BACKBONES`."""
     with torch.device("meta"):
         model = timm.create_model(f"{PREFIX}{backbone}")
     costs = costs_of(model, len(model.schedule.stages))
     ratios = []
-    for keep_ratio in keep_ratios:
+    released = {(row.architecture.model, row.keep_ratio): row for row in RELEASES.values()}
+    for keep_ratio in KEEP_RATIOS:
         model.keep_ratio = keep_ratio
         kept = model.schedule.kept(costs.num_patches)
         macs = costs.total(model.schedule)
-        ratios.append(AtRatio(keep_ratio, kept, macs, _release(backbone, keep_ratio)))
+        ratios.append(AtRatio(keep_ratio, kept, macs, released.get((backbone, keep_ratio))))
     return Entry(
         backbone=backbone,
         image_size=resolve_image_size(model),
@@ -94,13 +90,6 @@ def entry_for(backbone: str, keep_ratios: Iterable[float] = KEEP_RATIOS) -> Entr
         dense_macs=replace(costs, stages=(), adds=()).total(DENSE),
         ratios=tuple(ratios),
     )
-
-
-def _release(backbone: str, keep_ratio: float) -> Release | None:
-    for release in RELEASES.values():
-        if (release.architecture.model, release.keep_ratio) == (backbone, keep_ratio):
-            return release
-    return None
 
 
 def _parameters(module: nn.Module) -> int:
@@ -120,20 +109,14 @@ def check_page(path: str | Path, fresh: str) -> None:
     """Compare a page with a fresh one.
 
     Raises:
-        InputError: naming the first line that differs, and the command that writes the page.
+        InputError: if they differ, with the command that writes the page.
     """
-    path = Path(path)
     try:
-        found = path.read_text(encoding="utf-8").splitlines()
+        found = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read ({error}); write it with: {COMMAND}") from error
-    expected = fresh.splitlines()
-    if found == expected:
-        return
-    pairs = enumerate(zip(found, expected, strict=False), start=1)
-    ends = min(len(found), len(expected)) + 1
-    line = next((number for number, (ours, theirs) in pairs if ours != theirs), ends)
-    raise InputError(f"{path} is not up to date (line {line}); write it again with: {COMMAND}")
+    if found.splitlines() != fresh.splitlines():
+        raise InputError(f"{path} is not up to date; write it again with: {COMMAND}")
 
 
 _HEAD = f"""\
@@ -181,8 +164,7 @@ def _section(entry: Entry) -> str:
         header.append("released")
         dense.append("")
         for row, at in zip(rows[1:], entry.ratios, strict=True):
-            release = at.release
-            row.append("" if release is None else f"`{release.name}`: {release.top1:.2f} %")
+            row.append(f"`{at.release.name}`: {at.release.top1:.2f} %" if at.release else "")
     return f"## {PREFIX}{entry.backbone}\n\n{facts}\n\n{_table(header, rows)}"
 
 
@@ -198,7 +180,7 @@ def _families() -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table: the first column is left-aligned, the others are numbers."""
+    """A Markdown table of labels and right-aligned numbers."""
     rule = ["---"] + ["--:"] * (len(header) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 

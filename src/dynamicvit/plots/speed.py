@@ -63,7 +63,7 @@ def _draw(axes: Axes, row: BenchRow, place: int) -> None:
     gain = ""
     if row.dense is not None:
         _bar(axes, row, row.dense, place - _BAR / 2, dense, style.DENSE)
-        gain = f"  (×{row.speedup.median:.2f}{'' if row.conclusive else ', unclear'})"
+        gain = f"  (×{row.speedup.median:.2f}{'' if row.speedup.conclusive else ', unclear'})"
     _bar(axes, row, row.pruned, place + _BAR / 2, pruned, style.PRUNED, gain)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.outputs import PrunedOutput
@@ -48,7 +49,7 @@ class Visualization(NamedTuple):
 
 @torch.no_grad()
 def visualize(
-    model: PrunedClassifier,
+    model: PrunedClassifier | str | os.PathLike[str],
     images: Tensor | ImageFile | Sequence[ImageFile],
     path: str | os.PathLike[str] | None = None,
     *,
@@ -62,7 +63,7 @@ def visualize(
     """Draw the patches that a model keeps of images, and its pruned and dense predictions.
 
     Args:
-        model: in ``eval()``.
+        model: in ``eval()``; or a name or path for :func:`~dynamicvit.load`.
         images: one or more image files or PIL images, or ``(B, C, H, W)`` normalized.
         path: of the picture; ``.png``, ``.pdf``, ``.svg``, or no ending for PNG and PDF.
         names: of the classes; by default the model's own.
@@ -75,6 +76,8 @@ def visualize(
     Raises:
         InputError: for unreadable images or of a wrong shape, and for a path that can't be written.
     """
+    if isinstance(model, str | os.PathLike):
+        model = load(model)
     if not isinstance(images, Tensor):
         images = _prepare(model, images, image_size, crop_pct)
     output = model.forward_pruned(images)

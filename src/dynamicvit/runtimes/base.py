@@ -1,4 +1,4 @@
-"""What runs a network, and what is asked of the formats of exported files."""
+"""The interfaces of runtimes, and of the formats of exported files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from dynamicvit.runtimes.graph import trace
 def without_stages(model: DynamicViT) -> DynamicViT:
     """The model's backbone as a DynamicViT that drops nothing, in ``eval()``; weights are shared.
 
-    Pruning is compared with it where both should run the same code, with all savings besides
-    dropped tokens.
+    It runs the code of the pruned path, with every saving but dropped tokens.
     """
     return DynamicViT(model.backbone, DENSE, []).eval()
 
@@ -34,20 +33,18 @@ class Runtime(ABC):
 
     Attributes:
         name: key in :data:`~dynamicvit.runtimes.RUNTIMES`.
-        precisions: what it computes in.
+        precisions: that it computes in.
+        devices: types of device that it runs on; empty for all.
         package: the distribution that it is part of.
     """
 
     name: str
     precisions: tuple[str, ...]
+    devices: tuple[str, ...] = ()
     package: str = "torch"
 
-    @abstractmethod
-    def ready(self, precision: str = "fp32") -> None:
-        """Check that all it needs is installed.
-
-        Args:
-            precision: one of the runtime's.
+    def ready(self, precision: str = "fp32") -> None:  # noqa: B027 (PyTorch is always installed)
+        """Check that everything it needs for a precision is installed.
 
         Raises:
             InputError: naming what is missing.
@@ -55,57 +52,54 @@ class Runtime(ABC):
 
     def why_not(self, precision: str, device_type: str) -> str | None:
         """Why it does not run in a precision on a device; ``None`` if it does."""
-        del device_type
-        if precision in self.precisions:
-            return None
-        return f"{self.name} computes in {' or '.join(self.precisions)}"
+        if self.devices and device_type not in self.devices:
+            return f"{self.name} runs on {' or '.join(self.devices)}, not on {device_type}"
+        if precision not in self.precisions:
+            return f"{self.name} computes in {' or '.join(self.precisions)}"
+        return None
 
     def dense(self, model: DynamicViT) -> nn.Module:
-        """The network that the pruned one is compared with: without stages, all else the same."""
+        """The dense network that the pruned one is compared with."""
         return without_stages(model)
 
     @abstractmethod
     def prepare(self, network: nn.Module, images: Tensor, precision: str) -> Callable[[], object]:
-        """A function that runs one batch. Its first call may take longer.
+        """A function that runs one batch; its first call may take longer.
 
         Args:
-            network: in ``eval()``; for a format, what its :meth:`Format.load` gave.
-            images: ``(B, channels, height, width)``, all that it will be run on.
+            network: in ``eval()``; for a format, from :meth:`Format.load`.
+            images: the batch, ``(B, channels, height, width)``.
             precision: one of the runtime's.
         """
 
 
 class Format(Runtime):
-    """A format of exported files, with the runtime that they are for. Files run on the CPU.
+    """A format of exported files, and the runtime of these files, on the CPU.
 
-    A new one is a subclass in a file of its own, and an entry in
-    :mod:`dynamicvit.runtimes.registry`. With "int8" among its precisions it has :meth:`quantize`.
+    A new format is a subclass and an entry in :mod:`dynamicvit.runtimes.registry`. One with "int8"
+    among its precisions has :meth:`quantize`.
 
     Attributes:
-        suffix: ending of its files.
-        options: arguments of :meth:`write` that only this format has.
+        suffix: of its files.
+        options: names of the options of :meth:`write`.
     """
 
     suffix: str
+    devices = ("cpu",)
     options: tuple[str, ...] = ()
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Refuse options of :meth:`write` that the format does not have, or their values.
+        """Check the options of :meth:`write`.
 
         Raises:
-            InputError: naming the option.
+            InputError: naming an option that the format does not have, or can't use.
         """
         for option, value in options.items():
             if option not in self.options:
                 raise InputError(f"{option} {value}: {self.name} files have no {option}")
 
     def trace(self, model: DynamicViT, description: Description) -> ExportedProgram:
-        """The model's graph.
-
-        Args:
-            model: on the CPU, in float32.
-            description: of the file to be.
-        """
+        """The model's graph, of :func:`~dynamicvit.runtimes.graph.trace`."""
         return trace(model, description)
 
     @abstractmethod
@@ -116,9 +110,9 @@ class Format(Runtime):
 
         Args:
             program: the graph.
-            description: kept inside the file.
-            path: the file; what does not fit into it goes beside it.
-            **options: of :attr:`options`.
+            description: stored in the file.
+            path: of the file; large weights may go beside it.
+            **options: those of :attr:`options`.
 
         Raises:
             InputError: if the format can't express the graph.
@@ -126,11 +120,11 @@ class Format(Runtime):
 
     @abstractmethod
     def read(self, path: Path, precision: str) -> tuple[Runner, Description]:
-        """The runner of a file, with as many threads as torch has now, and its description.
+        """The runner of a file, with torch's current number of threads, and its description.
 
         Args:
-            path: a file that exists.
-            precision: to compute in, one of the format's; "fp32" for a file in int8.
+            path: an existing file.
+            precision: one of the format's; "fp32" for a file in int8.
 
         Raises:
             InputError: if the runtime is missing, or can't read the file.
@@ -148,17 +142,14 @@ class Format(Runtime):
         """Write a file in which layers compute in int8.
 
         Args:
-            source: the same in float32.
+            source: the file in float32.
             target: the file to write.
             description: of the new file.
             images: ``(B, channels, height, width)`` to calibrate on, normalized.
             layers: of :func:`~dynamicvit.runtimes.graph.layers_of`.
             in_float: names of the layers that stay in float32.
-
-        Raises:
-            InputError: if the format has no int8.
         """
-        raise InputError(f"{target}: {self.name} files have no int8")
+        raise NotImplementedError
 
     def load(self, path: str | Path, precision: str = "fp32") -> ExportedModel:
         """A file as a model.
@@ -166,26 +157,15 @@ class Format(Runtime):
         Raises:
             InputError: see :func:`~dynamicvit.runtimes.load_exported`.
         """
-        runs_in = [name for name in self.precisions if name != "int8"]  # that is in the file
+        runs_in = [name for name in self.precisions if name != "int8"]  # int8 is in the file
         if precision not in runs_in:
             raise InputError(f"{path} runs in {' or '.join(runs_in)}, not in {precision}")
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file")
         return ExportedModel(*self.read(Path(path), precision)).eval()
 
-    def why_not(self, precision: str, device_type: str) -> str | None:
-        """Files run on the CPU only."""
-        if device_type != "cpu":
-            return f"exported files run on the CPU, and the model is on {device_type}"
-        return super().why_not(precision, device_type)
-
     def prepare(self, network: nn.Module, images: Tensor, precision: str) -> Callable[[], object]:
-        """A loaded file's outputs; the file was loaded in a precision."""
+        """The file's outputs; its precision was set by :meth:`load`."""
         del precision
         assert isinstance(network, ExportedModel)
-        return partial(_outputs, network, images)
-
-
-@torch.inference_mode()
-def _outputs(exported: ExportedModel, images: Tensor) -> list[Tensor]:
-    return exported.outputs(images)
+        return partial(torch.inference_mode()(network.outputs), images)

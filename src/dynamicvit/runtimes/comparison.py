@@ -1,7 +1,7 @@
-"""Does an exported file do what its model does? Told by images, not by the graph.
+"""An exported file compared with its model, on images.
 
-In float32 it must give the same logits and keep the same patches (:func:`check`); in int8 it is
-counted how often it does (:class:`Reference`).
+In float32 it must give the same logits and keep the same patches (:func:`check`); in int8 the share
+of images and patches on which it does is counted (:class:`Reference`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,15 @@ from dynamicvit.data import UNLABELED, Batch
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes.exported import ExportedModel
 
-#: The largest difference of a logit in float32.
+#: Largest difference of a logit in float32.
 MAX_LOGIT_ERROR = 1e-3
-#: Keep scores nearer than this to that of the last kept patch are a tie: runtimes add up in another
-#: order, which moves them by some 1e-6.
+#: Keep scores this near to the last kept patch's tie with it: runtimes sum in another order, which
+#: moves scores by about 1e-6.
 TIE = 1e-4
 
 
 class ExportMismatchError(RuntimeError):
-    """An exported file does not do what its model does; the message has the numbers."""
-
-
-# ---------------------------------------------------------------- float32: the same
+    """An exported file does not do what its model does."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,9 @@ class Check:
     """How a float32 file compares with its model.
 
     Attributes:
-        images: on how many images.
-        logit_error: the largest difference of a logit, for the same kept patches.
-        ties: images of which the file kept other patches, equally good to the model.
+        images: number of images.
+        logit_error: largest difference of a logit, for the same kept patches.
+        ties: number of images of which the file kept other patches whose scores tie.
     """
 
     images: int
@@ -52,8 +49,8 @@ class Check:
 def check(model: DynamicViT, exported: ExportedModel, images: Tensor) -> Check:
     """Compare the logits and the kept patches.
 
-    A patch may stand in for another only where the model itself can't tell which is better. The
-    model is then run on the patches that the file kept, so that every image's logits are compared.
+    The file may keep other patches only if their scores tie. The model is then run on the patches
+    that the file kept, so that the logits of every image are compared.
 
     Args:
         model: in ``eval()``, on the CPU, in float32.
@@ -61,11 +58,8 @@ def check(model: DynamicViT, exported: ExportedModel, images: Tensor) -> Check:
         images: ``(B, channels, height, width)``, normalized.
 
     Raises:
-        InputError: without images.
         ExportMismatchError: if they differ.
     """
-    if not len(images):
-        raise InputError("no images: give at least one to check the exported file on")
     own, theirs = model.forward_pruned(images), exported.forward_pruned(images)
     differing = [image for image in range(len(images)) if _differ(own, theirs, image)]
     for image in differing:
@@ -76,7 +70,7 @@ def check(model: DynamicViT, exported: ExportedModel, images: Tensor) -> Check:
         given = model.forward_pruned(images[image : image + 1], decisions)
         expected[image] = given.logits[0]
     error = float((theirs.logits - expected).abs().max())
-    if not error <= MAX_LOGIT_ERROR:  # NaN is none
+    if not error <= MAX_LOGIT_ERROR:  # also NaN
         raise ExportMismatchError(
             f"logits differ from PyTorch's by {error:.2g}, more than {MAX_LOGIT_ERROR:g}"
         )
@@ -89,11 +83,11 @@ def _differ(own: PrunedOutput, theirs: PrunedOutput, image: int) -> bool:
 
 
 def _check_tie(own: PrunedOutput, theirs: PrunedOutput, image: int) -> None:
-    """Refuse other patches than the model's, unless they were as good.
+    """Refuse other patches than the model's, unless their scores tie.
 
-    Only the first stage that differs can be judged: after it, the model saw other tokens.
+    Only the first stage that differs can be compared: after it the model sees other tokens.
     """
-    # Without scores nothing ties: other methods have none.
+    # Nothing ties for methods without scores.
     keep_scores = own.keep_scores or tuple(kept.float() for kept in own.kept)
     pairs = zip(own.kept, theirs.kept, keep_scores, strict=True)
     for stage, (mine, other, scores) in enumerate(pairs, start=1):
@@ -106,13 +100,10 @@ def _check_tie(own: PrunedOutput, theirs: PrunedOutput, image: int) -> None:
         if same_number and gap <= TIE:
             return
         raise ExportMismatchError(
-            f"image {image + 1} keeps other patches than in PyTorch at stage {stage}: "
+            f"image {image + 1} keeps other patches than PyTorch does at stage {stage}: "
             f"{int((swapped & mine[image]).sum())} of {int(mine[image].sum())} differ, with keep "
             f"scores {gap:.2g} from the cut"
         )
-
-
-# ---------------------------------------------------------------- int8: nearly the same
 
 
 @dataclass(frozen=True)
@@ -120,10 +111,10 @@ class Agreement:
     """How an int8 file compares with its model.
 
     Attributes:
-        images: on how many images.
+        images: number of images.
         answers: share of them with the same highest logit.
-        kept: for each stage, the share of the patches kept by the model that the file kept too.
-        labeled: how many of the images have labels.
+        kept: for each stage, the share of the model's kept patches that the file kept too.
+        labeled: number of images with a label.
         top1: of the file on those; ``None`` without labels.
         model_top1: of the model on those.
     """
@@ -137,17 +128,14 @@ class Agreement:
 
     @property
     def drop(self) -> float:
-        """Points of top-1 lost; without labels, the most that may have been lost.
-
-        An answer that did not change is as right as before.
-        """
+        """Points of top-1 lost; without labels, the most that may be lost: changed answers."""
         if self.top1 is None or self.model_top1 is None:
             return 100.0 * (1.0 - self.answers)
         return 100.0 * (self.model_top1 - self.top1)
 
     @property
     def least(self) -> float:
-        """The lowest of the shares that agree."""
+        """The lowest of the shares."""
         return min((self.answers, *self.kept))
 
 
@@ -156,25 +144,25 @@ class Reference:
 
     Args:
         model: in ``eval()``.
-        batches: read once for the model, and once for each file.
+        batches: read once for the model and once for each file.
     """
 
     def __init__(self, model: PrunedClassifier, batches: Iterable[Batch]) -> None:
         self._batches = batches
-        self._own = [_said(model, batch.images) for batch in batches if len(batch)]
+        self._own = [_run(model, batch.images) for batch in batches if len(batch)]
 
     @torch.inference_mode()
     def agreement(self, exported: PrunedClassifier) -> Agreement:
-        """Of a file.
+        """The agreement of a file with the model.
 
         Raises:
-            InputError: if no image could be read.
+            InputError: without a readable image.
         """
         images = same = labeled = right = own_right = 0
         kept: Tensor | float = 0.0
         batches = (batch for batch in self._batches if len(batch))
         for batch, (answers, own_kept) in zip(batches, self._own, strict=True):
-            given, their_kept = _said(exported, batch.images)
+            given, their_kept = _run(exported, batch.images)
             images += len(batch)
             same += int((given == answers).sum())
             has_label = batch.labels != UNLABELED
@@ -196,7 +184,7 @@ class Reference:
 
 
 @torch.inference_mode()
-def _said(model: PrunedClassifier, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Answers ``(B,)``, and for each stage ``(B, N)`` bool."""
+def _run(model: PrunedClassifier, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Answers ``(B,)``, and for each stage the kept patches, ``(B, N)`` bool."""
     output = model.forward_pruned(images)
     return output.logits.argmax(dim=1), output.kept

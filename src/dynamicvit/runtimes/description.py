@@ -1,4 +1,4 @@
-"""What an exported file says of itself: enough to give it an image and to read its answer."""
+"""The metadata of an exported file: enough to prepare an image and to read the outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dynamicvit.costs import ImageSize, resolve_image_size
 from dynamicvit.data.classes import known_class_names
 from dynamicvit.errors import InputError
 
-#: Under this name each format keeps the description, as JSON.
+#: Each format stores the description under this name, as JSON.
 KEY = "dynamicvit"
 
 
@@ -25,8 +25,8 @@ class Description:
     """The metadata of an exported file, the same in every format.
 
     Attributes:
-        model: timm's name of the backbone; ``None`` if it has none.
-        version: of dynamicvit, which wrote the file.
+        model: timm's name of the backbone, if it has one.
+        version: of dynamicvit that wrote the file.
         labels: name of each class; ``None`` if unknown.
         num_classes: number of logits.
         input_size: channels, height and width in pixels.
@@ -35,12 +35,12 @@ class Description:
         std: standard deviation, likewise.
         interpolation: how the short side is resized.
         crop_pct: the center crop's share of the resized short side.
-        crop_mode: timm's name of the way to crop.
+        crop_mode: of timm's transforms.
         grid: rows and columns of patches; N is their product.
         stages: blocks before which patch tokens are dropped.
         keep_ratios: ρ of each stage, shares of the N patches.
         kept: patches kept from each stage on; output ``kept_s`` is ``(B, kept[s - 1])``.
-        policy: what becomes of dropped tokens.
+        policy: for dropped tokens.
         precision: "int8" if layers compute in it, else "fp32".
     """
 
@@ -64,7 +64,7 @@ class Description:
 
     @property
     def outputs(self) -> list[str]:
-        """Names of the outputs, in order."""
+        """Names of the outputs."""
         return ["logits", *(f"kept_{stage + 1}" for stage in range(len(self.stages)))]
 
     @property
@@ -81,15 +81,15 @@ class Description:
         """Read what :meth:`to_json` wrote.
 
         Args:
-            text: the JSON, or ``None`` where a file holds none.
+            text: the JSON; ``None`` if the file has none.
             source: the file, for the error.
 
         Raises:
-            InputError: if the text is no description.
+            InputError: if it is not a description.
         """
         try:
             values = {name: _tupled(value) for name, value in json.loads(text or "").items()}
-            if "dropped" in values:  # as 0.1.0 wrote it
+            if "dropped" in values:  # written by 0.1.0
                 policy = values.pop("dropped")
                 values["policy"] = {"gone": "removed"}.get(policy, policy)
             return cls(**values)
@@ -110,8 +110,8 @@ def describe(
 
     Args:
         model: the model.
-        image_size: side of a square, or height and width, in pixels, which the model must take
-            already; by default its own.
+        image_size: side of a square, or height and width, in pixels; the model must take it
+            already. By default the model's own.
         batch: images in a batch; ``None`` for any number.
         crop_pct: in place of the model's own.
 

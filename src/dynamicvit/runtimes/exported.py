@@ -1,4 +1,4 @@
-"""An exported file as a model, for evaluation and pictures."""
+"""An exported file as a model."""
 
 from __future__ import annotations
 
@@ -14,21 +14,18 @@ from dynamicvit.errors import InputError
 from dynamicvit.runtimes.description import Description
 
 Runner = Callable[[Tensor], Sequence[Tensor]]
-"""From images ``(B, channels, height, width)``, float32, contiguous and on the CPU, to the outputs
-that :attr:`~dynamicvit.runtimes.Description.outputs` names."""
+"""From images ``(B, channels, height, width)``, float32, contiguous, on the CPU, to the outputs of
+:attr:`~dynamicvit.runtimes.Description.outputs`."""
 
 
 class ExportedModel(nn.Module):
-    """A file's runtime with the face of a :class:`~dynamicvit.DynamicViT` in ``eval()``.
+    """A file with the interface of a :class:`~dynamicvit.DynamicViT` in ``eval()``.
 
     It computes on the CPU, and returns float32 on the device of the images.
 
     Args:
-        run: the runtime.
-        description: what the file says of itself.
-
-    Attributes:
-        description: the same.
+        run: of the file's runtime.
+        description: of the file.
     """
 
     def __init__(self, run: Runner, description: Description) -> None:
@@ -45,7 +42,7 @@ class ExportedModel(nn.Module):
         return self.outputs(images)[0]
 
     def forward_pruned(self, images: Tensor) -> PrunedOutput:
-        """Logits and the kept patches; files have no keep scores.
+        """Logits and kept patches; files give no keep scores.
 
         Args:
             images: ``(B, channels, height, width)``, normalized.
@@ -60,8 +57,8 @@ class ExportedModel(nn.Module):
         """The file's outputs: logits ``(B, classes)``, and for each stage ``(B, K)`` int64.
 
         Args:
-            images: ``(B, channels, height, width)``, normalized; B may be any number, also where
-                the file takes batches of one size only.
+            images: ``(B, channels, height, width)``, normalized; any B, also for a file of one
+                batch size.
 
         Raises:
             InputError: for images of another size.
@@ -71,10 +68,10 @@ class ExportedModel(nn.Module):
             wanted = ", ".join(map(str, size))
             raise InputError(f"images of shape {tuple(images.shape)}: give (batch, {wanted})")
         batches = images.detach().float().cpu().split(self.description.batch or len(images))
-        parts = zip(*(self._fill_and_run(batch) for batch in batches), strict=True)
+        parts = zip(*(self._pad_and_run(batch) for batch in batches), strict=True)
         return [torch.cat(part).to(images.device) for part in parts]
 
-    def _fill_and_run(self, images: Tensor) -> list[Tensor]:
+    def _pad_and_run(self, images: Tensor) -> list[Tensor]:
         missing = (self.description.batch or len(images)) - len(images)
         full = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
         return [output[: len(images)] for output in self._run(full.contiguous())]
@@ -98,14 +95,14 @@ class ExportedModel(nn.Module):
     def pretrained_cfg(self) -> dict[str, Any]:
         """Preprocessing and labels, as timm describes them."""
         about = self.description
-        return {
-            "architecture": about.model,
-            "num_classes": about.num_classes,
-            "input_size": about.input_size,
-            "mean": about.mean,
-            "std": about.std,
-            "interpolation": about.interpolation,
-            "crop_pct": about.crop_pct,
-            "crop_mode": about.crop_mode,
-            "label_names": about.labels,
-        }
+        same = (
+            "num_classes",
+            "input_size",
+            "mean",
+            "std",
+            "interpolation",
+            "crop_pct",
+            "crop_mode",
+        )
+        config = {name: getattr(about, name) for name in same}
+        return {"architecture": about.model, "label_names": about.labels, **config}

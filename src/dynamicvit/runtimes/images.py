@@ -1,4 +1,4 @@
-"""Images to check, calibrate and compare files on: the user's, or two installed photographs."""
+"""Images to check, calibrate and compare files on: the user's, or two of scikit-learn's."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dynamicvit.data import UNLABELED, Batch, ImageData, Loader, Unreadable
 from dynamicvit.errors import InputError
 from dynamicvit.utils.optional import need
 
-#: A float32 file is checked on at most so many.
+#: Most images that a float32 file is checked on.
 MAX_IMAGES = 32
-#: To calibrate on; NNCF's own number.
+#: Images to calibrate on; NNCF's default.
 CALIBRATION_IMAGES = 300
-#: To compare an int8 file on, of a source without a validation set of its own.
+#: Most images held out of those to calibrate on, to compare an int8 file on.
 HELD_OUT = 200
-#: Of each so many images of a small source one is held out.
+#: Of so many images of a small source one is held out.
 _SHARE = 4
 
 Transform = Callable[[Image.Image], Tensor]
@@ -28,12 +28,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class Pictures(NamedTuple):
-    """Images, and where they are from.
-
-    Attributes:
-        images: ``(B, channels, height, width)``, normalized.
-        origin: in words.
-    """
+    """Images ``(B, channels, height, width)``, normalized, and where they are from, in words."""
 
     images: Tensor
     origin: str
@@ -44,9 +39,9 @@ class Calibration(NamedTuple):
 
     Attributes:
         images: ``(B, channels, height, width)``, normalized.
-        held_out: others, in batches that can be read again.
+        held_out: other images, in batches that can be read again.
         origin: where the images are from, in words.
-        others: where the others are from.
+        others: where those held out are from.
     """
 
     images: Tensor
@@ -89,21 +84,21 @@ def own_pictures(data: ImageData, transform: Transform) -> Pictures:
 
 
 def calibration_of(source: ImageData, transform: Transform, count: int) -> Calibration:
-    """Images spread over all of a source, and others between them.
+    """Images spread over a source, and others between them.
 
     Args:
         source: labeled or not.
         transform: of the model.
-        count: images to calibrate on; fewer where a source has not so many.
+        count: images to calibrate on; fewer if the source is smaller.
 
     Raises:
-        InputError: for a number less than one, a source of one image, or none that can be read.
+        InputError: for a count below one, a source of one image, or without a readable one.
     """
     if count < 1:
         raise InputError(f"{count} images to calibrate on: give at least 1 image")
     if len(source) < 2:
         raise InputError(
-            f"{source.root} holds {len(source)} image: give more, to calibrate on and to compare on"
+            f"{source.root} holds {len(source)} image: give 2 or more, to calibrate and to compare"
         )
     data = source.with_transform(transform)
     held = min(HELD_OUT, max(1, len(data) // _SHARE))
@@ -115,14 +110,20 @@ def calibration_of(source: ImageData, transform: Transform, count: int) -> Calib
 
 
 def sample_calibration(transform: Transform, channels: int = 3) -> Calibration:
-    """Two photographs' crops for both: enough to time a file, not to use it."""
+    """Crops of two photographs for both: enough to time a file, not to use it."""
     images, origin = sample_pictures(transform, channels)
     labels = torch.full((len(images),), UNLABELED)
     return Calibration(images, [Batch(images, labels)], origin, "the same")
 
 
+def whole_batches(images: Tensor, batch: int | None) -> list[np.ndarray]:
+    """Images to calibrate on, in arrays of ``batch`` images or of one; the rest is left out."""
+    size = batch or 1
+    return [part.numpy() for part in images[: len(images) // size * size].split(size)]
+
+
 def _spread(indices: np.ndarray, count: int) -> np.ndarray:
-    """Up to so many of them, evenly."""
+    """Up to ``count`` of the indices, evenly spaced."""
     places = np.linspace(0, len(indices) - 1, count).round().astype(int)
     return indices[np.unique(places)]
 

@@ -1,6 +1,6 @@
-"""Int8: which layers compute in it, so that a file answers and keeps nearly as its model does.
+"""Which layers compute in int8, so that a file answers and keeps nearly as its model does.
 
-Post-training, calibrated on images (the paper's future work). The prediction modules stay in float.
+Post-training quantization is the paper's future work. The prediction modules stay in float.
 """
 
 from __future__ import annotations
@@ -13,35 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.runtimes.comparison import Agreement, ExportMismatchError
+from dynamicvit.runtimes.graph import PREDICTORS
 
-#: Share of answers, and of the patches kept at each stage, that must be the model's own. DeiT-Tiny
-#: with ρ = 0.5 and removed tokens answers 83 % as it does dense: an int8 file that agrees less with
-#: its model has lost more than half of the tokens are worth.
+#: Share of the answers, and of the kept patches of each stage, that must be the model's. DeiT-Tiny
+#: with ρ = 0.5 and removed tokens agrees with its dense self in 83 % of the answers: an int8 file
+#: that agrees less with its model loses more than half of the tokens are worth.
 LEAST_AGREEMENT = 0.85
 
-#: Of eight bits.
-_LEVELS = 255
+_LEVELS = 255  # of eight bits
 
 _File = TypeVar("_File")
-
-
-def check_agreement(found: Agreement, least: float) -> None:
-    """Refuse a file that agrees too little.
-
-    Raises:
-        ExportMismatchError: with the shares.
-    """
-    if found.least < least:
-        kept = ", ".join(f"{share:.1%}" for share in found.kept)
-        patches = f" and {kept} of the kept patches" if kept else ""
-        raise ExportMismatchError(
-            f"in int8 {found.answers:.1%} of the answers{patches} are the model's, less than "
-            f"{least:.0%}: calibrate on images of the kind that it will see"
-        )
-
-
-# ---------------------------------------------------------------- the search
 
 
 def fewest_in_float(
@@ -51,21 +32,17 @@ def fewest_in_float(
     order: Sequence[str],
     max_drop: float,
 ) -> _File | None:
-    """The file with the fewest layers in float whose drop is small enough.
+    """The file with the fewest layers in float that loses at most ``max_drop``; ``None`` if none.
 
-    Doubles the number of layers until it is enough, then halves what lies between: files take long
-    to write. That a longer start of the order never loses more is taken for granted in between, and
-    what is returned was measured.
+    A doubling, then a binary search for the number of layers, as files take long to write: it
+    assumes that more layers in float never lose more. What is returned was measured.
 
     Args:
         write: makes the file with these layers in float.
-        drop: points that a file loses.
-        always: layers in float anyway.
-        order: the others, those to try first in front.
+        drop: points of top-1 that a file loses.
+        always: layers that stay in float.
+        order: the others, in the order in which they return to float.
         max_drop: points that may be lost.
-
-    Returns:
-        The file, or ``None`` if even with all layers in float too much is lost.
     """
 
     def attempt(count: int) -> _File | None:
@@ -86,16 +63,13 @@ def fewest_in_float(
     return found
 
 
-# ---------------------------------------------------------------- the order, told by PyTorch
-
-
 @torch.inference_mode()
 def most_sensitive_first(
     model: DynamicViT, images: Tensor, layers: Collection[str]
 ) -> tuple[str, ...]:
     """Layers by how far the logits move (mean square) when one alone computes in eight bits.
 
-    Activations have one scale for all, weights one for each output, as int8 files have.
+    Activations have one scale, weights one for each output, as in int8 files.
 
     Args:
         model: in ``eval()``.
@@ -104,22 +78,16 @@ def most_sensitive_first(
     """
     expected = model(images)
     moved = {}
-    for layer in dict.fromkeys(layers):
-        with _in_eight_bits(_module(model, layer)):
+    for layer in layers:
+        root = model if layer.startswith(PREDICTORS) else model.backbone
+        with _in_eight_bits(root.get_submodule(layer)):
             moved[layer] = float((model(images) - expected).square().mean())
     return tuple(sorted(moved, key=moved.__getitem__, reverse=True))
 
 
-def _module(model: DynamicViT, layer: str) -> nn.Module:
-    try:
-        return model.get_submodule(layer)
-    except AttributeError:
-        return model.backbone.get_submodule(layer)
-
-
 @contextmanager
 def _in_eight_bits(module: nn.Module) -> Iterator[None]:
-    """Round a layer's weight, and its input where it is called as a module."""
+    """Round a layer's weight, and its input if it is called as a module."""
     weight = module.weight
     hook = module.register_forward_pre_hook(lambda _, inputs: (_rounded(inputs[0]), *inputs[1:]))
     module.weight = nn.Parameter(_rounded_weight(weight), requires_grad=False)
@@ -131,7 +99,7 @@ def _in_eight_bits(module: nn.Module) -> Iterator[None]:
 
 
 def _rounded(x: Tensor) -> Tensor:
-    """Between the least and the greatest value, zero among the levels."""
+    """From the least to the greatest value, with zero among the levels."""
     low, high = x.amin().clamp(max=0.0), x.amax().clamp(min=0.0)
     step = ((high - low) / _LEVELS).clamp(min=torch.finfo(x.dtype).tiny)
     zero = int((-low / step).round())

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import logging
-import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,23 +16,24 @@ from dynamicvit.errors import InputError
 from dynamicvit.runtimes.base import Format
 from dynamicvit.runtimes.description import KEY, Description
 from dynamicvit.runtimes.exported import Runner
-from dynamicvit.utils.optional import need
+from dynamicvit.runtimes.images import whole_batches
+from dynamicvit.utils.optional import need, quiet
 from dynamicvit.utils.weights import first_line
 
-#: The exporter's own, and the least that is supported: what it writes needs no conversion.
+#: The exporter's own, and the oldest supported: its files need no conversion.
 OPSET = 18
 
-#: Name of the images' first axis, where a file takes any number.
+#: Name of the images' first axis in a file for any number of images.
 _BATCH = "batch"
 
-#: What ONNX Runtime must leave alone in int8: where shapes are known it makes one operation of a
-#: product and its bias, which it then computes in float, with weights made floats at every call.
+#: Optimizers disabled for int8: for known shapes this one fuses a product with its bias into an
+#: operator that has no int8, so that weights become floats at every call.
 _NOT_IN_INT8 = ("MatMulAddFusion",)
 
 #: What layers become in ONNX.
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 
-#: Where torch's exporter wrote down what a node was called when it was traced.
+#: Key of a node's name in the traced graph, written by torch's exporter.
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -48,15 +47,16 @@ class ONNX(Format):
     options = ("opset",)
 
     def ready(self, precision: str = "fp32") -> None:
-        """Check that files can be written, and run to be checked."""
-        extra = "quant" if precision == "int8" else "onnx"
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            need(package, extra)
+        """Check that ONNX, its exporter and ONNX Runtime are installed."""
+        packages = ["onnx", "onnxscript", "onnxruntime"]
         if precision == "int8":
-            _quantizer()
+            packages.append("onnxruntime.quantization")
+        with quiet():
+            for package in packages:
+                need(package, "quant" if precision == "int8" else "onnx")
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Also refuse an opset that is too old."""
+        """Also check the opset."""
         super().check_options(options)
         opset = options.get("opset")
         if opset is not None and opset < OPSET:
@@ -74,13 +74,13 @@ class ONNX(Format):
 
         Args:
             program: the graph.
-            description: kept inside the file.
-            path: the file.
+            description: stored in the file.
+            path: of the file.
             opset: version of the operators; by default :data:`OPSET`.
         """
         opset = OPSET if opset is None else opset
-        # With gradients attention would lie in memory in another way than when it was traced.
-        with _quiet("torch.onnx", "onnxscript", "onnx_ir"), torch.no_grad():
+        # As when traced: with gradients attention has another memory layout.
+        with quiet("torch.onnx", "onnxscript", "onnx_ir"), torch.no_grad():
             onnx = torch.onnx.export(
                 program,
                 input_names=["images"],
@@ -95,7 +95,7 @@ class ONNX(Format):
             raise InputError(
                 f"opset {opset}: torch {torch.__version__} writes {found} instead; give {OPSET}"
             )
-        if description.batch is None:  # torch calls it s34 or the like
+        if description.batch is None:  # torch names it s34 or the like
             shape = onnx.model.graph.inputs[0].shape
             assert shape is not None
             onnx.rename_axes({shape[0]: _BATCH})
@@ -103,11 +103,10 @@ class ONNX(Format):
         onnx.save(path)
 
     def read(self, path: Path, precision: str) -> tuple[Runner, Description]:
-        """Sessions on the CPU, which computes in what the file holds.
+        """Sessions on the CPU, one for any batch and one for a single image.
 
-        One image gets a session of its own, whose shapes are all known: more of the graph is fused
-        there, which takes a twentieth of the time off, and weighs most where few tokens are left.
-        It is made when it is first needed, and holds the weights once more.
+        With all shapes known more of the graph is fused, which saves a twentieth of the time, more
+        with few tokens. This session is made when it is first needed, and holds the weights again.
         """
         runtime = need("onnxruntime", "onnx")
         threads = torch.get_num_threads()
@@ -122,7 +121,7 @@ class ONNX(Format):
                 return runtime.InferenceSession(
                     path, options, providers=["CPUExecutionProvider"], disabled_optimizers=without
                 )
-            except Exception as error:  # its own classes, which it does not export
+            except Exception as error:  # of classes that it does not export
                 reason = first_line(error)
                 raise InputError(f"{path} can't be read by ONNX Runtime ({reason})") from error
 
@@ -157,21 +156,20 @@ class ONNX(Format):
         model = onnx.load(source)
         names = [node.name for node in _products(model, chosen)]
         if names:  # none would mean all
-            quantizer = _quantizer()
-            batches = images.split(description.batch or 1)
-            whole = (batch.numpy() for batch in batches if len(batch) == len(batches[0]))
-            # It advises to optimize the graph first, which would rename its nodes.
-            with _quiet():
+            batches = whole_batches(images, description.batch)
+            feeds = iter([{"images": batch} for batch in batches])
+            with quiet():  # it advises to optimize the graph first, which would rename its nodes
+                quantizer = need("onnxruntime.quantization", "quant")
                 quantizer.quantize_static(
                     source,
                     target,
-                    _Reader(whole),
+                    SimpleNamespace(get_next=lambda: next(feeds, None)),
                     op_types_to_quantize=list(_PRODUCTS),
                     nodes_to_quantize=names,
                     per_channel=True,
                     activation_type=quantizer.QuantType.QUInt8,
                     weight_type=quantizer.QuantType.QInt8,
-                    # Rounding a layer's output too would cost accuracy at every residual.
+                    # Rounding outputs as well would cost accuracy at every residual.
                     extra_options={"OpTypesToExcludeOutputQuantization": list(_PRODUCTS)},
                 )
             model = onnx.load(target)
@@ -180,48 +178,10 @@ class ONNX(Format):
         onnx.save(model, target)
 
 
-class _Reader:
-    """What the quantizer asks for images.
-
-    Args:
-        batches: ``(B, channels, height, width)`` each.
-    """
-
-    def __init__(self, batches: Iterable[Any]) -> None:
-        self._batches = iter(batches)
-
-    def get_next(self) -> dict[str, Any] | None:
-        """The next batch under the input's name, ``None`` after the last."""
-        batch = next(self._batches, None)
-        return None if batch is None else {"images": batch}
-
-
 def _products(model: Any, chosen: Collection[str]) -> Iterator[Any]:
-    """The nodes that some products became, by what these were called when they were traced."""
+    """The nodes of some products, by the products' names in the traced graph."""
     for node in model.graph.node:
-        scopes = next(
-            (entry.value for entry in node.metadata_props if entry.key == _SCOPES), "['']"
-        )
-        if node.op_type in _PRODUCTS and ast.literal_eval(scopes)[-1] in chosen:
+        properties = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(properties.get(_SCOPES, "['']"))
+        if node.op_type in _PRODUCTS and scopes[-1] in chosen:
             yield node
-
-
-def _quantizer() -> Any:
-    with _quiet():
-        return need("onnxruntime.quantization", "quant")
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Without warnings, and with errors only of some loggers; by default of the root logger."""
-    loggers = [logging.getLogger(name) for name in names or (None,)]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

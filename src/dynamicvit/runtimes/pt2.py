@@ -1,8 +1,7 @@
-"""``.pt2``: the graph that ``torch.export`` saves, or the same compiled by AOTInductor."""
+"""``.pt2`` files: the graph that ``torch.export`` saves, or the graph compiled by AOTInductor."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -14,34 +13,30 @@ from dynamicvit.runtimes.base import Format
 from dynamicvit.runtimes.description import KEY, Description
 from dynamicvit.runtimes.exported import Runner
 from dynamicvit.runtimes.pytorch import has_compiler
+from dynamicvit.utils.optional import quiet
 from dynamicvit.utils.weights import first_line
 
 
 class TorchExport(Format):
-    """The graph, for any machine; PyTorch alone writes and runs it."""
+    """The graph, for any machine; needs PyTorch alone."""
 
     name = "torch"
     suffix = ".pt2"
     precisions = ("fp32",)
 
-    def ready(self, precision: str = "fp32") -> None:
-        """PyTorch is always here."""
-
     def write(self, program: ExportedProgram, description: Description, path: Path) -> None:
-        """The description lies in the extra file ``dynamicvit``."""
+        """The description is the extra file ``dynamicvit``."""
         torch.export.save(program, path, extra_files={KEY: description.to_json()})
 
     def read(self, path: Path, precision: str) -> tuple[Runner, Description]:
         """The graph or the compiled code, whichever the file holds."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
+        try:
+            with quiet("torch"):
                 return _read_compiled(path) if _is_compiled(path) else _read_graph(path)
-            except InputError:
-                raise
-            except Exception as error:  # whatever unzipping and unpickling stumble over
-                reason = first_line(error)
-                raise InputError(f"{path} can't be read by PyTorch ({reason})") from error
+        except InputError:
+            raise
+        except Exception as error:  # of unzipping and unpickling
+            raise InputError(f"{path} can't be read by PyTorch ({first_line(error)})") from error
 
 
 class AOTInductor(TorchExport):
@@ -52,20 +47,18 @@ class AOTInductor(TorchExport):
     def ready(self, precision: str = "fp32") -> None:
         """Check that there is a C++ compiler."""
         if not has_compiler():
-            raise InputError("AOTInductor needs a C++ compiler: install g++, or take format torch")
+            raise InputError("AOTInductor needs a C++ compiler: install g++, or use format torch")
 
     def write(self, program: ExportedProgram, description: Description, path: Path) -> None:
-        """The description lies in the package's metadata."""
+        """The description is part of the package's metadata."""
         metadata = {"aot_inductor.metadata": {KEY: description.to_json()}}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet("torch"):
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs=metadata
             )
 
 
 def _is_compiled(path: Path) -> bool:
-    """Whether the archive holds compiled code."""
     with ZipFile(path) as archive:
         return any("/aotinductor/" in name for name in archive.namelist())
 
@@ -79,5 +72,5 @@ def _read_graph(path: Path) -> tuple[Runner, Description]:
     extra_files = {KEY: ""}
     program = torch.export.load(path, extra_files=extra_files)
     module = program.module()
-    # In a function of its own, or it would be taken for a part of the model that can be trained.
+    # In a function, or it would become a submodule of the ExportedModel.
     return lambda images: module(images), Description.from_json(extra_files[KEY], path)

@@ -1,4 +1,4 @@
-"""The runtimes that need no file: PyTorch as it is, compiled, and with oneDNN's linear layers."""
+"""The runtimes without a file: eager PyTorch, compiled, and with oneDNN's linear layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dynamicvit.utils.precision import autocast, autocast_dtype
 
 
 def infer(work: Callable[[], object], device_type: str, precision: str) -> object:
-    """Call a function of PyTorch at inference; autocast is entered anew, as evaluation loops do.
+    """Call a function in inference mode, under autocast that each call enters, as evaluation does.
 
     Args:
         work: the function.
@@ -32,13 +32,10 @@ def infer(work: Callable[[], object], device_type: str, precision: str) -> objec
 
 
 class Eager(Runtime):
-    """PyTorch, operation by operation; bf16 is autocast's, as in training and evaluation."""
+    """PyTorch without a compiler; bf16 is autocast's, as in training and evaluation."""
 
     name = "eager"
     precisions = ("fp32", "bf16")
-
-    def ready(self, precision: str = "fp32") -> None:
-        """PyTorch is always here."""
 
     def dense(self, model: DynamicViT) -> nn.Module:
         """The backbone, run by its own library's code."""
@@ -50,21 +47,21 @@ class Eager(Runtime):
 
 
 class Compiled(Runtime):
-    """``torch.compile`` for one shape, with frozen weights; on a GPU with CUDA graphs."""
+    """``torch.compile`` for one shape, with frozen weights; with CUDA graphs on a GPU."""
 
     name = "compile"
     precisions = ("fp32", "bf16")
 
     def ready(self, precision: str = "fp32") -> None:
-        """Check that there is a C++ compiler, which GPUs need too."""
+        """Check that there is a C++ compiler, which a GPU needs too."""
         if not has_compiler():
             raise InputError("torch.compile needs a C++ compiler: install g++")
 
     def prepare(self, network: nn.Module, images: Tensor, precision: str) -> Callable[[], object]:
         """The network, compiled at the first call."""
         kind = images.device.type
-        # Freezing saves autocast its casts. Mode "reduce-overhead", which is CUDA graphs, would
-        # exclude other options.
+        # Freezing saves autocast's casts. Mode "reduce-overhead", which is CUDA graphs, excludes
+        # other options.
         options = {"freezing": True, "triton.cudagraphs": kind == "cuda"}
         compiled = torch.compile(_with_own_code(network), dynamic=False, options=options)
         return partial(infer, partial(compiled, images), kind, precision)
@@ -75,19 +72,14 @@ class OneDNN(Runtime):
 
     name = "onednn"
     precisions = ("fp32",)
+    devices = ("cpu",)
 
     def ready(self, precision: str = "fp32") -> None:
         """Check that this PyTorch has oneDNN."""
         check_onednn()
 
-    def why_not(self, precision: str, device_type: str) -> str | None:
-        """It runs on the CPU only."""
-        if device_type != "cpu":
-            return f"{self.name} computes on the CPU"
-        return super().why_not(precision, device_type)
-
     def prepare(self, network: nn.Module, images: Tensor, precision: str) -> Callable[[], object]:
-        """A copy of the network with other layers and the same weights."""
+        """A copy of the network with other layers; weights are shared."""
         shared = {id(weight): weight for weight in network.parameters()}
         network = copy.deepcopy(network, shared)
         use_onednn(network)
@@ -95,20 +87,20 @@ class OneDNN(Runtime):
 
 
 def has_compiler() -> bool:
-    """Whether there is a C++ compiler that PyTorch would take."""
+    """Whether there is a C++ compiler for PyTorch."""
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     try:
         return shutil.which(get_cpp_compiler()) is not None
-    except Exception:  # torch's own class, InvalidCxxCompiler, which moves about
+    except Exception:  # InvalidCxxCompiler, which has moved between torch's modules
         return False
 
 
 def _with_own_code(network: nn.Module) -> Callable[[Tensor], object]:
-    """The network as a function for the compiler.
+    """The network as a function with a code object of its own.
 
-    The compiler counts what it has compiled for a piece of code, and after eight networks or batch
-    sizes that share theirs it goes on uncompiled.
+    The compiler counts what it compiles for each code object, and stops after eight networks or
+    batch sizes that share one.
     """
 
     def run(images: Tensor) -> object:

@@ -1,4 +1,4 @@
-"""All runtimes and formats by name. A new one is a file beside this one and an entry here."""
+"""All runtimes and formats by name."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from dynamicvit.runtimes.openvino import OpenVINO
 from dynamicvit.runtimes.pt2 import AOTInductor, TorchExport
 from dynamicvit.runtimes.pytorch import Compiled, Eager, OneDNN
 
-#: What writes and runs files. Of two with the same suffix the first is meant where only the file
-#: is named.
+#: Of formats with the same suffix the first is the default.
 FORMATS: dict[str, Format] = {
     each.name: each for each in (ONNX(), OpenVINO(), TorchExport(), AOTInductor())
 }
 
-#: What runs networks: the formats too, of the network's file.
+#: All runtimes; those of formats run a network's exported file.
 RUNTIMES: dict[str, Runtime] = {
     each.name: each for each in (Eager(), Compiled(), OneDNN(), *FORMATS.values())
 }
 
-#: All that some runtime computes in.
+#: Those of any runtime.
 PRECISIONS = tuple(dict.fromkeys(name for each in RUNTIMES.values() for name in each.precisions))
 
 
 def format_of(path: str | Path, name: str | None = None) -> Format:
-    """The format of a file: the one that is named, or that of its suffix.
+    """The format of a file, by its suffix or by the name of the format.
 
     Raises:
-        InputError: for an unknown format, or a suffix that does not go with it.
+        InputError: for an unknown format, or a suffix that the format does not have.
     """
     suffix = Path(path).suffix.lower()
     if name is not None and name not in FORMATS:
@@ -46,20 +45,21 @@ def format_of(path: str | Path, name: str | None = None) -> Format:
 
 
 def is_exported(name: Any) -> bool:
-    """Whether this names an exported file, by its suffix."""
+    """Whether a name is an exported file's, by its suffix."""
     return Path(str(name)).suffix.lower() in {each.suffix for each in FORMATS.values()}
 
 
 def load_exported(path: str | Path, precision: str = "fp32") -> ExportedModel:
-    """A file that :func:`~dynamicvit.runtimes.export` wrote, ready to run on the CPU.
+    """A file of :func:`~dynamicvit.runtimes.export`, ready to run on the CPU.
 
     Args:
-        path: its ``.onnx``, ``.xml`` or ``.pt2``. A ``.pt2`` may hold code: open your own only.
-        precision: "fp32", as files are checked; or "bf16", which OpenVINO has. Patches whose keep
-            scores are near each other are then ranked otherwise.
+        path: the ``.onnx``, ``.xml`` or ``.pt2``. A ``.pt2`` may hold code: load only files that
+            you trust.
+        precision: "fp32", in which files are checked; or "bf16" for OpenVINO, which ranks patches
+            of similar keep scores differently.
 
     Raises:
-        InputError: if there is no such file, it is not one of ours, its runtime is missing or does
-            not compute in this precision.
+        InputError: if the file does not exist or was not written by ``export``, or its runtime is
+            missing or lacks the precision.
     """
     return format_of(path).load(path, precision)

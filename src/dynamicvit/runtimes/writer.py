@@ -1,4 +1,4 @@
-"""A model into a checked file, in float32 or int8."""
+"""Writes a model as a checked file, in float32 or int8."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.runtimes.base import Format, without_stages
 from dynamicvit.runtimes.comparison import Agreement, Check, ExportMismatchError, Reference, check
 from dynamicvit.runtimes.description import Description, describe
-from dynamicvit.runtimes.graph import in_words, layers_of, ranking_layers
+from dynamicvit.runtimes.graph import layers_of, prediction_layers
 from dynamicvit.runtimes.images import (
     CALIBRATION_IMAGES,
     Calibration,
@@ -24,34 +24,29 @@ from dynamicvit.runtimes.images import (
     sample_calibration,
     sample_pictures,
 )
-from dynamicvit.runtimes.int8 import (
-    LEAST_AGREEMENT,
-    check_agreement,
-    fewest_in_float,
-    most_sensitive_first,
-)
+from dynamicvit.runtimes.int8 import LEAST_AGREEMENT, fewest_in_float, most_sensitive_first
 from dynamicvit.runtimes.registry import FORMATS, format_of
 from dynamicvit.utils.files import atomic_folder
 
-#: Images to rank the layers by.
-_RANKED_ON = 32
+#: Images to order the layers by.
+_ORDERED_ON = 32
 _BATCH = 32
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written, and how it compares with its model.
+    """A file, and how it compares with its model.
 
     Attributes:
         path: of the file.
         format: key in :data:`~dynamicvit.runtimes.FORMATS`.
-        description: what the file says of itself, its precision among it.
-        compared_on: which images, in words.
+        description: the metadata, the precision included.
+        compared_on: images, in words.
         check: of a float32 file.
         agreement: of an int8 file, on images that it was not calibrated on.
-        calibrated_on: of an int8 file, which images, in words.
-        layers: of an int8 file, names of all layers.
-        in_float: of an int8 file, names of the layers that stayed in float.
+        calibrated_on: of an int8 file: images, in words.
+        layers: of an int8 file: names of all layers.
+        in_float: of an int8 file: names of the layers that stay in float.
     """
 
     path: Path
@@ -66,13 +61,17 @@ class Exported:
 
     @property
     def precision(self) -> Literal["fp32", "int8"]:
-        """What its layers compute in."""
+        """That its layers compute in."""
         return self.description.precision
 
     @property
     def in_words(self) -> str:
-        """Which layers of an int8 file stayed in float."""
-        return in_words(self.in_float, self.layers)
+        """The layers of an int8 file that stay in float, the prediction modules as one."""
+        predictors = prediction_layers(self.layers)
+        rest, named = self.in_float, []
+        if predictors and predictors <= rest:
+            rest, named = rest - predictors, ["the prediction modules"]
+        return ", ".join([*named, *(layer for layer in self.layers if layer in rest)]) or "none"
 
 
 def export(
@@ -95,37 +94,36 @@ def export(
 ) -> Exported:
     """Write a model's pruned path as a file, and compare the file with the model.
 
-    The file gets its name once the comparison has held; before, an old one stays as it was. In
-    int8, layers compute in it but for those of the prediction modules.
+    A file that does not agree is not written, and an older one of that name is kept.
 
     Args:
         model: on the CPU, in float32, with the keep ratio to export.
         path: ends in ``.onnx``, ``.xml`` or ``.pt2``.
-        format: a key of :data:`~dynamicvit.runtimes.FORMATS`; by default by the ending.
-        precision: "fp32", or "int8" for formats that have it.
-        image_size: side of a square image, or height and width, in pixels, which the model must
-            take already (:func:`~dynamicvit.checkpoints.loading.set_image_size`); by default its
-            own.
-        batch: the one number of images that the file takes; by default it takes any.
-        crop_pct: the crop's share that the file asks for, in place of the model's own.
+        format: a key of :data:`~dynamicvit.runtimes.FORMATS`; by default that of the suffix.
+        precision: "fp32", or "int8" for all layers but the prediction modules, if the format has
+            it.
+        image_size: side of a square image, or height and width, in pixels; the model must take it
+            already (:func:`~dynamicvit.checkpoints.loading.set_image_size`). By default its own.
+        batch: number of images in a batch, fixed; by default any.
+        crop_pct: in place of the model's own in the description.
         dense: write the backbone alone, which drops nothing.
         validation: a source of images to compare on. In float32 up to 32 of them; by default two
-            photographs. In int8 all of them, which must be labeled; by default the images of
-            ``calibrate`` that were not calibrated on.
+            photographs. In int8 all of them, labeled; by default the images of ``calibrate`` that
+            were not calibrated on.
         class_map: for the labels, as for :func:`~dynamicvit.data.class_map_for`.
-        calibrate: in int8, a source of images to find the layers' ranges with, labeled or not; by
-            default two photographs, enough to time the file and not to use it.
-        calibration_images: how many of them.
-        max_drop: in int8, points of top-1 that it may cost; layers stay in float until it does not
-            cost more. Without ``validation`` answers that changed count as lost.
-        least_agreement: in int8, share of answers, and of kept patches at each stage, that must be
-            the model's.
-        **options: of the format; ``opset`` of ONNX, 18 or later.
+        calibrate: for int8, a source of images to calibrate on, labeled or not; by default two
+            photographs, enough to time the file and not to use it.
+        calibration_images: number of images to calibrate on.
+        max_drop: for int8, points of top-1 that it may cost; as many layers as needed stay in
+            float. Without ``validation`` changed answers count as lost.
+        least_agreement: for int8, share of the answers, and of the kept patches of each stage, that
+            must be the model's.
+        **options: of the format: ``opset`` for ONNX, 18 or later.
 
     Raises:
-        InputError: for a value that can't be used, or a package that is missing.
-        ExportMismatchError: if the file does not do what the model does; in int8, if it agrees too
-            little, or costs too much even in float.
+        InputError: for a value that can't be used, or a missing package.
+        ExportMismatchError: if a float32 file differs from the model; if an int8 file agrees too
+            little, or costs more than ``max_drop`` even in float.
     """
     path = Path(path)
     kind = format_of(path, format)
@@ -146,11 +144,15 @@ def export(
     )
     if batch is not None and batch > len(images.images):
         raise InputError(
-            f"batch {batch}: calibration needs as many images, got {len(images.images)}; give "
-            f"more, or no fixed batch"
+            f"batch {batch}: {len(images.images)} images to calibrate on; give {batch} or more, or "
+            f"no fixed batch"
         )
     if validation is not None:
-        labeled = _labeled(validation, model, class_map).with_transform(transform)
+        labeled = ImageData(validation)
+        if not labeled.labeled:
+            raise InputError(f"{validation} has no labels: give labeled images to compare int8 on")
+        classes = class_map_for(labeled, model.num_classes, class_map)
+        labeled = labeled.with_class_map(classes.index).with_transform(transform)
         images = images._replace(held_out=Loader(labeled, batch_size=_BATCH), others=validation)
     about = replace(about, precision="int8")
     return _export_int8(model, path, kind, about, images, max_drop, least_agreement, options)
@@ -191,7 +193,8 @@ def _export_int8(
 ) -> Exported:
     program = kind.trace(model, about)
     layers = layers_of(program)
-    always = ranking_layers(layers)
+    names = tuple(dict.fromkeys(layers.values()))
+    always = prediction_layers(names)
     reference = Reference(model, images.held_out)
     with atomic_folder(path.parent) as draft, TemporaryDirectory(dir=draft) as trials:
         source = Path(trials, "float", path.name)
@@ -207,15 +210,21 @@ def _export_int8(
         if max_drop is None:
             found = write(always)
         else:
-            others = [layer for layer in layers.values() if layer not in always]
-            order = most_sensitive_first(model, images.images[:_RANKED_ON], others)
+            others = [layer for layer in names if layer not in always]
+            order = most_sensitive_first(model, images.images[:_ORDERED_ON], others)
             found = fewest_in_float(write, lambda trial: trial[2].drop, always, order, max_drop)
         if found is None:
             raise ExportMismatchError(
-                f"loses more than {max_drop:g} points even with every layer in float"
+                f"costs more than {max_drop:g} points of top-1 even with every layer in float"
             )
         file, in_float, agreement = found
-        check_agreement(agreement, least_agreement)
+        if agreement.least < least_agreement:
+            kept = "".join(f", {share:.1%}" for share in agreement.kept)
+            raise ExportMismatchError(
+                f"{agreement.answers:.1%} of the answers and of the patches kept at each stage"
+                f"{kept} are the model's, less than {least_agreement:.0%}: calibrate on images of "
+                f"the kind that the file will see"
+            )
         for part in file.parent.iterdir():
             part.replace(draft / part.name)
     return Exported(
@@ -225,19 +234,15 @@ def _export_int8(
         images.others,
         agreement=agreement,
         calibrated_on=images.origin,
-        layers=tuple(layers.values()),
+        layers=names,
         in_float=in_float,
     )
 
 
 def _check_precision(
-    path: Path,
-    kind: Format,
-    precision: str,
-    calibrate: str | None,
-    max_drop: float | None,
+    path: Path, kind: Format, precision: str, calibrate: str | None, max_drop: float | None
 ) -> None:
-    """Refuse a precision that files don't have, and arguments of the other one."""
+    """Check the precision, and the arguments that belong to it."""
     if precision not in ("fp32", "int8"):
         raise InputError(f"precision {precision!r}: files are written in fp32 or int8")
     if precision not in kind.precisions:
@@ -249,11 +254,3 @@ def _check_precision(
                 raise InputError(f"{name} {value} goes with precision int8, got {precision}")
     elif max_drop is not None and not 0 <= max_drop <= 100:
         raise InputError(f"max_drop {max_drop}: give points of top-1, 0 to 100")
-
-
-def _labeled(source: str, model: DynamicViT, class_map: str | None) -> ImageData:
-    """A source of images with the model's classes."""
-    data = ImageData(source)
-    if not data.labeled:
-        raise InputError(f"{source} has no labels: give labeled images to compare int8 on")
-    return data.with_class_map(class_map_for(data, model.num_classes, class_map).index)

@@ -10,26 +10,26 @@ from transformers import AutoConfig, PretrainedConfig
 from dynamicvit.core.hub import policy_in
 from dynamicvit.core.schedule import Policy, Schedule
 
-#: What a config says of the labels: kept in the backbone's config, whichever of the two is asked.
+#: Keys of a config about the labels, stored in the backbone's config.
 _LABELS = {"id2label", "label2id", "problem_type"}
 
 
 class DynamicViTConfig(PretrainedConfig):
-    """The backbone's config, and where and how much to drop.
+    """The backbone's config, and the schedule.
 
-    Every key of the backbone's config (``id2label``, ``hidden_size``, ``image_size``, ...) reads
-    and writes the same here: it is stored once.
+    Every key of the backbone's config (``id2label``, ``hidden_size``, ``image_size``, ...) can be
+    read and set here, but is stored there.
 
     Args:
         backbone_config: the dense model's, or its dictionary with ``model_type``; ViT's by default.
-        keep_ratios: for each stage, which part of the original patches it keeps.
+        keep_ratios: for each stage, the share of the original patches that it keeps.
         stages: indices of the blocks before which tokens are dropped.
-        policy: what becomes of dropped tokens, "removed" or "merged".
+        policy: for dropped tokens, "removed" or "merged".
         method: a name in :data:`~dynamicvit.methods.METHODS`.
-        **kwargs: what :class:`transformers.PretrainedConfig` takes.
+        **kwargs: of :class:`transformers.PretrainedConfig`.
 
     Raises:
-        InputError: for ratios, stages or a policy that can't be.
+        InputError: for invalid ratios, stages or policy.
     """
 
     model_type = "dynamicvit"
@@ -46,10 +46,10 @@ class DynamicViTConfig(PretrainedConfig):
         if not isinstance(backbone_config, PretrainedConfig):
             description = {"model_type": "vit", **(backbone_config or {})}
             backbone_config = AutoConfig.for_model(description.pop("model_type"), **description)
-        if "dropped" in kwargs:  # as 0.1.0 wrote it
+        if "dropped" in kwargs:  # from version 0.1.0
             policy = policy_in({"dropped": kwargs.pop("dropped")})
         schedule = Schedule(tuple(stages), tuple(keep_ratios), policy)
-        # First of all and past __setattr__: the keys that follow are looked up in it.
+        # First, and not by __setattr__, which looks the other keys up in it.
         self.__dict__["backbone_config"] = backbone_config
         num_labels = kwargs.pop("num_labels", None)
         labels = {key: getattr(backbone_config, key) for key in _LABELS}
@@ -67,7 +67,7 @@ class DynamicViTConfig(PretrainedConfig):
         return super().__getattribute__(key)
 
     def __getattr__(self, key: str) -> Any:
-        # Only asked for what is not found here; "_..." are the library's own notes on a config.
+        # Called for what is not found here; transformers keeps notes of its own under "_...".
         if key.startswith("_") or "backbone_config" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} has no attribute {key!r}")
         return getattr(self.backbone_config, key)
@@ -80,7 +80,7 @@ class DynamicViTConfig(PretrainedConfig):
             super().__setattr__(key, value)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What ``config.json`` holds; not where the backbone was once loaded from."""
+        """The entries of ``config.json``, without the path that the backbone was loaded from."""
         described = super().to_diff_dict()
         described["backbone_config"].pop("_name_or_path", None)
         return described

@@ -1,4 +1,4 @@
-"""A folder that transformers' ``save_pretrained`` wrote: its model, and how it prepares images."""
+"""Load a folder that transformers' ``save_pretrained`` wrote: model and image processor."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 import dynamicvit.transformers  # noqa: F401 (transformers finds our models from here on)
 from dynamicvit.core.networks import backbone_of
 from dynamicvit.errors import InputError
-from dynamicvit.utils.weights import first_line
+from dynamicvit.utils.weights import first_few, first_line
 
 
 def load_classifier(folder: Path) -> nn.Module:
     """The image classifier, with all its weights.
 
     Args:
-        folder: of a dense model or of ours, with the image processor's config or without.
+        folder: of a dense model or of ours, with or without the image processor's config.
 
     Returns:
-        The model of transformers in ``eval()``.
+        The transformers model in ``eval()``.
 
     Raises:
         InputError: if it can't be read, or if weights are missing, unexpected or of another shape,
-            where transformers would go on with random ones.
+            where transformers would only warn and use random ones.
     """
     try:
         model, report = AutoModelForImageClassification.from_pretrained(
@@ -38,12 +38,8 @@ def load_classifier(folder: Path) -> nn.Module:
         reason = first_line(error)
         raise InputError(f"{folder}: transformers can't load it ({reason})") from error
     for problem in ("missing", "unexpected", "mismatched"):
-        keys = sorted(map(str, report[f"{problem}_keys"]))
-        if keys:
-            raise InputError(
-                f"{folder}: the weights don't fit the config, {problem} {keys[0]}"
-                + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
-            )
+        if keys := first_few(problem, sorted(map(str, report[f"{problem}_keys"]))):
+            raise InputError(f"{folder}: the weights don't fit the config; {keys}")
     backbone: Any = backbone_of(model)
     if (folder / IMAGE_PROCESSOR_NAME).is_file():
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
@@ -52,7 +48,7 @@ def load_classifier(folder: Path) -> nn.Module:
 
 
 def image_processing(processor: Any) -> dict[str, Any]:
-    """What an image processor of transformers does, in the words of timm's ``pretrained_cfg``."""
+    """The steps of a transformers image processor, as keys of timm's ``pretrained_cfg``."""
     described: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     if processor.do_normalize:
         described = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}

@@ -1,8 +1,4 @@
-"""A DynamicViT that is a model of Hugging Face transformers: outputs, configs, pipelines, Trainer.
-
-Importing this module makes ``AutoConfig`` and ``AutoModelForImageClassification`` know it, so that
-``from_pretrained`` of a saved folder works.
-"""
+"""A DynamicViT as a model of Hugging Face transformers: for its pipelines, Trainer and configs."""
 
 from __future__ import annotations
 
@@ -33,19 +29,19 @@ from dynamicvit.transformers.config import DynamicViTConfig
 class DynamicViTForImageClassification(PreTrainedModel):
     """An image classifier of transformers that drops the patches it does not need.
 
-    In ``eval()`` it gives what the dense model gives, computed on the pruned path. In ``train()``
-    the loss is the paper's (Eq. 16): classification and ratio, and with a teacher
+    In ``eval()`` its output is the dense model's, computed on the pruned path. In ``train()`` the
+    loss is the paper's (Eq. 16): classification and ratio, and with a teacher
     (:meth:`distil_from`) distillation and tokens.
 
     Args:
-        config: the backbone's and the schedule.
+        config: of backbone and schedule.
 
     Attributes:
         dynamicvit: the :class:`~dynamicvit.DynamicViT` inside, with the backbone.
         loss_weights: of the training loss's parts.
 
     Raises:
-        UnsupportedBackboneError: for a backbone of no supported family.
+        InputError: for an unsupported backbone.
     """
 
     config_class = DynamicViTConfig
@@ -53,12 +49,12 @@ class DynamicViTForImageClassification(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    # Attention is the core's own, so any choice is as good as another.
+    # Attention is the core's own, so the choice has no effect.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    #: The loss is a mean over the batch, so Trainer divides it by its accumulation steps.
+    #: The loss is a mean over the batch: Trainer divides it by its accumulation steps.
     accepts_loss_kwargs = False
 
     def __init__(self, config: DynamicViTConfig, dynamicvit: DynamicViT | None = None) -> None:
@@ -69,7 +65,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
             dynamicvit = DynamicViT(backbone, schedule, method_named(config.method))
         else:
             for module in dynamicvit.modules():
-                module._is_hf_initialized = True  # or post_init would draw its weights anew
+                module._is_hf_initialized = True  # or post_init would initialize it again
         self.dynamicvit = dynamicvit
         self.loss_weights = LossWeights()
         self._teacher: tuple[DynamicViT, ...] = ()  # in a tuple: neither saved nor trained
@@ -93,7 +89,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
         return cls(config, core).train(core.backbone.training)
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Of prediction modules only: the backbone, a model of transformers, draws its own.
+        # Of prediction modules only: the backbone, a transformers model, initializes its own.
         init_weights(module)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -139,33 +135,35 @@ class DynamicViTForImageClassification(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ImageClassifierOutput | tuple[Tensor, ...]:
-        """Logits, and the loss where there is something to compare them with.
+        """Logits, and the loss if there are labels or, in training, a teacher.
 
         Args:
             pixel_values: ``(B, channels, height, width)``.
             labels: as the dense model takes them, by ``config.problem_type``.
-            interpolate_pos_encoding: whether images of another size than the config's are taken.
-            output_attentions: refused, as is ``output_hidden_states``: no tensor holds all tokens.
-            output_hidden_states: see there.
-            return_dict: ``False`` for a tuple; by default what the config says.
+            interpolate_pos_encoding: take images of another size than the config's.
+            output_attentions: not supported: no tensor holds all tokens.
+            output_hidden_states: likewise.
+            return_dict: ``False`` for a tuple; by default the config's.
 
         Returns:
-            What the dense model returns: in ``train()`` from the masked path with the loss of
-            Eq. 16, in ``eval()`` from the pruned path with the loss of the task.
+            In ``train()`` from the masked path with the loss of Eq. 16, in ``eval()`` from the
+            pruned path with the loss of the task.
 
         Raises:
-            InputError: for images or arguments that can't be used.
+            InputError: for missing or unsuitable images, or unsupported arguments.
         """
         config = self.config
         if pixel_values is None:
             raise InputError("pixel_values must be given")
-        if _asked(output_attentions, config.output_attentions) or _asked(
-            output_hidden_states, config.output_hidden_states
+        for argument, default in (
+            (output_attentions, config.output_attentions),
+            (output_hidden_states, config.output_hidden_states),
         ):
-            raise InputError(
-                "output_attentions and output_hidden_states are not supported: tokens drop on "
-                "the way; forward_pruned says which patches were kept"
-            )
+            if default if argument is None else argument:
+                raise InputError(
+                    "output_attentions and output_hidden_states are not supported, as tokens are "
+                    "dropped between blocks; forward_pruned reports the kept patches"
+                )
         images = self._images(pixel_values, bool(interpolate_pos_encoding))
         if self.training:
             masked = self.dynamicvit.forward_masked(images)
@@ -180,20 +178,15 @@ class DynamicViTForImageClassification(PreTrainedModel):
     def forward_pruned(
         self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None
     ) -> PrunedOutput:
-        """The pruned path, with a report of which patches each stage kept.
-
-        Args:
-            pixel_values: ``(B, channels, height, width)``.
-            interpolate_pos_encoding: whether images of another size than the config's are taken.
-        """
+        """The pruned path, with the patches that each stage kept; arguments as in `forward`."""
         images = self._images(pixel_values, bool(interpolate_pos_encoding))
         return self.dynamicvit.forward_pruned(images)
 
     def _images(self, pixel_values: Tensor, interpolate: bool) -> Tensor:
-        """The images in the weights' precision, as the dense models of transformers take them."""
+        """The images in the precision of the weights, as transformers' dense models do."""
         backbone = self.dynamicvit.backbone
         bound = cast(HFBackbone, self.dynamicvit.bound)
-        if pixel_values.ndim == 4:  # of others the core says what is wrong
+        if pixel_values.ndim == 4:  # the core refuses others
             bound.check_image_size(*pixel_values.shape[2:], interpolate)
         dtype = next(backbone.parameters()).dtype
         if pixel_values.dtype == dtype or torch.is_autocast_enabled(pixel_values.device.type):
@@ -203,12 +196,12 @@ class DynamicViTForImageClassification(PreTrainedModel):
     # ---------------------------------------------------------------- loss
 
     def distil_from(self, teacher: nn.Module | None = None) -> None:
-        """Let a dense model teach: its logits and final tokens enter the training loss (Eq. 13-14).
+        """Distill from a dense model: its logits and final tokens enter the loss (Eq. 13-14).
 
         Args:
-            teacher: a transformers model of the same width, classes and patches, in general the
-                one that this model was made from; by default the backbone as it is now. A copy is
-                kept, which is neither trained nor saved.
+            teacher: a transformers model of the same width, classes and patches, usually the one
+                that this model was made from; by default the backbone as it is now. A copy is kept,
+                which is neither trained nor saved.
 
         Raises:
             InputError: if it does not fit.
@@ -228,15 +221,20 @@ class DynamicViTForImageClassification(PreTrainedModel):
     def _training_loss(
         self, output: MaskedOutput, images: Tensor, labels: Tensor | None
     ) -> Tensor | None:
-        """The weighted sum of the parts that labels and teacher allow, ``None`` without both."""
+        """The weighted sum of the parts for labels and teacher; ``None`` without both."""
         if labels is None and not self._teacher:
             return None
         weights, dense = self.loss_weights, None
-        # The task's own part is transformers' to compute, by config.problem_type.
+        # transformers computes the task's part, by config.problem_type.
         rest = LossWeights(classification=0.0, distillation=0.0, token=0.0, ratio=weights.ratio)
         task = None if labels is None else self.loss_function(labels, output.logits, self.config)
         if self._teacher:
-            self._check_problem()
+            problem = self.config.problem_type
+            if weights.distillation and problem not in (None, "single_label_classification"):
+                raise InputError(
+                    f"problem_type is {problem!r}, but distillation compares class probabilities; "
+                    f"set loss_weights = LossWeights(distillation=0), or no teacher"
+                )
             teacher = self._teacher[0].to(images.device, images.dtype)
             dense = (weigh_patches if weights.guidance else ask)(teacher, images)
             rest = dataclasses.replace(weights, classification=0.0)
@@ -244,31 +242,15 @@ class DynamicViTForImageClassification(PreTrainedModel):
         loss = dynamicvit_loss(output, ratios, teacher=dense, weights=rest).total
         return loss if task is None else weights.classification * task + loss
 
-    def _check_problem(self) -> None:
-        problem = self.config.problem_type
-        if self.loss_weights.distillation and problem not in (None, "single_label_classification"):
-            raise InputError(
-                f"problem_type is {problem!r}, but distillation compares class probabilities; "
-                f"set loss_weights = LossWeights(distillation=0), or no teacher"
-            )
-
     # ---------------------------------------------------------------- saving
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
         """Write config and weights, as :meth:`transformers.PreTrainedModel.save_pretrained` does.
 
-        Names on disk are those in memory: Trainer resumes and takes up its best model by them.
-
-        Args:
-            save_directory: the folder.
-            **kwargs: see there.
+        Names on disk are those in memory, from which Trainer resumes and loads its best model.
         """
         self._note_schedule()
         return super().save_pretrained(save_directory, **{"save_original_format": False, **kwargs})
-
-
-def _asked(argument: bool | None, default: bool | None) -> bool:
-    return bool(default if argument is None else argument)
 
 
 AutoConfig.register(DynamicViTConfig.model_type, DynamicViTConfig, exist_ok=True)

@@ -17,7 +17,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         path: the file; its folder must exist.
 
     Yields:
-        A name in the same folder, on which nothing is yet. If the block raises, it is removed.
+        A new name in the same folder. If the block raises, that file is removed.
     """
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -39,11 +39,10 @@ def write_text(path: str | Path, text: str) -> None:
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """Yield an empty folder, whose files move into ``folder`` when the block ends.
 
-    Each file moves at once, those of the same name are replaced, and others stay. If the block
-    raises, nothing moves.
+    Files of the same name are replaced, others stay. If the block raises, nothing moves.
 
     Args:
-        folder: made, with its parents, when the block ends, if it is not there.
+        folder: made with its parents when the block ends, if absent.
     """
     folder = Path(folder)
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())

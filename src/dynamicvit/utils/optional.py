@@ -1,7 +1,11 @@
-"""Packages that only some features need."""
+"""Packages that only some features need, and what they print."""
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -13,7 +17,7 @@ def need(package: str, extra: str) -> Any:
 
     Args:
         package: its name.
-        extra: of dynamicvit, that installs it.
+        extra: the extra of dynamicvit that installs it.
 
     Raises:
         InputError: with the command that installs it, if it is missing or broken.
@@ -22,5 +26,21 @@ def need(package: str, extra: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise InputError(
-            f"{package} can't be used here ({error}); pip install 'dynamicvit[{extra}]'"
+            f"{package} can't be imported ({error}); pip install 'dynamicvit[{extra}]'"
         ) from error
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Silence warnings, and loggers (by default the root logger) below errors."""
+    loggers = [logging.getLogger(name) for name in names or (None,)]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -20,42 +20,38 @@ from dynamicvit.errors import InputError
 WRAPPERS = ("state_dict", "model")
 #: Where they put its moving average (EMA): timm's, DeiT's and two more.
 EMA_WRAPPERS = ("state_dict_ema", "model_ema", "module_ema", "ema")
-#: What DistributedDataParallel and torch.compile put before every name.
-NAME_PREFIXES = ("_orig_mod.", "module.")
+#: What DistributedDataParallel and torch.compile put before every name, in either order.
+_PREFIXES = re.compile(r"^((_orig_mod|module)\.)+")
 #: Before the names of the trained network in a state dict that holds its teacher too.
-STUDENT = "student."
-#: What a checkpoint of this library's own training holds beside weights.
+_STUDENT = "student."
+#: Keys of a checkpoint of this library's own training, beside its weights.
 _RUN = {"recipe", "counters"}
-#: What torch's AveragedModel counts; no weight.
+#: A counter of torch's AveragedModel, not a weight.
 _AVERAGE_COUNT = "n_averaged"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One network's state dict out of a file.
+    """One network's state dict from a file.
 
     Attributes:
+        source: what error messages call the file.
         tensors: by name, without the prefixes of DistributedDataParallel and torch.compile.
         metadata: of a safetensors header; else empty.
-        copy: under which name the file held them: ``"model"``, ``"model_ema"``, ``"student"``, ...;
-            empty where it held nothing else.
-        ema: the moving average that the file holds too and that was left; empty where none is.
+        copy: key of the state dict in the file: ``"model"``, ``"model_ema"``, ``"student"``, ...;
+            empty if the file holds nothing else.
+        ema: key of a moving average in the same file that was not taken; empty without one.
     """
 
+    source: str
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
     copy: str = ""
     ema: str = ""
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of :func:`open_weights`."""
-    weights = open_weights(path)
-    return weights.tensors, weights.metadata
-
-
 def open_weights(path: str | Path, ema: bool = False) -> Weights:
-    """Read a state dict; nothing but tensors is loaded, no code in the file is run.
+    """Read a state dict; only tensors are loaded, code in the file is not run.
 
     Args:
         path: a ``.safetensors`` file, or anything that ``torch.save`` wrote: a state dict, or one
@@ -82,19 +78,19 @@ def weights_in(
     """The state dict inside a loaded checkpoint.
 
     Of a student and its teacher the student is taken. Of weights and their moving average the
-    weights are, as in the released evaluation; the average only on demand, where it is all there
-    is, or in a checkpoint of this library's own training, which saves and evaluates it.
+    weights are taken, as in the released evaluation; the average on demand, if the file holds
+    nothing else, and from a checkpoint of this library's own training, which evaluates it.
 
     Args:
         checkpoint: a state dict; or a mapping that holds one under ``state_dict`` or ``model``, or
-            its moving average under one of :data:`EMA_WRAPPERS`; or a state dict in which those
-            words stand before every name of a network.
+            its moving average under one of :data:`EMA_WRAPPERS`; or a state dict whose names have
+            one of these as prefix.
         source: what error messages call it.
         ema: take the moving average.
-        metadata: to go with the tensors.
+        metadata: of the file.
 
     Raises:
-        InputError: if there is none, or it holds NaN or infinity.
+        InputError: if there is no state dict, or it holds NaN or infinity.
     """
     held = _wrapped(checkpoint) or _prefixed(checkpoint)
     averages = [name for name in held if name in EMA_WRAPPERS]
@@ -102,11 +98,12 @@ def weights_in(
         ema = bool(averages)
     if ema and not averages:
         raise InputError(
-            f"{source}: holds no moving average (EMA) of the weights, under none of "
-            f"{', '.join(EMA_WRAPPERS)}; take the weights themselves"
+            f"{source}: holds no moving average (EMA) of the weights (none of "
+            f"{', '.join(EMA_WRAPPERS)}); take the weights themselves"
         )
     copy = (averages if ema else [*(name for name in held if name not in averages), *averages])[0]
-    state, ema_left = held[copy], averages[0] if averages and copy not in averages else ""
+    other = averages[0] if averages and copy not in averages else ""
+    state = held[copy]
     if not isinstance(state, Mapping) or not state:
         raise InputError(
             f"{source}: holds {type(state).__name__}, not a state dict (names and tensors)"
@@ -117,27 +114,21 @@ def weights_in(
                 f"{source}: {name!r} is {type(value).__name__}, not a tensor; a state dict is "
                 f"needed, on its own or under 'state_dict' or 'model'"
             )
-    tensors = {_bare(name): value for name, value in state.items() if name != _AVERAGE_COUNT}
-    student = {_bare(name): value for name, value in _under(tensors, STUDENT).items()}
-    if student:
-        copy = f"{copy}.{STUDENT}".strip(".")
-    _check_finite(student or tensors, source)
-    return Weights(student or tensors, dict(metadata or {}), copy, ema_left)
-
-
-def _check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    # A network with NaN in it answers, too: the same for every image.
-    held = {name: value for name, value in tensors.items() if not value.is_meta}
-    broken = [name for name, value in held.items() if not value.float().isfinite().all()]
-    if broken:
+    tensors = _bare({name: value for name, value in state.items() if name != _AVERAGE_COUNT})
+    if student := _under(tensors, _STUDENT):
+        tensors, copy = _bare(student), f"{copy}.{_STUDENT}".strip(".")
+    # A network with NaN in its weights runs: it gives the same answer for every image.
+    finite = {n: bool(t.float().isfinite().all()) for n, t in tensors.items() if not t.is_meta}
+    if broken := first_few("NaN or infinity in", [name for name in finite if not finite[name]]):
         raise InputError(
-            f"{source}: its weights are not finite: {first_few('NaN or infinity in', broken)}; "
-            f"take a checkpoint from before the training broke down"
+            f"{source}: its weights are not finite: {broken}; take a checkpoint from before the "
+            f"training diverged"
         )
+    return Weights(source, tensors, dict(metadata or {}), copy, other)
 
 
 def _wrapped(checkpoint: Any) -> dict[str, Any]:
-    """The state dicts that a training checkpoint holds, by the name of each."""
+    """The state dicts in a training checkpoint, by key."""
     if not isinstance(checkpoint, Mapping):
         return {}
     names = (*WRAPPERS, *EMA_WRAPPERS)
@@ -145,7 +136,7 @@ def _wrapped(checkpoint: Any) -> dict[str, Any]:
 
 
 def _prefixed(state: Any) -> dict[str, Any]:
-    """The same for a flat state dict, in which a word before the names tells the copies apart."""
+    """The same for a flat state dict, in which a prefix tells the copies apart."""
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         return {"": state}
     averages = {ema: _under(state, f"{ema}.") for ema in EMA_WRAPPERS}
@@ -155,7 +146,7 @@ def _prefixed(state: Any) -> dict[str, Any]:
 
 
 def _under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """What has the prefix before its name, without it."""
+    """The entries with the prefix, without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
@@ -165,19 +156,19 @@ def load_exactly(
     source: str,
     spoken: Callable[[str], str] = str,
 ) -> None:
-    """Load a state dict of which every name and shape must fit; else nothing is changed.
+    """Load a state dict if every name and shape fits; otherwise change nothing.
 
-    Floating-point numbers of another precision become those of the module.
+    Floating-point tensors are converted to the module's precision.
 
     Args:
         module: where the tensors go.
         tensors: by name.
-        source: what error messages call them, with what they should have fitted.
-        spoken: what error messages call a name: for a file that has other ones.
+        source: how error messages start.
+        spoken: a name as error messages give it, for files with other names.
 
     Raises:
-        InputError: naming the first few names that are missing, unexpected, of another shape, or
-            integers in place of weights.
+        InputError: with the first few names that are missing, unexpected, of another shape, or
+            integers instead of weights.
     """
     expected = module.state_dict()
     both = {name: (tensors[name], value) for name, value in expected.items() if name in tensors}
@@ -195,9 +186,9 @@ def load_exactly(
         first_few(
             "of another type",
             [
-                f"{spoken(name)} {_type(tensor)} instead of {_type(value)}"
+                f"{spoken(name)} {tensor.dtype} instead of {value.dtype}"
                 for name, (tensor, value) in both.items()
-                # Another precision is converted; what stands for a quantized weight can't be.
+                # Another precision is converted; a quantized weight can't be.
                 if value.is_floating_point() and not tensor.is_floating_point()
             ],
         ),
@@ -206,10 +197,6 @@ def load_exactly(
     if found:
         raise InputError(f"{source}: {len(both)} of its {len(tensors)} names are known; {found}")
     module.load_state_dict(dict(tensors))
-
-
-def _type(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -238,15 +225,12 @@ def _torch_load(path: Path) -> Any:
         raise InputError(f"{path}: truncated or not a checkpoint ({first_line(error)})") from error
 
 
-def _bare(name: str) -> str:
-    for _ in NAME_PREFIXES:  # in either order
-        for prefix in NAME_PREFIXES:
-            name = name.removeprefix(prefix)
-    return name
+def _bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {_PREFIXES.sub("", name): tensor for name, tensor in tensors.items()}
 
 
 def first_few(what: str, names: Sequence[str], limit: int = 3) -> str:
-    """``what`` and the names, the rest of them counted; empty without names."""
+    """``what`` and the first names, with the number of the others; empty without names."""
     if not names:
         return ""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
@@ -254,7 +238,7 @@ def first_few(what: str, names: Sequence[str], limit: int = 3) -> str:
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
-    """What another library's error says, in whole sentences short enough to be part of ours."""
+    """The first line of another library's error, cut after a sentence or with an ellipsis."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     if len(line) <= limit:
         return line

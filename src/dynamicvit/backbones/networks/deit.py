@@ -1,7 +1,7 @@
-"""The DeiTs of the paper for which timm has no name: its code with another width or image size.
+"""The paper's DeiTs that timm has no name for: timm's code with another width or image size.
 
-There is no known source of their dense weights, so timm refuses ``pretrained=True``. The nearest
-for DeiT-S at 384 px are those of 224 px with resampled positions:
+Their dense weights were not published, so timm refuses ``pretrained=True``. For DeiT-S at 384 px,
+take those of 224 px with resampled positions:
 ``timm.create_model("deit_small_patch16_224", pretrained=True, img_size=384)``.
 """
 
@@ -13,20 +13,19 @@ from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
     get_pretrained_cfg,
+    register_model,
 )
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-from dynamicvit.backbones.networks.registration import register_once
-
 
 def _cfg(like: str, **changes: Any) -> dict[str, Any]:
-    """What timm says about a model's input and labels, without its weights."""
+    """timm's description of a model's input and labels, without weights."""
     known = get_pretrained_cfg(like)
-    assert known is not None  # the names below are timm's
+    assert known is not None  # timm has the names below
     return known.to_dict(remove_source=True) | changes
 
 
-# timm reads this by name at registration.
+# timm reads this at registration.
 default_cfgs = generate_default_cfgs(
     {
         "deit_256_patch16_224": _cfg("deit_small_patch16_224"),
@@ -39,14 +38,14 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_once
+@register_model
 def deit_256_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """DeiT-256 of the paper: between DeiT-Ti and DeiT-S, 256 wide with 4 heads."""
     shape = {"patch_size": 16, "embed_dim": 256, "depth": 12, "num_heads": 4}
     return _build("deit_256_patch16_224", pretrained, shape | kwargs)
 
 
-@register_once
+@register_model
 def deit_small_patch16_384(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """DeiT-S for images of 384 px."""
     shape = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}

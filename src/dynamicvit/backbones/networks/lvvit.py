@@ -1,8 +1,8 @@
 """LV-ViT (Jiang et al., "All Tokens Matter", NeurIPS 2021), which timm lacks, as a timm model.
 
 It is a vision transformer with four convolutions to embed patches, residual branches divided by a
-constant, and a second classifier that reads every patch. Parameters have the names of the original
-files, which therefore load as they are.
+constant, and a second classifier for the patches. Parameters have the names of the original files,
+which load unchanged.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import (
     VisionTransformer,
     checkpoint_filter_fn,
@@ -21,24 +20,19 @@ from timm.models.vision_transformer import (
 from torch import Tensor, nn
 
 from dynamicvit.backbones.networks.lvvit_layers import ConvStem, DividedBlock
-from dynamicvit.backbones.networks.registration import register_once
 from dynamicvit.errors import InputError
 
 
 class LVViT(VisionTransformer):
-    """LV-ViT: in ``train()`` and ``eval()`` alike it gives logits ``(B, classes)``.
+    """LV-ViT, with logits ``(B, classes)`` in ``train()`` and ``eval()`` alike.
 
     They are those of the class token plus half the maximum over the patches of ``aux_head``'s. The
-    original code trains on both parts by themselves; whoever does that calls ``head`` and
-    ``aux_head`` on what ``forward_features`` gives.
+    original code trains on both parts; for that, call ``head`` and ``aux_head`` on the output of
+    ``forward_features``.
 
     Args:
-        img_size: side of the images, or height and width.
-        patch_size: side of a patch, even; or height and width.
-        in_chans: channels of the images.
-        num_classes: of both classifiers; 0 for none: the class token's features are then given.
-        global_pool: ``"token"``; or ``""`` to leave all tokens as they are where there are no
-            classes.
+        num_classes: of both classifiers; 0 for none, which gives the class token's features.
+        global_pool: ``"token"``; or ``""`` without classes, which gives all tokens.
         embed_dim: C, the width of the tokens.
         depth: number of blocks.
         num_heads: heads of attention.
@@ -46,18 +40,8 @@ class LVViT(VisionTransformer):
         residual_divisor: what each residual branch is divided by.
         stem_width: channels between the convolutions of the stem.
         qkv_bias: whether queries, keys and values have a bias.
-        dynamic_img_size: take any size of whole patches, with interpolated positions.
-        dynamic_img_pad: and pad those that are not whole patches.
-        drop_rate: dropout before the class token's classifier.
-        pos_drop_rate: dropout after the positions.
-        patch_drop_rate: share of the patches that training leaves out at random.
-        proj_drop_rate: dropout at the end of each branch.
-        attn_drop_rate: dropout of attention weights.
-        drop_path_rate: how often the last block's branches are left out in training.
-        weight_init: timm's name of a scheme, or ``"skip"`` to leave weights as their layers draw
-            them.
-        device: where parameters are made.
-        dtype: of the parameters.
+        weight_init: timm's name of a scheme, or ``"skip"`` to keep the layers' own initial weights.
+        **kwargs: of timm's ``VisionTransformer``; ``patch_size`` is even.
 
     Raises:
         InputError: for a pool or a patch size that LV-ViT can't have.
@@ -69,9 +53,7 @@ class LVViT(VisionTransformer):
 
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int | tuple[int, int] = 16,
-        in_chans: int = 3,
+        *,
         num_classes: int = 1000,
         global_pool: str = "token",
         embed_dim: int = 384,
@@ -81,23 +63,11 @@ class LVViT(VisionTransformer):
         residual_divisor: float = 2.0,
         stem_width: int = 64,
         qkv_bias: bool = False,
-        dynamic_img_size: bool = False,
-        dynamic_img_pad: bool = False,
-        drop_rate: float = 0.0,
-        pos_drop_rate: float = 0.0,
-        patch_drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
         weight_init: Literal["skip", "reset", "jax", "jax_nlhb", "moco", ""] = "",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ) -> None:
         _check_pool(global_pool, num_classes)
         super().__init__(
-            img_size=img_size,
-            patch_size=patch_size,
-            in_chans=in_chans,
             num_classes=num_classes,
             global_pool=global_pool,
             embed_dim=embed_dim,
@@ -105,20 +75,11 @@ class LVViT(VisionTransformer):
             num_heads=num_heads,
             mlp_ratio=mlp_ratio,
             qkv_bias=qkv_bias,
-            dynamic_img_size=dynamic_img_size,
-            dynamic_img_pad=dynamic_img_pad,
-            drop_rate=drop_rate,
-            pos_drop_rate=pos_drop_rate,
-            patch_drop_rate=patch_drop_rate,
-            proj_drop_rate=proj_drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
             weight_init=weight_init,
             norm_layer=nn.LayerNorm,  # its epsilon is 1e-5, timm's would be 1e-6
             embed_layer=partial(ConvStem, stem_width=stem_width),
             block_fn=partial(DividedBlock, residual_divisor=residual_divisor),
-            device=device,
-            dtype=dtype,
+            **kwargs,
         )
         self.aux_head = self._fresh_aux_head()
         if weight_init != "skip":
@@ -131,7 +92,7 @@ class LVViT(VisionTransformer):
             x: ``(B, 1 + N, C)``, of ``forward_features``.
             pre_logits: stop before the classifiers.
         """
-        # Not by super(), which torch.jit does not know.
+        # Without super(), which torch.jit does not support.
         pooled = self.head_drop(self.fc_norm(self.pool(x)))
         if pre_logits or self.num_classes == 0:
             return pooled
@@ -139,15 +100,7 @@ class LVViT(VisionTransformer):
         return self.head(pooled) + self.aux_weight * patches.amax(dim=1)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace both classifiers by fresh ones.
-
-        Args:
-            num_classes: 0 for none.
-            global_pool: ``"token"``; without classes also ``""``. By default as it is.
-
-        Raises:
-            InputError: for another pool.
-        """
+        """Replace both classifiers with fresh ones; arguments as for the class."""
         _check_pool(self.global_pool if global_pool is None else global_pool, num_classes)
         super().reset_classifier(num_classes, global_pool)
         self.aux_head = self._fresh_aux_head().train(self.training)
@@ -161,7 +114,7 @@ class LVViT(VisionTransformer):
 
 def _check_pool(global_pool: str, num_classes: int) -> None:
     if global_pool != "token" and (global_pool or num_classes):
-        raise InputError(f"LV-ViT classifies its class token: global_pool={global_pool!r}")
+        raise InputError(f"LV-ViT pools its class token ('token'), got global_pool={global_pool!r}")
 
 
 # ---------------------------------------------------------------- names and weights
@@ -189,7 +142,7 @@ def _cfg(file: str, size: int = 224, crop_pct: float = 0.9) -> dict[str, Any]:
     }
 
 
-# timm reads this by name at registration; the first of a model's tags is its default.
+# timm reads this at registration; the first of a model's tags is its default.
 default_cfgs = generate_default_cfgs(
     {
         "lvvit_t.token_labeling_in1k": _cfg("v0.2.0/lvvit_t.pth"),
@@ -202,28 +155,28 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_once
+@register_model
 def lvvit_t(pretrained: bool = False, **kwargs: Any) -> LVViT:
     """LV-ViT-T: 8.5 M parameters."""
     shape = {"embed_dim": 240, "depth": 12, "num_heads": 4, "residual_divisor": 1.0}
     return _build("lvvit_t", pretrained, shape | kwargs)
 
 
-@register_once
+@register_model
 def lvvit_s(pretrained: bool = False, **kwargs: Any) -> LVViT:
     """LV-ViT-S: 26 M parameters."""
     shape = {"embed_dim": 384, "depth": 16, "num_heads": 6, "residual_divisor": 2.0}
     return _build("lvvit_s", pretrained, shape | kwargs)
 
 
-@register_once
+@register_model
 def lvvit_m(pretrained: bool = False, **kwargs: Any) -> LVViT:
     """LV-ViT-M: 56 M parameters."""
     shape = {"embed_dim": 512, "depth": 20, "num_heads": 8, "residual_divisor": 2.0}
     return _build("lvvit_m", pretrained, shape | kwargs)
 
 
-@register_once
+@register_model
 def lvvit_l(pretrained: bool = False, **kwargs: Any) -> LVViT:
     """LV-ViT-L: 150 M parameters, for images of 448 px."""
     shape = {"embed_dim": 768, "depth": 24, "num_heads": 12, "residual_divisor": 3.0}
@@ -235,7 +188,7 @@ def _build(name: str, pretrained: bool, arguments: dict[str, Any]) -> LVViT:
         LVViT,
         name,
         pretrained,
-        # Only here, and only where the user asks for another img_size, are positions resampled.
+        # Resamples positions for another img_size.
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"},
         **arguments,

@@ -1,4 +1,4 @@
-"""The layers of LV-ViT that timm lacks: its convolutional stem, and its divided residuals."""
+"""The layers of LV-ViT that timm lacks: convolutional stem and divided residual branches."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from dynamicvit.errors import InputError
 
 
 class ConvStem(PatchEmbed):
-    """Four convolutions in place of one: ``(B, channels, height, width)`` to ``(B, N, C)``.
+    """Four convolutions instead of one: ``(B, channels, height, width)`` to ``(B, N, C)``.
 
-    The first halves the image, two more keep its size, and the last projects the patches, which
-    are half as wide by then. Batch norm and ReLU follow the first three.
+    The first halves the image, two keep its size, and the last projects patches of half the side.
+    Batch norm and ReLU follow the first three.
 
     Args:
-        img_size: side of the images, or height and width; whole patches.
-        patch_size: side of a patch, or height and width; even, because the image is halved.
+        img_size: side of the images, or height and width; multiples of the patch's.
+        patch_size: side of a patch, or height and width; even.
         in_chans: channels of the images.
         embed_dim: C.
         stem_width: channels between the convolutions.
         **kwargs: of timm's ``PatchEmbed``.
 
     Raises:
-        InputError: for patches that can't be halved, or images that are not whole patches.
+        InputError: for odd patch sides, or images that are not whole patches.
     """
 
-    if TYPE_CHECKING:  # torch.jit reads annotations, and can't read these
+    if TYPE_CHECKING:  # torch.jit does not support these annotations
         img_size: tuple[int, int]
         patch_size: tuple[int, int]
 
@@ -50,7 +50,7 @@ class ConvStem(PatchEmbed):
         self._check_whole_patches(self.img_size)
         factory = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         bias = self.proj.bias is not None
-        del self.proj  # modules are listed in the order in which they run
+        del self.proj  # and register it last, so that modules are listed in the order they run
         self.conv1 = nn.Conv2d(in_chans, stem_width, 7, stride=2, padding=3, bias=False, **factory)
         self.bn1 = nn.BatchNorm2d(stem_width, **factory)
         self.conv2 = nn.Conv2d(stem_width, stem_width, 3, padding=1, bias=False, **factory)
@@ -61,13 +61,13 @@ class ConvStem(PatchEmbed):
         self.proj = nn.Conv2d(stem_width, embed_dim, halved, halved, bias=bias, **factory)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed images: ``(B, N, C)``, or ``(B, rows, columns, C)`` for sizes that may vary."""
+        """``(B, N, C)``, or ``(B, rows, columns, C)`` with ``dynamic_img_size``."""
         height, width = images.shape[-2:]
         rows, columns = self.patch_size
         if self.strict_img_size:
             torch._assert(
                 (height, width) == self.img_size,
-                f"images of {height}x{width}, but the network was made for "
+                f"images of {height}x{width}, but the network takes "
                 f"{self.img_size[0]}x{self.img_size[1]}",
             )
         elif self.dynamic_img_pad:
@@ -88,15 +88,15 @@ class ConvStem(PatchEmbed):
         img_size: int | tuple[int, int] | None = None,
         patch_size: int | tuple[int, int] | None = None,
     ) -> None:
-        """Take images of another size from now on.
+        """Change the image size.
 
         Raises:
             InputError: for another patch size, or images that are not whole patches.
         """
         if patch_size is not None and to_2tuple(patch_size) != self.patch_size:
             raise InputError(
-                f"LV-ViT's patches stay {self.patch_size}, got patch_size={patch_size}; "
-                f"create it with another one"
+                f"LV-ViT's patches are {self.patch_size}, got patch_size={patch_size}; create the "
+                f"network with it"
             )
         self._check_whole_patches(None if img_size is None else to_2tuple(img_size))
         super().set_input_size(img_size=img_size)
@@ -111,31 +111,24 @@ class ConvStem(PatchEmbed):
 
 
 class Divide(nn.Module):
-    """Divide by a constant."""
+    """``x / divisor``."""
 
     def __init__(self, divisor: float) -> None:
         super().__init__()
         self.divisor = divisor
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x / divisor``."""
         return x / self.divisor
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
         return f"{self.divisor}"
 
 
 class DividedBlock(Block):
-    """timm's block, with what each of its two branches adds divided by a constant.
-
-    Args:
-        residual_divisor: the constant.
-        **kwargs: of timm's ``Block``.
-    """
+    """timm's block, with both residual branches divided by a constant."""
 
     def __init__(self, *, residual_divisor: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # timm's places for a learned scale of each branch.
+        # Instead of timm's learned scale of each branch.
         self.ls1 = Divide(residual_divisor)
         self.ls2 = Divide(residual_divisor)

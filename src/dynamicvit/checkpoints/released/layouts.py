@@ -1,4 +1,4 @@
-"""Names and shapes of the released implementation's parameters, and what network they are of."""
+"""Names and shapes of the released implementation's parameters, and the network they tell."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from dynamicvit.checkpoints.released.zoo import Architecture, LayoutName, architecture_of
+from dynamicvit.checkpoints.released import zoo
+from dynamicvit.checkpoints.released.zoo import Architecture, LayoutName
 from dynamicvit.errors import InputError
 
 T = TypeVar("T")
-
-#: LV-ViT's stem halves the image before patches are taken from it.
-LVVIT_STEM_STRIDE = 2
 
 #: Released name of each part of a prediction module, and ours.
 _PREDICTOR_PARTS = {"in_conv.0": "norm", "in_conv.1": "project", "out_conv": "head"}
@@ -48,8 +46,8 @@ class Layout:
     """The names of a network's parameters in the released implementation.
 
     Attributes:
-        name: whose backbone it is.
-        pruned: whether it has prediction modules; else it is a dense network.
+        name: of its backbone.
+        pruned: whether it has prediction modules; otherwise it is dense.
     """
 
     name: LayoutName
@@ -62,7 +60,7 @@ class Layout:
         return cls("LV-ViT" if lvvit else "DeiT", is_released(names))
 
     def expected(self, names: Collection[str]) -> list[str]:
-        """All names of a network with as many blocks and prediction modules as these show."""
+        """All names of a network with as many blocks and prediction modules as these have."""
         bias = any(name.endswith(_QKV_BIAS) for name in names)
         parts = {"blocks": (*_BLOCK, _QKV_BIAS) if bias else _BLOCK}
         if self.pruned:
@@ -78,15 +76,15 @@ class Layout:
         ]
 
     def fits(self, names: Collection[str]) -> bool:
-        """Whether these are all the names of such a network, and no others."""
+        """Whether these are exactly the names of such a network."""
         return set(self.expected(names)) == set(names)
 
 
 def count(names: Collection[str], part: str) -> int:
-    """How many numbered parts there are, such as ``blocks``, those in gaps included."""
+    """Number of parts such as ``blocks``: the highest index plus one."""
     found = (re.match(rf"{part}\.(\d+)\.", name) for name in names)
     highest = max((int(match[1]) for match in found if match), default=-1)
-    return min(highest + 1, len(names))  # a number in a stranger's name may be anything
+    return min(highest + 1, len(names))  # an unknown file may have any index
 
 
 def is_released(names: Collection[str]) -> bool:
@@ -100,7 +98,7 @@ def rename_released(tensors: Mapping[str, T]) -> dict[str, T]:
 
 
 def released_name(name: str) -> str:
-    """The released name of what :class:`DynamicViT` calls so; a dense network's name as it is."""
+    """The released name for one of :class:`DynamicViT`'s; a dense network's names are the same."""
     match = _OUR_PREDICTOR.fullmatch(name)
     if match is None:
         return name.removeprefix("backbone.")
@@ -119,21 +117,23 @@ def _our_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Shapes:
-    """What the shapes of a released state dict say about its network.
+    """The network's sizes, read from the shapes of a released state dict.
 
     Attributes:
+        layout: the naming of the parameters.
         width: C.
         depth: number of blocks.
         hidden: width inside each MLP.
-        grid: rows, and columns, of patches.
+        grid: side of the square of patches.
         patch: height and width of a patch in pixels.
         channels: of an image.
-        classes: number of them.
-        num_stages: prediction modules.
+        classes: of the classifier.
+        num_stages: number of prediction modules.
         qkv_bias: whether queries, keys and values have one.
-        stem_width: channels of LV-ViT's stem; ``None`` for DeiT, which has none.
+        stem_width: channels of LV-ViT's stem; ``None`` for DeiT.
     """
 
+    layout: LayoutName
     width: int
     depth: int
     hidden: int
@@ -147,10 +147,10 @@ class Shapes:
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], layout: Layout, source: str) -> Shapes:
-        """Read them from tensors that have the layout's names.
+        """Read them from tensors with the layout's names.
 
         Raises:
-            InputError: if a tensor that they are read from has other dimensions or is empty.
+            InputError: if a tensor has another number of dimensions, is empty, or is not square.
         """
         ranks = {
             "patch_embed.proj.weight": 4,
@@ -160,28 +160,23 @@ class Shapes:
             "head.weight": 2,
         }
         for name, rank in ranks.items():
-            if name in tensors and tensors[name].ndim != rank:
+            shape = tuple(tensors[name].shape) if name in tensors else (1,) * rank
+            if len(shape) != rank or 0 in shape:
                 raise InputError(
-                    f"{source}: {name} has shape {tuple(tensors[name].shape)}, where a "
-                    f"{layout.name}'s has {rank} dimensions"
-                )
-            if name in tensors and not tensors[name].numel():
-                empty = "0 classes" if name == "head.weight" else "nothing in it"
-                raise InputError(
-                    f"{source}: {name} has shape {tuple(tensors[name].shape)}: {empty}"
+                    f"{source}: {name} has shape {shape}; a {layout.name}'s has {rank} dimensions, "
+                    f"none of them 0"
                 )
         width, embedded, *patch = tensors["patch_embed.proj.weight"].shape
         stem_width, channels = None, embedded
         if layout.name == "LV-ViT":
             stem_width, channels, *_ = tensors["patch_embed.conv1.weight"].shape
-            patch = [LVVIT_STEM_STRIDE * side for side in patch]
+            patch = [2 * side for side in patch]  # its stem halves the image first
         num_patches = tensors["pos_embed"].shape[1] - 1
         grid = math.isqrt(max(num_patches, 0))
         if grid == 0 or grid * grid != num_patches:
-            raise InputError(
-                f"{source}: pos_embed holds {num_patches} patches, which is not a square grid"
-            )
+            raise InputError(f"{source}: pos_embed holds {num_patches} patches, not a square grid")
         return cls(
+            layout=layout.name,
             width=width,
             depth=count(tensors, "blocks"),
             hidden=tensors["blocks.0.mlp.fc1.weight"].shape[0],
@@ -194,12 +189,22 @@ class Shapes:
             stem_width=stem_width,
         )
 
+    @property
+    def architecture(self) -> Architecture | None:
+        """The row of the paper's tables; ``None`` for a size that they lack."""
+        sizes = (self.layout, self.width, self.depth)
+        rows = (row for row in zoo.ARCHITECTURES if (row.layout, row.width, row.depth) == sizes)
+        return next(rows, None)
+
+    def __str__(self) -> str:
+        return f"{self.layout} {self.width} wide with {self.depth} blocks"
+
     def backbone_args(self) -> dict[str, Any]:
-        """timm's arguments, but for what shapes can't tell."""
+        """timm's arguments, except those that shapes don't tell."""
         stem = {} if self.stem_width is None else {"stem_width": self.stem_width}
         return stem | {
             "img_size": (self.grid * self.patch[0], self.grid * self.patch[1]),
-            "patch_size": self.patch[0] if self.patch[0] == self.patch[1] else self.patch,
+            "patch_size": self.patch,
             "in_chans": self.channels,
             "num_classes": self.classes,
             "embed_dim": self.width,
@@ -210,12 +215,7 @@ class Shapes:
 
 
 class Known(NamedTuple):
-    """A backbone of the paper's tables, for images of one size.
-
-    Attributes:
-        architecture: the row of the tables.
-        image_size: side of the images in pixels.
-    """
+    """A backbone of the paper's tables, for images of one side in pixels."""
 
     architecture: Architecture
     image_size: int
@@ -226,7 +226,7 @@ class Known(NamedTuple):
 
 
 def known_network(tensors: Mapping[str, Tensor]) -> Known | None:
-    """The backbone of the paper's tables that has exactly these names and shapes, if there is one.
+    """The backbone of the paper's tables with these names and shapes; ``None`` without one.
 
     Args:
         tensors: of a dense network or a DynamicViT, under the released names or this library's.
@@ -239,5 +239,4 @@ def known_network(tensors: Mapping[str, Tensor]) -> Known | None:
         shapes = Shapes.read(tensors, layout, "")
     except InputError:
         return None
-    architecture = architecture_of(layout.name, shapes.width, shapes.depth)
-    return architecture and Known(architecture, shapes.grid * shapes.patch[0])
+    return shapes.architecture and Known(shapes.architecture, shapes.grid * shapes.patch[0])

@@ -1,16 +1,15 @@
-"""Which network a released checkpoint is of: from names, shapes, metadata and the file's name."""
+"""Recognize the network of a released checkpoint: by names, shapes, metadata and file name."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
-from torch import Tensor
 
 from dynamicvit.checkpoints.released.layouts import (
     Layout,
@@ -21,62 +20,46 @@ from dynamicvit.checkpoints.released.layouts import (
 )
 from dynamicvit.checkpoints.released.zoo import (
     ARCHITECTURES,
-    Architecture,
-    architecture_of,
     keep_ratio_in,
 )
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.sparsification import sparsify
-from dynamicvit.utils.weights import (
-    Weights,
-    first_few,
-    load_exactly,
-    open_weights,
-    weights_in,
-)
+from dynamicvit.utils.weights import Weights, first_few, load_exactly, open_weights, weights_in
 
-#: timm's network that one without a name of its own is built from, by layout.
-BUILT_FROM = {"DeiT": "deit_small_patch16_224", "LV-ViT": "lvvit_s"}
+#: timm's network for sizes that the paper lacks, by layout.
+_BUILT_FROM = {"DeiT": "deit_small_patch16_224", "LV-ViT": "lvvit_s"}
 #: Channels per head in every DeiT.
-HEAD_WIDTH = 64
-#: The authors' evaluation makes 224 px out of the middle of 256; timm's crop for DeiT is wider.
+_HEAD_WIDTH = 64
+#: The authors evaluate the center 224 px of 256; timm's crop for DeiT is larger.
 CROP_PCT = 224 / 256
-_DEFAULT_STAGES = len(Schedule.for_depth(4).stages)
-#: What a safetensors file may say about itself, and how to read it.
+#: Keys of a safetensors file's metadata, and how to read each.
 _METADATA: dict[str, Callable[[str], Any]] = {
     "rho": float,
     "num_heads": int,
     "residual_divisor": float,
     "stages": lambda text: [int(number) for number in json.loads(text)],
-    "kind": str,  # timm's name of the full-size network that a small one is like
+    "kind": str,  # timm's name of the full-size network that a small one resembles
 }
 
 
 @dataclass(frozen=True)
 class Recognized:
-    """A released checkpoint, and what it was found to be.
+    """A released checkpoint and its network.
 
     Attributes:
-        source: what messages call it.
         weights: its tensors under the released names.
-        layout: whose names they are.
-        shapes: what the shapes say.
-        architecture: the row of the paper's tables; ``None`` for a size that they lack.
+        shapes: its sizes.
         num_heads: H.
-        residual_divisor: what each residual branch is divided by.
+        residual_divisor: what each residual branch is divided by; 1 in DeiT.
         keep_ratio: ρ, or one ratio for each stage.
-        keep_ratio_from: where that was found: ``"as given"``, ``"from its metadata"`` or
-            ``"from its name"``.
+        keep_ratio_from: its origin: ``"as given"``, ``"from its metadata"`` or ``"from its name"``.
         stages: blocks before which tokens are dropped; ``None`` for 1/4, 2/4, 3/4 of the depth.
     """
 
-    source: str
-    weights: Weights = field(repr=False)
-    layout: Layout
+    weights: Weights
     shapes: Shapes
-    architecture: Architecture | None
     num_heads: int
     residual_divisor: float
     keep_ratio: float | Sequence[float]
@@ -86,29 +69,26 @@ class Recognized:
     @property
     def name(self) -> str:
         """The architecture's name, or its layout and size."""
-        if self.architecture is not None:
-            return self.architecture.name
-        return f"{self.layout.name} layout, {self.shapes.width} wide, {self.shapes.depth} blocks"
+        return self.shapes.architecture.name if self.shapes.architecture else str(self.shapes)
 
     def build(self) -> DynamicViT:
         """The model with these weights, in ``eval()``.
 
         Raises:
-            InputError: if a tensor's shape does not go with the others.
+            InputError: if a tensor's shape does not fit the others.
         """
-        known = self.architecture
+        known, layout = self.shapes.architecture, self.shapes.layout
         args = self.shapes.backbone_args() | {"num_heads": self.num_heads}
-        if self.layout.name == "LV-ViT":
+        if layout == "LV-ViT":
             args["residual_divisor"] = self.residual_divisor
         backbone = timm.create_model(
-            known.model if known else BUILT_FROM[self.layout.name],
+            known.model if known else _BUILT_FROM[layout],
             pretrained_cfg_overlay={"crop_pct": CROP_PCT},
             **args,
         )
         model = sparsify(backbone, self.keep_ratio, self.stages)
-        tensors = rename_released(self.weights.tensors)
-        source = f"{self.source}: does not fit {self.name}"
-        load_exactly(model, tensors, source, spoken=released_name)
+        source = f"{self.weights.source}: does not fit {self.name}"
+        load_exactly(model, rename_released(self.weights.tensors), source, spoken=released_name)
         return model.eval()
 
 
@@ -121,94 +101,91 @@ def recognize(
     residual_divisor: float | None = None,
     ema: bool = False,
 ) -> Recognized:
-    """What a released checkpoint is of, or another one with the same names.
+    """Recognize a released checkpoint, or another one with the same names.
 
     Image and patch size, width, depth, MLP ratio, classes and the number of stages come from the
-    shapes of the tensors. What shapes can't tell comes from the arguments, else from a safetensors
-    file's metadata (``rho``, ``num_heads``, ``residual_divisor``, ``stages``), else from what is
-    known of the networks of the paper.
+    shapes of the tensors; the rest from the arguments, else from a safetensors file's metadata
+    (``rho``, ``num_heads``, ``residual_divisor``, ``stages``), else from the paper's tables.
 
     Args:
-        path_or_state_dict: a ``.safetensors`` file, a ``torch.save`` file (only its tensors are
-            loaded), or a state dict; the names may be wrapped in ``model`` or ``state_dict``.
+        path_or_state_dict: a ``.safetensors`` or ``torch.save`` file (only tensors are loaded), or
+            a state dict, on its own or under ``model`` or ``state_dict``.
         keep_ratio: ρ, or one ratio for each stage; else from the metadata or the file's name
             (``dynamic-vit_384_r0.7.pth``).
-        num_heads: needed for a size that the paper does not have; for DeiT width / 64.
+        num_heads: needed for sizes that the paper lacks; of DeiT width / 64 by default.
         stages: blocks before which tokens are dropped; by default 1/4, 2/4, 3/4 of the depth for
             three stages.
-        residual_divisor: of LV-ViT; needed for a size that it does not come in.
-        ema: take the moving average of the weights, where the file holds one beside them. The
-            published accuracy is that of the weights themselves.
+        residual_divisor: of LV-ViT; needed for sizes that the paper lacks.
+        ema: take the moving average of the weights, if the file holds both. The published accuracy
+            is that of the weights themselves.
 
     Raises:
-        InputError: if the file can't be read, is of another architecture, or leaves open what
-            neither metadata nor arguments say.
+        InputError: if the file can't be read, is of another architecture, or something needed is
+            neither in it nor given.
     """
     if isinstance(path_or_state_dict, (str, Path)):
-        source = str(path_or_state_dict)
         weights = open_weights(path_or_state_dict, ema)
     else:
-        source = "the state dict"
-        weights = weights_in(path_or_state_dict, source, ema=ema)
-    layout = _pruned_layout(weights.tensors, source)
-    shapes = Shapes.read(weights.tensors, layout, source)
-    said = read_metadata(weights.metadata, source)
-    architecture = architecture_of(layout.name, shapes.width, shapes.depth)
-    relative = architecture or _relative(said.get("kind"), layout)
+        weights = weights_in(path_or_state_dict, "the state dict", ema=ema)
+    layout = _pruned_layout(weights)
+    shapes = Shapes.read(weights.tensors, layout, weights.source)
+    said = read_metadata(weights)
+    if stages is None:
+        stages = said.get("stages")
+    expected = len(Schedule.for_depth(4).stages if stages is None else stages)
+    if expected != shapes.num_stages:
+        raise InputError(
+            f"{weights.source}: holds {shapes.num_stages} prediction modules, but {expected} "
+            f"stages are {'the default' if stages is None else 'given'}; give one block index each"
+        )
     if num_heads is None:
         num_heads = said.get("num_heads")
     if residual_divisor is None:
+        kind = (said.get("kind"), layout.name)
+        rows = (row for row in ARCHITECTURES if (row.model, row.layout) == kind)
+        relative = shapes.architecture or next(rows, None)
         residual_divisor = said.get("residual_divisor", relative and relative.residual_divisor)
     return Recognized(
-        source,
         weights,
-        layout,
         shapes,
-        architecture,
-        _heads(num_heads, architecture, layout, shapes, source),
-        _divisor(residual_divisor, layout, shapes, source),
-        *find_keep_ratio(keep_ratio, said, source),
-        _stage_positions(said.get("stages") if stages is None else stages, shapes, source),
+        _heads(num_heads, shapes, weights.source),
+        _divisor(residual_divisor, shapes, weights.source),
+        *find_keep_ratio(keep_ratio, said, weights.source),
+        stages,
     )
 
 
-def _relative(kind: str | None, layout: Layout) -> Architecture | None:
-    """The full-size network that a small one says it is a kind of, if that has the same layout."""
-    rows = (row for row in ARCHITECTURES if (row.model, row.layout) == (kind, layout.name))
-    return next(rows, None)
-
-
-def read_metadata(entries: Mapping[str, str], source: str) -> dict[str, Any]:
-    """What a safetensors file says about itself, as values.
+def read_metadata(weights: Weights) -> dict[str, Any]:
+    """The known entries of a safetensors file's metadata, as values.
 
     Raises:
         InputError: for an entry that can't be read.
     """
     said = {}
-    for key, read in _METADATA.items():
-        if key in entries:
-            try:
-                said[key] = read(entries[key])
-            except (ValueError, TypeError) as error:
-                raise InputError(f"{source}: its metadata has {key}={entries[key]!r}") from error
+    for key in _METADATA.keys() & weights.metadata.keys():
+        value = weights.metadata[key]
+        try:
+            said[key] = _METADATA[key](value)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{weights.source}: its metadata has {key}={value!r}") from error
     return said
 
 
 def find_keep_ratio(
     given: float | Sequence[float] | None, said: Mapping[str, Any], source: str
 ) -> tuple[float | Sequence[float], str]:
-    """ρ of a released checkpoint, or one ratio for each stage, and where that is from.
+    """ρ of a released checkpoint, or one ratio for each stage, and its origin.
 
     Args:
-        given: goes first.
-        said: what :func:`read_metadata` read; goes before the file's name.
+        given: takes precedence.
+        said: what :func:`read_metadata` returns; precedes the file's name.
         source: the file, such as ``dynamic-vit_384_r0.7.pth``.
 
     Returns:
         The ratio, and ``"as given"``, ``"from its metadata"`` or ``"from its name"``.
 
     Raises:
-        InputError: if none of them tells.
+        InputError: without any of them.
     """
     named = keep_ratio_in(Path(source).name)
     known = {"as given": given, "from its metadata": said.get("rho"), "from its name": named}
@@ -216,7 +193,7 @@ def find_keep_ratio(
         if ratio is not None:
             return ratio, origin
     raise InputError(
-        f"{source}: does not say its keep ratio, and neither do shapes; give keep_ratio "
+        f"{source}: neither metadata nor name give its keep ratio; give keep_ratio "
         f"(--keep-ratio), such as 0.7"
     )
 
@@ -224,13 +201,12 @@ def find_keep_ratio(
 # ---------------------------------------------------------------- names
 
 
-def _pruned_layout(tensors: Mapping[str, Tensor], source: str) -> Layout:
-    """The layout, if it is one with prediction modules; else what to do with the file."""
+def _pruned_layout(weights: Weights) -> Layout:
+    """The layout, if it has prediction modules; else an error that says how to load the file."""
+    tensors, source = weights.tensors, weights.source
     instead = "give its timm name, and this file as its checkpoint"
     if any(name.startswith("predictors.") for name in tensors):
-        raise InputError(
-            f"{source}: is no released DynamicViT, but this library's own state dict; {instead}"
-        )
+        raise InputError(f"{source}: is this library's own state dict; {instead}")
     layout = Layout.of(tensors)
     if not layout.fits(tensors):
         expected = layout.expected(tensors)
@@ -247,65 +223,41 @@ def _pruned_layout(tensors: Mapping[str, Tensor], source: str) -> Layout:
     known = known_network(tensors)
     name = known and known.architecture.timm_name(known.image_size)
     example = f" (--model {name} --checkpoint {source})" if name else ""
-    raise InputError(
-        f"{source}: has no score_predictor, so it is a dense network; {instead}{example}"
-    )
+    raise InputError(f"{source}: is a dense network, without score_predictor; {instead}{example}")
 
 
-# ---------------------------------------------------------------- what shapes can't tell
+# ---------------------------------------------------------------- what shapes don't tell
 
 
-def _heads(
-    given: int | None,
-    architecture: Architecture | None,
-    layout: Layout,
-    shapes: Shapes,
-    source: str,
-) -> int:
+def _heads(given: int | None, shapes: Shapes, source: str) -> int:
     """The given number of heads if it divides the width, or the architecture's."""
-    width = shapes.width
     if given is not None:
-        if given < 1 or width % given:
-            raise InputError(f"num_heads must divide the width {width}, got {given}")
+        if given < 1 or shapes.width % given:
+            raise InputError(f"num_heads must divide the width {shapes.width}, got {given}")
         return given
-    if architecture is not None:
-        return architecture.num_heads
-    if layout.name == "DeiT" and width % HEAD_WIDTH == 0:
-        return width // HEAD_WIDTH
+    if shapes.architecture is not None:
+        return shapes.architecture.num_heads
+    if shapes.layout == "DeiT" and shapes.width % _HEAD_WIDTH == 0:
+        return shapes.width // _HEAD_WIDTH
     raise InputError(
-        f"{source}: no {layout.name} of the paper is {width} wide with {shapes.depth} blocks, so "
-        f"the number of heads is open; give num_heads (dynamicvit convert --num-heads)"
+        f"{source}: the paper has no {shapes}; give num_heads (dynamicvit convert --num-heads)"
     )
 
 
-def _divisor(given: float | None, layout: Layout, shapes: Shapes, source: str) -> float:
-    """What residual branches are divided by: 1 in DeiT."""
-    if layout.name == "DeiT":
+def _divisor(given: float | None, shapes: Shapes, source: str) -> float:
+    """The divisor of residual branches: 1 in DeiT."""
+    if shapes.layout == "DeiT":
         if given not in (None, 1):
             raise InputError(
-                f"{source}: is a {layout.name}, which divides no residual branches; leave "
-                f"residual_divisor (--residual-divisor) out, got {given}"
+                f"{source}: is a DeiT, which divides no residual branches; leave residual_divisor "
+                f"(--residual-divisor) out, got {given}"
             )
         return 1.0
     if given is None:
         raise InputError(
-            f"{source}: no {layout.name} of the paper is {shapes.width} wide with {shapes.depth} "
-            f"blocks, so what divides its residual branches is open; give residual_divisor "
+            f"{source}: the paper has no {shapes}; give residual_divisor "
             f"(dynamicvit convert --residual-divisor)"
         )
     if not 0 < given < math.inf:
         raise InputError(f"residual_divisor must be positive, got {given}")
     return given
-
-
-def _stage_positions(
-    stages: Sequence[int] | None, shapes: Shapes, source: str
-) -> Sequence[int] | None:
-    """The given stages if they are as many as the prediction modules."""
-    given = _DEFAULT_STAGES if stages is None else len(stages)
-    if given != shapes.num_stages:
-        raise InputError(
-            f"{source}: holds {shapes.num_stages} prediction modules, but {given} stages are "
-            f"{'the default' if stages is None else 'given'}; give stages, one block index each"
-        )
-    return stages

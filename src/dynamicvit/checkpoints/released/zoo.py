@@ -16,7 +16,7 @@ from dynamicvit.errors import InputError
 LayoutName = Literal["DeiT", "LV-ViT"]
 
 PROJECT_PAGE = "https://github.com/raoyongming/DynamicViT"
-"""Where the authors link their files."""
+"""The authors' page, which links their files."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Architecture:
 
     Attributes:
         name: as in the tables.
-        model: timm's name, that of a network of :mod:`dynamicvit.backbones.networks` included.
-        layout: whose parameter names it has.
+        model: timm's name, or one that :mod:`dynamicvit.backbones.networks` adds.
+        layout: the naming of its parameters.
         width: C.
         depth: number of blocks.
         num_heads: H.
@@ -42,7 +42,7 @@ class Architecture:
     residual_divisor: float = 1.0
 
     def timm_name(self, image_size: int) -> str | None:
-        """timm's name of it for square images of this side in pixels; ``None`` without one."""
+        """timm's name for square images of this side in pixels; ``None`` without one."""
         tagged = timm.list_models(f"{self.model}.*", pretrained=True)
         resized = re.sub(r"_\d+$", f"_{image_size}", self.model)
         for name in (self.model, *tagged, resized):
@@ -69,16 +69,14 @@ class Release:
     """One released checkpoint.
 
     Attributes:
-        name: as a user types it.
-        architecture: what it is of.
+        architecture: of its backbone.
         keep_ratio: ρ, with which it was trained.
         top1: published accuracy on ImageNet-1k, in percent.
-        gmacs: published cost of an image, prediction modules left out.
-        url: where the file is.
-        mirror: a page from which a browser gets the same file.
+        gmacs: published cost of an image, without the prediction modules.
+        url: of the file.
+        mirror: a page with the same file, for a browser.
     """
 
-    name: str
     architecture: Architecture
     keep_ratio: float
     top1: float
@@ -87,69 +85,37 @@ class Release:
     mirror: str
 
     @property
+    def name(self) -> str:
+        """As a user types it: ``lvvit-s-0.7``."""
+        return f"{self.architecture.name.lower().replace('lv-vit', 'lvvit')}-{self.keep_ratio}"
+
+    @property
     def file_name(self) -> str:
-        """What the file is called in the cache."""
+        """Name of the file in the cache."""
         return f"dynamicvit-{self.name}.pth"
 
 
-_ALL = (
-    Release(
-        "deit-256-0.7",
-        DEIT_256,
-        keep_ratio=0.7,
-        top1=76.53,
-        gmacs=1.3,
-        url="https://cloud.tsinghua.edu.cn/f/b0e1ff6af1004039855e/?dl=1",
-        mirror="https://drive.google.com/file/d/1fpdTNRZtGOW25UwOadj1iUdjqmu88WkO/view",
-    ),
-    Release(
-        "deit-s-0.7",
-        DEIT_S,
-        keep_ratio=0.7,
-        top1=79.32,
-        gmacs=2.9,
-        url="https://cloud.tsinghua.edu.cn/f/698896dfbcea430b9591/?dl=1",
-        mirror="https://drive.google.com/file/d/1H5kHHagdqo4emk9CgjfA7DA62XJr8Yc1/view",
-    ),
-    Release(
-        "deit-b-0.7",
-        DEIT_B,
-        keep_ratio=0.7,
-        top1=81.43,
-        gmacs=11.4,
-        url="https://cloud.tsinghua.edu.cn/f/660f27ddb6b945a797a8/?dl=1",
-        mirror="https://drive.google.com/file/d/1J9PCPiOSHmzRiWw370GDYJPEZ8r4uU3M/view",
-    ),
-    Release(
-        "lvvit-s-0.5",
-        LVVIT_S,
-        keep_ratio=0.5,
-        top1=81.97,
-        gmacs=3.7,
-        url="https://cloud.tsinghua.edu.cn/f/635cb172312749e39cf2/?dl=1",
-        mirror="https://drive.google.com/file/d/1kPe3MhtYHNdG7natrU20xcAqodO6-Z58/view",
-    ),
-    Release(
-        "lvvit-s-0.7",
-        LVVIT_S,
-        keep_ratio=0.7,
-        top1=83.08,
-        gmacs=4.6,
-        url="https://cloud.tsinghua.edu.cn/f/d732a3511dd64db598e1/?dl=1",
-        mirror="https://drive.google.com/file/d/1dNloEsuEiTi592SdM_ELC36kOJ7aaF-3/view",
-    ),
-    Release(
-        "lvvit-m-0.7",
-        LVVIT_M,
-        keep_ratio=0.7,
-        top1=83.82,
-        gmacs=8.5,
-        url="https://cloud.tsinghua.edu.cn/f/b8d1efdfc41d4777903e/?dl=1",
-        mirror="https://drive.google.com/file/d/1dNab1B5ZOTVNpnpO6H1TsXKFM8BAlA3I/view",
-    ),
+#: Architecture, ρ, top-1, GMACs, and the names of the file in the authors' two folders.
+_ROWS = (
+    (DEIT_256, 0.7, 76.53, 1.3, "b0e1ff6af1004039855e", "1fpdTNRZtGOW25UwOadj1iUdjqmu88WkO"),
+    (DEIT_S, 0.7, 79.32, 2.9, "698896dfbcea430b9591", "1H5kHHagdqo4emk9CgjfA7DA62XJr8Yc1"),
+    (DEIT_B, 0.7, 81.43, 11.4, "660f27ddb6b945a797a8", "1J9PCPiOSHmzRiWw370GDYJPEZ8r4uU3M"),
+    (LVVIT_S, 0.5, 81.97, 3.7, "635cb172312749e39cf2", "1kPe3MhtYHNdG7natrU20xcAqodO6-Z58"),
+    (LVVIT_S, 0.7, 83.08, 4.6, "d732a3511dd64db598e1", "1dNloEsuEiTi592SdM_ELC36kOJ7aaF-3"),
+    (LVVIT_M, 0.7, 83.82, 8.5, "b8d1efdfc41d4777903e", "1dNab1B5ZOTVNpnpO6H1TsXKFM8BAlA3I"),
 )
 
-RELEASES = {release.name: release for release in _ALL}
+RELEASES = {
+    release.name: release
+    for release in (
+        Release(
+            *row,
+            url=f"https://cloud.tsinghua.edu.cn/f/{file}/?dl=1",
+            mirror=f"https://drive.google.com/file/d/{mirror}/view",
+        )
+        for *row, file, mirror in _ROWS
+    )
+}
 """Every released checkpoint of the NeurIPS paper, by its name."""
 
 #: The authors' own names for their files: dynamic-vit_384_r0.7.pth, dynamic-vit_lv-m_r0.7.pth.
@@ -157,7 +123,7 @@ _AUTHORS_NAME = re.compile(r"dynamic-vit_[\w-]+_r(0\.\d+)")
 
 
 def is_release(name: object) -> bool:
-    """Whether this is the name of a release, and no file has it."""
+    """Whether this is the name of a release and not of a file."""
     return isinstance(name, str) and name in RELEASES and not Path(name).exists()
 
 
@@ -165,11 +131,11 @@ def release_of(name: str) -> Release:
     """The release of this name.
 
     Raises:
-        InputError: listing the names there are.
+        InputError: for an unknown name.
     """
     if name in RELEASES:
         return RELEASES[name]
-    raise InputError(f"no released checkpoint {name!r}; there are {', '.join(RELEASES)}")
+    raise InputError(f"no released checkpoint {name!r}; one of {', '.join(RELEASES)}")
 
 
 def keep_ratio_in(file_name: str) -> float | None:
@@ -179,11 +145,3 @@ def keep_ratio_in(file_name: str) -> float | None:
             return release.keep_ratio
     match = _AUTHORS_NAME.match(file_name)
     return float(match[1]) if match else None
-
-
-def architecture_of(layout: LayoutName, width: int, depth: int) -> Architecture | None:
-    """The backbone of these shapes; ``None`` where the tables have none."""
-    for architecture in ARCHITECTURES:
-        if (architecture.layout, architecture.width, architecture.depth) == (layout, width, depth):
-            return architecture
-    return None

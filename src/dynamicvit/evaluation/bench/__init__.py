@@ -1,4 +1,4 @@
-"""How fast and how large: dense and pruned inference, measured side by side."""
+"""Speed and memory of dense and pruned inference, measured side by side."""
 
 from dynamicvit.evaluation.bench.machine import (
     available_cores,

@@ -1,4 +1,4 @@
-"""The machine that is measured on."""
+"""The machine: cores, names, threads, peak memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def available_cores() -> int:
 
 
 def processor_name(device_type: str = "cpu") -> str:
-    """The name of the CPU, as far as the system tells, or of the GPU."""
+    """Name of the GPU, or of the CPU as far as the system knows it."""
     if device_type == "cuda":
         return torch.cuda.get_device_name()
     try:
@@ -43,12 +43,12 @@ def versions(runtimes: Iterable[str]) -> dict[str, str]:
     """
     packages = dict.fromkeys(RUNTIMES[name].package for name in runtimes)
     others = {each: version(each) for each in packages if each != "torch"}
-    return {"torch": torch.__version__, **others}  # with its build, which the package leaves out
+    return {"torch": torch.__version__, **others}  # torch's own has the build
 
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """So many CPU threads for torch, and for the exported files that are loaded meanwhile."""
+    """CPU threads of torch, and of the exported files that are loaded meanwhile."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -1,4 +1,4 @@
-"""How much faster: a network dense and pruned, or two files, timed in turn in one run."""
+"""Times a network dense and pruned, or two files, in turn in one run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dynamicvit.evaluation.bench.machine import (
     torch_threads,
     versions,
 )
-from dynamicvit.evaluation.bench.memory import peak_memories
+from dynamicvit.evaluation.bench.memory import MEASURED, peak_memory
 from dynamicvit.evaluation.bench.plan import (
     Setting,
     check_plan,
@@ -41,14 +41,13 @@ from dynamicvit.evaluation.bench.report import BenchReport, BenchRow
 from dynamicvit.evaluation.bench.timer import time_in_turn, timer_class
 from dynamicvit.runtimes import RUNTIMES, Description, Format, format_of, load_exported
 
-#: Images in a batch, unless others are asked for: one at a time, and full batches.
 BATCH_SIZES = (1, 8, 32)
 
-#: What all others are compared with: the dense network as it was.
+#: Setting of the dense network that all others are compared with.
 REFERENCE = Setting("eager", "fp32")
 
 Progress = Callable[[int, str, float], None]
-"""Called with the batch size, what is being done, and the share done of this batch size's time."""
+"""Called with the batch size, the current work, and the share done of this batch size's time."""
 
 
 def bench(
@@ -67,37 +66,35 @@ def bench(
     memory: bool = False,
     progress: Progress | None = None,
 ) -> BenchReport:
-    """Time dense and pruned inference in turn, in one run.
+    """Time dense and pruned inference in turn, in one run, on images of noise.
 
     All settings of a batch size take turns, so that a machine that slows down slows all of them.
-    Compiling, writing files and first calls are not counted. The images are noise: the times
-    don't depend on them.
+    Compiling, writing files and first calls are not counted.
 
-    In eager mode the dense network is the backbone as its own library runs it; in the others it is
-    run as the pruned one is, with all that is saved there besides tokens.
+    In eager mode the dense network is the backbone as its own library runs it; in other runtimes
+    it runs the code of the pruned one, with every saving but dropped tokens.
 
     Args:
         model: the network, on the device to measure; its mode is restored afterwards.
-        batch_sizes: images in a batch, rows for each.
+        batch_sizes: images in a batch.
         runtimes: keys of :data:`~dynamicvit.runtimes.RUNTIMES`.
-        precisions: of :data:`~dynamicvit.runtimes.PRECISIONS`; runtimes that don't compute in one
-            have no row of it.
-        image_size: side of a square image, or height and width, in pixels; by default the size the
-            backbone was made for.
-        threads: CPU threads for all; by default all cores this process may use.
-        seconds: how long each row is measured, but at least
+        precisions: of :data:`~dynamicvit.runtimes.PRECISIONS`; runtimes have rows for those that
+            they compute in.
+        image_size: side of a square image, or height and width, in pixels; by default the
+            backbone's own.
+        threads: CPU threads; by default all cores available to this process.
+        seconds: to measure each row, at least
             :data:`~dynamicvit.evaluation.bench.timer.MIN_ROUNDS` rounds.
-        samples: or how many rounds there are (2 or more).
-        dense: what to compare with in eager mode, where it is not the model's own backbone.
-        reference: time the dense network in eager fp32 too, where that is no row of its own.
-        calibrate: a source of images for int8; without one its files are for speed only.
-        memory: measure peak memory too, at the largest batch, by
-            :func:`~dynamicvit.evaluation.bench.peak_memory`; in eager mode also with a graph.
-        progress: told of what is done.
+        samples: number of rounds (2 or more), in place of ``seconds``.
+        dense: network to compare with in eager mode; by default the model's backbone.
+        reference: also time the dense network in eager fp32, if that is not a row.
+        calibrate: a source of images for int8; without one int8 is for speed only.
+        memory: also measure :func:`~dynamicvit.evaluation.bench.peak_memory` at the largest batch.
+        progress: called as the work goes on.
 
     Raises:
         InputError: for a value that can't be used, an image size that the backbone refuses, or a
-            package or compiler that is missing.
+            missing package or compiler.
         ExportMismatchError: if an exported file does not do what the model does.
     """
     threads = available_cores() if threads is None else threads
@@ -111,14 +108,21 @@ def bench(
     for name, precision in settings:
         RUNTIMES[name].ready(precision)
         if dense is not None and name != REFERENCE.runtime:
-            raise InputError(f"another dense network is compared with in eager mode, not in {name}")
+            raise InputError(f"runtime {name}: another dense network needs eager mode")
     size = resolve_image_size(model, image_size)
     original = DenseNetwork(model) if dense is None else dense
-    pairs = [_Pair(*each, _dense(each, model, original), model) for each in settings]
+    pairs = [
+        _Pair(
+            *each,
+            original if each.runtime == REFERENCE.runtime else RUNTIMES[each.runtime].dense(model),
+            model,
+        )
+        for each in settings
+    ]
     networks = {model, *(pair.dense for pair in pairs)}
     macs = {network: _macs(network, size) for network in networks}
     rows: list[BenchRow] = []
-    timer_class()  # before a runtime imports, with a word on compilers, what the timer imports
+    timer_class()  # quietly, before a runtime imports its module
     with (
         TemporaryDirectory() as folder,
         eval_mode(model, original),
@@ -127,17 +131,17 @@ def bench(
     ):
         for batch_size in batch_sizes:
             images = torch.randn(batch_size, model.in_chans, *size, device=device)
-            tell = partial(progress, batch_size) if progress is not None else _tell_nobody
+            report = partial(progress or (lambda *_: None), batch_size)
             work = []
             for pair in pairs:
-                tell(f"{pair.runtime} {pair.precision}, making ready", 0.0)
+                report(f"{pair.runtime} {pair.precision}, preparing", 0.0)
                 work += pair.prepare(images, Path(folder), calibrate)
             if reference and REFERENCE not in settings:
                 eager = RUNTIMES[REFERENCE.runtime]
                 work.append(eager.prepare(original, images, REFERENCE.precision))
-            tell("timing", 0.0)
+            report("timing", 0.0)
             budget = seconds * len(pairs)
-            times = time_in_turn(work, threads, budget, samples, partial(tell, "timing"))
+            times = time_in_turn(work, threads, budget, samples, partial(report, "timing"))
             del work  # runtimes map the files
             base = None
             if reference:  # a row of its own, or timed last
@@ -157,6 +161,20 @@ def bench(
                 )
                 for place, pair in enumerate(pairs)
             )
+    peaks = (
+        peak_memory(
+            model,
+            max(batch_sizes),
+            precision=precision,
+            image_size=size,
+            threads=threads,
+            graph=graph,
+            runtime=name,
+        )
+        for name, precision in settings
+        for graph in ((False, True) if name == "eager" else (False,))
+        if memory and name in MEASURED
+    )
     return BenchReport(
         tuple(rows),
         model.schedule,
@@ -168,7 +186,7 @@ def bench(
         dense_macs=schedule_macs(model, DENSE, size),
         pruned_macs=count_macs(model, size),
         int8=(calibrate or "two photographs, for speed only") if int8 else None,
-        memory=peak_memories(model, settings, max(batch_sizes), size, threads) if memory else (),
+        memory=tuple(peaks),
     )
 
 
@@ -183,24 +201,21 @@ def bench_files(
     samples: int | None = None,
     progress: Progress | None = None,
 ) -> BenchReport:
-    """Time an exported file, and in turn with it another one.
+    """Time an exported file, in turn with another one: the rows' "pruned" and "dense" networks.
 
     Args:
-        file: what :func:`~dynamicvit.runtimes.export` wrote.
-        against: another such file, the dense network's for one.
-        batch_sizes: images in a batch; by default what the files take, or 1, 8 and 32.
-        precisions: "fp32" runs a file as it is; and "bf16" for OpenVINO's.
+        file: of :func:`~dynamicvit.runtimes.export`.
+        against: another file, such as the dense network's.
+        batch_sizes: images in a batch; by default the files' own, or :data:`BATCH_SIZES`.
+        precisions: "fp32" runs a file as it is; "bf16" is for OpenVINO's.
         threads: see :func:`bench`.
         seconds: see :func:`bench`.
         samples: see :func:`bench`.
         progress: see :func:`bench`.
 
-    Returns:
-        Rows whose "pruned" network is the file, and whose "dense" one is the other, both named.
-
     Raises:
-        InputError: for a file that is none of ours or can't be run, a value that can't be used, or
-            files that take different images.
+        InputError: for a file that can't be read or run, a value that can't be used, or files that
+            take different images.
     """
     threads = available_cores() if threads is None else threads
     check_plan(batch_sizes or [1], threads, seconds, samples)
@@ -222,8 +237,8 @@ def bench_files(
                 for precision, each in models.items()
                 for kind, model in zip(kinds, each, strict=True)
             ]
-            tell = partial(progress, batch_size, "timing") if progress else None
-            times = time_in_turn(work, threads, seconds * len(models), samples, tell)
+            report = partial(progress, batch_size, "timing") if progress else None
+            times = time_in_turn(work, threads, seconds * len(models), samples, report)
             for place, precision in enumerate(models):
                 own = times[place * len(paths) : (place + 1) * len(paths)]
                 row = BenchRow(
@@ -249,7 +264,7 @@ def bench_files(
 
 
 class _Pair(NamedTuple):
-    """What one row compares."""
+    """The networks of one row."""
 
     runtime: str
     precision: str
@@ -272,14 +287,8 @@ class _Pair(NamedTuple):
         return work
 
 
-def _dense(setting: Setting, model: DynamicViT, original: nn.Module) -> nn.Module:
-    if setting.runtime == REFERENCE.runtime:
-        return original
-    return RUNTIMES[setting.runtime].dense(model)
-
-
 def _macs(network: nn.Module, image_size: tuple[int, int]) -> int:
-    if isinstance(network, DenseNetwork):  # its library runs all of it
+    if isinstance(network, DenseNetwork):  # its library runs the last block whole
         return schedule_macs(network.backbone, DENSE, image_size)
     return executed_macs(network, image_size)
 
@@ -287,10 +296,10 @@ def _macs(network: nn.Module, image_size: tuple[int, int]) -> int:
 def _batch_sizes(
     paths: Sequence[Path], about: Sequence[Description], asked: Sequence[int] | None
 ) -> Sequence[int]:
-    """What all the files take: of fixed ones their own number only, or the rest would be filled."""
+    """Batch sizes that all files take: of a fixed batch its own only, as others would be padded."""
     if len({each.input_size for each in about}) > 1:
         sizes = " and ".join("x".join(map(str, each.input_size)) for each in about)
-        raise InputError(f"{' and '.join(map(str, paths))} take other images: {sizes}")
+        raise InputError(f"{' and '.join(map(str, paths))} take different images: {sizes}")
     sizes = asked or next(([each.batch] for each in about if each.batch), BATCH_SIZES)
     for path, each in zip(paths, about, strict=True):
         wrong = [size for size in sizes if each.batch not in (None, size)]
@@ -300,12 +309,8 @@ def _batch_sizes(
 
 
 def _names(paths: Sequence[Path]) -> tuple[str, str]:
-    """What the other file and the file are called: by their names, or paths where those are one."""
+    """Names of the first and the last file, or their paths if the names are the same."""
     first, last = paths[0], paths[-1]
     if first.name == last.name:
         return str(first), str(last)
     return first.name, last.name
-
-
-def _tell_nobody(doing: str, share: float) -> None:
-    """What is told where nobody asked."""

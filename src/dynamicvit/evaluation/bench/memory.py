@@ -1,4 +1,4 @@
-"""Peak memory of inference, each network in a process of its own."""
+"""Peak memory of inference, each network in its own process."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork
@@ -20,7 +18,6 @@ from dynamicvit.costs import ImageSize, meta_copy, resolve_image_size
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.bench.machine import available_cores, peak_resident_memory
 from dynamicvit.evaluation.bench.plan import (
-    Setting,
     check_plan,
     check_weights,
     load_file,
@@ -31,7 +28,7 @@ from dynamicvit.evaluation.bench.report import MemoryRow, Peak
 from dynamicvit.runtimes import FORMATS, RUNTIMES, Format
 from dynamicvit.utils.precision import autocast, autocast_dtype
 
-#: Runtimes whose memory is measured: the compiler's own would hide that of what it compiles.
+#: Runtimes whose memory is measured; torch.compile's own memory would hide the network's.
 MEASURED = ("eager", *FORMATS)
 
 
@@ -45,13 +42,13 @@ def peak_memory(
     graph: bool = False,
     runtime: str = "eager",
 ) -> MemoryRow:
-    """Peak host memory of dense and of pruned inference, each in a process of its own, on the CPU.
+    """Peak host memory of dense and of pruned inference on the CPU, each in its own process.
 
-    In eager mode only the model's shapes are handed over: memory does not depend on the weights.
+    In eager mode the process gets the model's shapes only: memory does not depend on the weights.
 
     Without a graph, activations live for one block, so the peak is that of the largest block: it
     falls only if tokens are dropped before the first one (stage 0). With a graph (``eval()``
-    without ``torch.no_grad()``) all blocks' activations stay, and every dropped token shows.
+    without ``torch.no_grad()``) the activations of all blocks stay, and every dropped token counts.
 
     Args:
         model: the network.
@@ -60,13 +57,13 @@ def peak_memory(
         image_size: see :func:`~dynamicvit.evaluation.bench.bench`.
         threads: see :func:`~dynamicvit.evaluation.bench.bench`.
         graph: keep the activations for a backward pass.
-        runtime: "eager", or a format of exported files.
+        runtime: of :data:`MEASURED`.
 
     Raises:
-        InputError: for a value that can't be used, a package that is missing, a runtime whose
-            memory is not measured, or a network that can't be pickled.
+        InputError: for a value that can't be used, a missing package, or a network that can't be
+            pickled.
         ExportMismatchError: if an exported file does not do what the model does.
-        RuntimeError: if the measuring process dies, of too little memory for one.
+        RuntimeError: if the process fails, for example from too little memory.
     """
     threads = available_cores() if threads is None else threads
     check_plan([batch_size], threads)
@@ -74,7 +71,7 @@ def peak_memory(
     settings_of([runtime], [precision], next(model.parameters()).device.type)
     runs = RUNTIMES[runtime]
     if runtime not in MEASURED:
-        raise InputError(f"memory is measured in {', '.join(MEASURED)}, not in {runtime}")
+        raise InputError(f"runtime {runtime}: memory is measured in {', '.join(MEASURED)}")
     if graph and runtime != "eager":
         raise InputError(f"{runtime} keeps no graph: measure it in eager mode")
     runs.ready(precision)
@@ -99,37 +96,13 @@ def peak_memory(
     return MemoryRow(batch_size, precision, graph, peaks["dense"], peaks["pruned"], runtime)
 
 
-def peak_memories(
-    model: DynamicViT,
-    settings: Sequence[Setting],
-    batch_size: int,
-    image_size: tuple[int, int],
-    threads: int,
-) -> tuple[MemoryRow, ...]:
-    """Peak memory in all settings in which it is measured; in eager mode also with a graph."""
-    return tuple(
-        peak_memory(
-            model,
-            batch_size,
-            precision=precision,
-            image_size=image_size,
-            threads=threads,
-            graph=graph,
-            runtime=runtime,
-        )
-        for runtime, precision in settings
-        if runtime in MEASURED
-        for graph in ((False, True) if runtime == "eager" else (False,))
-    )
-
-
 def _shapes(model: DynamicViT, folder: Path) -> Path:
     """A file of the model without its weights."""
     file = folder / "model.pt"
     try:
         torch.save(meta_copy(model).eval(), file)
     except (AttributeError, TypeError, ValueError) as error:  # what pickle raises
-        raise InputError(f"the model can't be handed to a process of its own: {error}") from None
+        raise InputError(f"the model can't be pickled for another process: {error}") from None
     return file
 
 
@@ -146,7 +119,7 @@ def _peak_in_process(file: Path, job: dict[str, Any], part: str) -> Peak:
 
 
 def _measure_peak() -> None:
-    """What the measuring process does: reads its job from standard input, prints a ``Peak``."""
+    """The measuring process: reads its job from standard input, prints a ``Peak``."""
     job = json.load(sys.stdin)
     torch.set_num_threads(job["threads"])
     images = torch.zeros(job["shape"])
@@ -155,7 +128,12 @@ def _measure_peak() -> None:
         exported = load_file(Path(job["file"]), runs, job["precision"])
         run = runs.prepare(exported, images, job["precision"])
     else:
-        run = partial(_run_eager, _filled(job["file"], job["part"]), images, job)
+        network, dtype = _filled(job["file"], job["part"]), autocast_dtype(job["precision"])
+
+        def run() -> object:
+            with torch.set_grad_enabled(job["graph"]), autocast("cpu", dtype):
+                return network(images)
+
     before = peak_resident_memory()
     output = run()
     after = peak_resident_memory()
@@ -164,15 +142,8 @@ def _measure_peak() -> None:
 
 
 def _filled(file: str, part: str) -> nn.Module:
-    # The parent has written this file; its tensors have shapes only.
-    model: DynamicViT = torch.load(file, weights_only=False)
+    model: DynamicViT = torch.load(file, weights_only=False)  # written by the parent process
     model.to_empty(device="cpu")
     for tensor in (*model.parameters(), *model.buffers()):
-        tensor.detach().zero_()  # memory counts once it is written to
+        tensor.detach().zero_()  # only written memory counts
     return DenseNetwork(model) if part == "dense" else model
-
-
-def _run_eager(network: nn.Module, images: Tensor, job: dict[str, Any]) -> Tensor:
-    dtype = autocast_dtype(job["precision"])
-    with torch.set_grad_enabled(job["graph"]), autocast("cpu", dtype):
-        return network(images)

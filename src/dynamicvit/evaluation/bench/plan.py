@@ -1,4 +1,4 @@
-"""What is asked for, what of it can be measured, and the files that it takes."""
+"""Checks of the settings to measure, and the exported files that they need."""
 
 from __future__ import annotations
 
@@ -29,18 +29,10 @@ class Setting(NamedTuple):
 def settings_of(
     runtimes: Sequence[str], precisions: Sequence[str], device_type: str
 ) -> tuple[list[Setting], list[str]]:
-    """Each runtime in each of the precisions that it computes in.
-
-    Args:
-        runtimes: keys of :data:`~dynamicvit.runtimes.RUNTIMES`.
-        precisions: of :data:`~dynamicvit.runtimes.PRECISIONS`.
-        device_type: "cpu", "cuda" or another, where the model is.
-
-    Returns:
-        What can be measured, and for each of the others a line that says why it can't.
+    """Each runtime in each precision that it computes in, and a line of why for each other pair.
 
     Raises:
-        InputError: for an unknown name, or if nothing can be measured.
+        InputError: for an unknown name, or if no pair can be measured.
     """
     for runtime in runtimes:
         if runtime not in RUNTIMES:
@@ -69,10 +61,10 @@ def check_plan(
     seconds: float = 1.0,
     samples: int | None = None,
 ) -> None:
-    """Refuse numbers that can't be.
+    """Check the numbers of a benchmark.
 
     Raises:
-        InputError: naming the number.
+        InputError: naming the one that can't be used.
     """
     for size in batch_sizes:
         if size < 1:
@@ -84,20 +76,20 @@ def check_plan(
     if not 0 < seconds < float("inf"):
         raise InputError(f"seconds {seconds}: give a positive number")
     if samples is not None and samples < 2:
-        raise InputError(f"samples {samples}: give at least 2, which a spread needs")
+        raise InputError(f"samples {samples}: give at least 2")
 
 
 def check_weights(model: nn.Module) -> None:
-    """Refuse weights whose precision a row would then name wrongly.
+    """Check that weights are float32: in others a row would name the wrong precision.
 
     Raises:
-        InputError: naming the first that is not float32.
+        InputError: naming the first that is not.
     """
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise InputError(
-                f"{name} is {parameter.dtype}: give a model in float32 (bf16 is autocast's), by "
-                f"model.float()"
+                f"{name} is {parameter.dtype}: give the model in float32, by model.float(); bf16 "
+                f"is autocast's"
             )
 
 
@@ -110,28 +102,20 @@ def network_file(
     folder: Path,
     calibrate: str | None = None,
 ) -> Path:
-    """A network's file, checked as ``dynamicvit export`` does; written unless it is there.
+    """A network's file for any number of images, written by ``export`` if it does not exist.
 
-    Int8 that is not calibrated on given images is for speed only: its answers are not checked.
-
-    Args:
-        network: to write, for any number of images.
-        name: of the network, which it has in this folder only.
-        kind: the format.
-        precision: to run the file in; int8 has a file of its own.
-        image_size: height and width in pixels.
-        folder: where the files are.
-        calibrate: a source of images for int8; by default two photographs.
+    Int8 has a file of its own. Without images to calibrate on it is for speed only, and its answers
+    are not checked.
     """
-    kept_in = "int8" if precision == "int8" else "fp32"
-    file = folder / kind.name / f"{name}-{kept_in}{kind.suffix}"
+    stored = "int8" if precision == "int8" else "fp32"
+    file = folder / kind.name / f"{name}-{stored}{kind.suffix}"
     if not file.exists():
         unchecked = {"least_agreement": 0.0} if precision == "int8" and calibrate is None else {}
         export(
             network,
             file,
             format=kind.name,
-            precision=kept_in,
+            precision=stored,
             image_size=image_size,
             calibrate=calibrate if precision == "int8" else None,
             **unchecked,
@@ -140,5 +124,5 @@ def network_file(
 
 
 def load_file(file: Path, kind: Format, precision: str) -> ExportedModel:
-    """A network's file, to run in a precision; int8 is in the file itself."""
+    """A network's file as a model that runs in a precision."""
     return kind.load(file, "fp32" if precision == "int8" else precision)

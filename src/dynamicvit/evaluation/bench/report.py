@@ -1,4 +1,4 @@
-"""Measured times, what may be said of them, and all numbers of a benchmark."""
+"""Measured times and memory, and the report of a benchmark."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dynamicvit.core.schedule import Schedule
 
 PERCENTILES = (50, 95, 99)
 
+_TIMES = ("dense", "pruned", "reference")
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -22,21 +24,20 @@ class Spread:
 
     @classmethod
     def of(cls, sample: Sequence[float]) -> Spread:
-        """Quartiles of at least two values (interpolated between the values that are there)."""
+        """Quartiles of at least two values, interpolated."""
         return cls(*quantiles(sample, n=4, method="inclusive"))
 
     @property
     def conclusive(self) -> bool:
-        """Of a ratio: whether its quartiles lie closer together than its median is to 1."""
+        """Of a ratio: whether its quartiles are closer to each other than its median is to 1."""
         return self.high - self.low < abs(self.median - 1)
 
 
 @dataclass(frozen=True)
 class Times:
-    """How long a network took for a batch, again and again.
+    """Seconds that a network took for a batch, one for each round.
 
-    Attributes:
-        seconds: of each round; those of networks that were timed in turn belong together.
+    The same rounds of networks that were timed in turn belong together.
     """
 
     seconds: tuple[float, ...]
@@ -47,13 +48,10 @@ class Times:
         return Spread.of(self.seconds)
 
     def percentile(self, percent: int) -> float | None:
-        """The time in seconds that so many percent of the batches keep to.
+        """A percentile in seconds; ``None`` with too few samples: the 99th needs 100.
 
         Args:
             percent: 50 to 99.
-
-        Returns:
-            ``None`` where fewer than one sample lies beyond it: the 99th takes 100 of them.
         """
         if percent == 50:
             return median(self.seconds)
@@ -62,7 +60,7 @@ class Times:
         return quantiles(self.seconds, n=100, method="inclusive")[percent - 1]
 
     def over(self, other: Times) -> Spread:
-        """How many times longer this took than the other one, round by round."""
+        """These times divided by the other's, round by round."""
         pairs = zip(self.seconds, other.seconds, strict=True)
         return Spread.of([mine / theirs for mine, theirs in pairs])
 
@@ -74,16 +72,14 @@ class BenchRow:
     Attributes:
         batch_size: images in a batch.
         runtime: key in :data:`~dynamicvit.runtimes.RUNTIMES`.
-        precision: what it computed in.
-        threads: CPU threads that all ran with.
-        pruned: times of a pruned batch; of the file, where files are timed.
-        dense: times of a dense batch in the same rounds; of the file that it is compared with,
-            ``None`` where there is none.
-        reference: times of the dense network in eager fp32, in the same rounds; ``None`` where it
-            was not asked for.
+        precision: of the computation.
+        threads: CPU threads.
+        pruned: times of the pruned network, or of a file.
+        dense: times of the dense network, or of another file, in the same rounds.
+        reference: times of the dense network in eager fp32 in the same rounds, if asked for.
         pruned_macs: of one image; ``None`` for a file.
-        dense_macs: likewise, of the dense network of this row.
-        names: what ``dense`` and ``pruned`` are called.
+        dense_macs: likewise, of this row's dense network.
+        names: of ``dense`` and ``pruned``.
     """
 
     batch_size: int
@@ -99,7 +95,7 @@ class BenchRow:
 
     @property
     def pairs(self) -> int:
-        """How many rounds were timed."""
+        """Number of rounds."""
         return len(self.pruned.seconds)
 
     @property
@@ -118,47 +114,31 @@ class BenchRow:
         return self._dense.over(self.pruned)
 
     @property
-    def conclusive(self) -> bool:
-        """Whether the quartiles of the speed-up lie closer together than its median is to 1."""
-        return self.speedup.conclusive
-
-    @property
     def macs_ratio(self) -> float | None:
-        """What the speed-up would be if time were MACs."""
+        """Dense over pruned MACs: the speed-up if time were MACs."""
         if self.dense_macs is None or self.pruned_macs is None:
             return None
         return self.dense_macs / self.pruned_macs
 
     @property
     def realized(self) -> float | None:
-        """The share of :attr:`macs_ratio` that the clock shows."""
+        """The speed-up's share of :attr:`macs_ratio`."""
         return None if self.macs_ratio is None else self.speedup.median / self.macs_ratio
 
     def speed(self, times: Times) -> Spread:
-        """Throughput: times that of the reference where there is one, else images per second."""
+        """Throughput: relative to the reference if there is one, else in images per second."""
         if self.reference is not None:
             return self.reference.over(times)
         return Spread.of([self.batch_size / seconds for seconds in times.seconds])
 
     def as_numbers(self) -> dict[str, Any]:
-        """All of it, for JSON; times are in seconds."""
-        numbers = {
-            "batch_size": self.batch_size,
-            "runtime": self.runtime,
-            "precision": self.precision,
-            "threads": self.threads,
-            "pairs": self.pairs,
-            "names": self.names,
-            "pruned": self._numbers(self.pruned),
-            "dense": self._numbers(self.dense),
-            "reference": self._numbers(self.reference),
-            "pruned_macs": self.pruned_macs,
-            "dense_macs": self.dense_macs,
-        }
+        """Everything, for JSON; times are in seconds."""
+        times = {name: self._numbers(getattr(self, name)) for name in _TIMES}
+        numbers = {**vars(self), "pairs": self.pairs, **times}
         if self.dense is not None:
             numbers |= {
                 "speedup": asdict(self.speedup),
-                "conclusive": self.conclusive,
+                "conclusive": self.speedup.conclusive,
                 "macs_ratio": self.macs_ratio,
                 "realized": self.realized,
             }
@@ -167,7 +147,7 @@ class BenchRow:
     @property
     def _dense(self) -> Times:
         if self.dense is None:
-            raise ValueError("there was no dense network to compare with")
+            raise ValueError("no dense network was timed")
         return self.dense
 
     def _numbers(self, times: Times | None) -> dict[str, Any] | None:
@@ -187,8 +167,8 @@ class Peak:
     """Peak resident memory of a process that loads a network and runs one batch.
 
     Attributes:
-        total: bytes, Python and torch and the weights included.
-        inference: bytes by which running the batch raised the peak.
+        total: bytes, with Python, torch and the weights.
+        inference: bytes by which the batch raised the peak.
     """
 
     total: int
@@ -201,11 +181,11 @@ class MemoryRow:
 
     Attributes:
         batch_size: images in the batch.
-        precision: what it computed in.
+        precision: of the computation.
         graph: whether the activations were kept for a backward pass.
-        dense: the dense network.
-        pruned: the pruned path.
-        runtime: "eager", or a format of exported files.
+        dense: of the dense network.
+        pruned: of the pruned path.
+        runtime: of :data:`~dynamicvit.evaluation.bench.MEASURED`.
     """
 
     batch_size: int
@@ -218,21 +198,21 @@ class MemoryRow:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What was measured, and where. Iterating gives the rows.
+    """All measurements, and the machine. Iterating gives the rows.
 
     Attributes:
         rows: one for each batch size, runtime and precision.
-        schedule: where and how much is dropped.
+        schedule: of the model.
         image_size: height and width in pixels.
         threads: CPU threads.
-        device: "cpu", "cuda", ...; memory is the CPU's all the same.
+        device: "cpu", "cuda", ...; memory is always the CPU's.
         processor: name of the device.
         versions: of torch and of the runtimes.
-        dense_macs: of one image; ``None`` of a file.
-        pruned_macs: of one image, prediction modules included; ``None`` of a file.
+        dense_macs: of one image; ``None`` for a file.
+        pruned_macs: of one image, prediction modules included; ``None`` for a file.
         against: the file that a file was compared with, if any.
-        int8: which images int8 was calibrated on; ``None`` without int8.
-        memory: peak memory, if it was asked for.
+        int8: images that int8 was calibrated on, in words; ``None`` without int8.
+        memory: peak memory, if asked for.
     """
 
     rows: tuple[BenchRow, ...]
@@ -252,20 +232,7 @@ class BenchReport:
         return iter(self.rows)
 
     def as_numbers(self) -> dict[str, Any]:
-        """All of it, for JSON; times are in seconds."""
-        return {
-            "stages": self.schedule.stages,
-            "keep_ratios": self.schedule.keep_ratios,
-            "policy": self.schedule.policy,
-            "image_size": self.image_size,
-            "dense_macs": self.dense_macs,
-            "pruned_macs": self.pruned_macs,
-            "threads": self.threads,
-            "device": self.device,
-            "processor": self.processor,
-            "versions": self.versions,
-            "against": self.against,
-            "int8": self.int8,
-            "rows": [row.as_numbers() for row in self.rows],
-            "memory": [asdict(row) for row in self.memory],
-        }
+        """Everything, for JSON; times are in seconds."""
+        numbers = asdict(self)
+        rows = [row.as_numbers() for row in self.rows]
+        return {**numbers.pop("schedule"), **numbers, "rows": rows}

@@ -1,8 +1,7 @@
-"""Work timed in turn: a machine's speed drifts by more than a pruned network gains."""
+"""Times pieces of work in turn: a machine's speed drifts by more than pruning gains."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,11 +11,12 @@ from torch import Tensor
 
 from dynamicvit.evaluation.bench.report import Times
 from dynamicvit.runtimes.pytorch import infer
+from dynamicvit.utils.optional import quiet
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Timer
 
-#: Fewer rounds say nothing about their spread, however long they take.
+#: Fewer rounds say nothing about their spread.
 MIN_ROUNDS = 5
 
 
@@ -27,21 +27,18 @@ def time_in_turn(
     samples: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[Times]:
-    """Time each piece of work once a round, until there are enough rounds.
+    """Times of each piece of work, in the order of the work; each is timed once a round.
 
-    Every sample is one call, after two untimed ones of the same work, so that what is measured is
-    a network at work and not the change between two. Every second round goes the other way round.
-    Before the first, all have run once.
+    A sample is one call after two untimed calls of the same work, so that the change from one
+    network to the next is not measured. Every second round has the reverse order. All run once
+    before the first round.
 
     Args:
-        work: what is timed.
-        threads: CPU threads of torch; other runtimes have theirs.
-        seconds: how long to go on, but at least :data:`MIN_ROUNDS` rounds.
-        samples: or how many rounds.
+        work: functions to time.
+        threads: CPU threads of torch; other runtimes have their own.
+        seconds: to measure for, at least :data:`MIN_ROUNDS` rounds.
+        samples: number of rounds, in place of ``seconds``.
         progress: called with the share done after every round.
-
-    Returns:
-        The times, in the order of the work.
     """
     timers = [timer(each, threads) for each in work]
     for each in timers:
@@ -50,7 +47,7 @@ def time_in_turn(
     start = time.monotonic()
     share = 0.0
     while share < 1:
-        # What runs second finds the machine warmer (or throttled): each is first half the time.
+        # The second to run finds the machine warmer, or throttled: each is first half the time.
         order = range(len(timers)) if len(rounds) % 2 == 0 else reversed(range(len(timers)))
         taken = {index: timers[index].timeit(1).median for index in order}
         rounds.append([taken[index] for index in range(len(timers))])
@@ -65,37 +62,17 @@ def time_in_turn(
 
 
 def timer_of(work: Callable[[], object], images: Tensor, precision: str, threads: int) -> Timer:
-    """torch's timer of a function of PyTorch's at inference.
-
-    Args:
-        work: the function.
-        images: those that it works on, for their device.
-        precision: a key of :data:`~dynamicvit.utils.precision.AUTOCAST`.
-        threads: CPU threads.
-    """
+    """torch's timer of a PyTorch function at inference, on the device of its images."""
     return timer(partial(infer, work, images.device.type, precision), threads)
 
 
 def timer(work: Callable[[], object], threads: int) -> Timer:
-    """torch's timer of a function, which waits for the device.
-
-    Args:
-        work: the function.
-        threads: CPU threads of torch.
-    """
+    """torch's timer of a function; it waits for the device."""
     return timer_class()("work()", globals={"work": work}, num_threads=threads)
 
 
 def timer_class() -> type[Timer]:
-    """torch's timer, imported only when it is needed, and without its word on compilers.
-
-    The import looks for CUDA's compiler, which nothing here uses, and logs that none works.
-    """
-    logger = logging.getLogger("torch.utils.cpp_extension")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
+    """torch's timer, imported late and quietly: it logs that there is no compiler of CUDA's."""
+    with quiet("torch.utils.cpp_extension"):
         from torch.utils.benchmark import Timer
-    finally:
-        logger.setLevel(level)
     return Timer
