@@ -1,4 +1,4 @@
-"""Images that tell which they are, and images that can't be read."""
+"""Images told apart by their gray levels, and unreadable images."""
 
 from __future__ import annotations
 
@@ -7,33 +7,61 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from dynamicvit.data import Batch
 
+#: For tests with workers: torch forks processes with threads, and may use more than one core.
+WORKERS = pytest.mark.filterwarnings(
+    "ignore:.*multi-threaded.*fork:DeprecationWarning", "ignore:This DataLoader will create"
+)
 
-def encoded(gray: int, size: tuple[int, int] = (12, 10)) -> bytes:
-    """A PNG that can be told from the others by its gray level."""
+
+def encoded(gray: int) -> bytes:
+    """A PNG of one gray level."""
     buffer = io.BytesIO()
-    Image.new("RGB", size, (gray, gray, gray)).save(buffer, "PNG")
+    Image.new("RGB", (12, 10), (gray, gray, gray)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def write_image(path: Path, gray: int, size: tuple[int, int] = (12, 10)) -> Path:
-    """An image that can be told from the others by its gray level."""
+    """An image of one gray level."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (gray, gray, gray)).save(path)
     return path
 
 
 def truncated_jpeg(path: Path) -> Path:
-    """A photograph whose second half is missing: decoders that are lenient make it gray."""
+    """A photograph without its second half, which lenient decoders make gray."""
     buffer = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer, "JPEG")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
     return path
+
+
+def cut(content: bytearray, at: int) -> bytearray:
+    return content[:at]
+
+
+def garble(content: bytearray, at: int) -> bytearray:
+    content[at : at + 512] = b"\xff" * 512
+    return content
+
+
+def flip(content: bytearray, at: int) -> bytearray:
+    content[at] ^= 1
+    return content
+
+
+def class_folders(root: Path) -> Path:
+    """Three classes with 2, 3 and 1 images, of gray levels 10, 11, 20, 21, 22, 30."""
+    for name, levels in {"cat": (10, 11), "dog": (20, 21, 22), "eel": (30,)}.items():
+        for gray in levels:
+            write_image(root / name / f"{gray}.png", gray)
+    return root
 
 
 def grays(batches: Iterable[Batch]) -> list[int]:
@@ -46,7 +74,7 @@ def labels(batches: Iterable[Batch]) -> list[int]:
 
 
 def noise_folders(root: Path, classes: int, each: int, size: tuple[int, int] = (64, 64)) -> Path:
-    """Class folders "0", "1", ... of images of noise, height and width given."""
+    """Class folders "0", "1", ... of images of noise; ``size`` is height and width."""
     random = np.random.default_rng(0)
     for label in range(classes):
         for number in range(each):

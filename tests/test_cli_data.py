@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import timm
 
-from dynamicvit import sparsify
+from families import DEIT
 from pictures import encoded, truncated_jpeg, write_image
 
 Main = Callable[..., int]
@@ -18,10 +17,7 @@ Main = Callable[..., int]
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A tiny model of three classes in a folder."""
-    size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
-    sparsify(timm.create_model("deit_tiny_patch16_224", num_classes=3, **size)).save_pretrained(
-        tmp_path / "model"
-    )
+    DEIT.sparse(num_classes=3).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -70,28 +66,3 @@ def test_training_on_shards_and_unlabeled_sources(
     assert numbers["class_map"] == "the numbers given"
     assert numbers["labeled"] == numbers["images"] == 8
     assert numbers["skipped"] == [broken]
-
-
-def test_a_class_that_the_model_lacks_ends_it_in_one_line(
-    saved: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
-) -> None:
-    webdataset = pytest.importorskip("webdataset", reason="pip install 'dynamicvit[data]'")
-    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
-        writer.write({"__key__": "x", "png": encoded(1), "cls": 3})
-    assert main("eval", f"wds/{tmp_path}/a.tar", "-m", saved) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert f"{tmp_path}/a.tar/x.png" in error
-    assert "class '3' is not in the class map" in error
-
-
-def test_sources_that_cannot_be_used_end_in_one_line(
-    saved: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for source in (f"hfds/{tmp_path}/none", f"torch/mnist/{tmp_path}", "tfds/mnist", "wds/"):
-        for command in (["eval"], ["train", "-o", tmp_path / "run"]):
-            assert main(command[0], source, "-m", saved, *command[1:]) == 2
-            error = capsys.readouterr().err
-            assert error.startswith(f"dynamicvit: {source}")
-            assert error.count("\n") == 1
-    assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Images from disk to batches: nothing repeated, dropped silently, or left to chance."""
+"""Images from disk to batches: none repeated, none skipped silently."""
 
 from __future__ import annotations
 
@@ -15,35 +15,24 @@ from dynamicvit.data import (
     UNLABELED,
     ImageData,
     Loader,
-    Sample,
-    Unreadable,
     class_map_for,
     imagenet_class_map,
 )
 from dynamicvit.errors import InputError
-from pictures import grays, labels, truncated_jpeg, write_image
+from pictures import WORKERS, class_folders, grays, labels, truncated_jpeg, write_image
 
-pytestmark = [
-    # Python warns where a process with threads forks; that is torch's affair.
-    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # on a single core
-]
+pytestmark = WORKERS
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three classes with 2, 3 and 1 images, of gray levels 10, 11, 20, 21, 22, 30."""
-    root = tmp_path / "images"
-    for name, levels in {"cat": (10, 11), "dog": (20, 21, 22), "eel": (30,)}.items():
-        for gray in levels:
-            write_image(root / name / f"{gray}.png", gray)
-    return root
+    return class_folders(tmp_path / "images")
 
 
-def tarred(folder: Path) -> Path:
+def tarred(folder: Path, name: str | None = None) -> Path:
     path = folder.with_suffix(".tar")
     with tarfile.open(path, "w") as archive:
-        archive.add(folder, arcname=folder.name)
+        archive.add(folder, arcname=folder.name if name is None else name)
     return path
 
 
@@ -69,10 +58,7 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path, archived: bool) -> None:
     for gray in (1, 2, 3):
         write_image(flat / f"{gray}.png", gray)
     if archived:
-        with tarfile.open(tmp_path / "flat.tar", "w") as archive:
-            for path in sorted(flat.iterdir()):
-                archive.add(path, arcname=path.name)
-        flat = tmp_path / "flat.tar"
+        flat = tarred(flat, name="")
     data = ImageData(flat)
     assert not data.labeled
     assert labels(Loader(data, 2)) == [UNLABELED] * 3
@@ -80,19 +66,13 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path, archived: bool) -> None:
         ImageData(flat, labeled=True)
 
 
-def test_class_folders_without_their_labels(folder: Path) -> None:
+def test_class_folders_with_images_beside_them_and_without_their_labels(folder: Path) -> None:
     data = ImageData(folder, labeled=False)
     assert not data.labeled
     assert set(labels(Loader(data, 6))) == {UNLABELED}
 
 
-def test_images_beside_class_folders_are_refused(folder: Path) -> None:
-    write_image(folder / "stray.png", 1)
-    with pytest.raises(InputError, match="beside its class folders"):
-        ImageData(folder)
-
-
-def test_inner_tar(folder: Path, tmp_path: Path) -> None:
+def test_inner_tar(tmp_path: Path) -> None:
     inner = tmp_path / "fox.tar"
     with tarfile.open(inner, "w") as archive:
         archive.add(write_image(tmp_path / "40.png", 40), arcname="40.png")
@@ -107,28 +87,23 @@ def test_inner_tar(folder: Path, tmp_path: Path) -> None:
 
 
 def test_class_map_gives_the_indices(folder: Path, tmp_path: Path) -> None:
-    by_line = tmp_path / "names.txt"
-    by_line.write_text("eel\nant\ncat\ndog\n")
-    for class_map in ({"cat": 2, "dog": 3, "eel": 0}, by_line, str(by_line)):
+    lines = tmp_path / "names.txt"
+    lines.write_text("eel\nant\ncat\ndog\n")
+    for class_map in ({"cat": 2, "dog": 3, "eel": 0}, lines, str(lines)):
         assert ImageData(folder, class_map=class_map).labels.tolist() == [2, 2, 3, 3, 3, 0]
 
 
-def test_a_folder_that_the_class_map_lacks_is_named(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"2 class folders of .* not in the class map: cat, eel"):
-        ImageData(folder, class_map={"dog": 0})
-
-
-def test_class_map_files_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere\.txt is not a file"):
-        ImageData(folder, class_map="nowhere.txt")
-    other = tmp_path / "map.csv"
-    other.write_text("cat,0")
-    with pytest.raises(InputError, match=r"map\.csv can't be used"):
-        ImageData(folder, class_map=other)
-    code = tmp_path / "map.pkl"
-    code.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(InputError, match=r"map\.pkl can't be used.*not permitted"):
-        ImageData(folder, class_map=code)
+def test_class_maps_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "map.csv").write_text("cat,0")
+    (tmp_path / "map.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    for class_map, named in (
+        ({"dog": 0}, "2 class folders .*: cat, eel"),
+        ("nowhere.txt", "nowhere.txt"),
+        (tmp_path / "map.csv", "map.csv"),
+        (tmp_path / "map.pkl", "map.pkl.*not permitted"),
+    ):
+        with pytest.raises(InputError, match=named):
+            ImageData(folder, class_map=class_map)
 
 
 def test_a_subset_of_imagenet_keeps_imagenets_indices(tmp_path: Path) -> None:
@@ -144,12 +119,12 @@ def test_a_subset_of_imagenet_keeps_imagenets_indices(tmp_path: Path) -> None:
     assert len(imagenet_class_map()) == 1000
 
 
-def test_class_map_for_says_what_does_not_fit(folder: Path) -> None:
+def test_class_map_for_a_number_of_classes(folder: Path) -> None:
     data = ImageData(folder)
     assert class_map_for(data, 3).index == {"cat": 0, "dog": 1, "eel": 2}
-    with pytest.raises(InputError, match="3 class folders and the model 1000 classes"):
+    with pytest.raises(InputError, match="3 class folders and the model 1000"):
         class_map_for(data, 1000)
-    with pytest.raises(InputError, match="index 7, but the model's classes are 0 to 4"):
+    with pytest.raises(InputError, match=r"index 7, .* 0 to 4"):
         class_map_for(data, 5, {"cat": 0, "dog": 7, "eel": 2})
     given = class_map_for(data, 5, {"cat": 0, "dog": 4, "eel": 2})
     assert data.with_class_map(given.index).labels.tolist() == [0, 0, 4, 4, 4, 2]
@@ -176,7 +151,6 @@ def test_unreadable_images_are_left_out_and_named(
     names = [Path(path).name for path in first.skipped]
     assert names == ["9.jpg", "20.png"]
     assert second.skipped == ()
-    assert [Path(path).name for path in first.paths] == ["10.png", "11.png"]
     assert [Path(path).name for path in second.to("cpu").paths] == ["21.png", "22.png", "30.png"]
     assert batches.num_images == 7
     lines = [record.getMessage() for record in caplog.records]
@@ -188,12 +162,11 @@ def test_unreadable_images_are_left_out_and_named(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_strict_names_the_file_in_one_line(folder: Path, workers: int) -> None:
+def test_strict_names_the_file(folder: Path, workers: int) -> None:
     bad = truncated_jpeg(folder / "cat" / "9.jpg")
     with pytest.raises(InputError) as raised:
         list(Loader(ImageData(folder, strict=True), 4, num_workers=workers))
     assert str(bad) in str(raised.value)
-    assert "truncated" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -210,11 +183,11 @@ def test_a_batch_of_bad_images_only(folder: Path) -> None:
 def test_a_root_without_a_readable_image(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}.jpg").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"none of the 2 images can be read; .*a\.jpg"):
+    with pytest.raises(InputError, match=r"2 images .*a\.jpg"):
         list(Loader(ImageData(tmp_path), 1))
 
 
-def test_going_on_inside_an_epoch_asks_nothing_of_what_is_left(folder: Path) -> None:
+def test_an_epoch_may_resume_at_unreadable_images(folder: Path) -> None:
     (folder / "eel" / "30.png").write_bytes(b"")
     batches = Loader(ImageData(folder), 5)
     batches.set_epoch(0, start=1)
@@ -229,15 +202,6 @@ def test_errors_of_the_transform_are_not_taken_for_bad_images(folder: Path) -> N
         list(Loader(ImageData(folder, transform=broken), 2))
 
 
-def test_an_item_is_a_sample_or_the_marker(folder: Path) -> None:
-    data = ImageData(folder)
-    assert isinstance(data[0], Sample)
-    (folder / "cat" / "10.png").unlink()
-    item = data[0]
-    assert isinstance(item, Unreadable)
-    assert item.path == str(folder / "cat" / "10.png")
-
-
 # ---------------------------------------------------------------- bad roots
 
 
@@ -247,17 +211,14 @@ def test_roots_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "broken.tar").write_bytes(b"not a tar" * 100)
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
-    for name, said in {
-        "nowhere": "does not exist",
-        "empty": "holds no images",
-        "notes.txt": "neither a folder nor a .tar",
-        "broken.tar": "can't be read",
-        "empty.tar": "holds no images",
-    }.items():
-        with pytest.raises(InputError, match=said) as raised:
+    write_image(tmp_path / "mixed" / "cat" / "1.png", 1)
+    write_image(tmp_path / "mixed" / "stray.png", 1)
+    for name in ("nowhere", "empty", "notes.txt", "broken.tar", "empty.tar", "mixed"):
+        with pytest.raises(InputError) as raised:
             ImageData(tmp_path / name)
         assert str(tmp_path / name) in str(raised.value)
         assert "\n" not in str(raised.value)
+    assert len(ImageData(tmp_path / "mixed", labeled=False)) == 2
 
 
 def test_no_permission_is_not_an_empty_folder(
@@ -271,17 +232,17 @@ def test_no_permission_is_not_an_empty_folder(
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.raises(InputError, match=r"dog can't be read \(Permission denied\)"):
+    with pytest.raises(InputError, match=r"dog .*Permission denied"):
         ImageData(folder)
 
 
 def test_bad_loader_arguments(folder: Path) -> None:
     data = ImageData(folder)
-    for wrong, said in (
+    for wrong, named in (
         ({"batch_size": 0}, "batch size"),
         ({"batch_size": 1, "num_workers": -1}, "workers"),
         ({"batch_size": 1, "seed": -1}, "seed"),
-        ({"batch_size": 7, "drop_last": True}, "more than the 6 images"),
+        ({"batch_size": 7, "drop_last": True}, "7 .* 6 images"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=named):
             Loader(data, **wrong)

@@ -1,4 +1,4 @@
-"""The order of an epoch, augmentation, and splits: reproducible, and nothing left to chance."""
+"""The order of an epoch, augmentation, and splits, all reproducible."""
 
 from __future__ import annotations
 
@@ -15,26 +15,14 @@ from torch.utils.data import ConcatDataset
 from dynamicvit.data import UNLABELED, ImageData, Loader, split, train_transform
 from dynamicvit.errors import InputError
 from families import DEIT
-from pictures import grays, labels, write_image
+from pictures import WORKERS, class_folders, grays, labels, write_image
 
-pytestmark = [
-    # Python warns where a process with threads forks; that is torch's affair.
-    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # on a single core
-]
+pytestmark = WORKERS
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three classes with 2, 3 and 1 images, of gray levels 10, 11, 20, 21, 22, 30."""
-    root = tmp_path / "images"
-    for name, levels in {"cat": (10, 11), "dog": (20, 21, 22), "eel": (30,)}.items():
-        for gray in levels:
-            write_image(root / name / f"{gray}.png", gray)
-    return root
-
-
-# ---------------------------------------------------------------- order and augmentation
+    return class_folders(tmp_path / "images")
 
 
 def noise(image: Image.Image) -> torch.Tensor:

@@ -17,14 +17,11 @@ from dynamicvit.data import UNLABELED, ImageData, Loader, class_map_for, order, 
 from dynamicvit.data.sources import shards
 from dynamicvit.data.sources.tars import list_files
 from dynamicvit.errors import InputError
-from pictures import encoded, grays, labels, write_image
+from pictures import WORKERS, cut, encoded, flip, garble, grays, labels, write_image
 
 webdataset = pytest.importorskip("webdataset", reason="pip install 'dynamicvit[data]'")
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
-]
+pytestmark = WORKERS
 
 
 def write_shard(path: Path, levels: Sequence[int], **more: Callable[[int], object]) -> Path:
@@ -37,30 +34,26 @@ def write_shard(path: Path, levels: Sequence[int], **more: Callable[[int], objec
     return path
 
 
-def tens(gray: int) -> int:
-    return gray // 10
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three shards of 4, 3 and 2 images; the tens of the gray level are the class."""
     root = tmp_path / "shards"
-    write_shard(root / "train-2.tar", [10, 11, 12, 20], cls=tens)
-    write_shard(root / "train-10.tar", [21, 22, 30], cls=tens)
-    write_shard(root / "train-11.tar", [31, 40], cls=tens)
+    for name, levels in {"2": [10, 11, 12, 20], "10": [21, 22, 30], "11": [31, 40]}.items():
+        write_shard(root / f"train-{name}.tar", levels, cls=lambda gray: gray // 10)
     return root
 
 
 LEVELS = [10, 11, 12, 20, 21, 22, 30, 31, 40]
 
 
-def write_info(folder: Path, **splits: dict[str, int]) -> None:
+def write_info(folder: Path, *, alt_label: str | None = None, **splits: dict[str, int]) -> None:
     described = {
         name: {
             "name": name,
             "filenames": list(lengths),
             "shard_lengths": list(lengths.values()),
             "num_samples": sum(lengths.values()),
+            "alt_label": alt_label,
         }
         for name, lengths in splits.items()
     }
@@ -72,21 +65,17 @@ def test_a_folder_of_shards(folder: Path, workers: int) -> None:
     data = ImageData(f"wds/{folder}")
     assert len(data) == 9
     assert data.labeled
+    data = pickle.loads(pickle.dumps(data))  # as for a spawned process
     batches = Loader(data, 4, num_workers=workers)
     assert grays(batches) == LEVELS
     assert labels(batches) == [level // 10 for level in LEVELS]
     assert data.path(4) == str(folder / "train-10.tar" / "image021.png")
 
 
-def test_shards_can_be_sent_to_another_process(folder: Path) -> None:
-    data = pickle.loads(pickle.dumps(ImageData(f"wds/{folder}")))
-    assert grays(Loader(data, 4)) == LEVELS
-
-
 def test_braces(folder: Path) -> None:
     assert grays(Loader(ImageData(f"wds/{folder}/train-{{10..11}}.tar"), 4)) == LEVELS[4:]
     assert grays(Loader(ImageData(f"wds/{folder}/train-2.tar"), 4)) == LEVELS[:4]
-    with pytest.raises(InputError, match=r"2 shards are missing, the first is .*train-3\.tar"):
+    with pytest.raises(InputError, match=r"2 shards .*train-3\.tar"):
         ImageData(f"wds/{folder}/train-{{2..4}}.tar")
 
 
@@ -99,7 +88,7 @@ def test_splits_and_lengths_of_an_info_file(folder: Path, monkeypatch: pytest.Mo
     assert set(read) == {"train-2.tar"}, "the lengths are known: no shard but the first is read"
     assert grays(Loader(data, 4)) == [10, 11, 12, 20, 31, 40]
     assert grays(Loader(ImageData(f"wds/{folder}@test"), 4)) == [21, 22, 30]
-    with pytest.raises(InputError, match="split 'val' can't be used"):
+    with pytest.raises(InputError, match="'val'"):
         ImageData(f"wds/{folder}@val")
 
 
@@ -111,9 +100,8 @@ def test_a_shard_that_holds_other_than_it_should(
     assert grays(batches) == [10, 11, 12, 21, 22, 30]
     shard = str(folder / "train-10.tar")
     assert batches[0].skipped == (shard, shard)
-    messages = [record.getMessage() for record in caplog.records]
-    assert any("train-2.tar holds 4 images, more than" in message for message in messages)
-    assert any("train-10.tar: holds 3 images, not 5" in message for message in messages)
+    assert "train-2.tar holds 4 images" in caplog.text
+    assert "train-10.tar: holds 3 images, not 5" in caplog.text
 
 
 # ---------------------------------------------------------------- labels
@@ -125,15 +113,9 @@ def test_classes_by_json_and_by_name(tmp_path: Path) -> None:
     write_shard(tmp_path / "b.tar", [1, 2], cls=lambda gray: ["cat", "dog"][gray - 1])
     named = ImageData(f"wds/{tmp_path}/b.tar", class_map={"cat": 3, "dog": 1})
     assert labels(Loader(named, 2)) == [3, 1]
-
-
-def test_the_label_that_the_info_file_names(tmp_path: Path) -> None:
-    write_shard(tmp_path / "a.tar", [1, 2], cls=tens, json=lambda gray: {"label": 9, "kind": gray})
-    write_info(tmp_path, train={"a.tar": 2})
-    info = json.loads((tmp_path / "_info.json").read_text())
-    info["splits"]["train"]["alt_label"] = "kind"
-    (tmp_path / "_info.json").write_text(json.dumps(info))
-    assert labels(Loader(ImageData(f"wds/{tmp_path}"), 2)) == [1, 2]
+    write_shard(tmp_path / "c.tar", [1, 2], cls=str, json=lambda gray: {"label": 9, "kind": 7})
+    write_info(tmp_path, train={"c.tar": 2}, alt_label="kind")
+    assert labels(Loader(ImageData(f"wds/{tmp_path}"), 2)) == [7, 7]
 
 
 def test_shards_without_classes(tmp_path: Path) -> None:
@@ -141,13 +123,8 @@ def test_shards_without_classes(tmp_path: Path) -> None:
     data = ImageData(f"wds/{tmp_path}")
     assert not data.labeled
     assert labels(Loader(data, 2)) == [UNLABELED] * 2
-    with pytest.raises(InputError, match="has no classes"):
+    with pytest.raises(InputError, match="no classes"):
         ImageData(f"wds/{tmp_path}", labeled=True)
-
-
-def test_classes_left_aside_are_not_read(folder: Path) -> None:
-    data = ImageData(f"wds/{folder}", labeled=False, class_map=None)
-    assert set(labels(Loader(data, 9))) == {UNLABELED}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -157,10 +134,10 @@ def test_a_class_that_the_model_or_the_map_lacks_is_named(folder: Path, workers:
     assert labels(Loader(fitting, 9)) == [level // 10 for level in LEVELS]
     given = class_map_for(data, 9, {"1": 8, "2": 0, "3": 1, "4": 2})
     assert labels(Loader(data.with_class_map(given.index), 4))[:4] == [8, 8, 8, 0]
-    with pytest.raises(InputError, match="index 8, but the model's classes are 0 to 7"):
+    with pytest.raises(InputError, match=r"index 8, .* 0 to 7"):
         class_map_for(data, 8, given.index)
     smaller = data.with_class_map(class_map_for(data, 4).index)
-    with pytest.raises(InputError, match=r"train-11\.tar/image040.png.*class '4' is not in"):
+    with pytest.raises(InputError, match=r"train-11\.tar/image040.png.* '4'"):
         list(Loader(smaller, 4, num_workers=workers))
 
 
@@ -179,49 +156,33 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert batch.skipped == tuple(str(path / name) for name in ("bad.png", "bare", "odd.png"))
 
 
-def cut_in_an_image(path: Path) -> None:
-    path.write_bytes(
-        path.read_bytes()[: shards._read_headers(path).samples[2].parts["png"].start + 9]
-    )
+def cut_in_an_image(content: bytearray, at: int) -> bytearray:
+    """Behind the header and block of the class, and the image's header."""
+    return content[: at + 3 * 512 + 9]
 
 
-def cut_between_files(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: first_header_of(path, 2)])
+def wrong_size(content: bytearray, at: int) -> bytearray:
+    """A header whose checksum is right."""
+    content[at + 124 : at + 136] = b"no number  \0"
+    content[at + 148 : at + 156] = b" " * 8
+    content[at + 148 : at + 156] = b"%06o\0 " % sum(content[at : at + 512])
+    return content
 
 
-def damage_a_header(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    start = first_header_of(path, 2)
-    content[start : start + 512] = b"\xff" * 512
-    path.write_bytes(content)
+Damage = Callable[[bytearray, int], bytearray]
 
 
-def flip_a_letter(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[first_header_of(path, 2)] ^= 1
-    path.write_bytes(content)
+def damage_third_sample(path: Path, damage: Damage) -> None:
+    start = min(part.start for part in shards._read_headers(path).samples[2].parts.values())
+    path.write_bytes(damage(bytearray(path.read_bytes()), start - 512))
+    shards._read_headers.cache_clear()
 
 
-def write_a_wrong_size(path: Path) -> None:
-    """A header whose sum is right."""
-    content = bytearray(path.read_bytes())
-    start = first_header_of(path, 2)
-    content[start + 124 : start + 136] = b"no number  \0"
-    content[start + 148 : start + 156] = b" " * 8
-    content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
-    path.write_bytes(content)
-
-
-def first_header_of(path: Path, sample: int) -> int:
-    parts = shards._read_headers(path).samples[sample].parts.values()
-    return min(part.start for part in parts) - 512
-
-
-LONG = f"{'folder' * 15}/{'long' * 20}/"  # more than a header's field of 100 letters
+LONG = f"{'folder' * 15}/{'long' * 20}/"  # a header's field has 100 letters
 
 
 def with_long_names(path: Path, format: int = tarfile.GNU_FORMAT) -> None:
-    """The same shard with names that only tarfile reads."""
+    """Rewrite a shard with names that only tarfile reads."""
     with tarfile.open(path) as old, tarfile.open(f"{path}.new", "w", format=format) as new:
         for member in old:
             content = old.extractfile(member)
@@ -240,15 +201,12 @@ def test_names_that_do_not_fit_one_field(folder: Path, format: int) -> None:
     assert data.path(1) == f"{shard}/{LONG}image011.png"
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [cut_in_an_image, cut_between_files, damage_a_header, flip_a_letter, write_a_wrong_size],
-)
+@pytest.mark.parametrize("damage", [cut_in_an_image, cut, garble, flip, wrong_size])
 @pytest.mark.parametrize("with_info", [False, True])
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_shard_that_breaks_in_the_middle(
     folder: Path,
-    damage: Callable[[Path], None],
+    damage: Damage,
     with_info: bool,
     plain: bool,
     caplog: pytest.LogCaptureFixture,
@@ -259,8 +217,7 @@ def test_a_shard_that_breaks_in_the_middle(
     if not plain:
         with_long_names(broken)
         shards._read_headers.cache_clear()
-    damage(broken)
-    shards._read_headers.cache_clear()
+    damage_third_sample(broken, damage)
     batches = Loader(ImageData(f"wds/{folder}"), 3)
     read = list(batches)
     list(batches)
@@ -268,10 +225,9 @@ def test_a_shard_that_breaks_in_the_middle(
     assert labels(read) == [1, 1, 2, 2, 3, 3, 4]
     lost = [name for batch in read for name in batch.skipped]
     assert lost == [str(broken)] * (2 if with_info else 1)
-    lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 1, "named once, not for every image or epoch"
-    assert f"{broken}: breaks off after 2 images" in lines[0]
-    with pytest.raises(InputError, match=r"train-2\.tar can't be read"):
+    [record] = caplog.records  # one for all images and epochs
+    assert f"{broken}: breaks off after 2 images" in record.getMessage()
+    with pytest.raises(InputError, match=r"train-2\.tar"):
         list(Loader(ImageData(f"wds/{folder}", strict=True), 3))
 
 
@@ -282,7 +238,7 @@ def test_a_header_that_tarfile_takes_for_the_end(tmp_path: Path) -> None:
             member = tarfile.TarInfo(f"{name}.png")
             member.size = 1
             archive.addfile(member, io.BytesIO(b"x"))
-    write_a_wrong_size(path)
+    damage_third_sample(path, wrong_size)
     files, problem = list_files(path)
     assert [file.name for file in files] == ["a.png", "b.png"]
     assert problem == "invalid header"
@@ -297,12 +253,8 @@ def test_a_shard_that_is_no_tar_or_goes_away(folder: Path) -> None:
             shards._read_headers.cache_clear()
         (batch,) = list(Loader(data, 9))
         assert grays([batch]) == LEVELS[:4]
-        assert {
-            Path(*Path(name).parts[: len(folder.parts) + 1]).name for name in batch.skipped
-        } == {
-            "train-10.tar",
-            "train-11.tar",
-        }
+        skipped = {Path(name).relative_to(folder).parts[0] for name in batch.skipped}
+        assert skipped == {"train-10.tar", "train-11.tar"}
 
 
 def test_no_permission_is_said_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,26 +263,26 @@ def test_no_permission_is_said_at_once(folder: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(shards, "list_files", refuse)
     shards._read_headers.cache_clear()
-    with pytest.raises(InputError, match=r"train-2\.tar can't be read \(Permission denied\)"):
+    with pytest.raises(InputError, match=r"train-2\.tar .*Permission denied"):
         ImageData(f"wds/{folder}")
 
 
 def test_places_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     webdataset.TarWriter(str(tmp_path / "none.tar")).close()
-    for place, said in {
-        f"{tmp_path}/empty": "holds no .tar",
-        f"{tmp_path}/none.tar": "holds no images",
-        f"{tmp_path}/nowhere": "1 shards are missing",
-        "https://example.org/a.tar": "not on this machine: download .* write wds/FOLDER",
-        "pipe:cat a.tar": "not on this machine",
-        f"{tmp_path}/none.tar@train": "a split needs an _info.json",
+    for place, named in {
+        f"{tmp_path}/empty": ".tar",
+        f"{tmp_path}/none.tar": "no images",
+        f"{tmp_path}/nowhere": "1 shards",
+        "https://example.org/a.tar": "wds/FOLDER",
+        "pipe:cat a.tar": "wds/FOLDER",
+        f"{tmp_path}/none.tar@train": "_info.json",
     }.items():
-        with pytest.raises(InputError, match=said) as raised:
+        with pytest.raises(InputError, match=named) as raised:
             ImageData(f"wds/{place}")
         assert "\n" not in str(raised.value)
     (tmp_path / "empty" / "a.tar").touch()
-    with pytest.raises(InputError, match="a folder of shards is written wds/"):
+    with pytest.raises(InputError, match=f"wds/{tmp_path}/empty"):
         ImageData(tmp_path / "empty")
 
 
@@ -343,7 +295,7 @@ def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(order, "WINDOW", 10)
     for number in range(6):
         levels = [10 * number + place for place in range(5)]
-        write_shard(tmp_path / f"{number}.tar", levels, cls=tens)
+        write_shard(tmp_path / f"{number}.tar", levels, cls=lambda gray: gray // 10)
     return tmp_path
 
 
@@ -365,19 +317,18 @@ def test_shards_are_shuffled_in_windows(many: Path) -> None:
     assert drawn(data, 1, workers=2) == orders[1]
 
 
-def test_going_on_inside_an_epoch_is_exact_and_said(
+def test_resuming_inside_an_epoch_is_exact_and_logged(
     many: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = ImageData(f"wds/{many}")
     whole = drawn(data, 4)
     assert drawn(data, 4, start=1) == whole[5:]
-    lines = [record.getMessage() for record in caplog.records]
+    [record] = caplog.records
     batches = Loader(data, 5, shuffle=True)
     batches.set_epoch(4, 1)
     numbers = {gray // 10 for gray in whole[:5]} & {gray // 10 for gray in whole[5:10]}
     assert set(batches.reopened) == {str(many / f"{number}.tar") for number in numbers}
-    assert len(lines) == 1
-    assert f"{len(numbers)} shards are read again from their start" in lines[0]
+    assert f"{len(numbers)} shards" in record.getMessage()
     batches.set_epoch(4, 2)
     assert batches.reopened == ()  # where a window ends
 

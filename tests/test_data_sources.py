@@ -15,26 +15,33 @@ from torch.utils.data import ConcatDataset
 
 from dynamicvit.data import UNLABELED, ImageData, Loader, class_map_for
 from dynamicvit.errors import InputError
-from pictures import encoded, grays, labels, truncated_jpeg, write_image
+from pictures import (
+    WORKERS,
+    cut,
+    encoded,
+    flip,
+    garble,
+    grays,
+    labels,
+    truncated_jpeg,
+    write_image,
+)
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
-]
+pytestmark = WORKERS
 
 
 # ---------------------------------------------------------------- names
 
 
-def test_names_that_are_not_complete_or_not_supported() -> None:
-    for name, said in {
-        "wds/": "wds/ is not complete: write wds/PLACE or wds/PLACE@SPLIT",
-        "hfds/pets@": "is not complete",
-        "torch/mnist": "write torch/mnist/FOLDER",
-        "tfds/mnist": "tfds/ is a stream, .* as shards or class folders",
-        "HFIDS/pets": "write hfds/pets, which is downloaded once",
+def test_names_that_are_incomplete_or_not_supported() -> None:
+    for name, instead in {
+        "wds/": "wds/PLACE@SPLIT",
+        "hfds/pets@": "hfds/PLACE@SPLIT",
+        "torch/mnist": "torch/mnist/FOLDER",
+        "tfds/mnist": "wds/",
+        "HFIDS/pets": "hfds/pets",
     }.items():
-        with pytest.raises(InputError, match=said) as raised:
+        with pytest.raises(InputError, match=instead) as raised:
             ImageData(name)
         assert name in str(raised.value)
 
@@ -45,7 +52,7 @@ def test_a_path_is_always_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for root in (Path("torch/cats@home"), "./torch/cats@home", f"{tmp_path}/torch/cats@home"):
         assert len(ImageData(root)) == 1
     write_image(tmp_path / "torch" / "cats" / "x" / "1.png", 1)
-    with pytest.raises(InputError, match=r"for the path of that name write \./torch/cats/x"):
+    with pytest.raises(InputError, match=r"\./torch/cats/x"):
         ImageData("torch/cats/x")
 
 
@@ -54,7 +61,7 @@ def test_a_missing_package_is_named(
     prefix: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=rf"{package} .*pip install .*\[data\]"):
+    with pytest.raises(InputError, match=rf"{package} .*\[data\]"):
         ImageData(f"{prefix}/{tmp_path}")
 
 
@@ -92,15 +99,15 @@ def test_a_data_set_saved_to_disk(datasets: Any, tmp_path: Path, workers: int) -
     assert grays(batches) == LEVELS
     assert labels(batches) == [0, 1, 0, 2]
     assert class_map_for(data, 3).origin == "the 3 classes in their order"
-    with pytest.raises(InputError, match=r"3 classes and the model 1000 classes; give a class map"):
+    with pytest.raises(InputError, match="3 classes and the model 1000"):
         class_map_for(data, 1000)
     mapped = ImageData(f"hfds/{saved}", class_map={"cat": 7, "bee": 5, "ant": 9})
     assert mapped.labels.tolist() == [9, 5, 9, 7]
-    with pytest.raises(InputError, match=r"1 classes of .* are not in the class map: cat"):
+    with pytest.raises(InputError, match=r"1 classes .*: cat"):
         ImageData(f"hfds/{saved}", class_map={"bee": 5, "ant": 9})
     with pytest.raises(InputError, match="without splits"):
         ImageData(f"hfds/{saved}@train")
-    with pytest.raises(InputError, match=f"a saved Hugging Face data set is written hfds/{saved}"):
+    with pytest.raises(InputError, match=f"hfds/{saved}"):
         ImageData(saved)
 
 
@@ -112,7 +119,7 @@ def test_splits_saved_to_disk(datasets: Any, tmp_path: Path) -> None:
     data = ImageData(f"hfds/{tmp_path}/saved@test")
     assert grays(Loader(data, 3)) == [20, 11]
     assert labels(Loader(data, 3)) == [1, 0]
-    with pytest.raises(InputError, match="no split 'val', there are train, test"):
+    with pytest.raises(InputError, match=r"'val'.* train, test"):
         ImageData(f"hfds/{tmp_path}/saved@val")
 
 
@@ -128,9 +135,6 @@ def test_a_folder_that_load_dataset_reads(datasets: Any, tmp_path: Path) -> None
     (skipped,) = batch.skipped
     assert skipped.endswith("pets/train/bee/1.png")
     assert grays(Loader(ImageData(f"hfds/{tmp_path}/pets@test"), 3)) == [11, 21]
-    with pytest.raises(InputError, match="can't be opened") as raised:
-        ImageData(f"hfds/{tmp_path}/nowhere")
-    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -160,12 +164,12 @@ def test_classes_that_are_numbers(datasets: Any, tmp_path: Path) -> None:
     fitting = class_map_for(data, 5)
     assert fitting.origin == "the numbers given"
     assert data.with_class_map(fitting.index).labels.tolist() == [4, 2, 4, UNLABELED]
-    with pytest.raises(InputError, match="gives index 4, but the model's classes are 0 to 3"):
+    with pytest.raises(InputError, match=r"index 4, .* 0 to 3"):
         class_map_for(data, 4)
     mapped = ImageData(data.root, class_map={4: 7, 2: 8, 3: 9})
     assert mapped.labels.tolist() == [7, 8, 7, UNLABELED]
     assert data.with_class_map({"4": 0, "2": 1}).labels.tolist() == [0, 1, 0, UNLABELED]
-    with pytest.raises(InputError, match="are not in the class map: 2"):
+    with pytest.raises(InputError, match="class map: 2"):
         data.with_class_map({"4": 0})
 
 
@@ -179,21 +183,12 @@ def test_rows_that_cannot_be_read(datasets: Any, tmp_path: Path) -> None:
     assert batch.skipped == tuple(f"hfds/{tmp_path}/saved#{row}" for row in ("0 odd.png", 1))
 
 
-def test_a_table_that_breaks_off(datasets: Any, tmp_path: Path) -> None:
-    table(datasets, None).save_to_disk(tmp_path / "saved")
-    (file,) = (tmp_path / "saved").glob("*.arrow")
-    file.write_bytes(file.read_bytes()[:300])
-    with pytest.raises(InputError, match="can't be opened") as raised:
-        ImageData(f"hfds/{tmp_path}/saved")
-    assert "\n" not in str(raised.value)
-
-
 def test_which_column_holds_the_images(datasets: Any, tmp_path: Path) -> None:
     both = table(datasets, None, column="image").add_column("other", range(4))
     both.cast_column("other", datasets.Value("int64")).save_to_disk(tmp_path / "one")
     assert len(ImageData(f"hfds/{tmp_path}/one")) == 4
     table(datasets, None).remove_columns("img").save_to_disk(tmp_path / "none")
-    with pytest.raises(InputError, match="has 0 columns of images among id"):
+    with pytest.raises(InputError, match="0 columns of images among id"):
         ImageData(f"hfds/{tmp_path}/none")
 
 
@@ -235,31 +230,17 @@ def test_torchvisions_image_folder(tmp_path: Path) -> None:
     assert batch.skipped == (str(bad),)
 
 
-def test_sets_that_cannot_be_opened(tmp_path: Path) -> None:
-    for name, said in {
-        f"torch/mnist/{tmp_path}": "not found",
-        f"torch/nonsense/{tmp_path}": "Unknown torchvision dataset nonsense",
-    }.items():
-        with pytest.raises(InputError, match=f"can't be opened .*{said}") as raised:
+def test_sets_that_cannot_be_opened(datasets: Any, tmp_path: Path) -> None:
+    table(datasets, None).save_to_disk(tmp_path / "broken")
+    (file,) = (tmp_path / "broken").glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:300])
+    for name in ("torch/mnist/none", "torch/nonsense/x", "hfds/nowhere", f"hfds/{tmp_path}/broken"):
+        with pytest.raises(InputError, match=f"^{name} can't be opened ") as raised:
             ImageData(name)
         assert "\n" not in str(raised.value)
 
 
 # ---------------------------------------------------------------- tars that break
-
-
-def cut(content: bytearray, at: int) -> bytearray:
-    return content[:at]
-
-
-def garble(content: bytearray, at: int) -> bytearray:
-    content[at : at + 512] = b"\xff" * 512
-    return content
-
-
-def flip(content: bytearray, at: int) -> bytearray:
-    content[at] ^= 1
-    return content
 
 
 @pytest.mark.parametrize("inner", [False, True])

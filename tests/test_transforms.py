@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import numpy as np
@@ -45,27 +44,20 @@ def test_the_size_is_the_models_unless_given(make) -> None:
     assert make(sparsify(small))(image).shape == (3, 32, 48)
     assert make(small, 64)(image).shape == (3, 64, 64)
     assert make(small, (40, 16))(image).shape == (3, 40, 16)
-    with pytest.raises(InputError, match="image size must be positive"):
+    with pytest.raises(InputError, match="got 0"):
         make(small, 0)
 
 
-@pytest.mark.parametrize("crop_pct", [0, -1, 1.5, float("nan")])
+@pytest.mark.parametrize("crop_pct", [0, 1.5, float("nan")])
 def test_crop_pct_outside_its_range(deit: torch.nn.Module, crop_pct: float) -> None:
     with pytest.raises(InputError, match="crop_pct"):
         eval_transform(deit, crop_pct=crop_pct)
 
 
-def test_train_transform_crops_and_flips_and_no_more(deit: torch.nn.Module) -> None:
+def test_train_transform_crops_flips_and_augments(deit: torch.nn.Module) -> None:
     names = [type(step).__name__ for step in train_transform(deit).transforms]
-    assert names == [
-        "RandomResizedCropAndInterpolation",
-        "RandomHorizontalFlip",
-        "MaybeToTensor",
-        "Normalize",
-    ]
-
-
-def test_train_transform_passes_augmentation_on(deit: torch.nn.Module) -> None:
+    plain = ["RandomResizedCropAndInterpolation", "RandomHorizontalFlip"]
+    assert names == [*plain, "MaybeToTensor", "Normalize"]
     more = train_transform(deit, auto_augment="rand-m9-n2-mstd0.5", re_prob=0.25, scale=(0.5, 1))
     names = [type(step).__name__ for step in more.transforms]
     assert "RandAugment" in names
@@ -76,26 +68,15 @@ def test_train_transform_passes_augmentation_on(deit: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
-    [({"color": 1}, "unknown augmentation 'color'"), ({"auto_augment": "rand-x9"}, "rand-x9")],
+    ("wrong", "named"), [({"color": 1}, "'color'"), ({"auto_augment": "rand-x9"}, "rand-x9")]
 )
-def test_train_transform_refuses(deit: torch.nn.Module, wrong: dict, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_train_transform_refuses(deit: torch.nn.Module, wrong: dict, named: str) -> None:
+    with pytest.raises(InputError, match=named):
         train_transform(deit, **wrong)
 
 
-def test_the_strongest_posterize_of_the_papers_recipe_is_drawn_and_no_error() -> None:
-    """timm's RandAugment reaches zero bits, which Pillow refuses from version 13 on."""
-    transform = train_transform(DEIT.backbone(), auto_augment="rand-m10-n8-mstd0.5-inc1")
-    image = Image.fromarray(np.arange(60 * 50 * 3, dtype=np.uint8).reshape(60, 50, 3))
-    random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 - the generator that timm draws from
-    torch.manual_seed(0)
-    for _ in range(30):
-        assert transform(image).isfinite().all()
-
-
-def test_posterize_leaves_a_bit() -> None:
+def test_posterize_keeps_a_bit() -> None:
+    """timm's RandAugment reaches zero bits, an error from Pillow 13 on."""
     transform = train_transform(DEIT.backbone(), auto_augment="rand-m10-n2-inc1")
     (posterize,) = (
         op for step in transform.transforms for op in getattr(step, "ops", ())

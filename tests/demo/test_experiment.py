@@ -15,14 +15,14 @@ from dynamicvit.demo.dense import DENSE_WEIGHTS, load_dense
 from dynamicvit.demo.experiment import Row, SceneLoader, Size
 from dynamicvit.demo.scenes import Scenes
 
-TINY = Size(train_scenes=64, score_scenes=100, bench_seconds=0.2)
+TINY = Size(train_scenes=64, score_scenes=20, bench_seconds=0.2)
 
 
 def test_the_shipped_weights_are_small_and_read_digits_never_trained_on() -> None:
     assert DENSE_WEIGHTS.stat().st_size < 5e6
     model = load_dense()
     assert sum(parameter.numel() for parameter in model.parameters()) < 2e6
-    scenes = Scenes("score", seed=7).batch(0, 300)
+    scenes = Scenes("score", seed=7).batch(range(150))
     with torch.inference_mode():
         right = (model(scenes.images).argmax(dim=1) == scenes.labels).float().mean()
     assert right > 0.85
@@ -41,17 +41,6 @@ def test_no_training_scene_comes_twice_and_a_run_can_go_on() -> None:
     assert torch.equal(rest[0], first[2])
 
 
-def test_random_scores_keep_as_many_tokens_by_chance() -> None:
-    model = experiment.sparse_model("random").eval()
-    images = Scenes("score").batch(0, 64).images
-    with torch.inference_mode():
-        kept = model.forward_pruned(images).kept
-    assert [int(each[0].sum()) for each in kept] == list(model.schedule.kept(144))
-    share = kept[-1].float().mean(dim=0)  # no patch is preferred
-    assert share.max() < 0.343 + 0.3
-    assert not torch.equal(kept[0][0], kept[0][1])
-
-
 def row(name: str, ratio: float | None, top1: float, digit: float, background: float) -> Row:
     return Row(name, ratio, top1, 0.2, None if ratio is None else 1.3, digit, background)
 
@@ -66,23 +55,22 @@ GOOD = [
 ]
 
 
-def test_good_rows_fall_short_of_nothing() -> None:
-    assert experiment.shortcomings(GOOD) == []
-
-
 @pytest.mark.parametrize(
-    ("place", "change", "message"),
+    ("place", "change", "numbers"),
     [
-        (0, {"top1": 0.80}, "dense network is right on 80.0%"),
-        (2, {"top1": 0.90}, "at 0.7 it loses 4.0 points"),
-        (3, {"top1": 0.72}, "at 0.5 it is 2.0 points above random"),
-        (3, {"digit_kept": 0.15}, "at 0.5 digit patches are kept 1.5 times"),
+        (0, {}, []),
+        (0, {"top1": 0.80}, ["80.0%"]),
+        (2, {"top1": 0.90}, ["4.0"]),
+        (3, {"top1": 0.72}, ["2.0"]),
+        (3, {"digit_kept": 0.15}, ["1.5"]),
     ],
 )
-def test_what_falls_short_is_said(place: int, change: dict[str, float], message: str) -> None:
+def test_shortcomings(place: int, change: dict[str, float], numbers: list[str]) -> None:
     rows = list(GOOD)
     rows[place] = replace(rows[place], **change)
-    assert any(message in found for found in experiment.shortcomings(rows))
+    found = experiment.shortcomings(rows)
+    assert len(found) == len(numbers)
+    assert all(number in line for number, line in zip(numbers, found, strict=True))
 
 
 def test_the_command_prints_every_row_and_draws_the_picture(

@@ -27,7 +27,7 @@ def test_it_writes_weights_that_load_and_the_command_that_made_them(
 
 
 def test_a_window_holds_the_digit() -> None:
-    _, _, digit = Scenes("train").batch(0, 50)
+    _, _, digit = Scenes("train").batch(range(50))
     window = train_dense.window_around(digit, 6, torch.Generator().manual_seed(0))
     assert window is not None
     assert window.shape == (50, 1 + 36)

@@ -1,4 +1,4 @@
-"""What fades, what merges, and what the map of scores shows."""
+"""Fading, merged patches, and the map of scores."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_fade_names_what_does_not_fit() -> None:
 
 
 def test_a_merged_patch_looks_like_the_one_that_it_is_part_of() -> None:
-    """2 x 3 patches of 4 x 5: the third and the last are kept, the fifth is gone."""
+    """2 x 3 patches of 4 x 5: the third and the last are kept, the fifth is removed."""
     image = torch.rand(3, 8, 15)
     kept = torch.tensor([0, 0, 1, 0, 0, 1]).bool()
     shown = as_merged(image, kept, torch.tensor([1, 0, 0, 0, -1, 1]), (2, 3))
@@ -63,8 +63,8 @@ def test_a_merged_patch_looks_like_the_one_that_it_is_part_of() -> None:
 
     for index, like in enumerate((5, 2, 2, 2, 4, 5)):
         assert torch.equal(patch(shown, index), patch(image, like)), index
-    gone = torch.full((6,), -1)
-    assert torch.equal(as_merged(image, torch.zeros(6).bool(), gone, (2, 3)), image)
+    removed = torch.full((6,), -1)
+    assert torch.equal(as_merged(image, torch.zeros(6).bool(), removed, (2, 3)), image)
 
 
 @pytest.mark.parametrize("size", [(7, 17), (9, 13)])
@@ -77,7 +77,7 @@ def test_images_that_patches_do_not_divide(size: tuple[int, int]) -> None:
     assert torch.equal(shown[:, :rows, :columns], image[:, :rows, :columns])
 
 
-def test_score_map_is_in_image_order_and_blank_where_patches_are_gone() -> None:
+def test_score_map_is_in_image_order_and_blank_at_dropped_patches() -> None:
     scores = torch.tensor([-0.1, -9.0, -2.0, -torch.inf, -2.0, -1000.0])
     shown = score_map(scores, (2, 3))
     expected = torch.tensor([[1.0, 0.25, 0.625], [math.nan, 0.625, 0.0]])

@@ -8,6 +8,7 @@ from functools import partial
 
 from PIL import Image
 
+from dynamicvit import InputError
 from dynamicvit.streaming import Frame
 
 
@@ -35,6 +36,7 @@ class Frames:
         live: whether it is a camera.
         arrive: called before each frame, with its index.
         error: raised after the last one.
+        broken: index of an unreadable frame.
         read: the indices of those that were read.
         closed: how often it was closed.
     """
@@ -44,6 +46,7 @@ class Frames:
     live: bool = False
     arrive: Callable[[int], object] = lambda index: None
     error: Exception | None = None
+    broken: int | None = None
     name: str = "frames"
     read: list[int] = field(default_factory=list)
     closed: int = 0
@@ -58,6 +61,8 @@ class Frames:
 
     def _read(self, index: int) -> Image.Image:
         self.read.append(index)
+        if index == self.broken:
+            raise InputError(f"{index} can't be read")
         return Image.new("RGB", (4, 4), (index, index, index))
 
     def close(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,20 +12,17 @@ from torchvision.transforms.functional import to_tensor
 
 from dynamicvit import InputError
 from dynamicvit.streaming import Feed
+from dynamicvit.streaming.waiting import Waiting
 
 
 def prepare(image: Image.Image) -> torch.Tensor:
     return to_tensor(image)[None]
 
 
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "dynamicvit-frames"]
-
-
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     yield
-    assert not threads()
+    assert "dynamicvit-frames" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_all_frames_prepared_in_order_by_a_thread_of_their_own() -> None:
@@ -54,24 +50,18 @@ def test_late_frames_are_neither_read_nor_prepared() -> None:
         clock.now += 1.0 if index == 3 else 0.0
 
     source = Frames(20, rate=10, arrive=arrive)
-    feed = Feed(source, prepare, places=20, clock=clock)
-    feed._pace._rest = clock.rest
-    with feed:
-        assert indices(feed) == list(range(20))  # of 20 places none is taken by newer ones
-    source, clock.now = Frames(20, rate=10, arrive=arrive), 100.0
     feed = Feed(source, prepare, places=2, clock=clock)
     feed._pace._rest = clock.rest
     with feed:
         found = indices(feed)
     # At 1.2 s, frames 11 and 12 are the newest that are due.
     assert set(range(3, 11)).isdisjoint(source.read)
-    assert feed.dropped == 20 - len(found)
-    assert feed.dropped >= 8
+    assert feed.dropped == 20 - len(found) >= 8
     assert found == sorted(found)
 
 
 @pytest.mark.parametrize("error", [InputError("the file broke off"), ZeroDivisionError("a bug")])
-def test_what_the_thread_stumbles_over_comes_after_the_frames_before(error: Exception) -> None:
+def test_an_error_of_the_thread_comes_after_the_frames_before(error: Exception) -> None:
     source = Frames(3, error=error)
     found = []
     with Feed(source, prepare) as feed, pytest.raises(type(error), match=str(error)):
@@ -80,7 +70,7 @@ def test_what_the_thread_stumbles_over_comes_after_the_frames_before(error: Exce
     assert source.closed == 1
 
 
-def test_an_error_of_preparing_is_not_swallowed() -> None:
+def test_an_error_of_preparing_is_raised() -> None:
     def broken(image: Image.Image) -> torch.Tensor:
         raise RuntimeError("a bug")
 
@@ -88,22 +78,11 @@ def test_an_error_of_preparing_is_not_swallowed() -> None:
         list(feed)
 
 
-def test_a_picture_that_can_not_be_read_is_told_in_its_place(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    source = Frames(4)
-    read: Callable[[int], Image.Image] = source._read
-
-    def broken(index: int) -> Image.Image:
-        if index == 2:
-            raise InputError("2.png can't be read")
-        return read(index)
-
-    monkeypatch.setattr(source, "_read", broken)
-    with Feed(source, prepare) as feed:
+def test_an_unreadable_picture_comes_in_its_place() -> None:
+    with Feed(Frames(4, broken=2), prepare) as feed:
         found = list(feed)
     assert indices(found) == [0, 1, 2, 3]
-    assert [each.problem for each in found] == [None, None, "2.png can't be read", None]
+    assert [each.problem for each in found] == [None, None, "2 can't be read", None]
     assert [each.images is None for each in found] == [False, False, True, False]
 
 
@@ -125,3 +104,15 @@ def test_a_source_without_frames_can_be_stopped() -> None:
     with Feed(source, prepare, stopped=lambda: next(asked)) as feed:
         assert list(feed) == []
         unplugged.set()
+
+
+def test_a_full_queue_drops_its_oldest() -> None:
+    waiting: Waiting[int] = Waiting(2)
+    for item in range(5):
+        waiting.put(item)
+    waiting.skip()
+    waiting.finish()
+    assert [waiting.take(), waiting.take(), waiting.take()] == [3, 4, None]
+    assert waiting.dropped == 4
+    with pytest.raises(InputError, match="got 0"):
+        Waiting(0)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from dynamicvit import InputError
 from dynamicvit.streaming import open_frames
-from dynamicvit.streaming.frames import Video, _device, is_camera
+from dynamicvit.streaming.frames import Video, _device
 from pictures import write_image
 
 pytest.importorskip("av")
@@ -95,7 +94,7 @@ def test_a_file_that_was_cut_off(tmp_path: Path) -> None:
     assert 10 < len(frames) < 30
 
 
-def test_a_folder_in_the_order_of_its_names(tmp_path: Path) -> None:
+def test_a_folder_in_natural_order(tmp_path: Path) -> None:
     for name, gray in (("b/1.png", 40), ("a/10.jpg", 32), ("a/2.png", 24), ("a/.hidden.png", 0)):
         write_image(tmp_path / name, gray)
     (tmp_path / "a" / "notes.txt").write_text("no image")
@@ -104,15 +103,6 @@ def test_a_folder_in_the_order_of_its_names(tmp_path: Path) -> None:
     assert [frame.time for frame in source] == [None] * 3
     assert [Path(frame.name or "").name for frame in source] == ["2.png", "10.jpg", "1.png"]
     assert grays(tmp_path) == [24, 32, 40]
-
-
-def test_an_image_is_read_only_when_it_is_wanted(tmp_path: Path) -> None:
-    write_image(tmp_path / "1.png", 0)
-    (tmp_path / "2.png").write_text("no image")
-    first, second = open_frames(str(tmp_path))
-    assert isinstance(first.read(), Image.Image)
-    with pytest.raises(InputError, match=r"2\.png can't be read as an image"):
-        second.read()
 
 
 def test_what_is_no_source(tmp_path: Path) -> None:
@@ -127,22 +117,23 @@ def test_what_is_no_source(tmp_path: Path) -> None:
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
     for name, said in (
-        (text, r"text\.mp4 can't be opened as a video \(Invalid data"),
-        (sound, r"sound\.wav holds no video"),
-        (empty, "empty holds no images"),
-        (tmp_path / "none.mp4", r"none\.mp4: no such file; a video, a folder of images, or"),
-        ("camera:front", "by its number, camera:0 or camera:1, got camera:front"),
-        ("camera:999", r"camera:999 can't be opened as a video"),
+        (text, "Invalid data"),
+        (sound, "no video"),
+        (empty, "no images"),
+        (tmp_path / "none.mp4", "no such file"),
+        ("camera:front", "number"),
+        ("camera:999", "can't be opened"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=said) as raised:
             open_frames(str(name))
+        assert str(name) in str(raised.value)
 
 
 def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_clip(tmp_path / "clip.mkv", 1)
     write_image(tmp_path / "images" / "1.png", 0)
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(InputError, match=r"av .*pip install 'dynamicvit\[video\]"):
+    with pytest.raises(InputError, match=r"dynamicvit\[video\]"):
         open_frames(str(path))
     assert len(list(open_frames(str(tmp_path / "images")))) == 1
 
@@ -150,21 +141,15 @@ def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "platform", "device"),
     [
+        *((name, "linux", None) for name in ("camera", "camera:", "my-camera:0", "a/dev/video0")),
         ("camera:0", "linux", ("v4l2", "/dev/video0")),
         ("/dev/video2", "linux", ("v4l2", "/dev/video2")),
         ("camera:1", "darwin", ("avfoundation", "1")),
         ("camera:USB Camera", "win32", ("dshow", "video=USB Camera")),
     ],
 )
-def test_cameras_have_their_systems_names(name: str, platform: str, device: tuple) -> None:
-    assert is_camera(name)
+def test_cameras_have_their_systems_names(name: str, platform: str, device: tuple | None) -> None:
     assert _device(name, platform) == device
-
-
-def test_what_is_no_camera() -> None:
-    assert not any(
-        map(is_camera, ("camera", "camera:", "my-camera:0", "/dev/video", "a/dev/video0"))
-    )
 
 
 def test_a_camera_is_asked_for_a_rate_and_its_frames_have_no_times(

@@ -31,11 +31,8 @@ def test_counting_gives_the_same_within_half_a_percent(values, share) -> None:
     assert latencies.percentile(share) == pytest.approx(percentile(values, share), rel=0.005)
 
 
-def test_nothing_counted() -> None:
-    assert Latencies().percentile(0.5) is None
-
-
-def test_frames_that_waited_for_nothing() -> None:
+def test_no_latencies_and_zero() -> None:
     latencies = Latencies()
+    assert latencies.percentile(0.5) is None
     latencies.add(0.0)
     assert latencies.percentile(0.5) == pytest.approx(0, abs=1e-6)

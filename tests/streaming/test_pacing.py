@@ -30,12 +30,15 @@ def test_a_file_plays_at_its_own_times() -> None:
         assert clock.now == pytest.approx(moment.due)
 
 
-def test_a_rate_replaces_its_times() -> None:
-    source = Frames(3, rate=20)
-    own, _ = pace(source, fps=5)
+@pytest.mark.parametrize("rate", [None, 20])
+def test_fps_replaces_the_times_of_images_and_videos(rate: float | None) -> None:
+    source = Frames(3, rate=rate)
+    own, clock = pace(source, fps=5)
     moments = [own.wait_for(frame) for frame in source]
     assert [moment.time for moment in moments] == pytest.approx([0, 0.2, 0.4])
-    assert own.period == 0.2
+    assert [moment.due for moment in moments] == pytest.approx([100, 100.2, 100.4])
+    assert (own.lossless, own.period) == (False, 0.2)
+    assert clock.now == pytest.approx(100.4)
 
 
 @pytest.mark.parametrize(("rate", "fps"), [(None, None), (None, 0), (20, 0)])
@@ -46,13 +49,6 @@ def test_as_fast_as_they_are_classified(rate: float | None, fps: float | None) -
     for frame in source:
         assert own.wait_for(frame) == (frame.time, None, False)
     assert clock.now == 100
-
-
-def test_images_at_a_rate() -> None:
-    own, clock = pace(Frames(3), fps=10)
-    assert [own.wait_for(frame).due for frame in Frames(3)] == pytest.approx([100, 100.1, 100.2])
-    assert not own.lossless
-    assert clock.now == pytest.approx(100.2)
 
 
 def test_a_camera_sets_the_pace() -> None:
@@ -77,12 +73,9 @@ def test_late_is_what_newer_frames_leave_no_place_for(places: int) -> None:
     assert not own.wait_for(frames[2]).late
 
 
-@pytest.mark.parametrize("fps", [-1, math.nan, math.inf])
-def test_no_rate(fps: float) -> None:
-    with pytest.raises(InputError, match="frames per second are positive, or 0"):
-        pace(Frames(1), fps)
-
-
-def test_a_camera_does_not_wait() -> None:
-    with pytest.raises(InputError, match="frames does not wait"):
-        pace(Frames(1, live=True), 0)
+@pytest.mark.parametrize(
+    ("fps", "live"), [(-1, False), (math.nan, False), (math.inf, False), (0, True)]
+)
+def test_rates_that_are_refused(fps: float, live: bool) -> None:
+    with pytest.raises(InputError, match=f"got {fps}"):
+        pace(Frames(1, live=live), fps)

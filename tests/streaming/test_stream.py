@@ -89,8 +89,10 @@ def answered(found: list[Any]) -> list[Answer]:
 
 def test_a_fast_machine_answers_each_frame_as_it_comes() -> None:
     clock = Clock()
-    found = list(answers(Camera(50, 30, clock), machine(clock, 0.01), NAMES, clock=clock))
+    camera = Camera(50, 30, clock, broken=2)
+    found = list(answers(camera, machine(clock, 0.01), NAMES, clock=clock))
     assert indices(found) == list(range(50))
+    assert found[2] == UnreadableFrame(2, "broken")
     for answer in answered(found):
         assert answer.time == pytest.approx(answer.index / 30)
         assert answer.waiting == pytest.approx(0, abs=1e-9)
@@ -117,15 +119,6 @@ def test_a_slow_machine_drops_the_oldest_and_never_falls_behind(places: int) -> 
     assert [answer.dropped for answer in found] == sorted(answer.dropped for answer in found)
 
 
-def test_an_answer_has_the_likeliest_classes() -> None:
-    clock = Clock()
-    [answer] = answers(Camera(1, 30, clock), machine(clock, 0.01), NAMES, top=2, clock=clock)
-    probability = float((torch.eye(4)[0] * 5).softmax(0)[0])
-    assert answer.classes[0].name == "class 0"
-    assert len(answer.classes) == 2
-    assert answer.classes[0].probability == pytest.approx(probability)
-
-
 def test_frames_without_a_moment_do_not_wait() -> None:
     class Images(list):
         dropped = 0
@@ -134,14 +127,6 @@ def test_frames_without_a_moment_do_not_wait() -> None:
     frames = Images([Ready(0, None, "a.png", None, torch.zeros(1))])
     [answer] = answers(frames, machine(clock, 0.5), NAMES, clock=clock)
     assert (answer.waiting, answer.latency) == (0, 0.5)
-
-
-def test_a_broken_frame_is_told_and_the_next_come() -> None:
-    clock = Clock()
-    camera = Camera(4, 30, clock, broken=2)
-    found = list(answers(camera, machine(clock, 0.01), NAMES, clock=clock))
-    assert indices(found) == [0, 1, 2, 3]
-    assert found[2] == UnreadableFrame(2, "broken")
 
 
 def test_a_target_is_held_by_going_down() -> None:
@@ -161,7 +146,7 @@ def test_a_target_is_held_by_going_down() -> None:
         assert answer.latency <= 0.030
 
 
-def test_a_target_that_can_not_be_held_is_told_once() -> None:
+def test_a_target_that_is_missed_is_reported_once() -> None:
     clock = Clock()
     levels = machine(clock, 0.050)
     controller = Controller([0.050], 0.030)
@@ -186,7 +171,7 @@ def test_a_stream_of_a_folder_and_a_model(tmp_path: Path) -> None:
     assert (summary["frames"], summary["dropped"], stream.settings["fps"]) == (3, 0, None)
     ratios = [level.keep_ratio for level in Stream(tmp_path, model, target_latency=60).levels]
     assert ratios == list(RATIOS)
-    with pytest.raises(InputError, match="2 levels need a target latency"):
+    with pytest.raises(InputError, match="2 levels"):
         Stream(tmp_path, model, keep_ratios=(0.5, 0.7))
 
 
@@ -242,8 +227,7 @@ def test_the_tally_is_of_all_events() -> None:
     assert sum(level["frames"] for level in summary["levels"]) == summary["frames"]
 
 
-def test_a_tally_of_nothing() -> None:
+def test_a_tally_of_no_events() -> None:
     tally = Tally(clock=Clock())
     assert tally.summary(0)["latency_ms"]["p50"] is None
-    assert tally.recent("latency") == {}
-    assert tally.recent_rate == 0
+    assert (tally.recent("latency"), tally.recent_rate) == ({}, 0)

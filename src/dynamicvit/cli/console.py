@@ -1,4 +1,4 @@
-"""What several commands print, check and write in the same way."""
+"""Printing, checks of paths and JSON that commands share."""
 
 from __future__ import annotations
 
@@ -23,33 +23,27 @@ from dynamicvit_command import print_error as print_error
 
 
 def hide_bars_in_logs() -> None:
-    """Leave the Hub's progress bars out where standard error is no terminal.
-
-    Those of transformers as well, which asks the Hub.
-    """
+    """Hide the Hub's progress bars, and so those of transformers, unless stderr is a terminal."""
     if not sys.stderr.isatty() and HF_HUB_DISABLE_PROGRESS_BARS is None:
         disable_progress_bars()
 
 
 def main_console(processes: Processes, *, stderr: bool = False) -> Console:
-    """Where the main process prints; the others keep quiet."""
+    """The console of the main process; the others are quiet."""
     return Console(stderr=stderr, quiet=not processes.is_main)
 
 
 def say(console: Console, line: str) -> None:
-    """Print a line as it is: not colored, not wrapped where there is no terminal."""
+    """Print a line as it is, without colors or line breaks."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def progress_bar(console: Console | None = None, *, transient: bool = True) -> Progress:
-    """How much is done, a note, and the time left; its tasks have a field ``note``.
+    """A progress bar on terminals only; its tasks have a field ``note``.
 
     Args:
-        console: where; by default standard error, so that the output can be piped.
-        transient: take the bar away when all is done.
-
-    Returns:
-        A bar that shows itself on a terminal only.
+        console: by default standard error, so that the output can be piped.
+        transient: remove the bar at the end.
     """
     console = console or Console(stderr=True)
     return Progress(
@@ -65,12 +59,7 @@ def progress_bar(console: Console | None = None, *, transient: bool = True) -> P
 
 
 class LineNowAndThen:
-    """Where there is no terminal for a bar, a line at times: what a cluster's log shows of a run.
-
-    Args:
-        console: where.
-        seconds: between two lines.
-    """
+    """A line a minute in place of a bar, for the log of a run without a terminal."""
 
     def __init__(self, console: Console, seconds: float = 60.0) -> None:
         self.console = console
@@ -78,46 +67,38 @@ class LineNowAndThen:
         self._last = time.monotonic()
 
     def say(self, line: str) -> None:
-        """Print the line, unless it is too soon, or a bar says it all."""
+        """Print the line, unless it is too soon or on a terminal."""
         if not self.console.is_terminal and time.monotonic() - self._last >= self.seconds:
             self._last = time.monotonic()
             say(self.console, line)
 
 
 def check_folder(folder: Path, option: str = "--output") -> None:
-    """Find out before the work whether files can be written into a folder; make nothing.
-
-    Args:
-        folder: where they will go.
-        option: that names it.
+    """Check before the work that files can be written into an option's folder; make nothing.
 
     Raises:
-        InputError: if it is a file, or must not be written.
+        InputError: for a file, or a folder without permission to write.
     """
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        raise InputError(f"{option} {folder}: {existing} is not a folder; give a folder")
+        raise InputError(f"{option} {folder}: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{option} {folder}: no permission to write in {existing}")
 
 
 def check_json(json_file: str | None) -> None:
-    """Find out before the work whether the file of ``--json`` can be written.
-
-    Raises:
-        InputError: if it is a folder, lies in none, or must not be written.
-    """
-    if json_file is not None and json_file != "-":
+    """:func:`check_file` for ``--json``, which may be ``-`` or missing."""
+    if json_file not in (None, "-"):
         check_file("--json", json_file)
 
 
 def check_file(option: str, file: str | Path) -> None:
-    """Find out before the work whether the file that an option names can be written.
+    """Check before the work that an option's file can be written.
 
     Raises:
-        InputError: if it is a folder, lies in none, or must not be written.
+        InputError: for a folder, a file in a missing folder, or one without permission to write.
     """
     path = Path(file)
     if path.is_dir():
@@ -129,11 +110,9 @@ def check_file(option: str, file: str | Path) -> None:
 
 
 def write_json(json_file: str | Path | None, numbers: dict[str, Any]) -> None:
-    """Write numbers into a file, whole or not at all; ``"-"`` prints them, ``None`` discards."""
-    if json_file is None:
-        return
-    text = json.dumps(numbers, indent=2) + "\n"
+    """Write numbers into a file, whole or not at all; ``"-"`` prints them, None discards them."""
+    text = json.dumps(numbers, indent=2)
     if json_file == "-":
-        typer.echo(text, nl=False)
-        return
-    write_text(json_file, text)
+        typer.echo(text)
+    elif json_file is not None:
+        write_text(json_file, text + "\n")

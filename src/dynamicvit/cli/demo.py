@@ -1,4 +1,4 @@
-"""`dynamicvit demo`: see token dropping work in minutes, without data or downloads."""
+"""`dynamicvit demo`: token dropping in minutes, without data or downloads."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of scenes and training.")] = 0,
     threads: Threads = None,
 ) -> None:
-    """Find the digit: drop most of a cluttered scene and still read what is written in it.
+    """Find the digit: drop most patches of a cluttered scene and still read its digit.
 
-    A small vision transformer reads one handwritten digit among pieces of others, over a
-    photograph. It is sparsified, fine-tuned before your eyes against its own dense self, and
-    compared with the dense network and with dropping tokens at random.
+    A small vision transformer reads one handwritten digit among pieces of others on a photograph.
+    It is sparsified, fine-tuned with itself as the dense teacher, and compared with the dense
+    network and with dropping random tokens.
     """
     console = Console()
     size = experiment.QUICK if quick else experiment.FULL

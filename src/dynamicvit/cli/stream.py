@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dynamicvit.cli.console import StoppedError, check_file
+from dynamicvit.cli.console import StoppedError, check_json
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
     Checkpoint,
@@ -56,24 +56,24 @@ def stream_command(
     fps: Annotated[
         float | None,
         typer.Option(
-            help="Frames a second; 0: as fast as they are classified, none dropped. By default a "
-            "video's and a camera's own, and 0 for a folder."
+            help="Frames a second; 0 for as fast as they are classified, none dropped. By default "
+            "the rate of a video or camera, and 0 for a folder."
         ),
     ] = None,
     target_latency: Annotated[
         str | None,
-        typer.Option(help="20ms: go down and up among the keep ratios to hold it."),
+        typer.Option(help="Latency to hold by changing the keep ratio, such as 20ms."),
     ] = None,
     keep_ratio: Annotated[
         list[float] | None,
         typer.Option(
-            help="Keep ratio ρ; repeated, those that --target-latency may use "
-            f"({', '.join(map(str, RATIOS))} if none is given)."
+            help="Keep ratio ρ; repeated, those for --target-latency "
+            f"(by default {', '.join(map(str, RATIOS))})."
         ),
     ] = None,
     queue: Annotated[
         int,
-        typer.Option(help="Frames that wait; one more drops the oldest.", rich_help_panel="Stream"),
+        typer.Option(help="Frames in the queue; full, it drops one.", rich_help_panel="Stream"),
     ] = 2,
     top: Annotated[int, typer.Option(help="Classes in each answer.", rich_help_panel="Stream")] = 1,
     lines_file: Annotated[
@@ -86,15 +86,14 @@ def stream_command(
     crop_pct: CropPct = None,
     no_pretrained: NoPretrained = False,
 ) -> None:
-    """Classify the frames of SOURCE in order, as they come, and drop those that come too late.
+    """Classify the frames of SOURCE in order, and drop those that come too late.
 
-    The model may be an exported file. --model may be repeated with --target-latency: models or
-    files of several keep ratios.
+    The model may be an exported file. With --target-latency, --model may be repeated, for models
+    of several keep ratios.
     """
     target = parse_latency(target_latency)
     size = parse_image_size(image_size)
-    if lines_file not in (None, "-"):
-        check_file("--json", lines_file)
+    check_json(lines_file)
     use_threads(threads)
     _check_choice(model_names, released, checkpoint, keep_ratio, target)
     source = open_frames(source_name, fps)
@@ -138,9 +137,6 @@ def stream_command(
         raise typer.Exit(2)
 
 
-# ---------------------------------------------------------------- what is asked for
-
-
 def _check_choice(
     models: list[str] | None,
     released: str | None,
@@ -148,34 +144,26 @@ def _check_choice(
     keep_ratios: list[float] | None,
     target: float | None,
 ) -> None:
-    """Refuse what does not go together, before anything is loaded.
-
-    Raises:
-        InputError: naming the options.
-    """
+    """Refuse options that conflict, before anything is loaded."""
     check_one_model(models[0] if models else None, released)
     models, keep_ratios = models or [], keep_ratios or []
     several = len(models) > 1
     if several and checkpoint is not None:
-        raise InputError(f"--checkpoint {checkpoint} goes with one model, got {', '.join(models)}")
+        raise InputError(f"--checkpoint {checkpoint} is for one model, got {', '.join(models)}")
     if several and keep_ratios:
         raise InputError(
-            f"--keep-ratio {keep_ratios[0]}: several models have a keep ratio each; "
-            "leave it out, or give one model"
+            f"--keep-ratio {keep_ratios[0]} is for one model, got {', '.join(models)}: each has "
+            "its own"
         )
     if target is None and (several or len(keep_ratios) > 1):
         given = ", ".join(models if several else map(str, keep_ratios))
-        raise InputError(f"--target-latency chooses among {given}: give it, or only one of them")
+        raise InputError(f"{given}: give only one, or --target-latency to choose among them")
 
 
 def _load(
     names: list[str], *, image_size: tuple[int, int] | None, **options: Any
 ) -> tuple[dict[str, DynamicViT | ExportedModel], tuple[int, int]]:
-    """The models by name, and the height and width of the images that all of them take.
-
-    Raises:
-        InputError: if they take different ones, or one can't be loaded.
-    """
+    """The models by name, and the height and width of the images for all of them."""
     models, sizes = {}, []
     for name in names:
         models[name], size = load_for_inference(name, image_size=image_size, **options)
@@ -189,13 +177,10 @@ def _load(
     return models, sizes[0]
 
 
-# ---------------------------------------------------------------- running
-
-
 def _run(stream: Stream, write: Write, console: Console) -> Exception | None:
-    """Write and show all events; returns what went wrong, if so, after what came before."""
+    """Write and show all events; returns the error that ended them, if any."""
     try:
-        # Closed even where an event can't be written: the thread that reads must end.
+        # Closing ends the reading thread even if an event can't be written.
         with View(console, stream.tally) as view, closing(iter(stream)) as events:
             for event in events:
                 write(event.as_dict())
@@ -209,7 +194,7 @@ def _run(stream: Stream, write: Write, console: Console) -> Exception | None:
 
 @contextmanager
 def _writer(file: str | None) -> Iterator[Write]:
-    """Writes an object as a line, at once, so that others can follow."""
+    """A function that writes an object as a line, unbuffered."""
     if file is None:
         yield lambda found: None
     elif file == "-":
@@ -223,7 +208,7 @@ def _print_line(found: dict[str, Any]) -> None:
     try:
         print(json.dumps(found), flush=True)
     except BrokenPipeError:  # as of `| head`
-        # Python would try again to write what is left when it ends.
+        # At its end Python would try again to write its buffer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         message = "stopped: standard output was closed"
         raise StoppedError(message, getattr(signal, "SIGPIPE", signal.SIGTERM)) from None

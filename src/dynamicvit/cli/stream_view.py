@@ -1,4 +1,4 @@
-"""What `dynamicvit stream` shows while it runs, and at its end."""
+"""The display of `dynamicvit stream`, and its summary."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from rich.text import Text
 from dynamicvit.cli.console import LineNowAndThen, print_error, say
 from dynamicvit.streaming import Answer, Change, Event, Missed, Tally, UnreadableFrame
 
-#: Between two pictures of the numbers, in seconds.
+#: Seconds between updates.
 _REFRESH = 0.25
 
-#: Of frames that can't be read so many are named; all are in the JSON lines.
+#: Unreadable frames that are named; all are in the JSON lines.
 _NAMED = 10
 
 _PARTS = ("latency", "waiting", "computing")
 
 
 class View:
-    """The last frames in numbers, on a terminal; elsewhere a line now and then.
+    """Live statistics of the last frames on a terminal; elsewhere a line a minute.
 
     Args:
-        console: where events are printed.
+        console: for events.
         tally: of the events, each counted before it is shown.
     """
 
@@ -48,30 +48,24 @@ class View:
             self._live.stop()
 
     def show(self, event: Event, dropped: int) -> None:
-        """Show an event.
-
-        Args:
-            event: what has happened.
-            dropped: frames dropped so far.
-        """
-        if isinstance(event, Change):
-            say(
-                self._console,
-                f"frame {event.index}: {event.before} -> {event.after}; "
-                f"{_nine_of_ten(event.measured, event.target)}",
+        """Show an event; ``dropped`` counts frames so far."""
+        if isinstance(event, Change | Missed):
+            what = (
+                f"{event.before} -> {event.after}"
+                if isinstance(event, Change)
+                else f"not even {event.level} holds the target"
             )
-        elif isinstance(event, Missed):
             say(
                 self._console,
-                f"frame {event.index}: not even {event.level} holds the target; "
-                f"{_nine_of_ten(event.measured, event.target)}",
+                f"frame {event.index}: {what}; nine of ten frames took up to "
+                f"{event.measured * 1e3:.1f} ms, target {event.target * 1e3:g} ms",
             )
         elif isinstance(event, UnreadableFrame) and self._tally.unreadable <= _NAMED:
             print_error(event.problem)
         elif isinstance(event, Answer):
-            self._now_and_then(event, dropped)
+            self._update(event, dropped)
 
-    def _now_and_then(self, answer: Answer, dropped: int) -> None:
+    def _update(self, answer: Answer, dropped: int) -> None:
         now = time.monotonic()
         if now - self._shown < _REFRESH:
             return
@@ -82,7 +76,7 @@ class View:
         )
         recent = {part: self._tally.recent(part) for part in _PARTS}
         if self._live is not None:
-            # Made here and not in the thread that draws: the numbers change meanwhile.
+            # Made here, as the numbers change while the other thread draws.
             line = Text(state, no_wrap=True, overflow="ellipsis")
             self._live.update(Group(_table(recent, 1e3), line))
         else:
@@ -91,13 +85,7 @@ class View:
 
 
 def print_summary(console: Console, source: str, summary: dict[str, Any]) -> None:
-    """Print what a stream came to.
-
-    Args:
-        console: where.
-        source: its name.
-        summary: of :meth:`~dynamicvit.streaming.Tally.summary`.
-    """
+    """Print the :meth:`~dynamicvit.streaming.Tally.summary` of a source."""
     unreadable = summary["unreadable"]
     say(
         console,
@@ -109,7 +97,11 @@ def print_summary(console: Console, source: str, summary: dict[str, Any]) -> Non
         return
     console.print(_table({part: summary[f"{part}_ms"] for part in _PARTS}), highlight=False)
     if "changes" in summary:
-        levels = ", ".join(_of_level(level) for level in summary["levels"])
+        levels = ", ".join(
+            f"{level['frames']} frames at "
+            + ("its own ratios" if level["keep_ratio"] is None else f"ρ {level['keep_ratio']:.3g}")
+            for level in summary["levels"]
+        )
         share = summary["within_target"]
         say(console, f"{share:.1%} within the target; {levels}; {summary['changes']} changes")
 
@@ -123,12 +115,3 @@ def _table(parts: dict[str, dict[str, float]], unit: float = 1.0) -> Table:
     for part, values in parts.items():
         table.add_row(part, *(f"{value * unit:.1f}" for value in values.values()))
     return table
-
-
-def _of_level(level: dict[str, Any]) -> str:
-    ratio = "its own ratios" if level["keep_ratio"] is None else f"ρ {level['keep_ratio']:.3g}"
-    return f"{level['frames']} frames at {ratio}"
-
-
-def _nine_of_ten(measured: float, target: float) -> str:
-    return f"nine of ten frames took up to {measured * 1e3:.1f} ms, target {target * 1e3:g} ms"

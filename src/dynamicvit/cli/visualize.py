@@ -1,4 +1,4 @@
-"""`dynamicvit visualize`: which patches of an image a model keeps, as a picture."""
+"""`dynamicvit visualize`: pictures of the patches that a model keeps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _OWN_PICTURE = re.compile(r"_dynamicvit(-\d+)?\.png$")
 
 
 def visualize(
-    # readable=False: this file says itself what can't be read, and goes on with the rest.
+    # readable=False: unreadable images are named below, and the others drawn.
     images: Annotated[
         list[Path],
         typer.Argument(metavar="IMAGE", help="Image files, or folders.", readable=False),
@@ -51,7 +51,7 @@ def visualize(
     crop_pct: CropPct = None,
     no_pretrained: NoPretrained = False,
 ) -> None:
-    """Show which patches a model keeps: one picture for each image, and its classes by name."""
+    """Draw the patches that a model keeps, a picture for each image, and name its classes."""
     size = parse_image_size(image_size)
     check_folder(output)
     sources = _find_images(images)
@@ -81,7 +81,7 @@ def visualize(
 
 
 def _print(found: Visualization) -> None:
-    """Print how much was kept of one image, and its classes by name."""
+    """Print how much is kept of an image, and its classes by name."""
     typer.echo(f"  {_kept(found.output)}")
     if not found.names:  # a backbone without a classifier
         return
@@ -98,17 +98,14 @@ def _kept(pruned: PrunedOutput) -> str:
     if not kept:
         return f"all {patches} patches kept: the model has no stages"
     shares = ", ".join(f"{share / patches:.0%}" for share in kept)
-    said = f"kept {', '.join(map(str, kept))} of {patches} patches ({shares})"
+    line = f"kept {', '.join(map(str, kept))} of {patches} patches ({shares})"
     if not any(merges(pruned, stage) for stage in range(len(kept))):
-        return said
-    return f"{said}; merged patches are paler copies of the kept patch that they are part of"
-
-
-# ---------------------------------------------------------------- images in, pictures out
+        return line
+    return f"{line}; merged patches are paler copies of the kept patch that they are part of"
 
 
 def _find_images(given: Iterable[Path]) -> list[Path]:
-    """The files given and those inside the folders given, each once; not this command's pictures.
+    """The given files and those in given folders, each once, without this command's pictures.
 
     Raises:
         InputError: for a folder without images.
@@ -119,15 +116,15 @@ def _find_images(given: Iterable[Path]) -> list[Path]:
         if path.is_dir():
             inside = [file for file in image_files(path) if not _OWN_PICTURE.search(file.name)]
             if not inside:
-                raise InputError(f"{path} holds no images but this command's own pictures")
+                raise InputError(f"{path} holds only this command's own pictures")
         for file in inside:
             found.setdefault(file.resolve(), file)
     return list(found.values())
 
 
 def _targets(sources: Sequence[Path], folder: Path) -> list[Path]:
-    """A picture's path for each image: no two the same, none of them an image that was given."""
-    # Case is folded, as file systems exist where Cat.png and cat.png are one file.
+    """A picture's path for each image, different from each other and from the images."""
+    # On some file systems Cat.png and cat.png are one file.
     taken = {str(source.resolve()).casefold() for source in sources}
     targets = []
     for source in sources:

@@ -1,7 +1,7 @@
-"""Images from disk to batches: formats and transforms are timm's, the honesty is ours.
+"""Images from disk to batches, through timm's formats and transforms.
 
-timm's own data set shows the next image again in place of one that can't be read; here such an
-image is named, left out of every count, and never replaced.
+timm's own data set repeats the next image in place of an unreadable one; here an unreadable image
+is named, excluded from every count, and never replaced.
 """
 
 from dynamicvit.data.batches import Batch, Loader

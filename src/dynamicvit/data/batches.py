@@ -1,4 +1,4 @@
-"""Batches: a deterministic order, augmentation that does not depend on the number of workers."""
+"""Batches in a reproducible order, with augmentation independent of the number of workers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Batch:
-    """Some images, and the paths of those that could not be read.
+    """Images, labels, and the paths of unreadable images.
 
     Attributes:
-        images: ``(B, 3, H, W)``; B is smaller than asked for where images were unreadable, and
-            ``(0, 3, 0, 0)`` where all were.
+        images: ``(B, 3, H, W)`` of the readable images; ``(0, 3, 0, 0)`` if none is.
         labels: ``(B,)`` int64, :data:`~dynamicvit.data.UNLABELED` for images without one.
         skipped: paths of the unreadable images.
-        paths: of the images, one each; empty where they are unknown.
+        paths: of the images; empty if unknown.
     """
 
     images: Tensor
@@ -52,11 +51,11 @@ class Batch:
 
 
 class Loader:
-    """Batches of a data set; iterating it again gives the same batches until the epoch is set.
+    """Batches of a data set, the same at each iteration until the epoch is set.
 
-    The order depends on the seed and the epoch; the augmentation of an image on the seed, the
-    epoch and its index. Neither depends on the number of workers, and neither touches the global
-    random generators of the calling process. Each unreadable image is logged once.
+    The order depends on seed and epoch, an image's augmentation on seed, epoch and index; neither
+    depends on the number of workers or touches the caller's global random generators. Each
+    unreadable image is logged once.
 
     Args:
         data: :class:`~dynamicvit.data.ImageData`, or a :class:`torch.utils.data.ConcatDataset` of
@@ -64,12 +63,12 @@ class Loader:
         batch_size: images in a batch.
         shuffle: a new order in every epoch; else the data set's own.
         seed: of order and augmentation.
-        num_workers: processes that read images; 0 reads in the calling one.
-        drop_last: leave out a last batch that is smaller than the others.
+        num_workers: processes that read images; 0 reads in the calling process.
+        drop_last: omit a smaller last batch.
 
     Raises:
-        InputError: for a batch size or number of workers that can't be; while iterating, for an
-            unreadable image if its data set is strict, and if no image at all could be read.
+        InputError: for a number out of range; while iterating, for an unreadable image of a
+            strict data set, and if no image is readable.
     """
 
     def __init__(
@@ -82,12 +81,13 @@ class Loader:
         num_workers: int = 0,
         drop_last: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise InputError(f"batch size must be at least 1, got {batch_size}")
-        if num_workers < 0:
-            raise InputError(f"number of workers must be at least 0, got {num_workers}")
-        if seed < 0:
-            raise InputError(f"seed must be at least 0, got {seed}")
+        for name, given, least in (
+            ("batch size", batch_size, 1),
+            ("number of workers", num_workers, 0),
+            ("seed", seed, 0),
+        ):
+            if given < least:
+                raise InputError(f"{name} must be at least {least}, got {given}")
         if drop_last and len(data) < batch_size:
             raise InputError(f"batch size {batch_size} is more than the {len(data)} images")
         self.data = data
@@ -102,18 +102,13 @@ class Loader:
         self._logged: set[str] = set()
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch to iterate over.
-
-        Args:
-            epoch: counted from 0.
-            start: how many of its batches to leave out, to go on inside an epoch.
-        """
+        """Choose the epoch, from 0, and its first batch, to resume inside an epoch."""
         self._epoch = epoch
         self._start = start
         if reopened := self.reopened:
             _log.warning(  # shown by default, unlike info
-                "going on at batch %d of epoch %d: %d shards are read again from their start, the "
-                "images already seen are passed over; the first is %s",
+                "resuming at batch %d of epoch %d: %d shards are read again from their start, "
+                "without the images already seen; the first is %s",
                 start,
                 epoch,
                 len(reopened),
@@ -122,24 +117,21 @@ class Loader:
 
     @property
     def reopened(self) -> tuple[str, ...]:
-        """The shards that were begun before the batch to start with, and go on after it."""
+        """The shards with images both before and after the start."""
         if not self._start:
             return ()
         return begun(self.data, self._order(), self._start * self.batch_size)
 
     def set_share(self, index: int, count: int) -> None:
-        """Read one part of each batch; other processes read the others.
+        """Read part ``index`` of ``count`` of each batch; other processes read the others.
 
-        Args:
-            index: which part, counted from 0. It may be one image smaller than those before, even
-                empty: together they are the whole batch, in its order.
-            count: how many parts.
+        Together the parts are the whole batch in its order; sizes differ by one image at most.
         """
         self._share = index, count
 
     @property
     def num_images(self) -> int:
-        """How many images a whole epoch asks for, readable or not."""
+        """Images of a whole epoch, readable or not."""
         return len(self) * self.batch_size if self.drop_last else len(self.data)
 
     def __len__(self) -> int:
@@ -170,7 +162,7 @@ class Loader:
             )
 
     def _keys(self) -> list[list[tuple[int, int]]]:
-        """For each batch, epoch and index of each of its images."""
+        """Epoch and index of each image, by batch."""
         order = self._order()
         starts = range(self._start * self.batch_size, len(self) * self.batch_size, self.batch_size)
         part, parts = self._share
@@ -189,17 +181,17 @@ class Loader:
         return shuffled(self.data, np.random.default_rng((self.seed, self._epoch)))
 
     def _report(self, failures: Sequence[Unreadable]) -> None:
-        """Here and not in a worker, where an exception would come with its traceback as text."""
+        """In the calling process: an exception of a worker would carry its traceback as text."""
         for failure in failures:
             if failure.fatal:
                 raise InputError(f"{failure.path} can't be read as an image ({failure.reason})")
             if failure.path not in self._logged:
                 self._logged.add(failure.path)
-                _log.warning("left out %s: %s", failure.path, failure.reason)
+                _log.warning("skipped %s: %s", failure.path, failure.reason)
 
 
 class _Seeded(Dataset):
-    """A data set whose random augmentation depends on seed, epoch and index only."""
+    """A data set whose augmentation depends on seed, epoch and index only."""
 
     def __init__(self, data: Dataset[Sample | Unreadable], seed: int) -> None:
         self.data = data
@@ -213,7 +205,7 @@ class _Seeded(Dataset):
 
 @contextmanager
 def _random_generators(*entropy: int) -> Iterator[None]:
-    """Seed the generators that timm's transforms draw from, and put them back afterwards."""
+    """Seed the generators of timm's transforms, and restore them afterwards."""
     before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     random.seed(seed)
@@ -232,15 +224,11 @@ def _collate(samples: Sequence[Sample | Unreadable]) -> tuple[Batch, list[Unread
     good = [sample for sample in samples if isinstance(sample, Sample)]
     images = torch.stack([each.image for each in good]) if good else torch.empty(0, 3, 0, 0)
     labels = torch.tensor([each.label for each in good], dtype=torch.int64)
-    skipped, paths = ([each.path for each in some] for some in (failures, good))
-    return Batch(images, labels, tuple(skipped), tuple(paths)), failures
+    skipped, paths = (tuple(each.path for each in some) for some in (failures, good))
+    return Batch(images, labels, skipped, paths), failures
 
 
-def _leave_interrupts_to_parent(worker: int) -> None:
-    """Ctrl-C goes to every process of the terminal, SLURM's SIGTERM to every process of the job.
-
-    Workers would each print a traceback, or end before the parent has saved.
-    """
-    del worker
+def _leave_interrupts_to_parent(_: int) -> None:
+    """Ctrl-C and SLURM's SIGTERM reach workers too, which would end before the parent has saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

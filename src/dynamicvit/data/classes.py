@@ -1,12 +1,11 @@
-"""Classes: the index that a name in a data set stands for, and the names that a model knows."""
+"""Class maps, from the class names of a data set to indices, and the class names of a model."""
 
 from __future__ import annotations
 
 import os
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -18,63 +17,45 @@ from dynamicvit.errors import InputError
 
 if TYPE_CHECKING:
     from dynamicvit.core.classifier import PrunedClassifier
+    from dynamicvit.data.images import ImageData
 
-IMAGENET = "imagenet"
 
-
-@dataclass(frozen=True)
-class ClassMap:
-    """A class index for each class name, and why it was chosen.
-
-    Attributes:
-        index: class index of each class name; of numbers, by the number as text.
-        origin: why, in one line.
-    """
+class ClassMap(NamedTuple):
+    """The class index of each class name (of a number: as text), and its origin in one line."""
 
     index: Mapping[str, int]
     origin: str
 
 
-class Labeled(Protocol):
-    """What class maps need of a data set."""
-
-    root: Any
-    class_word: str
-    classes: tuple[str, ...]
-    labels: np.ndarray
-
-
 def imagenet_class_map() -> dict[str, int]:
-    """ImageNet-1k's class index of each WordNet id (``n01440764`` is 0)."""
+    """The class index in ImageNet-1k of each WordNet id (``n01440764`` is 0)."""
     return {wordnet_id: index for index, wordnet_id in enumerate(ImageNetInfo().label_names())}
 
 
 def class_map_for(
-    data: Labeled,
+    data: ImageData,
     num_classes: int,
     class_map: Mapping[str, int] | str | os.PathLike[str] | None = None,
 ) -> ClassMap:
-    """The class map that fits a labeled data set to a model, or an error if none does.
+    """The class map from a labeled data set to a model; use it by ``data.with_class_map(.index)``.
 
-    Without a given map: ImageNet's if the model has its 1,000 classes and every folder is named by
-    one of its WordNet ids (so a subset of ImageNet keeps its indices); else the folders in natural
-    order, or a data set's classes in its own, if there is one for each class of the model. Classes
-    that are numbers stay the numbers they are. Nothing else is guessed.
+    Without a given map: ImageNet's, if the model has its 1,000 classes and all folders are named by
+    its WordNet ids (so a subset of ImageNet keeps its indices); else the classes in their own
+    order, if there are as many as the model's. Classes that are numbers keep their numbers.
 
     Args:
-        data: a labeled :class:`~dynamicvit.data.ImageData`; use the answer by
-            ``data.with_class_map(chosen.index)``.
+        data: the data set.
         num_classes: of the model.
-        class_map: what the user gave, if anything: as :class:`~dynamicvit.data.ImageData` takes it.
+        class_map: given by the user, as for :class:`~dynamicvit.data.ImageData`.
 
     Raises:
-        InputError: if a class is not in the given map, an index is outside the model's classes, or
-            no map was given and the numbers of the data's and the model's classes differ.
+        InputError: for a class that is not in the map, an index outside the model's classes, or
+            numbers of classes that differ without a map.
     """
     folders = data.classes
     if class_map is not None:
         index = read_class_map(class_map)
-        used = labels_of_classes(folders, index, data) if folders else list(index.values())
+        used = _labels_of_classes(folders, index, data) if folders else list(index.values())
         _check_range(used, num_classes)
         return ClassMap(index, "as given")
     if not folders:
@@ -85,45 +66,44 @@ def class_map_for(
         origin = f"ImageNet-1k's, as all {len(folders)} class folders are named by its WordNet ids"
         return ClassMap(imagenet, origin)
     if num_classes == len(folders):
-        index = {name: position for position, name in enumerate(folders)}
         order = "natural" if data.class_word == "class folders" else "their"
-        return ClassMap(index, f"the {len(folders)} {data.class_word} in {order} order")
+        origin = f"the {len(folders)} {data.class_word} in {order} order"
+        return ClassMap({name: index for index, name in enumerate(folders)}, origin)
     raise InputError(
         f"{data.root} has {len(folders)} {data.class_word} and the model {num_classes} classes; "
-        "give a class map: 'imagenet' or a .txt file with one class name a line, in class order"
+        "give a class map: 'imagenet', or a .txt file with one class name a line in class order"
     )
 
 
 def read_class_map(class_map: Mapping[str, int] | str | os.PathLike[str]) -> Mapping[str, int]:
-    """The class map that a mapping, a file or the word ``"imagenet"`` stands for; keys are text.
+    """The class map of a mapping, a file or the word ``"imagenet"``; its keys are text.
 
     Raises:
-        InputError: for a file that is missing or can't be used.
+        InputError: for a missing or unusable file.
     """
     if isinstance(class_map, Mapping):
         return {str(name): index for name, index in class_map.items()}
     path = os.fspath(class_map)
-    if path == IMAGENET:
+    if path == "imagenet":
         return imagenet_class_map()
     if not os.path.isfile(path):
-        raise InputError(f"class map {path} is not a file; give one, or the word {IMAGENET!r}")
+        raise InputError(f"class map {path} is not a file; give one, or the word 'imagenet'")
     try:
         return {str(name): index for name, index in load_class_map(path).items()}
     except (AssertionError, ValueError, OSError, pickle.UnpicklingError) as error:
         raise InputError(
             f"class map {path} can't be used ({error}); give a .txt file with one class name a "
-            "line, in class order"
+            "line in class order"
         ) from error
 
 
-def labels_of_classes(
-    classes: Sequence[str], class_map: Mapping[str, int] | None, data: Labeled
+def _labels_of_classes(
+    classes: Sequence[str], class_map: Mapping[str, int] | None, data: ImageData
 ) -> list[int]:
     """The class index of each class; without a map, its position.
 
     Raises:
-        InputError: naming the classes that are not in the map (timm's readers would drop their
-            images silently).
+        InputError: for classes that are not in the map; timm's readers skip their images silently.
     """
     if class_map is None:
         return list(range(len(classes)))
@@ -132,38 +112,35 @@ def labels_of_classes(
         named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise InputError(
             f"{len(missing)} {data.class_word} of {data.root} are not in the class map: {named}; "
-            "add them to it, or leave them out of the data"
+            "add them to it, or remove them from the data"
         )
     return [class_map[name] for name in classes]
 
 
 def labels_of_targets(
-    targets: np.ndarray,
-    classes: Sequence[str],
-    class_map: Mapping[str, int] | None,
-    data: Labeled,
+    targets: np.ndarray, class_map: Mapping[str, int] | None, data: ImageData
 ) -> np.ndarray:
-    """``(images,)`` class indices for targets ``(images,)``: positions in ``classes``, or numbers.
+    """``(images,)`` class indices of a source's targets ``(images,)``.
 
     Raises:
-        InputError: naming the classes that are not in the map.
+        InputError: for classes that are not in the map.
     """
-    if classes:
-        of_class = [*labels_of_classes(classes, class_map, data), UNLABELED]
+    if data.classes:
+        of_class = [*_labels_of_classes(data.classes, class_map, data), UNLABELED]
         return np.array(of_class)[targets]  # the last for UNLABELED, which is -1
     if class_map is None:
         return targets
     present, where = np.unique(targets, return_inverse=True)
     numbers = [str(number) for number in present if number != UNLABELED]
     unlabeled = [UNLABELED] * (len(present) - len(numbers))  # sorted before the others
-    return np.array([*unlabeled, *labels_of_classes(numbers, class_map, data)])[where]
+    return np.array([*unlabeled, *_labels_of_classes(numbers, class_map, data)])[where]
 
 
 def label_of_target(target: str, class_map: Mapping[str, int] | None) -> int:
-    """The class index of a class as it is written with an image; without a map, its number.
+    """The class index of a class written beside an image; without a map, its number.
 
     Raises:
-        InputError: for a class that is not in the map, or is no number and there is no map.
+        InputError: for a class that is not in the map or, without one, no number.
     """
     if target == str(UNLABELED):
         return UNLABELED
@@ -182,20 +159,17 @@ def _check_range(labels: Sequence[int], num_classes: int, origin: str = "the cla
         )
 
 
-# ---------------------------------------------------------------- the classes of a model
-
-
 def class_names(model: PrunedClassifier) -> list[str]:
-    """Names of a model's classes, or ``"class 0"``, ``"class 1"``, ... where they are unknown."""
+    """Names of a model's classes; ``"class 0"``, ``"class 1"``, ... if unknown."""
     names = known_class_names(model)
     return [f"class {index}" for index in range(model.num_classes)] if names is None else names
 
 
 def known_class_names(model: PrunedClassifier) -> list[str] | None:
-    """Names of a model's classes, or ``None`` where they are unknown.
+    """Names of a model's classes, or None.
 
-    From ``label_descriptions`` or ``label_names`` of its ``pretrained_cfg``; else from the number
-    of classes where that identifies an ImageNet (1,000 and the ImageNet-21k sets).
+    From ``label_descriptions`` or ``label_names`` of its ``pretrained_cfg``; else ImageNet's, if
+    the number of classes identifies one (1,000 and the ImageNet-21k sets).
     """
     count = model.num_classes
     config = model.pretrained_cfg or {}
@@ -207,19 +181,11 @@ def known_class_names(model: PrunedClassifier) -> list[str] | None:
         if isinstance(known, Sequence) and not isinstance(known, str) and len(known) == count:
             return [str(name) for name in known]
     subset = infer_imagenet_subset({"num_classes": count})
-    if subset is not None:
-        return list(ImageNetInfo(subset).label_descriptions())
-    return None
+    return None if subset is None else list(ImageNetInfo(subset).label_descriptions())
 
 
 class Prediction(NamedTuple):
-    """A class and its probability.
-
-    Attributes:
-        index: of the class.
-        name: its name.
-        probability: in [0, 1].
-    """
+    """A class and its probability in [0, 1]."""
 
     index: int
     name: str
@@ -227,15 +193,15 @@ class Prediction(NamedTuple):
 
 
 def top_classes(logits: Tensor, names: Sequence[str], k: int = 5) -> list[Prediction]:
-    """The k most probable classes, best first; fewer if there are not that many.
+    """The k most probable classes of one image, best first; fewer if there are fewer.
 
     Args:
-        logits: ``(classes,)`` of one image.
-        names: name of each class.
+        logits: ``(classes,)``.
+        names: of the classes.
         k: how many.
 
     Raises:
-        InputError: if there is not one name for each class.
+        InputError: if the number of names differs.
     """
     if logits.shape != (len(names),):
         raise InputError(f"{len(names)} class names, but logits of shape {tuple(logits.shape)}")

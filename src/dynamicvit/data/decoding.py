@@ -1,4 +1,4 @@
-"""The one place where files become images: for training, evaluation, streams and pictures."""
+"""Files to images, for training, evaluation, streams and pictures."""
 
 from __future__ import annotations
 
@@ -12,39 +12,40 @@ from timm.utils import natural_key
 from dynamicvit.errors import InputError
 
 
-def decode(content: bytes | Path | Image.Image, mode: str = "RGB") -> Image.Image:
-    """Decode an image, as it is stored.
+def decode(
+    content: bytes | Path | Image.Image, mode: str = "RGB", *, upright: bool = False
+) -> Image.Image:
+    """Decode an image.
 
     Args:
-        content: a file's bytes, its path, or an image that is decoded already.
+        content: a file's bytes, its path, or a decoded image.
         mode: Pillow's, ``"RGB"`` or ``"L"`` for gray.
+        upright: turn a file's image as its EXIF says.
 
     Raises:
         Exception: of any kind, for a broken file: OSError, SyntaxError, ValueError, struct.error,
             zlib.error, DecompressionBombError, ...
     """
-    return _decode(content, mode, upright=False)
+    if isinstance(content, Image.Image):
+        return content.convert(mode)
+    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+        return (ImageOps.exif_transpose(image) if upright else image).convert(mode)
 
 
 def read_image(path: Path, mode: str = "RGB") -> Image.Image:
-    """Read an image file, turned upright as its EXIF says.
-
-    Args:
-        path: the file.
-        mode: Pillow's, ``"RGB"`` or ``"L"`` for gray.
+    """Read an image file, upright, in Pillow's mode ``"RGB"`` or ``"L"`` for gray.
 
     Raises:
-        InputError: naming the file, if it can't be read.
+        InputError: for an unreadable file.
     """
     try:
-        return _decode(path, mode, upright=True)
+        return decode(path, mode, upright=True)
     except Exception as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise InputError(f"{path} can't be read as an image ({reason})") from error
+        raise InputError(f"{path} can't be read as an image ({reason_of(error)})") from error
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder and below; numbers in names count as numbers (2 before 10).
+    """The image files in a folder and below in natural order (2 before 10).
 
     Raises:
         InputError: if there are none.
@@ -62,12 +63,10 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without its line breaks, or its type where it has none."""
+    """An error's message without line breaks, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _decode(content: bytes | Path | Image.Image, mode: str, *, upright: bool) -> Image.Image:
-    if isinstance(content, Image.Image):
-        return content.convert(mode)
-    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-        return (ImageOps.exif_transpose(image) if upright else image).convert(mode)
+def reason_of(error: BaseException) -> str:
+    """Why a file failed, without its path: an OSError's reason, else the message."""
+    return getattr(error, "strerror", None) or one_line(error)

@@ -1,4 +1,4 @@
-"""A data set over a source of images: the index, class map, splits, and unreadable images."""
+"""A data set over a source of images: class map, splits, and unreadable images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class Sample(NamedTuple):
-    """One image: ``(3, H, W)``, its class index or :data:`UNLABELED`, and its name."""
+    """An image ``(3, H, W)``, its class index or :data:`UNLABELED`, and its path."""
 
     image: Tensor
     label: int
@@ -30,7 +30,7 @@ class Sample(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """An image that can't be read: its path, why, and whether that ends the run."""
+    """An unreadable image: its path, the reason, and whether that ends the run."""
 
     path: str
     reason: str
@@ -38,40 +38,33 @@ class Unreadable(NamedTuple):
 
 
 class ImageData(Dataset["Sample | Unreadable"]):
-    """The images of a source, in its own order: of folders and tars the natural one of the paths.
+    """The images of a source in its own order; for folders and tars, natural order of the paths.
 
-    An image that can't be read (a truncated JPEG is one) comes as :class:`Unreadable`;
-    :class:`~dynamicvit.data.Loader` drops it from its batch and says so.
+    An unreadable image, such as a truncated JPEG, comes as :class:`Unreadable`;
+    :class:`~dynamicvit.data.Loader` skips and logs it.
 
     Args:
-        root: a folder of class folders (an image's class is the folder it lies in), a ``.tar`` of
-            them, or a flat folder or tar of images without labels; or, with a prefix,
-            ``wds/PLACE``, ``hfds/PLACE``, ``torch/NAME/FOLDER``, and ``@SPLIT`` behind it.
-        transform: from an RGB image to ``(3, H, W)``; by default the image's pixels in 0..1.
+        root: a folder of class folders, a ``.tar`` of them, or a flat folder or tar of unlabeled
+            images; or ``wds/PLACE``, ``hfds/PLACE``, ``torch/NAME/FOLDER``, each with or without
+            ``@SPLIT``.
+        transform: from an RGB image to ``(3, H, W)``; by default pixels in [0, 1].
         class_map: class index of each class name: a mapping, the path of a file with one name a
-            line, or ``"imagenet"`` for WordNet ids; by default the source's own order.
-            :func:`~dynamicvit.data.class_map_for` finds the one that suits a model.
+            line, or ``"imagenet"`` for WordNet ids; by default the source's own order. See
+            :func:`~dynamicvit.data.class_map_for`.
         labeled: False gives every image the label :data:`UNLABELED`; by default images are
-            unlabeled only if the source knows no class of theirs (a flat folder, shards or a
-            data set without labels).
-        strict: an unreadable image ends the run; by default it is left out.
+            unlabeled if the source has no classes.
+        strict: an unreadable image ends the run; by default it is skipped.
 
     Attributes:
-        root: as given.
-        labeled: whether images have labels.
-        class_word: what classes are called in messages: class folders, classes.
-        classes: class names in the source's order, for folders the natural one; empty when
-            unlabeled, and when classes are numbers.
-        labels: ``(images,)`` int64 array of class indices. :data:`UNLABELED` throughout for
-            shards, whose labels are read with the images.
-        blocks: ``(images,)`` index in ``block_names`` of the shard each image lies in; None for
-            sources that are not read in shards.
-        block_names: the shards' paths.
-        strict: as given.
+        class_word: what messages call the classes.
+        classes: class names in the source's order; empty if unlabeled or if classes are numbers.
+        labels: ``(images,)`` int64 class indices; :data:`UNLABELED` throughout for shards, whose
+            labels are read with the images.
+        block_names: paths of the shards, if any.
 
     Raises:
-        InputError: for a root that is missing, can't be opened or holds no images; for classes
-            that the class map lacks.
+        InputError: for a root that is missing, unreadable or empty; for classes that are not in
+            the class map.
     """
 
     def __init__(
@@ -90,7 +83,7 @@ class ImageData(Dataset["Sample | Unreadable"]):
         self.labeled = source.labeled if labeled is None else labeled
         if not source.labeled and (labeled or class_map is not None):
             raise InputError(
-                f"{root} has no {source.class_word}; images without labels need labeled=False"
+                f"{root} has no {source.class_word}; unlabeled images need labeled=False"
             )
         if self.labeled and source.class_problem:
             raise InputError(f"{root} has {source.class_problem}")
@@ -103,7 +96,7 @@ class ImageData(Dataset["Sample | Unreadable"]):
 
     @property
     def blocks(self) -> np.ndarray | None:
-        """Which shard each image lies in."""
+        """``(images,)`` index in ``block_names`` of each image's shard; None without shards."""
         return None if self._source.blocks is None else self._source.blocks[self._rows]
 
     def __len__(self) -> int:
@@ -115,22 +108,22 @@ class ImageData(Dataset["Sample | Unreadable"]):
         try:
             image = decode(self._source.read(row))
             target = self._source.target(row) if self._reads_labels else None
-        # Broken files raise errors of any kind. The transform is outside: its errors are bugs.
+        # Broken files raise errors of any kind. An error of the transform below is a bug.
         except Exception as error:
             return Unreadable(self.path(index), one_line(error), self.strict)
         if target is not None:
             try:
                 label = label_of_target(target, self._class_map)
-            except InputError as error:  # not the image's fault: a class map that does not fit
+            except InputError as error:  # a class map that does not fit
                 return Unreadable(self.path(index), one_line(error), fatal=True)
         return Sample(self.transform(image), label, self.path(index))
 
     def path(self, index: int) -> str:
-        """The file of an image; in a tar, the member's name below the tar's."""
+        """An image's file; in a tar, the tar's path and the member's name."""
         return self._source.path(int(self._rows[index]))
 
     def with_transform(self, transform: Transform) -> ImageData:
-        """The same images through another transform."""
+        """The same images with another transform."""
         other = copy.copy(self)
         other.transform = transform
         return other
@@ -147,7 +140,7 @@ class ImageData(Dataset["Sample | Unreadable"]):
         return other
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageData:
-        """The images at these indices; the class indices stay."""
+        """The images at these indices, with the same class indices."""
         other = copy.copy(self)
         other._rows = self._rows[indices]
         other.labels = self.labels[indices]
@@ -161,29 +154,25 @@ class ImageData(Dataset["Sample | Unreadable"]):
         targets = self._source.targets
         if not self.labeled or targets is None:
             return np.full(len(self._rows), UNLABELED)
-        return labels_of_targets(targets[self._rows], self.classes, self._class_map, self)
+        return labels_of_targets(targets[self._rows], self._class_map, self)
 
 
 def split(data: ImageData, fraction: float, seed: int = 0) -> tuple[ImageData, ImageData]:
-    """Hold out part of a data set: ``(rest, held out)``, each in the order of ``data``.
+    """Hold out a fraction of a data set: ``(rest, held out)``, each in the order of ``data``.
 
-    Stratified: each class gives its share, to within one image. A class of a single image may
-    fall on either side, and where classes are known only as images are read (shards), all do.
-
-    Args:
-        data: what to split.
-        fraction: how much to hold out; ``floor(fraction · images)`` images are.
-        seed: the same seed gives the same split of the same images.
+    ``floor(fraction · images)`` images are held out, stratified by class to within one image;
+    shards, whose labels are read with the images, are split without classes. The same seed gives
+    the same split.
 
     Raises:
-        InputError: if the fraction is not inside (0, 1), or leaves a part empty.
+        InputError: for a fraction outside (0, 1), or one that leaves a part empty.
     """
     if not 0 < fraction < 1:
         raise InputError(f"held-out fraction must be inside (0, 1), got {fraction}")
     random = np.random.default_rng(seed)
     classes, class_of = np.unique(data.labels, return_inverse=True)
-    # Sorted by class, at random inside each, every (1/fraction)-th is taken: each class gives its
-    # share without any having to be large enough for a share of its own.
+    # Of all images sorted by class, shuffled within each, take every (1/fraction)-th: classes
+    # too small for a whole image of their own are sampled together.
     order = np.lexsort((random.random(len(data)), random.permutation(len(classes))[class_of]))
     quota = np.floor(np.arange(len(data) + 1) * fraction)
     held = np.zeros(len(data), dtype=bool)

@@ -1,4 +1,4 @@
-"""The order of an epoch: the same in every process that draws it with the same seed."""
+"""The order of an epoch, the same in every process for the same seed."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
 
 WINDOW = 8192
-"""About so many images of consecutive shards are shuffled together (timm shuffles as many)."""
+"""Images of consecutive shards that are shuffled together, about; as many as timm shuffles."""
 
 
-def parts_of(data: Dataset) -> list[Dataset]:
-    """The data sets that one consists of."""
+def _parts(data: Dataset) -> list[Dataset]:
     return list(data.datasets) if isinstance(data, ConcatDataset) else [data]
 
 
 def shuffled(data: Dataset, random: np.random.Generator) -> np.ndarray:
     """``(images,)`` indices in a new order.
 
-    Uniform over all orders where no part of the data lies in shards. Shards are read in a random
-    order, and about :data:`WINDOW` of their images are shuffled at a time. Several parts are
-    interleaved at random through the whole epoch.
+    Uniform over all orders without shards. Shards are read in a random order, about
+    :data:`WINDOW` of their images shuffled at a time. The parts of a ``ConcatDataset`` are
+    interleaved at random through the epoch.
     """
-    parts = parts_of(data)
+    parts = _parts(data)
     if all(getattr(part, "blocks", None) is None for part in parts):
         order = np.arange(sum(map(len, parts)))
         random.shuffle(order)
@@ -40,23 +39,20 @@ def shuffled(data: Dataset, random: np.random.Generator) -> np.ndarray:
 def _by_block(blocks: np.ndarray, random: np.random.Generator) -> np.ndarray:
     turn = random.permutation(int(blocks.max()) + 1)[blocks]
     rows = np.argsort(turn, kind="stable")  # shard after shard
-    begin = np.searchsorted(turn[rows], turn[rows])  # where in that row an image's shard begins
+    begin = np.searchsorted(turn[rows], turn[rows])  # where an image's shard begins
     return rows[np.lexsort((random.random(len(rows)), begin // WINDOW))]
 
 
 def begun(data: Dataset, order: np.ndarray, position: int) -> tuple[str, ...]:
-    """The shards that have images both before a position of an order and from it on."""
+    """The shards with images both before a position of an order and from it on."""
     names: list[str] = []
     first = 0
-    for part in parts_of(data):
+    for part in _parts(data):
         blocks = getattr(part, "blocks", None)
         if blocks is not None:
             mine = (order >= first) & (order < first + len(part))
             before = np.arange(len(order)) < position
-            seen, unseen = (
-                blocks[order[mine & before] - first],
-                blocks[order[mine & ~before] - first],
-            )
+            seen, unseen = (blocks[order[mine & half] - first] for half in (before, ~before))
             names += [part.block_names[block] for block in np.intersect1d(seen, unseen)]
         first += len(part)
     return tuple(names)

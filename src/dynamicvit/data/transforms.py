@@ -1,39 +1,38 @@
-"""From an image to the tensor a model wants: timm's transforms with the model's own settings."""
+"""Image to input tensor: timm's transforms with the model's own settings."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any, cast
 
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from timm.data.auto_augment import posterize
-from torch import Tensor, nn
+from torch import nn
 
 from dynamicvit.core.networks import own_image_size
+from dynamicvit.data.images import Transform
 from dynamicvit.errors import InputError
 
 Size = int | tuple[int, int]
-Transform = Callable[[Image.Image], Tensor]
 
 
 def eval_transform(
     model: nn.Module, image_size: Size | None = None, crop_pct: float | None = None
 ) -> Transform:
-    """Resize the short side, crop the center, normalize: the transform to evaluate a model with.
+    """The transform for evaluation: resize the short side, crop the center, normalize.
 
     Args:
-        model: whose ``pretrained_cfg`` gives interpolation, mean, standard deviation.
+        model: its ``pretrained_cfg`` gives interpolation, mean and standard deviation.
         image_size: side, or height and width, of the crop; the model's own by default.
-        crop_pct: the crop's share of the resized short side (0.875: 224 of 256); by default what
-            the model's weights were published with.
+        crop_pct: the crop's fraction of the resized short side (0.875: 224 of 256); by default
+            the one of ``pretrained_cfg``.
 
     Returns:
         A function from an RGB image to ``(3, height, width)``.
 
     Raises:
-        InputError: for a size that is not positive, or a share outside (0, 1].
+        InputError: for a size that is not positive, or a fraction outside (0, 1].
     """
     config = _config(model, image_size)
     if crop_pct is not None:
@@ -46,18 +45,18 @@ def eval_transform(
 def train_transform(
     model: nn.Module, image_size: Size | None = None, **augmentation: Any
 ) -> Transform:
-    """Random resized crop and flip, and what more is asked for: the transform to train with.
+    """The transform for training: random resized crop and flip, and further augmentation.
 
     Args:
-        model: whose ``pretrained_cfg`` gives interpolation, mean, standard deviation.
-        image_size: side, or height and width, of the crop; the model's own by default.
+        model: as for :func:`eval_transform`.
+        image_size: likewise.
         **augmentation: further arguments of :func:`timm.data.create_transform`, among them
             ``scale=(0.08, 1)``, ``hflip=0.5``, ``color_jitter=None`` (timm's own default is 0.4),
             ``auto_augment=None`` (``"rand-m9-n2-mstd0.5"``), ``re_prob=0`` (random erasing).
 
     Returns:
         A function from an RGB image to ``(3, height, width)``. It draws from the global random
-        generators: :class:`~dynamicvit.data.Loader` seeds them for each image.
+        generators, which :class:`~dynamicvit.data.Loader` seeds for each image.
 
     Raises:
         InputError: for an argument that timm does not know or can't use.
@@ -77,10 +76,10 @@ def train_transform(
 
 
 def _posterize_to_a_bit(transform: Any) -> None:
-    """Let timm's posterize leave at least one bit of each channel.
+    """Keep at least one bit of each channel in timm's posterize.
 
-    At its strongest it leaves none, which made a black image until Pillow 13 and is an error since:
-    the paper's augmentation draws it for one image in some hundreds.
+    At its strongest it keeps none: a black image until Pillow 13, an error since. The paper's
+    augmentation draws it for one image in some hundreds.
     """
     for step in transform.transforms:
         for op in getattr(step, "ops", ()):  # of RandAugment
@@ -93,9 +92,9 @@ def _posterize(image: Image.Image, bits: int, **arguments: Any) -> Image.Image:
 
 
 def _config(model: nn.Module, image_size: Size | None) -> dict[str, Any]:
-    """timm's settings for a model, at the size it was built for."""
+    """timm's settings for a model, at a size or its own."""
     config = resolve_model_data_config(model)
-    size = image_size if image_size is not None else own_image_size(model)
+    size = own_image_size(model) if image_size is None else image_size
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
         raise InputError(f"image size must be positive, got {image_size}")

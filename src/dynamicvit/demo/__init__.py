@@ -1,4 +1,4 @@
-"""A task that needs no data and no download: read the one whole digit in a cluttered scene."""
+"""A task without data or downloads: read the one whole digit in a cluttered scene."""
 
 from dynamicvit.demo.dense import dense_model, load_dense
 from dynamicvit.demo.scenes import SceneBatch, Scenes

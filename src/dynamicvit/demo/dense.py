@@ -1,4 +1,4 @@
-"""The dense model of the demo: a small vision transformer, and its shipped weights."""
+"""The demo's dense model, a small vision transformer, and its shipped weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ DENSE_WEIGHTS = Path(__file__).with_name("dense.safetensors")
 
 
 def dense_model() -> VisionTransformer:
-    """Build the demo's model with fresh weights: 12 x 12 patches, 8 blocks, 1.7 M parameters.
+    """The demo's model with fresh weights: 12 x 12 patches, 8 blocks, 1.7 M parameters.
 
-    Everything is timm's vision transformer but the projection of the patches: three strided
-    convolutions, which learn from far fewer scenes what a stroke is, wherever it lies in a patch.
+    timm's vision transformer, whose patches are projected by three strided convolutions: they
+    learn strokes, wherever they lie in a patch, from far fewer scenes.
     """
     model = VisionTransformer(
         img_size=IMAGE_SIZE,
@@ -31,37 +31,25 @@ def dense_model() -> VisionTransformer:
         num_heads=2,
         global_pool="token",
     )
-    width = model.embed_dim
-    model.patch_embed.proj = _stem(width)
-    # Sines and cosines show from the first step on which patches are neighbors: a digit that
-    # moves is the same digit. From there the embedding is learned as usual.
-    places = build_sincos2d_pos_embed([GRID, GRID], width, temperature=100)
-    assert model.pos_embed is not None
-    with torch.no_grad():
-        model.pos_embed[:, model.num_prefix_tokens :] = 0.5 * places
-    return model
-
-
-def load_dense(path: Path = DENSE_WEIGHTS) -> VisionTransformer:
-    """Load the trained model, ready for inference.
-
-    Args:
-        path: The weights that ``python -m dynamicvit.demo.train_dense`` wrote. They are stored in
-            half precision; the model computes in single precision.
-    """
-    model = dense_model()
-    model.load_state_dict(load_file(path))  # Copies into the model's precision.
-    return model.eval()
-
-
-def _stem(width: int) -> nn.Sequential:
-    """Project patches of 8 pixels, (B, 3, 96, 96) to (B, C, 12, 12), each seeing 15 pixels."""
+    # Patches of 8 pixels, (B, 3, 96, 96) to (B, C, 12, 12), each seeing 15 pixels.
     layers: list[nn.Module] = []
-    channels = (3, 24, 48, 96)
-    for inputs, outputs in pairwise(channels):
+    for inputs, outputs in pairwise((3, 24, 48, 96)):
         layers += [
             nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
             nn.ReLU(),
         ]
-    return nn.Sequential(*layers, nn.Conv2d(channels[-1], width, kernel_size=1))
+    model.patch_embed.proj = nn.Sequential(*layers, nn.Conv2d(96, model.embed_dim, kernel_size=1))
+    # Starting from sines and cosines, neighbors are known from the first step.
+    positions = build_sincos2d_pos_embed([GRID, GRID], model.embed_dim, temperature=100)
+    assert model.pos_embed is not None
+    with torch.no_grad():
+        model.pos_embed[:, model.num_prefix_tokens :] = 0.5 * positions
+    return model
+
+
+def load_dense(path: Path = DENSE_WEIGHTS) -> VisionTransformer:
+    """The trained model in ``eval()``; weights are of ``python -m dynamicvit.demo.train_dense``."""
+    model = dense_model()
+    model.load_state_dict(load_file(path))  # stored in half precision, copied into single
+    return model.eval()

@@ -1,8 +1,7 @@
 """Synthetic scenes: one handwritten digit hidden in a photograph, among pieces of other digits.
 
-Everything comes with scikit-learn (its 8x8 handwritten digits and its two photographs), so nothing
-is downloaded. The question is always *which digit is it*, and only the patches under the whole
-digit hold the answer: a model that drops the wrong ones has to guess.
+The 8x8 digits and two photographs come with scikit-learn, so nothing is downloaded. The class is
+the digit, and only its patches show it: a model that drops them has to guess.
 """
 
 from __future__ import annotations
@@ -25,20 +24,17 @@ IMAGE_SIZE = 96
 PATCH_SIZE = 8
 GRID = IMAGE_SIZE // PATCH_SIZE
 NUM_CLASSES = 10
-MEAN = 0.5
-"""Mean of the normalization, the same for the three channels."""
-STD = 0.25
-"""Standard deviation of the normalization, the same for the three channels."""
+MEAN, STD = 0.5, 0.25
+"""Normalization of all three channels."""
 
 TRAIN_DIGITS_PER_CLASS = 140
 PATCH_INK = 1 / 16
-"""A patch is the digit's when at least this share of its area is the digit's ink."""
+"""Fraction of a patch's area that the digit's ink must cover for the patch to be the digit's."""
 
-_CANVAS = 32  # A glyph is drawn on a canvas of this many pixels, then pasted.
-_MAX_FRAGMENTS = 6
-_FLAT = 0.3  # Brightness of the background where there is no clutter.
-_PHOTOGRAPH = 0.5  # Contrast of the photographs at full clutter: ink must stand out on foliage too.
-_GLYPHS = 1 + _MAX_FRAGMENTS  # Glyph 0 is the digit.
+_CANVAS = 32  # side of the canvas of a glyph, in pixels
+_FLAT = 0.3  # brightness of the background without clutter
+_PHOTOGRAPH = 0.5  # contrast of the photographs at full clutter, so that ink is visible on foliage
+_GLYPHS = 7  # the digit, and six pieces of others
 _DRAWS_PER_GLYPH = 10
 _DRAWS_PER_SCENE = 8 + _GLYPHS * _DRAWS_PER_GLYPH
 _SPLITS = ("train", "score")
@@ -50,9 +46,9 @@ class SceneBatch(NamedTuple):
     """A batch of scenes.
 
     Attributes:
-        images: Normalized images, (B, 3, 96, 96), float32.
-        labels: The digit in each image, (B,), int64.
-        digit_patches: True for the patches that the digit covers, (B, 144), in row-major order.
+        images: ``(B, 3, 96, 96)`` float32, normalized.
+        labels: ``(B,)`` int64, the digit.
+        digit_patches: ``(B, 144)`` bool, the patches that the digit covers.
     """
 
     images: Tensor
@@ -64,14 +60,14 @@ class SceneBatch(NamedTuple):
 class Scenes:
     """An endless, indexable collection of scenes.
 
-    Scene ``i`` of a ``(split, seed)`` is always the same, whatever batch it is drawn in. The two
-    splits share no digit image and no pixel of the photographs.
+    Scene ``i`` of a split and seed is the same in any batch. The two splits share no digit image
+    and no pixel of the photographs.
 
     Attributes:
         split: ``"train"`` or ``"score"``.
-        seed: Another seed gives other scenes.
-        clutter: From 0 (a flat gray background and nothing but the digit) to 1 (a photograph
-            behind it and six pieces of other digits around it).
+        seed: of the scenes.
+        clutter: from 0, the digit on flat gray, to 1, on a photograph among six pieces of other
+            digits.
     """
 
     split: Split = "train"
@@ -80,43 +76,21 @@ class Scenes:
 
     def __post_init__(self) -> None:
         if self.split not in _SPLITS:
-            raise InputError(f"split is {self.split!r}; it must be one of {_SPLITS}")
+            raise InputError(f"split must be one of {_SPLITS}, got {self.split!r}")
         if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; it must be 0 or more")
+            raise InputError(f"seed must be at least 0, got {self.seed}")
         if not 0 <= self.clutter <= 1:
-            raise InputError(f"clutter is {self.clutter}; it must lie in [0, 1]")
+            raise InputError(f"clutter must be in [0, 1], got {self.clutter}")
 
-    def batch(self, start: int | Sequence[int], size: int | None = None) -> SceneBatch:
-        """Draw the scenes ``start … start + size - 1``, or those of a sequence of indices.
-
-        Args:
-            start: The first index, or all the indices.
-            size: How many scenes, when ``start`` is one index.
-
-        Returns:
-            The scenes in the order of their indices.
-        """
-        return self.render(start, size)
-
-    def render(
-        self, start: int | Sequence[int], size: int | None = None, *, with_digit: bool = True
-    ) -> SceneBatch:
-        """As ``batch``; without the digit, everything else stays where it was."""
-        if isinstance(start, int):
-            if size is None:
-                raise InputError("size is missing: how many scenes from this index on?")
-            indices: Sequence[int] = range(start, start + size)
-        elif size is not None:
-            raise InputError(f"size is {size}, yet the indices already say how many scenes")
-        else:
-            indices = start
+    def batch(self, indices: Sequence[int], *, with_digit: bool = True) -> SceneBatch:
+        """The scenes at these indices; without the digit, all else stays the same."""
         draws = self._draws(indices)
         scene, glyph = draws[:, :8], draws[:, 8:].unflatten(1, (_GLYPHS, _DRAWS_PER_GLYPH))
 
         background = self._backgrounds(scene)
         alpha, labels = self._glyphs(glyph)
         corner = (glyph[..., 3:5] * (IMAGE_SIZE - _CANVAS + 1)).long()  # (B, G, 2): y, x
-        # Each glyph is light over dark and dark over light, so that it can always be read.
+        # Glyphs are light on dark and dark on light, so always readable.
         light = _brightness_under(background, corner) < 0.5  # (B, G)
         strength = 0.8 + 0.2 * glyph[..., 5]
         alpha = alpha * strength[..., None, None]
@@ -127,7 +101,7 @@ class Scenes:
         pieces, whole = alpha[:, 1:], alpha[:, :1]
         dark_ink = _paste(pieces * ~light[:, 1:, None, None], corner[:, 1:])
         light_ink = _paste(pieces * light[:, 1:, None, None], corner[:, 1:])
-        # No piece touches the digit: it must be hard to find, never impossible to read.
+        # No piece touches the digit, which stays readable.
         clear = _paste(torch.ones_like(whole), corner[:, :1]) == 0
         dark_ink, light_ink = dark_ink * clear, light_ink * clear
         digit_ink = _paste(whole, corner[:, :1])
@@ -142,14 +116,14 @@ class Scenes:
         return SceneBatch((images - MEAN) / STD, labels, share >= PATCH_INK)
 
     def _draws(self, indices: Sequence[int]) -> Tensor:
-        """All the random numbers of the scenes, uniform in [0, 1), (B, D): one stream per scene."""
+        """Random numbers ``(B, D)`` in [0, 1), a stream for each scene."""
         split = _SPLITS.index(self.split)
         streams = (np.random.default_rng((self.seed, split, int(i))) for i in indices)
         draws = [stream.random(_DRAWS_PER_SCENE, dtype=np.float32) for stream in streams]
         return torch.from_numpy(np.stack(draws))
 
     def _backgrounds(self, scene: Tensor) -> Tensor:
-        """Crops of the photographs in [0, 1], (B, 3, 96, 96), flattened as the clutter asks."""
+        """Crops of the photographs ``(B, 3, 96, 96)`` in [0, 1], of a contrast by the clutter."""
         bands = photograph_bands(self.split)  # (2, 3, H, W)
         rows, columns = (side - IMAGE_SIZE + 1 for side in bands.shape[-2:])
         crops = []
@@ -161,20 +135,20 @@ class Scenes:
         return _FLAT + _PHOTOGRAPH * self.clutter * (photographs - _FLAT)
 
     def _glyphs(self, glyph: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw the digit and the pieces of others, each on its own canvas.
+        """The digit and the pieces of others, each on its own canvas.
 
         Args:
-            glyph: Random numbers, (B, G, D).
+            glyph: random numbers ``(B, G, D)``.
 
         Returns:
-            The ink in [0, 1], (B, G, 32, 32), and the digit's label, (B,).
+            Ink ``(B, G, 32, 32)`` in [0, 1], and the digits' labels ``(B,)``.
         """
         inks, labels = digit_glyphs(self.split)
         which = (glyph[..., 0] * len(inks)).long()  # (B, G)
         size = 22 + 6 * glyph[..., 1]
         angle = math.radians(12) * (2 * glyph[..., 2] - 1)
         shear = 0.15 * (2 * glyph[..., 7] - 1)
-        # The grid runs from the canvas back to the digit: zoom in, turn, slant.
+        # The grid maps the canvas back to the digit: zoom in, turn, slant.
         zoom = _CANVAS / size
         cos, sin = zoom * angle.cos(), zoom * angle.sin()
         nothing = torch.zeros_like(size)
@@ -184,7 +158,7 @@ class Scenes:
         grid = F.affine_grid(theta, [len(theta), 1, _CANVAS, _CANVAS], align_corners=False)
         ink = F.grid_sample(sources, grid, align_corners=False)
         ink = ink.unflatten(0, which.shape).squeeze(2)
-        # A piece is an upper or lower half, or a quarter: never as tall as a digit.
+        # A piece is an upper or lower half, or a quarter, never as tall as a digit.
         pieces = _pieces()[(glyph[..., 8] * len(_pieces())).long()]
         pieces[:, 0] = 1
         return ink * pieces, labels[which[:, 0]]
@@ -197,7 +171,7 @@ def _digits() -> Any:
 
 @cache
 def digit_indices(split: Split) -> np.ndarray:
-    """The images of scikit-learn's digits that a split may use, sorted."""
+    """Sorted indices of a split in scikit-learn's digits."""
     labels = _digits().target
     shuffle = np.random.RandomState(0)
     chosen = []
@@ -210,33 +184,28 @@ def digit_indices(split: Split) -> np.ndarray:
 
 @cache
 def digit_glyphs(split: Split) -> tuple[Tensor, Tensor]:
-    """The split's digits as ink in [0, 1], (D, 32, 32), and their labels, (D,)."""
+    """A split's digits as ink ``(D, 32, 32)`` in [0, 1], and their labels ``(D,)``."""
     digits = _digits()
     chosen = digit_indices(split)
     ink = torch.from_numpy(digits.images[chosen]).float()[:, None] / 16
     ink = F.interpolate(ink, size=(_CANVAS, _CANVAS), mode="bicubic", align_corners=False)
-    ink = ((ink - 0.2) / 0.5).clamp(0, 1)  # Enlarged strokes are blurred: sharpen their edges.
+    ink = ((ink - 0.2) / 0.5).clamp(0, 1)  # sharpens enlarged strokes
     return ink.squeeze(1), torch.from_numpy(digits.target[chosen]).long()
-
-
-def photograph_columns(split: Split, width: int) -> slice:
-    """The columns of a photograph that a split may use: the left two thirds train."""
-    border = width * 2 // 3
-    return slice(0, border) if split == "train" else slice(border, width)
 
 
 @cache
 def photograph_bands(split: Split) -> Tensor:
-    """The split's part of each photograph in [0, 1], (2, 3, H, W)."""
+    """A split's part of each photograph ``(2, 3, H, W)`` in [0, 1]: the left two thirds train."""
     photographs = need("sklearn.datasets", "demo").load_sample_images().images
     photographs = torch.from_numpy(np.stack(photographs)).permute(0, 3, 1, 2)
-    columns = photograph_columns(split, photographs.shape[-1])
-    return photographs[..., columns].float() / 255
+    border = photographs.shape[-1] * 2 // 3
+    left, right = photographs.tensor_split([border], dim=-1)
+    return (left if split == "train" else right).float() / 255
 
 
 @cache
 def _pieces() -> Tensor:
-    """The shapes a digit is cut to, as masks of the canvas, (6, 32, 32)."""
+    """The shapes of pieces, as masks ``(6, 32, 32)`` of the canvas."""
     half = _CANVAS // 2
     first, last, whole = slice(half), slice(half, None), slice(None)
     cuts = [(first, whole), (last, whole)]
@@ -248,8 +217,8 @@ def _pieces() -> Tensor:
 
 
 def _brightness_under(background: Tensor, corner: Tensor) -> Tensor:
-    """Mean brightness of the background under each glyph's canvas, (B, G)."""
-    sums = F.pad(background.mean(1).cumsum(1).cumsum(2), (1, 0, 1, 0))  # Summed-area table.
+    """Mean brightness ``(B, G)`` of the background under each glyph's canvas."""
+    sums = F.pad(background.mean(1).cumsum(1).cumsum(2), (1, 0, 1, 0))  # summed-area table
     y, x = corner.unbind(-1)
     scene = torch.arange(len(background))[:, None]
 
@@ -261,14 +230,14 @@ def _brightness_under(background: Tensor, corner: Tensor) -> Tensor:
 
 
 def _paste(canvases: Tensor, corner: Tensor) -> Tensor:
-    """Lay canvases on empty images; where some overlap, the strongest ink stays.
+    """Paste canvases ``(B, G, 32, 32)`` onto empty images; the strongest ink wins.
 
     Args:
-        canvases: (B, G, 32, 32).
-        corner: Where each canvas begins, y and x, (B, G, 2).
+        canvases: of ink.
+        corner: ``(B, G, 2)``, y and x of their upper left corners.
 
     Returns:
-        The ink, (B, 96, 96).
+        The ink ``(B, 96, 96)``.
     """
     steps = torch.arange(_CANVAS)
     y = corner[..., 0, None, None] + steps[:, None]

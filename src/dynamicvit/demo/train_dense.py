@@ -1,11 +1,10 @@
 """Train the demo's dense model: ``python -m dynamicvit.demo.train_dense --out FILE``.
 
-Trained on cluttered scenes from the start, the model stays at chance for a long time: it has to
-find the digit before it can learn what digits look like. Training begins with clean scenes seen
-through a small window of patches around the digit, and both the clutter and the window grow until
-the whole scene is there. A small window is also several times faster.
+On cluttered scenes the model stays at chance for long, as it must find the digit before it can
+learn digits. So training begins with clean scenes, seen through a small window of patches around
+the digit, which is also several times faster; both clutter and window grow to the whole scene.
 
-It takes half an hour on one core and needs no accelerator.
+It takes half an hour on one CPU core.
 """
 
 from __future__ import annotations
@@ -25,44 +24,40 @@ from dynamicvit.demo.dense import DENSE_WEIGHTS, dense_model
 from dynamicvit.demo.scenes import GRID, Scenes
 
 FIRST_WINDOW = 5
-"""Side of the first window, in patches: a digit is about three patches tall."""
+"""Side of the first window in patches; a digit is about three patches tall."""
 
 
 class Window(nn.Module):
-    """A square window of patch tokens for each image, in the place of timm's patch dropout.
-
-    The position embedding is already added, so the model learns the place of every patch from
-    windows that lie anywhere.
-    """
+    """A square window of patch tokens for each image, in place of timm's patch dropout."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tokens: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Keep the class token and the window's tokens, (B, 1 + N, C) to (B, 1 + K, C)."""
+        """The class token and the window's tokens: ``(B, 1 + N, C)`` to ``(B, 1 + K, C)``."""
         if self.tokens is None:
             return x
         return x.gather(1, self.tokens[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def window_around(digit_patches: Tensor, side: int, draws: torch.Generator) -> Tensor | None:
-    """Place a random window that holds as much of the digit as it can.
+    """A random window that contains as much of the digit as possible.
 
     Args:
-        digit_patches: Which patches the digit covers, (B, N).
-        side: Side of the window in patches.
-        draws: Where the windows' places are drawn from.
+        digit_patches: ``(B, N)`` bool.
+        side: of the window, in patches.
+        draws: generator of the position.
 
     Returns:
-        Indices of the class token and the window's patch tokens, (B, 1 + K), or None when the
-        window is the whole scene.
+        Indices ``(B, 1 + K)`` of the class token and the window's patch tokens; None if the window
+        is the whole scene.
     """
     if side >= GRID:
         return None
     patches = digit_patches.unflatten(1, (GRID, GRID)).int()
     corners = []
-    for axis in (2, 1):  # Rows, then columns: what the digit covers when the other is summed up.
+    for axis in (2, 1):  # rows, then columns that the digit covers
         covered = patches.amax(axis)  # (B, 12)
         first, last = covered.argmax(1), GRID - 1 - covered.flip(1).argmax(1)
         low = (last - side + 1).clamp(min=0)
@@ -76,25 +71,24 @@ def window_around(digit_patches: Tensor, side: int, draws: torch.Generator) -> T
 
 @torch.inference_mode()
 def top1(model: nn.Module, scenes: Scenes, count: int, batch_size: int = 100) -> float:
-    """Share of the first ``count`` scenes that the model reads right, in percent."""
+    """Top-1 in percent on the first ``count`` scenes."""
     model.eval()
     right = 0
     for start in range(0, count, batch_size):
-        images, labels, _ = scenes.batch(start, min(batch_size, count - start))
+        images, labels, _ = scenes.batch(range(start, min(start + batch_size, count)))
         right += int((model(images).argmax(1) == labels).sum())
     return 100 * right / count
 
 
 def curriculum(progress: float) -> tuple[float, int]:
-    """The clutter and the window's side at a point of the training, ``progress`` in [0, 1]."""
+    """Clutter and side of the window at ``progress`` in [0, 1]."""
 
     def growth(start: float, end: float) -> float:
         return min(max((progress - start) / (end - start), 0), 1)
 
-    clutter = growth(0.13, 0.48)
-    # Most is learned through windows; the last part only has to get used to the whole scene.
+    # The last part adapts from windows to the whole scene.
     side = GRID if progress >= 0.95 else FIRST_WINDOW + round(3 * growth(0.22, 0.5))
-    return clutter, side
+    return growth(0.13, 0.48), side
 
 
 def learning_rate(progress: float, peak: float, warmup: float = 0.04) -> float:
@@ -106,11 +100,10 @@ def learning_rate(progress: float, peak: float, warmup: float = 0.04) -> float:
 
 
 def train(args: argparse.Namespace) -> nn.Module:
-    """Train, and score now and then; returns the average of the weights."""
+    """Train, with scores at intervals; returns the model with averaged weights."""
     torch.manual_seed(args.seed)
     model = dense_model()
     window = model.patch_drop = Window()
-    # The average leaves a long memory only once there is something worth remembering.
     ema = ModelEmaV3(model, decay=0.998, use_warmup=True)
     optimizer = create_optimizer_v2(
         model, "adamw", lr=args.lr, weight_decay=0.05, betas=(0.9, 0.98)
@@ -121,7 +114,8 @@ def train(args: argparse.Namespace) -> nn.Module:
         done = step / steps
         clutter, side = curriculum(done)
         scenes = Scenes("train", seed=args.seed, clutter=clutter)
-        images, labels, digit_patches = scenes.batch(step * args.batch_size, args.batch_size)
+        seen = step * args.batch_size
+        images, labels, digit_patches = scenes.batch(range(seen, seen + args.batch_size))
         draws = torch.Generator().manual_seed(args.seed * steps + step)
         window.tokens = window_around(digit_patches, side, draws)
 
@@ -148,7 +142,7 @@ def train(args: argparse.Namespace) -> nn.Module:
 
 
 def save(model: nn.Module, args: argparse.Namespace) -> None:
-    """Write the weights in half precision, with the command that makes them again."""
+    """Write the weights in half precision, with the command that reproduces them."""
     model = model.half()
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     accuracy = top1(model.float(), Scenes("score", seed=args.seed), args.score_scenes)

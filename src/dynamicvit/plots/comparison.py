@@ -1,4 +1,4 @@
-"""The comparison's plots: accuracy over MACs, and accuracy over measured throughput."""
+"""Plots of a comparison: accuracy over MACs, and over measured throughput."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
     from dynamicvit.comparison import Line
 
-#: Less than this share of the best is not drawn but named: it would press the others together.
+#: Lines below this fraction of the best are only named, as they would compress the others.
 _LEAST_SHARE = 0.6
 
 
 def save_comparison(lines: Sequence[Line], folder: str | Path) -> list[str]:
-    """Write all plots of a comparison, each as PNG and PDF.
+    """Write the plots of a comparison, each as PNG and PDF.
 
     Args:
         lines: of :func:`~dynamicvit.comparison.compare`.
-        folder: where to.
+        folder: of the plots.
 
     Returns:
-        Their names, without ending; those over throughput only where it was measured.
+        Their names, without ending.
 
     Raises:
         InputError: if matplotlib is not installed.
@@ -40,18 +40,16 @@ def save_comparison(lines: Sequence[Line], folder: str | Path) -> list[str]:
 
 
 def accuracy_over_macs(lines: Sequence[Line]) -> Figure:
-    """Top-1 (agreement with dense, where there are no labels) over GMACs."""
-    return _figure(lines, lambda line: line.gmacs, "GMACs of an image")
+    """Top-1, or agreement with dense without labels, over GMACs."""
+    return _figure(lines, lambda line: line.gmacs, "GMACs per image")
 
 
 def accuracy_over_throughput(lines: Sequence[Line], batch_size: int) -> Figure:
     """The same over the measured ratio of throughputs at a batch size; dense is at 1."""
 
     def ratio(line: Line) -> float | None:
-        if line.is_dense:
-            return 1.0
         timing = line.timings.get(batch_size)
-        return timing and timing.speedup
+        return 1.0 if line.is_dense else timing and timing.speedup
 
     return _figure(lines, ratio, f"throughput, times dense, batch {batch_size}")
 

@@ -1,4 +1,4 @@
-"""A run's log as one picture: losses, kept patches, gradients, learning rates."""
+"""A run's log as one picture: losses, kept patches, gradients and learning rates."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Points of a curve; a longer run shows means over as many stretches of steps.
+#: Points of a curve; longer runs are averaged over as many stretches of steps.
 MAX_POINTS = 500
 
 Step = Mapping[str, Any]
 
 
 def curves(steps: Sequence[Step]) -> Figure:
-    """The picture of a log (:func:`~dynamicvit.training.log.read_log`) of at least one step."""
+    """The figure of a log (:func:`~dynamicvit.training.log.read_log`) of at least one step."""
     evaluated = [step for step in steps if step.get("held_out")]
     rows = 3 if evaluated else 2
     figure = style.figure(13, 3.5 * rows)
@@ -39,20 +39,20 @@ def curves(steps: Sequence[Step]) -> Figure:
     bad = [step["step"] for step in steps if step["not_finite"]]
     for axes in (losses, gradient):
         for place, step in enumerate(bad):
-            label = f"steps left out: {len(bad)}" if not place else None
+            label = f"steps skipped: {len(bad)}" if not place else None
             axes.axvline(step, color=style.ALARM, linewidth=1.0, alpha=0.5, label=label)
     for axes in (rest[0] if evaluated else gradient, rates):
         axes.set_xlabel("step")
         axes.tick_params(labelbottom=True)
     for axes in (losses, kept, gradient, rates):
-        if axes.get_legend_handles_labels()[0]:  # beside the curves: inside it would lie on some
+        if axes.get_legend_handles_labels()[0]:  # beside the axes, to cover no curve
             place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
             axes.legend(frameon=False, fontsize=style.SMALL, **place)
     return figure
 
 
 def _losses(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
-    """Each part that the recipe has, unweighted, and the weighted sum."""
+    """Each part of the recipe, unweighted, and the weighted sum."""
     for name in steps[0]["losses"]:
         values = _means([step["losses"][name] for step in steps])
         if name == "total":
@@ -63,10 +63,10 @@ def _losses(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
 
 
 def _kept(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
-    """For each stage the share kept in training, that which the scores ask for, and the rule's."""
-    stages = len(steps[0]["kept"])
+    """For each stage the fraction kept in training, by keep score, and at inference."""
     from matplotlib import colormaps
 
+    stages = len(steps[0]["kept"])
     colors = colormaps[style.SCORES](np.linspace(0.1, 0.8, stages))
     for stage, color in enumerate(colors):
         for field, line, what in (
@@ -74,17 +74,17 @@ def _kept(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
             ("kept_by_score", ":", "likelier kept than not"),
             ("kept_at_inference", "--", "at inference"),
         ):
-            if not steps[0][field]:  # scores that say nothing but an order
+            if not steps[0][field]:  # scores of which only the order means anything
                 continue
             values = _means([step[field][stage] for step in steps])
             label = what if field == "kept" or stage == stages - 1 else None
             axes.plot(x, values, line, color=color, linewidth=1.2, label=label)
-    _dress(axes, "share of patches kept")
+    _dress(axes, "fraction of patches kept")
     axes.set_ylim(0, 1.02)
 
 
 def _held_out(axes: Axes, steps: Sequence[Step]) -> None:
-    """How right the model was on the images kept aside, each time that it was asked."""
+    """Accuracy on the held-out images at each evaluation."""
     (name,) = steps[0]["held_out"]
     percent = [100 * step["held_out"][name] for step in steps]
     axes.plot([step["step"] for step in steps], percent, "o-", color=style.INK, markersize=4)
@@ -98,7 +98,7 @@ def _dress(axes: Axes, title: str, scale: str = "linear") -> None:
 
 
 def _means(values: Sequence[float | None]) -> np.ndarray:
-    """Means over at most :data:`MAX_POINTS` stretches; what is missing counts nowhere."""
+    """Means over at most :data:`MAX_POINTS` stretches, without missing values."""
     numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
     parts = np.array_split(numbers, min(MAX_POINTS, len(numbers)))
     return np.array([np.nan if np.isnan(p).all() else np.nanmean(p) for p in parts])

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: One picture holds at most this many images: Agg draws nothing beyond 65,535 pixels.
+#: Images of one figure, as Agg is limited to 65,535 pixels.
 MAX_IMAGES = 128
 
-_CELL = 2.0  # inches; the side of a square cell, and the same area for any other
+_CELL = 2.0  # inches; the side of a square cell, whose area all cells have
 _GAP, _MARGIN, _TITLE, _CAPTION = 0.07, 0.12, 0.42, 0.28  # inches
 _BAR_WIDTH, _BAR_LABELS = 0.09, 0.46  # inches
 
@@ -37,29 +37,26 @@ def draw(
     dense_logits: Tensor | None = None,
     score_stage: int = 0,
 ) -> Figure:
-    """Draw what a model kept of each image.
+    """Draw the patches that a model keeps of each image.
 
-    The columns are the input, the image after each stage, and a map of one stage's keep scores
-    (left out when the decisions were given: there are no scores then). Dropped patches are faded
-    out; merged ones are a paler copy of the kept patch that they are part of. The map shows the
-    order of the scores and no numbers: unless a model was trained with ``independent`` decisions,
-    their level means nothing.
+    The columns are the input, the image after each stage, and a map of one stage's keep scores, if
+    the output has any. Dropped patches are faded out; merged ones are paler copies of the kept
+    patch that they are part of. The map shows only the order of the scores, as their level means
+    nothing unless a model was trained with ``independent`` decisions.
 
     Args:
-        images: ``(B, C, H, W)`` in [0, 1], with one or three channels (see
-            :func:`~dynamicvit.plots.patches.denormalize`).
-        output: what :meth:`DynamicViT.forward_pruned` returned for them.
-        names: name of each class; with it the predicted class stands under each row.
-        labels: index of each image's true class, to mark predictions as right or wrong.
-        dense_logits: ``(B, classes)`` of the dense model, to stand beside the pruned prediction.
-        score_stage: whose scores to map, from 0; later ones are blank where patches were dropped.
+        images: ``(B, C, H, W)`` in [0, 1], with one or three channels.
+        output: of :meth:`DynamicViT.forward_pruned` for them.
+        names: of the classes, to print predictions.
+        labels: class index of each image, to mark predictions as right or wrong.
+        dense_logits: ``(B, classes)`` of the dense model, to print its predictions too.
+        score_stage: stage of the map, from 0; patches dropped before it are blank.
 
     Returns:
         A figure; write it with :func:`dynamicvit.plots.style.save`.
 
     Raises:
-        InputError: if the arguments don't belong to the same images, or there are more than
-            ``MAX_IMAGES`` of them.
+        InputError: for arguments of different lengths, or more than ``MAX_IMAGES`` images.
     """
     _check(images, output, labels, dense_logits, score_stage)
     images = torch.stack([as_rgb(image.detach().float().cpu()) for image in images])
@@ -92,13 +89,13 @@ def draw(
 
 
 class _Page:
-    """Places cells, titles and captions, measured in inches, on a new figure."""
+    """A figure with cells, titles and captions placed in inches."""
 
     def __init__(
         self, rows: int, columns: int, aspect: float, has_caption: bool, has_bar: bool
     ) -> None:
         self.columns = columns
-        # Wide and tall images get the same area; the widest panorama still leaves a strip.
+        # All shapes have the same area, up to a ratio of ten.
         aspect = min(max(aspect, 0.1), 10.0)
         self._cell = (_CELL / math.sqrt(aspect), _CELL * math.sqrt(aspect))
         self._row = self._cell[1] + (_CAPTION if has_caption else 0)
@@ -108,7 +105,7 @@ class _Page:
         self.figure = style.figure(self._width, self._height, layout=None)
 
     def cell(self, row: int, column: int) -> Axes:
-        """Empty axes without ticks for one picture."""
+        """Axes without ticks for a picture."""
         axes = self._axes(self._left(column), self._bottom(row), *self._cell)
         axes.set(xticks=[], yticks=[])
         for spine in axes.spines.values():
@@ -116,7 +113,7 @@ class _Page:
         return axes
 
     def bar(self, row: int) -> Axes:
-        """Axes for the color bar beside the last cell of a row."""
+        """Axes for the color bar beside a row's last cell."""
         left = self._left(self.columns - 1) + self._cell[0] + 0.06
         return self._axes(left, self._bottom(row), _BAR_WIDTH, self._cell[1])
 
@@ -130,9 +127,8 @@ class _Page:
         self._text(x, y + 0.08, second, size=8.5, color=style.FAINT, ha="center")
 
     def caption(self, row: int, text: str) -> None:
-        """One line under a row, cut where the page ends."""
-        # About 0.075 inches for each character of this size.
-        room = int((self._width - 2 * _MARGIN) / 0.075)
+        """One line under a row, cut at the page's end."""
+        room = int((self._width - 2 * _MARGIN) / 0.075)  # about 0.075 inches a character
         text = text if len(text) <= room else text[: room - 1].rstrip() + "…"
         self._text(_MARGIN, self._bottom(row) - 0.18, text, size=style.LABEL, color=style.INK)
 
@@ -140,20 +136,14 @@ class _Page:
         return _MARGIN + column * (self._cell[0] + _GAP)
 
     def _bottom(self, row: int) -> float:
-        top = self._height - _MARGIN - _TITLE - row * (self._row + _GAP)
-        return top - self._cell[1]
+        return self._height - _MARGIN - _TITLE - row * (self._row + _GAP) - self._cell[1]
 
     def _axes(self, left: float, bottom: float, width: float, height: float) -> Axes:
-        rectangle = (
-            left / self._width,
-            bottom / self._height,
-            width / self._width,
-            height / self._height,
-        )
-        return self.figure.add_axes(rectangle)
+        w, h = self._width, self._height
+        return self.figure.add_axes((left / w, bottom / h, width / w, height / h))
 
     def _text(self, x: float, y: float, text: str, **look: object) -> None:
-        # A class name may hold a dollar sign: it is not mathematics.
+        # A dollar sign in a class name is no mathematics.
         self.figure.text(x / self._width, y / self._height, text, parse_math=False, **look)
 
 
@@ -169,7 +159,7 @@ def _titles(output: PrunedOutput, score_stage: int) -> list[tuple[str, str]]:
 
 
 def merges(output: PrunedOutput, stage: int) -> bool:
-    """Whether patches that a stage dropped became part of kept ones, as far as the output says."""
+    """Whether the output has patches that a stage merged into kept ones."""
     return bool(output.groups) and bool((~output.kept[stage] & (output.groups[stage] >= 0)).any())
 
 
@@ -178,7 +168,7 @@ def _show(axes: Axes, image: Tensor) -> None:
 
 
 def _outline(axes: Axes, kept: Tensor, height: int, width: int) -> None:
-    """A thin line between kept and dropped patches, which in a bright sky look alike."""
+    """A thin line between kept and dropped patches, which look alike in a bright sky."""
     from matplotlib.collections import LineCollection
 
     rows, columns = kept.shape
@@ -230,12 +220,12 @@ def _guess(logits: Tensor, names: Sequence[str], label: int | None) -> str:
 
 
 def _short(name: str) -> str:
-    """The first of a class's synonyms."""
+    """The first synonym of a class."""
     return name.split(",")[0].strip()
 
 
 def _percent(share: float) -> str:
-    """A share with the digits that tell it from 0 and from 1."""
+    """A fraction with enough digits to differ from 0 and 1."""
     digits = 0 if 0.0995 <= share <= 0.995 else 1 if share >= 0.00995 else 2
     return f"{share:.{digits}%}"
 
@@ -252,12 +242,13 @@ def _check(
             f"images must be (batch, channels, height, width) with 1 to {MAX_IMAGES} images, "
             f"got {tuple(images.shape)}"
         )
-    if len(output.logits) != len(images):
-        raise InputError(f"{len(images)} images, but the output of {len(output.logits)}")
-    if labels is not None and len(labels) != len(images):
-        raise InputError(f"{len(images)} images, but {len(labels)} labels")
-    if dense_logits is not None and len(dense_logits) != len(images):
-        raise InputError(f"{len(images)} images, but {len(dense_logits)} rows of dense logits")
+    for given, what in (
+        (output.logits, "rows of logits"),
+        (labels, "labels"),
+        (dense_logits, "rows of dense logits"),
+    ):
+        if given is not None and len(given) != len(images):
+            raise InputError(f"{len(images)} images, but {len(given)} {what}")
     stages = len(output.keep_scores)
     if stages and not 0 <= score_stage < stages:
-        raise InputError(f"score_stage {score_stage} does not exist: 0 to {stages - 1} do")
+        raise InputError(f"score_stage must be in 0 to {stages - 1}, got {score_stage}")

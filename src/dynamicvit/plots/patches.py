@@ -1,57 +1,50 @@
-"""What each patch looks like in a picture: kept, dropped, merged, or by its keep score."""
+"""The look of patches in a picture: kept, dropped, merged, or by keep score."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.data import resolve_model_data_config
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynamicvit.errors import InputError
 
-#: How far a merged patch fades: told from a kept one, while what it is part of is still seen.
+#: Fading of merged patches: different from kept ones, and still visible.
 MERGED_FADE = 0.5
 
 
-def fade(
-    image: Tensor,
-    kept: Tensor,
-    grid: tuple[int, int],
-    strength: float = 0.82,
-    towards: float = 1.0,
-) -> Tensor:
-    """The image with its dropped patches faded out.
+def fade(image: Tensor, kept: Tensor, grid: tuple[int, int], strength: float = 0.82) -> Tensor:
+    """The image with its dropped patches faded to white.
 
     Args:
-        image: ``(3, H, W)`` in [0, 1]; one channel is repeated for the three.
+        image: ``(3, H, W)`` or ``(1, H, W)`` in [0, 1].
         kept: ``(N,)`` bool, in image order.
         grid: rows and columns of patches; N is their product.
-        strength: from 0, which changes nothing, to 1, which leaves nothing of a dropped patch.
-        towards: the brightness that dropped patches fade to, 1 for white.
+        strength: 0 for unchanged, 1 for white.
 
     Returns:
         ``(3, H, W)``; kept patches are unchanged.
 
     Raises:
-        InputError: if the shapes don't fit each other.
+        InputError: for shapes that don't match.
     """
     image = as_rgb(image)
     shown = as_grid(kept, grid).to(image.dtype)
     shown = F.interpolate(shown[None, None], size=image.shape[1:], mode="nearest")[0]
-    return image.lerp(torch.full_like(image, towards), strength * (1 - shown))
+    return image.lerp(torch.ones_like(image), strength * (1 - shown))
 
 
 def as_merged(image: Tensor, kept: Tensor, groups: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The image in which each merged patch looks like the kept patch it became part of.
+    """The image with each merged patch as a copy of the kept patch that it is part of.
 
     Args:
         image: ``(3, H, W)``.
         kept: ``(N,)`` bool, in image order.
-        groups: ``(N,)``, which of the kept patches each patch is part of, -1 for none.
+        groups: ``(N,)`` index, among the kept patches, of the one each patch is part of; -1 for
+            none.
         grid: rows and columns of patches; N is their product.
 
     Returns:
-        ``(3, H, W)``; kept patches, and those that are part of none, are unchanged.
+        ``(3, H, W)``; kept patches and removed ones are unchanged.
 
     Raises:
         InputError: if N is not rows times columns.
@@ -65,7 +58,7 @@ def as_merged(image: Tensor, kept: Tensor, groups: Tensor, grid: tuple[int, int]
     y, x = torch.arange(height)[:, None], torch.arange(width)
     row, column = y * rows // height, x * columns // width
     source = source[row, column]
-    # As far from the corner of the one patch as from that of the other.
+    # The same offset from the corner of either patch.
     y = y + ((source // columns - row) * height / rows).round().long()
     x = x + ((source % columns - column) * width / columns).round().long()
     return image[:, y.clamp(0, height - 1), x.clamp(0, width - 1)]
@@ -74,13 +67,9 @@ def as_merged(image: Tensor, kept: Tensor, groups: Tensor, grid: tuple[int, int]
 def after_stage(
     image: Tensor, kept: Tensor, groups: Tensor | None, grid: tuple[int, int]
 ) -> Tensor:
-    """The image after a stage: removed patches faded out, merged ones paler than their group.
+    """The image after a stage: removed patches faded out, merged ones as paler copies.
 
-    Args:
-        image: ``(3, H, W)`` in [0, 1].
-        kept: ``(N,)`` bool, in image order.
-        groups: as for :func:`as_merged`; ``None`` if nothing merges.
-        grid: rows and columns of patches.
+    Arguments are as for :func:`as_merged`; ``groups`` is None if nothing merges.
     """
     if groups is None:
         return fade(image, kept, grid)
@@ -90,18 +79,15 @@ def after_stage(
 
 
 def score_map(keep_scores: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The rank of each patch's keep score, laid out as the image.
-
-    Only the order of scores decides. Their values span orders of magnitude, so a few patches would
-    hide how the others differ.
+    """The rank of each patch's keep score, as values span orders of magnitude.
 
     Args:
-        keep_scores: ``(N,)``; ``-inf`` for patches that earlier stages dropped.
+        keep_scores: ``(N,)``; ``-inf`` for patches dropped by earlier stages.
         grid: rows and columns of patches; N is their product.
 
     Returns:
-        ``(rows, columns)``, from 0 for the lowest score to 1 for the highest, equal scores midway
-        between their ranks; NaN for patches dropped earlier, which matplotlib leaves blank.
+        ``(rows, columns)`` from 0 for the lowest score to 1 for the highest, with equal scores at
+        their mean rank, and NaN for patches dropped earlier.
 
     Raises:
         InputError: if N is not rows times columns.
@@ -114,30 +100,15 @@ def score_map(keep_scores: Tensor, grid: tuple[int, int]) -> Tensor:
     return ranks.reshape(grid)
 
 
-def denormalize(images: Tensor, model: nn.Module) -> Tensor:
-    """Undo the normalization that a model's weights expect.
-
-    Args:
-        images: ``(..., C, H, W)`` as the model takes them.
-        model: its ``pretrained_cfg`` gives mean and standard deviation; timm's defaults without.
-
-    Returns:
-        The images in [0, 1].
-    """
-    config = resolve_model_data_config(model)
-    mean, std = (images.new_tensor(config[name])[:, None, None] for name in ("mean", "std"))
-    return (images * std + mean).clamp(0, 1)
-
-
 def as_rgb(image: Tensor) -> Tensor:
-    """``(3, H, W)`` of an image with one or three channels.
+    """``(3, H, W)`` of an image of one or three channels.
 
     Raises:
         InputError: for any other shape.
     """
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise InputError(
-            f"an image is (3, height, width) or (1, height, width), got {tuple(image.shape)}"
+            f"an image must be (3, height, width) or (1, height, width), got {tuple(image.shape)}"
         )
     return image.expand(3, -1, -1)
 

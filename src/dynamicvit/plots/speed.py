@@ -1,4 +1,4 @@
-"""A benchmark as a picture: how fast each runtime and precision is, dense and pruned."""
+"""A benchmark as a picture: throughput of each runtime and precision, dense and pruned."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ _BAR = 0.38
 
 
 def plot_speed(rows: Sequence[BenchRow], title: str = "") -> Figure:
-    """Horizontal bars, a panel for each batch size; quartiles as error bars.
+    """Horizontal bars of throughput, a panel for each batch size; quartiles as error bars.
 
-    The bars are throughputs: times that of the dense network in eager fp32 where it was timed too,
-    else images per second.
+    Relative to the dense network in eager fp32 if it was timed too, else in images per second.
 
     Args:
         rows: of one network, or of one pair of files.
-        title: over all.
+        title: of the figure.
     """
     sizes = list(dict.fromkeys(row.batch_size for row in rows))
     settings = list(dict.fromkeys((row.runtime, row.precision) for row in rows))
@@ -38,7 +37,7 @@ def plot_speed(rows: Sequence[BenchRow], title: str = "") -> Figure:
             if row.batch_size == size:
                 _draw(axes, row, settings.index((row.runtime, row.precision)))
         style.dress(axes, f"batch {size}", x=unit, grid=False)
-        axes.set_xlim(0, 1.5 * axes.dataLim.x1)  # the numbers stand behind the bars
+        axes.set_xlim(0, 1.5 * axes.dataLim.x1)  # room for the numbers
         if related:
             axes.axvline(1.0, color=style.FAINT, linewidth=0.8, linestyle=":")
     first = panels[0]

@@ -1,7 +1,7 @@
-"""The one plot style: colors, sizes, dress of the axes, and how a figure is written.
+"""The plot style: colors, sizes, axes, and writing a figure.
 
-matplotlib is imported where a figure is made. Figures have an Agg canvas of their own: pyplot and
-its settings are neither read nor changed.
+matplotlib is imported where a figure is made. Figures have their own Agg canvas and leave pyplot
+and its settings alone.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, ALARM = "#1b1f24", "#6b7280", "#c1121f"
-DENSE, PRUNED = "#b8c4d6", "#1f5fa8"  # where one color stands for each path
-SCORES = "viridis"  # the color map of keep scores, shares and stages
+DENSE, PRUNED = "#b8c4d6", "#1f5fa8"  # of the two paths
+SCORES = "viridis"  # color map of keep scores and stages
 DPI = 150
 TITLE, LABEL, SMALL = 10, 9, 8  # font sizes in points
 
@@ -29,12 +29,12 @@ _MARKERS = "osD^vP*X<>hd8pH"
 
 
 def figure(width: float, height: float, *, layout: str | None = "constrained") -> Figure:
-    """An empty figure, in inches.
+    """An empty figure.
 
     Args:
-        width: of the page.
-        height: likewise.
-        layout: matplotlib's layout engine; ``None`` where the caller places all axes.
+        width: in inches.
+        height: in inches.
+        layout: matplotlib's layout engine; None if the caller places all axes.
 
     Raises:
         InputError: if matplotlib is not installed.
@@ -46,18 +46,13 @@ def figure(width: float, height: float, *, layout: str | None = "constrained") -
     return page
 
 
-def method_styles(names: Iterable[str], dense: str = "dense") -> dict[str, dict[str, Any]]:
-    """A color and a marker for each method: keyword arguments of ``Axes.plot``.
-
-    Args:
-        names: of the methods, in the order of the legend.
-        dense: the one among them that stands for the dense network, drawn in ink.
-    """
+def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Color and marker of each method, for ``Axes.plot``; "dense" is drawn in ink."""
     tones = need("matplotlib", "plots").colormaps["tab20"]
-    order = (*range(0, 20, 2), *range(1, 20, 2))  # full and pale tones alternate: full ones first
+    order = (*range(0, 20, 2), *range(1, 20, 2))  # full tones, then pale ones
     return {
         name: {
-            "color": INK if name == dense else tones(order[place % len(order)]),
+            "color": INK if name == "dense" else tones(order[place % len(order)]),
             "marker": _MARKERS[place % len(_MARKERS)],
         }
         for place, name in enumerate(dict.fromkeys(names))
@@ -72,7 +67,7 @@ def dress(
     y: str | None = None,
     grid: bool = True,
 ) -> None:
-    """Give axes their labels, a faint grid, and no frame on the right and above."""
+    """Label axes, with a faint grid and no frame at the right and top."""
     if title is not None:
         axes.set_title(title, loc="left", fontsize=TITLE, color=INK)
     if x is not None:
@@ -85,25 +80,22 @@ def dress(
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """Write a figure: the path's ending tells the format; without one, PNG and PDF.
+    """Write a figure in the format of the path's ending; without one, as PNG and PDF.
 
-    Args:
-        figure: what a function of ``dynamicvit.plots`` returned.
-        path: of the picture. Its folder is made if need be; a picture that is there is replaced,
-            whole or not at all.
+    Folders are made as needed. An existing file is replaced, whole or not at all.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: if matplotlib does not write the format, or nothing can be written there.
+        InputError: for an unknown format, or a path that can't be written.
     """
     path = Path(path)
     paths = [path] if path.suffix else [path.with_suffix(".png"), path.with_suffix(".pdf")]
     for each in paths:
         kind = each.suffix.lstrip(".").lower()
         if kind not in figure.canvas.get_supported_filetypes():
-            raise InputError(f"{each}: a picture ends in .png, .pdf or .svg, got {each.suffix!r}")
+            raise InputError(f"{each} must end in .png, .pdf or .svg, got {each.suffix!r}")
         try:
             each.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(each) as draft:

@@ -1,4 +1,4 @@
-"""Run a model on images and draw which patches it keeps."""
+"""Run a model on images and draw the patches that it keeps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from PIL import Image
+from timm.data import resolve_model_data_config
 from torch import Tensor
 
 from dynamicvit.checkpoints.loading import load
@@ -19,7 +20,6 @@ from dynamicvit.data import class_names, eval_transform
 from dynamicvit.data.decoding import decode, read_image
 from dynamicvit.plots import style
 from dynamicvit.plots.page import draw
-from dynamicvit.plots.patches import denormalize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,13 +28,13 @@ ImageFile = str | os.PathLike[str] | Image.Image
 
 
 class Visualization(NamedTuple):
-    """A picture, and what the model said.
+    """A figure and the model's output.
 
     Attributes:
         figure: write it with :meth:`save`.
         output: of the pruned path.
-        dense_logits: ``(B, classes)``; ``None`` for an exported file, which has no dense path.
-        names: name of each class; empty for a backbone without a classifier.
+        dense_logits: ``(B, classes)``; None for an exported file, which has no dense path.
+        names: of the classes; empty for a backbone without a classifier.
     """
 
     figure: Figure
@@ -43,7 +43,7 @@ class Visualization(NamedTuple):
     names: Sequence[str]
 
     def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
-        """Write the picture; see :func:`dynamicvit.plots.style.save`."""
+        """Write the figure; see :func:`dynamicvit.plots.style.save`."""
         return style.save(self.figure, path)
 
 
@@ -60,40 +60,37 @@ def visualize(
     crop_pct: float | None = None,
     mean_std: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Visualization:
-    """Draw which patches a model keeps of images, and its pruned and dense predictions.
+    """Draw the patches that a model keeps of images, and its pruned and dense predictions.
 
     Args:
-        model: used in the mode that it is in, so call ``model.eval()`` first; or what
-            :func:`~dynamicvit.load` takes.
+        model: in ``eval()``; or a name or path for :func:`~dynamicvit.load`.
         images: one or more image files or PIL images, or ``(B, C, H, W)`` normalized.
-        path: of the picture to write; ``.png``, ``.pdf``, ``.svg``, or no ending for PNG and PDF.
-        names: name of each class; by default the model's own.
-        labels: index of each image's true class.
-        score_stage: whose keep scores to map, from 0.
-        image_size: of files and PIL images, side or height and width; the model's own by default.
-        crop_pct: as for :func:`~dynamicvit.data.eval_transform`; likewise.
-        mean_std: how a tensor was normalized, if not as the model's ``pretrained_cfg`` says.
+        path: of the picture; ``.png``, ``.pdf``, ``.svg``, or no ending for PNG and PDF.
+        names: of the classes; by default the model's own.
+        labels: class index of each image.
+        score_stage: stage of the map of keep scores, from 0.
+        image_size: of files and PIL images, as for :func:`~dynamicvit.data.eval_transform`.
+        crop_pct: likewise.
+        mean_std: normalization of a tensor; by default that of the model's ``pretrained_cfg``.
 
     Raises:
-        InputError: for images that can't be read or that the model does not take, and for a path
-            that can't be written.
+        InputError: for unreadable images or of a wrong shape, and for a path that can't be written.
     """
     if isinstance(model, str | os.PathLike):
         model = load(model)
     if not isinstance(images, Tensor):
         images = _prepare(model, images, image_size, crop_pct)
     output = model.forward_pruned(images)
-    # An exported file has no dense path.
     dense_logits = model.forward_dense(images).logits if isinstance(model, DynamicViT) else None
     if names is None:
         names = class_names(model)
-    if mean_std is None:
-        plain = denormalize(images, model)
-    else:
-        mean, std = (images.new_tensor(value).reshape(-1, 1, 1) for value in mean_std)
-        plain = (images * std + mean).clamp(0, 1)
+    config = resolve_model_data_config(model)
+    mean, std = (
+        images.new_tensor(value).reshape(-1, 1, 1)
+        for value in mean_std or (config["mean"], config["std"])
+    )
     figure = draw(
-        plain,
+        (images * std + mean).clamp(0, 1),
         output,
         names=names or None,
         labels=labels,
@@ -116,9 +113,11 @@ def _prepare(
     several = [images] if isinstance(images, str | os.PathLike | Image.Image) else images
     transform = eval_transform(model, image_size, crop_pct)
     mode = "L" if model.in_chans == 1 else "RGB"
-    read = [
-        decode(each, mode) if isinstance(each, Image.Image) else read_image(Path(each), mode)
+    prepared = [
+        transform(
+            decode(each, mode) if isinstance(each, Image.Image) else read_image(Path(each), mode)
+        )
         for each in several
     ]
     device = next((weight.device for weight in model.parameters()), None)
-    return torch.stack([transform(image) for image in read]).to(device)
+    return torch.stack(prepared).to(device)

@@ -1,4 +1,4 @@
-"""Classify a video or camera frame by frame: late frames dropped, a latency target held."""
+"""Classify a video or camera frame by frame, dropping late frames and holding a latency target."""
 
 from dynamicvit.streaming.controller import Controller
 from dynamicvit.streaming.events import Answer, Change, Event, Missed, Tally, UnreadableFrame

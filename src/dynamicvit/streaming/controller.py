@@ -1,9 +1,8 @@
-"""Which keep ratio holds a target latency.
+"""The choice of the keep ratio that holds a target latency.
 
-One frame says little, as a machine hiccups, so what counts is the latency that nine of ten of the
-last frames did not exceed. When it misses the target, the controller goes one level down at once.
-It goes one level up when the level's measured cost leaves room, more rarely the more often that
-has failed.
+Single frames are noisy, so the controller compares the 90th percentile of the last frames' latency
+with the target. It goes one level down as soon as that misses the target, and one level up when
+the measured cost of that level leaves room, more rarely after each failure.
 """
 
 from __future__ import annotations
@@ -11,64 +10,37 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from statistics import median
 
 from dynamicvit.errors import InputError
 
-#: The share of frames that has to hold the target.
+#: Fraction of frames that must hold the target.
 SHARE = 0.9
 
-#: The share is of this many frames, the last ones; as many pass before going up.
+#: Number of last frames that count, and of frames at a level before going up.
 WINDOW = 30
 
-#: Fewer frames than these decide nothing.
+#: Frames needed for a decision.
 FEWEST = 10
 
-#: Going up needs an expected latency of at most this share of the target.
+#: Fraction of the target within which the expected latency must lie to go up.
 MARGIN = 0.9
 
-#: A level that fails is tried again after twice as many frames, up to so many windows.
+#: Windows at most before a failed level is tried again; each failure doubles them.
 RAREST = 16
 
 
-@dataclass(frozen=True)
-class Step:
-    """Go from one level to another.
-
-    Attributes:
-        before: index of the level.
-        after: likewise; larger is cheaper.
-        measured: latency in seconds that nine of ten frames did not exceed.
-    """
-
-    before: int
-    after: int
-    measured: float
-
-
-@dataclass(frozen=True)
-class Miss:
-    """Not even the cheapest level holds the target.
-
-    Attributes:
-        measured: latency in seconds that nine of ten frames did not exceed.
-    """
-
-    measured: float
-
-
 class Controller:
-    """Chooses among levels, the most costly first, by the latencies measured.
+    """Chooses among levels, the most expensive first, by measured latencies.
 
     Args:
-        costs: seconds of computing at each level, measured here; only their ratios matter later.
+        costs: measured seconds of computing at each level; later only their ratios matter.
         target: latency in seconds.
         period: seconds between frames, if they come at a rate.
-        places: frames that wait at most.
+        places: length of the queue of frames.
 
     Attributes:
-        level: index of the one to classify with now.
+        level: index of the current level.
 
     Raises:
         InputError: for a target that is not positive.
@@ -78,26 +50,27 @@ class Controller:
         self, costs: Sequence[float], target: float, *, period: float | None = None, places: int = 2
     ) -> None:
         if not target > 0:
-            raise InputError(f"a target latency is positive, got {target}")
+            raise InputError(f"target latency must be positive, got {target}")
         self.target = target
         self._costs = costs
         self._queue = 0.0 if period is None else places * period
         self._period = period
         self._places = places
         self._patience = [WINDOW] * len(costs)
-        self._said = False
+        self._reported = False
         fitting = [level for level, cost in enumerate(costs) if self._fits(self._alone(cost))]
         self._enter(fitting[0] if fitting else len(costs) - 1, ignore=0)
 
-    def after(self, latency: float, computing: float) -> Step | Miss | None:
-        """Count a frame, and decide.
+    def after(self, latency: float, computing: float) -> float | None:
+        """Count a frame and choose the level for the next.
 
         Args:
-            latency: in seconds, from when the frame was due to its answer.
-            computing: seconds of it that the classifier took.
+            latency: seconds from when the frame was due to its answer.
+            computing: seconds of it in the classifier.
 
         Returns:
-            A step, which is taken already; a miss, once; or ``None``.
+            The latency in seconds that nine of ten frames held, if ``level`` has changed or, once,
+            if the cheapest level misses the target; else None.
         """
         if self._ignored:
             self._ignored -= 1
@@ -109,44 +82,42 @@ class Controller:
             return None
         measured = percentile(self._latencies, SHARE)
         if measured > self.target:
-            return self._down(measured)
+            return measured if self._down() else None
         if self.level == 0 or self._frames < self._patience[self.level - 1]:
             return None
-        return self._up(measured) if self._fits(self._expected(measured)) else None
+        if not self._fits(self._expected(measured)):
+            return None
+        self._enter(self.level - 1, ignore=self._places)
+        return measured
 
-    def _down(self, measured: float) -> Step | Miss | None:
-        before = self.level
-        if before == len(self._costs) - 1:
-            said, self._said = self._said, True
-            return None if said else Miss(measured)
+    def _down(self) -> bool:
+        """Go one level down; whether there is anything new to report."""
+        level = self.level
+        if level == len(self._costs) - 1:
+            reported, self._reported = self._reported, True
+            return not reported
         rarest = RAREST * WINDOW
         held = self._frames >= rarest
-        self._patience[before] = WINDOW if held else min(2 * self._patience[before], rarest)
-        self._enter(before + 1)
-        return Step(before, self.level, measured)
+        self._patience[level] = WINDOW if held else min(2 * self._patience[level], rarest)
+        self._enter(level + 1, ignore=self._places)
+        return True
 
-    def _up(self, measured: float) -> Step:
-        before = self.level
-        self._enter(before - 1)
-        return Step(before, self.level, measured)
-
-    def _enter(self, level: int, ignore: int | None = None) -> None:
+    def _enter(self, level: int, ignore: int) -> None:
         self.level = level
         self._frames = 0
-        # Those that wait already have waited for frames at the level before.
-        self._ignored = self._places if ignore is None else ignore
+        self._ignored = ignore  # frames in the queue have waited for frames at the level before
         self._latencies: deque[float] = deque(maxlen=WINDOW)
         self._computing: deque[float] = deque(maxlen=WINDOW)
 
     def _expected(self, measured: float) -> float:
-        """Latency one level up: more computing, and a full queue if it can't keep up any more."""
+        """Latency one level up: more computing, and a full queue if it no longer keeps up."""
         now = median(self._computing)
         then = now * self._costs[self.level - 1] / self._costs[self.level]
         fills = self._overruns(then) and not self._overruns(now)
         return measured + then - now + (self._queue if fills else 0)
 
     def _alone(self, cost: float) -> float:
-        """Latency by the cost of computing alone."""
+        """Latency from the cost of computing alone."""
         return cost + (self._queue if self._overruns(cost) else 0)
 
     def _overruns(self, computing: float) -> bool:
@@ -157,11 +128,6 @@ class Controller:
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The smallest of the values that this share of them does not exceed.
-
-    Args:
-        values: at least one.
-        share: in (0, 1]; 0.9: nine of ten are this or less.
-    """
+    """The smallest value that a share in (0, 1] of the values, at least one, does not exceed."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

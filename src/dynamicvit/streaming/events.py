@@ -1,4 +1,4 @@
-"""What a stream yields, event by event, and what all of it comes to."""
+"""The events of a stream, and their summary."""
 
 from __future__ import annotations
 
@@ -11,31 +11,36 @@ from typing import Any
 
 from dynamicvit.data import Prediction
 from dynamicvit.streaming.controller import percentile
-from dynamicvit.streaming.levels import Level, milliseconds
+from dynamicvit.streaming.levels import Level
 
 #: The percentiles reported.
 SHARES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
-#: The percentiles shown while the stream runs are of so many frames, the last ones.
+#: Number of last frames in the percentiles shown while the stream runs.
 _RECENT = 300
 
-#: Latencies are counted in bins that differ by this share, so a value is known to half of it.
+#: Relative width of the bins in which latencies are counted; values are right to half of it.
 _STEP = 0.01
+
+
+def milliseconds(seconds: float | None) -> float | None:
+    """Milliseconds, rounded to microseconds, the precision of clocks."""
+    return None if seconds is None else round(seconds * 1e3, 3)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A frame, classified.
+    """A classified frame.
 
     Attributes:
         index: the frame's number.
         time: seconds in the stream, if known.
-        name: of its file, if it has one of its own.
+        name: its file, if it has its own.
         classes: the most probable, best first.
-        waiting: seconds from when it was due until the classifier took it: reading, preparing and
-            queueing. 0 where frames come as fast as they are classified.
-        computing: seconds that the classifier took.
-        level: what it was classified with.
+        waiting: seconds from when it was due to the classifier: reading, preparing and queueing;
+            0 if frames come as fast as they are classified.
+        computing: seconds in the classifier.
+        level: the model and keep ratio.
         dropped: frames dropped so far.
     """
 
@@ -76,12 +81,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class UnreadableFrame:
-    """A frame that can't be read.
-
-    Attributes:
-        index: its number.
-        problem: why, in a line.
-    """
+    """An unreadable frame: its number, and why in one line."""
 
     index: int
     problem: str
@@ -93,14 +93,14 @@ class UnreadableFrame:
 
 @dataclass(frozen=True)
 class Change:
-    """Another level is used from the next frame on.
+    """A change of level after a frame.
 
     Attributes:
-        index: number of the frame before.
-        before: the level so far.
-        after: the level from now on.
-        measured: latency in seconds that nine of ten of the last frames did not exceed.
-        target: latency in seconds that was asked for.
+        index: the frame's number.
+        before: the level until it.
+        after: the level from the next frame on.
+        measured: latency in seconds that nine of ten of the last frames held.
+        target: the target latency in seconds.
     """
 
     index: int
@@ -123,14 +123,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Missed:
-    """Not even the cheapest level holds the target. Said once.
-
-    Attributes:
-        index: number of the frame before.
-        level: the cheapest.
-        measured: as in :class:`Change`.
-        target: likewise.
-    """
+    """The cheapest level misses the target, reported once; attributes as in :class:`Change`."""
 
     index: int
     level: Level
@@ -152,41 +145,38 @@ Event = Answer | UnreadableFrame | Change | Missed
 
 
 class Latencies:
-    """Latencies of a stream that may run for days: counted by size, not stored."""
+    """Latencies in bins, as a stream may run for days."""
 
     def __init__(self) -> None:
         self._count = 0
         self._bins: Counter[int] = Counter()
 
     def add(self, seconds: float) -> None:
-        """Count one."""
+        """Count a latency."""
         self._count += 1
         self._bins[round(math.log(max(seconds, 1e-9)) / math.log1p(_STEP))] += 1
 
     def percentile(self, share: float) -> float | None:
-        """As :func:`~dynamicvit.streaming.controller.percentile`, within half a percent.
-
-        ``None`` before the first.
-        """
+        """The percentile in seconds, right to half a percent; None without latencies."""
         rank = max(1, math.ceil(share * self._count))
-        for size, number in sorted(self._bins.items()):
+        for power, number in sorted(self._bins.items()):
             rank -= number
             if rank <= 0:
-                return (1 + _STEP) ** size
+                return (1 + _STEP) ** power
         return None
 
 
 class Tally:
-    """Counts what a stream yields; its memory does not grow with the stream.
+    """Counts of a stream's events, in bounded memory.
 
     Args:
-        target: latency in seconds that was asked for.
+        target: the target latency in seconds.
         clock: the time in seconds.
 
     Attributes:
-        frames: answered ones.
-        unreadable: frames that could not be read.
-        changes: of level.
+        frames: answered frames.
+        unreadable: unreadable frames.
+        changes: changes of level.
     """
 
     def __init__(
@@ -216,24 +206,20 @@ class Tally:
             self.changes += 1
 
     def recent(self, part: str) -> dict[str, float]:
-        """Percentiles in seconds of the last frames.
-
-        Args:
-            part: "latency", "waiting" or "computing".
-        """
+        """Percentiles in seconds of the last frames' "latency", "waiting" or "computing"."""
         values = [getattr(answer, part) for _, answer in self._recent]
         return {name: percentile(values, share) for name, share in SHARES.items()} if values else {}
 
     @property
     def recent_rate(self) -> float:
-        """Answers per second, of the last frames."""
+        """Answers per second over the last frames."""
         if len(self._recent) < 2:
             return 0.0
         seconds = self._recent[-1][0] - self._recent[0][0]
         return (len(self._recent) - 1) / seconds if seconds > 0 else 0.0
 
     def summary(self, dropped: int) -> dict[str, Any]:
-        """All of it, for JSON; latencies in milliseconds, within half a percent.
+        """Counts and percentiles for JSON, in milliseconds right to half a percent.
 
         Args:
             dropped: frames that came too late for the classifier.

@@ -1,6 +1,6 @@
-"""A source read, paced and prepared in a thread of its own.
+"""Frames read, paced and prepared in a thread of their own.
 
-A file played at its rate stands for a camera: each frame is due at its time, ready or not.
+A file at a rate plays like a camera: each frame is due at its time, ready or not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.streaming.frames import Frame, FrameSource
 from dynamicvit.streaming.waiting import Waiting
 
-#: A camera that gives no frame can't be interrupted: its thread is left behind after these seconds.
+#: Seconds to wait for the thread, which a camera without frames blocks.
 _PATIENCE = 2.0
 
 
@@ -31,10 +31,10 @@ class Ready:
     Attributes:
         index: the frame's number.
         time: seconds in the stream, if known.
-        name: of its file, if it has one of its own.
-        due: the clock's seconds from which its latency counts; ``None``: from when it is taken.
-        images: ``(1, channels, height, width)``, normalized; ``None`` if it can't be read.
-        problem: why it can't.
+        name: its file, if it has its own.
+        due: clock time from which its latency counts; None for when the classifier takes it.
+        images: ``(1, C, H, W)``, normalized; None if unreadable.
+        problem: why it is unreadable.
     """
 
     index: int
@@ -46,19 +46,17 @@ class Ready:
 
 
 class Feed:
-    """Frames ready to be classified, read ahead in a thread.
+    """Frames ready for the classifier, read and prepared ahead in a thread.
 
-    Pictures are converted, resized and normalized in that thread too: while the classifier is at
-    one, the next is made ready, so the slower of the two sets the rate, and not their sum. Late
-    frames are dropped before that work.
+    Late frames are dropped before they are prepared.
 
     Args:
         source: of the frames; closed at the end.
-        prepare: from an RGB image to ``(1, channels, height, width)``.
+        prepare: from an RGB image to ``(1, C, H, W)``.
         fps: see :class:`Pace`.
-        places: frames that wait at most.
+        places: length of the queue.
         clock: the time in seconds.
-        stopped: polled while there is no frame; true ends the frames.
+        stopped: polled while waiting for a frame; true ends the frames.
 
     Raises:
         InputError: for an ``fps`` or ``places`` out of range.
@@ -74,22 +72,23 @@ class Feed:
         clock: Callable[[], float] = time.perf_counter,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.places = places
         self._source = source
         self._prepare = prepare
         self._stopped = stopped
-        self._pace = Pace(source, fps, places=places, clock=clock, rest=self._rest)
+        self._pace = Pace(
+            source, fps, places=places, clock=clock, rest=lambda s: self._waiting.closed.wait(s)
+        )
         self._waiting: Waiting[Ready] = Waiting(places, lossless=self._pace.lossless)
         self._thread = threading.Thread(target=self._read, name="dynamicvit-frames", daemon=True)
 
     @property
     def dropped(self) -> int:
-        """Frames that came too late for the classifier, so far."""
+        """Frames dropped so far."""
         return self._waiting.dropped
 
     @property
     def period(self) -> float | None:
-        """Seconds between two frames, if they come at a rate."""
+        """Seconds between frames, if they come at a rate."""
         return self._pace.period
 
     def __enter__(self) -> Feed:
@@ -104,29 +103,23 @@ class Feed:
         """The frames in order, without the dropped ones.
 
         Raises:
-            InputError: where the source breaks off, after the frames before.
+            InputError: after the last frame of a source that breaks off.
         """
-        while not self._stopped():
-            ready = self._waiting.take(self._stopped)
-            if ready is None:
-                return
+        while not self._stopped() and (ready := self._waiting.take(self._stopped)):
             yield ready
-
-    def _rest(self, seconds: float) -> None:
-        self._waiting.rest(seconds)
 
     def _read(self) -> None:
         try:
             with closing(self._source):
                 for frame in self._source:
                     moment = self._pace.wait_for(frame)
-                    if self._waiting.closed:
+                    if self._waiting.closed.is_set():
                         return
                     if moment.late:
                         self._waiting.skip()
                     else:
                         self._waiting.put(self._ready(frame, moment))
-        except BaseException as error:  # of any kind: the other thread raises it
+        except BaseException as error:  # raised in the other thread
             self._waiting.finish(error)
         else:
             self._waiting.finish()
@@ -146,10 +139,9 @@ class Moment(NamedTuple):
     """When a frame comes.
 
     Attributes:
-        time: seconds in the stream; ``None`` if unknown.
-        due: the clock's seconds from which its latency counts; ``None`` if it comes when the
-            classifier is ready.
-        late: whether newer frames that are due fill the queue already.
+        time: seconds in the stream, if known.
+        due: clock time from which its latency counts; None if the source waits.
+        late: whether newer frames that are due fill the queue.
     """
 
     time: float | None
@@ -162,16 +154,16 @@ class Pace:
 
     Args:
         source: of the frames.
-        fps: frames per second in place of the source's own times. 0: as fast as they are
-            classified. By default a file plays at its own times, and images as fast as they are
-            classified; a camera sets its pace itself.
-        places: in the queue.
+        fps: frames per second in place of the source's own times; 0 for as fast as they are
+            classified. By default videos play at their own times, images come as fast as they are
+            classified, and a camera sets the pace.
+        places: length of the queue.
         clock: the time in seconds.
-        rest: sleeps so many seconds.
+        rest: sleeps for some seconds.
 
     Attributes:
-        lossless: whether frames come only as fast as they are classified, so that none is dropped.
-        period: seconds between frames, as far as that is known, if they come at a rate.
+        lossless: whether frames come as fast as they are classified, so none is dropped.
+        period: seconds between frames, if they come at a known rate.
 
     Raises:
         InputError: for a rate below 0, or 0 for a camera.
@@ -184,12 +176,12 @@ class Pace:
         *,
         places: int,
         clock: Callable[[], float],
-        rest: Callable[[float], None],
+        rest: Callable[[float], object],
     ) -> None:
         if fps is not None and not (0 <= fps < math.inf):
-            raise InputError(f"frames per second are positive, or 0 for all there is, got {fps}")
+            raise InputError(f"fps must be positive, or 0 for as fast as possible, got {fps}")
         if source.live and fps == 0:
-            raise InputError(f"{source.name} does not wait, so it can't run at 0 frames per second")
+            raise InputError(f"{source.name} is a camera: fps must be positive, got 0")
         rate = fps if fps is not None else source.rate
         self.lossless = not source.live and not rate
         self.period = 1 / rate if rate else None
@@ -201,7 +193,7 @@ class Pace:
         self._start: float | None = None
 
     def wait_for(self, frame: Frame) -> Moment:
-        """Wait until a frame is due; the first one is at once."""
+        """Wait until a frame is due; the first is due at once."""
         now = self._clock()
         if self._start is None:
             self._start = now

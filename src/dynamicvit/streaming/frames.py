@@ -1,4 +1,4 @@
-"""Where frames come from: a video file, a camera, or a folder of images."""
+"""Sources of frames: a video file, a camera, or a folder of images."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from dynamicvit.data.decoding import image_files, one_line, read_image
+from dynamicvit.data.decoding import image_files, read_image, reason_of
 from dynamicvit.errors import InputError
 from dynamicvit.utils.optional import need
 
-#: A file that ends by more than this many seconds before its own duration has been cut off.
+#: A file that ends more than these seconds before its stated duration is cut off.
 _SLACK = 1.0
 
 _CAMERA = re.compile(r"camera:(?P<which>.+)|(?P<device>/dev/video\d+)")
@@ -24,14 +24,14 @@ _CAMERA = re.compile(r"camera:(?P<which>.+)|(?P<device>/dev/video\d+)")
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a stream.
+    """A picture of a stream.
 
     Attributes:
-        index: its number, from 0; those that are dropped later count too.
-        time: seconds after the first frame; ``None`` if the source knows no times.
-        read: gives the picture, upright and in RGB; raises ``InputError`` if it is broken. It is
-            not called for a frame that comes too late, which so costs little.
-        name: of its file, if it has one of its own.
+        index: its number from 0, dropped frames included.
+        time: seconds after the first frame, if known.
+        read: returns the picture, upright, in RGB; raises ``InputError`` if it is broken. Not
+            called for late frames.
+        name: its file, if it has its own.
     """
 
     index: int
@@ -41,77 +41,71 @@ class Frame:
 
 
 class FrameSource(Protocol):
-    """Where frames come from. It is opened by one thread, then read and closed by one other."""
+    """A source of frames, opened by one thread, then read and closed by another.
 
-    @property
-    def name(self) -> str:
-        """As the user wrote it."""
-        ...
+    Attributes:
+        name: as the user wrote it.
+        rate: frames per second, if known.
+        live: whether frames come at their own time and are lost if not taken.
+    """
 
-    @property
-    def rate(self) -> float | None:
-        """Frames per second, as far as the source knows."""
-        ...
-
-    @property
-    def live(self) -> bool:
-        """Whether frames come at their own time, and are lost if not taken."""
-        ...
+    name: str
+    rate: float | None
+    live: bool
 
     def __iter__(self) -> Iterator[Frame]:
         """The frames in order.
 
         Raises:
-            InputError: where the source breaks off, after the frames before.
+            InputError: after the last frame of a source that breaks off.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the file or the device."""
+        """Close the file or device."""
         ...
 
 
 def open_frames(name: str, fps: float | None = None) -> FrameSource:
-    """Open what a user names.
+    """Open a source of frames.
 
     Args:
-        name: a video file, a folder of images, or a camera (``camera:0``, ``/dev/video0``).
-        fps: frames per second to ask a camera for; by default its own.
+        name: a video file, a folder of images, or a camera: ``camera:`` and its number (on Windows
+            its name), or ``/dev/video0``.
+        fps: rate to request from a camera; by default its own.
 
     Raises:
-        InputError: if it can't be opened, or holds nothing to see.
+        InputError: for a source that is missing, unreadable, busy or empty, or a camera without
+            that rate.
     """
-    if is_camera(name):
-        return open_camera(name, fps)
+    if (device := _device(name, sys.platform)) is not None:
+        kind, location = device
+        options = {} if fps is None else {"framerate": f"{fps:g}"}
+        return Video(name, location, live=True, kind=kind, options=options)
     path = Path(name)
     if path.is_dir():
         return Folder(path)
     if not path.exists():
         raise InputError(
-            f"{name}: no such file; a video, a folder of images, or a camera as camera:0"
+            f"{name}: no such file; give a video, a folder of images, or a camera as camera:0"
         )
     return Video(name, str(path))
 
 
 class Folder:
-    """The images in a folder and below; numbers in names count as numbers (2 before 10).
-
-    Args:
-        root: the folder.
+    """The images in a folder and below in natural order, without times.
 
     Raises:
-        InputError: if it holds no images.
+        InputError: for a folder without images.
     """
-
-    rate: float | None = None
-    live = False
 
     def __init__(self, root: Path) -> None:
         self.name = str(root)
+        self.rate: float | None = None
+        self.live = False
         self._files = image_files(root)
 
     def __iter__(self) -> Iterator[Frame]:
-        """The images, not yet read; they have no times."""
         for index, path in enumerate(self._files):
             yield Frame(index, None, partial(read_image, path), str(path))
 
@@ -124,13 +118,13 @@ class Video:
 
     Args:
         name: as the user wrote it, for messages.
-        location: what FFmpeg opens.
-        live: whether it is a device, whose frames have the time at which they come.
-        kind: FFmpeg's name of the format; by default it looks for itself.
-        options: for FFmpeg.
+        location: FFmpeg's.
+        live: whether it is a device.
+        kind: FFmpeg's name of the format; detected by default.
+        options: FFmpeg's.
 
     Raises:
-        InputError: if PyAV is missing, or what is there can't be opened or has no video.
+        InputError: if PyAV is missing, or there is no readable video.
     """
 
     def __init__(
@@ -148,7 +142,7 @@ class Video:
         try:
             self._container = self._av.open(location, format=kind, options=dict(options or {}))
         except (OSError, ValueError, self._av.FFmpegError) as error:
-            raise InputError(f"{name} can't be opened as a video ({_reason(error)})") from error
+            raise InputError(f"{name} can't be opened as a video ({reason_of(error)})") from error
         if not self._container.streams.video:
             self._container.close()
             raise InputError(f"{name} holds no video")
@@ -157,19 +151,21 @@ class Video:
         self.rate: float | None = float(rate) if rate else None
 
     def __iter__(self) -> Iterator[Frame]:
-        """The frames; one that can't be decoded raises as it is read, and the next ones come.
+        """The frames; reading one that can't be decoded raises, and the next follow.
 
         Raises:
-            InputError: where the file or device breaks off.
+            InputError: after the last frame of a file or device that breaks off.
         """
         first, time, index = None, 0.0, 0
         for decoded in self._decoded():
             if isinstance(decoded, Exception):
-                problem = f"frame {index} of {self.name} can't be decoded ({_reason(decoded)})"
+                problem = f"frame {index} of {self.name} can't be decoded ({reason_of(decoded)})"
                 yield Frame(index, None if self.live else time, partial(_fail, problem))
             else:
                 if decoded.time is None:
-                    time = index * self._period
+                    if self.rate is None:
+                        raise InputError(f"{self.name} has neither times nor a rate: give --fps")
+                    time = index / self.rate
                 else:
                     first = decoded.time if first is None else first
                     time = decoded.time - first
@@ -183,29 +179,22 @@ class Video:
         """Close the file or device."""
         self._container.close()
 
-    @property
-    def _period(self) -> float:
-        if self.rate is None:
-            raise InputError(f"{self.name} has neither times nor a rate: give --fps")
-        return 1 / self.rate
-
     def _decoded(self) -> Iterator[Any]:
-        """FFmpeg's frames, and its errors in the places of those that are broken."""
+        """FFmpeg's frames, and its errors in place of broken ones."""
         try:
             for packet in self._container.demux(self._stream):
                 try:
-                    frames = packet.decode()
+                    yield from packet.decode()
                 except self._av.InvalidDataError as error:
-                    frames = [error]
-                yield from frames
+                    yield error
         except (OSError, self._av.FFmpegError) as error:
-            raise InputError(f"{self.name} broke off ({_reason(error)})") from error
+            raise InputError(f"{self.name} broke off ({reason_of(error)})") from error
 
     def _check_end(self, frames: int, seconds: float) -> None:
-        """FFmpeg takes the end of a file that was cut off for the end of the video.
+        """Refuse a file that was cut off, which FFmpeg takes for its end.
 
-        Fewer frames than announced alone mean nothing: an edit list may leave some out; nor does
-        an early end: sound may last longer.
+        Fewer frames than announced alone mean nothing, as an edit list may omit some; nor does an
+        early end, as sound may last longer.
         """
         announced, duration = self._stream.frames, self._container.duration
         if not announced or frames >= announced or duration is None:
@@ -218,49 +207,26 @@ class Video:
             )
 
 
-def is_camera(name: str) -> bool:
-    """Whether this names a camera: ``camera:0``, or ``/dev/video0``."""
-    return _CAMERA.fullmatch(name) is not None
-
-
-def open_camera(name: str, fps: float | None = None) -> Video:
-    """Open a camera.
-
-    Args:
-        name: ``camera:`` and its number, on Windows its name; on Linux also ``/dev/video0``.
-        fps: frames per second to ask it for; by default its own.
-
-    Raises:
-        InputError: if there is none, it is busy, or does not do ``fps``.
-    """
-    kind, location = _device(name, sys.platform)
-    options = {} if fps is None else {"framerate": f"{fps:g}"}
-    return Video(name, location, live=True, kind=kind, options=options)
-
-
-def _device(name: str, platform: str) -> tuple[str, str]:
-    """FFmpeg's format and location of a camera."""
+def _device(name: str, platform: str) -> tuple[str, str] | None:
+    """FFmpeg's format and location of a camera; None for another name."""
     found = _CAMERA.fullmatch(name)
-    assert found is not None
+    if found is None:
+        return None
     if found["device"] is not None:
         return "v4l2", found["device"]
     which = found["which"]
     if platform == "win32":
         return "dshow", f"video={which}"
     if not which.isdecimal():
-        raise InputError(f"a camera is named by its number, camera:0 or camera:1, got {name}")
+        raise InputError(f"{name}: name a camera by its number, such as camera:0")
     return ("avfoundation", which) if platform == "darwin" else ("v4l2", f"/dev/video{which}")
 
 
 def _picture(frame: Any) -> Image.Image:
-    """The frame in RGB, turned as the camera was held."""
+    """The frame in RGB, upright."""
     image = frame.to_image()
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
 def _fail(problem: str) -> Image.Image:
     raise InputError(problem)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or one_line(error)

@@ -1,4 +1,4 @@
-"""What a stream may be classified with: one model at several keep ratios, or several models."""
+"""Levels of a stream: one model at several keep ratios, or several models."""
 
 from __future__ import annotations
 
@@ -20,11 +20,8 @@ from dynamicvit.data import class_names
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import ExportedModel
 
-#: Runs of each level before any is timed: the first ones allocate and compile.
-_UNTIMED = 2
-
-#: Timed runs of each level.
-_TIMED = 5
+#: Runs of each level that warm up, and runs that are timed.
+_UNTIMED, _TIMED = 2, 5
 
 
 @dataclass(frozen=True)
@@ -32,9 +29,9 @@ class Level:
     """A model at a keep ratio.
 
     Attributes:
-        model: the model's name.
-        schedule: what it drops.
-        classify: logits ``(classes,)``, float32 on the CPU, of ``(1, channels, height, width)``.
+        model: its name.
+        schedule: its stages and keep ratios.
+        classify: from ``(1, C, H, W)`` to logits ``(classes,)``, float32 on the CPU.
     """
 
     model: str
@@ -43,11 +40,11 @@ class Level:
 
     @property
     def keep_ratio(self) -> float | None:
-        """ρ, if the stages' ratios are ρ, ρ², ρ³, ...; else ``None``."""
+        """ρ, if the stages' ratios are ρ, ρ², ρ³, ...; else None."""
         return self.schedule.keep_ratio
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; ``keep_ratio`` is null where the stages' ratios are no powers of one."""
+        """For JSON."""
         return {
             "model": self.model,
             "keep_ratio": self.keep_ratio,
@@ -70,54 +67,51 @@ def levels_of(
 
     Args:
         models: by name, in ``eval()``; several must agree in classes and preprocessing.
-        keep_ratios: of one model that takes any; by default each model has its own.
-        device: where PyTorch's models are.
-        precision: of autocast; ``None`` for float32.
+        keep_ratios: of one model; by default each model has its own.
+        device: of PyTorch's models.
+        precision: of autocast; None for float32.
 
     Raises:
-        InputError: for models that don't go together, know no classes or take several images at
-            once, and keep ratios that can't be, or can't be set.
+        InputError: for models that differ, have no classes or take several images at once, and for
+            keep ratios out of range or of a model whose ratio is fixed.
     """
-    pairs = list(models.items())
-    (first_name, first), *others = pairs
-    for name, model in pairs:
+    (first_name, first), *others = models.items()
+    for name, model in models.items():
         if model.num_classes < 1:
-            raise InputError(f"{name} has no classifier, so there is no answer to give")
+            raise InputError(f"{name} has no classifier")
         batch = model.description.batch if isinstance(model, ExportedModel) else None
         if batch not in (None, 1):
             raise InputError(
-                f"{name} takes {batch} images at a time, and a stream has one: export without "
+                f"{name} takes {batch} images at once and a stream has one: export without "
                 "--batch, or with --batch 1"
             )
     for name, model in others:
         _check_same(first_name, first, name, model)
     run = partial(_classify, device=device, precision=precision)
     if not keep_ratios:
-        levels = [
-            Level(name, model.schedule, partial(run, model)) for name, model in models.items()
-        ]
+        levels = [Level(name, each.schedule, partial(run, each)) for name, each in models.items()]
+    elif others:
+        raise InputError(
+            f"keep ratio {keep_ratios[0]} is for one model, got {len(models)}: each has its own"
+        )
+    elif not isinstance(first, DynamicViT):
+        raise InputError(f"the keep ratio of {first_name} is fixed: omit --keep-ratio")
     else:
-        if others:
-            raise InputError(
-                "several models have a keep ratio each: leave --keep-ratio out, or give one model"
-            )
-        if not isinstance(first, DynamicViT):
-            raise InputError(f"the keep ratio of {first_name} is fixed: leave --keep-ratio out")
         levels = [_at(first_name, first, ratio, run) for ratio in dict.fromkeys(keep_ratios)]
-    return sorted(levels, key=_share, reverse=True)
+    return sorted(levels, key=lambda level: -fmean(level.schedule.keep_ratios or (1.0,)))
 
 
 def costs_of(
     levels: Sequence[Level], images: Tensor, *, clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:
-    """Warm up, and measure what each level costs here, in seconds; all of them in turn.
+    """Warm up and measure the cost of each level in seconds, all of them in turn.
 
-    The shortest time counts, as others may be at work on the machine; and a level that keeps more
-    is taken to cost no less.
+    The shortest time counts, as the machine may be busy; a level that keeps more is taken to cost
+    no less.
 
     Args:
-        levels: the levels.
-        images: ``(1, channels, height, width)``; what is on them does not matter.
+        levels: from the one that keeps most.
+        images: ``(1, C, H, W)``, any.
         clock: the time in seconds.
     """
     times: list[list[float]] = [[] for _ in levels]
@@ -132,8 +126,8 @@ def costs_of(
 
 
 def _at(name: str, model: DynamicViT, ratio: float, run: Callable[..., Tensor]) -> Level:
-    now = model.schedule
-    schedule = Schedule.for_depth(model.depth, ratio, now.stages, now.policy)
+    own = model.schedule
+    schedule = Schedule.for_depth(model.depth, ratio, own.stages, own.policy)
 
     def classify(images: Tensor) -> Tensor:
         model.keep_ratio = ratio
@@ -156,15 +150,10 @@ def _classify(
     return logits[0].float().cpu()  # which also waits for a GPU
 
 
-def _share(level: Level) -> float:
-    """Kept share of the patches, of all stages."""
-    return fmean(level.schedule.keep_ratios or (1.0,))
-
-
 def _check_same(
     first_name: str, first: PrunedClassifier, name: str, model: PrunedClassifier
 ) -> None:
-    """Each frame is prepared once and named once, whichever model it goes to."""
+    """Frames are prepared and classes named once for all models."""
     configs = [resolve_model_data_config(each) for each in (first, model)]
     for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
         ours = configs[0][key]
@@ -174,8 +163,3 @@ def _check_same(
             )
     if class_names(first) != class_names(model):
         raise InputError(f"{first_name} and {name} can't take turns: their classes differ")
-
-
-def milliseconds(seconds: float | None) -> float | None:
-    """Rounded to microseconds: clocks are no finer."""
-    return None if seconds is None else round(seconds * 1e3, 3)

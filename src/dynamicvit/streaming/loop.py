@@ -1,4 +1,4 @@
-"""A source classified frame by frame: frames in, answers out."""
+"""A stream: frames in, answers out."""
 
 from __future__ import annotations
 
@@ -15,21 +15,29 @@ from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.data import class_names, eval_transform, top_classes
 from dynamicvit.errors import InputError
-from dynamicvit.streaming.controller import Controller, Step
-from dynamicvit.streaming.events import Answer, Change, Event, Missed, Tally, UnreadableFrame
+from dynamicvit.streaming.controller import Controller
+from dynamicvit.streaming.events import (
+    Answer,
+    Change,
+    Event,
+    Missed,
+    Tally,
+    UnreadableFrame,
+    milliseconds,
+)
 from dynamicvit.streaming.feed import Feed
 from dynamicvit.streaming.frames import FrameSource, open_frames
-from dynamicvit.streaming.levels import Level, costs_of, levels_of, milliseconds
+from dynamicvit.streaming.levels import Level, costs_of, levels_of
 
-#: What a target chooses among where no keep ratio is given.
+#: Default keep ratios of a stream with a target latency.
 RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5)
 
 
 class Stream:
-    """A video, camera or folder, classified frame by frame as it comes.
+    """A video, camera or folder, classified frame by frame.
 
-    Frames are read and prepared in a thread of their own; late ones are dropped. With a target,
-    keep ratios go down and up to hold it. Opening warms the model up and times each level::
+    A thread reads and prepares the frames and drops late ones. With a target latency, the keep
+    ratio goes down and up to hold it. Opening warms up the model and times each level::
 
         for event in Stream("clip.mp4", model, target_latency=0.02):
             ...  # Answer, UnreadableFrame, Change or Missed
@@ -37,30 +45,30 @@ class Stream:
     Args:
         source: a video file, a folder of images, a camera (``camera:0``, ``/dev/video0``), or an
             open source; closed at the end.
-        models: the model, in ``eval()``; or by name several that agree in classes, image size and
-            preprocessing, with ``target_latency``. They are moved to ``device``.
-        fps: frames per second in place of the source's own times; 0: as fast as they are
-            classified, none dropped. By default a video's and a camera's own, and 0 for a folder.
-        target_latency: in seconds, from when a frame is due to its answer; nine of ten frames are
-            to hold it.
-        keep_ratios: those of one model to choose among; by default its own, with
-            ``target_latency`` :data:`RATIOS`.
-        queue: frames that wait at most; one more drops the oldest.
+        models: the model, in ``eval()``; or, with ``target_latency``, several by name that agree
+            in classes, image size and preprocessing. They are moved to ``device``.
+        fps: frames per second in place of the source's own times; 0 for as fast as they are
+            classified, none dropped. By default the rate of a video or camera, and 0 for a folder.
+        target_latency: seconds from when a frame is due to its answer, to be held by nine of ten
+            frames.
+        keep_ratios: of one model, to choose among; by default its own, or :data:`RATIOS` with
+            ``target_latency``.
+        queue: length of the queue of frames; when full, the oldest is dropped.
         top: classes in each answer.
-        precision: dtype of autocast; ``None`` for float32.
+        precision: dtype of autocast; None for float32.
         image_size: height and width of the images; the first model's own by default.
         crop_pct: as for :func:`~dynamicvit.data.eval_transform`.
-        device: where PyTorch's models run; by default a GPU where there is one.
+        device: of PyTorch's models; by default a GPU if there is one.
         stopped: polled between frames; true ends the stream.
 
     Attributes:
         levels: models and keep ratios, from the one that keeps most.
         tally: counts of the events so far.
-        settings: what is run, on what, for JSON.
+        settings: source, device and levels, for JSON.
 
     Raises:
-        InputError: for what can't be opened, or does not go together; while iterating, where the
-            source breaks off.
+        InputError: for an unreadable source or arguments that conflict; while iterating, after
+            the last frame of a source that breaks off.
     """
 
     def __init__(
@@ -87,7 +95,7 @@ class Stream:
         if target_latency is not None and len(models) == 1 and isinstance(first, DynamicViT):
             keep_ratios = keep_ratios or RATIOS
         if top < 1:
-            raise InputError(f"an answer has at least 1 class, got {top}")
+            raise InputError(f"top must be at least 1, got {top}")
         if isinstance(source, str | os.PathLike):
             source = open_frames(os.fspath(source), fps)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -119,18 +127,18 @@ class Stream:
 
     @property
     def dropped(self) -> int:
-        """Frames that came too late for the classifier, so far."""
+        """Frames dropped so far."""
         return self._feed.dropped
 
     def summary(self) -> dict[str, Any]:
-        """Counts and percentiles so far, for JSON; see :meth:`Tally.summary`."""
+        """Counts and percentiles so far; see :meth:`Tally.summary`."""
         return self.tally.summary(self.dropped)
 
     def __iter__(self) -> Iterator[Event]:
-        """An answer for each frame, and what else happens, in order. Can be iterated once.
+        """The events in order; can be iterated once.
 
         Raises:
-            InputError: where the source breaks off, after the frames before.
+            InputError: after the last frame of a source that breaks off.
         """
         with self._feed as frames:
             for event in answers(
@@ -152,21 +160,22 @@ def answers(
     """Classify frames one by one, in order.
 
     Args:
-        frames: ready to be classified.
-        levels: what to classify with, by the indices of ``controller``; without one, the first.
+        frames: ready for the classifier.
+        levels: indexed by ``controller``; without one, the first is used.
         names: of the classes.
-        top: how many classes an answer has.
+        top: classes in each answer.
         controller: chooses among the levels.
-        clock: the time in seconds, the same that the frames are due by.
+        clock: the time in seconds, the same as that of the frames.
 
     Yields:
-        An answer for each frame, and what else happens. What ends the frames early is raised.
+        The events of each frame.
     """
     for frame in frames:
         if frame.images is None:
             yield UnreadableFrame(frame.index, frame.problem or "")
             continue
-        level = levels[controller.level if controller else 0]
+        index = controller.level if controller else 0
+        level = levels[index]
         began = clock()
         logits = level.classify(frame.images)
         computing = clock() - began
@@ -183,18 +192,19 @@ def answers(
         yield answer
         if controller is None:
             continue
-        verdict = controller.after(answer.latency, computing)
-        if isinstance(verdict, Step):
-            before, after = levels[verdict.before], levels[verdict.after]
-            yield Change(frame.index, before, after, verdict.measured, controller.target)
-        elif verdict is not None:
-            yield Missed(frame.index, level, verdict.measured, controller.target)
+        measured = controller.after(answer.latency, computing)
+        if measured is None:
+            continue
+        if controller.level != index:
+            yield Change(frame.index, level, levels[controller.level], measured, controller.target)
+        else:
+            yield Missed(frame.index, level, measured, controller.target)
 
 
 def _preparation(
     model: PrunedClassifier, image_size: tuple[int, int] | None, crop_pct: float | None
 ) -> Callable[[Image.Image], Tensor]:
-    """From a frame to ``(1, channels, height, width)``, normalized."""
+    """From a frame to ``(1, C, H, W)``, normalized."""
     transform = eval_transform(model, image_size, crop_pct)
     mode = "L" if model.in_chans == 1 else "RGB"
     return lambda frame: transform(frame.convert(mode))[None]

@@ -1,4 +1,4 @@
-"""The few frames that wait between the thread that reads and the one that classifies."""
+"""The queue between the thread that reads and the thread that classifies."""
 
 from __future__ import annotations
 
@@ -11,86 +11,77 @@ from dynamicvit.errors import InputError
 
 T = TypeVar("T")
 
-#: How often a thread that waits for a frame looks whether it shall stop, in seconds.
-_LOOK = 0.1
+#: Seconds between polls of ``stopped``.
+_POLL = 0.1
 
 
 class Waiting(Generic[T]):
-    """A bounded queue in order. When it is full, the oldest is dropped: new frames matter most.
+    """A bounded queue that drops its oldest item when full, as new frames matter most.
 
     Args:
-        places: how many wait at most.
-        lossless: when it is full, let the reader wait in place of dropping.
+        places: its length.
+        lossless: when full, block the reader in place of dropping.
 
     Attributes:
-        dropped: how many were dropped so far.
+        dropped: items dropped so far.
+        closed: set once the taker has stopped.
 
     Raises:
-        InputError: for less than one place.
+        InputError: for a length below 1.
     """
 
     def __init__(self, places: int, *, lossless: bool = False) -> None:
         if places < 1:
-            raise InputError(f"at least 1 frame waits in the queue, got {places}")
+            raise InputError(f"queue must hold at least 1 frame, got {places}")
         self.dropped = 0
         self._places = places
         self._lossless = lossless
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
-        self._closed = threading.Event()
+        self.closed = threading.Event()
         self._finished = False
         self._error: BaseException | None = None
 
     # ---------------------------------------------------------------- the thread that reads
 
     def put(self, item: T) -> None:
-        """Add one at the end; nothing happens once the queue is closed."""
+        """Append an item, unless the queue is closed."""
         with self._changed:
             if self._lossless:
-                self._changed.wait_for(self._has_place)
+                self._changed.wait_for(
+                    lambda: self.closed.is_set() or len(self._items) < self._places
+                )
             elif len(self._items) == self._places:
                 self._items.popleft()
                 self.dropped += 1
-            if not self.closed:
+            if not self.closed.is_set():
                 self._items.append(item)
             self._changed.notify_all()
 
     def skip(self) -> None:
-        """Count one as dropped that came too late to be put."""
+        """Count an item as dropped before it is put."""
         with self._changed:
             self.dropped += 1
 
-    def rest(self, seconds: float) -> None:
-        """Sleep, but not on after the queue is closed."""
-        self._closed.wait(seconds)
-
     def finish(self, error: BaseException | None = None) -> None:
-        """Say that no more will come; the error is raised where they are taken, after the rest."""
+        """End the items; :meth:`take` raises the error after the last one."""
         with self._changed:
             self._finished, self._error = True, error
             self._changed.notify_all()
 
-    @property
-    def closed(self) -> bool:
-        """Whether the taker has stopped."""
-        return self._closed.is_set()
-
     # ---------------------------------------------------------------- the thread that classifies
 
     def take(self, stopped: Callable[[], bool] = lambda: False) -> T | None:
-        """The oldest, as soon as there is one; ``None`` at the end.
-
-        Args:
-            stopped: polled while there is none; true ends the wait.
+        """Wait for the oldest item; None at the end, or when the polled ``stopped`` is true.
 
         Raises:
-            BaseException: what the reader raised.
+            BaseException: the reader's.
         """
         with self._changed:
             while not self._items and not self._finished:
                 if stopped():
                     return None
-                self._changed.wait(_LOOK)
+                self._changed.wait(_POLL)
             if self._items:
                 item = self._items.popleft()
                 self._changed.notify_all()
@@ -100,11 +91,8 @@ class Waiting(Generic[T]):
             return None
 
     def close(self) -> None:
-        """Release the reader; items that wait are discarded."""
+        """Release the reader and discard the items."""
         with self._changed:
-            self._closed.set()
+            self.closed.set()
             self._items.clear()
             self._changed.notify_all()
-
-    def _has_place(self) -> bool:
-        return self.closed or len(self._items) < self._places

@@ -1,4 +1,4 @@
-"""Where images come from. One string names a source, with timm's prefixes for its kind."""
+"""Sources of images, named by one string with timm's prefixes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dynamicvit.errors import InputError
 __all__ = ["UNLABELED", "Source", "open_source"]
 
 _KINDS = {"wds": Shards, "hfds": HuggingFace, "torch": TorchSet}
-#: Streams have no order to go on in; what to take instead of each.
+#: Streams, in which no run can resume, and their replacements.
 _STREAMS = {
     "hfids": "write hfds/{place}, which is downloaded once and then read in any order",
-    "tfds": "write it as shards or class folders, or take wds/, hfds/ or torch/",
+    "tfds": "convert it to shards or class folders, or use wds/, hfds/ or torch/",
 }
 
 
@@ -27,10 +27,10 @@ def open_source(name: str | os.PathLike[str]) -> Source:
 
     Args:
         name: a folder or ``.tar``; or ``wds/PLACE``, ``hfds/PLACE``, ``torch/NAME/FOLDER``, each
-            with ``@SPLIT`` behind it if need be. A :class:`pathlib.Path` is always a path.
+            with or without ``@SPLIT``. A :class:`pathlib.Path` is always a path.
 
     Raises:
-        InputError: if there is no such source, or it can't be opened or holds no images.
+        InputError: for a source that is missing, unreadable or empty.
     """
     if not isinstance(name, str):
         return open_files(Path(name))
@@ -45,12 +45,12 @@ def open_source(name: str | os.PathLike[str]) -> Source:
     if "@" in place:
         place, _, split = place.rpartition("@")
     if not place or split == "":
-        raise InputError(f"{name} is not complete: write {kind}/PLACE or {kind}/PLACE@SPLIT")
+        raise InputError(f"{name} is incomplete: write {kind}/PLACE or {kind}/PLACE@SPLIT")
     try:
         source = _KINDS[kind](name, place, split)
     except InputError as error:
         if Path(name).exists():
-            raise InputError(f"{error}; for the path of that name write ./{name}") from error
+            raise InputError(f"{error}; if it is a path, write ./{name}") from error
         raise
     if not len(source):
         raise InputError(f"{name} holds no images")

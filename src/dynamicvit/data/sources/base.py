@@ -1,4 +1,4 @@
-"""The interface of every kind of source."""
+"""The interface of a source."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ UNLABELED = -1
 
 
 class Source(ABC):
-    """Images by row, still encoded where they are stored so, and their classes.
+    """Images by row, encoded as they are stored, and their classes.
 
     Attributes:
         name: as the user wrote it.
-        class_word: what its classes are called in messages.
-        labeled: whether its images have classes at all.
-        classes: class names in the order of the targets; empty where classes are only numbers.
-        class_problem: why the classes can't be used, if so; nothing is wrong without them.
-        targets: ``(images,)`` position of each image's class in ``classes``, or the class number
-            itself; :data:`UNLABELED` where there is none. None if a class is known only as its
-            image is read (:meth:`target`).
-        blocks: ``(images,)`` which file of ``block_names`` each image lies in, for sources that
-            are read well only in long runs; else None.
-        block_names: of the files that ``blocks`` counts.
+        class_word: what messages call its classes.
+        labeled: whether its images have classes.
+        classes: class names in the order of the targets; empty if classes are numbers.
+        class_problem: why the classes can't be used, if so; the images can without them.
+        targets: ``(images,)`` position of each image's class in ``classes``, or the class number;
+            :data:`UNLABELED` for none. None if classes are read with the images (:meth:`target`).
+        blocks: ``(images,)`` index in ``block_names`` of each image's file, for sources that are
+            fast only in sequence; else None.
+        block_names: paths of those files.
     """
 
     name: str
@@ -40,7 +39,7 @@ class Source(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many images there should be, readable or not."""
+        """Images, readable or not."""
 
     @abstractmethod
     def path(self, row: int) -> str:
@@ -48,14 +47,14 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, row: int) -> bytes | Image.Image:
-        """An image, as a file's bytes or decoded. A broken one raises errors of any kind."""
+        """An image, encoded or decoded. A broken one raises errors of any kind."""
 
     def target(self, row: int) -> str:
-        """The class of an image as it is written; only for sources without ``targets``."""
+        """The class of an image as written, for sources without ``targets``."""
         raise NotImplementedError(row)
 
 
 def class_numbers(targets: Iterable[float | None]) -> np.ndarray:
-    """Targets ``(images,)`` as int64, with :data:`UNLABELED` for None and negative ones."""
+    """Targets as int64 ``(images,)``, :data:`UNLABELED` for None and negative numbers."""
     numbers = [UNLABELED if target is None else max(int(target), UNLABELED) for target in targets]
     return np.array(numbers, dtype=np.int64)

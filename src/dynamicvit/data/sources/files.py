@@ -1,18 +1,17 @@
-"""Class folders, a tar of them, or a flat folder without labels: what timm's readers list."""
+"""Class folders, tars of them, and flat folders without labels, as timm's readers list them."""
 
 from __future__ import annotations
 
 import os
 import tarfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from timm.data.readers import create_reader
 from timm.data.readers.img_extensions import get_img_extensions
-from timm.data.readers.reader_image_folder import ReaderImageFolder
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from dynamicvit.data.sources.base import Source
 from dynamicvit.data.sources.tars import break_after
@@ -20,18 +19,28 @@ from dynamicvit.errors import InputError
 
 
 class Files(Source):
-    """What folders and tars have in common: an image's class is the folder it lies in."""
+    """A folder or tar in which an image's class is its folder."""
 
     class_word = "class folders"
 
-    def __init__(self, root: Path, names: list[str], targets: np.ndarray) -> None:
+    def __init__(
+        self, root: Path, reader: Any, index: dict[str, int], targets: Sequence[int]
+    ) -> None:
         self.name = str(root)
         self.root = root
-        self.labeled = names != [""]  # the name of the root itself
-        self.classes = tuple(names)
-        self.targets = targets
-        if "" in names:
+        self._reader = reader
+        self.labeled = index.keys() != {""}  # the name of the root itself
+        self.classes = tuple(sorted(index, key=index.__getitem__))
+        self.targets = np.asarray(targets)
+        if "" in index:
             self.class_problem = "images beside its class folders; move them into one"
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def path(self, row: int) -> str:
+        """The image's file; in a tar, the tar's path and the member's name."""
+        return str(self.root / self._reader.filename(row))
 
 
 class Folder(Files):
@@ -39,17 +48,8 @@ class Folder(Files):
 
     def __init__(self, root: Path) -> None:
         _check_readable(root)
-        self._reader = cast(ReaderImageFolder, _open_reader(root))
-        index = self._reader.class_to_idx
-        targets = np.array([target for _, target in self._reader.samples])
-        super().__init__(root, sorted(index, key=index.__getitem__), targets)
-
-    def __len__(self) -> int:
-        return len(self._reader)
-
-    def path(self, row: int) -> str:
-        """The image's file."""
-        return str(self.root / str(self._reader.filename(row)))
+        reader = _open_reader(root)
+        super().__init__(root, reader, reader.class_to_idx, [label for _, label in reader.samples])
 
     def read(self, row: int) -> bytes:
         """The bytes of the file."""
@@ -57,32 +57,22 @@ class Folder(Files):
 
 
 class Tar(Files):
-    """A ``.tar`` of class folders or of tars, one for each class, or a flat one."""
+    """A ``.tar`` of class folders, of a tar for each class, or a flat one."""
 
     def __init__(self, root: Path) -> None:
         if root.suffix != ".tar":
             raise InputError(f"{root} is neither a folder nor a .tar of images ({_kinds()})")
-        self._reader = cast(ReaderImageInTar, _open_reader(root))
-        index = self._reader.class_name_to_idx or {}
-        names = sorted(index, key=index.__getitem__)
-        super().__init__(root, names, np.asarray(self._reader.targets))
+        reader = _open_reader(root)
+        super().__init__(root, reader, reader.class_name_to_idx or {}, reader.targets)
         self._check_ends()
-
-    def __len__(self) -> int:
-        return len(self._reader)
-
-    def path(self, row: int) -> str:
-        """The member's name below the tar's."""
-        return str(self.root / str(self._reader.filename(row)))
 
     def read(self, row: int) -> bytes:
         """The bytes of the member.
 
-        The tar is opened again for each image: timm's cached handle would be shared, with its
-        position, by all workers forked after the first read, and could not be sent to spawned
-        ones.
+        The tar is opened for each image: forked workers would share the position of timm's cached
+        handle, and spawned ones can't receive it.
         """
-        member, _, inner = self._samples[row]
+        member, _, inner = self._reader.samples[row]
         with ExitStack() as stack:
             tar = stack.enter_context(tarfile.open(self.root))
             if inner is not None:
@@ -91,17 +81,13 @@ class Tar(Files):
             assert file is not None  # timm lists regular files only
             return file.read()
 
-    @property
-    def _samples(self) -> Any:
-        return self._reader.samples  # rows of (member, None, the inner tar it lies in)
-
     def _check_ends(self) -> None:
-        """timm takes a damaged header for the end of the tar and would miss the images behind it.
+        """Refuse a damaged tar: timm takes a damaged header for the tar's end.
 
-        Of each tar only what follows its last image is read, the rest timm has read already.
+        Of each tar only the part after its last image is read; timm has read the rest.
         """
         last: dict[tarfile.TarInfo | None, tarfile.TarInfo] = {}
-        for member, _, inner in self._samples:
+        for member, _, inner in self._reader.samples:  # inner: the tar in the tar, or None
             for holder, held in ((inner, member), (None, inner or member)):
                 if holder not in last or held.offset > last[holder].offset:
                     last[holder] = held
@@ -121,10 +107,10 @@ class Tar(Files):
 
 
 def open_files(root: Path) -> Files:
-    """The source that a plain path names.
+    """The source at a plain path.
 
     Raises:
-        InputError: for a root that is missing, can't be opened or holds no images.
+        InputError: for a root that is missing, unreadable or empty.
     """
     if not root.exists():
         raise InputError(f"{root} does not exist; give a folder of images or a .tar of them")
@@ -132,18 +118,18 @@ def open_files(root: Path) -> Files:
 
 
 def _open_reader(root: Path) -> Any:
-    """timm's reader of a folder or tar; its assertions and empty results become one clear line."""
+    """timm's reader of a folder or tar; its errors become one line."""
     try:
         return create_reader("", root=str(root))
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{root} can't be read ({error}); give a tar of images") from error
-    # No image at all: timm's folder reader raises the one, its tar reader stumbles into the other.
+    # Without images timm's folder reader raises the one, its tar reader the other.
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{root} holds no images ({_kinds()}){_hint(root)}") from error
 
 
 def _hint(root: Path) -> str:
-    """What a folder without images may be meant to be."""
+    """What a folder without images may be."""
     if (root / "state.json").exists() or (root / "dataset_dict.json").exists():
         return f"; a saved Hugging Face data set is written hfds/{root}"
     if root.is_dir() and any(root.glob("*.tar")):
@@ -156,7 +142,7 @@ def _kinds() -> str:
 
 
 def _check_readable(root: Path) -> None:
-    """timm's walk silently skips a folder that it may not enter, and its images."""
+    """Refuse a folder that can't be entered; timm skips it silently."""
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} can't be read ({error.strerror})")

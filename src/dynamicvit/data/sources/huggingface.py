@@ -1,4 +1,4 @@
-"""Hugging Face data sets, from the hub or from disk."""
+"""Hugging Face data sets, from the Hub or from disk."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from dynamicvit.utils.optional import need
 
 
 class HuggingFace(Source):
-    """A split of a data set: its one column of images, and its column of classes if it has one.
+    """A split of a data set: its column of images, and its column of classes, if any.
 
-    timm's reader expects the columns to be called image and label, and can't open what
-    ``save_to_disk`` wrote; the library that it calls is called here directly.
+    timm's reader needs columns named image and label and can't open a data set written by
+    ``save_to_disk``, so ``datasets`` is called directly.
 
     Args:
         name: as the user wrote it.
-        place: a name on the hub, a folder that ``load_dataset`` reads, or one that
-            ``save_to_disk`` wrote.
-        split: ``train`` by default; for a hub's also a slice, ``train[:10%]``.
+        place: a name on the Hub, a folder for ``load_dataset``, or one written by ``save_to_disk``.
+        split: ``train`` by default; from the Hub also a slice, ``train[:10%]``.
     """
 
     def __init__(self, name: str, place: str, split: str | None) -> None:
@@ -34,7 +33,7 @@ class HuggingFace(Source):
             data = _load(datasets, name, place, split)
         except InputError:
             raise
-        # Whatever a broken folder or the network raises: the library wraps only some of it.
+        # Of any kind: the library wraps only some errors of broken folders and the network.
         except Exception as error:
             raise InputError(f"{name} can't be opened ({one_line(error)})") from error
         image = _image_column(name, data.features, datasets.Image)
@@ -50,15 +49,15 @@ class HuggingFace(Source):
         return len(self._data)
 
     def path(self, row: int) -> str:
-        """The row, and the image's file name where it is known."""
+        """The row, and the image's file name if known."""
         try:
             path = self._data[row][self._image]["path"]
-        except Exception:  # it is asked for because the row can't be read
+        except Exception:  # for a row that can't be read
             path = None
         return f"{self.name}#{row}" + (f" {path}" if path else "")
 
     def read(self, row: int) -> bytes:
-        """The bytes of the image, which lie in the row or in a file that it names."""
+        """The bytes of the image, from the row or the file that it names."""
         image = self._data[row][self._image]
         if image is None:
             raise ValueError("the row has no image")
@@ -72,11 +71,11 @@ def _load(datasets: Any, name: str, place: str, split: str | None) -> Any:
     data = datasets.load_from_disk(place)
     if not saved.exists():
         if split is not None:
-            raise InputError(f"{name}: the folder holds one data set, without splits")
+            raise InputError(f"{name}: the folder holds one data set without splits")
         return data
     split = split or "train"
     if split not in data:
-        raise InputError(f"{name}: no split {split!r}, there are {', '.join(data)}")
+        raise InputError(f"{name}: no split {split!r}; splits are {', '.join(data)}")
     return data[split]
 
 
@@ -87,13 +86,13 @@ def _image_column(name: str, features: Any, kind: type) -> str:
     if len(columns) != 1:
         raise InputError(
             f"{name} has {len(columns)} columns of images among {', '.join(features)}; "
-            "one must be called image"
+            "name one of them image"
         )
     return columns[0]
 
 
 def _class_column(features: Any, datasets: Any) -> str | None:
-    """The column called label, if a class can be what it holds; else the only one of classes."""
+    """The column named label or labels, if it can hold classes; else the only one of classes."""
     for column in ("label", "labels"):
         feature = features.get(column)
         is_value = isinstance(feature, datasets.Value)
@@ -104,7 +103,7 @@ def _class_column(features: Any, datasets: Any) -> str | None:
 
 
 def _classes(labels: list[Any], names: list[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """Class names and targets; labels that are words are their own names."""
+    """Class names and targets; words are their own names."""
     if names is None and any(isinstance(label, str) for label in labels):
         names = sorted({label for label in labels if label is not None}, key=natural_key)
         position = {word: index for index, word in enumerate(names)}

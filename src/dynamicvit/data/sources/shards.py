@@ -1,4 +1,4 @@
-"""WebDataset shards: tars of samples, each a run of files with one name and several endings."""
+"""WebDataset shards: tars of samples, each several files of one name and different endings."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _log = logging.getLogger(__name__)
 IMAGES = tuple(kind.lstrip(".") for kind in (*get_img_extensions(), ".webp"))
 LABELS = ("cls", "json")
 INFO = ("_info.json", "info.json")
-"""What timm's reader looks for: splits, with their shards and how many samples each holds."""
+"""The files in which timm's reader finds splits, with their shards and numbers of samples."""
 
 
 class Member(NamedTuple):
-    """One sample: its name, and by ending the files of it that are of use."""
+    """A sample: its name, and its image and label files by ending."""
 
     name: str
     parts: dict[str, Entry]
 
     @property
     def image(self) -> str | None:
-        """The ending of its image."""
+        """The ending of its image, if any."""
         return next((ending for ending in self.parts if ending.lower() in IMAGES), None)
 
 
 class Shard(NamedTuple):
-    """What the headers of a shard say, and why they end before it does."""
+    """The samples in a shard's headers, and why the shard breaks off, if it does."""
 
     samples: tuple[Member, ...]
     problem: str | None
@@ -49,13 +49,13 @@ class Shard(NamedTuple):
 class Shards(Source):
     """Local shards. A sample's class is its ``.cls``, or the ``label`` of its ``.json``.
 
-    A shard's headers are read when one of its samples is first asked for, by each process that is
-    asked; its images are then read where they lie. So the order of the images, and where a run
-    goes on, do not depend on who reads. A shard that breaks off gives what lies before the break.
+    Each process reads a shard's headers at its first sample and then seeks each image, so order
+    and resuming do not depend on the processes. A shard that breaks off gives its samples before
+    the break.
 
     Args:
         name: as the user wrote it.
-        place: a folder of shards, or one shard, or several by braces: ``train-{0000..0127}.tar``.
+        place: a folder of shards, one shard, or several by braces: ``train-{0000..0127}.tar``.
         split: of the folder's ``_info.json``.
     """
 
@@ -63,8 +63,8 @@ class Shards(Source):
         self.name = name
         if "://" in place or place.startswith("pipe:"):
             raise InputError(
-                f"{name} is not on this machine: download the shards, or mount them (rclone, "
-                "s3fs), and write wds/FOLDER"
+                f"{name} is not a local path: download or mount the shards (rclone, s3fs), and "
+                "write wds/FOLDER"
             )
         need("webdataset", "data")
         self._label_key: str | None = None
@@ -72,7 +72,7 @@ class Shards(Source):
         if any((Path(place) / info).is_file() for info in INFO):
             paths, lengths = self._by_info(place, split or "train")
         elif split is not None:
-            raise InputError(f"{name}: a split needs an {INFO[0]} in the folder of the shards")
+            raise InputError(f"{name}: a split needs an {INFO[0]} beside the shards")
         else:
             paths = _by_name(name, place)
         missing = [path for path in paths if not path.is_file()]
@@ -94,7 +94,7 @@ class Shards(Source):
         return int(self._starts[-1])
 
     def path(self, row: int) -> str:
-        """The image's name below the shard's; the shard's own if it holds no such image."""
+        """The shard's path and the image's name; the shard's alone if it lacks the image."""
         path, position, _ = self._place(row)
         try:
             sample = _read_headers(path).samples[position]
@@ -110,7 +110,7 @@ class Shards(Source):
         return _read_part(path, sample.parts[sample.image])
 
     def target(self, row: int) -> str:
-        """What ``.cls`` or ``.json`` says."""
+        """The class in ``.cls`` or ``.json``."""
         path, (_, parts) = self._sample(row)
         label = None
         if "cls" in parts and self._label_key is None:
@@ -124,7 +124,7 @@ class Shards(Source):
         return str(label)
 
     def _place(self, row: int) -> tuple[Path, int, int]:
-        """The shard of an image, which of its samples it is, and how many it should hold."""
+        """An image's shard, its position there, and the shard's expected number of samples."""
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         first, end = map(int, self._starts[number : number + 2])
         return self._paths[number], row - first, end - first
@@ -141,7 +141,7 @@ class Shards(Source):
         return path, samples[position]
 
     def _by_info(self, place: str, split: str) -> tuple[list[Path], list[int]]:
-        """What the folder's ``_info.json`` says of a split, as timm reads it."""
+        """Shards and lengths of a split, from ``_info.json`` as timm reads it."""
         try:
             reader: Any = create_reader("wds/", root=place, split=split)
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
@@ -157,7 +157,7 @@ class Shards(Source):
         return [Path(place) / name for name in info.filenames], list(info.shard_lengths)
 
     def _first_is_labeled(self) -> bool:
-        """Whether the first sample that can be read has a class."""
+        """Whether the first readable sample has a class."""
         for path, start in zip(self._paths, self._starts, strict=False):
             if _read_headers(path).samples:
                 try:
@@ -169,7 +169,7 @@ class Shards(Source):
 
 
 def _by_name(name: str, place: str) -> list[Path]:
-    """The shards of a folder in natural order, or those that braces stand for."""
+    """The shards of a folder in natural order, or of braces."""
     if Path(place).is_dir():
         paths = sorted(Path(place).glob("*.tar"), key=lambda path: natural_key(path.name))
         if not paths:
@@ -179,19 +179,19 @@ def _by_name(name: str, place: str) -> list[Path]:
 
 
 def _lengths(paths: list[Path]) -> list[int]:
-    """Samples of each shard, and one that can't be read where the shard breaks off."""
+    """Samples of each shard, and one unreadable sample if it breaks off."""
     _log.info("counting the images of %d shards; an %s beside them saves this", len(paths), INFO[0])
     shards = map(_read_headers, paths)
     return [len(shard.samples) + (shard.problem is not None) for shard in shards]
 
 
-# As many as may be open at a time in a shuffled epoch: those of order.WINDOW images.
+# Enough for the shards of order.WINDOW images.
 @lru_cache(maxsize=128)
 def _read_headers(path: Path) -> Shard:
-    """The samples of a shard: runs of files with one name up to the first dot.
+    """The samples of a shard: runs of files of the same name up to the first dot.
 
     Raises:
-        OSError: for a file that can't be opened; it is tried again the next time.
+        OSError: for an unreadable file, which is not cached.
     """
     runs: list[Member] = []
     files, problem = list_files(path)
@@ -206,12 +206,12 @@ def _read_headers(path: Path) -> Shard:
         if ending.lower() in (*IMAGES, *LABELS):
             runs[-1].parts[ending] = file
     if problem and runs and _is_cut(runs[-1], path.stat().st_size):
-        runs.pop()  # the break stands for it
+        runs.pop()  # counted as the break
     return Shard(tuple(runs), problem)
 
 
 def _is_cut(last: Member, length: int) -> bool:
-    """Whether a shard of so many bytes ends before its last sample does."""
+    """Whether a shard of ``length`` bytes ends inside its last sample."""
     return last.image is None or any(p.start + p.size > length for p in last.parts.values())
 
 

@@ -1,4 +1,4 @@
-"""What is in a tar, and where it breaks off: tarfile takes a damaged header for the end of it."""
+"""The files of a tar, and where it breaks off: tarfile takes a damaged header for the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BLOCK = tarfile.BLOCKSIZE
 
 
 class Entry(NamedTuple):
-    """A file in a tar, and where its bytes are."""
+    """A file in a tar, and the position of its bytes."""
 
     name: str
     start: int
@@ -19,9 +19,9 @@ class Entry(NamedTuple):
 
 
 def list_files(path: Path) -> tuple[list[Entry], str | None]:
-    """The files in an uncompressed tar, and why it ends before it should, if it does.
+    """The files of an uncompressed tar, and why it breaks off, if it does.
 
-    Before such a break the last file may be cut.
+    The last file before a break may be cut.
 
     Raises:
         OSError: if the tar can't be read.
@@ -35,7 +35,7 @@ def list_files(path: Path) -> tuple[list[Entry], str | None]:
 
 
 def break_after(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
-    """Why what follows a member can't be read; None if it can, to the tar's end."""
+    """Why the part after a member is unreadable; None if it is readable to the tar's end."""
     assert tar.fileobj is not None
     tar.fileobj.seek(member.offset_data + _padded(member.size))
     _, problem = _until_break(_all_files(tar.fileobj))
@@ -52,13 +52,13 @@ def _until_break(entries: Iterable[Entry]) -> tuple[list[Entry], str | None]:
 
 
 class _NotPlainError(Exception):
-    """A tar has what only tarfile understands."""
+    """A tar that needs tarfile."""
 
 
 def _plain_files(file: BinaryIO) -> Iterator[Entry]:
-    """The files of a tar whose headers say all in their first fields, as those of shards do.
+    """The files of a tar of plain headers, as shards have them; five times as fast as tarfile.
 
-    Five times as fast as tarfile; each process that reads images pays this for each shard.
+    Each process that reads images pays this for each shard.
     """
     start = 0
     while True:
@@ -70,14 +70,14 @@ def _plain_files(file: BinaryIO) -> Iterator[Entry]:
         try:
             size = int(header[124:136].strip(b" \0") or b"0", 8)
             name = header[:100].rstrip(b"\0").decode()
-        except ValueError:  # a number too large for the field is written otherwise
+        except ValueError:  # as of a number too large for the field
             raise _NotPlainError from None
         start += BLOCK
-        if kind == b"x":  # more fields; times and owners are of no matter
+        if kind == b"x":  # more fields; times and owners don't matter
             fields = file.read(size)
             if any(field in fields for field in (b" path=", b" size=", b"sparse")):
                 raise _NotPlainError
-        elif kind not in b"0\0" or header[345]:  # no plain file, or a name in two fields
+        elif kind not in b"0\0" or header[345]:  # not a plain file, or a name in two fields
             raise _NotPlainError
         else:
             yield Entry(name, start, size)
@@ -85,7 +85,7 @@ def _plain_files(file: BinaryIO) -> Iterator[Entry]:
 
 
 def _all_files(file: BinaryIO) -> Iterator[Entry]:
-    """The files of a tar, whatever it is, from where the file stands."""
+    """The files of any tar, from the file's current position."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if member.isfile():
@@ -96,7 +96,7 @@ def _all_files(file: BinaryIO) -> Iterator[Entry]:
 
 
 def _is_header(block: bytes) -> bool:
-    """Whether a block is a header; else it is the mark of a tar's end.
+    """Whether a block is a header, rather than the end of the tar.
 
     Raises:
         tarfile.ReadError: if it is neither.
@@ -105,7 +105,7 @@ def _is_header(block: bytes) -> bool:
         raise tarfile.ReadError("unexpected end of data")
     if block == bytes(BLOCK):
         return False
-    # The sum of all bytes, those of the sum itself taken for spaces.
+    # The checksum, with its own bytes as spaces.
     total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     try:
         if int(block[148:156].strip(b" \0"), 8) == total:
@@ -116,5 +116,5 @@ def _is_header(block: bytes) -> bool:
 
 
 def _padded(size: int) -> int:
-    """Files fill whole blocks."""
+    """A size rounded up to whole blocks."""
     return -(-size // BLOCK) * BLOCK

@@ -1,4 +1,4 @@
-"""torchvision's data sets, those that timm names."""
+"""torchvision's data sets, as timm names them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dynamicvit.errors import InputError
 
 
 class TorchSet(Source):
-    """A split of a data set of torchvision, as timm's ``create_dataset`` opens it.
+    """A split of a torchvision data set, opened by timm's ``create_dataset``.
 
     Args:
         name: as the user wrote it.
-        place: timm's name for the set, a slash, and the folder it lies in.
+        place: ``NAME/FOLDER``, with timm's name of the set.
         split: ``train`` by default.
     """
 
@@ -25,15 +25,15 @@ class TorchSet(Source):
         self.name = name
         kind, _, root = place.partition("/")
         if not root:
-            raise InputError(f"{name} names no folder: write torch/{kind}/FOLDER")
+            raise InputError(f"{name} has no folder: write torch/{kind}/FOLDER")
         try:
             data: Any = create_dataset(f"torch/{kind}", root=root, split=split or "train")
-        # Missing or damaged files raise what each of the sets likes to raise.
+        # Of any kind: the sets raise different errors for missing or damaged files.
         except Exception as error:
             raise InputError(f"{name} can't be opened ({one_line(error)})") from error
         self._data = data
-        # ImageNet's names are tuples of synonyms, and class maps go by WordNet ids; iNaturalist
-        # calls both by names of its own.
+        # Class maps use ImageNet's WordNet ids, not its tuples of synonyms; iNaturalist has
+        # attributes of its own.
         names = getattr(data, "wnids", None) or getattr(data, "all_categories", None)
         self.classes = tuple(names or data.classes)
         targets = getattr(data, "targets", None)
@@ -43,10 +43,10 @@ class TorchSet(Source):
         return len(self._data)
 
     def path(self, row: int) -> str:
-        """The image's file, or its number where the set keeps all in one."""
+        """The image's file, or its number if the set is one file."""
         samples = getattr(self._data, "samples", None)
         return f"{self.name}#{row}" if samples is None else str(samples[row][0])
 
     def read(self, row: int) -> Image.Image:
-        """The image as torchvision decodes it."""
+        """The image, decoded by torchvision."""
         return self._data[row][0]
