@@ -59,12 +59,14 @@ class _Command(TyperCommand):
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """The context of the command itself."""
+        from dynamicvit.cli.command import Command, with_imports
         from dynamicvit.cli.console import hide_bars_in_logs
 
         hide_bars_in_logs()
         module, function = self.target.split(":")
         app = typer.Typer(**_STYLE)
-        app.command(self.name)(getattr(import_module(f"dynamicvit.cli.{module}"), function))
+        called = getattr(import_module(f"dynamicvit.cli.{module}"), function)
+        app.command(self.name, cls=Command)(with_imports(called))
         return typer.main.get_command(app).make_context(*args, **kwargs)
 
 
