@@ -15,7 +15,7 @@ from timm.data import resolve_model_data_config
 from dynamicvit.checkpoints.dense import load_dense
 from dynamicvit.checkpoints.loading import set_image_size
 from dynamicvit.cli.console import check_json, main_console, progress_bar, say, write_json
-from dynamicvit.cli.inference import load_for_inference, refuse_budget_of_dense
+from dynamicvit.cli.inference import load_for_inference, refuse_with_dense
 from dynamicvit.cli.options import (
     COST,
     IMAGES,
@@ -27,8 +27,10 @@ from dynamicvit.cli.options import (
     ImageSizeOption,
     JsonFile,
     KeepRatio,
+    Method,
     Model,
     NoPretrained,
+    Policy,
     Precision,
     Released,
     Strict,
@@ -57,6 +59,8 @@ def eval_command(
     released: Released = None,
     checkpoint: Checkpoint = None,
     keep_ratio: KeepRatio = None,
+    policy: Policy = None,
+    method: Method = None,
     tile: Tile = None,
     dense: Annotated[
         bool, typer.Option("--dense", help="Evaluate the backbone alone: every patch is kept.")
@@ -98,7 +102,7 @@ def eval_command(
     """
     check_one_model(model_name, released)
     if dense:
-        refuse_budget_of_dense(keep_ratio, tile)
+        refuse_with_dense(keep_ratio=keep_ratio, policy=policy, method=method, tile=tile)
     size = parse_image_size(image_size)
     check_json(json_file)
     use_threads(threads)
@@ -114,6 +118,8 @@ def eval_command(
         model_name,
         checkpoint=checkpoint,
         keep_ratio=keep_ratio,
+        policy=policy,
+        method=method,
         tile=tile,
         image_size=size,
         precision=precision,

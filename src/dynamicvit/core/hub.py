@@ -29,6 +29,9 @@ from dynamicvit.utils.weights import first_line, load_exactly, open_weights
 FORMAT_VERSION = 2
 """Version of ``config.json`` that this code writes, and the newest that it reads."""
 
+DESCRIPTION = "dynamicvit"
+"""Key in the header of ``model.safetensors`` of method and schedule, for who takes it alone."""
+
 MODEL_CARD = """---
 {{ card_data }}
 ---
@@ -113,7 +116,8 @@ class HubMixin(
         with atomic_write(save_directory / SAFETENSORS_SINGLE_FILE) as draft:
             draft.touch()
             readers = draft.stat().st_mode  # safetensors would let only the owner read it
-            save_file(tensors, draft, metadata={"format": "pt"})
+            said = {key: self._hub_mixin_config[key] for key in ("method", "schedule")}
+            save_file(tensors, draft, metadata={"format": "pt", DESCRIPTION: json.dumps(said)})
             draft.chmod(readers)
 
     @classmethod

@@ -40,6 +40,8 @@ class PredictionModule(Choice):
         InputError: if ``dim`` is not a multiple of 4.
     """
 
+    default_policy = "merged"
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         if dim % 4:
