@@ -154,7 +154,8 @@ def check_same_run(
     Raises:
         InputError: naming what differs.
     """
-    found = differences(modern(state["recipe"]), recipe.model_dump(mode="json"))
+    before = {"method": "dynamicvit", **modern(state["recipe"])}  # older ones name none
+    found = differences(before, recipe.model_dump(mode="json"))
     known = state.get("external_teacher", state.get("foreign_teacher"))  # as 0.1.0 called it
     if known and external_teacher and known != external_teacher and not _names_a_teacher(found):
         found.append(f"weights of the teacher {known[:8]} -> {external_teacher[:8]} (SHA-256)")
