@@ -70,7 +70,10 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
     @property
     def method(self) -> type[Method]:
         """How tokens are chosen or combined: the class of the stages' modules."""
-        return type(self.methods[0]) if len(self.predictors) else PredictionModule
+        if not len(self.predictors):
+            return PredictionModule
+        first = self.methods[0]
+        return type(getattr(first, "original_module", first))  # where PEFT trains it whole
 
     @property
     def methods(self) -> list[Method]:
