@@ -7,11 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
 import pytest
+import torch
 
 import dynamicvit
+from dynamicvit.errors import InputError
 from dynamicvit_command import COMMANDS
+from families import DEIT
 
 EXTRAS = {
     *("matplotlib", "tensorboard", "sklearn", "scipy", "transformers", "datasets", "webdataset"),
@@ -107,6 +111,31 @@ def test_an_old_name_says_the_new_one(old: str, new: str) -> None:
     if old not in dynamicvit.__all__:
         with pytest.raises(ImportError, match=new):
             getattr(dynamicvit, old)
+
+
+@pytest.mark.parametrize("name", ["dropped", "sampler", "leave", "stem"])
+def test_an_old_attribute_says_the_new_one(name: str) -> None:
+    """Read or set: a value that nothing looks at would change nothing, and say nothing."""
+    model = dynamicvit.sparsify(DEIT.backbone())
+    with pytest.raises(InputError, match=f"{name} is now"):
+        getattr(model, name)
+    with pytest.raises(InputError, match=f"{name} is now"):
+        setattr(model, name, "merged")
+
+
+@torch.no_grad()
+def test_old_outputs_and_arguments_say_the_new_ones(tmp_path: Path) -> None:
+    backbone = DEIT.backbone()
+    model = dynamicvit.sparsify(backbone, method="evit")
+    pruned, masked = model.forward_pruned(DEIT.images()), model.train()(DEIT.images())
+    with pytest.raises(InputError, match="survived is now kept"):
+        pruned.survived  # noqa: B018
+    with pytest.raises(InputError, match="log_odds is now keep_scores"):
+        masked.log_odds  # noqa: B018
+    with pytest.raises(InputError, match=r'sparsify.dropped=. is now policy="removed"'):
+        dynamicvit.sparsify(backbone, dropped="gone")  # pyright: ignore[reportCallIssue]
+    with pytest.raises(InputError, match=r"export.check_on=. is now validation="):
+        dynamicvit.export(model, tmp_path / "a.onnx", check_on="photos")
 
 
 def test_an_unknown_name() -> None:

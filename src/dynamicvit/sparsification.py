@@ -13,6 +13,7 @@ from dynamicvit.core.networks import core_of
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.methods import Narrow, at_macs, method_named, own_schedules
+from dynamicvit.utils.renamed import renamed_arguments
 
 if TYPE_CHECKING:
     from dynamicvit.transformers import DynamicViTForImageClassification
@@ -49,6 +50,7 @@ def sparsify(
 ) -> DynamicViT: ...
 
 
+@renamed_arguments(dropped='policy="removed" or "merged"')
 def sparsify(
     model: nn.Module | TransformersModel,
     keep_ratio: KeepRatio = 0.7,

@@ -72,7 +72,7 @@ class TestSparsify:
         assert core_of(loaded).method is METHODS[name]
         assert torch.equal(core_of(loaded)(images), logits)
 
-    @pytest.mark.parametrize("name", [name for name in METHODS if name != "narrow"])
+    @pytest.mark.parametrize("name", METHODS)
     @torch.no_grad()
     def test_saved_and_loaded(self, name: str, tmp_path: Path) -> None:
         model = sparsify(DEIT.backbone(), 0.6, method=name).eval()
@@ -82,6 +82,21 @@ class TestSparsify:
         assert loaded.schedule == model.schedule
         if name != "random":
             assert torch.equal(loaded(DEIT.images()), model(DEIT.images()))
+
+    @pytest.mark.parametrize("name", METHODS)
+    def test_the_keep_ratio_it_has_can_be_set(self, name: str) -> None:
+        """``None``, the method's own schedule, or ρ; a narrow network has no stage to set."""
+        model = sparsify(DEIT.backbone(), 0.6, method=name)
+        before = model.schedule
+        assert model.method is METHODS[name]
+        if name == "narrow":
+            with pytest.raises(InputError, match="its width"):
+                model.keep_ratio = 0.5
+            return
+        model.keep_ratios = model.keep_ratios
+        if model.keep_ratio is not None:
+            model.keep_ratio = model.keep_ratio
+        assert model.schedule == before
 
     @pytest.mark.parametrize("name", ["tomee", "", "nowhere_at_all:tome"])
     def test_a_name_that_is_not_there(self, name: str) -> None:

@@ -107,6 +107,11 @@ class Method(nn.Module, ABC):
         return ()
 
     @classmethod
+    def has_own_schedules(cls) -> bool:
+        """Whether :meth:`schedules` gives any."""
+        return cls.schedules.__func__ is not Method.schedules.__func__  # type: ignore[attr-defined]
+
+    @classmethod
     def schedule(
         cls,
         bound: Backbone,

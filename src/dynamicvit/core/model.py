@@ -20,6 +20,7 @@ from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.timm_surface import TimmSurface
 from dynamicvit.errors import InputError, UntrainedWarning
+from dynamicvit.utils.renamed import Renamed
 
 
 class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
@@ -57,6 +58,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         self._schedule = Schedule.for_depth(
             self.depth, schedule.keep_ratios, schedule.stages, schedule.policy
         )
+        self._without_stages = predictors if isinstance(predictors, type) else PredictionModule
         if isinstance(predictors, type):
             predictors = [predictors.for_stage(self.bound) for _ in schedule.stages]
         if len(predictors) != len(schedule.stages):
@@ -71,7 +73,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
     def method(self) -> type[Method]:
         """How tokens are chosen or combined: the class of the stages' modules."""
         if not len(self.predictors):
-            return PredictionModule
+            return self._without_stages
         first = self.methods[0]
         return type(getattr(first, "original_module", first))  # where PEFT trains it whole
 
@@ -108,12 +110,13 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
 
     @property
     def keep_ratio(self) -> float | None:
-        """ρ; ``None`` when the stages' ratios are not ρ, ρ², ρ³, ... (see :attr:`keep_ratios`).
+        """ρ; ``None`` when the stages' ratios are not ρ, ρ², ρ³, ... (see :attr:`keep_ratios`), or
+        the method has a schedule of its own.
 
         Set it to change the budget of the same model: a number for ρ, a sequence for one ratio per
         stage, both as :func:`~dynamicvit.sparsify` takes them.
         """
-        return self._schedule.keep_ratio
+        return None if self.method.has_own_schedules() else self._schedule.keep_ratio
 
     @keep_ratio.setter
     def keep_ratio(self, keep_ratio: float | Sequence[float]) -> None:
@@ -128,6 +131,11 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
     @policy.setter
     def policy(self, policy: Policy) -> None:
         self._schedule = replace(self._schedule, policy=policy)
+
+    dropped = Renamed('policy, "removed" or "merged"')
+    sampler = Renamed("an argument: forward_masked(sampler=)")
+    leave = Renamed("an argument: forward_masked(masking=)")
+    stem = Renamed("first_blocks, which gives Tokens")
 
     # ---------------------------------------------------------------- the mode
 
@@ -159,9 +167,9 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         self.warns_untrained = False
         if any(method.is_fresh for method in self.methods):
             warnings.warn(
-                "the prediction modules are untrained, so the tokens that are dropped mean nothing "
-                "yet: train the model (dynamicvit.train) or load its weights, or choose a method "
-                'that needs no training, as sparsify(..., method="tome") or "evit"',
+                f"what chooses the tokens ({self.method.__name__}) is untrained, so those that are "
+                "dropped mean nothing yet: train the model (dynamicvit.train) or load its weights, "
+                'or choose a method that needs no training, as sparsify(..., method="tome")',
                 UntrainedWarning,
                 stacklevel=_frames_to_the_caller(),
             )

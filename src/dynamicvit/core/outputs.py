@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dynamicvit.layers.tokens import Grid, Tokens
+from dynamicvit.utils.renamed import Renamed
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class MaskedOutput:
     patch_logits: Tensor | None = None
     places: tuple[Tensor | None, ...] = ()
     full_map: Tensor | None = None
+
+    log_odds = Renamed("keep_scores")
 
 
 @dataclass(frozen=True)
@@ -93,3 +96,5 @@ class PrunedOutput:
     groups: tuple[Tensor, ...] = ()
     kept_index: tuple[Tensor, ...] = ()
     full_map: Tensor | None = None
+
+    survived = Renamed("kept; kept_index has what was kept, the patches by number")

@@ -107,20 +107,7 @@ def explicit_attention(
     dropout_p: float = 0.0,
     keep_self: bool = True,
 ) -> Tensor:
-    """Attention under a decision, as Eq. 10-11 are written.
-
-    Args:
-        query: ``(B, H, Q, D)``.
-        key: ``(B, H, M, D)``.
-        value: ``(B, H, M, D)``.
-        decision: ``(B, M)``, 0 or 1.
-        bias: broadcastable to ``(B, H, Q, M)``, added to the logits.
-        dropout_p: dropout probability of the attention weights.
-        keep_self: whether a token always sees itself; needs Q == M.
-
-    Returns:
-        ``(B, H, Q, D)``.
-    """
+    """:func:`masked_attention` as Eq. 10-11 are written."""
     logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias

@@ -93,4 +93,4 @@ def _narrow_at(backbone: nn.Module, fraction: float) -> DynamicViT:
     above = bisect_left(widths, budget, key=cost)  # the cost grows with the width
     near = widths[max(0, above - 1) : above + 1]
     best = min(near, key=lambda width: abs(cost(width) - budget))
-    return DynamicViT(narrow(backbone, best), DENSE, []).train(backbone.training)
+    return DynamicViT(narrow(backbone, best), DENSE, Narrow).train(backbone.training)

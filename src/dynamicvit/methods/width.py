@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dynamicvit.core.method import Method
 from dynamicvit.core.registry import register_method
+from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 
 
@@ -27,6 +28,18 @@ from dynamicvit.errors import InputError
 )
 class Narrow(Method):
     """A structural control, which has no stages: the network itself is another (:func:`narrow`)."""
+
+    @classmethod
+    def schedule(cls, *_: object, **__: object) -> Schedule:
+        """None.
+
+        Raises:
+            InputError: always, since the budget lies in the weights.
+        """
+        raise InputError(
+            "a narrow network drops no tokens, its budget is its width: cut another out of the "
+            'dense one, sparsify(dense, keep_ratio, method="narrow")'
+        )
 
 
 def narrow(backbone: nn.Module, head_width: int) -> nn.Module:
@@ -73,6 +86,8 @@ def narrow(backbone: nn.Module, head_width: int) -> nn.Module:
     for part in _classifiers(small):
         _cut(part, into=kept)
     small.embed_dim = small.num_features = small.head_hidden_size = width
+    if hasattr(small, "_model_args"):  # timm's record of what the network was made with
+        small._model_args = {**small._model_args, "embed_dim": width}
     return small
 
 

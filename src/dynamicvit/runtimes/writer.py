@@ -27,6 +27,7 @@ from dynamicvit.runtimes.images import (
 from dynamicvit.runtimes.int8 import LEAST_AGREEMENT, fewest_in_float, most_sensitive_first
 from dynamicvit.runtimes.registry import FORMATS, format_of
 from dynamicvit.utils.files import atomic_folder
+from dynamicvit.utils.renamed import renamed_arguments
 
 #: Images to order the layers by.
 _ORDERED_ON = 32
@@ -74,6 +75,7 @@ class Exported:
         return ", ".join([*named, *(layer for layer in self.layers if layer in rest)]) or "none"
 
 
+@renamed_arguments(file_format="format=", check_on="validation=")
 def export(
     model: DynamicViT,
     path: str | Path,
@@ -111,8 +113,8 @@ def export(
             photographs. In int8 all of them, labeled; by default the images of ``calibrate`` that
             were not calibrated on.
         class_map: for the labels, as for :func:`~dynamicvit.data.class_map_for`.
-        calibrate: for int8, a source of images to calibrate on, labeled or not; by default two
-            photographs, enough to time the file and not to use it.
+        calibrate: for int8, a source of images to calibrate on, labeled or not. Only a file that
+            is timed and not used (``least_agreement=0``) can do without: two photographs.
         calibration_images: number of images to calibrate on.
         max_drop: for int8, points of top-1 that it may cost; as many layers as needed stay in
             float. Without ``validation`` changed answers count as lost.
@@ -128,6 +130,8 @@ def export(
     path = Path(path)
     kind = format_of(path, format)
     _check_precision(path, kind, precision, calibrate, max_drop)
+    if precision == "int8" and calibrate is None and least_agreement > 0:
+        raise InputError("int8 needs calibrate, images of the kind that the file will see")
     kind.check_options(options)
     if dense:
         model = without_stages(model)
