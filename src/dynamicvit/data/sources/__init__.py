@@ -30,7 +30,8 @@ def open_source(name: str | os.PathLike[str]) -> Source:
 
     Args:
         name: a folder, ``.tar`` or image file; or ``wds/PLACE``, ``hfds/PLACE``,
-            ``torch/NAME/FOLDER``, each with or without ``@SPLIT``. A :class:`pathlib.Path` is
+            ``torch/NAME/FOLDER``, each with or without ``@SPLIT``, ``hfds`` also with
+            ``@SPLIT:COLUMN`` for the column of classes. A :class:`pathlib.Path` is
             always a path.
 
     Raises:
