@@ -118,9 +118,10 @@ def export(
     agreement is printed.
     """
     size = parse_image_size(image_size)
-    format_of(output, file_format)
+    kind = format_of(output, file_format)
     _check_int8(precision, calibrate, {"--max-drop": max_drop, "--class-map": class_map})
     check_file("--output", output)
+    kind.check_output(output, "--output")
     if model_argument is not None and model_name is not None:
         raise InputError(f"{model_argument} and --model {model_name} both name a model: give one")
     model_name = model_name if model_argument is None else model_argument

@@ -38,6 +38,8 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import ExportedModel
 from dynamicvit.streaming import RATIOS, Stream, open_frames
+from dynamicvit.utils.files import open_output
+from dynamicvit.utils.outputs import WRITER
 from dynamicvit.utils.precision import autocast_dtype
 from dynamicvit.utils.signals import stop_requests
 
@@ -127,7 +129,7 @@ def stream_command(
         )
         with _writer(lines_file) as write:
             settings = {**stream.settings, "source": source_name, "precision": precision}
-            write({"event": "start", **settings})
+            write({"event": "start", "written_by": WRITER, **settings})
             problem = _run(stream, write, console)
             ended = "broken" if problem else "interrupted" if request.signum else "complete"
             summary = stream.summary()
@@ -206,7 +208,7 @@ def _writer(file: str | None) -> Iterator[Write]:
     elif file == "-":
         yield _print_line
     else:
-        with open(file, "w", encoding="utf-8", buffering=1) as lines:
+        with open_output(file) as lines:
             yield lambda found: print(json.dumps(found), file=lines)
 
 

@@ -46,7 +46,6 @@ from dynamicvit.errors import InputError
 from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
 from dynamicvit.training.checkpoint import BEST, holds_run
 from dynamicvit.training.output import check_output
-from dynamicvit.utils.signals import terminated_like_interrupted
 
 _RUN = "The run"
 
@@ -181,7 +180,7 @@ def train(
     if goes_on:
         say(console, f"going on with the run in {output}")
     try:
-        with terminated_like_interrupted(), _Bar(console) as show:
+        with _Bar(console) as show:
             report = training.run(output, resume=resume, force=force, on_step=show)
     except KeyboardInterrupt as stop:
         raise StoppedError(_how_to_go_on(output), getattr(stop, "signum", signal.SIGINT)) from None

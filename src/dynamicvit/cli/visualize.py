@@ -57,8 +57,9 @@ def visualize(
 ) -> None:
     """Draw the patches that a model keeps, a picture for each image, and name its classes."""
     size = parse_image_size(image_size)
-    check_folder(output)
     sources = _find_images(images)
+    targets = _targets(sources, output)
+    check_folder(output, names=[target.name for target in targets])
     model_name = chosen_model(model_name, released)
     model, size = load_for_inference(
         model_name,
@@ -70,7 +71,7 @@ def visualize(
         pretrained=not no_pretrained,
     )
     failed = 0
-    for source, target in zip(sources, _targets(sources, output), strict=True):
+    for source, target in zip(sources, targets, strict=True):
         try:
             image = read_image(source)
         except InputError as error:

@@ -74,7 +74,7 @@ class Description:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps({"written_by": f"dynamicvit {self.version}", **asdict(self)})
 
     @classmethod
     def from_json(cls, text: str | None, source: object) -> Description:
@@ -89,6 +89,7 @@ class Description:
         """
         try:
             values = {name: _tupled(value) for name, value in json.loads(text or "").items()}
+            values.pop("written_by", None)
             if "dropped" in values:  # written by 0.1.0
                 policy = values.pop("dropped")
                 values["policy"] = {"gone": "removed"}.get(policy, policy)
