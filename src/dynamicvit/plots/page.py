@@ -15,7 +15,7 @@ from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.data.classes import top_classes
 from dynamicvit.errors import InputError
 from dynamicvit.plots import style
-from dynamicvit.plots.patches import after_stage, as_grid, as_rgb, score_map
+from dynamicvit.plots.patches import after_stage, as_grid, as_rgb, is_dark, score_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +82,8 @@ def draw(
             groups = output.groups[stage][row].cpu() if shows_groups else None
             axes = page.cell(row, 1 + stage)
             _show(axes, after_stage(image, kept, groups, output.grid))
-            _outline(axes, as_grid(kept, output.grid), images.shape[2], images.shape[3])
+            line = style.INK if is_dark(image) else "white"
+            _outline(axes, as_grid(kept, output.grid), images.shape[2], images.shape[3], line)
         if has_scores:
             scores = score_map(output.keep_scores[score_stage][row].detach().cpu(), output.grid)
             _show_scores(page.cell(row, page.columns - 1), page.bar(row), scores)
@@ -176,8 +177,8 @@ def _show(axes: Axes, image: Tensor) -> None:
     axes.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), aspect="auto")
 
 
-def _outline(axes: Axes, kept: Tensor, height: int, width: int) -> None:
-    """A thin line between kept and dropped patches, light on the dark of the dropped ones."""
+def _outline(axes: Axes, kept: Tensor, height: int, width: int, color: str) -> None:
+    """A thin line between kept and dropped patches."""
     from matplotlib.collections import LineCollection
 
     rows, columns = kept.shape
@@ -187,7 +188,7 @@ def _outline(axes: Axes, kept: Tensor, height: int, width: int) -> None:
     lines += [((c + 1, r), (c + 1, r + 1)) for r, c in down.nonzero().tolist()]
     # imshow puts the center of the first pixel at 0.
     scaled = np.array(lines).reshape(-1, 2, 2) * (width / columns, height / rows) - 0.5
-    axes.add_collection(LineCollection(scaled, colors="white", linewidths=0.6), autolim=False)
+    axes.add_collection(LineCollection(scaled, colors=color, linewidths=0.6), autolim=False)
 
 
 def _show_scores(axes: Axes, bar: Axes, scores: Tensor) -> None:

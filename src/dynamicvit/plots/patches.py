@@ -8,13 +8,16 @@ from torch import Tensor
 
 from dynamicvit.errors import InputError
 
-_DARK, _CONTRAST = 0.12, 0.3  # of what is left of a dropped patch
+_DARK, _LIGHT, _CONTRAST = 0.12, 0.62, 0.3  # of what is left of a dropped patch
+_NIGHT = 0.3  # median brightness below which an image is dark
 _GRAY = (0.299, 0.587, 0.114)  # luma of red, green and blue (ITU-R BT.601)
 _PALE = 0.5  # merged patches: different from kept ones, and still visible
 
 
 def dim(image: Tensor, kept: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The image with its dropped patches in dark gray, in which their content can still be seen.
+    """The image with its dropped patches in gray, in which their content can still be seen.
+
+    The gray is dark, in a dark image light.
 
     Args:
         image: ``(3, H, W)`` or ``(1, H, W)`` in [0, 1].
@@ -28,8 +31,17 @@ def dim(image: Tensor, kept: Tensor, grid: tuple[int, int]) -> Tensor:
         InputError: for shapes that don't match.
     """
     image = as_rgb(image)
-    gray = (image * image.new_tensor(_GRAY).reshape(3, 1, 1)).sum(dim=0)
-    return torch.where(_pixels(kept, grid, image), image, _DARK + _CONTRAST * gray)
+    level = _LIGHT if is_dark(image) else _DARK
+    return torch.where(_pixels(kept, grid, image), image, level + _CONTRAST * _gray(image))
+
+
+def is_dark(image: Tensor) -> bool:
+    """Whether most of a ``(3, H, W)`` image is dark."""
+    return bool(_gray(image).median() < _NIGHT)
+
+
+def _gray(image: Tensor) -> Tensor:
+    return (image * image.new_tensor(_GRAY).reshape(3, 1, 1)).sum(dim=0)
 
 
 def as_merged(image: Tensor, kept: Tensor, groups: Tensor, grid: tuple[int, int]) -> Tensor:
