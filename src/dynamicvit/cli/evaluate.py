@@ -14,7 +14,14 @@ from timm.data import resolve_model_data_config
 
 from dynamicvit.checkpoints.dense import load_dense
 from dynamicvit.checkpoints.loading import set_image_size
-from dynamicvit.cli.console import check_json, main_console, progress_bar, say, write_json
+from dynamicvit.cli.console import (
+    check_json,
+    main_console,
+    progress_bar,
+    say,
+    say_left_out,
+    write_json,
+)
 from dynamicvit.cli.inference import load_for_inference, refuse_budget_of_dense
 from dynamicvit.cli.options import (
     COST,
@@ -177,9 +184,12 @@ def eval_command(
         "torch": torch.__version__,
     }
     _print(console, settings, None if dense else model.schedule, result)
+    say_left_out(console, images.left_out)
     if processes.is_main:
         rate = {"images_per_second": result.images_per_second}
-        write_json(json_file, {**settings, **asdict(result), **rate})
+        write_json(
+            json_file, {**settings, **asdict(result), **rate, "left_out": list(images.left_out)}
+        )
     processes.close()
 
 
