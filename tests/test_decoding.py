@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,33 @@ def test_every_kind_of_file_is_the_same_picture(tmp_path: Path) -> None:
         clear = gray(0) == 255 if path.name == "palette.png" else np.zeros(SIZE, bool)
         assert np.array_equal(opaque, ~clear), path.name
         assert (color[..., :3][opaque] == gray(0)[..., None][opaque]).all(), path.name
+
+
+def test_every_source_gives_that_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="pip install 'dynamicvit[data]'")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "images"
+    files = write_kinds(root / "ant", gray(0))
+    table = {"image": [{"bytes": path.read_bytes()} for path in files]}
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict(table, features=features).save_to_disk(tmp_path / "saved")
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        archive.add(root, "images")
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as archive:
+        for number, path in enumerate(files):
+            archive.add(path, f"{number:02}{path.suffix}")
+    for source in (
+        str(root),
+        f"{root}.tar",
+        f"wds/{tmp_path}/shards",
+        f"hfds/{tmp_path}/saved",
+        f"torch/image_folder/{root}",
+    ):
+        (batch,) = Loader(ImageData(source, labeled=False), 16)
+        assert len(batch) == 16, source
+        expected = torch.tensor(gray(0) / 255, dtype=torch.float32).expand(3, -1, -1)
+        assert torch.allclose(batch.images, expected.expand_as(batch.images)), source
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamicvit.data import ImageData, class_map_for
+from dynamicvit.data import ImageData, Loader, class_map_for
 from dynamicvit.data.folders import image_files, left_out_in_words, other_files
 from dynamicvit.errors import InputError
 from families import DEIT
@@ -105,6 +105,16 @@ def test_what_is_no_class(tmp_path: Path) -> None:
     assert data.empty_classes == ("dog", "eel")
     flat = ImageData(root, labeled=False)
     assert flat.classes == flat.empty_classes == ()
+
+
+def test_a_class_of_broken_files_stays_a_class(tmp_path: Path) -> None:
+    for name in ("ant", "cat"):
+        write_image(tmp_path / name / "1.png", 1)
+    (tmp_path / "bee").mkdir()
+    (tmp_path / "bee" / "1.png").write_bytes(b"no image")
+    (batch,) = Loader(ImageData(tmp_path), 3)
+    assert batch.labels.tolist() == [0, 2]
+    assert batch.skipped == (str(tmp_path / "bee" / "1.png"),)
 
 
 def test_a_subset_of_imagenet_beside_other_folders(tmp_path: Path) -> None:
