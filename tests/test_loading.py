@@ -198,7 +198,7 @@ def test_released_weights_for_a_timm_name(tmp_path: Path) -> None:
     state = released_file(path)
     model = load(NAME, checkpoint=path)
     expected = state["score_predictor.1.out_conv.2.weight"]
-    assert torch.equal(model.predictors[1].head[2].weight, expected)
+    assert torch.equal(model.predictors[1].mlp[2].weight, expected)
     assert model.pretrained_cfg["crop_pct"] == 224 / 256  # as the released code evaluates
     assert load(NAME, pretrained=False).pretrained_cfg["crop_pct"] == 0.9
 

@@ -93,7 +93,8 @@ def load(
     name, path = str(name_or_path), Path(name_or_path)
     if path.suffix.lower() in _EXPORTED_SUFFIXES:
         raise InputError(
-            f"{name} is an exported file, for eval, bench, visualize and stream; give its model"
+            f"{name} is an exported file, for eval, predict, bench, visualize and stream; give its "
+            "model"
         )
     weights = None if checkpoint is None else open_weights(checkpoint)
     said = Description() if weights is None else described(weights)

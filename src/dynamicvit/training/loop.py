@@ -44,7 +44,8 @@ SAVE_SECONDS = 300.0
 class Batches(Protocol):
     """What training reads: :class:`~dynamicvit.data.Loader`, or anything like it.
 
-    Where several processes share a run, it also has ``set_share``.
+    Where several processes share a run, it also has ``set_share``. With an ``images_digest`` (text)
+    a run is not gone on with on other images.
     """
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -144,6 +145,7 @@ def fit(
             scaler=step.scaler,
             steps=steps,
             epoch_steps=len(loader),
+            images_digest=getattr(loader, "images_digest", None),
             processes=processes,
             best=Best() if held_out is None else Best(held_out.measure),
         )
