@@ -26,6 +26,7 @@ COMMANDS = {
     "demo": ("demo:demo", "Find the digit: drop most of a cluttered scene and still read it."),
     "train": ("train:train", "Fine-tune a model with its own dense self as teacher, or another."),
     "eval": ("evaluate:eval_command", "Top-1, top-5 and agreement with the dense backbone."),
+    "predict": ("predict:predict_command", "Classes and kept shares of images, as a table."),
     "bench": ("bench:bench_command", "Time a model dense and pruned, in turn."),
     "compare": ("compare:compare", "Compare DynamicViT with other methods on your model and data."),
     "visualize": ("visualize:visualize", "Show which patches of an image a model keeps."),

@@ -27,9 +27,9 @@ from dynamicvit.comparison import (
 )
 from dynamicvit.comparison import experiment as module
 from dynamicvit.comparison import timing as timings
-from dynamicvit.comparison.cache import Cache, data_identity, identity, weights_identity
+from dynamicvit.comparison.cache import Cache, identity, weights_identity
 from dynamicvit.costs import DENSE, count_macs
-from dynamicvit.data import ImageData
+from dynamicvit.data import ImageData, images_digest
 from dynamicvit.methods import at_macs
 from dynamicvit.plots.comparison import accuracy_over_macs, accuracy_over_throughput
 from families import DEIT
@@ -205,18 +205,18 @@ class TestCandidates:
 class TestIdentity:
     def test_of_data(self, tmp_path: Path) -> None:
         one = images(tmp_path / "one")
-        before = data_identity([one])
-        assert before != data_identity([one.subset([0, 1])])
-        assert before != data_identity([one.with_class_map({"0": 1, "1": 0})])
+        before = images_digest([one])
+        assert before != images_digest([one.subset([0, 1])])
+        assert before != images_digest([one.with_class_map({"0": 1, "1": 0})])
         moved = (tmp_path / "one").rename(tmp_path / "moved")
-        assert data_identity([ImageData(moved)]) == before, "wherever it lies"
+        assert images_digest([ImageData(moved)]) == before, "wherever it lies"
 
     def test_of_a_file_that_changed(self, tmp_path: Path) -> None:
         data = images(tmp_path)
-        before = data_identity([data])
+        before = images_digest([data])
         path = Path(data.path(0))
         path.write_bytes(path.read_bytes() + b" ")
-        assert data_identity([data]) != before
+        assert images_digest([data]) != before
 
     def test_of_weights(self) -> None:
         network = nn.Linear(2, 2)

@@ -88,7 +88,7 @@ def test_backward_hooks_are_heard() -> None:
     family = BY_NAME["deit"]
     model, images = family.sparse(), family.images()
     heard: list[str] = []
-    layers = {"qkv": model.blocks[-1].attn.qkv, "head": model.predictors[0].head[0]}
+    layers = {"qkv": model.blocks[-1].attn.qkv, "head": model.predictors[0].mlp[0]}
     for name, layer in layers.items():
         layer.register_full_backward_hook(lambda *_, name=name: heard.append(name))
     model(images).sum().backward()

@@ -57,7 +57,7 @@ def _entry_point(backbone: str) -> Callable[..., DynamicViT]:
         pretrained: bool = False,
         keep_ratio: float | Sequence[float] = 0.7,
         stages: Sequence[int] | None = None,
-        policy: Policy = "removed",
+        policy: Policy | None = None,
         **backbone_args: Any,
     ) -> DynamicViT:
         dense = timm.create_model(backbone, pretrained=pretrained, **backbone_args)

@@ -9,15 +9,17 @@ import typer
 from rich.console import Console
 
 from dynamicvit.cli.console import check_file, print_error, say
-from dynamicvit.cli.inference import load_at_budget, refuse_budget_of_dense
+from dynamicvit.cli.inference import load_at_budget, refuse_with_dense
 from dynamicvit.cli.options import (
     Checkpoint,
     ClassMapOption,
     CropPct,
     ImageSizeOption,
     KeepRatio,
+    Method,
     Model,
     NoPretrained,
+    Policy,
     Released,
     Tile,
     check_one_model,
@@ -51,6 +53,8 @@ def export(
     model_name: Model = None,
     released: Released = None,
     keep_ratio: KeepRatio = None,
+    policy: Policy = None,
+    method: Method = None,
     dense: Annotated[
         bool, typer.Option("--dense", help="Write the backbone alone: every patch is kept.")
     ] = False,
@@ -123,13 +127,15 @@ def export(
     model_name = model_name if model_argument is None else model_argument
     check_one_model(model_name, released)
     if dense:
-        refuse_budget_of_dense(keep_ratio, tile)
+        refuse_with_dense(keep_ratio=keep_ratio, policy=policy, method=method, tile=tile)
     if is_exported(model_name):
         raise InputError(f"{model_name} is an exported file: give the model it was made from")
     model, size = load_at_budget(
         chosen_model(model_name, released),
         checkpoint=checkpoint,
         keep_ratio=keep_ratio,
+        policy=policy,
+        method=method,
         tile=tile,
         image_size=size,
         pretrained=not no_pretrained,

@@ -20,8 +20,10 @@ from dynamicvit.cli.options import (
     Checkpoint,
     CropPct,
     ImageSizeOption,
+    Method,
     Models,
     NoPretrained,
+    Policy,
     Precision,
     Released,
     Threads,
@@ -73,6 +75,8 @@ def stream_command(
             f"(by default {', '.join(map(str, RATIOS))})."
         ),
     ] = None,
+    policy: Policy = None,
+    method: Method = None,
     queue: Annotated[
         int,
         typer.Option(help="Frames in the queue; full, it drops one.", rich_help_panel="Stream"),
@@ -104,6 +108,8 @@ def stream_command(
         checkpoint=checkpoint,
         image_size=size,
         precision=precision,
+        policy=policy,
+        method=method,
         pretrained=not no_pretrained,
     )
     console = Console(stderr=lines_file == "-")

@@ -26,16 +26,22 @@ from dynamicvit.cli.options import (
     Checkpoint,
     ClassMapOption,
     DataIfAny,
+    ImageSizeOption,
+    KeepRatio,
+    Method,
     ModelOrRecipes,
     NoPretrained,
+    Policy,
     Released,
     Strict,
     Threads,
     Unlabeled,
     Workers,
     chosen_model,
+    parse_image_size,
     use_threads,
 )
+from dynamicvit.cli.recipe_options import Overrides, RecipeOption, with_options
 from dynamicvit.errors import InputError
 from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
 from dynamicvit.training.checkpoint import BEST, holds_run
@@ -53,11 +59,11 @@ def train(
         ),
     ] = None,
     model_name: ModelOrRecipes = None,
-    recipe: Annotated[str, typer.Option(help="Built-in recipe or YAML file.")] = "small_data",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe."),
-    ] = None,
+    keep_ratio: KeepRatio = None,
+    policy: Policy = None,
+    method: Method = None,
+    recipe: RecipeOption = "small_data",
+    overrides: Overrides = None,
     unlabeled: Unlabeled = None,
     teacher: Annotated[
         str | None,
@@ -80,6 +86,7 @@ def train(
         ),
     ] = None,
     class_map: ClassMapOption = None,
+    image_size: ImageSizeOption = None,
     strict: Strict = False,
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"],
@@ -133,7 +140,9 @@ def train(
         raise InputError("Missing argument 'DATA'.")
     if output is None and not dry_run:
         raise InputError("Missing option '--output' / '-o'.")
-    values = load_recipe(recipe, overrides or [])
+    said = {"keep_ratio": keep_ratio, "policy": policy, "method": method}
+    said["image_size"] = parse_image_size(image_size)
+    values = load_recipe(recipe, with_options(overrides, said))
     if model_name is None and released is None and values.model is None:
         raise InputError(f"recipe {recipe} names no model: give --model, or --released")
     goes_on = False

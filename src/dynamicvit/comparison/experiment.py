@@ -18,7 +18,6 @@ from dynamicvit._version import __version__
 from dynamicvit.comparison.cache import (
     FORMAT,
     Cache,
-    data_identity,
     identity,
     weights_identity,
 )
@@ -27,7 +26,7 @@ from dynamicvit.comparison.timing import Timing, time_method
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
-from dynamicvit.data import ImageData, Loader, eval_transform, train_transform
+from dynamicvit.data import ImageData, Loader, eval_transform, images_digest, train_transform
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import evaluate
 from dynamicvit.evaluation.bench import processor_name
@@ -170,7 +169,7 @@ class Experiment:
         return identity(
             {
                 "weights": self._weights,
-                "evaluated": data_identity([self.evaluated]),
+                "evaluated": images_digest([self.evaluated]),
                 "precision": self.precision,
                 "crop_pct": self.crop_pct,
                 "version": [__version__, FORMAT],
@@ -183,7 +182,7 @@ class Experiment:
         if not self.trained:
             return None
         recipe = load_recipe(self.recipe, list(self.overrides)).model_dump(mode="json")
-        return identity({"recipe": recipe, "images": data_identity(self.trained)})
+        return identity({"recipe": recipe, "images": images_digest(self.trained)})
 
     @cached_property
     def _weights(self) -> str:

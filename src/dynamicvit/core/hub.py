@@ -33,6 +33,9 @@ FORMAT_VERSION = 2
 MODEL_FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
 """What is written beside a model card, which stays as it is where there is one."""
 
+DESCRIPTION = "dynamicvit"
+"""Key in the header of ``model.safetensors`` of method and schedule, for who takes it alone."""
+
 _CARD = "README.md"
 MODEL_CARD = """---
 {{ card_data }}
@@ -120,7 +123,9 @@ class HubMixin(
         file = save_directory / SAFETENSORS_SINGLE_FILE
         file.touch()
         readers = file.stat().st_mode  # safetensors would let only the owner read it
-        save_file(tensors, file, metadata={"format": "pt", "written_by": WRITER})
+        said = {key: self._hub_mixin_config[key] for key in ("method", "schedule")}
+        metadata = {"format": "pt", "written_by": WRITER, DESCRIPTION: json.dumps(said)}
+        save_file(tensors, file, metadata=metadata)
         file.chmod(readers)
 
     @classmethod

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from dynamicvit.core.method import Combination
+from dynamicvit.core.paths import through_backbone
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens
 
@@ -68,6 +69,7 @@ class TimmSurface:
             for i in range(len(self.bound.blocks))
         ]
 
+    @through_backbone
     def forward_intermediates(
         self,
         images: Tensor,

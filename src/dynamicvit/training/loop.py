@@ -46,7 +46,8 @@ SAVE_SECONDS = 300.0
 class Batches(Protocol):
     """What training reads: :class:`~dynamicvit.data.Loader`, or anything like it.
 
-    Where several processes share a run, it also has ``set_share``.
+    Where several processes share a run, it also has ``set_share``. With an ``images_digest`` (text)
+    a run is not gone on with on other images.
     """
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -118,7 +119,8 @@ def fit(
     if accumulate < 1:
         raise InputError(f"accumulate is at least 1 pass, got {accumulate}")
     # The model has the say, and the run's recipe tells what was done.
-    recipe = recipe.model_copy(update={"policy": model.policy})
+    says = {"policy": model.policy, "method": model.method.name or None}
+    recipe = recipe.model_copy(update=says)
     processes = Processes(device) if processes is None else processes
     precision = launched_precision(precision, processes.device)
     model.to(processes.device).train()
@@ -145,6 +147,7 @@ def fit(
             scaler=step.scaler,
             steps=steps,
             epoch_steps=len(loader),
+            images_digest=getattr(loader, "images_digest", None),
             processes=processes,
             best=Best() if held_out is None else Best(held_out.measure),
         )

@@ -89,11 +89,11 @@ def write_report(
 
 
 def draw_run(output: Path) -> None:
-    """Draw the log as ``curves.png``; without matplotlib a warning says how to get it."""
-    steps = read_log(output / LOG_NAME)
-    if not steps:
-        return
+    """Draw the log as ``curves.png``; a warning says why if it can't be drawn."""
     try:
+        steps = read_log(output / LOG_NAME)
+        if not steps:
+            return
         need("matplotlib", "plots")
     except InputError as error:
         _log.warning("no picture of the curves: %s", error)

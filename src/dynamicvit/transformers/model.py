@@ -18,7 +18,7 @@ from dynamicvit.core.losses import LossWeights, dynamicvit_loss
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import own_image_size
 from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
-from dynamicvit.core.prediction import init_weights
+from dynamicvit.core.prediction import PredictionModule, init_weights
 from dynamicvit.core.registry import method_named
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.teacher import ask, dense_teacher, weigh_patches
@@ -243,6 +243,15 @@ class DynamicViTForImageClassification(PreTrainedModel):
         return loss if task is None else weights.classification * task + loss
 
     # ---------------------------------------------------------------- saving
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load what :meth:`save_pretrained` wrote, as transformers' models do."""
+        older = {
+            rf"(predictors\.\d+)\.{old}\.": rf"\1.{new}."
+            for old, new in PredictionModule.old_names.items()
+        }
+        return super().from_pretrained(*args, **{"key_mapping": older, **kwargs})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
         """Write config and weights, as :meth:`transformers.PreTrainedModel.save_pretrained` does.

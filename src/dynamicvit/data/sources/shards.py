@@ -161,9 +161,14 @@ class Shards(Source):
         for path, start in zip(self._paths, self._starts, strict=False):
             if _read_headers(path).samples:
                 try:
-                    self.target(int(start))
+                    label = self.target(int(start))
                 except ValueError:
                     return False
+                if label.startswith(("[", "{")):
+                    self.class_problem = (
+                        f"several or soft labels an image ({label}), which are not supported: give "
+                        "one class an image, or use the images without labels"
+                    )
                 return True
         raise InputError(f"{self.name} holds no images ({', '.join(IMAGES)})")
 
