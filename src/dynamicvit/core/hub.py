@@ -123,7 +123,8 @@ class HubMixin(
         file = save_directory / SAFETENSORS_SINGLE_FILE
         file.touch()
         readers = file.stat().st_mode  # safetensors would let only the owner read it
-        said = {key: self._hub_mixin_config[key] for key in ("method", "schedule")}
+        config = self._hub_mixin_config or {}
+        said = {key: config[key] for key in ("method", "schedule")}
         metadata = {"format": "pt", "written_by": WRITER, DESCRIPTION: json.dumps(said)}
         save_file(tensors, file, metadata=metadata)
         file.chmod(readers)

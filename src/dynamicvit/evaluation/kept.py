@@ -96,9 +96,10 @@ class KeptPatches:
             "predicted": np.concatenate([part.predicted for part in parts]),
             "kept": kept.reshape(len(kept), self._stages, *self._grid),
         }
-        with atomic_write(self.path) as draft, open(draft, "wb") as file:
-            np.savez_compressed(file, **arrays)
-            with ZipFile(file, "a") as archive:
+        with atomic_write(self.path) as draft:
+            with open(draft, "wb") as file:  # or numpy would add an ending
+                np.savez_compressed(file, **arrays)
+            with ZipFile(draft, "a") as archive:
                 archive.comment = MARK.encode()
 
     def _write_rows(self, parts: list[_Part]) -> None:

@@ -92,7 +92,7 @@ def check_target(
         if not os.access(path, os.W_OK):
             raise InputError(f"{named}: no permission to write there")
         return
-    if not os.access(folder, os.W_OK | os.X_OK) or (mode and not os.access(path, os.W_OK)):
+    if not os.access(folder, os.W_OK) or (mode and not os.access(path, os.W_OK)):
         raise InputError(f"{named}: no permission to write there")
     if mode is not None:
         _check_replaced(path, named, start, ours)
