@@ -30,11 +30,11 @@ from dynamicvit.utils.weights import first_line, load_exactly, open_weights
 FORMAT_VERSION = 2
 """Version of ``config.json`` that this code writes, and the newest that it reads."""
 
-MODEL_FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
-"""What is written beside a model card, which stays as it is where there is one."""
-
 DESCRIPTION = "dynamicvit"
 """Key in the header of ``model.safetensors`` of method and schedule, for who takes it alone."""
+
+MODEL_FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
+"""What is written beside a model card, which stays as it is where there is one."""
 
 _CARD = "README.md"
 MODEL_CARD = """---
@@ -123,10 +123,10 @@ class HubMixin(
         file = save_directory / SAFETENSORS_SINGLE_FILE
         file.touch()
         readers = file.stat().st_mode  # safetensors would let only the owner read it
-        config = self._hub_mixin_config or {}
+        config = _config_of(self)
         said = {key: config[key] for key in ("method", "schedule")}
-        metadata = {"format": "pt", "written_by": WRITER, DESCRIPTION: json.dumps(said)}
-        save_file(tensors, file, metadata=metadata)
+        about = {"format": "pt", "written_by": WRITER, DESCRIPTION: json.dumps(said)}
+        save_file(tensors, file, metadata=about)
         file.chmod(readers)
 
     @classmethod
