@@ -29,6 +29,7 @@ from dynamicvit.comparison.timing import BATCH_SIZES, Timing
 from dynamicvit.core.networks import backbone_of
 from dynamicvit.costs import DENSE, meta_copy, schedule_macs
 from dynamicvit.data import ImageData, class_map_for, split
+from dynamicvit.data.folders import left_out_in_words
 from dynamicvit.errors import InputError, UnsupportedBackboneError
 from dynamicvit.evaluation.bench import available_cores
 from dynamicvit.training import Progress
@@ -176,6 +177,9 @@ def compare(
     for candidate in chosen if trained else ():
         experiment.check(candidate)
     _run(experiment, experiment.entries(chosen, fractions, seeds), timing, progress)
+    for left_out in dict.fromkeys(source.left_out for source in (evaluated, *trained)):
+        if left_out:
+            tell(left_out_in_words(left_out))
     lines = lines_of(experiment.known_rows(), experiment.known_timings())
     Path(output).mkdir(parents=True, exist_ok=True)
     write_text(Path(output) / CSV_NAME, write_csv(lines), start=CSV_START)
