@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from huggingface_hub.utils import disable_progress_bars
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dynamicvit.data.folders import left_out_in_words
 from dynamicvit.errors import InputError
 from dynamicvit.utils.distributed import Processes
 from dynamicvit.utils.files import remove_unfinished, write_text
@@ -38,6 +39,12 @@ def main_console(processes: Processes, *, stderr: bool = False) -> Console:
 def say(console: Console, line: str) -> None:
     """Print a line as it is, without colors or line breaks."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_left_out(console: Console, left_out: Sequence[str]) -> None:
+    """Count and name the files beside the images that are none, in one line, if there are any."""
+    if left_out:
+        say(console, left_out_in_words(left_out))
 
 
 def progress_bar(console: Console | None = None, *, transient: bool = True) -> Progress:
@@ -108,7 +115,7 @@ def check_json(json_file: str | None) -> None:
         check_file("--json", json_file)
 
 
-def check_file(option: str, file: str | Path) -> None:
+def check_file(option: str, file: str | Path, start: bytes = b"") -> None:
     """Check before the work that an option's file can be written.
 
     What a killed command left half-written there goes.
@@ -116,7 +123,7 @@ def check_file(option: str, file: str | Path) -> None:
     Raises:
         InputError: as :func:`~dynamicvit.utils.outputs.check_target`.
     """
-    check_target(file, option)
+    check_target(file, option, start=start)
     remove_unfinished(Path(os.path.realpath(file)).parent)
 
 

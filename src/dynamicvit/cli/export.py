@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from dynamicvit.cli.console import check_file, print_error, say
+from dynamicvit.cli.console import check_file, print_error, say, say_left_out
 from dynamicvit.cli.inference import load_at_budget, refuse_with_dense
 from dynamicvit.cli.options import (
     Checkpoint,
@@ -26,6 +26,7 @@ from dynamicvit.cli.options import (
     chosen_model,
     parse_image_size,
 )
+from dynamicvit.data.sources import open_source
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import (
     CALIBRATION_IMAGES,
@@ -161,6 +162,9 @@ def export(
         print_error(f"{output} is not written: {error}")
         raise typer.Exit(1) from None
     console = Console()
+    for source in dict.fromkeys(name for name in (calibrate, validation) if name is not None):
+        if Path(source).exists():
+            say_left_out(console, open_source(source).left_out)
     for line in [*_lines(made), f"saved {output}: dynamicvit eval DATA --model {output}"]:
         say(console, line)
 

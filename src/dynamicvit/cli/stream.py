@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dynamicvit.cli.console import StoppedError, check_json
+from dynamicvit.cli.console import StoppedError, check_json, say_left_out
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
     Checkpoint,
@@ -35,6 +35,7 @@ from dynamicvit.cli.options import (
 )
 from dynamicvit.cli.stream_view import View, print_summary
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.data.folders import other_files
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import ExportedModel
 from dynamicvit.streaming import RATIOS, Stream, open_frames
@@ -135,6 +136,8 @@ def stream_command(
             summary = stream.summary()
             write({"event": "end", "ended": ended, **summary})
     print_summary(console, source_name, summary)
+    if Path(source_name).is_dir():
+        say_left_out(console, other_files(Path(source_name)))
     if problem is not None:
         raise problem
     if request.signum:

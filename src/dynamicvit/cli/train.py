@@ -18,6 +18,7 @@ from dynamicvit.cli.console import (
     main_console,
     progress_bar,
     say,
+    say_left_out,
 )
 from dynamicvit.cli.dry_run import describe_run
 from dynamicvit.cli.options import (
@@ -185,6 +186,8 @@ def train(
     except KeyboardInterrupt as stop:
         raise StoppedError(_how_to_go_on(output), getattr(stop, "signum", signal.SIGINT)) from None
     _say_results(report, console)
+    for source in training.sources:
+        say_left_out(console, source.left_out)
     say(console, f"saved {output}: dynamicvit eval DATA --model {output}")
     training.processes.close()
 

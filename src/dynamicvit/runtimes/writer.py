@@ -143,7 +143,7 @@ def export(
         return _export_float(model, path, kind, about, own, options)
     transform = eval_transform(model, about.input_size[1:], about.crop_pct)
     images = (
-        sample_calibration(transform, model.in_chans)
+        sample_calibration(transform)
         if calibrate is None
         else calibration_of(ImageData(calibrate, labeled=False), transform, calibration_images)
     )
@@ -176,11 +176,7 @@ def _export_float(
         kind.write(program, about, draft / path.name, **options)
         exported = kind.load(draft / path.name)
         transform = eval_transform(exported)
-        images, origin = (
-            sample_pictures(transform, model.in_chans)
-            if own is None
-            else own_pictures(own, transform)
-        )
+        images, origin = sample_pictures(transform) if own is None else own_pictures(own, transform)
         result = check(model, exported, images)
         del exported  # runtimes map the file
     return Exported(path, kind.name, about, origin, check=result)
