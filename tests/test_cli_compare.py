@@ -67,7 +67,7 @@ def table(tmp_path: Path) -> list[dict[str, str]]:
 def test_table_csv_and_plots(run: Main, tmp_path: Path, capsys) -> None:
     assert run("--methods", "dynamicvit,tome", "--seconds", "1e-6", "--seeds", 2) == 0
     said = capsys.readouterr().out
-    for words in ("for 0.75 of dense", "what choosing takes", "agreement", "±", "none"):
+    for words in ("for 0.75 of dense", "what choosing takes", "agreement", "±", "untrained"):
         assert words in said
     lines = table(tmp_path)
     assert [(line["method"], line["trained"], line["seeds"]) for line in lines] == [

@@ -63,7 +63,10 @@ def visualize(
     crop_pct: CropPct = None,
     no_pretrained: NoPretrained = False,
 ) -> None:
-    """Draw the patches that a model keeps, a picture for each image, and name its classes."""
+    """Draw the patches that a model keeps, a picture for each image, and name its classes.
+
+    Example: dynamicvit visualize photo.jpg --model runs/mine -o pictures
+    """
     size = parse_image_size(image_size)
     sources = _find_images(images)
     targets = _targets(sources, output)

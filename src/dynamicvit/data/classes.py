@@ -58,7 +58,8 @@ def class_map_for(
         index = read_class_map(class_map)
         _labels_of_classes(folders, index, data)
         _check_range([index[name] for name in filled] or list(index.values()), num_classes)
-        return ClassMap(index, "as given")
+        name = class_map if isinstance(class_map, str | os.PathLike) else "the mapping given"
+        return ClassMap(index, f"{name} ({len(index):,} ids)")
     if not folders:
         _check_range([max(0, int(data.labels.max()))], num_classes, str(data.root))
         return ClassMap({str(number): number for number in range(num_classes)}, "the numbers given")
