@@ -36,7 +36,7 @@ def demo(
     It is sparsified, fine-tuned with itself as the dense teacher, and compared with the dense
     network and with dropping random tokens.
 
-    Example: dynamicvit demo --quick
+    Example: dynamicvit demo -o demo
     """
     console = Console()
     size = experiment.LONG if long else experiment.SHORT
