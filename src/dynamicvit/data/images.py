@@ -110,6 +110,8 @@ class ImageData(Dataset["Sample | Unreadable"]):
             target = self._source.target(row) if self._reads_labels else None
         # Broken files raise errors of any kind. An error of the transform below is a bug.
         except Exception as error:
+            if isinstance(error, InputError):  # no image's fault, as of a server that is gone
+                return Unreadable(str(self.root), one_line(error), fatal=True)
             return Unreadable(self.path(index), one_line(error), self.strict)
         if target is not None:
             try:

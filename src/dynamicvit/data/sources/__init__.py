@@ -11,6 +11,7 @@ from dynamicvit.data.sources.base import UNLABELED, Source
 from dynamicvit.data.sources.files import open_files
 from dynamicvit.data.sources.huggingface import HuggingFace
 from dynamicvit.data.sources.one_image import OneImage
+from dynamicvit.data.sources.remote import is_remote
 from dynamicvit.data.sources.shards import Shards
 from dynamicvit.data.sources.torch_sets import TorchSet
 from dynamicvit.errors import InputError
@@ -45,10 +46,14 @@ def open_source(name: str | os.PathLike[str]) -> Source:
         instead = _STREAMS[kind].format(place=place)
         raise InputError(f"{name}: {kind}/ is a stream, which is not supported; {instead}")
     if kind not in _KINDS:
+        if is_remote(name) and not Path(name).exists():
+            raise InputError(f"{name} is no path; shards there are written wds/{name}")
         return _open_path(Path(name))
     split = None
-    if "@" in place:
-        place, _, split = place.rpartition("@")
+    rest, at, last = place.rpartition("@")
+    # In a URL it may be part of the host, in a command of anything.
+    if at and not (is_remote(place) and ("/" in last or place.startswith("pipe:"))):
+        place, split = rest, last
     if not place or split == "":
         raise InputError(f"{name} is incomplete: write {kind}/PLACE or {kind}/PLACE@SPLIT")
     try:
