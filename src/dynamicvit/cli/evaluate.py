@@ -20,9 +20,10 @@ from dynamicvit.cli.console import (
     main_console,
     progress_bar,
     say,
+    say_left_out,
     write_json,
 )
-from dynamicvit.cli.inference import load_for_inference, refuse_budget_of_dense
+from dynamicvit.cli.inference import load_for_inference, refuse_with_dense
 from dynamicvit.cli.options import (
     COST,
     IMAGES,
@@ -34,8 +35,10 @@ from dynamicvit.cli.options import (
     ImageSizeOption,
     JsonFile,
     KeepRatio,
+    Method,
     Model,
     NoPretrained,
+    Policy,
     Precision,
     Released,
     Strict,
@@ -66,6 +69,8 @@ def eval_command(
     released: Released = None,
     checkpoint: Checkpoint = None,
     keep_ratio: KeepRatio = None,
+    policy: Policy = None,
+    method: Method = None,
     tile: Tile = None,
     dense: Annotated[
         bool, typer.Option("--dense", help="Evaluate the backbone alone: every patch is kept.")
@@ -111,7 +116,7 @@ def eval_command(
     """
     check_one_model(model_name, released)
     if dense:
-        refuse_budget_of_dense(keep_ratio, tile)
+        refuse_with_dense(keep_ratio=keep_ratio, policy=policy, method=method, tile=tile)
     if save_kept is not None:
         check_suffix(save_kept, KEPT_SUFFIXES)
         check_file("--save-kept", save_kept)
@@ -132,6 +137,8 @@ def eval_command(
         model_name,
         checkpoint=checkpoint,
         keep_ratio=keep_ratio,
+        policy=policy,
+        method=method,
         tile=tile,
         image_size=size,
         precision=precision,
@@ -196,9 +203,12 @@ def eval_command(
         "torch": torch.__version__,
     }
     _print(console, settings, None if dense else model.schedule, result)
+    say_left_out(console, images.left_out)
     if processes.is_main:
         rate = {"images_per_second": result.images_per_second}
-        write_json(json_file, {**settings, **asdict(result), **rate})
+        write_json(
+            json_file, {**settings, **asdict(result), **rate, "left_out": list(images.left_out)}
+        )
     processes.close()
 
 

@@ -8,7 +8,14 @@ from typing import Annotated
 import torch
 import typer
 
-from dynamicvit.cli.console import StoppedError, check_file, main_console, progress_bar, say
+from dynamicvit.cli.console import (
+    StoppedError,
+    check_file,
+    main_console,
+    progress_bar,
+    say,
+    say_left_out,
+)
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
     COST,
@@ -16,8 +23,10 @@ from dynamicvit.cli.options import (
     CropPct,
     ImageSizeOption,
     KeepRatio,
+    Method,
     Model,
     NoPretrained,
+    Policy,
     Precision,
     Released,
     Strict,
@@ -30,7 +39,7 @@ from dynamicvit.cli.options import (
     use_threads,
 )
 from dynamicvit.evaluation.predictions import open_images, predict
-from dynamicvit.evaluation.tables import check_suffix
+from dynamicvit.evaluation.tables import STARTS, check_suffix
 from dynamicvit.utils.distributed import launched_precision, launched_processes
 from dynamicvit.utils.precision import autocast_dtype
 from dynamicvit.utils.signals import stop_requests
@@ -54,6 +63,8 @@ def predict_command(
     released: Released = None,
     checkpoint: Checkpoint = None,
     keep_ratio: KeepRatio = None,
+    policy: Policy = None,
+    method: Method = None,
     tile: Tile = None,
     top: Annotated[int, typer.Option(help="Classes of each image.")] = 5,
     batch_size: Annotated[int, typer.Option(help="Images in a batch.", rich_help_panel=COST)] = 32,
@@ -76,7 +87,7 @@ def predict_command(
     check_one_model(model_name, released)
     size = parse_image_size(image_size)
     check_suffix(output)
-    check_file("--output", output)
+    check_file("--output", output, STARTS.get(output.suffix.lower(), b""))
     use_threads(threads)
     processes = launched_processes("cuda" if torch.cuda.is_available() else "cpu")
     dtype = launched_precision(autocast_dtype(precision), processes.device)
@@ -86,6 +97,8 @@ def predict_command(
         model_name,
         checkpoint=checkpoint,
         keep_ratio=keep_ratio,
+        policy=policy,
+        method=method,
         tile=tile,
         image_size=size,
         precision=precision,
@@ -124,5 +137,7 @@ def predict_command(
     notes = [f"{found.resumed} by an earlier run"] if found.resumed else []
     notes += [f"{len(found.unreadable)} unreadable"] if found.unreadable else []
     ending = f" ({', '.join(notes)})" if notes else ""
-    say(main_console(processes), f"{found.images} images{ending} -> {output}")
+    console = main_console(processes)
+    say(console, f"{found.images} images{ending} -> {output}")
+    say_left_out(console, [name for part in data for name in part.left_out])
     processes.close()

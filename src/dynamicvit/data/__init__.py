@@ -14,6 +14,7 @@ from dynamicvit.data.classes import (
     top_classes,
 )
 from dynamicvit.data.decoding import read_image
+from dynamicvit.data.identity import images_digest
 from dynamicvit.data.images import ImageData, Sample, Unreadable, split
 from dynamicvit.data.sources import UNLABELED
 from dynamicvit.data.transforms import eval_transform, train_transform
@@ -32,6 +33,7 @@ __all__ = [
     "class_names",
     "eval_transform",
     "imagenet_class_map",
+    "images_digest",
     "read_image",
     "split",
     "top_classes",

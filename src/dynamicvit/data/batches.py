@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dynamicvit.data.images import Sample, Unreadable
-from dynamicvit.data.order import begun, shuffled
+from dynamicvit.data.identity import images_digest
+from dynamicvit.data.images import ImageData, Sample, Unreadable
+from dynamicvit.data.order import begun, parts_of, shuffled
 from dynamicvit.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class Batch:
     """Images, labels, and the paths of unreadable images.
 
     Attributes:
-        images: ``(B, 3, H, W)`` of the readable images; ``(0, 3, 0, 0)`` if none is.
+        images: ``(B, C, H, W)`` of the readable images; ``(0, 3, 0, 0)`` if none is.
         labels: ``(B,)`` int64, :data:`~dynamicvit.data.UNLABELED` for images without one.
         skipped: paths of the unreadable images.
         paths: of the images; empty if unknown.
@@ -128,6 +129,12 @@ class Loader:
         if not self._start:
             return ()
         return begun(self.data, self._order(), self._start * self.batch_size)
+
+    @property
+    def images_digest(self) -> str | None:
+        """What tells the images from others (:func:`~dynamicvit.data.images_digest`), if known."""
+        parts = [part for part in parts_of(self.data) if isinstance(part, ImageData)]
+        return images_digest(parts) if len(parts) == len(parts_of(self.data)) else None
 
     def set_share(self, index: int, count: int) -> None:
         """Read part ``index`` of ``count`` of each batch; other processes read the others.

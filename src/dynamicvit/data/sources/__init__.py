@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from PIL import Image
-
+from dynamicvit.data.decoding import image_endings
 from dynamicvit.data.sources.base import UNLABELED, Source
 from dynamicvit.data.sources.files import open_files
 from dynamicvit.data.sources.huggingface import HuggingFace
@@ -68,5 +67,5 @@ def open_source(name: str | os.PathLike[str]) -> Source:
 
 
 def _open_path(path: Path) -> Source:
-    is_image = path.suffix.lower() in Image.registered_extensions() and path.is_file()
+    is_image = path.suffix.lower() in image_endings() and path.is_file()
     return OneImage(path) if is_image else open_files(path)

@@ -72,18 +72,14 @@ def fetched(url: str, convert: Callable[[Path, Path], None] | None = None) -> Pa
         raise error
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            for killed in path.parent.glob(f".{path.name}.*"):  # what a process left
-                killed.unlink(missing_ok=True)
-            with atomic_write(path) as draft:
-                raw = draft.with_name(f"{draft.name}.raw")
-                try:
+            try:
+                with atomic_write(path, ours=True) as draft:
+                    raw = draft.with_name(f"{draft.name}.raw")
                     fetch(url, raw)
                     (convert or os.replace)(raw, draft)
-                except FetchError as error:
-                    _given_up[url] = time.monotonic(), error
-                    raise
-                finally:
-                    raw.unlink(missing_ok=True)
+            except FetchError as error:
+                _given_up[url] = time.monotonic(), error
+                raise
             _make_room(path)
     return path
 
@@ -102,7 +98,7 @@ def counted(urls: Sequence[str], count: Callable[[int], int]) -> list[int]:
         note = cached(urls[number], ".count")
         if not note.exists():
             images = count(number)
-            write_text(note, str(images))
+            write_text(note, str(images), ours=True)
         return int(note.read_text())
 
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
