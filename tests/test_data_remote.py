@@ -11,7 +11,7 @@ import pytest
 from dynamicvit.data import ImageData, Loader
 from dynamicvit.data.sources import remote
 from dynamicvit.errors import InputError
-from pictures import WORKERS, grays, labels
+from pictures import WORKERS, encoded, grays, labels, write_image
 from servers import FileServer, serving
 from test_data_shards import LEVELS, write_info, write_shard
 
@@ -169,6 +169,73 @@ def test_shards_by_s3(server: FileServer, tmp_path: Path, monkeypatch) -> None:
     assert grays(Loader(ImageData("wds/s3://b@val"), 4)) == [21, 22, 30]
     with pytest.raises(InputError, match=r"s3://b/no\.tar can't be fetched"):
         ImageData("wds/s3://b/no.tar")
+
+
+# ---------------------------------------------------------------- Hugging Face
+
+
+@pytest.fixture
+def parquet(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> FileServer:
+    """Three Parquet files of 4, 3 and 2 images, with two columns of classes."""
+    datasets = pytest.importorskip("datasets", reason="pip install 'dynamicvit[data]'")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(server.root / "hf"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    kinds = {"img": datasets.Image(), "label": datasets.ClassLabel(names=list("abcde"))}
+    kinds["fine"] = datasets.Value("int64")
+    for number, levels in enumerate((LEVELS[:4], LEVELS[4:7], LEVELS[7:])):
+        table = {
+            "img": [{"bytes": encoded(gray)} for gray in levels],
+            "label": [gray // 10 for gray in levels],
+            "fine": levels,
+        }
+        rows = datasets.Dataset.from_dict(table, features=datasets.Features(kinds))
+        rows.to_parquet(server.root / "b" / f"train-0000{number}-of-00003.parquet")
+    return server
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_of_parquet(parquet: FileServer, workers: int) -> None:
+    name = f"hfids/{parquet.url}/b/train-0000{{0..2}}-of-00003.parquet"
+    parquet.faults = {f"/b/train-0000{n}-of-00003.parquet": ["break", 503] for n in range(3)}
+    data = ImageData(name)
+    assert data.classes == tuple("abcde")
+    assert data.labels.tolist() == [level // 10 for level in LEVELS]
+    parquet.faults = {f"/b/train-0000{n}-of-00003.parquet": ["break", 503] for n in range(3)}
+    batches = Loader(data, 4, num_workers=workers)
+    assert grays(batches) == LEVELS
+    assert data.path(5) == f"{parquet.url}/b/train-00001-of-00003.parquet#1"
+    assert ImageData(f"{name}:fine").labels.tolist() == LEVELS
+    batches.set_epoch(0, start=1)
+    assert batches.reopened == ()  # the first four are the first file
+    asked = len(parquet.requests)
+    assert grays(Loader(ImageData(name), 4)) == LEVELS
+    assert [path for path, _ in parquet.requests[asked:]] == ["/b/train-00000-of-00003.parquet"], (
+        "only the schema is read again"
+    )
+
+
+def test_a_data_set_by_name_is_read_file_by_file(parquet: FileServer, cache: Path) -> None:
+    data = ImageData(f"hfids/{parquet.root}/b:fine")
+    assert len(data) == 9
+    batches = Loader(data, 4)
+    batches.set_epoch(0, start=2)
+    assert grays(batches) == [40]
+    assert len([path for path in cache.iterdir() if not path.suffix]) == 1
+    with pytest.raises(InputError, match="'val'; splits are train"):
+        ImageData(f"hfids/{parquet.root}/b@val")
+
+
+def test_streams_that_cannot_be_used(parquet: FileServer, monkeypatch) -> None:
+    monkeypatch.setattr(remote, "WAIT", 100.0)
+    write_image(parquet.root / "folder" / "a" / "1.png", 1)
+    for place, said in {
+        f"{parquet.url}/b/none.parquet": r"/b/none\.parquet can't be fetched \(not found\)",
+        f"{parquet.root}/folder": "hfds/.*/folder",
+        f"{parquet.root}/nowhere": "nowhere can't be opened",
+        f"{parquet.url}/b/train-00000-of-00003.parquet:id": "'id'.* img, label, fine",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            ImageData(f"hfids/{place}")
 
 
 # ---------------------------------------------------------------- the cache

@@ -12,17 +12,13 @@ from dynamicvit.data.sources.huggingface import HuggingFace
 from dynamicvit.data.sources.one_image import OneImage
 from dynamicvit.data.sources.remote import is_remote
 from dynamicvit.data.sources.shards import Shards
+from dynamicvit.data.sources.streams import HuggingFaceStream
 from dynamicvit.data.sources.torch_sets import TorchSet
 from dynamicvit.errors import InputError
 
 __all__ = ["UNLABELED", "Source", "open_source"]
 
-_KINDS = {"wds": Shards, "hfds": HuggingFace, "torch": TorchSet}
-#: Streams, in which no run can resume, and their replacements.
-_STREAMS = {
-    "hfids": "write hfds/{place}, which is downloaded once and then read in any order",
-    "tfds": "convert it to shards or class folders, or use wds/, hfds/ or torch/",
-}
+_KINDS = {"wds": Shards, "hfds": HuggingFace, "hfids": HuggingFaceStream, "torch": TorchSet}
 
 
 def open_source(name: str | os.PathLike[str]) -> Source:
@@ -30,9 +26,9 @@ def open_source(name: str | os.PathLike[str]) -> Source:
 
     Args:
         name: a folder, ``.tar`` or image file; or ``wds/PLACE``, ``hfds/PLACE``,
-            ``torch/NAME/FOLDER``, each with or without ``@SPLIT``, ``hfds`` also with
-            ``@SPLIT:COLUMN`` for the column of classes. A :class:`pathlib.Path` is
-            always a path.
+            ``hfids/PLACE``, ``torch/NAME/FOLDER``, each with or without ``@SPLIT``, ``hfds`` and
+            ``hfids`` also with ``@SPLIT:COLUMN`` for the column of classes. A
+            :class:`pathlib.Path` is always a path.
 
     Raises:
         InputError: for a source that is missing, unreadable or empty.
@@ -41,9 +37,8 @@ def open_source(name: str | os.PathLike[str]) -> Source:
         return _open_path(Path(name))
     prefix, slash, place = name.partition("/")
     kind = prefix.lower() if slash else ""
-    if kind in _STREAMS:
-        instead = _STREAMS[kind].format(place=place)
-        raise InputError(f"{name}: {kind}/ is a stream, which is not supported; {instead}")
+    if kind == "tfds":
+        raise InputError(f"{name}: tfds/ is not supported; convert it to wds/ or class folders")
     if kind not in _KINDS:
         if is_remote(name) and not Path(name).exists():
             raise InputError(f"{name} is no path; shards there are written wds/{name}")

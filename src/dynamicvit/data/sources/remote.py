@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
@@ -21,6 +22,9 @@ from dynamicvit.utils.files import atomic_write, write_text
 from dynamicvit.utils.optional import need
 
 _log = logging.getLogger(__name__)
+
+Note = TypeVar("Note")
+Found = TypeVar("Found")
 
 
 class FetchError(InputError):
@@ -49,7 +53,7 @@ def is_remote(place: str) -> bool:
     return re.match(r"pipe:|[\w+.-]+://", place) is not None
 
 
-def fetched(url: str, convert: Callable[[Path, Path], None] | None = None) -> Path:
+def fetched(url: str, convert: Callable[[Path, Path], None] | None = None, kind: str = "") -> Path:
     """A shard's file in the cache, fetched if it is not there.
 
     Processes of one machine share the cache: each shard is fetched once, by one of them.
@@ -57,11 +61,12 @@ def fetched(url: str, convert: Callable[[Path, Path], None] | None = None) -> Pa
     Args:
         url: that fsspec opens, or ``pipe:COMMAND``, whose standard output is the shard.
         convert: writes the file to keep, its second argument, from the one fetched.
+        kind: tells files apart that are converted differently.
 
     Raises:
         FetchError: when the last attempt has failed.
     """
-    path = cached(url)
+    path = cached(url + kind)
     try:
         os.utime(path)  # used now
         return path
@@ -84,28 +89,30 @@ def fetched(url: str, convert: Callable[[Path, Path], None] | None = None) -> Pa
     return path
 
 
-def counted(urls: Sequence[str], count: Callable[[int], int]) -> list[int]:
-    """The number of images of each shard, remembered beside the cache.
+def noted(urls: Sequence[str], kind: str, find: Callable[[int], Note]) -> list[Note]:
+    """What is found of each shard, such as its number of images; remembered beside the cache.
 
-    Several are fetched at a time; of several processes each begins with others.
+    Several are looked at at a time; of several processes each begins with others.
 
     Args:
         urls: of the shards.
-        count: the number of images of one, by its place among ``urls``.
+        kind: of what is found.
+        find: finds it for one shard, by its place among ``urls``, as JSON can hold it.
     """
 
-    def known(number: int) -> int:
-        note = cached(urls[number], ".count")
-        if not note.exists():
-            images = count(number)
-            write_text(note, str(images), ours=True)
-        return int(note.read_text())
+    def note(number: int) -> Note:
+        path = cached(urls[number] + kind, ".json")
+        if not path.exists():
+            found = json.dumps(find(number))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, found, ours=True)
+        return json.loads(path.read_text())
 
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     first = rank * len(urls) // processes % len(urls)
     order = [*range(first, len(urls)), *range(first)]
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        found = dict(zip(order, pool.map(known, order), strict=True))
+        found = dict(zip(order, pool.map(note, order), strict=True))
     return [found[number] for number in range(len(urls))]
 
 
@@ -162,27 +169,46 @@ def open_url(url: str) -> tuple[Any, str]:
 
 
 def fetch(url: str, path: Path) -> None:
-    """Fetch a file; after an error go on from where it was, as long as attempts bring something.
+    """Fetch a file; after an error go on from where it was.
+
+    Raises:
+        FetchError: as :func:`retried`.
+    """
+    path.touch()
+
+    def work(failed: int) -> None:
+        if url.startswith("pipe:"):
+            _run(url.removeprefix("pipe:"), path)
+        else:
+            _read(*open_url(url), path, max(1, CHUNK >> failed))
+
+    retried(url, work, lambda: path.stat().st_size)
+
+
+def retried(
+    url: str, work: Callable[[int], Found], progress: Callable[[], int] = lambda: 0
+) -> Found:
+    """What work on a URL gives, tried again after errors.
+
+    Args:
+        url: for messages.
+        work: is given the number of attempts that failed.
+        progress: how far the work has come; an attempt that brings it further is not counted.
 
     Raises:
         FetchError: when the last attempt has failed; its cause is that failure.
     """
     failed = 0
-    path.touch()
     while True:
-        before = path.stat().st_size
+        before = progress()
         try:
-            if url.startswith("pipe:"):
-                _run(url.removeprefix("pipe:"), path)
-            else:
-                _read(*open_url(url), path, max(1, CHUNK >> failed))
-            return
+            return work(failed)
         except InputError:
             raise
         # Of any kind: file systems have errors of their own.
         except Exception as error:
             reason = _reason(error)
-            failed = 1 if path.stat().st_size > before else failed + 1
+            failed = 1 if progress() > before else failed + 1
             if failed >= ATTEMPTS or is_final(error):
                 raise FetchError(f"{url} can't be fetched ({reason})") from error
         _log.warning("%s: %s; trying again", url, reason)

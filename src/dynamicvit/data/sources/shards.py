@@ -21,12 +21,12 @@ from dynamicvit.data.folders import endings_in_words, is_hidden
 from dynamicvit.data.sources.base import Source
 from dynamicvit.data.sources.remote import (
     FetchError,
-    counted,
     fetch,
     fetched,
     is_final,
     is_remote,
     listed,
+    noted,
 )
 from dynamicvit.data.sources.tars import Entry, list_files
 from dynamicvit.errors import InputError
@@ -186,7 +186,7 @@ class Shards(Source):
         count = len(self.block_names)
         _log.info("counting the images of %d shards; an %s beside them saves this", count, INFO[0])
         if self._remote:
-            return counted(self.block_names, lambda number: _count(self._file(number)))
+            return noted(self.block_names, "count", lambda number: _count(self._file(number)))
         return [_count(self._file(number)) for number in range(count)]
 
     def _first_is_labeled(self) -> bool:
