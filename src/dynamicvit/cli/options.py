@@ -24,7 +24,8 @@ _MODEL = "timm's name, a saved folder, a released checkpoint, or user/name on th
 
 _SOURCE = typer.Argument(
     help="Folder of class folders, a .tar of them, a flat folder; or wds/PLACE (WebDataset; a "
-    "URL too), hfds/PLACE (Hugging Face; hfids/ file by file), torch/NAME/FOLDER (torchvision); @SPLIT may follow."
+    "URL too), hfds/PLACE (Hugging Face; hfids/ file by file), torch/NAME/FOLDER (torchvision); "
+    "@SPLIT may follow."
 )
 Data = Annotated[str, _SOURCE]
 DataIfAny = Annotated[str | None, _SOURCE]
