@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dynamicvit import predict
 from dynamicvit.data import ImageData, Loader
 from dynamicvit.data.sources import remote
 from dynamicvit.errors import InputError
+from families import DEIT
 from pictures import WORKERS, encoded, grays, labels, write_image
 from servers import FileServer, serving
 from test_data_shards import LEVELS, write_info, write_shard
@@ -48,7 +53,7 @@ def fetches(server: FileServer, name: str) -> list[int]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_by_http(server: FileServer, tmp_path: Path, workers: int) -> None:
     name = f"wds/{server.url}/b/train-{{2,10,11}}.tar"
-    data = ImageData(name)
+    data = pickle.loads(pickle.dumps(ImageData(name)))  # as for a spawned process
     batches = Loader(data, 4, num_workers=workers)
     assert grays(batches) == LEVELS
     assert labels(batches) == [level // 10 for level in LEVELS]
@@ -111,12 +116,28 @@ def test_a_server_that_stays_away_ends_the_run(server: FileServer, tmp_path: Pat
     server.faults["/b/train-10.tar"] = [503] * 99
     for workers in (1, 0):
         batches = Loader(ImageData(f"wds/{server.url}/b"), 4, num_workers=workers)
-        with pytest.raises(InputError, match=r"/b/train-10\.tar can't be fetched \(503"):
+        with pytest.raises(InputError, match=r"^http.*/b/train-10\.tar can't be fetched \(503"):
             list(batches)
     assert len(fetches(server, "train-10.tar")) == 2 * remote.ATTEMPTS
     server.faults.clear()
     remote._given_up.clear()
     assert grays(Loader(ImageData(f"wds/{server.url}/b"), 4)) == LEVELS, "and the next has all"
+
+
+def test_predictions_resume_where_a_server_went_away(server: FileServer, tmp_path: Path) -> None:
+    write_info(tmp_path / "b", train={"train-2.tar": 4, "train-10.tar": 3, "train-11.tar": 2})
+    out = tmp_path / "out.csv"
+    name, model = f"wds/{server.url}/b", DEIT.sparse()
+    server.faults["/b/train-11.tar"] = [503] * 99
+    with pytest.raises(InputError, match=r"train-11\.tar can't be fetched"):
+        predict(model, name, out, batch_size=2, workers=0)
+    server.faults.clear()
+    remote._given_up.clear()
+    found = predict(model, name, out, batch_size=2, workers=0)
+    assert (found.resumed, found.images) == (6, 9)
+    lines = out.read_text().splitlines()[1:]
+    names = [line.partition(",")[0].rpartition("/")[2] for line in lines]
+    assert names == [f"image{gray:03}.png" for gray in LEVELS]
 
 
 def test_what_is_missing_is_named_at_once(server: FileServer, monkeypatch) -> None:
@@ -201,7 +222,7 @@ def test_a_stream_of_parquet(parquet: FileServer, workers: int) -> None:
     assert data.classes == tuple("abcde")
     assert data.labels.tolist() == [level // 10 for level in LEVELS]
     parquet.faults = {f"/b/train-0000{n}-of-00003.parquet": ["break", 503] for n in range(3)}
-    batches = Loader(data, 4, num_workers=workers)
+    batches = Loader(pickle.loads(pickle.dumps(data)), 4, num_workers=workers)
     assert grays(batches) == LEVELS
     assert data.path(5) == f"{parquet.url}/b/train-00001-of-00003.parquet#1"
     assert ImageData(f"{name}:fine").labels.tolist() == LEVELS
@@ -270,3 +291,16 @@ def test_a_full_cache_forgets_what_was_used_least_recently(
     assert grays(Loader(data, 4)) == LEVELS, "fetched again"
     assert len(server.requests) > asked
     assert not list(cache.glob(".*"))
+    monkeypatch.setenv("DYNAMICVIT_CACHE_GB", "large")
+    with pytest.raises(InputError, match="'large'"):
+        ImageData(f"wds/{server.url}/b/train-2.tar?again")
+
+
+def test_a_full_disk_is_said_at_once(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(remote, "WAIT", 100.0)
+    monkeypatch.setattr(remote, "_read", write)
+    with pytest.raises(InputError, match=r"train-2\.tar .*No space left"):
+        ImageData(f"wds/{server.url}/b/train-2.tar")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -216,10 +217,11 @@ def retried(
 
 
 def is_final(error: BaseException | None) -> bool:
-    """Whether another attempt would fail likewise: what is asked for is missing or forbidden."""
+    """Whether another attempt would fail likewise: a file missing or forbidden, or a full disk."""
     status = getattr(error, "status", 0)
     refused = 400 <= status < 500 and status not in (408, 425, 429)
-    return refused or isinstance(error, FileNotFoundError | PermissionError)
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return refused or full or isinstance(error, FileNotFoundError | PermissionError)
 
 
 def _reason(error: Exception) -> str:
@@ -267,9 +269,21 @@ def _run(command: str, path: Path) -> None:
         raise OSError(f"exit code {done.returncode}" + (f": {said[-1]}" if said else ""))
 
 
+def _limit() -> float:
+    """Bytes of shards in the cache.
+
+    Raises:
+        InputError: for a ``$DYNAMICVIT_CACHE_GB`` that is no number.
+    """
+    given = os.environ.get("DYNAMICVIT_CACHE_GB", str(LIMIT))
+    try:
+        return float(given) * 1e9
+    except ValueError:
+        raise InputError(f"DYNAMICVIT_CACHE_GB is a number of gigabytes, got {given!r}") from None
+
+
 def _make_room(newest: Path) -> None:
     """Remove the shards that were used least recently from a cache that is too large."""
-    limit = float(os.environ.get("DYNAMICVIT_CACHE_GB", LIMIT)) * 1e9
     held = []
     for path in newest.parent.iterdir():
         if not path.suffix and not path.name.startswith("."):
@@ -279,7 +293,7 @@ def _make_room(newest: Path) -> None:
                 continue
     total = sum(size for _, size, _ in held)
     for used, size, path in sorted(held):
-        if total <= limit or time.time() - used < FRESH:
+        if total <= _limit() or time.time() - used < FRESH:
             break
         path.unlink(missing_ok=True)
         total -= size
