@@ -197,6 +197,8 @@ class Loader:
     def _report(self, failures: Sequence[Unreadable]) -> None:
         """In the calling process: an exception of a worker would carry its traceback as text."""
         for failure in failures:
+            if failure.fatal and not failure.path:
+                raise InputError(failure.reason)
             if failure.fatal:
                 raise InputError(f"{failure.path} can't be read as an image ({failure.reason})")
             if failure.path not in self._logged:
