@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -29,11 +30,11 @@ from dynamicvit.cli.options import (
     use_threads,
 )
 from dynamicvit.cli.recipe_options import Overrides, RecipeOption, with_options
-from dynamicvit.comparison import CSV_NAME, Status
+from dynamicvit.comparison import CSV_NAME, CSV_START, Status
 from dynamicvit.comparison import compare as run_comparison
 from dynamicvit.errors import InputError
 from dynamicvit.plots.comparison import save_comparison
-from dynamicvit.utils.signals import terminated_like_interrupted
+from dynamicvit.utils.outputs import check_target
 
 _TRAINING, _TIMING = "Training", "Timing"
 
@@ -105,12 +106,14 @@ def compare(
         raise InputError("Missing option '--model'.")
     if data is None:
         raise InputError("Missing option '--data'.")
-    check_folder(output)
+    check_folder(output, names=[plot.name for plot in output.glob("accuracy_over_*")])
+    if os.path.lexists(output / CSV_NAME):
+        check_target(output / CSV_NAME, "--output", start=CSV_START)
     use_threads(threads)
     console = Console()
     model = load(model_name, checkpoint=checkpoint, pretrained=not no_pretrained)
     try:
-        with terminated_like_interrupted(), progress_bar(console) as bar:
+        with progress_bar(console) as bar:
             lines = run_comparison(
                 model,
                 data,

@@ -19,6 +19,8 @@ from dynamicvit.demo.experiment import Row, Size
 from dynamicvit.plots import save
 from dynamicvit.training import Progress
 
+_PICTURE = "demo.png"
+
 
 def demo(
     output: Output = Path("demo"),
@@ -36,7 +38,7 @@ def demo(
     """
     console = Console()
     size = experiment.LONG if long else experiment.SHORT
-    check_folder(output)
+    check_folder(output, names=[_PICTURE])
     use_threads(threads)
     output.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
@@ -51,7 +53,7 @@ def demo(
         _fine_tune(model, name, size, seed, console)
         table.extend(experiment.rows(model, name, size, seed))
         if name == "DynamicViT":
-            [picture] = save(experiment.draw_scenes(model, seed), output / "demo.png")
+            [picture] = save(experiment.draw_scenes(model, seed), output / _PICTURE)
     console.print(_table(table, size, seed))
     for shortcoming in experiment.shortcomings(table):
         console.print(f"[yellow]falls short:[/yellow] {shortcoming}")

@@ -20,6 +20,7 @@ from dynamicvit.cli.console import (
     main_console,
     progress_bar,
     say,
+    say_left_out,
     write_json,
 )
 from dynamicvit.cli.inference import load_for_inference, refuse_with_dense
@@ -202,9 +203,12 @@ def eval_command(
         "torch": torch.__version__,
     }
     _print(console, settings, None if dense else model.schedule, result)
+    say_left_out(console, images.left_out)
     if processes.is_main:
         rate = {"images_per_second": result.images_per_second}
-        write_json(json_file, {**settings, **asdict(result), **rate})
+        write_json(
+            json_file, {**settings, **asdict(result), **rate, "left_out": list(images.left_out)}
+        )
     processes.close()
 
 

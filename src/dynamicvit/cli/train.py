@@ -18,6 +18,7 @@ from dynamicvit.cli.console import (
     main_console,
     progress_bar,
     say,
+    say_left_out,
 )
 from dynamicvit.cli.dry_run import describe_run
 from dynamicvit.cli.options import (
@@ -46,7 +47,6 @@ from dynamicvit.errors import InputError
 from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
 from dynamicvit.training.checkpoint import BEST, holds_run
 from dynamicvit.training.output import check_output
-from dynamicvit.utils.signals import terminated_like_interrupted
 
 _RUN = "The run"
 
@@ -181,11 +181,13 @@ def train(
     if goes_on:
         say(console, f"going on with the run in {output}")
     try:
-        with terminated_like_interrupted(), _Bar(console) as show:
+        with _Bar(console) as show:
             report = training.run(output, resume=resume, force=force, on_step=show)
     except KeyboardInterrupt as stop:
         raise StoppedError(_how_to_go_on(output), getattr(stop, "signum", signal.SIGINT)) from None
     _say_results(report, console)
+    for source in training.sources:
+        say_left_out(console, source.left_out)
     say(console, f"saved {output}: dynamicvit eval DATA --model {output}")
     training.processes.close()
 

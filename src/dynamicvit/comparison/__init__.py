@@ -31,6 +31,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import backbone_of, core_of, own_image_size
 from dynamicvit.costs import DENSE, meta_copy, schedule_macs
 from dynamicvit.data import ImageData, class_map_for, split
+from dynamicvit.data.folders import left_out_in_words
 from dynamicvit.errors import InputError, UnsupportedBackboneError
 from dynamicvit.evaluation.bench import available_cores
 from dynamicvit.training import Progress
@@ -41,6 +42,7 @@ __all__ = [
     "ABLATIONS",
     "BATCH_SIZES",
     "CSV_NAME",
+    "CSV_START",
     "DENSE_NAME",
     "Candidate",
     "Entry",
@@ -58,6 +60,8 @@ __all__ = [
 ]
 
 CSV_NAME = "comparison.csv"
+CSV_START = b"method,fraction,trained,gmacs"
+"""How the table begins."""
 
 #: Keys of a recipe that a comparison sets itself, and by what.
 _OWN = {
@@ -196,9 +200,12 @@ def compare(
     for candidate in chosen if images_to_train_on else ():
         experiment.check(candidate)
     _run(experiment, experiment.entries([*before, *chosen], fractions, seeds), timing, progress)
+    for left_out in dict.fromkeys(source.left_out for source in (evaluated, *images_to_train_on)):
+        if left_out:
+            tell(left_out_in_words(left_out))
     lines = lines_of(experiment.known_rows(), experiment.known_timings())
     Path(output).mkdir(parents=True, exist_ok=True)
-    write_text(Path(output) / CSV_NAME, write_csv(lines))
+    write_text(Path(output) / CSV_NAME, write_csv(lines), start=CSV_START)
     return lines
 
 

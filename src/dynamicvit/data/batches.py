@@ -31,7 +31,7 @@ class Batch:
     """Images, labels, and the paths of unreadable images.
 
     Attributes:
-        images: ``(B, 3, H, W)`` of the readable images; ``(0, 3, 0, 0)`` if none is.
+        images: ``(B, C, H, W)`` of the readable images; ``(0, 3, 0, 0)`` if none is.
         labels: ``(B,)`` int64, :data:`~dynamicvit.data.UNLABELED` for images without one.
         skipped: paths of the unreadable images.
         paths: of the images; empty if unknown.

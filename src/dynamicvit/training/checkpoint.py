@@ -50,7 +50,7 @@ def keep_checkpoint(state: dict[str, Any], folder: Path, *, best: bool = False) 
     newest = folder / NEWEST
     try:
         _sweep(folder)
-        with atomic_write(newest) as draft:
+        with atomic_write(newest, ours=True) as draft:
             write_checkpoint(state, draft)
             if best:  # first: after a kill in between, the run comes by here again
                 _link(draft, folder / BEST)
@@ -186,7 +186,7 @@ def _sweep(folder: Path) -> None:
 
 def _link(source: Path, target: Path) -> None:
     """A second name for a file that is never changed, in place of what had that name."""
-    with atomic_write(target) as draft:
+    with atomic_write(target, ours=True) as draft:
         try:
             os.link(source, draft)
         except OSError:  # a file system without links

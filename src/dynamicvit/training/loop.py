@@ -35,6 +35,8 @@ from dynamicvit.training.recipes import dump_recipe
 from dynamicvit.training.state import RunState, TrainingReport
 from dynamicvit.training.step import Split, Step
 from dynamicvit.utils.distributed import Processes, launched_precision
+from dynamicvit.utils.files import write_text
+from dynamicvit.utils.outputs import MARK
 from dynamicvit.utils.signals import Interrupted, stop_requests
 
 #: How often a run is saved: what a crash can cost.
@@ -152,7 +154,7 @@ def fit(
         if resume:
             run.restore(force=force)
         if processes.is_main and (force or not resume):
-            (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+            write_text(folder / "recipe.yaml", f"# {MARK}\n{dump_recipe(recipe)}", ours=True)
         if processes.is_main and not resume:
             run.log_file.write_text("")
         num_patches = costs_of(model, num_stages=0).num_patches
