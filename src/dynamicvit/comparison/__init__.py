@@ -11,8 +11,8 @@ from torch import nn
 
 from dynamicvit.backbones import backbone_for
 from dynamicvit.budgets import parse_budget
-from dynamicvit.checkpoints.loading import load
 from dynamicvit.comparison.experiment import Experiment
+from dynamicvit.comparison.given import check_overrides, say_if_sparse, trained_before
 from dynamicvit.comparison.rows import (
     ABLATIONS,
     DENSE_NAME,
@@ -27,8 +27,7 @@ from dynamicvit.comparison.rows import (
     write_csv,
 )
 from dynamicvit.comparison.timing import BATCH_SIZES, Timing
-from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import backbone_of, core_of, own_image_size
+from dynamicvit.core.networks import backbone_of
 from dynamicvit.costs import DENSE, meta_copy, schedule_macs
 from dynamicvit.data import ImageData, class_map_for, split
 from dynamicvit.data.folders import left_out_in_words
@@ -62,14 +61,6 @@ __all__ = [
 CSV_NAME = "comparison.csv"
 CSV_START = b"method,fraction,trained,gmacs"
 """How the table begins."""
-
-#: Keys of a recipe that a comparison sets itself, and by what.
-_OWN = {
-    **dict.fromkeys(("model", "image_size"), "model"),
-    **dict.fromkeys(("method", "policy", "stages"), "methods"),
-    **dict.fromkeys(("images", "epochs"), "images"),
-    **{"keep_ratio": "macs", "seed": "seeds"},
-}
 
 #: Share of the images that is evaluated on where no others are named.
 _HELD_OUT = 0.1
@@ -164,12 +155,12 @@ def compare(
     progress, tell = progress or (lambda _: None), tell or (lambda _: None)
     if seconds <= 0:
         raise InputError(f"seconds are positive, got {seconds}")
-    _check_overrides(overrides)
+    check_overrides(overrides)
     chosen = candidates(methods)
     evaluated, fine_tuned_on = _sources(data, validation, unlabeled, train, strict)
     backbone = backbone_of(model).eval()
-    _say_if_sparse(model, tell)
-    before = [_trained_before(str(name), backbone) for name in trained]
+    say_if_sparse(model, tell)
+    before = [trained_before(str(name), backbone) for name in trained]
     fractions = _fractions(backbone, macs)
     chosen = _possible(backbone, chosen, fractions, methods, tell)
     if not train:
@@ -207,52 +198,6 @@ def compare(
     Path(output).mkdir(parents=True, exist_ok=True)
     write_text(Path(output) / CSV_NAME, write_csv(lines), start=CSV_START)
     return lines
-
-
-def _check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse values of the recipe that a comparison sets itself.
-
-    Raises:
-        InputError: naming the one.
-    """
-    for override in overrides:
-        key = override.partition("=")[0]
-        if key in _OWN:
-            raise InputError(f"{override}: a comparison sets {key} itself, by its {_OWN[key]}")
-
-
-def _say_if_sparse(model: nn.Module, tell: Callable[[str], None]) -> None:
-    """A model that has learned to drop tokens is not taken for dense without a word."""
-    core = core_of(model)
-    if not isinstance(core, DynamicViT) or not core.schedule.stages:
-        return
-    if not all(method.is_fresh for method in core.methods):
-        tell(
-            f"the model is not dense: it drops tokens ({core.method.name}, {core.policy}); the "
-            "backbone inside it, trained with it, is taken for dense. --trained compares the model "
-            "itself"
-        )
-
-
-def _trained_before(name: str, backbone: nn.Module) -> Candidate:
-    """The candidate of a trained model.
-
-    Raises:
-        InputError: for an untrained one, or one of other classes.
-    """
-    model = load(name)
-    if any(method.is_fresh for method in model.methods):
-        raise InputError(f"{name} is not trained: name its method instead, {model.method.name}")
-    classes = backbone_for(backbone).num_classes
-    if model.num_classes != classes:
-        raise InputError(f"{name} has {model.num_classes} classes, the dense network {classes}")
-    (height, width), dense = own_image_size(model), own_image_size(backbone)
-    if (height, width) != dense:
-        raise InputError(
-            f"{name} takes images of {height}x{width} pixels, the dense network of "
-            f"{dense[0]}x{dense[1]}"
-        )
-    return Candidate(name, model.method.name, model.policy, saved=name)
 
 
 def _sources(
