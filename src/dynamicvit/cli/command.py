@@ -33,7 +33,7 @@ _DEBUG = Annotated[
 ]
 
 #: Options that name what is written; all others may name what is read.
-_WRITTEN = {"--output", "--json", "--plot", "--report"}
+_WRITTEN = {"--output", "--json", "--plot", "--save-kept"}
 
 
 class Command(TyperCommand):

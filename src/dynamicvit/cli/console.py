@@ -115,7 +115,7 @@ def check_json(json_file: str | None) -> None:
         check_file("--json", json_file)
 
 
-def check_file(option: str, file: str | Path) -> None:
+def check_file(option: str, file: str | Path, start: bytes = b"") -> None:
     """Check before the work that an option's file can be written.
 
     What a killed command left half-written there goes.
@@ -123,7 +123,7 @@ def check_file(option: str, file: str | Path) -> None:
     Raises:
         InputError: as :func:`~dynamicvit.utils.outputs.check_target`.
     """
-    check_target(file, option)
+    check_target(file, option, start=start)
     remove_unfinished(Path(os.path.realpath(file)).parent)
 
 

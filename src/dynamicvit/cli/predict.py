@@ -32,7 +32,7 @@ from dynamicvit.cli.options import (
     use_threads,
 )
 from dynamicvit.evaluation.predictions import open_images, predict
-from dynamicvit.evaluation.tables import check_suffix
+from dynamicvit.evaluation.tables import STARTS, check_suffix
 from dynamicvit.utils.distributed import launched_precision, launched_processes
 from dynamicvit.utils.precision import autocast_dtype
 from dynamicvit.utils.signals import stop_requests
@@ -80,7 +80,7 @@ def predict_command(
     check_one_model(model_name, released)
     size = parse_image_size(image_size)
     check_suffix(output)
-    check_file("--output", output)
+    check_file("--output", output, STARTS.get(output.suffix.lower(), b""))
     use_threads(threads)
     processes = launched_processes("cuda" if torch.cuda.is_available() else "cpu")
     dtype = launched_precision(autocast_dtype(precision), processes.device)

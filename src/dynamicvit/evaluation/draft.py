@@ -10,6 +10,7 @@ from typing import Any
 
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.tables import write_table
+from dynamicvit.utils.outputs import WRITER, is_ours
 
 
 class Draft:
@@ -25,17 +26,23 @@ class Draft:
         last: its last row, if any.
 
     Raises:
-        InputError: if the draft was begun with other settings.
+        InputError: if the draft was begun with other settings, or is another's file.
     """
 
     def __init__(self, output: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         self.output = Path(output)
         self.path = self.output.with_name(f"{self.output.name}.part")
-        self._settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+        # Tuples become lists, as in the file.
+        self._settings = json.loads(json.dumps({"written_by": WRITER, **settings}))
         self._ends: list[int] = []  # of each whole line, in bytes
         self.last: dict[str, Any] | None = None
         if self.path.exists():
-            self._read()
+            try:
+                self._read()
+            except (ValueError, AttributeError) as error:
+                if isinstance(error, InputError):
+                    raise
+                raise InputError(f"{self.path} is damaged ({error}): delete it") from error
 
     @property
     def done(self) -> int:
@@ -43,6 +50,11 @@ class Draft:
         return max(0, len(self._ends) - 1)
 
     def _read(self) -> None:
+        if not is_ours(self.path):
+            raise InputError(
+                f"{self.path} exists, and dynamicvit did not write it: give another name than "
+                f"{self.output}"
+            )
         end, line = 0, b""
         with open(self.path, "rb") as file:
             for each in file:
@@ -57,7 +69,7 @@ class Draft:
 
     def _check(self, settings: dict[str, Any]) -> None:
         for name, value in self._settings.items():
-            if settings.get(name) != value:
+            if name != "written_by" and settings.get(name) != value:
                 raise InputError(
                     f"{self.path} was begun with another {name.replace('_', ' ')}: "
                     f"{settings.get(name)}, not {value}; give the same again, or delete it"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from dynamicvit.evaluation.tables import check_suffix, write_table
 from dynamicvit.layers.tokens import Grid
 from dynamicvit.utils.distributed import Processes
 from dynamicvit.utils.files import atomic_write
+from dynamicvit.utils.outputs import MARK
 
 SUFFIXES = (".npz", ".parquet")
 
@@ -94,8 +96,11 @@ class KeptPatches:
             "predicted": np.concatenate([part.predicted for part in parts]),
             "kept": kept.reshape(len(kept), self._stages, *self._grid),
         }
-        with atomic_write(self.path) as draft, open(draft, "wb") as file:
-            np.savez_compressed(file, **arrays)
+        with atomic_write(self.path) as draft:
+            with open(draft, "wb") as file:  # or numpy would add an ending
+                np.savez_compressed(file, **arrays)
+            with ZipFile(draft, "a") as archive:
+                archive.comment = MARK.encode()
 
     def _write_rows(self, parts: list[_Part]) -> None:
         columns = {"image": "string", "label": "int", "predicted": "int"}

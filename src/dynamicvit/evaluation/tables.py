@@ -12,8 +12,15 @@ from typing import Any
 from dynamicvit.errors import InputError
 from dynamicvit.utils.files import atomic_write
 from dynamicvit.utils.optional import need
+from dynamicvit.utils.outputs import WRITER
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+STARTS = {
+    ".csv": b"image,(class_1,index_1|kept_1),",
+    ".jsonl": rb'\{"image": "[^\n]*", "(class_1|kept_1)": ',
+}
+"""How tables begin whose format has no room for who wrote them."""
+
 #: Rows of a Parquet file that are in memory at a time.
 _GROUP = 10_000
 
@@ -44,7 +51,7 @@ def write_table(
     """
     suffix = Path(path).suffix.lower()
     write = {".csv": _write_csv, ".jsonl": _write_json_lines, ".parquet": _write_parquet}[suffix]
-    with atomic_write(path) as draft:
+    with atomic_write(path, start=STARTS.get(suffix, b"")) as draft:
         write(draft, columns, rows)
 
 
@@ -74,7 +81,8 @@ def _write_parquet(
         "float": arrow.float64(),
         "bools": arrow.list_(arrow.bool_()),
     }
-    schema = arrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
+    fields = [(name, kinds[kind]) for name, kind in columns.items()]
+    schema = arrow.schema(fields, metadata={"written_by": WRITER})
     left = iter(rows)
     with parquet.ParquetWriter(path, schema) as writer:
         while group := list(islice(left, _GROUP)):

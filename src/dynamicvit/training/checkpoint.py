@@ -13,7 +13,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.training.checkpoint_file import DamagedError, load_checkpoint, write_checkpoint
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.recipes import modern
-from dynamicvit.utils.files import atomic_write
+from dynamicvit.utils.files import atomic_write, remove_unfinished
 from dynamicvit.utils.weights import first_line
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,6 @@ def keep_checkpoint(state: dict[str, Any], folder: Path, *, best: bool = False) 
     """
     newest = folder / NEWEST
     try:
-        _sweep(folder)
         with atomic_write(newest, ours=True) as draft:
             write_checkpoint(state, draft)
             if best:  # first: after a kill in between, the run comes by here again
@@ -93,7 +92,7 @@ def restore_newest(
     """
     newest, previous = folder / NEWEST, folder / PREVIOUS
     if tidy:
-        _sweep(folder)
+        remove_unfinished(folder)
     if not newest.exists() and previous.exists():
         take(load_checkpoint(previous), previous)
         return
@@ -176,12 +175,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key) and key not in _NO_MATTER
     ]
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a run left that was killed while it wrote."""
-    for half in folder.glob(".checkpoint*.part"):
-        half.unlink(missing_ok=True)
 
 
 def _link(source: Path, target: Path) -> None:

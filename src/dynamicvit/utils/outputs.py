@@ -64,7 +64,7 @@ def check_target(
     Args:
         path: of the file, which need not be there; links are followed.
         option: that named it, for the message.
-        start: how files of this kind begin if they have no room for the mark.
+        start: how files of this kind begin if they have no room for the mark, as a pattern.
         ours: it is known to be this library's.
 
     Raises:
@@ -92,7 +92,7 @@ def check_target(
         if not os.access(path, os.W_OK):
             raise InputError(f"{named}: no permission to write there")
         return
-    if not os.access(folder, os.W_OK | os.X_OK) or (mode and not os.access(path, os.W_OK)):
+    if not os.access(folder, os.W_OK) or (mode and not os.access(path, os.W_OK)):
         raise InputError(f"{named}: no permission to write there")
     if mode is not None:
         _check_replaced(path, named, start, ours)
@@ -139,7 +139,7 @@ def is_ours(path: Path, start: bytes = b"") -> bool:
             tail = file.read(_SEARCHED)
     except OSError:
         return False
-    begins = bool(start) and head.startswith(start)
+    begins = bool(start) and re.match(start, head) is not None
     return not head or begins or any(map(_MARK.search, (head, tail)))
 
 
