@@ -305,8 +305,8 @@ def timed(size: int, speedup: float) -> Timing:
 
 ROWS = [
     row("tome", None, 0.6),
-    row("dynamicvit", 1, 0.8),
-    row("dynamicvit", 0, 0.6),
+    row("dynamicvit-merged", 1, 0.8),
+    row("dynamicvit-merged", 0, 0.6),
     row("dense", None, 0.9, fraction=1.0),
     row("tome", 0, 0.65),
 ]
@@ -314,9 +314,9 @@ ROWS = [
 
 class TestLines:
     def test_seeds_become_one_line(self) -> None:
-        lines = lines_of(ROWS, {("dynamicvit", 0.6): [timed(1, 1.5), timed(32, 2.0)]})
+        lines = lines_of(ROWS, {("dynamicvit-merged", 0.6): [timed(1, 1.5), timed(32, 2.0)]})
         assert [line.label for line in lines] == [
-            "dense", "dynamicvit", "tome, untrained", "tome",
+            "dense", "dynamicvit-merged", "tome, untrained", "tome",
         ]  # fmt: skip
         dynamic = lines[1]
         assert (dynamic.top1, dynamic.seeds) == (pytest.approx(0.7), 2)
@@ -326,9 +326,9 @@ class TestLines:
         assert not lines[0].timings
 
     def test_csv(self) -> None:
-        lines = lines_of(ROWS, {("dynamicvit", 0.6): [timed(1, 1.5)]})
+        lines = lines_of(ROWS, {("dynamicvit-merged", 0.6): [timed(1, 1.5)]})
         table = list(csv.DictReader(io.StringIO(write_csv(lines))))
-        assert [line["method"] for line in table] == ["dense", "dynamicvit", "tome", "tome"]
+        assert [line["method"] for line in table] == ["dense", "dynamicvit-merged", "tome", "tome"]
         assert float(table[1]["top1"]) == pytest.approx(0.7)
         assert table[1]["speedup_batch_1"] == "1.5"
         assert table[2]["speedup_batch_1"] == ""
@@ -339,18 +339,18 @@ class TestLines:
         rows: Sequence[Row] = ROWS
         if not labeled:
             rows = [row(each.method, each.seed, None, each.fraction) for each in ROWS]
-        lines = lines_of(rows, {("dynamicvit", 0.6): [timed(32, 2.0)]})
+        lines = lines_of(rows, {("dynamicvit-merged", 0.6): [timed(32, 2.0)]})
         [axes] = accuracy_over_macs(lines).axes
         shown = [text.get_text() for text in axes.get_legend().get_texts()]
-        assert shown == ["dense", "dynamicvit", "tome, untrained", "tome"]
+        assert shown == ["dense", "dynamicvit-merged", "tome, untrained", "tome"]
         assert ("top-1" in axes.get_ylabel()) == labeled
         [axes] = accuracy_over_throughput(lines, 32).axes
         shown = {text.get_text(): line for text, line in zip(
             axes.get_legend().get_texts(), axes.lines, strict=False)}  # fmt: skip
-        assert set(shown) == {"dense", "dynamicvit"}, "what has not been timed is not shown"
-        assert shown["dynamicvit"].get_xdata().tolist() == [2.0]
+        assert set(shown) == {"dense", "dynamicvit-merged"}, "what has not been timed is not shown"
+        assert shown["dynamicvit-merged"].get_xdata().tolist() == [2.0]
         expected = 70.0 if labeled else 90.0
-        assert shown["dynamicvit"].get_ydata().tolist() == pytest.approx([expected])
+        assert shown["dynamicvit-merged"].get_ydata().tolist() == pytest.approx([expected])
 
 
 def test_what_is_far_below_is_named_beside_the_plot() -> None:
