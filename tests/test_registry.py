@@ -64,8 +64,8 @@ def test_arguments_reach_schedule_and_backbone() -> None:
     assert small(keep_ratio=[0.9, 0.8, 0.1]).schedule.keep_ratios == (0.9, 0.8, 0.1)
     with pytest.raises(InputError, match=r"\(0, 1\], got 2"):
         small(keep_ratio=2)
-    assert small().schedule.policy == "removed"
-    assert small(policy="merged").schedule.policy == "merged"
+    assert small().schedule.policy == "merged"
+    assert small(policy="removed").schedule.policy == "removed"
     with pytest.raises(InputError, match=r"'removed', 'merged'.* got 'left'"):
         small(policy="left")
 

@@ -16,7 +16,7 @@ import torch
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.data import Batch
 from dynamicvit.training import Recipe, fit
-from dynamicvit.training.checkpoint import load_checkpoint
+from dynamicvit.training.checkpoint_file import load_checkpoint
 from dynamicvit.training.finite import not_finite, suspects
 from dynamicvit.training.step import Measured
 from dynamicvit.utils.distributed import Processes

@@ -59,7 +59,7 @@ def _entry_point(backbone: str) -> Callable[..., nn.Module]:
         pretrained: bool = False,
         keep_ratio: float | Sequence[float] = 0.7,
         stages: Sequence[int] | None = None,
-        policy: Policy = "removed",
+        policy: Policy | None = None,
         **backbone_args: Any,
     ) -> nn.Module:
         features = backbone_args.pop("features_only", False)

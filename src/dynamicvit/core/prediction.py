@@ -41,6 +41,7 @@ class PredictionModule(Choice):
         InputError: if ``dim`` is not a multiple of 4.
     """
 
+    default_policy = "merged"
     #: Its MLP had the classifier's name, which tools that ask for "head" took for the classifier.
     old_names: ClassVar = {"head": "mlp"}
 

@@ -4,7 +4,7 @@ timm's own data set repeats the next image in place of an unreadable one; here a
 is named, excluded from every count, and never replaced.
 """
 
-from dynamicvit.data.batches import Batch, Loader
+from dynamicvit.data.batches import Batch, Loader, NoReadableImageError
 from dynamicvit.data.classes import (
     ClassMap,
     Prediction,
@@ -14,6 +14,7 @@ from dynamicvit.data.classes import (
     top_classes,
 )
 from dynamicvit.data.decoding import read_image
+from dynamicvit.data.identity import images_digest
 from dynamicvit.data.images import ImageData, Sample, Unreadable, split
 from dynamicvit.data.sources import UNLABELED
 from dynamicvit.data.transforms import eval_transform, train_transform
@@ -24,6 +25,7 @@ __all__ = [
     "ClassMap",
     "ImageData",
     "Loader",
+    "NoReadableImageError",
     "Prediction",
     "Sample",
     "Unreadable",
@@ -31,6 +33,7 @@ __all__ = [
     "class_names",
     "eval_transform",
     "imagenet_class_map",
+    "images_digest",
     "read_image",
     "split",
     "top_classes",

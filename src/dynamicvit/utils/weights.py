@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -96,6 +97,7 @@ def weights_in(
     averages = [name for name in held if name in EMA_WRAPPERS]
     if isinstance(checkpoint, Mapping) and checkpoint.keys() >= _RUN:
         ema = bool(averages)
+        metadata = {"dynamicvit": json.dumps(checkpoint["recipe"])}
     if ema and not averages:
         raise InputError(
             f"{source}: holds no moving average (EMA) of the weights (none of "
