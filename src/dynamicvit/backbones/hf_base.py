@@ -99,7 +99,7 @@ class HFBackbone(Backbone):
 
     @property
     def width(self) -> int:
-        return self.encoder.config.hidden_size
+        return self.first_norm(self.blocks[0]).weight.shape[0]
 
     @property
     def classifier(self) -> nn.Module:
