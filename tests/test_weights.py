@@ -224,7 +224,7 @@ def test_a_wrapped_sparse_model(tmp_path: Path) -> None:
     nn.init.normal_(sparse.predictors[0].mlp[4].weight)
     torch.save({"state_dict": under("model", sparse.state_dict())}, tmp_path / "last.ckpt")
     file = tmp_path / "last.ckpt"
-    loaded = load("test_vit", checkpoint=file, keep_ratio=0.6, policy="removed")
+    loaded = load("test_vit", checkpoint=file, keep_ratio=0.6, policy=sparse.policy)
     images = torch.randn(1, 3, 160, 160)
     assert torch.equal(loaded(images), sparse(images))
 
