@@ -86,13 +86,14 @@ def test_backward_hooks_see_each_block() -> None:
 
 
 @torch.no_grad()
-def test_attention_is_called_where_a_block_gets_nothing_but_tokens() -> None:
-    model, images = DEIT.sparse(), DEIT.images()
-    called: list[int] = []
-    for i, block in enumerate(model.blocks):
-        block.attn.register_forward_hook(lambda *_, i=i: called.append(i))
-    model(images)
-    assert called == [0, 1, 2, 3]
+def test_attention_is_called_at_inference() -> None:
+    for family in (DEIT, BY_NAME["eva02_split"]):
+        for policy in ("removed", "merged"):
+            model, called = family.sparse(policy=policy), []
+            for i, block in enumerate(model.blocks):
+                block.attn.register_forward_hook(lambda *_, i=i, to=called: to.append(i))
+            model(family.images())
+            assert called == [0, 1, 2, 3]
 
 
 # ---------------------------------------------------------------- Grad-CAM and captum

@@ -164,6 +164,9 @@ class TimmBackbone(Backbone):
         return x + block.drop_path2(self.layer_scale(block, 2, block.mlp(block.norm2(x))))
 
     def call_arguments(self, i: int, tokens: Tokens) -> tuple[Any, ...] | None:
+        # A block that knows places would take those that are held for the whole grid.
+        if type(self).placed is not Backbone.placed:
+            return None
         bias = self.size_bias(tokens)
         return (tokens.x,) if bias is None else (tokens.x, bias)
 
