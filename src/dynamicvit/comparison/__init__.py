@@ -33,6 +33,7 @@ from dynamicvit.errors import InputError, UnsupportedBackboneError
 from dynamicvit.evaluation.bench import available_cores
 from dynamicvit.training import Progress
 from dynamicvit.utils.files import write_text
+from dynamicvit.utils.lock import owned, refuse_owned
 
 __all__ = [
     "ABLATIONS",
@@ -141,8 +142,10 @@ def compare(
 
     Raises:
         InputError: before anything is run, for a value that can't be, images that can't be used, or
-            a method that was named and that the network can't have.
+            a method that was named and that the network can't have; if another process is at work
+            in the folder.
     """
+    refuse_owned(output)
     progress, tell = progress or (lambda _: None), tell or (lambda _: None)
     if seconds <= 0:
         raise InputError(f"seconds are positive, got {seconds}")
@@ -172,10 +175,10 @@ def compare(
     )
     for candidate in chosen if trained else ():
         experiment.check(candidate)
-    _run(experiment, experiment.entries(chosen, fractions, seeds), timing, progress)
-    lines = lines_of(experiment.known_rows(), experiment.known_timings())
-    Path(output).mkdir(parents=True, exist_ok=True)
-    write_text(Path(output) / CSV_NAME, write_csv(lines))
+    with owned(output):
+        _run(experiment, experiment.entries(chosen, fractions, seeds), timing, progress)
+        lines = lines_of(experiment.known_rows(), experiment.known_timings())
+        write_text(Path(output) / CSV_NAME, write_csv(lines))
     return lines
 
 

@@ -15,6 +15,7 @@ from dynamicvit.training.log import LOG_NAME, TENSORBOARD_FOLDER, read_log
 from dynamicvit.training.recipe import TeacherRecipe
 from dynamicvit.training.state import TrainingReport
 from dynamicvit.utils.files import write_text
+from dynamicvit.utils.lock import refuse_owned
 from dynamicvit.utils.optional import need
 
 _log = logging.getLogger(__name__)
@@ -28,10 +29,12 @@ def check_output(folder: Path, resume: bool = False) -> bool:
         resume: there must be a run.
 
     Raises:
-        InputError: if it is a file, holds a model, or no run where there must be one.
+        InputError: if it is a file, holds a model, or no run where there must be one; if another
+            process is at work there.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give a folder")
+    refuse_owned(folder)
     if holds_run(folder):
         return True
     if resume:
@@ -86,7 +89,7 @@ def draw_run(output: Path) -> None:
     save(curves(steps), output / "curves.png")
 
 
-def take_back(output: Path, is_new: bool) -> None:
+def take_back(output: Path) -> None:
     """Remove what a run has written."""
     for name in ("recipe.yaml", LOG_NAME):
         (output / name).unlink(missing_ok=True)
@@ -95,5 +98,3 @@ def take_back(output: Path, is_new: bool) -> None:
         file.unlink()
     if events.is_dir() and not any(events.iterdir()):
         events.rmdir()
-    if is_new and output.is_dir() and not any(output.iterdir()):
-        output.rmdir()
