@@ -18,6 +18,7 @@ import torch
 
 from dynamicvit.training import checkpoint, checkpoint_file, fit, loop
 from dynamicvit.training.held_out import HeldOut
+from dynamicvit.utils.files import UNFINISHED
 from families import DEIT
 from memory import Memory, paper
 
@@ -131,7 +132,7 @@ def check_same(folder: Path, whole: Path) -> None:
     best = [checkpoint_file.load_checkpoint(each / checkpoint.BEST) for each in (folder, whole)]
     assert best[0]["counters"]["step"] == best[1]["counters"]["step"] == ours["best.step"]
     assert len((folder / "log.jsonl").read_text().splitlines()) == ours["counters.step"]
-    assert not list(folder.glob(".*.part"))
+    assert not list(folder.glob(f"{UNFINISHED}*"))
 
 
 def _flat(value: object, name: str = "") -> dict[str, object]:

@@ -148,7 +148,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_whole(tmp_path: Path
         "make room, then the same command goes on"
     )
     assert steps_of(folder) | {BEST: 0} == {NEWEST: 3, PREVIOUS: 2, BEST: 0}
-    assert not list(folder.glob(".*.part"))
+    assert not list(folder.glob(".dynamicvit-*"))
     resumed = shallow()
     fit(resumed, Memory(), small(), folder, resume=True)
     for name, value in whole.state_dict().items():

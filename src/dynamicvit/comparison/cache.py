@@ -36,7 +36,7 @@ class Cache:
         """Keep a value, whole or not at all."""
         path, entry = self.path(key), {"key": dict(key), "value": dict(value)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(entry, indent=2, default=str) + "\n")
+        write_text(path, json.dumps(entry, indent=2, default=str) + "\n", ours=True)
 
     def path(self, key: Mapping[str, Any]) -> Path:
         """Where the value of a key is."""

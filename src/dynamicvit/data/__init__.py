@@ -4,7 +4,7 @@ timm's own data set repeats the next image in place of an unreadable one; here a
 is named, excluded from every count, and never replaced.
 """
 
-from dynamicvit.data.batches import Batch, Loader
+from dynamicvit.data.batches import Batch, Loader, NoReadableImageError
 from dynamicvit.data.classes import (
     ClassMap,
     Prediction,
@@ -26,6 +26,7 @@ __all__ = [
     "ClassMap",
     "ImageData",
     "Loader",
+    "NoReadableImageError",
     "Prediction",
     "ReaderError",
     "Sample",

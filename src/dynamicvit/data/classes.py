@@ -53,26 +53,36 @@ def class_map_for(
             numbers of classes that differ without a map.
     """
     folders = data.classes
+    filled = [name for name in folders if name not in data.empty_classes]
     if class_map is not None:
         index = read_class_map(class_map)
-        used = _labels_of_classes(folders, index, data) if folders else list(index.values())
-        _check_range(used, num_classes)
+        _labels_of_classes(folders, index, data)
+        _check_range([index[name] for name in filled] or list(index.values()), num_classes)
         return ClassMap(index, "as given")
     if not folders:
         _check_range([max(0, int(data.labels.max()))], num_classes, str(data.root))
         return ClassMap({str(number): number for number in range(num_classes)}, "the numbers given")
     imagenet = imagenet_class_map()
-    if num_classes == len(imagenet) and imagenet.keys() >= set(folders):
-        origin = f"ImageNet-1k's, as all {len(folders)} class folders are named by its WordNet ids"
+    if num_classes == len(imagenet) and imagenet.keys() >= set(filled):
+        origin = f"ImageNet-1k's, as all {len(filled)} class folders are named by its WordNet ids"
         return ClassMap(imagenet, origin)
     if num_classes == len(folders):
         order = "natural" if data.class_word == "class folders" else "their"
-        origin = f"the {len(folders)} {data.class_word} in {order} order"
+        origin = f"the {len(folders)} {data.class_word} in {order} order{_empty(data)}"
         return ClassMap({name: index for index, name in enumerate(folders)}, origin)
     raise InputError(
-        f"{data.root} has {len(folders)} {data.class_word} and the model {num_classes} classes; "
-        "give a class map: 'imagenet', or a .txt file with one class name a line in class order"
+        f"{data.root} has {len(folders)} {data.class_word}{_empty(data)} and the model "
+        f"{num_classes} classes; give a class map: 'imagenet', or a .txt file with one class name "
+        "a line in class order"
     )
+
+
+def _empty(data: ImageData) -> str:
+    """The classes without an image, which count too, in words."""
+    if not data.empty_classes:
+        return ""
+    more = ", ..." if len(data.empty_classes) > 3 else ""
+    return f" (no images in {', '.join(data.empty_classes[:3])}{more})"
 
 
 def read_class_map(class_map: Mapping[str, int] | str | os.PathLike[str]) -> Mapping[str, int]:
@@ -102,19 +112,21 @@ def _labels_of_classes(
 ) -> list[int]:
     """The class index of each class; without a map, its position.
 
+    Of a class without images that is not in the map: :data:`UNLABELED`.
+
     Raises:
-        InputError: for classes that are not in the map; timm's readers skip their images silently.
+        InputError: for other classes that are not in the map.
     """
     if class_map is None:
         return list(range(len(classes)))
-    missing = [name for name in classes if name not in class_map]
+    missing = [n for n in classes if n not in class_map and n not in data.empty_classes]
     if missing:
         named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise InputError(
             f"{len(missing)} {data.class_word} of {data.root} are not in the class map: {named}; "
             "add them to it, or remove them from the data"
         )
-    return [class_map[name] for name in classes]
+    return [class_map.get(name, UNLABELED) for name in classes]
 
 
 def labels_of_targets(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -129,6 +130,7 @@ def export(
     """
     path = Path(path)
     kind = format_of(path, format)
+    kind.check_output(path)
     _check_precision(path, kind, precision, calibrate, max_drop)
     if precision == "int8" and calibrate is None and least_agreement > 0:
         raise InputError("int8 needs calibrate, images of the kind that the file will see")
@@ -142,7 +144,7 @@ def export(
         return _export_float(model, path, kind, about, own, options)
     transform = eval_transform(model, about.input_size[1:], about.crop_pct)
     images = (
-        sample_calibration(transform, model.in_chans)
+        sample_calibration(transform)
         if calibrate is None
         else calibration_of(ImageData(calibrate, labeled=False), transform, calibration_images)
     )
@@ -171,15 +173,12 @@ def _export_float(
     options: Mapping[str, Any],
 ) -> Exported:
     program = kind.trace(model, about)
-    with atomic_folder(path.parent) as draft:
-        kind.write(program, about, draft / path.name, **options)
+    with atomic_folder(path.parent, path.name) as draft:
+        with _named(path):
+            kind.write(program, about, draft / path.name, **options)
         exported = kind.load(draft / path.name)
         transform = eval_transform(exported)
-        images, origin = (
-            sample_pictures(transform, model.in_chans)
-            if own is None
-            else own_pictures(own, transform)
-        )
+        images, origin = sample_pictures(transform) if own is None else own_pictures(own, transform)
         result = check(model, exported, images)
         del exported  # runtimes map the file
     return Exported(path, kind.name, about, origin, check=result)
@@ -200,15 +199,17 @@ def _export_int8(
     names = tuple(dict.fromkeys(layers.values()))
     always = prediction_layers(names)
     reference = Reference(model, images.held_out)
-    with atomic_folder(path.parent) as draft, TemporaryDirectory(dir=draft) as trials:
+    with atomic_folder(path.parent, path.name) as draft, TemporaryDirectory(dir=draft) as trials:
         source = Path(trials, "float", path.name)
         source.parent.mkdir()
-        kind.write(program, replace(about, precision="fp32"), source, **options)
+        with _named(path):
+            kind.write(program, replace(about, precision="fp32"), source, **options)
 
         def write(in_float: frozenset[str]) -> tuple[Path, frozenset[str], Agreement]:
             file = Path(trials, f"int8-{len(in_float)}", path.name)
             file.parent.mkdir(exist_ok=True)
-            kind.quantize(source, file, about, images.images, layers, in_float)
+            with _named(path):
+                kind.quantize(source, file, about, images.images, layers, in_float)
             return file, in_float, reference.agreement(kind.load(file))
 
         if max_drop is None:
@@ -241,6 +242,15 @@ def _export_int8(
         layers=names,
         in_float=in_float,
     )
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say of which file it is that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: can't be written ({error.strerror or error})") from error
 
 
 def _check_precision(

@@ -13,7 +13,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.training.checkpoint_file import DamagedError, load_checkpoint, write_checkpoint
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.recipes import modern
-from dynamicvit.utils.files import atomic_write
+from dynamicvit.utils.files import atomic_write, remove_unfinished
 from dynamicvit.utils.weights import first_line
 
 _log = logging.getLogger(__name__)
@@ -49,8 +49,7 @@ def keep_checkpoint(state: dict[str, Any], folder: Path, *, best: bool = False) 
     """
     newest = folder / NEWEST
     try:
-        _sweep(folder)
-        with atomic_write(newest) as draft:
+        with atomic_write(newest, ours=True) as draft:
             write_checkpoint(state, draft)
             if best:  # first: after a kill in between, the run comes by here again
                 _link(draft, folder / BEST)
@@ -93,7 +92,7 @@ def restore_newest(
     """
     newest, previous = folder / NEWEST, folder / PREVIOUS
     if tidy:
-        _sweep(folder)
+        remove_unfinished(folder)
     if not newest.exists() and previous.exists():
         take(load_checkpoint(previous), previous)
         return
@@ -141,7 +140,8 @@ def check_same_run(
     Raises:
         InputError: naming what differs.
     """
-    found = differences(modern(state["recipe"]), recipe.model_dump(mode="json"))
+    before = {"method": "dynamicvit", **modern(state["recipe"])}  # older ones name none
+    found = differences(before, recipe.model_dump(mode="json"))
     known = state.get("external_teacher", state.get("foreign_teacher"))  # as 0.1.0 called it
     if known and external_teacher and known != external_teacher and not _names_a_teacher(found):
         found.append(f"weights of the teacher {known[:8]} -> {external_teacher[:8]} (SHA-256)")
@@ -177,15 +177,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what a run left that was killed while it wrote."""
-    for half in folder.glob(".checkpoint*.part"):
-        half.unlink(missing_ok=True)
-
-
 def _link(source: Path, target: Path) -> None:
     """A second name for a file that is never changed, in place of what had that name."""
-    with atomic_write(target) as draft:
+    with atomic_write(target, ours=True) as draft:
         try:
             os.link(source, draft)
         except OSError:  # a file system without links

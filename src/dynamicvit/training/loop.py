@@ -120,7 +120,8 @@ def fit(
     if accumulate < 1:
         raise InputError(f"accumulate is at least 1 pass, got {accumulate}")
     # The model has the say, and the run's recipe tells what was done.
-    recipe = recipe.model_copy(update={"policy": model.policy})
+    says = {"policy": model.policy, "method": model.method.name or None}
+    recipe = recipe.model_copy(update=says)
     processes = Processes(device) if processes is None else processes
     precision = launched_precision(precision, processes.device)
     model.to(processes.device).train()

@@ -29,6 +29,7 @@ from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.recipes import dump_recipe
 from dynamicvit.utils.distributed import Processes
 from dynamicvit.utils.files import write_text
+from dynamicvit.utils.outputs import MARK
 from dynamicvit.utils.weights import load_exactly
 
 _log = logging.getLogger(__name__)
@@ -175,14 +176,14 @@ class RunState:
         """The recipe as it was resolved, as YAML."""
         path = self.folder / "recipe.yaml"
         try:
-            write_text(path, dump_recipe(self.recipe))
+            write_text(path, f"# {MARK}\n{dump_recipe(self.recipe)}", ours=True)
         except OSError as error:
             raise cannot_write(path, error) from error
 
     def start_log(self) -> None:
         """An empty one, in place of what was there."""
         try:
-            write_text(self.log_file, "")
+            write_text(self.log_file, "", ours=True)
         except OSError as error:
             raise cannot_write(self.log_file, error) from error
 
