@@ -311,8 +311,8 @@ def timed(size: int, speedup: float) -> Timing:
 
 ROWS = [
     row("tome", None, 0.6),
-    row("dynamicvit", 1, 0.8),
-    row("dynamicvit", 0, 0.6),
+    row("dynamicvit-merged", 1, 0.8),
+    row("dynamicvit-merged", 0, 0.6),
     row("dense", None, 0.9, fraction=1.0),
     row("tome", 0, 0.65),
 ]
@@ -320,9 +320,9 @@ ROWS = [
 
 class TestLines:
     def test_seeds_become_one_line(self) -> None:
-        lines = lines_of(ROWS, {("dynamicvit", 0.6): [timed(1, 1.5), timed(32, 2.0)]})
+        lines = lines_of(ROWS, {("dynamicvit-merged", 0.6): [timed(1, 1.5), timed(32, 2.0)]})
         assert [line.label for line in lines] == [
-            "dense", "dynamicvit", "tome, untrained", "tome",
+            "dense", "dynamicvit-merged", "tome, untrained", "tome",
         ]  # fmt: skip
         dynamic = lines[1]
         assert (dynamic.top1, dynamic.seeds) == (pytest.approx(0.7), 2)
@@ -332,9 +332,9 @@ class TestLines:
         assert not lines[0].timings
 
     def test_csv(self) -> None:
-        lines = lines_of(ROWS, {("dynamicvit", 0.6): [timed(1, 1.5)]})
+        lines = lines_of(ROWS, {("dynamicvit-merged", 0.6): [timed(1, 1.5)]})
         table = list(csv.DictReader(io.StringIO(write_csv(lines))))
-        assert [line["method"] for line in table] == ["dense", "dynamicvit", "tome", "tome"]
+        assert [line["method"] for line in table] == ["dense", "dynamicvit-merged", "tome", "tome"]
         assert float(table[1]["top1"]) == pytest.approx(0.7)
         assert table[1]["speedup_batch_1"] == "1.5"
         assert table[2]["speedup_batch_1"] == ""
@@ -345,16 +345,22 @@ class TestLines:
         rows: Sequence[Row] = ROWS
         if not labeled:
             rows = [row(each.method, each.seed, None, each.fraction) for each in ROWS]
-        lines = lines_of(rows, {("dynamicvit", 0.6): [timed(32, 2.0)]})
+        lines = lines_of(rows, {("dynamicvit-merged", 0.6): [timed(32, 2.0)]})
         [axes] = accuracy_over_macs(lines).axes
-        assert sorted(text.get_text() for text in axes.texts) == ["dense", "dynamicvit", "tome"]
+        assert sorted(text.get_text() for text in axes.texts) == [
+            "dense",
+            "dynamicvit-merged",
+            "tome",
+        ]
         assert [line.get_label() for line in axes.containers] == [
-            "dynamicvit", "tome, untrained", "tome"]  # fmt: skip
+            "dynamicvit-merged", "tome, untrained", "tome"]  # fmt: skip
         assert "hollow" in axes.get_title(loc="left"), "tome is there untrained too"
         assert ("top-1" in axes.get_ylabel()) == labeled
         [axes] = accuracy_over_throughput(lines, 32).axes
         shown = [text.get_text() for text in axes.texts]
-        assert sorted(shown) == ["dense", "dynamicvit"], "what has not been timed is not shown"
+        assert sorted(shown) == ["dense", "dynamicvit-merged"], (
+            "what has not been timed is not shown"
+        )
         [container] = axes.containers
         assert container.lines[0].get_xdata().tolist() == [2.0]
         expected = 70.0 if labeled else 90.0
@@ -387,7 +393,7 @@ def test_every_point_is_named_without_overlaps(tmp_path: Path) -> None:
             assert figure.bbox.y0 < box.y0 < box.y1 < figure.bbox.y1
     [panel] = accuracy_of_ablations(lines, ABLATIONS).axes
     assert {label.get_text() for label in panel.get_yticklabels()} == set(ABLATIONS)
-    assert {text.get_text() for text in panel.texts} == {"79.0", "dense 80.0", "dynamicvit 79.0"}
+    assert {text.get_text() for text in panel.texts} == {"79.0", "dense 80.0", "dynamicvit-removed 79.0"}
 
 
 def test_chance_is_to_be_had_again(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ _MARKS = {"png": {"Software": MARK}, "pdf": {"Creator": MARK}, "svg": {"Creator"
 METHODS = {
     "dense": (INK, "o"),
     "dynamicvit": (PRUNED, "s"),
+    "dynamicvit-removed": (PRUNED, "s"),
     "dynamicvit-merged": ("#12908e", "D"),
     "tome": ("#d9730d", "<"),
     "evit": ("#7a4fb5", "X"),
