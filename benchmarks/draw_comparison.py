@@ -26,7 +26,7 @@ def line_of(row: dict[str, str]) -> Line:
         if row[f"speedup_batch_{size}"]
     }
     names = {field.name for field in fields(Line)} - {"method", "trained", "timings"}
-    numbers = {name: values[name] for name in names}
+    numbers = {name: values[name] for name in names if name in values}
     return Line(row["method"], trained=row["trained"] == "True", timings=timings, **numbers)
 
 
