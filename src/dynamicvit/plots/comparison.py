@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from dynamicvit.comparison import Line
 
-#: What ablations leave something out of; the first name is that of tables of 0.1.0.
-_WHOLE = ("dynamicvit", "dynamicvit-removed")
-
 #: Lines below this fraction of the best are only named, as they would compress the others.
 _LEAST_SHARE = 0.6
+
+#: What the ablations leave something out of.
+_WHOLE = "dynamicvit-removed"
 
 
 def save_comparison(
@@ -83,7 +83,7 @@ def accuracy_of_ablations(lines: Sequence[Line], ablations: Collection[str]) -> 
         values = [_accuracy(line, has_labels) for line in group]
         spread = [_spread(line, has_labels) for line in group]
         axes.errorbar(
-            values, range(len(group)), xerr=spread, fmt="o", color=_color("dynamicvit"), capsize=2
+            values, range(len(group)), xerr=spread, fmt="o", color=_color(_WHOLE), capsize=2
         )
         for place, (value, far) in enumerate(zip(values, spread, strict=True)):
             axes.annotate(
@@ -96,7 +96,7 @@ def accuracy_of_ablations(lines: Sequence[Line], ablations: Collection[str]) -> 
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )
         for line in lines:
-            if line.is_dense or (line.method in _WHOLE and line.fraction == budget):
+            if line.is_dense or (line.method == _WHOLE and line.fraction == budget):
                 value, color = _accuracy(line, has_labels), _color(line.method)
                 axes.axvline(value, color=color, linewidth=1, linestyle="--", zorder=1)
                 axes.annotate(
