@@ -54,8 +54,11 @@ def run(command: Main, saved: Path, data: Path, tmp_path: Path, monkeypatch) -> 
     output = tmp_path / "out"
 
     def main(*arguments: object) -> int:
-        given = ("--model", saved, "--data", data, "--macs", "0.75", *SHORT, "-o", output)
-        return command("compare", *given, *arguments)
+        once = {"--model": saved, "--data": data, "--images": 4, "--workers": 0, "--threads": 1}
+        given = [word for pair in once.items() if pair[0] not in arguments for word in pair]
+        if not any(str(word).startswith("batch_size") for word in arguments):
+            given += ["--set", "batch_size=2"]
+        return command("compare", *given, "--macs", "0.75", "-o", output, *arguments)
 
     return main
 
@@ -225,10 +228,12 @@ def test_methods_that_a_backbone_can_not_have(
     ],
 )
 def test_bad_input(
-    run: Main, data: Path, tmp_path: Path, capsys, arguments: list[str], message: str
+    run: Main, saved: Path, data: Path, tmp_path: Path, capsys, arguments: list[str], message: str
 ) -> None:
-    given = [str(data) if part == "DATA" else part for part in arguments]
-    assert run("--methods", "dynamicvit", *given) == 2
+    given = [{"DATA": str(data), "MODEL": str(saved)}.get(part, part) for part in arguments]
+    if "--methods" not in given:
+        given += ["--methods", "dynamicvit"]
+    assert run(*given) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert len(captured.err.splitlines()) == 1
