@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +17,13 @@ from timm.utils.misc import natural_key
 from dynamicvit.data.decoding import image_endings, one_line
 from dynamicvit.data.folders import endings_in_words, is_hidden
 from dynamicvit.data.sources.base import Source
-from dynamicvit.data.sources.tars import Entry, list_files
+from dynamicvit.data.sources.tars import BLOCK, Entry, list_files, read_entry
 from dynamicvit.errors import InputError
 from dynamicvit.utils.optional import need
 
 _log = logging.getLogger(__name__)
+
+_MOST_SHARDS = 100_000
 
 LABELS = ("cls", "json")
 INFO = ("_info.json", "info.json")
@@ -68,17 +72,21 @@ class Shards(Source):
         need("webdataset", "data")
         self._label_key: str | None = None
         lengths = None
-        if any((Path(place) / info).is_file() for info in INFO):
+        if any(os.path.isfile(os.path.join(place, info)) for info in INFO):
+            _check_braces(name, split or "")
             paths, lengths = self._by_info(place, split or "train")
         elif split is not None:
             raise InputError(f"{name}: a split needs an {INFO[0]} beside the shards")
         else:
             paths = _by_name(name, place)
-        missing = [path for path in paths if not path.is_file()]
+        missing = [path for path in paths if not os.path.isfile(path)]
         if missing:
             raise InputError(
                 f"{name}: {len(missing)} shards are missing, the first is {missing[0]}"
             )
+        for path, length in zip(paths, lengths or (), strict=False):
+            if length > path.stat().st_size // BLOCK:  # an image has a header and content
+                raise InputError(f"{name}: {INFO[0]} says {length:,} images for {path}: too many")
         self._paths = paths
         self.block_names = tuple(map(str, paths))
         try:
@@ -106,16 +114,19 @@ class Shards(Source):
         path, sample = self._sample(row)
         if sample.image is None:
             raise ValueError(f"the sample has no image ({endings_in_words()})")
-        return _read_part(path, sample.parts[sample.image])
+        return read_entry(path, sample.parts[sample.image])
 
     def target(self, row: int) -> str:
         """The class in ``.cls`` or ``.json``."""
         path, (_, parts) = self._sample(row)
         label = None
         if "cls" in parts and self._label_key is None:
-            label = _read_part(path, parts["cls"]).decode().strip()
+            label = read_entry(path, parts["cls"]).decode().strip()
         elif "json" in parts:
-            fields = json.loads(_read_part(path, parts["json"]))
+            try:
+                fields = json.loads(read_entry(path, parts["json"]))
+            except RecursionError:
+                raise ValueError("its json is nested without end") from None
             if isinstance(fields, dict):
                 label = fields.get(self._label_key or "label")
         if label is None or label == "":
@@ -143,7 +154,8 @@ class Shards(Source):
         """Shards and lengths of a split, from ``_info.json`` as timm reads it."""
         try:
             reader: Any = create_reader("wds/", root=place, split=split)
-        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        # Of any kind, for values of any type.
+        except Exception as error:
             reason = one_line(error)
             raise InputError(f"{self.name}: split {split!r} can't be used ({reason})") from error
         info = reader.split_info
@@ -153,7 +165,12 @@ class Shards(Source):
                 f"and {len(info.shard_lengths)} lengths"
             )
         self._label_key = info.alt_label or None
-        return [Path(place) / name for name in info.filenames], list(info.shard_lengths)
+        names, lengths = list(info.filenames), list(info.shard_lengths)
+        wrong = [n for n in (*names, self._label_key or "") if not isinstance(n, str)]
+        wrong += [n for n in lengths if type(n) is not int or n < 0]
+        if wrong:
+            raise InputError(f"{self.name}: {INFO[0]}: {wrong[0]!r} is no name or number")
+        return [Path(place) / name for name in names], lengths
 
     def _first_is_labeled(self) -> bool:
         """Whether the first readable sample has a class."""
@@ -178,12 +195,33 @@ def _is_image(ending: str) -> bool:
 
 def _by_name(name: str, place: str) -> list[Path]:
     """The shards of a folder in natural order, or of braces."""
-    if Path(place).is_dir():
+    if os.path.isdir(place):
         paths = sorted(Path(place).glob("*.tar"), key=lambda path: natural_key(path.name))
         if not paths:
             raise InputError(f"{name}: the folder holds no .tar")
         return paths
-    return [Path(path) for path in need("webdataset.shardlists", "data").expand_urls(place)]
+    _check_braces(name, place)
+    try:
+        return [Path(path) for path in need("webdataset.shardlists", "data").expand_urls(place)]
+    except ValueError as error:
+        raise InputError(f"{name} can't be used ({one_line(error)})") from error
+
+
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+
+
+def _check_braces(name: str, text: str) -> None:
+    """Refuse braces that stand for more shards than there can be."""
+    count = 1
+    for inside in re.findall(r"\{([^{}]*)\}", text):
+        found = _RANGE.match(inside)
+        long = found is not None and max(map(len, found.groups())) > 12
+        if found is None:
+            count *= inside.count(",") + 1
+        elif not long:
+            count *= abs(int(found[2]) - int(found[1])) + 1
+        if long or count > _MOST_SHARDS:
+            raise InputError(f"{name} stands for more than {_MOST_SHARDS:,} shards")
 
 
 def _lengths(paths: list[Path]) -> list[int]:
@@ -221,9 +259,3 @@ def _read_headers(path: Path) -> Shard:
 def _is_cut(last: Member, length: int) -> bool:
     """Whether a shard of ``length`` bytes ends inside its last sample."""
     return last.image is None or any(p.start + p.size > length for p in last.parts.values())
-
-
-def _read_part(path: Path, part: Entry) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(part.start)
-        return file.read(part.size)
