@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynamicvit import DynamicViT, InputError
+from dynamicvit import DynamicViT, InputError, sparsify
 from dynamicvit.comparison import (
     ABLATIONS,
     Entry,
@@ -166,8 +166,8 @@ class TestRows:
         plan = experiment(tmp_path)
         assert [str(entry) for entry in plan.entries(chosen, [0.6], seeds=2)] == [
             "dense",
-            "dynamicvit at 0.6, seed 0",
-            "dynamicvit at 0.6, seed 1",
+            "dynamicvit-merged at 0.6, seed 0",
+            "dynamicvit-merged at 0.6, seed 1",
             "tome at 0.6, untrained",
             "tome at 0.6, seed 0",
             "tome at 0.6, seed 1",
@@ -178,7 +178,10 @@ class TestRows:
 
 class TestCandidates:
     def test_lists_of_names(self) -> None:
-        assert [c.name for c in candidates("tome, dynamicvit,tome")] == ["tome", "dynamicvit"]
+        assert [c.name for c in candidates("tome, dynamicvit,tome")] == [
+            "tome",
+            "dynamicvit-merged",
+        ]
         assert [c.name for c in candidates(["all", "zeroed"])] == [*all_names(), "zeroed"]
         assert [c.name for c in candidates("ablations")] == list(ABLATIONS)
 
@@ -187,6 +190,10 @@ class TestCandidates:
             model = candidate_named(f"{name}-merged").build(DEIT.backbone(), 0.75)
             assert model.policy == "merged"
             assert model.method.name == name
+            plain, default = candidate_named(name), sparsify(DEIT.backbone(), method=name)
+            assert plain.build(DEIT.backbone(), 0.75).policy == plain.policy == default.policy
+        assert candidate_named("dynamicvit-removed").policy == "removed"
+        assert candidate_named("evit-removed").name == "evit"
 
     @pytest.mark.parametrize("name", ["tomee", "dynamicvit,tomee", "dynamicvit,"])
     def test_a_name_that_is_not_there(self, name: str) -> None:

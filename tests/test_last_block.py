@@ -97,11 +97,17 @@ def test_backward_hooks_are_heard() -> None:
 
 
 @torch.no_grad()
-def test_checkpointing_without_gradients_changes_nothing() -> None:
+def test_checkpointing_without_gradients_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     family = BY_NAME["deit"]
     model, images = family.sparse(), family.images()
     model.set_grad_checkpointing(True)
     lengths: list[int] = []
-    model.blocks[-1].mlp.register_forward_pre_hook(lambda _, x: lengths.append(x[0].shape[1]))
+    rest = model.bound.after_attention
+
+    def counted(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
+        lengths.append(x.shape[1])
+        return rest(block, x, attended)
+
+    monkeypatch.setattr(model.bound, "after_attention", counted)
     model(images)
     assert lengths == [1]

@@ -229,7 +229,12 @@ class TimmBackbone(Backbone):
     # ---------------------------------------------------------------- training and input
 
     def no_weight_decay(self) -> set[str]:
-        return set(self.module.no_weight_decay())
+        # An older timm forgets the registers.
+        added = {"reg_token"} if getattr(self.module, "reg_token", None) is not None else set()
+        return {*self.module.no_weight_decay(), *added}
+
+    def group_matcher(self) -> dict[str, Any]:
+        return {**super().group_matcher(), "blocks": self.module.group_matcher()["blocks"]}
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         self.module.set_grad_checkpointing(enable)

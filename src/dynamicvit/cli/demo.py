@@ -24,8 +24,8 @@ _PICTURE = "demo.png"
 
 def demo(
     output: Output = Path("demo"),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="One minute instead of three, with fewer scenes.")
+    long: Annotated[
+        bool, typer.Option("--long", help="Five times as many scenes, a few minutes more.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of scenes and training.")] = 0,
     threads: Threads = None,
@@ -37,7 +37,7 @@ def demo(
     network and with dropping random tokens.
     """
     console = Console()
-    size = experiment.QUICK if quick else experiment.FULL
+    size = experiment.LONG if long else experiment.SHORT
     check_folder(output, names=[_PICTURE])
     use_threads(threads)
     output.mkdir(parents=True, exist_ok=True)

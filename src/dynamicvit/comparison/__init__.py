@@ -9,9 +9,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dynamicvit.backbones import backbone_for
-from dynamicvit.budgets import parse_budget
 from dynamicvit.comparison.experiment import Experiment
+from dynamicvit.comparison.inputs import (
+    fractions_of,
+    possible_of,
+    say_if_sparse,
+    sources_of,
+    trained_before,
+    with_class_maps,
+)
 from dynamicvit.comparison.rows import (
     ABLATIONS,
     DENSE_NAME,
@@ -27,13 +33,12 @@ from dynamicvit.comparison.rows import (
 )
 from dynamicvit.comparison.timing import BATCH_SIZES, Timing
 from dynamicvit.core.networks import backbone_of
-from dynamicvit.costs import DENSE, meta_copy, schedule_macs
-from dynamicvit.data import ImageData, class_map_for, split
 from dynamicvit.data.folders import left_out_in_words
-from dynamicvit.errors import InputError, UnsupportedBackboneError
+from dynamicvit.errors import InputError
 from dynamicvit.evaluation.bench import available_cores
 from dynamicvit.training import Progress
 from dynamicvit.utils.files import write_text
+from dynamicvit.utils.precision import autocast_dtype, worthwhile
 
 __all__ = [
     "ABLATIONS",
@@ -60,8 +65,13 @@ CSV_NAME = "comparison.csv"
 CSV_START = b"method,fraction,trained,gmacs"
 """How the table begins."""
 
-#: Share of the images that is evaluated on where no others are named.
-_HELD_OUT = 0.1
+#: Keys of a recipe that a comparison sets itself, and by what.
+_OWN = {
+    **dict.fromkeys(("model", "image_size"), "model"),
+    **dict.fromkeys(("method", "policy", "stages"), "methods"),
+    **dict.fromkeys(("images", "epochs"), "images"),
+    **{"keep_ratio": "macs", "seed": "seeds"},
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ def compare(
     macs: Sequence[str | float] = (0.64,),
     validation: str | Path | None = None,
     unlabeled: Sequence[str | Path] = (),
+    trained: Sequence[str | Path] = (),
     class_map: str | None = None,
     train: bool = True,
     images: int = 8000,
@@ -115,14 +126,16 @@ def compare(
     where it was stopped, and another one (more budgets, methods, seeds) adds to the same table.
 
     Args:
-        model: a dense network, which is not changed; of a DynamicViT the dense one inside.
+        model: a dense network, which is not changed; of a DynamicViT the dense one inside, and
+            ``tell`` says so if it was trained.
         data: images to fine-tune on, named as for :class:`~dynamicvit.data.ImageData`.
         output: folder of ``comparison.csv``, of rows, timings and runs.
-        methods: names in :data:`~dynamicvit.methods.METHODS`, also with "-merged" behind them, or
-            in :data:`ABLATIONS`; or "all" and "ablations".
+        methods: names in :data:`~dynamicvit.methods.METHODS`, also with "-merged" or "-removed"
+            behind them, or in :data:`ABLATIONS`; or "all" and "ablations".
         macs: budgets, as :func:`~dynamicvit.budgets.parse_budget` reads them.
         validation: images to evaluate on; by default a tenth of ``data``, kept aside.
         unlabeled: more images to fine-tune on, without labels.
+        trained: models that were trained before, each compared as it is, at its own budget.
         class_map: see :func:`~dynamicvit.data.class_map_for`.
         train: whether to fine-tune; else only methods that work untrained are compared.
         images: seen by each in training.
@@ -138,7 +151,7 @@ def compare(
         threads: CPU threads of the timings; by default all cores.
         device: by default the GPU, if there is one.
         progress: told before and after each row and timing, and of each step of training.
-        tell: told which class map was found, and which methods the network can't have.
+        tell: told which class map was found, and which rows are left out and why.
 
     Returns:
         A line for each method and budget in the folder, the seeds in one, dense first.
@@ -150,34 +163,45 @@ def compare(
     progress, tell = progress or (lambda _: None), tell or (lambda _: None)
     if seconds <= 0:
         raise InputError(f"seconds are positive, got {seconds}")
+    _check_overrides(overrides)
     chosen = candidates(methods)
-    evaluated, trained = _sources(data, validation, unlabeled, train, strict)
+    evaluated, fine_tuned_on = sources_of(data, validation, unlabeled, train, strict)
     backbone = backbone_of(model).eval()
-    fractions = _fractions(backbone, macs)
-    chosen = _possible(backbone, chosen, fractions, methods, tell)
+    say_if_sparse(model, tell)
+    before = [trained_before(str(name), backbone) for name in trained]
+    fractions = fractions_of(backbone, macs)
+    chosen = possible_of(backbone, chosen, fractions, methods, tell)
     if not train:
+        idle = [candidate.name for candidate in chosen if not candidate.works_untrained]
         chosen = [candidate for candidate in chosen if candidate.works_untrained]
-    if not chosen:
+        if idle and (chosen or before):
+            tell(f"left out {', '.join(idle)}: they mean nothing before they are trained")
+    if not chosen and not before:
         raise InputError(f"none of the methods {methods!r} works untrained: fine-tune them")
-    evaluated, *trained = _mapped([evaluated, *trained], backbone, class_map, tell)
+    evaluated, *images_to_train_on = with_class_maps(
+        [evaluated, *fine_tuned_on], backbone, class_map, tell
+    )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if worthwhile(autocast_dtype(precision), device) is None:
+        precision = "fp32"
     experiment = Experiment(
         backbone=backbone,
         evaluated=evaluated,
-        trained=trained,
+        trained=images_to_train_on,
         recipe=recipe,
         overrides=[*overrides, f"images={images}"],
         output=Path(output),
         precision=precision,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=device,
         workers=workers,
         crop_pct=crop_pct,
         threads=available_cores() if threads is None else threads,
         seconds=seconds,
     )
-    for candidate in chosen if trained else ():
+    for candidate in chosen if images_to_train_on else ():
         experiment.check(candidate)
-    _run(experiment, experiment.entries(chosen, fractions, seeds), timing, progress)
-    for left_out in dict.fromkeys(source.left_out for source in (evaluated, *trained)):
+    _run(experiment, experiment.entries([*before, *chosen], fractions, seeds), timing, progress)
+    for left_out in dict.fromkeys(source.left_out for source in (evaluated, *images_to_train_on)):
         if left_out:
             tell(left_out_in_words(left_out))
     lines = lines_of(experiment.known_rows(), experiment.known_timings())
@@ -186,79 +210,16 @@ def compare(
     return lines
 
 
-def _sources(
-    data: str | Path,
-    validation: str | Path | None,
-    unlabeled: Sequence[str | Path],
-    train: bool,
-    strict: bool,
-) -> tuple[ImageData, list[ImageData]]:
-    """What is evaluated on, and what is trained on."""
-    images = ImageData(data, strict=strict)
-    more = [ImageData(path, labeled=False, strict=strict) for path in unlabeled]
-    if validation is not None:
-        evaluated = ImageData(validation, strict=strict)
-    elif not train:
-        return images, []
-    else:
-        images, evaluated = split(images, _HELD_OUT)
-    return evaluated, [images, *more] if train else []
+def _check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse values of the recipe that a comparison sets itself.
 
-
-def _mapped(
-    sources: Sequence[ImageData],
-    backbone: nn.Module,
-    class_map: str | None,
-    tell: Callable[[str], None],
-) -> list[ImageData]:
-    """The same sources, their labels in the network's classes."""
-    num_classes = backbone_for(backbone).num_classes
-    maps = [
-        class_map_for(source, num_classes, class_map) if source.labeled else None
-        for source in sources
-    ]
-    for origin in dict.fromkeys(chosen.origin for chosen in maps if chosen is not None):
-        tell(f"class map: {origin}")
-    return [
-        source if chosen is None else source.with_class_map(chosen.index)
-        for source, chosen in zip(sources, maps, strict=True)
-    ]
-
-
-def _fractions(backbone: nn.Module, budgets: Sequence[str | float]) -> list[float]:
-    """Shares of the dense MACs, each once."""
-    dense = schedule_macs(backbone, DENSE)
-    found = []
-    for budget in budgets:
-        fraction = round(parse_budget(budget).of(dense) / dense, 4)
-        if not 0 < fraction < 1:
-            raise InputError(f"a budget is less than dense, got {budget}: {fraction:g} of dense")
-        found.append(fraction)
-    return list(dict.fromkeys(found))
-
-
-def _possible(
-    backbone: nn.Module,
-    chosen: Sequence[Candidate],
-    fractions: Sequence[float],
-    asked: str | Sequence[str],
-    tell: Callable[[str], None],
-) -> list[Candidate]:
-    """The candidates that this network can have; one that was named must be among them."""
-    named = [name.strip() for name in (asked.split(",") if isinstance(asked, str) else asked)]
-    shapes, possible = meta_copy(backbone), []
-    for candidate in chosen:
-        try:
-            for fraction in fractions:
-                candidate.build(shapes, fraction)
-            possible.append(candidate)
-        except UnsupportedBackboneError:
-            raise
-        except InputError as error:
-            if candidate.name in named:
-                raise InputError(f"{candidate.name}: {error}") from None
-            tell(f"left out {candidate.name}: {error}")
-    return possible
+    Raises:
+        InputError: naming the one.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in _OWN:
+            raise InputError(f"{override}: a comparison sets {key} itself, by its {_OWN[key]}")
 
 
 def _run(
