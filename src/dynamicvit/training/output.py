@@ -18,6 +18,7 @@ from dynamicvit.training.log import LOG_NAME, TENSORBOARD_FOLDER, read_log
 from dynamicvit.training.recipe import TeacherRecipe
 from dynamicvit.training.state import TrainingReport
 from dynamicvit.utils.files import write_text
+from dynamicvit.utils.lock import refuse_owned
 from dynamicvit.utils.optional import need
 from dynamicvit.utils.outputs import WRITER, check_target, is_ours
 
@@ -35,10 +36,11 @@ def check_output(folder: Path, resume: bool = False) -> bool:
 
     Raises:
         InputError: if it is a file, holds a model, or no run where there must be one; if it holds
-            files of others that a command must not replace.
+            files of others that a command must not replace; if another process is at work there.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give a folder")
+    refuse_owned(folder)
     if holds_run(folder):
         _check_files(folder, (*MODEL_FILES, REPORT_NAME, CURVES_NAME))
         return True
@@ -104,7 +106,7 @@ def draw_run(output: Path) -> None:
     save(curves(steps), output / CURVES_NAME)
 
 
-def take_back(output: Path, is_new: bool) -> None:
+def take_back(output: Path) -> None:
     """Remove what a run has written."""
     for name in (RECIPE_NAME, LOG_NAME):
         (output / name).unlink(missing_ok=True)
@@ -113,5 +115,3 @@ def take_back(output: Path, is_new: bool) -> None:
         file.unlink()
     if events.is_dir() and not any(events.iterdir()):
         events.rmdir()
-    if is_new and output.is_dir() and not any(output.iterdir()):
-        output.rmdir()

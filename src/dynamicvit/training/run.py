@@ -37,6 +37,7 @@ from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.recipes import load_recipe
 from dynamicvit.training.state import TrainingReport
 from dynamicvit.utils.distributed import launched_precision, launched_processes
+from dynamicvit.utils.lock import owned
 from dynamicvit.utils.precision import autocast_dtype
 
 
@@ -226,14 +227,25 @@ class Training:
             on_step: likewise.
 
         Raises:
-            InputError: for a folder that holds something else, images none of which can be read,
-                and as :func:`~dynamicvit.training.loop.fit` does.
+            InputError: for a folder that holds something else or in which another run is at work,
+                images none of which can be read, and as
+                :func:`~dynamicvit.training.loop.fit` does.
             Interrupted: as ``fit`` does.
         """
-        output = Path(output)
-        goes_on, is_new = check_output(output, resume), not output.exists()
         if self.loader is None:
             raise InputError("there are no images to train on: give data")
+        with owned(output, self.processes):
+            return self._run(Path(output), self.loader, resume, force, on_step)
+
+    def _run(
+        self,
+        output: Path,
+        loader: Loader,
+        resume: bool,
+        force: bool,
+        on_step: Callable[[Progress], None] | None,
+    ) -> TrainingReport:
+        goes_on = check_output(output, resume)
         held_out = None
         if self.held_out is not None:  # without labels the dense network, as it is now, is right
             dense = None if self.class_map else copy.deepcopy(DenseNetwork(self.model))
@@ -243,7 +255,7 @@ class Training:
             with TensorBoard(output / TENSORBOARD_FOLDER) as board:
                 report = fit(
                     self.model,
-                    self.loader,
+                    loader,
                     self.recipe,
                     output,
                     teacher=self.teacher,
@@ -261,7 +273,7 @@ class Training:
         except InputError:
             # Found only while reading (an unreadable image with strict): no trace stays.
             if is_main and not holds_run(output):
-                take_back(output, is_new)
+                take_back(output)
             elif is_main:
                 with suppress(InputError):  # they show what went wrong, which is to be said
                     draw_run(output)
