@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from dynamicvit.data.sources import UNLABELED
 from dynamicvit.errors import InputError
+from dynamicvit.utils.inputs import TEXT_BYTES, read_bytes
 
 if TYPE_CHECKING:
     from dynamicvit.core.classifier import PrunedClassifier
@@ -100,8 +100,9 @@ def read_class_map(class_map: Mapping[str, int] | str | os.PathLike[str]) -> Map
     if not os.path.isfile(path):
         raise InputError(f"class map {path} is not a file; give one, or the word 'imagenet'")
     try:
+        read_bytes(path, TEXT_BYTES)  # no more than that
         return {str(name): index for name, index in load_class_map(path).items()}
-    except (AssertionError, ValueError, OSError, pickle.UnpicklingError) as error:
+    except Exception as error:  # of broken pickles of any kind
         raise InputError(
             f"class map {path} can't be used ({error}); give a .txt file with one class name a "
             "line in class order"
