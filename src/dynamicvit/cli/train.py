@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.progress import TaskID
 
 from dynamicvit.cli.console import (
     LineNowAndThen,
@@ -22,9 +23,11 @@ from dynamicvit.cli.console import (
 from dynamicvit.cli.dry_run import describe_run
 from dynamicvit.cli.options import (
     COST,
+    IMAGES,
     WEIGHTS,
     Checkpoint,
     ClassMapOption,
+    ClassNames,
     DataIfAny,
     ModelOrRecipes,
     NoPretrained,
@@ -39,7 +42,7 @@ from dynamicvit.cli.options import (
 from dynamicvit.errors import InputError
 from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
 from dynamicvit.training.checkpoint import BEST, holds_run
-from dynamicvit.training.output import check_output
+from dynamicvit.training.output import DENSE_FOLDER, check_output
 from dynamicvit.utils.signals import terminated_like_interrupted
 
 _RUN = "The run"
@@ -81,6 +84,14 @@ def train(
         ),
     ] = None,
     class_map: ClassMapOption = None,
+    class_names: ClassNames = None,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(
+            help="Classes of the model; by default those of DATA's folders, else the weights' own.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
     strict: Strict = False,
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"],
@@ -125,6 +136,8 @@ def train(
 ) -> None:
     """Fine-tune MODEL with its own dense self as teacher, or with --teacher another network.
 
+    If DATA has other classes than the weights, the dense model is fitted to them first, and then
+    teaches: `dynamicvit train FLOWERS --model deit_small_patch16_224 -o runs/flowers`.
     Writes a folder that `eval`, `bench`, `visualize` and `from_pretrained` read, with the resolved
     recipe, a log of every step, its curves (PNG, TensorBoard) and a report. The same command goes
     on with an interrupted run. Several processes, started by torchrun or accelerate launch, share
@@ -153,6 +166,8 @@ def train(
         teacher_checkpoint=teacher_checkpoint,
         unlabeled=unlabeled or (),
         class_map=class_map,
+        num_classes=num_classes,
+        class_names=class_names,
         precision=precision,
         accumulate=accumulate,
         grad_checkpointing=grad_checkpointing,
@@ -187,6 +202,14 @@ def _say_what_is_used(training: Training, console: Console) -> None:
         say(console, f"teacher {recipe.teacher.model} is not asked: losses.distillation is 0")
     if training.class_map is not None:
         say(console, f"class map: {training.class_map.origin}")
+    if training.classes.are_fitted:
+        say(
+            console,
+            f"other classes than the weights have: first the dense model is fitted to these "
+            f"{training.classes.count}, then it teaches the sparse one",
+        )
+    elif training.classes.is_fresh:
+        say(console, f"a new classifier of {training.classes.count} classes, without labels for it")
 
 
 class _Bar:
@@ -196,7 +219,8 @@ class _Bar:
         self.console = console
         self.bar = progress_bar(console, transient=False)
         self.lines = LineNowAndThen(console)
-        self.task = self.bar.add_task("training", total=None, note="")
+        self.task: TaskID | None = None
+        self.part = ""
 
     def __enter__(self) -> _Bar:
         self.bar.start()
@@ -206,17 +230,19 @@ class _Bar:
         self.bar.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Show a step."""
+        """Show a step; of the dense model, if it is fitted first, in a bar of its own."""
+        part = "training" if progress.kept else "dense model"
+        if part != self.part or self.task is None:
+            self.part, self.task = part, self.bar.add_task(part, total=None, note="")
         kept = "/".join(f"{share:.2f}" for share in progress.kept)
-        note = (
-            f"{progress.images_per_second:.1f} images/s "
-            f"loss {progress.losses['total']:.3f} kept {kept}"
+        note = f"{progress.images_per_second:.1f} images/s loss {progress.losses['total']:.3f}" + (
+            f" kept {kept}" if kept else ""
         )
         done = progress.step + 1
         self.bar.update(self.task, total=progress.steps, completed=done, note=note)
-        self.lines.say(f"step {done} of {progress.steps}, {note}, {_left(progress)}")
+        self.lines.say(f"{part}: step {done} of {progress.steps}, {note}, {_left(progress)}")
         for measure, share in progress.held_out.items():
-            say(self.console, f"{_on_held_out(measure, share)} after step {done}")
+            say(self.console, f"{part}: {_on_held_out(measure, share)} after step {done}")
 
 
 def _on_held_out(measure: str, share: float) -> str:
@@ -232,7 +258,7 @@ def _left(progress: Progress) -> str:
 
 
 def _how_to_go_on(output: Path) -> str:
-    if holds_run(output):
+    if holds_run(output) or holds_run(output / DENSE_FOLDER):
         return f"interrupted; {output} is saved, the same command goes on"
     return "interrupted before there was anything to save; the same command starts anew"
 
@@ -252,7 +278,9 @@ def _say_results(report: TrainingReport, console: Console) -> None:
     if held_out is None:
         return
     share = getattr(held_out, best.measure)
+    dense = report.dense_held_out
     if share is not None:
-        say(console, f"{_on_held_out(best.measure, share)} of {held_out.images} images")
+        beside = "" if dense is None or dense.top1 is None else f", dense {100 * dense.top1:.2f} %"
+        say(console, f"{_on_held_out(best.measure, share)}{beside}, of {held_out.images} images")
         if best.value is not None and best.value > share:
             say(console, f"it was {100 * best.value:.2f} % after step {best.step}: {BEST}")

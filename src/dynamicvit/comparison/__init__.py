@@ -205,10 +205,9 @@ def _mapped(
     tell: Callable[[str], None],
 ) -> list[ImageData]:
     """The same sources, their labels in the network's classes."""
-    num_classes = backbone_for(backbone).num_classes
+    classes = backbone_for(backbone)  # and how the network names them
     maps = [
-        class_map_for(source, num_classes, class_map) if source.labeled else None
-        for source in sources
+        class_map_for(source, classes, class_map) if source.labeled else None for source in sources
     ]
     for origin in dict.fromkeys(chosen.origin for chosen in maps if chosen is not None):
         tell(f"class map: {origin}")

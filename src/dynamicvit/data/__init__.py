@@ -5,13 +5,18 @@ is named, excluded from every count, and never replaced.
 """
 
 from dynamicvit.data.batches import Batch, Loader
+from dynamicvit.data.class_names import (
+    Prediction,
+    class_names,
+    read_class_names,
+    set_class_names,
+    top_classes,
+)
 from dynamicvit.data.classes import (
     ClassMap,
-    Prediction,
+    OtherClassesError,
     class_map_for,
-    class_names,
     imagenet_class_map,
-    top_classes,
 )
 from dynamicvit.data.decoding import read_image
 from dynamicvit.data.images import ImageData, Sample, Unreadable, split
@@ -24,6 +29,7 @@ __all__ = [
     "ClassMap",
     "ImageData",
     "Loader",
+    "OtherClassesError",
     "Prediction",
     "Sample",
     "Unreadable",
@@ -31,7 +37,9 @@ __all__ = [
     "class_names",
     "eval_transform",
     "imagenet_class_map",
+    "read_class_names",
     "read_image",
+    "set_class_names",
     "split",
     "top_classes",
     "train_transform",

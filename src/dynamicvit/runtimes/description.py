@@ -13,7 +13,7 @@ from dynamicvit._version import __version__
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.costs import ImageSize, resolve_image_size
-from dynamicvit.data.classes import known_class_names
+from dynamicvit.data.class_names import known_class_names
 from dynamicvit.errors import InputError
 
 #: Each format stores the description under this name, as JSON.

@@ -20,6 +20,10 @@ from dynamicvit.utils.optional import need
 _log = logging.getLogger(__name__)
 
 
+DENSE_FOLDER = "dense"
+"""Of a run's folder: the dense model that was fitted first, with its log and checkpoints."""
+
+
 def check_output(folder: Path, resume: bool = False) -> bool:
     """Whether a folder holds a run to go on with.
 
@@ -32,7 +36,7 @@ def check_output(folder: Path, resume: bool = False) -> bool:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give a folder")
-    if holds_run(folder):
+    if holds_run(folder) or holds_run(folder / DENSE_FOLDER):
         return True
     if resume:
         raise InputError(f"{folder} holds no {NEWEST} to go on from")
@@ -54,13 +58,14 @@ def write_report(
         InputError: if the disk is full.
     """
     training = asdict(report)
-    held_out = training.pop("held_out")
+    parts = ("held_out", "dense_held_out")
+    evaluated = {part: value for part in parts if (value := training.pop(part)) is not None}
     checkpoint = teacher_checkpoint and str(teacher_checkpoint)
     numbers: dict[str, Any] = {
         "training": training,
         "keep_ratios": model.keep_ratios,
         "policy": model.policy,
-        **({} if held_out is None else {"held_out": held_out}),
+        **evaluated,
         "teacher": {**teacher.model_dump(), "checkpoint": checkpoint},
     }
     path = folder / "report.json"
@@ -87,7 +92,12 @@ def draw_run(output: Path) -> None:
 
 
 def take_back(output: Path, is_new: bool) -> None:
-    """Remove what a run has written."""
+    """Remove what a run has written, unless it has something to go on from."""
+    dense = output / DENSE_FOLDER
+    if holds_run(dense):
+        return
+    if dense.is_dir():
+        take_back(dense, is_new=True)
     for name in ("recipe.yaml", LOG_NAME):
         (output / name).unlink(missing_ok=True)
     events = output / TENSORBOARD_FOLDER
