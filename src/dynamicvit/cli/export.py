@@ -13,6 +13,7 @@ from dynamicvit.cli.inference import load_at_budget, refuse_budget_of_dense
 from dynamicvit.cli.options import (
     Checkpoint,
     ClassMapOption,
+    ClassNames,
     CropPct,
     ImageSizeOption,
     KeepRatio,
@@ -24,6 +25,7 @@ from dynamicvit.cli.options import (
     chosen_model,
     parse_image_size,
 )
+from dynamicvit.data import read_class_names, set_class_names
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import (
     CALIBRATION_IMAGES,
@@ -74,6 +76,7 @@ def export(
     image_size: ImageSizeOption = None,
     crop_pct: CropPct = None,
     class_map: ClassMapOption = None,
+    class_names: ClassNames = None,
     file_format: Annotated[
         str | None,
         typer.Option(
@@ -114,6 +117,7 @@ def export(
     agreement is printed.
     """
     size = parse_image_size(image_size)
+    names = None if class_names is None else read_class_names(class_names)
     format_of(output, file_format)
     _check_int8(precision, calibrate, {"--max-drop": max_drop, "--class-map": class_map})
     check_file("--output", output)
@@ -133,6 +137,8 @@ def export(
         image_size=size,
         pretrained=not no_pretrained,
     )
+    if names is not None:
+        set_class_names(model, names)
     try:
         made = export_model(
             model,

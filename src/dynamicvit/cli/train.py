@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
@@ -39,7 +40,8 @@ from dynamicvit.cli.options import (
     chosen_model,
     use_threads,
 )
-from dynamicvit.errors import InputError
+from dynamicvit.core.teacher import has_fresh_classifier
+from dynamicvit.errors import InputError, UntrainedWarning
 from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
 from dynamicvit.training.checkpoint import BEST, holds_run
 from dynamicvit.training.output import DENSE_FOLDER, check_output
@@ -187,7 +189,8 @@ def train(
     if goes_on:
         say(console, f"going on with the run in {output}")
     try:
-        with terminated_like_interrupted(), _Bar(console) as show:
+        with terminated_like_interrupted(), warnings.catch_warnings(), _Bar(console) as show:
+            warnings.simplefilter("ignore", UntrainedWarning)  # said above
             report = training.run(output, resume=resume, force=force, on_step=show)
     except KeyboardInterrupt as stop:
         raise StoppedError(_how_to_go_on(output), getattr(stop, "signum", signal.SIGINT)) from None
@@ -208,8 +211,12 @@ def _say_what_is_used(training: Training, console: Console) -> None:
             f"other classes than the weights have: first the dense model is fitted to these "
             f"{training.classes.count}, then it teaches the sparse one",
         )
-    elif training.classes.is_fresh:
-        say(console, f"a new classifier of {training.classes.count} classes, without labels for it")
+    elif has_fresh_classifier(training.model):
+        say(
+            console,
+            f"note: nobody has trained the classifier of {training.classes.count} classes, so the "
+            "dense model's answers teach nothing; give trained weights, or labeled images",
+        )
 
 
 class _Bar:

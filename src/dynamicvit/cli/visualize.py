@@ -15,6 +15,7 @@ from dynamicvit.cli.console import check_folder, print_error
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
     Checkpoint,
+    ClassNames,
     CropPct,
     ImageSizeOption,
     KeepRatio,
@@ -26,7 +27,8 @@ from dynamicvit.cli.options import (
     parse_image_size,
 )
 from dynamicvit.core.outputs import PrunedOutput
-from dynamicvit.data import read_image, top_classes
+from dynamicvit.data import read_class_names, read_image, top_classes
+from dynamicvit.data.class_names import check_class_names
 from dynamicvit.data.decoding import image_files
 from dynamicvit.errors import InputError
 from dynamicvit.plots.page import merges
@@ -49,11 +51,13 @@ def visualize(
     output: Output = Path("runs/visualize"),
     image_size: ImageSizeOption = None,
     crop_pct: CropPct = None,
+    class_names: ClassNames = None,
     no_pretrained: NoPretrained = False,
 ) -> None:
     """Draw the patches that a model keeps, a picture for each image, and name its classes."""
     size = parse_image_size(image_size)
     check_folder(output)
+    names = None if class_names is None else read_class_names(class_names)
     sources = _find_images(images)
     model_name = chosen_model(model_name, released)
     model, size = load_for_inference(
@@ -63,6 +67,8 @@ def visualize(
         image_size=size,
         pretrained=not no_pretrained,
     )
+    if names is not None:
+        check_class_names(names, model.num_classes)
     failed = 0
     for source, target in zip(sources, _targets(sources, output), strict=True):
         try:
@@ -71,7 +77,7 @@ def visualize(
             failed += 1
             print_error(error)
             continue
-        found = draw(model, image, target, image_size=size, crop_pct=crop_pct)
+        found = draw(model, image, target, names=names, image_size=size, crop_pct=crop_pct)
         typer.echo(f"{source} -> {target}")
         _print(found)
     if failed < len(sources):

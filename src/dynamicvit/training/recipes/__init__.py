@@ -116,7 +116,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise InputError(f"override {override!r}: {text!r} is not YAML") from None
-    if not parents and last in ("epochs", "images") and values[last] is not None:  # one replaces the other
+    if (
+        not parents and last in ("epochs", "images") and values[last] is not None
+    ):  # one replaces the other
         values["images" if last == "epochs" else "epochs"] = None
 
 
