@@ -189,7 +189,11 @@ def train(
     if goes_on:
         say(console, f"going on with the run in {output}")
     try:
-        with terminated_like_interrupted(), warnings.catch_warnings(), _Bar(console) as show:
+        with (
+            terminated_like_interrupted(),
+            warnings.catch_warnings(),
+            _Bar(console, training.classes.are_fitted) as show,
+        ):
             warnings.simplefilter("ignore", UntrainedWarning)  # said above
             report = training.run(output, resume=resume, force=force, on_step=show)
     except KeyboardInterrupt as stop:
@@ -222,8 +226,8 @@ def _say_what_is_used(training: Training, console: Console) -> None:
 class _Bar:
     """Shows each step: in a bar on a terminal, elsewhere in a line now and then."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, dense_first: bool = False) -> None:
+        self.console, self.dense_first = console, dense_first
         self.bar = progress_bar(console, transient=False)
         self.lines = LineNowAndThen(console)
         self.task: TaskID | None = None
@@ -238,18 +242,20 @@ class _Bar:
 
     def __call__(self, progress: Progress) -> None:
         """Show a step; of the dense model, if it is fitted first, in a bar of its own."""
-        part = "training" if progress.kept else "dense model"
+        part = ("sparse" if progress.kept else "dense") if self.dense_first else ""
         if part != self.part or self.task is None:
-            self.part, self.task = part, self.bar.add_task(part, total=None, note="")
+            title = part or "training"
+            self.part, self.task = part, self.bar.add_task(title, total=None, note="")
+        which = f"{part}: " if part else ""
         kept = "/".join(f"{share:.2f}" for share in progress.kept)
         note = f"{progress.images_per_second:.1f} images/s loss {progress.losses['total']:.3f}" + (
             f" kept {kept}" if kept else ""
         )
         done = progress.step + 1
         self.bar.update(self.task, total=progress.steps, completed=done, note=note)
-        self.lines.say(f"{part}: step {done} of {progress.steps}, {note}, {_left(progress)}")
+        self.lines.say(f"{which}step {done} of {progress.steps}, {note}, {_left(progress)}")
         for measure, share in progress.held_out.items():
-            say(self.console, f"{part}: {_on_held_out(measure, share)} after step {done}")
+            say(self.console, f"{which}{_on_held_out(measure, share)} after step {done}")
 
 
 def _on_held_out(measure: str, share: float) -> str:
@@ -286,8 +292,10 @@ def _say_results(report: TrainingReport, console: Console) -> None:
         return
     share = getattr(held_out, best.measure)
     dense = report.dense_held_out
-    if share is not None:
-        beside = "" if dense is None or dense.top1 is None else f", dense {100 * dense.top1:.2f} %"
-        say(console, f"{_on_held_out(best.measure, share)}{beside}, of {held_out.images} images")
-        if best.value is not None and best.value > share:
-            say(console, f"it was {100 * best.value:.2f} % after step {best.step}: {BEST}")
+    if share is not None and dense is not None and dense.top1 is not None:
+        both = f"dense {100 * dense.top1:.2f} %, sparse {100 * share:.2f} %"
+        say(console, f"held-out top-1: {both}, of {held_out.images} images")
+    elif share is not None:
+        say(console, f"{_on_held_out(best.measure, share)} of {held_out.images} images")
+    if share is not None and best.value is not None and best.value > share:
+        say(console, f"it was {100 * best.value:.2f} % after step {best.step}: {BEST}")
