@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    train and compare on made-up scenes: no data, no downloads (ARGS=--quick)"
+	@echo "make demo    train and compare on made-up scenes: no data, no downloads (ARGS=--long)"
 	@echo "make test    run the tests (ARGS=tests/test_model.py)"
 	@echo "make lint    ruff and pyright"
 	@echo "make clean   remove .venv and caches"

@@ -9,8 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -20,6 +26,7 @@ COMMANDS = {
     "demo": ("demo:demo", "Find the digit: drop most of a cluttered scene and still read it."),
     "train": ("train:train", "Fine-tune a model with its own dense self as teacher, or another."),
     "eval": ("evaluate:eval_command", "Top-1, top-5 and agreement with the dense backbone."),
+    "predict": ("predict:predict_command", "Classes and kept shares of images, as a table."),
     "bench": ("bench:bench_command", "Time a model dense and pruned, in turn."),
     "compare": ("compare:compare", "Compare DynamicViT with other methods on your model and data."),
     "visualize": ("visualize:visualize", "Show which patches of an image a model keeps."),
@@ -37,6 +44,21 @@ _STYLE: dict[str, Any] = {
     "pretty_exceptions_enable": False,
 }
 _INTERRUPTED = "interrupted; nothing half-written is left, run it again"
+
+UNFORESEEN = 70
+"""Exit code of an error that nobody has foreseen (EX_SOFTWARE): a bug, to be reported."""
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, which end a command as Ctrl-C does: what is half-written goes.
+
+    Attributes:
+        signum: the signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
 
 
 class StoppedError(Exception):
@@ -60,12 +82,14 @@ class _Command(TyperCommand):
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """The context of the command itself."""
+        from dynamicvit.cli.command import Command, with_common_options
         from dynamicvit.cli.console import hide_bars_in_logs
 
         hide_bars_in_logs()
         module, function = self.target.split(":")
         app = typer.Typer(**_STYLE)
-        app.command(self.name)(getattr(import_module(f"dynamicvit.cli.{module}"), function))
+        called = getattr(import_module(f"dynamicvit.cli.{module}"), function)
+        app.command(self.name, cls=Command)(with_common_options(called))
         return typer.main.get_command(app).make_context(*args, **kwargs)
 
 
@@ -80,8 +104,9 @@ class _Commands(TyperGroup):
         """Run a command; Ctrl-C, which typer would swallow, becomes an error."""
         try:
             return super().invoke(ctx)
-        except (KeyboardInterrupt, typer.Abort):
-            raise StoppedError(_INTERRUPTED) from None
+        except (KeyboardInterrupt, typer.Abort) as stop:
+            signum = getattr(stop, "signum", signal.SIGINT)
+            raise StoppedError(_INTERRUPTED, signum) from None
 
 
 app = typer.Typer(
@@ -110,22 +135,86 @@ def _root(
 
 
 def main() -> None:
-    """Run a command; bad input becomes one line on standard error and exit code 2."""
-    try:
-        # Not standalone: errors are raised, and not printed in a box of several lines.
-        sys.exit(app(standalone_mode=False) or 0)
-    except (KeyboardInterrupt, StoppedError) as error:
-        _fail(str(error) or _INTERRUPTED, getattr(error, "code", 130))
-    except Exception as error:
-        # A usage error of click, or of newer typer's own copy of click.
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            _fail(_usage(error), error.exit_code)
-        # Imported here: only a command, which has imported the package, raises one.
-        from dynamicvit.errors import InputError
+    """Run a command, and end with its exit code.
 
-        if not isinstance(error, InputError | OSError) or os.environ.get("DYNAMICVIT_TRACEBACK"):
+    Bad input becomes one line on standard error and exit code 2. An error that nobody has foreseen
+    becomes a line and :data:`UNFORESEEN`; its traceback goes into a file, or with ``--debug`` onto
+    standard error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file's name need not be in the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
+    with _signals() as received:
+        try:
+            # Not standalone: errors are raised, and not printed in a box of several lines.
+            sys.exit(app(standalone_mode=False) or 0)
+        except SystemExit:
             raise
-        _fail(str(error), 2)
+        except BaseException as error:
+            if "--debug" in sys.argv:
+                traceback.print_exc()
+            if received and not isinstance(error, StoppedError):  # whatever became of it
+                _fail(_INTERRUPTED, 128 + received[0])
+            if isinstance(error, KeyboardInterrupt | StoppedError):
+                _fail(str(error) or _INTERRUPTED, getattr(error, "code", 130))
+            # A usage error of click, or of newer typer's own copy of click.
+            if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+                _fail(_usage(error), error.exit_code)  # pyright: ignore[reportAttributeAccessIssue]
+            # Imported here: only a command, which has imported the package, raises one.
+            from dynamicvit.errors import InputError
+
+            if isinstance(error, InputError | OSError):
+                _fail(str(error), 2)
+            _fail(_unforeseen(error), UNFORESEEN)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP raise :class:`TerminatedError`; yields those that came."""
+    received: list[int] = []
+    process, before = os.getpid(), {}
+
+    def end(signum: int, frame: object) -> None:
+        if os.getpid() != process:  # a fork, which has nothing to put in order
+            os._exit(128 + signum)
+        received.append(signum)
+        raise TerminatedError(signum)
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            # One that is ignored stays so, as nohup wants.
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _unforeseen(error: BaseException) -> str:
+    """An error's name and place, and where its traceback is."""
+    last = (traceback.extract_tb(error.__traceback__) or [None])[-1]
+    place = "" if last is None else f" in {Path(last.filename).name}, line {last.lineno}"
+    name = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    line = f"unforeseen {name[:300]}{place}; this is a bug"
+    if "--debug" in sys.argv:
+        return line
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w",
+            prefix="dynamicvit-traceback-",
+            suffix=".txt",
+            delete=False,
+            encoding="utf-8",
+            errors="backslashreplace",
+        ) as file:
+            file.write(f"{sys.argv}\n")
+            traceback.print_exception(error, file=file)
+    except OSError:
+        return f"{line}: --debug prints the traceback"
+    return f"{line}: its traceback is in {file.name}, --debug prints it"
 
 
 def print_error(message: object) -> None:

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 
 import dynamicvit.cli
+import dynamicvit_command
 import exports
 
 torch.set_num_threads(1)
@@ -29,7 +31,12 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The program as the shell runs it; gives the exit code."""
+    """The program as the shell runs it; gives the exit code. Errors that are bugs are raised."""
+
+    def unforeseen(error: BaseException) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(dynamicvit_command, "_unforeseen", unforeseen)
 
     def run(*words: object) -> int:
         monkeypatch.setattr(sys, "argv", ["dynamicvit", *map(str, words)])

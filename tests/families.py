@@ -82,8 +82,8 @@ class Family:
         assert isinstance(model, DynamicViT)
         randomize(model.predictors, seed + 1)
         for predictor in model.predictors:  # of every image some are kept and some dropped
-            predictor.head[-1].weight.data *= 0.3
-            predictor.head[-1].bias.data.copy_(torch.tensor([0.5, -0.5]))
+            predictor.mlp[-1].weight.data *= 0.3
+            predictor.mlp[-1].bias.data.copy_(torch.tensor([0.5, -0.5]))
         return model.eval()
 
     def dense(self, backbone: nn.Module, images: Tensor) -> Tensor:

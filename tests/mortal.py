@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from dynamicvit.training import checkpoint, fit, loop
+from dynamicvit.training import checkpoint, checkpoint_file, fit, loop
 from dynamicvit.training.held_out import HeldOut
+from dynamicvit.utils.files import UNFINISHED
 from families import DEIT
 from memory import Memory, paper
 
@@ -120,7 +121,7 @@ def _on_each_line(act: Callable[[int], None]) -> list[int]:
 
 def check_same(folder: Path, whole: Path) -> None:
     """Everything that a run leaves, but for the time that it took."""
-    states = [checkpoint.load_checkpoint(each / checkpoint.NEWEST) for each in (folder, whole)]
+    states = [checkpoint_file.load_checkpoint(each / checkpoint.NEWEST) for each in (folder, whole)]
     for state in states:
         del state["counters"]["seconds"], state["counters"]["log_bytes"]
     ours, theirs = map(_flat, states)
@@ -128,10 +129,10 @@ def check_same(folder: Path, whole: Path) -> None:
     for name, value in theirs.items():
         same = torch.equal(ours[name], value) if torch.is_tensor(value) else ours[name] == value
         assert same, name
-    best = [checkpoint.load_checkpoint(each / checkpoint.BEST) for each in (folder, whole)]
+    best = [checkpoint_file.load_checkpoint(each / checkpoint.BEST) for each in (folder, whole)]
     assert best[0]["counters"]["step"] == best[1]["counters"]["step"] == ours["best.step"]
     assert len((folder / "log.jsonl").read_text().splitlines()) == ours["counters.step"]
-    assert not list(folder.glob(".*.part"))
+    assert not list(folder.glob(f"{UNFINISHED}*"))
 
 
 def _flat(value: object, name: str = "") -> dict[str, object]:

@@ -82,3 +82,34 @@ def noise_folders(root: Path, classes: int, each: int, size: tuple[int, int] = (
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
     return root
+
+
+def write_kinds(folder: Path, gray: np.ndarray) -> list[Path]:
+    """One gray picture, with white in it, in files of every kind that loses nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(gray)
+    negative = Image.fromarray(255 - gray)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera on its side
+    frames = dict(save_all=True, append_images=[negative])
+    for name, kind, options in (
+        ("gray.png", image, {}),
+        ("color.webp", image.convert("RGB"), {"lossless": True}),
+        ("color.BMP", image.convert("RGB"), {}),
+        ("ink.Tif", image.convert("CMYK"), {}),
+        ("animated.gif", image, frames),
+        ("animated.png", image.convert("RGB"), frames),
+        ("pages.tiff", image, frames),
+        ("side.png", image.transpose(Image.Transpose.ROTATE_90), {"exif": exif}),
+        ("side.webp", image.convert("RGB").transpose(Image.Transpose.ROTATE_90),
+         {"exif": exif, "lossless": True}),
+        ("12.tif", Image.fromarray((gray * (4095 / 255)).round().astype(np.uint16)), {}),
+        ("16.png", Image.fromarray(gray.astype(np.uint16) * 257), {}),
+        ("16.tif", Image.fromarray(gray.astype(np.uint16) * 257), {}),
+        ("float.tif", Image.fromarray((gray / 255).astype(np.float32)), {}),
+        ("alpha.png", image.convert("LA"), {}),
+        ("alpha.webp", image.convert("RGBA"), {"lossless": True}),
+        ("palette.png", image.convert("P"), {"transparency": 255}),
+    ):  # fmt: skip
+        kind.save(folder / name, **options)
+    return sorted(folder.iterdir())

@@ -16,14 +16,19 @@ from dynamicvit.costs import DENSE, count_macs, schedule_macs
 from dynamicvit.evaluation.bench import BenchReport, BenchRow, MemoryRow, Peak, Times
 from dynamicvit.runtimes import RUNTIMES, ExportMismatchError
 
-QUICK = ["--batch-size", "1", "--precision", "fp32", "--samples", "2", "--threads", "1"]
+QUICK = ["--batch-size", "1", "--precision", "fp32"]
+ONCE = {"--model": "test_vit", "--samples": "2", "--threads": "1"}
+
+
+def words(*arguments: str) -> list[str]:
+    """A quick call of the command, but for what the arguments say."""
+    left = [word for pair in ONCE.items() if pair[0] not in arguments for word in pair]
+    return ["bench", *left, *QUICK, *arguments]
 
 
 def run(*arguments: str):
     """The command's result; what it prints is not wrapped."""
-    return CliRunner(env={"COLUMNS": "100"}).invoke(
-        cli.app, ["bench", "--model", "test_vit", *QUICK, *arguments]
-    )
+    return CliRunner(env={"COLUMNS": "100"}).invoke(cli.app, words(*arguments))
 
 
 def measured(*arguments: str) -> dict:
@@ -264,7 +269,7 @@ def test_files_are_called_by_their_names(monkeypatch, tmp_path):
 )
 def test_bad_input(arguments, message, command, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert command("bench", "--model", "test_vit", *QUICK, *arguments) == 2
+    assert command(*words(*arguments)) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     [line] = printed.err.splitlines()

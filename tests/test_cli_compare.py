@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from dynamicvit import comparison as library
-from dynamicvit import sparsify
+from dynamicvit import count_macs, evaluate, sparsify
 from dynamicvit.cli.compare_tables import results_table
 from dynamicvit.comparison import ABLATIONS, CSV_NAME, Line, Timing, all_names
 from families import BY_NAME
@@ -72,7 +72,7 @@ def test_table_csv_and_plots(run: Main, tmp_path: Path, capsys) -> None:
     lines = table(tmp_path)
     assert [(line["method"], line["trained"], line["seeds"]) for line in lines] == [
         ("dense", "False", "1"),
-        ("dynamicvit", "True", "2"),
+        ("dynamicvit-merged", "True", "2"),
         ("tome", "False", "1"),
         ("tome", "True", "2"),
     ]
@@ -133,6 +133,38 @@ def test_interrupted_it_goes_on(run: Main, tmp_path: Path, capsys, monkeypatch) 
     assert len(table(tmp_path)) == 3
 
 
+def test_a_trained_model_is_a_row_as_it_is(
+    run: Main, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = tmp_path / "trained"
+    model = DEIT.sparse(0.6)
+    model.save_pretrained(trained)
+    given = ("--no-train", "--methods", "tome,static", "--trained", trained)
+    assert run(*given, "--seconds", "1e-6") == 0
+    said = capsys.readouterr().out
+    assert "left out static: they mean nothing before they are trained" in said
+    [row] = [line for line in table(tmp_path) if line["method"] == str(trained)]
+    found = evaluate(model, data, dense=True)
+    assert float(row["agreement"]) == pytest.approx(found.agreement, abs=1e-5)
+    assert float(row["macs_fraction"]) == pytest.approx(
+        count_macs(model) / count_macs(model.backbone), abs=1e-4
+    )
+    assert (row["given"], row["trained"]) == ("True", "False")
+    assert row["speedup_batch_32"]
+    DEIT.sparse(0.6, seed=5).save_pretrained(trained)  # another model of the same name
+    assert run(*given, "--no-timing") == 0
+    assert len([line for line in table(tmp_path) if line["method"] == str(trained)]) == 1
+
+
+def test_a_sparse_model_is_not_taken_for_dense_without_a_word(
+    command: Main, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DEIT.sparse(policy="merged").save_pretrained(tmp_path / "sparse")
+    given = ("--data", data, "-o", tmp_path / "out", "--no-train", "--no-timing", *SHORT)
+    assert command("compare", "--model", tmp_path / "sparse", "--methods", "tome", *given) == 0
+    assert "not dense: it drops tokens (dynamicvit, merged)" in capsys.readouterr().out
+
+
 def test_without_training(run: Main, tmp_path: Path) -> None:
     assert run("--no-train", "--no-timing") == 0
     assert [line["method"] for line in table(tmp_path)] == [
@@ -187,6 +219,8 @@ def test_methods_that_a_backbone_can_not_have(
         (["--set", "losses.gidance=1"], "unknown key 'losses.gidance'"),
         (["--set", "losses.classification=1", "--unlabeled", "DATA"], "have no labels"),
         (["--set", "batch_size=1000"], "batch size 1000"),
+        (["--set", "policy=merged"], "policy=merged: a comparison sets policy itself"),
+        (["--trained", "MODEL"], "is not trained: name its method instead, dynamicvit"),
         (["--model", "deit_tini_patch16_224"], "no model 'deit_tini_patch16_224'"),
     ],
 )

@@ -32,7 +32,7 @@ def model() -> DynamicViT:
     )
     model = sparsify(backbone, keep_ratio=0.7)
     for predictor in model.predictors:
-        torch.nn.init.normal_(predictor.head[-1].bias)  # as if trained
+        torch.nn.init.normal_(predictor.mlp[-1].bias)  # as if trained
     return model
 
 

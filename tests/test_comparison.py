@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynamicvit import DynamicViT, InputError
+from dynamicvit import DynamicViT, InputError, sparsify
 from dynamicvit.comparison import (
     ABLATIONS,
     Entry,
@@ -27,9 +27,9 @@ from dynamicvit.comparison import (
 )
 from dynamicvit.comparison import experiment as module
 from dynamicvit.comparison import timing as timings
-from dynamicvit.comparison.cache import Cache, data_identity, identity, weights_identity
+from dynamicvit.comparison.cache import Cache, identity, weights_identity
 from dynamicvit.costs import DENSE, count_macs
-from dynamicvit.data import ImageData
+from dynamicvit.data import ImageData, images_digest
 from dynamicvit.methods import at_macs
 from dynamicvit.plots.comparison import accuracy_over_macs, accuracy_over_throughput
 from families import DEIT
@@ -166,8 +166,8 @@ class TestRows:
         plan = experiment(tmp_path)
         assert [str(entry) for entry in plan.entries(chosen, [0.6], seeds=2)] == [
             "dense",
-            "dynamicvit at 0.6, seed 0",
-            "dynamicvit at 0.6, seed 1",
+            "dynamicvit-merged at 0.6, seed 0",
+            "dynamicvit-merged at 0.6, seed 1",
             "tome at 0.6, untrained",
             "tome at 0.6, seed 0",
             "tome at 0.6, seed 1",
@@ -178,7 +178,10 @@ class TestRows:
 
 class TestCandidates:
     def test_lists_of_names(self) -> None:
-        assert [c.name for c in candidates("tome, dynamicvit,tome")] == ["tome", "dynamicvit"]
+        assert [c.name for c in candidates("tome, dynamicvit,tome")] == [
+            "tome",
+            "dynamicvit-merged",
+        ]
         assert [c.name for c in candidates(["all", "zeroed"])] == [*all_names(), "zeroed"]
         assert [c.name for c in candidates("ablations")] == list(ABLATIONS)
 
@@ -187,6 +190,10 @@ class TestCandidates:
             model = candidate_named(f"{name}-merged").build(DEIT.backbone(), 0.75)
             assert model.policy == "merged"
             assert model.method.name == name
+            plain, default = candidate_named(name), sparsify(DEIT.backbone(), method=name)
+            assert plain.build(DEIT.backbone(), 0.75).policy == plain.policy == default.policy
+        assert candidate_named("dynamicvit-removed").policy == "removed"
+        assert candidate_named("evit-removed").name == "evit"
 
     @pytest.mark.parametrize("name", ["tomee", "dynamicvit,tomee", "dynamicvit,"])
     def test_a_name_that_is_not_there(self, name: str) -> None:
@@ -205,18 +212,18 @@ class TestCandidates:
 class TestIdentity:
     def test_of_data(self, tmp_path: Path) -> None:
         one = images(tmp_path / "one")
-        before = data_identity([one])
-        assert before != data_identity([one.subset([0, 1])])
-        assert before != data_identity([one.with_class_map({"0": 1, "1": 0})])
+        before = images_digest([one])
+        assert before != images_digest([one.subset([0, 1])])
+        assert before != images_digest([one.with_class_map({"0": 1, "1": 0})])
         moved = (tmp_path / "one").rename(tmp_path / "moved")
-        assert data_identity([ImageData(moved)]) == before, "wherever it lies"
+        assert images_digest([ImageData(moved)]) == before, "wherever it lies"
 
     def test_of_a_file_that_changed(self, tmp_path: Path) -> None:
         data = images(tmp_path)
-        before = data_identity([data])
+        before = images_digest([data])
         path = Path(data.path(0))
         path.write_bytes(path.read_bytes() + b" ")
-        assert data_identity([data]) != before
+        assert images_digest([data]) != before
 
     def test_of_weights(self) -> None:
         network = nn.Linear(2, 2)

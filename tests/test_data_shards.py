@@ -118,6 +118,15 @@ def test_classes_by_json_and_by_name(tmp_path: Path) -> None:
     assert labels(Loader(ImageData(f"wds/{tmp_path}"), 2)) == [7, 7]
 
 
+@pytest.mark.parametrize("label", [[1, 2], [0.5, 0.5]])
+def test_several_and_soft_labels_are_refused_by_name(tmp_path: Path, label: list) -> None:
+    write_shard(tmp_path / "a.tar", [1, 2], json=lambda gray: {"label": label})
+    with pytest.raises(InputError, match="soft labels") as raised:
+        ImageData(f"wds/{tmp_path}/a.tar")
+    assert str(label) in str(raised.value)
+    assert grays(Loader(ImageData(f"wds/{tmp_path}/a.tar", labeled=False), 2)) == [1, 2]
+
+
 def test_shards_without_classes(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", [1, 2], txt=lambda gray: "a caption")
     data = ImageData(f"wds/{tmp_path}")

@@ -142,8 +142,8 @@ def test_a_folder_that_load_dataset_reads(datasets: Any, tmp_path: Path) -> None
     [
         ("int64", [4, 2, 4, None], (), [4, 2, 4, UNLABELED]),
         ("int64", [0, -1, 0, 1], (), [0, UNLABELED, 0, 1]),
+        ("bool", [True, False, True, None], (), [1, 0, 1, UNLABELED]),
         ("string", ["b", "a10", "a9", None], ("a9", "a10", "b"), [2, 1, 0, UNLABELED]),
-        ("float32", [0.5, 1.5, 2.5, 3.5], (), [UNLABELED] * 4),
         (None, [], (), [UNLABELED] * 4),
     ],
 )
@@ -154,8 +154,57 @@ def test_kinds_of_labels(
     table(datasets, label, labels=given).save_to_disk(tmp_path / "saved")
     data = ImageData(f"hfds/{tmp_path}/saved")
     assert data.classes == classes
-    assert data.labeled == (kind in ("int64", "string"))
+    assert data.labeled == (kind is not None)
     assert labels(Loader(data, 4)) == expected
+
+
+def test_one_of_several_label_columns(datasets: Any, tmp_path: Path) -> None:
+    both = table(datasets, None)
+    for column, given in {"fine": [2, 0, 1, 2], "coarse": [1, 0, 0, 1]}.items():
+        kind = datasets.ClassLabel(names=[f"{column}{n}" for n in range(3)])
+        both = both.add_column(column, given).cast_column(column, kind)
+    both.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"test": both}).save_to_disk(tmp_path / "splits")
+    for name in (f"hfds/{tmp_path}/one:fine", f"hfds/{tmp_path}/splits@test:fine"):
+        data = ImageData(name)
+        assert data.classes == ("fine0", "fine1", "fine2")
+        assert labels(Loader(data, 4)) == [2, 0, 1, 2]
+    assert ImageData(f"hfds/{tmp_path}/splits@test:id").labels.tolist() == [0, 1, 2, 3]
+    assert not ImageData(f"hfds/{tmp_path}/one", labeled=False).labeled
+    for name, said in (
+        (f"hfds/{tmp_path}/one", "fine, coarse: .*@SPLIT:fine"),
+        (f"hfds/{tmp_path}/splits@test", r"fine, coarse: .*@test:fine"),
+        (f"hfds/{tmp_path}/splits@test:course", "'course'.* id, img, fine, coarse"),
+        (f"hfds/{tmp_path}/splits@test:img", "'img' holds Image"),
+        (f"hfds/{tmp_path}/splits@test:", "PLACE@SPLIT:COLUMN"),
+    ):
+        with pytest.raises(InputError, match=said):
+            ImageData(name)
+
+
+def test_a_slice_is_no_column(datasets: Any, tmp_path: Path) -> None:
+    for gray in (10, 11, 20, 21):
+        write_image(tmp_path / "pets" / "train" / ("ant", "bee")[gray // 20] / f"{gray}.png", gray)
+    assert grays(Loader(ImageData(f"hfds/{tmp_path}/pets@train[:50%]"), 4)) == [10, 11]
+    data = ImageData(f"hfds/{tmp_path}/pets@train[1:]:label")
+    assert (data.classes, data.labels.tolist()) == (("ant", "bee"), [0, 1, 1])
+
+
+def test_several_and_soft_labels_are_refused_by_name(datasets: Any, tmp_path: Path) -> None:
+    kinds = {
+        "several": (datasets.List(datasets.ClassLabel(names=CLASSES)), [[0], [0, 2], [], [1]]),
+        "soft": (datasets.List(datasets.Value("float32")), [[0.5, 0.5]] * 4),
+        "numbers": (datasets.Value("float32"), [0.5, 1.5, 2.5, 3.5]),
+    }
+    for name, (kind, given) in kinds.items():
+        source = f"hfds/{tmp_path}/{name}"
+        table(datasets, kind, labels=given).save_to_disk(tmp_path / name)
+        said = "several labels" if name == "several" else "soft labels"
+        with pytest.raises(InputError, match=rf"{name} has {said}.* 'label'"):
+            ImageData(source)
+        with pytest.raises(InputError, match=rf"{name}:label: column 'label' holds {said}"):
+            ImageData(f"{source}:label")
+        assert grays(Loader(ImageData(source, labeled=False), 4)) == LEVELS
 
 
 def test_classes_that_are_numbers(datasets: Any, tmp_path: Path) -> None:

@@ -30,7 +30,10 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> No
     for package in (*NEEDED["onnx"], *NEEDED["openvino"]):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(load_sample_image("china.jpg")).resize((333, 217)).save("photo.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera on its side
+    photo = Image.fromarray(load_sample_image("china.jpg")).resize((333, 217))
+    photo.save("photo.jpg", exif=exif)
     model = DEIT.sparse(depth=2, stages=(0, 1), img_size=64)
     description = describe(model, crop_pct=0.875)
     program = trace(model, description)

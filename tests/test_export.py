@@ -35,6 +35,7 @@ from dynamicvit.runtimes.description import describe
 from dynamicvit.runtimes.graph import Graph, trace
 from dynamicvit.runtimes.images import MAX_IMAGES, own_pictures, sample_pictures
 from dynamicvit.runtimes.pytorch import has_compiler
+from dynamicvit.utils.outputs import is_ours, rules
 from exports import NEEDED, changed, ignore_deprecations, small, traced
 from families import DEIT, FAMILIES, Family, assert_agree
 from pictures import write_image
@@ -321,6 +322,32 @@ def test_only_ties_may_be_broken_differently(gap: float, passes: bool, sure: flo
     else:
         with pytest.raises(ExportMismatchError, match="stage 3: 1 of"):
             check(model, file, images)
+
+
+@each_format
+def test_a_file_carries_the_mark_and_replaces_only_ours(
+    name: str, exported: Files, tmp_path: Path
+) -> None:
+    """Its weights have no room for it: they are ours if the file is, and read again afterwards."""
+    kind, path = FORMATS[name], tmp_path / f"m{FORMATS[name].suffix}"
+    assert is_ours(exported(name))
+    beside = kind.beside and tmp_path / kind.beside.format(name=path.name, stem=path.stem)
+    with rules([], overwrite=False):
+        for alone in filter(None, (beside, path)):
+            alone.write_text("mine")
+            with pytest.raises(InputError, match=rf"{alone.name} exists.*--overwrite"):
+                export(small(), path)
+            assert alone.read_text() == "mine"
+            alone.unlink()
+        if name != "openvino":
+            return
+        far = tmp_path / "far.xml"
+        path.symlink_to(far)
+        export(small(), path)
+        assert path.is_symlink()
+        load_exported(path)
+        kind.check_output(path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["far.xml", "m.bin", "m.xml"]
 
 
 def test_a_file_that_differs_is_not_written(

@@ -104,7 +104,7 @@ def test_the_weights_can_be_read_by_whoever_reads_the_config(saved: Path) -> Non
 )
 def test_round_trip(tmp_path: Path, make: Callable[[], DynamicViT]) -> None:
     model = make()
-    nn.init.normal_(model.predictors[0].head[4].weight)
+    nn.init.normal_(model.predictors[0].mlp[4].weight)
     model.save_pretrained(tmp_path / "a")
     loaded = DynamicViT.from_pretrained(tmp_path / "a")
     assert_same(loaded, model)

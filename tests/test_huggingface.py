@@ -8,6 +8,7 @@ import pickle
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from transformers.modeling_outputs import ImageClassifierOutput  # noqa: E402
 
 from dynamicvit.backbones.hf_base import OLDEST, HFBackbone, require  # noqa: E402
 from dynamicvit.transformers import DynamicViTConfig, DynamicViTForImageClassification  # noqa: E402
+from dynamicvit.transformers.model import UnlabeledWarning  # noqa: E402
 
 BY_NAME = {family.name: family for family in HF_FAMILIES}
 VIT = BY_NAME["hf_vit"]
@@ -80,7 +82,7 @@ def test_it_gives_what_the_dense_model_gives(family: HFFamily) -> None:
     assert not model.training, "as the dense model was"
     assert sparsify(family.backbone().train()).training
     output = model(images, **interpolated(family))
-    assert type(output) is ImageClassifierOutput
+    assert isinstance(output, ImageClassifierOutput)
     assert_agree(output.logits, family.dense(backbone, images))
     assert output.loss is None
     with pytest.raises(InputError, match="DynamicViT already"):
@@ -222,7 +224,11 @@ def test_in_training_the_loss_is_the_papers() -> None:
     given = trained(model, images, labels)
     assert_agree(given.loss, expected)
     assert torch.equal(given.logits, output.logits)
-    assert trained(model, images).loss is None
+    with pytest.warns(UnlabeledWarning, match="TrainerMixin"):
+        unlabeled = trained(model, images)
+    assert unlabeled.loss is None
+    expected = dynamicvit_loss(output, ratios, weights=replace(alone, classification=0)).total
+    assert torch.equal(unlabeled.sparsity_loss, expected)
 
     teacher = VIT.backbone(seed=7)
     model.distil_from(teacher)
@@ -230,8 +236,8 @@ def test_in_training_the_loss_is_the_papers() -> None:
     dense = weigh_patches(sparsify(teacher).dynamicvit, images)
     expected = dynamicvit_loss(output, ratios, labels=labels, teacher=dense).total
     assert_agree(trained(model, images, labels).loss, expected)
-    unlabeled = LossWeights(classification=0)
-    expected = dynamicvit_loss(output, ratios, teacher=dense, weights=unlabeled).total
+    model.loss_weights = LossWeights(classification=0)
+    expected = dynamicvit_loss(output, ratios, teacher=dense, weights=model.loss_weights).total
     assert_agree(trained(model, images).loss, expected)
     model.loss_weights = LossWeights(classification=2.0, guidance=3.0)
     expected = dynamicvit_loss(
@@ -353,6 +359,7 @@ def test_drop_path() -> None:
 @each_hf_family
 def test_activation_checkpointing_by_transformers_means(family: HFFamily) -> None:
     model, images = sparse(family).train(), family.images()
+    model.loss_weights = LossWeights(classification=0)
     calls: list[int] = []
     for block in model.dynamicvit.blocks:
         block.mlp.register_forward_pre_hook(lambda *_: calls.append(1))

@@ -88,7 +88,7 @@ def test_backward_hooks_are_heard() -> None:
     family = BY_NAME["deit"]
     model, images = family.sparse(), family.images()
     heard: list[str] = []
-    layers = {"qkv": model.blocks[-1].attn.qkv, "head": model.predictors[0].head[0]}
+    layers = {"qkv": model.blocks[-1].attn.qkv, "head": model.predictors[0].mlp[0]}
     for name, layer in layers.items():
         layer.register_full_backward_hook(lambda *_, name=name: heard.append(name))
     model(images).sum().backward()
@@ -97,11 +97,17 @@ def test_backward_hooks_are_heard() -> None:
 
 
 @torch.no_grad()
-def test_checkpointing_without_gradients_changes_nothing() -> None:
+def test_checkpointing_without_gradients_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     family = BY_NAME["deit"]
     model, images = family.sparse(), family.images()
     model.set_grad_checkpointing(True)
     lengths: list[int] = []
-    model.blocks[-1].mlp.register_forward_pre_hook(lambda _, x: lengths.append(x[0].shape[1]))
+    rest = model.bound.after_attention
+
+    def counted(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
+        lengths.append(x.shape[1])
+        return rest(block, x, attended)
+
+    monkeypatch.setattr(model.bound, "after_attention", counted)
     model(images)
     assert lengths == [1]

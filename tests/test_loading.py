@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -21,6 +22,7 @@ from dynamicvit import (
     sparsify,
 )
 from dynamicvit.checkpoints.loading import set_drop_path, set_image_size
+from dynamicvit.core.schedule import Policy
 from families import BY_NAME, NUM_CLASSES
 from released_state import WIDTH, deit_shapes, filled, lvvit_shapes, released_state
 
@@ -86,14 +88,15 @@ def test_a_sparse_state_dict_from_a_file(tmp_path: Path) -> None:
     original = sparsify(dense(), keep_ratio=0.5, stages=[1, 3]).eval()
     torch.save(original.state_dict(), tmp_path / "sparse.pth")
     images = torch.randn(2, 3, 32, 32)
-    model = load(NAME, checkpoint=tmp_path / "sparse.pth", keep_ratio=0.5, stages=[1, 3])
+    given = {"checkpoint": tmp_path / "sparse.pth", "policy": "merged"}
+    model = load(NAME, keep_ratio=0.5, stages=[1, 3], **given)
     torch.testing.assert_close(model(images), original(images))
     with pytest.raises(InputError, match=r"sparse.pth: .*missing predictors\.2"):
-        load(NAME, checkpoint=tmp_path / "sparse.pth")  # three stages by default
+        load(NAME, **given)  # three stages by default
     with pytest.raises(InputError, match=r"sparse.pth: holds prediction modules"):
         load_dense(NAME, tmp_path / "sparse.pth")
     with pytest.raises(InputError, match=r"unexpected predictors.1.norm.weight"):
-        load(NAME, checkpoint=tmp_path / "sparse.pth", stages=[2])
+        load(NAME, stages=[2], **given)
 
 
 def test_a_saved_folder(tmp_path: Path) -> None:
@@ -114,10 +117,44 @@ def test_a_saved_folder(tmp_path: Path) -> None:
 
 
 def test_what_becomes_of_dropped_tokens_is_the_models_own(tmp_path: Path) -> None:
-    assert load(NAME, pretrained=False).policy == "removed"
-    sparsify(dense(), policy="merged").save_pretrained(tmp_path)
+    assert load(NAME, pretrained=False).policy == "merged"
+    assert load(NAME, pretrained=False, method="evit").policy == "removed"
+    sparsify(dense(), policy="removed").save_pretrained(tmp_path)
     for arguments in ({}, {"keep_ratio": 0.3, "num_classes": 4}):
-        assert load(tmp_path, **arguments).policy == "merged"
+        assert load(tmp_path, **arguments).policy == "removed"
+    assert load(tmp_path, policy="merged").policy == "merged"
+    with pytest.raises(InputError, match=r"'dynamicvit'.*'tome' is for a dense model"):
+        load(tmp_path, method="tome")
+
+
+@pytest.mark.parametrize("policy", ["removed", "merged"])
+def test_weights_without_their_config_keep_policy_method_and_schedule(
+    tmp_path: Path, policy: Policy
+) -> None:
+    original = sparsify(dense(), 0.5, stages=[1, 3], policy=policy).eval()
+    original.save_pretrained(tmp_path)
+    images = torch.randn(2, 3, 32, 32)
+    model = load(NAME, checkpoint=tmp_path / "model.safetensors")
+    assert model.schedule == original.schedule
+    torch.testing.assert_close(model(images), original(images))
+    # A run's checkpoint says it by its recipe; it goes before the config of another folder.
+    state = {"model": original.state_dict(), "counters": {}}
+    recipe = {"keep_ratio": 0.5, "stages": [1, 3], "policy": policy}
+    torch.save({**state, "recipe": recipe}, tmp_path / "run.pt")
+    assert load(NAME, checkpoint=tmp_path / "run.pt").schedule == original.schedule
+    other = "merged" if policy == "removed" else "removed"
+    sparsify(dense(), 0.5, stages=[1, 3], policy=other).save_pretrained(tmp_path / "other")
+    assert load(tmp_path / "other", checkpoint=tmp_path / "run.pt").policy == policy
+    # A plain state dict can't say it.
+    torch.save(original.state_dict(), tmp_path / "plain.pth")
+    with pytest.raises(InputError, match=r"plain.pth does not say.*--policy"):
+        load(NAME, checkpoint=tmp_path / "plain.pth", stages=[1, 3])
+
+
+def test_the_weights_of_another_method_bring_it(tmp_path: Path) -> None:
+    sparsify(dense(), 0.5, method="static").save_pretrained(tmp_path)
+    model = load(NAME, checkpoint=tmp_path / "model.safetensors")
+    assert (model.method.name, model.policy) == ("static", "removed")
 
 
 def test_a_folder_that_only_shares_a_models_name(
@@ -161,7 +198,7 @@ def test_released_weights_for_a_timm_name(tmp_path: Path) -> None:
     state = released_file(path)
     model = load(NAME, checkpoint=path)
     expected = state["score_predictor.1.out_conv.2.weight"]
-    assert torch.equal(model.predictors[1].head[2].weight, expected)
+    assert torch.equal(model.predictors[1].mlp[2].weight, expected)
     assert model.pretrained_cfg["crop_pct"] == 224 / 256  # as the released code evaluates
     assert load(NAME, pretrained=False).pretrained_cfg["crop_pct"] == 0.9
 
@@ -333,11 +370,13 @@ def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
         load(NAME, checkpoint=path)
 
 
-def refused(checkpoint: dict, path: Path, name: str | Path = NAME, dense: bool = False) -> str:
+def refused(
+    checkpoint: dict, path: Path, name: str | Path = NAME, dense: bool = False, **given: Any
+) -> str:
     """The error of a checkpoint that does not fit."""
     torch.save(checkpoint, path)
     with pytest.raises(InputError) as error:
-        load_dense(str(name), path) if dense else load(name, checkpoint=path, keep_ratio=1)
+        load_dense(str(name), path) if dense else load(name, checkpoint=path, keep_ratio=1, **given)
     message = str(error.value)
     assert message.startswith(f"{path}: does not fit {name}: ")
     assert "\n" not in message
@@ -389,7 +428,7 @@ def test_missing_weights_are_listed_under_the_files_own_names(tmp_path: Path) ->
     assert refused(state, path).endswith("missing norm.weight; unexpected norm.w")
     ours = load(NAME, pretrained=False).state_dict()
     del ours["backbone.norm.bias"]
-    assert refused(ours, path).endswith("missing backbone.norm.bias")
+    assert refused(ours, path, policy="merged").endswith("missing backbone.norm.bias")
 
 
 def test_a_checkpoint_without_classes(tmp_path: Path) -> None:

@@ -497,7 +497,7 @@ def test_leaving_at_once_cuts_the_decisions_gradient_and_not_the_log_odds() -> N
 def test_a_batch_that_loses_everything(family: Family, masking: Any) -> None:
     model, images = family.sparse().train(), family.images()
     for predictor in model.predictors:
-        predictor.head[-1].bias.data = torch.tensor([-100.0, 100.0])
+        predictor.mlp[-1].bias.data = torch.tensor([-100.0, 100.0])
     for sampler in (gumbel_sampler, gumbel_top_k_sampler, best_k_sampler):
         model.zero_grad()
         output = model.forward_masked(images, sampler=sampler, masking=masking)

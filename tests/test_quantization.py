@@ -194,11 +194,11 @@ def test_every_product_with_a_weight_is_of_a_layer(name: str) -> None:
     [
         (set(), "none"),
         ({"predictors.0.project", "head"}, "predictors.0.project, head"),
-        ({"predictors.0.project", "predictors.0.head.0", "head"}, "the prediction modules, head"),
+        ({"predictors.0.project", "predictors.0.mlp.0", "head"}, "the prediction modules, head"),
     ],
 )
 def test_layers_in_words(in_float: set[str], expected: str) -> None:
-    layers = ("patch_embed.proj", "predictors.0.project", "predictors.0.head.0", "head")
+    layers = ("patch_embed.proj", "predictors.0.project", "predictors.0.mlp.0", "head")
     made = Exported(Path("a"), "onnx", traced()[1], "", layers=layers, in_float=frozenset(in_float))
     assert made.in_words == expected
 

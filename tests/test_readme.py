@@ -98,3 +98,14 @@ def test_streaming_and_tiles(names: dict[str, Any], capsys: pytest.CaptureFixtur
     names["model"].eval()
     run("docs/streaming.md", names, {'"clip.mp4"': '"validation/0"'})
     assert "'frames': 2" in capsys.readouterr().out
+
+
+def test_predict(names: dict[str, Any]) -> None:
+    pytest.importorskip("pyarrow")
+    sparsify(backbone(), 0.7).save_pretrained("runs/mine")
+    run("docs/predict.md", names, {})
+    assert names["found"].images == len(names["best"]) + 1 == 9
+    assert len(Path("photos.csv").read_text().splitlines()) == 10
+    assert names["kept"].shape == (8, 3, 4, 4)
+    assert (names["first_stage"] == names["kept"][:, 0].reshape(8, 16)).all()
+    assert names["how_often"].shape == (4, 4)

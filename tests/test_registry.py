@@ -64,8 +64,8 @@ def test_arguments_reach_schedule_and_backbone() -> None:
     assert small(keep_ratio=[0.9, 0.8, 0.1]).schedule.keep_ratios == (0.9, 0.8, 0.1)
     with pytest.raises(InputError, match=r"\(0, 1\], got 2"):
         small(keep_ratio=2)
-    assert small().schedule.policy == "removed"
-    assert small(policy="merged").schedule.policy == "merged"
+    assert small().schedule.policy == "merged"
+    assert small(policy="removed").schedule.policy == "removed"
     with pytest.raises(InputError, match=r"'removed', 'merged'.* got 'left'"):
         small(policy="left")
 
@@ -96,7 +96,7 @@ def test_pretrained_loads_dense_weights_into_the_backbone(tmp_path: Path) -> Non
 
 def test_checkpoint_path_loads_a_saved_model(tmp_path: Path) -> None:
     model = small(num_classes=7, keep_ratio=0.5).eval()
-    nn.init.normal_(model.predictors[0].head[4].weight)
+    nn.init.normal_(model.predictors[0].mlp[4].weight)
     torch.save(model.state_dict(), tmp_path / "model.pth")
     torch.manual_seed(1)
     loaded = timm.create_model(

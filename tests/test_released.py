@@ -69,7 +69,7 @@ def test_shapes_tell_the_network() -> None:
     assert model(torch.randn(1, 3, 12, 12)).shape == (1, 5)
     ours = model.state_dict()
     assert len(ours) == len(state)
-    assert torch.equal(ours["predictors.2.head.4.bias"], state["score_predictor.2.out_conv.4.bias"])
+    assert torch.equal(ours["predictors.2.mlp.4.bias"], state["score_predictor.2.out_conv.4.bias"])
 
 
 def test_shapes_tell_an_lvvit() -> None:

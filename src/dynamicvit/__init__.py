@@ -19,7 +19,7 @@ from dynamicvit.sparsification import sparsify
 if TYPE_CHECKING:
     from dynamicvit.checkpoints.dense import load_dense
     from dynamicvit.checkpoints.loading import load
-    from dynamicvit.evaluation import evaluate
+    from dynamicvit.evaluation import evaluate, predict
     from dynamicvit.plots import visualize
     from dynamicvit.runtimes import export
     from dynamicvit.training import TrainingObjective, train
@@ -41,6 +41,7 @@ __all__ = [
     "keep_ratio_for",
     "load",
     "load_dense",
+    "predict",
     "schedule_macs",
     "sparsify",
     "tiled_keep_ratios",
@@ -55,6 +56,7 @@ _LATER = {
     "export": "dynamicvit.runtimes",
     "load": "dynamicvit.checkpoints.loading",
     "load_dense": "dynamicvit.checkpoints.dense",
+    "predict": "dynamicvit.evaluation",
     "train": "dynamicvit.training",
     "TrainingObjective": "dynamicvit.training",
     "visualize": "dynamicvit.plots",

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from dynamicvit.transformers import DynamicViTForImageClassification
 
 
+DEFAULT_METHOD, DEFAULT_KEEP_RATIO = "dynamicvit", 0.7
+"""What a model gets where nobody says otherwise, here and in every command."""
+
 KeepRatio = float | Sequence[float]
 Stages = Sequence[int] | None
 
@@ -33,30 +36,30 @@ class TransformersModel(Protocol):
 @overload
 def sparsify(
     model: TransformersModel,
-    keep_ratio: KeepRatio = 0.7,
+    keep_ratio: KeepRatio = DEFAULT_KEEP_RATIO,
     stages: Stages = None,
-    policy: Policy = "removed",
-    method: str = "dynamicvit",
+    policy: Policy | None = None,
+    method: str = DEFAULT_METHOD,
 ) -> DynamicViTForImageClassification: ...
 
 
 @overload
 def sparsify(
     model: nn.Module,
-    keep_ratio: KeepRatio = 0.7,
+    keep_ratio: KeepRatio = DEFAULT_KEEP_RATIO,
     stages: Stages = None,
-    policy: Policy = "removed",
-    method: str = "dynamicvit",
+    policy: Policy | None = None,
+    method: str = DEFAULT_METHOD,
 ) -> DynamicViT: ...
 
 
 @renamed_arguments(dropped='policy="removed" or "merged"')
 def sparsify(
     model: nn.Module | TransformersModel,
-    keep_ratio: KeepRatio = 0.7,
+    keep_ratio: KeepRatio = DEFAULT_KEEP_RATIO,
     stages: Stages = None,
-    policy: Policy = "removed",
-    method: str = "dynamicvit",
+    policy: Policy | None = None,
+    method: str = DEFAULT_METHOD,
 ) -> DynamicViT | DynamicViTForImageClassification:
     """Turn a vision transformer into one that drops patch tokens.
 
@@ -71,8 +74,9 @@ def sparsify(
             holds about as many tokens, on average over the blocks, as that.
         stages: indices of the blocks before which tokens are dropped; by default at 1/4, 2/4 and
             3/4 of the depth, or the method's own.
-        policy: what becomes of dropped tokens: ``"removed"``, as in the paper, or ``"merged"`` into
-            the kept token that is most like each, which costs a little and loses far less.
+        policy: what becomes of dropped tokens: ``"merged"`` into the kept token that is most like
+            each, which costs a little and loses far less, or ``"removed"``, as in the papers. By
+            default DynamicViT merges and the other methods do as published.
         method: how tokens are chosen or combined: a name in :data:`~dynamicvit.methods.METHODS`.
             "narrow" drops none: it copies the network, narrower by as much work.
 

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dynamicvit.cli import train as command_module
 from dynamicvit.cli.console import LineNowAndThen
 from dynamicvit.training import run as library
-from dynamicvit.training.checkpoint import load_checkpoint
+from dynamicvit.training.checkpoint_file import load_checkpoint
 from families import DEIT
 
 Main = Callable[..., int]

@@ -150,7 +150,7 @@ def test_a_full_disk_is_one_line(
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert name in one_line()
-        assert not list(out.glob(".*.part"))
+        assert not list(out.glob(".dynamicvit-*"))
         assert not (out / "model.safetensors").exists()
     assert main(*arguments) == 0
     assert files_in(out) == WRITTEN

@@ -15,7 +15,7 @@ from dynamicvit.demo.dense import DENSE_WEIGHTS, load_dense
 from dynamicvit.demo.experiment import Row, SceneLoader, Size
 from dynamicvit.demo.scenes import Scenes
 
-TINY = Size(train_scenes=64, score_scenes=20, bench_seconds=0.2)
+TINY = Size(train_scenes=64, score_scenes=20, bench_seconds=0.2, random_ratios=(0.5,))
 
 
 def test_the_shipped_weights_are_small_and_read_digits_never_trained_on() -> None:
@@ -83,10 +83,10 @@ def test_the_command_prints_every_row_and_draws_the_picture(
         return [SimpleNamespace(speedup=SimpleNamespace(median=1.23))]
 
     monkeypatch.setattr(experiment, "bench", bench)
-    monkeypatch.setattr(experiment, "QUICK", TINY)
-    assert command("demo", "--quick", "-o", tmp_path, "--threads", "1") == 0
+    monkeypatch.setattr(experiment, "SHORT", TINY)
+    assert command("demo", "-o", tmp_path, "--threads", "1") == 0
     said = capsys.readouterr().out
     for text in ("dense", "DynamicViT", "random", "seed 0", "1.23x"):
         assert text in said
     assert (tmp_path / "demo.png").stat().st_size > 10_000
-    assert threads == [1] * 2 * len(experiment.RATIOS)
+    assert threads == [1] * (len(experiment.RATIOS) + len(TINY.random_ratios))

@@ -31,7 +31,7 @@ def model() -> DynamicViT:
     backbone = VisionTransformer(
         img_size=(32, 48), patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=5
     )
-    return sparsify(backbone, keep_ratio=0.7).eval()
+    return sparsify(backbone, keep_ratio=0.7, policy="removed").eval()
 
 
 @pytest.fixture(scope="module")

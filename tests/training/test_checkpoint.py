@@ -4,14 +4,19 @@ import json
 import logging
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dynamicvit import InputError
-from dynamicvit.training import Progress, checkpoint, fit, loop
-from dynamicvit.training.checkpoint import BEST, DAMAGED, NEWEST, PREVIOUS, load_checkpoint
-from memory import Memory, shallow, small
+from dynamicvit.data import ImageData, Loader
+from dynamicvit.training import Progress, checkpoint, checkpoint_file, fit, loop
+from dynamicvit.training.checkpoint import BEST, DAMAGED, NEWEST, PREVIOUS
+from dynamicvit.training.checkpoint_file import load_checkpoint, write_checkpoint
+from families import DEIT
+from memory import BATCH, Memory, shallow, small
+from pictures import write_image
 
 
 @pytest.fixture(autouse=True)
@@ -104,10 +109,13 @@ def test_the_one_before_is_safe_until_there_is_another(tmp_path: Path) -> None:
     """Or a second crash, right after the damaged one was found, would leave none."""
     stopped_after(tmp_path, 4)
     flip_a_bit(tmp_path / NEWEST)
-    checkpoint.newest_checkpoint(tmp_path)
-    state, path = checkpoint.newest_checkpoint(tmp_path)
+    found: list[tuple[dict[str, Any], Path]] = []
+    for _ in range(2):
+        checkpoint.restore_newest(tmp_path, lambda *each: found.append(each))
+    (state, path) = found[1]
     assert (state["counters"]["step"], path.name) == (3, PREVIOUS)
-    checkpoint.keep_checkpoint({"counters": {"step": 9}}, tmp_path)
+    state["counters"]["step"] = 9
+    checkpoint.keep_checkpoint(state, tmp_path)
     assert steps_of_readable(tmp_path) == {NEWEST: 9, PREVIOUS: 3}
 
 
@@ -140,7 +148,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_whole(tmp_path: Path
         "make room, then the same command goes on"
     )
     assert steps_of(folder) | {BEST: 0} == {NEWEST: 3, PREVIOUS: 2, BEST: 0}
-    assert not list(folder.glob(".*.part"))
+    assert not list(folder.glob(".dynamicvit-*"))
     resumed = shallow()
     fit(resumed, Memory(), small(), folder, resume=True)
     for name, value in whole.state_dict().items():
@@ -178,6 +186,28 @@ def test_going_on_with_another_recipe_is_refused_and_what_differs_is_named(tmp_p
         fit(shallow(), Memory(), small(), tmp_path / "empty", resume=True)
 
 
+def test_other_images_of_the_same_number_are_told_apart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped_after(tmp_path / "run", 2)  # of batches without names
+    for gray, name in ((3, "one"), (30, "two")):
+        for number in range(3 * BATCH):
+            write_image(tmp_path / name / f"{number}.png", number, (gray, gray))
+
+    def go_on(name: str, force: bool = False) -> int:
+        data = ImageData(tmp_path / name, transform=lambda _: torch.zeros(3, *DEIT.size))
+        loader, folder = Loader(data, BATCH, shuffle=True), tmp_path / "run"
+        return fit(shallow(), loader, small(), folder, resume=True, force=force).steps
+
+    assert go_on("one") == 6, "nothing is known of the images before"
+    assert go_on("one") == 6
+    with pytest.raises(InputError, match=r"names, sizes or labels of the images \w{8} -> \w{8}"):
+        go_on("two")
+    with caplog.at_level(logging.WARNING):
+        assert go_on("two", force=True) == 6
+    assert "in spite of names, sizes or labels of the images" in caplog.text
+
+
 def test_force_goes_on_with_the_new_values(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -203,7 +233,7 @@ def test_another_version_is_named_and_no_older_one_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped_after(tmp_path, 2)
-    monkeypatch.setattr(checkpoint, "VERSION", 2)
+    monkeypatch.setattr(checkpoint_file, "VERSION", 2)
     with pytest.raises(InputError, match=rf"{NEWEST} is of version 1, this .* version 2"):
         fit(shallow(), Memory(), small(), tmp_path, resume=True)
 
@@ -214,7 +244,8 @@ def test_another_number_of_processes_is_said(
     stopped_after(tmp_path, 2)
     for name in (NEWEST, PREVIOUS):
         state = load_checkpoint(tmp_path / name)
-        torch.save({**state, "processes": 8}, tmp_path / name)
+        (tmp_path / name).unlink()  # a name more of the other
+        write_checkpoint({**state, "processes": 8}, tmp_path / name)
     with caplog.at_level(logging.WARNING):
         fit(shallow(), Memory(), small(), tmp_path, resume=True)
     assert "written by 8 process(es), now there are 1" in caplog.text

@@ -16,7 +16,8 @@ from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.data import Batch
 from dynamicvit.evaluation.accuracy import EvaluationResult, evaluate
 from dynamicvit.training import Progress, fit
-from dynamicvit.training.checkpoint import BEST, NEWEST, load_checkpoint
+from dynamicvit.training.checkpoint import BEST, NEWEST
+from dynamicvit.training.checkpoint_file import load_checkpoint
 from dynamicvit.training.held_out import MAX_EVALUATIONS, HeldOut, is_due
 from dynamicvit.utils.distributed import Processes
 from families import Family, each_family

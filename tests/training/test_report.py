@@ -16,7 +16,7 @@ import torch
 from dynamicvit import DynamicViT, InputError
 from dynamicvit.data import Batch
 from dynamicvit.training import Recipe, fit
-from dynamicvit.training.checkpoint import load_checkpoint
+from dynamicvit.training.checkpoint_file import load_checkpoint
 from dynamicvit.training.finite import not_finite, suspects
 from dynamicvit.training.step import Measured
 from dynamicvit.utils.distributed import Processes
@@ -48,8 +48,8 @@ def sure(keep: bool) -> DynamicViT:
     """A model whose scores ask for every patch, or for none."""
     model = DEIT.sparse()
     for predictor in model.predictors:
-        predictor.head[-1].weight.data.zero_()
-        predictor.head[-1].bias.data.copy_(torch.tensor([0.4, -0.4] if keep else [-0.4, 0.4]))
+        predictor.mlp[-1].weight.data.zero_()
+        predictor.mlp[-1].bias.data.copy_(torch.tensor([0.4, -0.4] if keep else [-0.4, 0.4]))
     return model
 
 

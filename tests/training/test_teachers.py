@@ -18,7 +18,8 @@ from dynamicvit import DynamicViT, InputError
 from dynamicvit.core.losses import hard_distillation_loss
 from dynamicvit.training import Progress, Recipe, fit, loop
 from dynamicvit.training import objective as asking
-from dynamicvit.training.checkpoint import NEWEST, load_checkpoint
+from dynamicvit.training.checkpoint import NEWEST
+from dynamicvit.training.checkpoint_file import load_checkpoint
 from dynamicvit.training.draws import Mixing, seed_everything
 from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.memory import estimate_memory

@@ -13,6 +13,7 @@ from dynamicvit.backbones.eva import EvaBackbone
 from dynamicvit.backbones.lvvit import LVViTBackbone
 from dynamicvit.backbones.timm_vit import DistilledBackbone, ViTBackbone
 from dynamicvit.errors import UnsupportedBackboneError
+from dynamicvit.utils.plugins import load_plugins
 
 __all__ = [
     "BUILT_IN",
@@ -83,10 +84,12 @@ def backbone_for(module: nn.Module | Backbone) -> Backbone:
     """A network, bound to what its family says of it; one that is bound already as it is.
 
     Raises:
-        UnsupportedBackboneError: naming the class that is not supported and the families that are.
+        UnsupportedBackboneError: naming the class that is not supported, the families that are, and
+            the page that adds one.
     """
     if isinstance(module, Backbone):
         return module
+    load_plugins()
     _import_families_of(module)
     name = _class_name(type(module))
     for family in _FAMILIES:
@@ -96,9 +99,9 @@ def backbone_for(module: nn.Module | Backbone) -> Backbone:
             if reason is None:
                 return backbone
             raise UnsupportedBackboneError(
-                f"{name} is not supported because of {reason}. Supported families: {_families()}"
+                f"{name} is not supported because of {reason}. {_families()}"
             )
-    raise UnsupportedBackboneError(f"{name} is not supported. Supported families: {_families()}")
+    raise UnsupportedBackboneError(f"{name} is not supported. {_families()}")
 
 
 def _import_families_of(module: nn.Module) -> None:
@@ -116,4 +119,5 @@ def _class_name(kind: type) -> str:
 def _families() -> str:
     known = [family.family for family in _FAMILIES]
     others = [more.families for library, more in OPTIONAL.items() if library not in _imported]
-    return "; ".join([*known, *others])
+    listed = "; ".join([*known, *others])
+    return f"Supported families: {listed}. To add one: docs/adding-a-backbone.md"

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dynamicvit.backbones.settings import Settings
-from dynamicvit.layers.attention import packed_attention, proportional, softmax_attention
+from dynamicvit.layers.attention import (
+    as_module,
+    is_watched,
+    packed_attention,
+    proportional,
+    softmax_attention,
+    trains_better_by_products,
+)
 from dynamicvit.layers.masked_attention import masked_attention
 from dynamicvit.layers.tokens import Heads, Tokens
 
@@ -157,6 +164,22 @@ class Backbone(Settings, ABC):
             ``(B, T, C)``, what leaves the block.
         """
 
+    def call_arguments(self, i: int, tokens: Tokens) -> tuple[Any, ...] | None:
+        """What block ``i`` is called with, where its own forward computes the same as its parts.
+
+        Then whoever watches the block and the modules in it sees them called, as in the dense
+        network. Asked for tokens without decision, each of one patch.
+
+        Args:
+            i: index of the block.
+            tokens: those that enter it.
+
+        Returns:
+            The arguments, ``tokens.x`` first; ``None`` where it does not: the default.
+        """
+        del i, tokens
+        return None
+
     @abstractmethod
     def norm(self, x: Tensor) -> Tensor:
         """The final norm, where the network has one before pooling: ``(..., C)``."""
@@ -207,19 +230,20 @@ class Backbone(Settings, ABC):
         """
         if tokens.x.shape[1] == 0:  # no prefix token and nothing kept: nothing to compute
             return replace(tokens, block=i + 1, heads=None)
-        x, heads = self._block(i, tokens)
+        x, heads = self._block(i, tokens, None, keep_heads)
         return replace(tokens, x=x, block=i + 1, heads=heads if keep_heads else None)
 
     def run_last(self, tokens: Tokens) -> Tokens:
         """The last block of the pruned path, for the tokens that the head reads and no others.
 
         Each of them attends to all tokens and goes on alone: the same numbers, for less work.
+        Whoever watches the block, or a module in it, gets to see all tokens.
 
         Args:
             tokens: those that enter the block, without decision.
         """
         last = len(self.blocks) - 1
-        if self.reads is None or tokens.x.shape[1] == 0:
+        if self.reads is None or tokens.x.shape[1] == 0 or self._watched(last):
             return self.run(last, tokens)
         x, _ = self._block(last, tokens, self.reads)
         return Tokens(x, self.reads, tokens.grid, block=last + 1)
@@ -233,7 +257,8 @@ class Backbone(Settings, ABC):
             i: index of the block.
             parts: tokens without decision; the images of a part hold the same number.
         """
-        if self.module.training:  # whatever drops rows there counts images
+        # What drops rows in training counts images, and so does whoever watches.
+        if self.module.training or self._watched(i):
             return [self.run(i, part) for part in parts]
         full = [part for part in parts if part.x.shape[1]]
         if not full:
@@ -265,25 +290,47 @@ class Backbone(Settings, ABC):
         """Whether block ``i`` is run again in the backward pass instead of being remembered."""
         return getattr(self.module, "grad_checkpointing", False)
 
-    def _block(self, i: int, tokens: Tokens, queries: int | None = None) -> tuple[Tensor, Heads]:
-        """What leaves block ``i``, and what its attention worked on."""
-        if not (self.grad_checkpointing(i) and torch.is_grad_enabled()):
-            return self._compute(i, tokens, queries)
+    def _watched(self, i: int) -> bool:
+        """Whether somebody watches block ``i`` or a module in it."""
+        compiled = torch.compiler.is_compiling()
+        return not compiled and any(is_watched(part) for part in self.blocks[i].modules())
 
-        def again(x: Tensor, decision: Tensor | None) -> tuple[Tensor, Heads]:
-            return self._compute(i, replace(tokens, x=x, decision=decision), queries)
+    def _block(
+        self, i: int, tokens: Tokens, queries: int | None = None, keep_heads: bool = False
+    ) -> tuple[Tensor, Heads | None]:
+        """What leaves block ``i``, and what its attention worked on, where that is asked for."""
+        if not (self.grad_checkpointing(i) and torch.is_grad_enabled()):
+            return self._compute(i, tokens, queries, keep_heads)
+
+        def again(x: Tensor, decision: Tensor | None) -> tuple[Tensor, Heads | None]:
+            return self._compute(i, replace(tokens, x=x, decision=decision), queries, keep_heads)
 
         return checkpoint(again, tokens.x, tokens.decision, use_reentrant=False)
 
-    def _compute(self, i: int, tokens: Tokens, queries: int | None) -> tuple[Tensor, Heads]:
-        block = self.blocks[i]
-        heads = self.placed(i, self.qkv(block, tokens.x, queries), tokens, queries)
-        query, key, value, bias = heads
-        bias = proportional(bias, tokens.over_all(tokens.size), query.dtype)
-        dropout = self.attention_dropout(block)
-        decision = tokens.over_all(tokens.decision)
-        if decision is None:
-            attended = softmax_attention(query, key, value, bias=bias, dropout_p=dropout)
-        else:
-            attended = masked_attention(query, key, value, decision, bias=bias, dropout_p=dropout)
-        return self.after_attention(block, tokens.x[:, :queries], attended), heads
+    def _compute(
+        self, i: int, tokens: Tokens, queries: int | None, keep_heads: bool
+    ) -> tuple[Tensor, Heads | None]:
+        block, made = self.blocks[i], []
+        plain = tokens.decision is None and tokens.size is None
+        if plain and queries is None and not keep_heads and not trains_better_by_products(tokens.x):
+            arguments = self.call_arguments(i, tokens)
+            if arguments is not None:
+                return block(*arguments), None
+
+        def by_parts(x: Tensor) -> Tensor:
+            heads = self.placed(i, self.qkv(block, x, queries), tokens, queries)
+            query, key, value, bias = heads
+            bias = proportional(bias, tokens.over_all(tokens.size), query.dtype)
+            dropout = self.attention_dropout(block)
+            decision = tokens.over_all(tokens.decision)
+            if decision is None:
+                attended = softmax_attention(query, key, value, bias=bias, dropout_p=dropout)
+            else:
+                attended = masked_attention(
+                    query, key, value, decision, bias=bias, dropout_p=dropout
+                )
+            made.append(heads)
+            return self.after_attention(block, x[:, :queries], attended)
+
+        x = as_module(block, by_parts, tokens.x)
+        return x, made[0] if keep_heads else None

@@ -48,6 +48,10 @@ class BeitBackbone(TimmBackbone):
         bias = pair_bias(bias, tokens, queries)
         return Heads(*qkv, None if bias is None else bias.to(qkv[0].dtype))
 
+    def call_arguments(self, i: int, tokens: Tokens) -> tuple[Any, ...] | None:
+        whole = tokens.index is None and not tokens.added  # its bias is of all pairs of places
+        return (tokens.x, tokens.position) if whole else None
+
     def layer_scale(self, block: Any, branch: int, x: Tensor) -> Tensor:
         return gamma_scaled(block, branch, x)
 

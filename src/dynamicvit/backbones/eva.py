@@ -43,6 +43,11 @@ class EvaBackbone(TimmBackbone):
             key = rotate(key, rope, half).type_as(value)
         return Heads(query, key, value)
 
+    def call_arguments(self, i: int, tokens: Tokens) -> tuple[Any, ...] | None:
+        # Its attention counts the network's own prefix tokens only.
+        rope = rotary(tokens.position, i, tokens.index)
+        return None if tokens.added else (tokens.x, rope)
+
     def layer_scale(self, block: Any, branch: int, x: Tensor) -> Tensor:
         return gamma_scaled(block, branch, x)
 

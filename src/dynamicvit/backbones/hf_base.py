@@ -180,6 +180,10 @@ class HFBackbone(Backbone):
         )
         return query, key, value
 
+    def call_arguments(self, i: int, tokens: Tokens) -> tuple[Any, ...] | None:
+        # Its own forward would checkpoint inside ours.
+        return None if self.grad_checkpointing(i) else (tokens.x,)
+
     @abstractmethod
     def first_norm(self, block: Any) -> nn.Module:
         """A block's norm before attention."""

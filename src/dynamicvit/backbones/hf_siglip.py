@@ -52,6 +52,10 @@ class HFSiglipBackbone(HFBackbone):
     def first_norm(self, block: Any) -> nn.Module:
         return block.layer_norm1
 
+    def call_arguments(self, i: int, tokens: Tokens) -> tuple[Any, ...] | None:
+        arguments = super().call_arguments(i, tokens)
+        return arguments and (*arguments, None)  # no attention mask
+
     def after_attention(self, block: Any, x: Tensor, attended: Tensor) -> Tensor:
         x = x + block.self_attn.out_proj(attended.transpose(1, 2).flatten(2))
         return x + block.mlp(block.layer_norm2(x))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, ClassVar
 
 from torch import nn
@@ -24,6 +26,7 @@ class Settings:
     family: ClassVar[str]
 
     module: Any
+    blocks: Any
 
     # ---------------------------------------------------------------- the classifier
 
@@ -66,6 +69,24 @@ class Settings:
         }
         named = self.module.named_parameters()
         return {name for name, value in named if value.ndim > 1 and id(value) not in decayed}
+
+    @property
+    def blocks_name(self) -> str:
+        """What the network calls its list of blocks."""
+        return next(name for name, part in self.module.named_modules() if part is self.blocks)
+
+    def group_matcher(self) -> dict[str, Any]:
+        """Patterns of the names of parameters: ``"stem"`` before the blocks, and of ``"blocks"``.
+
+        As timm's models give them, with pairs of a pattern and its place for the blocks; what no
+        pattern fits comes last, as the classifier. (A stem by the order of the parameters: timm's
+        older patterns leave register tokens out.)
+        """
+        before = f"{self.blocks_name}."
+        names = (name for name, _ in self.module.named_parameters())
+        stem = takewhile(lambda name: not name.startswith(before), names)
+        patterns = "|".join(map(re.escape, stem))
+        return {"stem": f"^(?:{patterns})$", "blocks": [(rf"^{re.escape(before)}(\d+)", None)]}
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         """Turn that on or off, for all blocks."""

@@ -158,6 +158,9 @@ class TimmBackbone(Backbone):
         x = x + block.drop_path1(self.layer_scale(block, 1, out))
         return x + block.drop_path2(self.layer_scale(block, 2, block.mlp(block.norm2(x))))
 
+    def call_arguments(self, i: int, tokens: Tokens) -> tuple[Any, ...] | None:
+        return (tokens.x,)
+
     def layer_scale(self, block: Any, branch: int, x: Tensor) -> Tensor:
         """Scale the output of branch 1 (attention) or 2 (MLP), where the block does that."""
         return (block.ls1 if branch == 1 else block.ls2)(x)
@@ -231,7 +234,12 @@ class TimmBackbone(Backbone):
     # ---------------------------------------------------------------- training and input
 
     def no_weight_decay(self) -> set[str]:
-        return set(self.module.no_weight_decay())
+        # An older timm forgets the registers.
+        added = {"reg_token"} if getattr(self.module, "reg_token", None) is not None else set()
+        return {*self.module.no_weight_decay(), *added}
+
+    def group_matcher(self) -> dict[str, Any]:
+        return {**super().group_matcher(), "blocks": self.module.group_matcher()["blocks"]}
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         self.module.set_grad_checkpointing(enable)

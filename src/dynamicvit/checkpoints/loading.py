@@ -23,6 +23,7 @@ from dynamicvit.checkpoints.dense import (
     timm_name,
     timm_network,
 )
+from dynamicvit.checkpoints.description import Description, described
 from dynamicvit.checkpoints.released import (
     CROP_PCT,
     download,
@@ -34,9 +35,10 @@ from dynamicvit.checkpoints.released import (
 )
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import backbone_of, core_of
+from dynamicvit.core.schedule import Policy
 from dynamicvit.costs import resolve_image_size
 from dynamicvit.errors import InputError
-from dynamicvit.sparsification import sparsify
+from dynamicvit.sparsification import DEFAULT_KEEP_RATIO, DEFAULT_METHOD, sparsify
 from dynamicvit.utils.weights import open_weights
 
 _HUB_PREFIX = "hf-hub:"
@@ -50,6 +52,8 @@ def load(
     checkpoint: str | Path | None = None,
     keep_ratio: float | Sequence[float] | None = None,
     stages: Sequence[int] | None = None,
+    policy: Policy | None = None,
+    method: str | None = None,
     num_classes: int | None = None,
     pretrained: bool = True,
 ) -> DynamicViT:
@@ -72,6 +76,9 @@ def load(
             :func:`~dynamicvit.sparsify`'s default. For a file in the authors' format it comes from
             here, the file's metadata, or its name (``dynamic-vit_384_r0.7.pth``).
         stages: blocks before which tokens are dropped; those of a saved model can't be moved.
+        policy: what becomes of dropped tokens; by default what the weights were trained for, or
+            :func:`~dynamicvit.sparsify`'s default.
+        method: how a dense network chooses tokens, likewise; a saved model has its own.
         num_classes: if the weights have another number, the classifier is fresh.
         pretrained: whether a timm name without a checkpoint gets timm's pretrained weights,
             downloaded if need be; otherwise they are random.
@@ -80,20 +87,22 @@ def load(
         The model in ``eval()``.
 
     Raises:
-        InputError: for an unknown name, weights of another architecture, a broken file, or a failed
-            download.
+        InputError: for an unknown name, weights of another architecture or method, or that don't
+            say which policy they were trained for, a broken file, or a failed download.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if path.suffix.lower() in _EXPORTED_SUFFIXES:
         raise InputError(
-            f"{name} is an exported file, for eval, bench, visualize and stream; give its model"
+            f"{name} is an exported file, for eval, predict, bench, visualize and stream; give its "
+            "model"
         )
     weights = None if checkpoint is None else open_weights(checkpoint)
+    said = Description() if weights is None else described(weights)
+    method, policy = method or said.method, policy or said.policy
+    stages = said.stages if stages is None else stages
     crop = {}
     if weights is not None and is_released(weights.tensors):
-        said = read_metadata(weights)
-        keep_ratio, _ = find_keep_ratio(keep_ratio, said, weights.source)
-        stages = said.get("stages") if stages is None else stages
+        keep_ratio, _ = find_keep_ratio(keep_ratio, read_metadata(weights), weights.source)
         crop = {"crop_pct": CROP_PCT}  # as the released code evaluates; its files don't say
     if path.is_file() or is_release(name):
         file = path if path.is_file() else download(name)
@@ -110,18 +119,23 @@ def load(
         network = timm.create_model(
             timm_name(name), num_classes=classes_of(weights), pretrained_cfg_overlay=crop
         )
-    model = (
-        network if isinstance(network, DynamicViT) else core_of(sparsify(network, stages=stages))
-    )
-    assert isinstance(model, DynamicViT)
-    if stages is not None and tuple(stages) != model.schedule.stages:
+    if isinstance(network, DynamicViT):
+        model = network
+        _check_trained_for(name, model, method, stages)
+        model.policy = policy or model.policy
+    elif weights is not None and policy is None:
         raise InputError(
-            f"{name} drops tokens before blocks {model.schedule.stages}, where its prediction "
-            f"modules were trained; stages can't be moved to {tuple(stages)}"
+            f"{weights.source} does not say what becomes of dropped tokens: give its model's "
+            'folder, or the policy that it was trained for, "merged" or "removed" (--policy)'
         )
+    else:
+        keep_ratio = keep_ratio or said.keep_ratio or DEFAULT_KEEP_RATIO
+        made = sparsify(network, keep_ratio, stages, policy, method or DEFAULT_METHOD)
+        model = core_of(made)
+        assert isinstance(model, DynamicViT)
     if weights is not None:
         fill(model, weights, name)
-    if keep_ratio is not None:
+    if keep_ratio is not None and isinstance(network, DynamicViT):
         model.keep_ratio = keep_ratio
     if num_classes is not None and num_classes != model.num_classes:
         model.reset_classifier(num_classes)
@@ -159,6 +173,22 @@ def set_drop_path(model: DynamicViT, rate: float) -> None:
         InputError: if the backbone has no stochastic depth.
     """
     model.bound.set_drop_path(torch.linspace(0, rate, model.depth).tolist())
+
+
+def _check_trained_for(
+    name: str, model: DynamicViT, method: str | None, stages: Sequence[int] | None
+) -> None:
+    """Refuse to change what a saved model was trained for."""
+    if method not in (None, model.method.name):
+        raise InputError(
+            f"{name} chooses tokens by method {model.method.name!r}, for which it was trained; "
+            f"{method!r} is for a dense model"
+        )
+    if stages is not None and tuple(stages) != model.schedule.stages:
+        raise InputError(
+            f"{name} drops tokens before blocks {model.schedule.stages}, where its prediction "
+            f"modules were trained; stages can't be moved to {tuple(stages)}"
+        )
 
 
 # ---------------------------------------------------------------- kinds of names

@@ -3,7 +3,8 @@
 ``timm.create_model("dynamicvit_deit_small_patch16_224", keep_ratio=0.7)`` builds timm's
 ``deit_small_patch16_224`` and sparsifies it. ``pretrained=True`` loads the dense weights into the
 backbone; the prediction modules are always fresh, so fine-tune before use. timm's other arguments
-(``num_classes``, ``img_size``, ``drop_path_rate``, ...) go to the backbone.
+(``num_classes``, ``img_size``, ``drop_path_rate``, ...) go to the backbone. ``features_only=True``
+gives maps of every patch after the last three blocks, or those of ``out_indices``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 
 import timm
 from timm.models import generate_default_cfgs, get_pretrained_cfg, register_model
+from timm.models._features import FeatureGetterNet
+from torch import nn
 
 import dynamicvit.backbones.networks  # noqa: F401 (some of the names below are registered there)
-from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy
 from dynamicvit.sparsification import sparsify
 
@@ -50,18 +52,21 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _entry_point(backbone: str) -> Callable[..., DynamicViT]:
+def _entry_point(backbone: str) -> Callable[..., nn.Module]:
     """The function that timm calls to build a model, named as the model is registered."""
 
     def create(
         pretrained: bool = False,
         keep_ratio: float | Sequence[float] = 0.7,
         stages: Sequence[int] | None = None,
-        policy: Policy = "removed",
+        policy: Policy | None = None,
         **backbone_args: Any,
-    ) -> DynamicViT:
+    ) -> nn.Module:
+        features = backbone_args.pop("features_only", False)
+        indices = backbone_args.pop("out_indices", 3)
         dense = timm.create_model(backbone, pretrained=pretrained, **backbone_args)
-        return sparsify(dense, keep_ratio, stages, policy)
+        sparse = sparsify(dense, keep_ratio, stages, policy)
+        return FeatureGetterNet(sparse, indices) if features else sparse
 
     create.__name__ = create.__qualname__ = f"{PREFIX}{backbone}"
     create.__doc__ = f"timm's {backbone} that drops patch tokens; see :mod:`{__name__}`."

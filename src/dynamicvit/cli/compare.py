@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -28,11 +29,12 @@ from dynamicvit.cli.options import (
     Workers,
     use_threads,
 )
-from dynamicvit.comparison import CSV_NAME, Status
+from dynamicvit.cli.recipe_options import Overrides, RecipeOption, with_options
+from dynamicvit.comparison import CSV_NAME, CSV_START, Status
 from dynamicvit.comparison import compare as run_comparison
 from dynamicvit.errors import InputError
 from dynamicvit.plots.comparison import save_comparison
-from dynamicvit.utils.signals import terminated_like_interrupted
+from dynamicvit.utils.outputs import check_target
 
 _TRAINING, _TIMING = "Training", "Timing"
 
@@ -53,8 +55,16 @@ def compare(
         typer.Option(help="Budgets: 0.64 of dense, 64%, or 0.8G; may be repeated; else 0.64."),
     ] = None,
     methods: Annotated[
-        str, typer.Option(help="Names with commas; 'all', 'ablations', or both.")
+        str,
+        typer.Option(
+            help="Names with commas, also with -merged or -removed behind them; 'all', "
+            "'ablations', or both."
+        ),
     ] = "all",
+    trained: Annotated[
+        list[str] | None,
+        typer.Option(help="A trained model to compare as it is; may be repeated."),
+    ] = None,
     output: Output = Path("comparison"),
     no_train: Annotated[
         bool, typer.Option("--no-train", help="Only methods that work untrained.")
@@ -66,18 +76,8 @@ def compare(
         int,
         typer.Option(help="Images that each method sees.", min=1, rich_help_panel=_TRAINING),
     ] = 8000,
-    recipe: Annotated[
-        str, typer.Option(help="Built-in recipe or YAML file.", rich_help_panel=_TRAINING)
-    ] = "small_data",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change a value of the recipe.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
+    recipe: RecipeOption = "small_data",
+    overrides: Overrides = None,
     no_timing: Annotated[
         bool,
         typer.Option("--no-timing", help="Leave throughput out.", rich_help_panel=_TIMING),
@@ -106,12 +106,14 @@ def compare(
         raise InputError("Missing option '--model'.")
     if data is None:
         raise InputError("Missing option '--data'.")
-    check_folder(output)
+    check_folder(output, names=[plot.name for plot in output.glob("accuracy_over_*")])
+    if os.path.lexists(output / CSV_NAME):
+        check_target(output / CSV_NAME, "--output", start=CSV_START)
     use_threads(threads)
     console = Console()
     model = load(model_name, checkpoint=checkpoint, pretrained=not no_pretrained)
     try:
-        with terminated_like_interrupted(), progress_bar(console) as bar:
+        with progress_bar(console) as bar:
             lines = run_comparison(
                 model,
                 data,
@@ -120,12 +122,13 @@ def compare(
                 macs=macs or (0.64,),
                 validation=validation,
                 unlabeled=unlabeled or (),
+                trained=trained or (),
                 class_map=class_map,
                 train=not no_train,
                 images=images,
                 seeds=seeds,
                 recipe=recipe,
-                overrides=overrides or (),
+                overrides=with_options(overrides, {}),
                 timing=not no_timing,
                 seconds=seconds,
                 precision=precision,

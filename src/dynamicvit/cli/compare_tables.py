@@ -64,6 +64,8 @@ def costs_table(lines: Sequence[Line]) -> Table:
 def _runs(line: Line) -> str:
     if line.is_dense:
         return "-"
+    if line.given:
+        return "as is"
     return str(line.seeds) if line.trained else "none"
 
 

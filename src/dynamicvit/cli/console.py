@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from huggingface_hub.utils import disable_progress_bars
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dynamicvit.data.folders import left_out_in_words
 from dynamicvit.errors import InputError
 from dynamicvit.utils.distributed import Processes
-from dynamicvit.utils.files import write_text
+from dynamicvit.utils.files import remove_unfinished, write_text
+from dynamicvit.utils.outputs import WRITER, check_target
 from dynamicvit_command import StoppedError as StoppedError
 from dynamicvit_command import print_error as print_error
 
@@ -36,6 +39,12 @@ def main_console(processes: Processes, *, stderr: bool = False) -> Console:
 def say(console: Console, line: str) -> None:
     """Print a line as it is, without colors or line breaks."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_left_out(console: Console, left_out: Sequence[str]) -> None:
+    """Count and name the files beside the images that are none, in one line, if there are any."""
+    if left_out:
+        say(console, left_out_in_words(left_out))
 
 
 def progress_bar(console: Console | None = None, *, transient: bool = True) -> Progress:
@@ -73,11 +82,19 @@ class LineNowAndThen:
             say(self.console, line)
 
 
-def check_folder(folder: Path, option: str = "--output") -> None:
+def check_folder(folder: Path, option: str = "--output", names: Iterable[str] = ()) -> None:
     """Check before the work that files can be written into an option's folder; make nothing.
 
+    What a killed command left half-written there goes.
+
+    Args:
+        folder: need not be there.
+        option: that named it.
+        names: of the files that will be written.
+
     Raises:
-        InputError: for a file, or a folder without permission to write.
+        InputError: for a file, or a folder without permission to write; as
+            :func:`~dynamicvit.utils.outputs.check_target` for the files.
     """
     existing = folder
     while not existing.exists() and existing != existing.parent:
@@ -86,6 +103,10 @@ def check_folder(folder: Path, option: str = "--output") -> None:
         raise InputError(f"{option} {folder}: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{option} {folder}: no permission to write in {existing}")
+    for name in names:
+        if os.path.lexists(folder / name):
+            check_target(folder / name, option)
+    remove_unfinished(folder)
 
 
 def check_json(json_file: str | None) -> None:
@@ -94,24 +115,21 @@ def check_json(json_file: str | None) -> None:
         check_file("--json", json_file)
 
 
-def check_file(option: str, file: str | Path) -> None:
+def check_file(option: str, file: str | Path, start: bytes = b"") -> None:
     """Check before the work that an option's file can be written.
 
+    What a killed command left half-written there goes.
+
     Raises:
-        InputError: for a folder, a file in a missing folder, or one without permission to write.
+        InputError: as :func:`~dynamicvit.utils.outputs.check_target`.
     """
-    path = Path(file)
-    if path.is_dir():
-        raise InputError(f"{option} {path} is a folder: give a file")
-    if not path.parent.is_dir():
-        raise InputError(f"{option} {path}: the folder {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise InputError(f"{option} {path}: no permission to write there")
+    check_target(file, option, start=start)
+    remove_unfinished(Path(os.path.realpath(file)).parent)
 
 
 def write_json(json_file: str | Path | None, numbers: dict[str, Any]) -> None:
     """Write numbers into a file, whole or not at all; ``"-"`` prints them, None discards them."""
-    text = json.dumps(numbers, indent=2)
+    text = json.dumps({"written_by": WRITER, **numbers}, indent=2)
     if json_file == "-":
         typer.echo(text)
     elif json_file is not None:

@@ -11,10 +11,10 @@ from rich.console import Console
 from dynamicvit.checkpoints.released import Recognized, download, recognize, release_of
 from dynamicvit.cli.console import check_folder, say
 from dynamicvit.cli.options import KeepRatio, Released
+from dynamicvit.core.hub import MODEL_FILES
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.costs import DENSE, schedule_macs
 from dynamicvit.errors import InputError
-from dynamicvit.utils.files import atomic_folder
 
 
 def convert(
@@ -45,7 +45,7 @@ def convert(
     The network is recognized by names and shapes. Its keep ratio comes from --keep-ratio, else from
     the file's metadata or name (dynamic-vit_384_r0.7.pth).
     """
-    check_folder(output, "--out")
+    check_folder(output, "--out", MODEL_FILES)
     if (file is None) == (released is None):
         raise InputError("give either the checkpoint's FILE or --released NAME")
     release = None if released is None else release_of(released)
@@ -53,8 +53,7 @@ def convert(
     found = recognize(source, keep_ratio, num_heads, residual_divisor=residual_divisor, ema=ema)
     model = found.build()
     _report(Console(), found, model)
-    with atomic_folder(output) as folder:
-        model.save_pretrained(folder)
+    model.save_pretrained(output)
     typer.echo(f"saved {output}: dynamicvit eval DATA --model {output}")
 
 

@@ -19,11 +19,13 @@ from dynamicvit.demo.experiment import Row, Size
 from dynamicvit.plots import save
 from dynamicvit.training import Progress
 
+_PICTURE = "demo.png"
+
 
 def demo(
     output: Output = Path("demo"),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="One minute instead of three, with fewer scenes.")
+    long: Annotated[
+        bool, typer.Option("--long", help="Five times as many scenes, a few minutes more.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of scenes and training.")] = 0,
     threads: Threads = None,
@@ -35,8 +37,8 @@ def demo(
     network and with dropping random tokens.
     """
     console = Console()
-    size = experiment.QUICK if quick else experiment.FULL
-    check_folder(output)
+    size = experiment.LONG if long else experiment.SHORT
+    check_folder(output, names=[_PICTURE])
     use_threads(threads)
     output.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
@@ -51,7 +53,7 @@ def demo(
         _fine_tune(model, name, size, seed, console)
         table.extend(experiment.rows(model, name, size, seed))
         if name == "DynamicViT":
-            [picture] = save(experiment.draw_scenes(model, seed), output / "demo.png")
+            [picture] = save(experiment.draw_scenes(model, seed), output / _PICTURE)
     console.print(_table(table, size, seed))
     for shortcoming in experiment.shortcomings(table):
         console.print(f"[yellow]falls short:[/yellow] {shortcoming}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
+from datetime import timedelta
 
-import torch
 from rich.console import Console
 
 from dynamicvit.cli.console import say
 from dynamicvit.costs import count_macs
 from dynamicvit.training import Training
+from dynamicvit.training.memory import Memory, available_memory
 from dynamicvit.training.plan import Group, Plan
 from dynamicvit.training.recipes import dump_recipe
 
@@ -25,7 +27,8 @@ def describe_run(console: Console, training: Training) -> None:
         ("teacher", _teachers(training)),
         ("parameters", [*map(_group, plan.groups), f"{_count(plan.frozen)} never learn"]),
         ("length", _length(plan, training)),
-        ("memory", _memory(plan, training.processes.device, training.precision)),
+        ("time", _time(plan)),
+        ("memory", _memory(plan, training)),
     ):
         for place, line in enumerate(lines):
             say(console, f"{'' if place else title:<11}{line}")
@@ -87,6 +90,11 @@ def _length(plan: Plan, training: Training) -> list[str]:
     lines = [f"{steps.total:,} steps of {size}"]
     if loader is not None:
         lines[0] += f", {steps.total / len(loader):.4g} epochs of {len(loader):,}"
+        if left_out := len(loader.data) - loader.num_images:
+            lines.append(
+                f"an epoch leaves out {left_out:,} of the {len(loader.data):,} images, others each "
+                "time: they fill no step"
+            )
     if steps.warmup:
         lines.append(f"warm-up in the first {steps.warmup:,}")
     if steps.frozen:
@@ -94,16 +102,42 @@ def _length(plan: Plan, training: Training) -> list[str]:
     return lines
 
 
-def _memory(plan: Plan, device: torch.device, precision: torch.dtype | None) -> list[str]:
-    memory = plan.memory
+def _time(plan: Plan) -> list[str]:
+    pace = plan.pace
+    assert pace is not None
+    timed = f"timed in {pace.steps} of {pace.images} images"
+    lines = [f"{pace.step_seconds:.2f} s a step, {timed}"]
+    if plan.steps is not None:
+        whole = timedelta(seconds=round(plan.steps.total * pace.seconds))
+        lines[0] = f"about {whole}, without evaluation: {lines[0]}"
+    if pace.read_seconds is not None and pace.read_seconds > pace.step_seconds:
+        lines.append(f"reading takes longer, {pace.read_seconds:.2f} s a step: more --workers")
+    return lines
+
+
+def _memory(plan: Plan, training: Training) -> list[str]:
+    memory, device, precision = plan.memory, training.processes.device, training.precision
     assert memory is not None
     kind = "fp32" if precision is None else str(precision).removeprefix("torch.")
     parts = ", ".join(f"{name} {_giga(size)}" for name, size in asdict(memory).items() if size)
-    return [
+    lines = [
         f"about {_giga(memory.total)} GB with {plan.images_at_a_time} images at a time ({kind}, "
         f"{device.type}; measured with two images)",
         parts,
     ]
+    free = available_memory(device)
+    if memory.total > free:
+        lines.append(
+            f"WARNING: only {_giga(free)} GB are free: take --accumulate "
+            f"{_passes(memory, free, training)}, --grad-checkpointing, or a smaller batch_size"
+        )
+    return lines
+
+
+def _passes(memory: Memory, free: int, training: Training) -> int:
+    """Passes for a step that would fit, by what grows with the images at a time."""
+    room = max(free - (memory.total - memory.activations), memory.activations // 64)
+    return math.ceil(training.accumulate * memory.activations / max(1, room))
 
 
 def _giga(size: float) -> str:

@@ -14,8 +14,16 @@ from timm.data import resolve_model_data_config
 
 from dynamicvit.checkpoints.dense import load_dense
 from dynamicvit.checkpoints.loading import set_image_size
-from dynamicvit.cli.console import check_json, main_console, progress_bar, say, write_json
-from dynamicvit.cli.inference import load_for_inference, refuse_budget_of_dense
+from dynamicvit.cli.console import (
+    check_file,
+    check_json,
+    main_console,
+    progress_bar,
+    say,
+    say_left_out,
+    write_json,
+)
+from dynamicvit.cli.inference import load_for_inference, refuse_with_dense
 from dynamicvit.cli.options import (
     COST,
     IMAGES,
@@ -27,8 +35,10 @@ from dynamicvit.cli.options import (
     ImageSizeOption,
     JsonFile,
     KeepRatio,
+    Method,
     Model,
     NoPretrained,
+    Policy,
     Precision,
     Released,
     Strict,
@@ -44,6 +54,8 @@ from dynamicvit.core.schedule import Schedule
 from dynamicvit.data import ImageData, class_map_for
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import EvaluationResult, dense_self, evaluate
+from dynamicvit.evaluation.kept import SUFFIXES as KEPT_SUFFIXES
+from dynamicvit.evaluation.tables import check_suffix
 from dynamicvit.utils.distributed import launched_precision, launched_processes
 from dynamicvit.utils.precision import autocast_dtype, precision_name
 
@@ -57,6 +69,8 @@ def eval_command(
     released: Released = None,
     checkpoint: Checkpoint = None,
     keep_ratio: KeepRatio = None,
+    policy: Policy = None,
+    method: Method = None,
     tile: Tile = None,
     dense: Annotated[
         bool, typer.Option("--dense", help="Evaluate the backbone alone: every patch is kept.")
@@ -89,6 +103,10 @@ def eval_command(
     strict: Strict = False,
     workers: Workers = 1,
     threads: Threads = None,
+    save_kept: Annotated[
+        Path | None,
+        typer.Option(help="Write each image's kept patches: .npz or .parquet.", readable=False),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Evaluate MODEL on the images of DATA: top-1, top-5, agreement with its dense self.
@@ -98,7 +116,12 @@ def eval_command(
     """
     check_one_model(model_name, released)
     if dense:
-        refuse_budget_of_dense(keep_ratio, tile)
+        refuse_with_dense(keep_ratio=keep_ratio, policy=policy, method=method, tile=tile)
+    if save_kept is not None:
+        check_suffix(save_kept, KEPT_SUFFIXES)
+        check_file("--save-kept", save_kept)
+        if dense:
+            raise InputError(f"--save-kept {save_kept}: --dense keeps every patch")
     size = parse_image_size(image_size)
     check_json(json_file)
     use_threads(threads)
@@ -114,6 +137,8 @@ def eval_command(
         model_name,
         checkpoint=checkpoint,
         keep_ratio=keep_ratio,
+        policy=policy,
+        method=method,
         tile=tile,
         image_size=size,
         precision=precision,
@@ -158,6 +183,7 @@ def eval_command(
             amp_dtype=dtype,
             progress=advance,
             processes=processes,
+            save_kept=save_kept,
         )
     settings: dict[str, Any] = {
         "model": model_name,
@@ -177,9 +203,12 @@ def eval_command(
         "torch": torch.__version__,
     }
     _print(console, settings, None if dense else model.schedule, result)
+    say_left_out(console, images.left_out)
     if processes.is_main:
         rate = {"images_per_second": result.images_per_second}
-        write_json(json_file, {**settings, **asdict(result), **rate})
+        write_json(
+            json_file, {**settings, **asdict(result), **rate, "left_out": list(images.left_out)}
+        )
     processes.close()
 
 

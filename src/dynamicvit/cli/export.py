@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from dynamicvit.cli.console import check_file, print_error, say
-from dynamicvit.cli.inference import load_at_budget, refuse_budget_of_dense
+from dynamicvit.cli.console import check_file, print_error, say, say_left_out
+from dynamicvit.cli.inference import load_at_budget, refuse_with_dense
 from dynamicvit.cli.options import (
     Checkpoint,
     ClassMapOption,
@@ -17,8 +17,10 @@ from dynamicvit.cli.options import (
     CropPct,
     ImageSizeOption,
     KeepRatio,
+    Method,
     Model,
     NoPretrained,
+    Policy,
     Released,
     Tile,
     check_one_model,
@@ -26,6 +28,7 @@ from dynamicvit.cli.options import (
     parse_image_size,
 )
 from dynamicvit.data import read_class_names, set_class_names
+from dynamicvit.data.sources import open_source
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import (
     CALIBRATION_IMAGES,
@@ -53,6 +56,8 @@ def export(
     model_name: Model = None,
     released: Released = None,
     keep_ratio: KeepRatio = None,
+    policy: Policy = None,
+    method: Method = None,
     dense: Annotated[
         bool, typer.Option("--dense", help="Write the backbone alone: every patch is kept.")
     ] = False,
@@ -118,21 +123,24 @@ def export(
     """
     size = parse_image_size(image_size)
     names = None if class_names is None else read_class_names(class_names)
-    format_of(output, file_format)
+    kind = format_of(output, file_format)
     _check_int8(precision, calibrate, {"--max-drop": max_drop, "--class-map": class_map})
     check_file("--output", output)
+    kind.check_output(output, "--output")
     if model_argument is not None and model_name is not None:
         raise InputError(f"{model_argument} and --model {model_name} both name a model: give one")
     model_name = model_name if model_argument is None else model_argument
     check_one_model(model_name, released)
     if dense:
-        refuse_budget_of_dense(keep_ratio, tile)
+        refuse_with_dense(keep_ratio=keep_ratio, policy=policy, method=method, tile=tile)
     if is_exported(model_name):
         raise InputError(f"{model_name} is an exported file: give the model it was made from")
     model, size = load_at_budget(
         chosen_model(model_name, released),
         checkpoint=checkpoint,
         keep_ratio=keep_ratio,
+        policy=policy,
+        method=method,
         tile=tile,
         image_size=size,
         pretrained=not no_pretrained,
@@ -160,6 +168,9 @@ def export(
         print_error(f"{output} is not written: {error}")
         raise typer.Exit(1) from None
     console = Console()
+    for source in dict.fromkeys(name for name in (calibrate, validation) if name is not None):
+        if Path(source).exists():
+            say_left_out(console, open_source(source).left_out)
     for line in [*_lines(made), f"saved {output}: dynamicvit eval DATA --model {output}"]:
         say(console, line)
 

@@ -10,6 +10,7 @@ from dynamicvit.budgets import keep_ratio_for, parse_budget, tiled_keep_ratios
 from dynamicvit.checkpoints.loading import load, set_image_size
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.schedule import Policy
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import ExportedModel, is_exported, load_exported
 
@@ -19,6 +20,8 @@ def load_at_budget(
     *,
     checkpoint: Path | None = None,
     keep_ratio: float | None = None,
+    policy: Policy | None = None,
+    method: str | None = None,
     tile: int | None = None,
     macs: str | None = None,
     image_size: tuple[int, int] | None = None,
@@ -30,6 +33,8 @@ def load_at_budget(
         name: as for :func:`~dynamicvit.checkpoints.loading.load`.
         checkpoint: likewise.
         keep_ratio: likewise.
+        policy: likewise.
+        method: likewise.
         tile: rows of the tiles that each stage's tokens should fill.
         macs: in place of a keep ratio, for :func:`~dynamicvit.budgets.parse_budget`.
         image_size: height and width; by default the model's own.
@@ -43,7 +48,14 @@ def load_at_budget(
     if macs is not None and tile is not None:
         raise InputError(f"--tile {tile} may round up, and --macs {macs} is a limit: give one")
     budget = None if macs is None else parse_budget(macs)
-    model = load(name, checkpoint=checkpoint, keep_ratio=keep_ratio, pretrained=pretrained)
+    model = load(
+        name,
+        checkpoint=checkpoint,
+        keep_ratio=keep_ratio,
+        policy=policy,
+        method=method,
+        pretrained=pretrained,
+    )
     size = set_image_size(model, image_size)
     if budget is not None:
         model.keep_ratio = keep_ratio_for(
@@ -59,6 +71,8 @@ def load_for_inference(
     *,
     checkpoint: Path | None = None,
     keep_ratio: float | None = None,
+    policy: Policy | None = None,
+    method: str | None = None,
     tile: int | None = None,
     image_size: tuple[int, int] | None = None,
     precision: str = "fp32",
@@ -74,13 +88,21 @@ def load_for_inference(
             name,
             checkpoint=checkpoint,
             keep_ratio=keep_ratio,
+            policy=policy,
+            method=method,
             tile=tile,
             image_size=image_size,
             pretrained=pretrained,
         )
         model.warns_untrained = False  # say_if_untrained does
         return model, size
-    fixed = {"--checkpoint": checkpoint, "--keep-ratio": keep_ratio, "--tile": tile}
+    fixed = {
+        "--checkpoint": checkpoint,
+        "--keep-ratio": keep_ratio,
+        "--policy": policy,
+        "--method": method,
+        "--tile": tile,
+    }
     refuse_fixed(name, fixed)
     exported = load_exported(name, precision)
     height, width = exported.description.input_size[1:]
@@ -103,13 +125,14 @@ def refuse_fixed(name: str, options: dict[str, object]) -> None:
             raise InputError(f"{option} {value} is for a model; {name} is an exported file")
 
 
-def refuse_budget_of_dense(keep_ratio: float | None, tile: int | None) -> None:
-    """Refuse a keep ratio or tiles for ``--dense``, which keeps every patch.
+def refuse_with_dense(**options: object) -> None:
+    """Refuse options of what is dropped for ``--dense``, which keeps every patch.
 
     Raises:
         InputError: naming the option.
     """
-    for option, value in (("--keep-ratio", keep_ratio), ("--tile", tile)):
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
         if value is not None:
             raise InputError(f"{option} {value}: --dense keeps every patch")
 

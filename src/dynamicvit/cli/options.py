@@ -67,6 +67,17 @@ NoPretrained = Annotated[
 KeepRatio = Annotated[
     float | None, typer.Option(help="Keep ratio ρ; the stages keep ρ, ρ², ρ³, ...")
 ]
+Policy = Annotated[
+    Literal["merged", "removed"] | None,
+    typer.Option(
+        help="What becomes of dropped tokens; by default what the model was trained for, or the "
+        "method's own: DynamicViT's merge."
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(help="How a dense model chooses tokens: dynamicvit (default), tome, evit, ..."),
+]
 Tile = Annotated[
     int | None,
     typer.Option(

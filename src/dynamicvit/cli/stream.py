@@ -14,14 +14,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dynamicvit.cli.console import StoppedError, check_json
+from dynamicvit.cli.console import StoppedError, check_json, say_left_out
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
     Checkpoint,
     CropPct,
     ImageSizeOption,
+    Method,
     Models,
     NoPretrained,
+    Policy,
     Precision,
     Released,
     Threads,
@@ -33,9 +35,12 @@ from dynamicvit.cli.options import (
 )
 from dynamicvit.cli.stream_view import View, print_summary
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.data.folders import other_files
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import ExportedModel
 from dynamicvit.streaming import RATIOS, Stream, open_frames
+from dynamicvit.utils.files import open_output
+from dynamicvit.utils.outputs import WRITER
 from dynamicvit.utils.precision import autocast_dtype
 from dynamicvit.utils.signals import stop_requests
 
@@ -71,6 +76,8 @@ def stream_command(
             f"(by default {', '.join(map(str, RATIOS))})."
         ),
     ] = None,
+    policy: Policy = None,
+    method: Method = None,
     queue: Annotated[
         int,
         typer.Option(help="Frames in the queue; full, it drops one.", rich_help_panel="Stream"),
@@ -102,6 +109,8 @@ def stream_command(
         checkpoint=checkpoint,
         image_size=size,
         precision=precision,
+        policy=policy,
+        method=method,
         pretrained=not no_pretrained,
     )
     console = Console(stderr=lines_file == "-")
@@ -121,12 +130,14 @@ def stream_command(
         )
         with _writer(lines_file) as write:
             settings = {**stream.settings, "source": source_name, "precision": precision}
-            write({"event": "start", **settings})
+            write({"event": "start", "written_by": WRITER, **settings})
             problem = _run(stream, write, console)
             ended = "broken" if problem else "interrupted" if request.signum else "complete"
             summary = stream.summary()
             write({"event": "end", "ended": ended, **summary})
     print_summary(console, source_name, summary)
+    if Path(source_name).is_dir():
+        say_left_out(console, other_files(Path(source_name)))
     if problem is not None:
         raise problem
     if request.signum:
@@ -200,7 +211,7 @@ def _writer(file: str | None) -> Iterator[Write]:
     elif file == "-":
         yield _print_line
     else:
-        with open(file, "w", encoding="utf-8", buffering=1) as lines:
+        with open_output(file) as lines:
             yield lambda found: print(json.dumps(found), file=lines)
 
 

@@ -20,6 +20,7 @@ from dynamicvit.cli.console import (
     main_console,
     progress_bar,
     say,
+    say_left_out,
 )
 from dynamicvit.cli.dry_run import describe_run
 from dynamicvit.cli.options import (
@@ -30,22 +31,27 @@ from dynamicvit.cli.options import (
     ClassMapOption,
     ClassNames,
     DataIfAny,
+    ImageSizeOption,
+    KeepRatio,
+    Method,
     ModelOrRecipes,
     NoPretrained,
+    Policy,
     Released,
     Strict,
     Threads,
     Unlabeled,
     Workers,
     chosen_model,
+    parse_image_size,
     use_threads,
 )
+from dynamicvit.cli.recipe_options import Overrides, RecipeOption, with_options
 from dynamicvit.core.teacher import has_fresh_classifier
 from dynamicvit.errors import InputError, UntrainedWarning
 from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
 from dynamicvit.training.checkpoint import BEST, holds_run
 from dynamicvit.training.output import DENSE_FOLDER, check_output
-from dynamicvit.utils.signals import terminated_like_interrupted
 
 _RUN = "The run"
 
@@ -59,11 +65,11 @@ def train(
         ),
     ] = None,
     model_name: ModelOrRecipes = None,
-    recipe: Annotated[str, typer.Option(help="Built-in recipe or YAML file.")] = "small_data",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe."),
-    ] = None,
+    keep_ratio: KeepRatio = None,
+    policy: Policy = None,
+    method: Method = None,
+    recipe: RecipeOption = "small_data",
+    overrides: Overrides = None,
     unlabeled: Unlabeled = None,
     teacher: Annotated[
         str | None,
@@ -94,6 +100,7 @@ def train(
             rich_help_panel=IMAGES,
         ),
     ] = None,
+    image_size: ImageSizeOption = None,
     strict: Strict = False,
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"],
@@ -149,7 +156,9 @@ def train(
         raise InputError("Missing argument 'DATA'.")
     if output is None and not dry_run:
         raise InputError("Missing option '--output' / '-o'.")
-    values = load_recipe(recipe, overrides or [])
+    said = {"keep_ratio": keep_ratio, "policy": policy, "method": method}
+    said["image_size"] = parse_image_size(image_size)
+    values = load_recipe(recipe, with_options(overrides, said))
     if model_name is None and released is None and values.model is None:
         raise InputError(f"recipe {recipe} names no model: give --model, or --released")
     goes_on = False
@@ -189,16 +198,14 @@ def train(
     if goes_on:
         say(console, f"going on with the run in {output}")
     try:
-        with (
-            terminated_like_interrupted(),
-            warnings.catch_warnings(),
-            _Bar(console, training.classes.are_fitted) as show,
-        ):
+        with warnings.catch_warnings(), _Bar(console, training.classes.are_fitted) as show:
             warnings.simplefilter("ignore", UntrainedWarning)  # said above
             report = training.run(output, resume=resume, force=force, on_step=show)
     except KeyboardInterrupt as stop:
         raise StoppedError(_how_to_go_on(output), getattr(stop, "signum", signal.SIGINT)) from None
     _say_results(report, console)
+    for source in training.sources:
+        say_left_out(console, source.left_out)
     say(console, f"saved {output}: dynamicvit eval DATA --model {output}")
     training.processes.close()
 

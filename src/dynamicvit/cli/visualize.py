@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from dynamicvit.cli.console import check_folder, print_error
+from dynamicvit.cli.console import check_folder, print_error, say_left_out
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
     Checkpoint,
@@ -19,9 +20,11 @@ from dynamicvit.cli.options import (
     CropPct,
     ImageSizeOption,
     KeepRatio,
+    Method,
     Model,
     NoPretrained,
     Output,
+    Policy,
     Released,
     chosen_model,
     parse_image_size,
@@ -29,7 +32,7 @@ from dynamicvit.cli.options import (
 from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.data import read_class_names, read_image, top_classes
 from dynamicvit.data.class_names import check_class_names
-from dynamicvit.data.decoding import image_files
+from dynamicvit.data.folders import image_files, other_files
 from dynamicvit.errors import InputError
 from dynamicvit.plots.page import merges
 from dynamicvit.plots.visualization import Visualization
@@ -48,6 +51,8 @@ def visualize(
     released: Released = None,
     checkpoint: Checkpoint = None,
     keep_ratio: KeepRatio = None,
+    policy: Policy = None,
+    method: Method = None,
     output: Output = Path("runs/visualize"),
     image_size: ImageSizeOption = None,
     crop_pct: CropPct = None,
@@ -56,23 +61,26 @@ def visualize(
 ) -> None:
     """Draw the patches that a model keeps, a picture for each image, and name its classes."""
     size = parse_image_size(image_size)
-    check_folder(output)
     names = None if class_names is None else read_class_names(class_names)
     sources = _find_images(images)
+    targets = _targets(sources, output)
+    check_folder(output, names=[target.name for target in targets])
     model_name = chosen_model(model_name, released)
     model, size = load_for_inference(
         model_name,
         checkpoint=checkpoint,
         keep_ratio=keep_ratio,
+        policy=policy,
+        method=method,
         image_size=size,
         pretrained=not no_pretrained,
     )
     if names is not None:
         check_class_names(names, model.num_classes)
     failed = 0
-    for source, target in zip(sources, _targets(sources, output), strict=True):
+    for source, target in zip(sources, targets, strict=True):
         try:
-            image = read_image(source)
+            image = read_image(source, None)
         except InputError as error:
             failed += 1
             print_error(error)
@@ -80,6 +88,9 @@ def visualize(
         found = draw(model, image, target, names=names, image_size=size, crop_pct=crop_pct)
         typer.echo(f"{source} -> {target}")
         _print(found)
+    say_left_out(
+        Console(), [name for path in images if path.is_dir() for name in other_files(path)]
+    )
     if failed < len(sources):
         say_if_untrained(model_name, model)
     if failed:

@@ -11,6 +11,7 @@ from torch import nn
 
 from dynamicvit.backbones import backbone_for
 from dynamicvit.budgets import parse_budget
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.comparison.experiment import Experiment
 from dynamicvit.comparison.rows import (
     ABLATIONS,
@@ -26,18 +27,22 @@ from dynamicvit.comparison.rows import (
     write_csv,
 )
 from dynamicvit.comparison.timing import BATCH_SIZES, Timing
-from dynamicvit.core.networks import backbone_of
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import backbone_of, core_of, own_image_size
 from dynamicvit.costs import DENSE, meta_copy, schedule_macs
 from dynamicvit.data import ImageData, class_map_for, split
+from dynamicvit.data.folders import left_out_in_words
 from dynamicvit.errors import InputError, UnsupportedBackboneError
 from dynamicvit.evaluation.bench import available_cores
 from dynamicvit.training import Progress
 from dynamicvit.utils.files import write_text
+from dynamicvit.utils.precision import autocast_dtype, worthwhile
 
 __all__ = [
     "ABLATIONS",
     "BATCH_SIZES",
     "CSV_NAME",
+    "CSV_START",
     "DENSE_NAME",
     "Candidate",
     "Entry",
@@ -55,6 +60,16 @@ __all__ = [
 ]
 
 CSV_NAME = "comparison.csv"
+CSV_START = b"method,fraction,trained,gmacs"
+"""How the table begins."""
+
+#: Keys of a recipe that a comparison sets itself, and by what.
+_OWN = {
+    **dict.fromkeys(("model", "image_size"), "model"),
+    **dict.fromkeys(("method", "policy", "stages"), "methods"),
+    **dict.fromkeys(("images", "epochs"), "images"),
+    **{"keep_ratio": "macs", "seed": "seeds"},
+}
 
 #: Share of the images that is evaluated on where no others are named.
 _HELD_OUT = 0.1
@@ -88,6 +103,7 @@ def compare(
     macs: Sequence[str | float] = (0.64,),
     validation: str | Path | None = None,
     unlabeled: Sequence[str | Path] = (),
+    trained: Sequence[str | Path] = (),
     class_map: str | None = None,
     train: bool = True,
     images: int = 8000,
@@ -111,14 +127,16 @@ def compare(
     where it was stopped, and another one (more budgets, methods, seeds) adds to the same table.
 
     Args:
-        model: a dense network, which is not changed; of a DynamicViT the dense one inside.
+        model: a dense network, which is not changed; of a DynamicViT the dense one inside, and
+            ``tell`` says so if it was trained.
         data: images to fine-tune on, named as for :class:`~dynamicvit.data.ImageData`.
         output: folder of ``comparison.csv``, of rows, timings and runs.
-        methods: names in :data:`~dynamicvit.methods.METHODS`, also with "-merged" behind them, or
-            in :data:`ABLATIONS`; or "all" and "ablations".
+        methods: names in :data:`~dynamicvit.methods.METHODS`, also with "-merged" or "-removed"
+            behind them, or in :data:`ABLATIONS`; or "all" and "ablations".
         macs: budgets, as :func:`~dynamicvit.budgets.parse_budget` reads them.
         validation: images to evaluate on; by default a tenth of ``data``, kept aside.
         unlabeled: more images to fine-tune on, without labels.
+        trained: models that were trained before, each compared as it is, at its own budget.
         class_map: see :func:`~dynamicvit.data.class_map_for`.
         train: whether to fine-tune; else only methods that work untrained are compared.
         images: seen by each in training.
@@ -134,7 +152,7 @@ def compare(
         threads: CPU threads of the timings; by default all cores.
         device: by default the GPU, if there is one.
         progress: told before and after each row and timing, and of each step of training.
-        tell: told which class map was found, and which methods the network can't have.
+        tell: told which class map was found, and which rows are left out and why.
 
     Returns:
         A line for each method and budget in the folder, the seeds in one, dense first.
@@ -146,37 +164,95 @@ def compare(
     progress, tell = progress or (lambda _: None), tell or (lambda _: None)
     if seconds <= 0:
         raise InputError(f"seconds are positive, got {seconds}")
+    _check_overrides(overrides)
     chosen = candidates(methods)
-    evaluated, trained = _sources(data, validation, unlabeled, train, strict)
+    evaluated, fine_tuned_on = _sources(data, validation, unlabeled, train, strict)
     backbone = backbone_of(model).eval()
+    _say_if_sparse(model, tell)
+    before = [_trained_before(str(name), backbone) for name in trained]
     fractions = _fractions(backbone, macs)
     chosen = _possible(backbone, chosen, fractions, methods, tell)
     if not train:
+        idle = [candidate.name for candidate in chosen if not candidate.works_untrained]
         chosen = [candidate for candidate in chosen if candidate.works_untrained]
-    if not chosen:
+        if idle and (chosen or before):
+            tell(f"left out {', '.join(idle)}: they mean nothing before they are trained")
+    if not chosen and not before:
         raise InputError(f"none of the methods {methods!r} works untrained: fine-tune them")
-    evaluated, *trained = _mapped([evaluated, *trained], backbone, class_map, tell)
+    evaluated, *images_to_train_on = _mapped([evaluated, *fine_tuned_on], backbone, class_map, tell)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if worthwhile(autocast_dtype(precision), device) is None:
+        precision = "fp32"
     experiment = Experiment(
         backbone=backbone,
         evaluated=evaluated,
-        trained=trained,
+        trained=images_to_train_on,
         recipe=recipe,
         overrides=[*overrides, f"images={images}"],
         output=Path(output),
         precision=precision,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=device,
         workers=workers,
         crop_pct=crop_pct,
         threads=available_cores() if threads is None else threads,
         seconds=seconds,
     )
-    for candidate in chosen if trained else ():
+    for candidate in chosen if images_to_train_on else ():
         experiment.check(candidate)
-    _run(experiment, experiment.entries(chosen, fractions, seeds), timing, progress)
+    _run(experiment, experiment.entries([*before, *chosen], fractions, seeds), timing, progress)
+    for left_out in dict.fromkeys(source.left_out for source in (evaluated, *images_to_train_on)):
+        if left_out:
+            tell(left_out_in_words(left_out))
     lines = lines_of(experiment.known_rows(), experiment.known_timings())
     Path(output).mkdir(parents=True, exist_ok=True)
-    write_text(Path(output) / CSV_NAME, write_csv(lines))
+    write_text(Path(output) / CSV_NAME, write_csv(lines), start=CSV_START)
     return lines
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse values of the recipe that a comparison sets itself.
+
+    Raises:
+        InputError: naming the one.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in _OWN:
+            raise InputError(f"{override}: a comparison sets {key} itself, by its {_OWN[key]}")
+
+
+def _say_if_sparse(model: nn.Module, tell: Callable[[str], None]) -> None:
+    """A model that has learned to drop tokens is not taken for dense without a word."""
+    core = core_of(model)
+    if not isinstance(core, DynamicViT) or not core.schedule.stages:
+        return
+    if not all(method.is_fresh for method in core.methods):
+        tell(
+            f"the model is not dense: it drops tokens ({core.method.name}, {core.policy}); the "
+            "backbone inside it, trained with it, is taken for dense. --trained compares the model "
+            "itself"
+        )
+
+
+def _trained_before(name: str, backbone: nn.Module) -> Candidate:
+    """The candidate of a trained model.
+
+    Raises:
+        InputError: for an untrained one, or one of other classes.
+    """
+    model = load(name)
+    if any(method.is_fresh for method in model.methods):
+        raise InputError(f"{name} is not trained: name its method instead, {model.method.name}")
+    classes = backbone_for(backbone).num_classes
+    if model.num_classes != classes:
+        raise InputError(f"{name} has {model.num_classes} classes, the dense network {classes}")
+    (height, width), dense = own_image_size(model), own_image_size(backbone)
+    if (height, width) != dense:
+        raise InputError(
+            f"{name} takes images of {height}x{width} pixels, the dense network of "
+            f"{dense[0]}x{dense[1]}"
+        )
+    return Candidate(name, model.method.name, model.policy, saved=name)
 
 
 def _sources(

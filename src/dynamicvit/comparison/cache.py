@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from dynamicvit.data import ImageData
 from dynamicvit.utils.files import write_text
 
 #: Of what is computed here; a change of meaning makes old rows be computed anew.
@@ -38,7 +36,7 @@ class Cache:
         """Keep a value, whole or not at all."""
         path, entry = self.path(key), {"key": dict(key), "value": dict(value)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(entry, indent=2, default=str) + "\n")
+        write_text(path, json.dumps(entry, indent=2, default=str) + "\n", ours=True)
 
     def path(self, key: Mapping[str, Any]) -> Path:
         """Where the value of a key is."""
@@ -77,21 +75,4 @@ def weights_identity(network: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         plain = value.detach().cpu().contiguous().flatten()
         digest.update(plain.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def data_identity(sources: Sequence[ImageData]) -> str:
-    """A hash of the images' names, labels and, where they are files, sizes; not of where they lie.
-
-    Pixels are not read: a file that is replaced by another of the same name and size goes unseen.
-    """
-    digest = hashlib.sha256()
-    for source in sources:
-        root = str(source.root)
-        for index in range(len(source)):
-            path = source.path(index)
-            size = os.path.getsize(path) if os.path.isfile(path) else -1
-            name = path.removeprefix(root).replace(os.sep, "/")
-            digest.update(f"{name} {source.labels[index]} {size}\n".encode())
-        digest.update(b"-")
     return digest.hexdigest()[:16]

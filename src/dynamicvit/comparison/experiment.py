@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import ConcatDataset
 
 from dynamicvit._version import __version__
 from dynamicvit.comparison.cache import (
     FORMAT,
     Cache,
-    data_identity,
     identity,
     weights_identity,
 )
+from dynamicvit.comparison.remembered import Remembered
 from dynamicvit.comparison.rows import Candidate, Entry, Row
 from dynamicvit.comparison.timing import Timing, time_method
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
-from dynamicvit.data import ImageData, Loader, eval_transform, train_transform
+from dynamicvit.data import ImageData, Loader, eval_transform, images_digest, train_transform
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import evaluate
 from dynamicvit.evaluation.bench import processor_name
@@ -69,17 +69,27 @@ class Experiment:
     crop_pct: float | None = None
     threads: int = field(default_factory=torch.get_num_threads)
     seconds: float = 10.0
-    _dense: _Remembered | None = field(default=None, init=False, repr=False)
+    _dense: Remembered | None = field(default=None, init=False, repr=False)
+    _saved: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     # ---------------------------------------------------------------- what there is to do
 
     def entries(
         self, candidates: Sequence[Candidate], fractions: Sequence[float], seeds: int
     ) -> list[Entry]:
-        """The rows: dense, untrained where that means anything, and fine-tuned."""
+        """The rows: dense, untrained where that means anything, and fine-tuned.
+
+        A model that was trained before has one row, at its own budget.
+        """
         found = [Entry(None, 1.0, None)]
+        for candidate in candidates:
+            if candidate.saved is not None:
+                share = count_macs(candidate.build(self.backbone, 1.0))
+                share /= schedule_macs(self.backbone, DENSE)
+                found.append(Entry(candidate, round(share, 4), None))
+        methods = [candidate for candidate in candidates if candidate.saved is None]
         for fraction in fractions:
-            for candidate in candidates:
+            for candidate in methods:
                 if candidate.works_untrained:
                     found.append(Entry(candidate, fraction, None))
                 if self.trained:
@@ -137,6 +147,7 @@ class Experiment:
             Row(**value)
             for training in (None, *trained)
             for value in self.rows.values(base=self.base, training=training)
+            if self._is_current(value)
         ]
 
     def model(self, entry: Entry) -> DynamicViT:
@@ -157,6 +168,7 @@ class Experiment:
             "fraction": entry.fraction,
             "recipe": None if recipe is None else recipe.model_dump(mode="json"),
             "seed": seed,
+            **self._given(candidate),
         }
 
     @property
@@ -170,7 +182,7 @@ class Experiment:
         return identity(
             {
                 "weights": self._weights,
-                "evaluated": data_identity([self.evaluated]),
+                "evaluated": images_digest([self.evaluated]),
                 "precision": self.precision,
                 "crop_pct": self.crop_pct,
                 "version": [__version__, FORMAT],
@@ -183,7 +195,20 @@ class Experiment:
         if not self.trained:
             return None
         recipe = load_recipe(self.recipe, list(self.overrides)).model_dump(mode="json")
-        return identity({"recipe": recipe, "images": data_identity(self.trained)})
+        return identity({"recipe": recipe, "images": images_digest(self.trained)})
+
+    def _given(self, candidate: Candidate | None) -> dict[str, str]:
+        """What tells a model that was trained before from another of its name."""
+        if candidate is None or candidate.saved is None:
+            return {}
+        if candidate.saved not in self._saved:
+            self._saved[candidate.saved] = weights_identity(candidate.build(self.backbone, 1.0))
+        return {"given": self._saved[candidate.saved]}
+
+    def _is_current(self, value: Mapping[str, Any]) -> bool:
+        """Whether a kept value is not of older weights of a trained model."""
+        given = value.get("given", "")
+        return given in ("", self._saved.get(value["method"], given))
 
     @cached_property
     def _weights(self) -> str:
@@ -234,7 +259,10 @@ class Experiment:
     def _evaluate(self, model: DynamicViT, entry: Entry, images: int) -> Row:
         if self._dense is None:
             dense = DynamicViT(self._copy(), DENSE, [])
-            self._dense = _Remembered(DenseNetwork(dense))
+            self._dense = Remembered(DenseNetwork(dense))
+            if entry.is_given:  # which may want other pixels than the dense network
+                first = Entry(None, 1.0, None)
+                self._evaluate(self.model(first), first, 0)
         torch.manual_seed(entry.seed or 0)  # chance, too, is to be had again
         transform = eval_transform(model, None, self.crop_pct)
         result = evaluate(
@@ -258,6 +286,7 @@ class Experiment:
             top1=result.top1,
             agreement=result.agreement,
             evaluated=result.images,
+            given=self._given(entry.candidate).get("given", ""),
         )
 
     @property
@@ -272,6 +301,7 @@ class Experiment:
         One for each of :data:`~dynamicvit.comparison.timing.BATCH_SIZES`.
         """
         key = {**self._machine, "method": candidate.name, "fraction": fraction}
+        key |= self._given(candidate)
         known = self.timings.get(key)
         if known is None:
             model = self.model(Entry(candidate, fraction, None)).to(self.device)
@@ -285,6 +315,7 @@ class Experiment:
             )
             rows = [asdict(timing) for timing in measured]
             known = {"method": candidate.name, "fraction": fraction, "timings": rows}
+            known |= self._given(candidate)
             self.timings.put(key, known)
         return [Timing(**timing) for timing in known["timings"]]
 
@@ -293,6 +324,7 @@ class Experiment:
         return {
             (value["method"], value["fraction"]): [Timing(**timing) for timing in value["timings"]]
             for value in self.timings.values(**self._machine)
+            if self._is_current(value)
         }
 
     @property
@@ -313,26 +345,3 @@ class Experiment:
             "torch": torch.__version__,
             "version": [__version__, FORMAT],
         }
-
-
-class _Remembered(nn.Module):
-    """A network that is asked once for each batch of an evaluation, and answers so ever after."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self._answers: list[Tensor] = []
-        self._place = 0
-
-    def from_the_start(self) -> _Remembered:
-        """Before each evaluation, of the same batches."""
-        self._place = 0
-        return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, classes)``."""
-        if self._place == len(self._answers):
-            self._answers.append(self.network(images))
-        answer = self._answers[self._place]
-        self._place += 1
-        return answer

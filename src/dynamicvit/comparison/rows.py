@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from types import MappingProxyType
+from typing import get_args
 
 from torch import nn
 
 from dynamicvit.backbones import backbone_for
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.comparison.timing import Timing
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy, Schedule
@@ -20,8 +22,6 @@ from dynamicvit.methods import METHODS, at_macs, method_named
 
 #: The dense network's name among the candidates.
 DENSE_NAME = "dense"
-
-_MERGED = "-merged"
 
 
 # ---------------------------------------------------------------- what is compared
@@ -37,6 +37,8 @@ class Candidate:
         policy: what becomes of dropped tokens.
         num_stages: of the usual three only the first so many.
         overrides: what of a recipe is different for it, as ``key=value``.
+        saved: a model that was trained before, as :func:`~dynamicvit.load` takes it: it is
+            compared as it is, at its own budget.
     """
 
     name: str
@@ -44,11 +46,12 @@ class Candidate:
     policy: Policy = "removed"
     num_stages: int | None = None
     overrides: tuple[str, ...] = ()
+    saved: str | None = None
 
     @property
     def works_untrained(self) -> bool:
         """Whether it means anything before it is fine-tuned."""
-        return METHODS[self.method].works_untrained
+        return self.saved is not None or METHODS[self.method].works_untrained
 
     def build(self, backbone: nn.Module, fraction: float) -> DynamicViT:
         """A model at the share of the dense MACs that is nearest to a budget.
@@ -57,6 +60,8 @@ class Candidate:
             backbone: used, not copied.
             fraction: of its MACs.
         """
+        if self.saved is not None:
+            return load(self.saved)
         stages = None
         if self.num_stages is not None:
             depth = len(backbone_for(backbone).blocks)
@@ -95,37 +100,44 @@ ABLATIONS: Mapping[str, Candidate] = MappingProxyType(
         )
     }
 )
-"""DynamicViT with something left out, by name."""
+"""DynamicViT, dropped tokens removed, with something left out, by name."""
 
 
 def all_names() -> list[str]:
-    """Every method, and after DynamicViT the same with dropped tokens merged."""
-    first, *others = METHODS
-    return [first, first + _MERGED, *others]
+    """Every method by its name in tables: one that merges by default once with each policy."""
+    return [
+        full_name(name, policy)
+        for name, kind in METHODS.items()
+        for policy in dict.fromkeys(("removed", kind.default_policy))
+    ]
+
+
+def full_name(method: str, policy: Policy) -> str:
+    """A method's name in tables: with its policy, unless it removes tokens and always does."""
+    plain = policy == METHODS[method].default_policy == "removed"
+    return method if plain else f"{method}-{policy}"
 
 
 def candidate_named(name: str) -> Candidate:
-    """A method, one with ``-merged`` behind its name, or an ablation.
+    """A method, also with ``-merged`` or ``-removed`` behind its name, or an ablation.
 
     Raises:
         InputError: naming all that there are.
     """
     if name in ABLATIONS:
         return ABLATIONS[name]
-    method = name.removesuffix(_MERGED)
+    method, _, last = name.rpartition("-")
+    if name in METHODS or last not in get_args(Policy):
+        method, last = name, None
     try:
         kind = method_named(method)
     except InputError as error:
         if ":" in name:
             raise
         raise InputError(f"{error}, and the ablations {', '.join(ABLATIONS)}") from None
-    merged = name != method
-    return Candidate(
-        kind.name + _MERGED * merged,
-        kind.name,
-        "merged" if merged else "removed",
-        overrides=_OVERRIDES.get(kind.name, ()),
-    )
+    policy = last or kind.default_policy
+    overrides = _OVERRIDES.get(kind.name, ())
+    return Candidate(full_name(kind.name, policy), kind.name, policy, overrides=overrides)
 
 
 def candidates(names: str | Sequence[str]) -> list[Candidate]:
@@ -165,8 +177,14 @@ class Entry:
         """The candidate's."""
         return DENSE_NAME if self.candidate is None else self.candidate.name
 
+    @property
+    def is_given(self) -> bool:
+        """Whether it is a model that was trained before."""
+        return self.candidate is not None and self.candidate.saved is not None
+
     def __str__(self) -> str:
         how = "untrained" if self.seed is None else f"seed {self.seed}"
+        how = "as it is" if self.is_given else how
         return self.name if self.candidate is None else f"{self.name} at {self.fraction:g}, {how}"
 
 
@@ -184,6 +202,7 @@ class Row:
         top1: share of the labeled images, or ``None`` without labels.
         agreement: share of the images on which the dense network says the same.
         evaluated: images that were evaluated.
+        given: of a model that was trained before, what tells its weights from others.
     """
 
     method: str
@@ -195,6 +214,7 @@ class Row:
     top1: float | None
     agreement: float
     evaluated: int
+    given: str = ""
 
     def __str__(self) -> str:
         top1 = "" if self.top1 is None else f"top-1 {100 * self.top1:.2f} %, "
@@ -218,6 +238,7 @@ class Line:
         seeds: how many.
         images: seen in training.
         timings: by batch size.
+        given: whether it is a model that was trained before, compared as it is.
     """
 
     method: str
@@ -232,6 +253,7 @@ class Line:
     seeds: int
     images: int
     timings: Mapping[int, Timing]
+    given: bool = False
 
     @property
     def is_dense(self) -> bool:
@@ -241,7 +263,8 @@ class Line:
     @property
     def label(self) -> str:
         """How plots call it."""
-        return self.method if self.trained or self.is_dense else f"{self.method}, untrained"
+        needs_none = self.trained or self.is_dense or self.given
+        return self.method if needs_none else f"{self.method}, untrained"
 
 
 def lines_of(
@@ -252,9 +275,11 @@ def lines_of(
     Ordered: dense, then budgets from large to small, in each the methods in the order of their
     registry, others behind them, the untrained before the trained.
     """
-    groups: dict[tuple[str, float, bool], list[Row]] = {}
+    groups: dict[tuple[str, float, bool, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.method, row.fraction, row.seed is not None), []).append(row)
+        groups.setdefault((row.method, row.fraction, row.seed is not None, row.given), []).append(
+            row
+        )
     order = list(dict.fromkeys([DENSE_NAME, *all_names(), *ABLATIONS, *(r.method for r in rows)]))
     ranked = sorted(groups, key=lambda group: (-group[1], order.index(group[0]), group[2]))
     return [
@@ -280,6 +305,7 @@ def _line(rows: Sequence[Row], timings: Mapping[int, Timing]) -> Line:
         seeds=len(rows),
         images=first.images,
         timings=timings,
+        given=bool(first.given),
     )
 
 

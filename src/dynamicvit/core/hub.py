@@ -22,13 +22,21 @@ from torch import nn
 from dynamicvit.core.registry import METHODS, method_named
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
-from dynamicvit.utils.files import atomic_write
+from dynamicvit.utils.files import atomic_folder
 from dynamicvit.utils.optional import need
+from dynamicvit.utils.outputs import WRITER
 from dynamicvit.utils.weights import first_line, load_exactly, open_weights
 
 FORMAT_VERSION = 2
 """Version of ``config.json`` that this code writes, and the newest that it reads."""
 
+DESCRIPTION = "dynamicvit"
+"""Key in the header of ``model.safetensors`` of method and schedule, for who takes it alone."""
+
+MODEL_FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
+"""What is written beside a model card, which stays as it is where there is one."""
+
+_CARD = "README.md"
 MODEL_CARD = """---
 {{ card_data }}
 ---
@@ -103,18 +111,23 @@ class HubMixin(
         """
         # Before anything is written: after this, only the disk can fail.
         self._hub_mixin_config = _config_of(self)
+        kwargs.setdefault("repo_id", Path(save_directory).name)
         try:
-            return super().save_pretrained(save_directory, **kwargs)
+            with atomic_folder(save_directory, CONFIG_NAME, keep=_CARD) as draft:
+                return super().save_pretrained(draft, **kwargs)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{save_directory}: can't be written ({error})") from error
 
     def _save_pretrained(self, save_directory: Path) -> None:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        with atomic_write(save_directory / SAFETENSORS_SINGLE_FILE) as draft:
-            draft.touch()
-            readers = draft.stat().st_mode  # safetensors would let only the owner read it
-            save_file(tensors, draft, metadata={"format": "pt"})
-            draft.chmod(readers)
+        file = save_directory / SAFETENSORS_SINGLE_FILE
+        file.touch()
+        readers = file.stat().st_mode  # safetensors would let only the owner read it
+        config = _config_of(self)
+        said = {key: config[key] for key in ("method", "schedule")}
+        about = {"format": "pt", "written_by": WRITER, DESCRIPTION: json.dumps(said)}
+        save_file(tensors, file, metadata=about)
+        file.chmod(readers)
 
     @classmethod
     def from_pretrained(
@@ -190,6 +203,7 @@ def _config_of(model: Any) -> dict[str, Any]:
         )
     return {
         **_source(source).describe(model.backbone),
+        "written_by": WRITER,
         "format_version": FORMAT_VERSION,
         "backbone_source": source,
         "method": model.method.name,

@@ -82,6 +82,8 @@ class Method(nn.Module, ABC):
     name: ClassVar[str] = ""
     does: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    #: What becomes of dropped tokens where nobody says otherwise.
+    default_policy: ClassVar[Policy] = "removed"
     #: Whether it means anything without training.
     works_untrained: ClassVar[bool] = False
     #: Whether it looks at what the attention of the block before worked on (``Tokens.heads``).
@@ -117,7 +119,7 @@ class Method(nn.Module, ABC):
         bound: Backbone,
         keep_ratio: float | Sequence[float] = 0.7,
         stages: Sequence[int] | None = None,
-        policy: Policy = "removed",
+        policy: Policy | None = None,
     ) -> Schedule:
         """What a keep ratio means to this method.
 
@@ -128,11 +130,12 @@ class Method(nn.Module, ABC):
             bound: the network.
             keep_ratio: ρ, or one ratio for each stage.
             stages: block indices; by default the method's own, or at 1/4, 2/4 and 3/4 of the depth.
-            policy: what becomes of dropped tokens.
+            policy: what becomes of dropped tokens; by default the method's own.
 
         Raises:
             InputError: as :meth:`~dynamicvit.Schedule.for_depth`.
         """
+        policy = policy or cls.default_policy
         depth, all_of_them = len(bound.blocks), cls.schedules(bound)
         options = [own for own in all_of_them if stages is None or len(stages) == len(own.stages)]
         if not options or isinstance(keep_ratio, Sequence):

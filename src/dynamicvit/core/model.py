@@ -72,7 +72,10 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
     @property
     def method(self) -> type[Method]:
         """How tokens are chosen or combined: the class of the stages' modules."""
-        return type(self.methods[0]) if len(self.predictors) else self._without_stages
+        if not len(self.predictors):
+            return self._without_stages
+        first = self.methods[0]
+        return type(getattr(first, "original_module", first))  # where PEFT trains it whole
 
     @property
     def methods(self) -> list[Method]:

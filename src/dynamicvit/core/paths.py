@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial, wraps
 from itertools import accumulate
-from typing import get_args
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,24 @@ from dynamicvit.core.method import Draw, Masking
 from dynamicvit.core.outputs import DenseOutput, MaskedOutput, PrunedOutput
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
+from dynamicvit.layers.attention import as_module
 from dynamicvit.layers.tokens import Tokens
+
+_Path = TypeVar("_Path", bound=Callable[..., Any])
 
 #: What a path does at a stage: called with the stage's number, the tokens that come and how many
 #: should go on; gives those that go on, in parts where images keep different numbers.
 AtStage = Callable[[int, Tokens, int], Iterable[Tokens]]
+
+
+def through_backbone(path: _Path) -> _Path:
+    """Make the path of a network run as its backbone's own forward: with hooks around it."""
+
+    @wraps(path)
+    def run(self: Any, images: Any, *args: Any, **kwargs: Any) -> Any:
+        return as_module(self.backbone, partial(path, self), images, *args, **kwargs)
+
+    return cast(_Path, run)
 
 
 class Paths:
@@ -42,6 +56,7 @@ class Paths:
     training: bool
     warns_untrained: bool
 
+    @through_backbone
     def forward(self, images: Tensor) -> Tensor | MaskedOutput:
         """Logits ``(B, classes)`` in ``eval()``, a :class:`MaskedOutput` in ``train()``.
 
@@ -52,6 +67,7 @@ class Paths:
             return self.forward_masked(images)
         return self._answer(self._walk(self.first_blocks(images), self._prune, self._depth - 1))
 
+    @through_backbone
     def forward_masked(
         self,
         images: Tensor | Tokens,
@@ -100,6 +116,7 @@ class Paths:
             full_map=features.full_map() if full_map else None,
         )
 
+    @through_backbone
     def forward_pruned(
         self,
         images: Tensor | Tokens,
@@ -147,6 +164,7 @@ class Paths:
             full_map=finished and _in_order(parts, [part.full_map() for part in finished]),
         )
 
+    @through_backbone
     def forward_dense(self, images: Tensor | Tokens) -> DenseOutput:
         """The backbone's own dense output.
 
@@ -160,6 +178,7 @@ class Paths:
         logits, pooled, loss_logits, patch_logits = self.bound.answers(tokens)
         return DenseOutput(logits, tokens, pooled, loss_logits, patch_logits)
 
+    @through_backbone
     def forward_tokens(self, images: Tensor) -> Tokens:
         """The final tokens after the final norm: in ``eval()`` only the kept ones.
 
@@ -173,6 +192,7 @@ class Paths:
         [tokens] = self._walk(self.first_blocks(images), self._prune, self._depth)
         return self.bound.finish(tokens)
 
+    @through_backbone
     def first_blocks(self, images: Tensor) -> Tokens:
         """Embed the images and run the blocks before the first stage, where nothing is dropped.
 

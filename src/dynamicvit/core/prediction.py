@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,10 @@ from dynamicvit.backbones import Backbone
 from dynamicvit.core.method import Choice, Method
 from dynamicvit.core.registry import register_method
 from dynamicvit.errors import InputError
-from dynamicvit.layers.attention import is_plain
+from dynamicvit.layers.attention import is_plain, is_watched
 from dynamicvit.layers.pooling import masked_mean
 from dynamicvit.layers.tokens import Tokens
+from dynamicvit.utils.weights import current_names
 
 #: Column of the last layer that means "keep". The paper's text says 1, the released weights use 0.
 KEEP = 0
@@ -40,13 +41,17 @@ class PredictionModule(Choice):
         InputError: if ``dim`` is not a multiple of 4.
     """
 
+    default_policy = "merged"
+    #: Its MLP had the classifier's name, which tools that ask for "head" took for the classifier.
+    old_names: ClassVar = {"head": "mlp"}
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         if dim % 4:
             raise InputError(f"the prediction module needs a width divisible by 4, got {dim}")
         self.norm = nn.LayerNorm(dim)
         self.project = nn.Linear(dim, dim)
-        self.head = nn.Sequential(
+        self.mlp = nn.Sequential(
             nn.Linear(dim, dim // 2),
             nn.GELU(),
             nn.Linear(dim // 2, dim // 4),
@@ -64,10 +69,22 @@ class PredictionModule(Choice):
     @property
     def is_fresh(self) -> bool:
         """Whether all biases are zero: the first step of training, or loaded weights, move them."""
-        layers = (self.norm, self.project, *self.head[::2])
-        if any(type(layer) not in (nn.LayerNorm, nn.Linear) for layer in layers):
+        parts = set(map(type, self.modules()))
+        if parts != {type(self), nn.LayerNorm, nn.Linear, nn.Sequential, nn.GELU}:
             return False  # with an adapter or quantized
-        return not any(layer.bias.any() for layer in layers)
+        biases = [value for name, value in self.named_parameters() if name.endswith("bias")]
+        return not any(bias.is_meta or bias.any() for bias in biases)  # offloaded: nobody knows
+
+    @property
+    def head(self) -> nn.Module:
+        """The older name of ``mlp``."""
+        return self.mlp
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        renamed = current_names(self, state_dict, prefix)
+        state_dict.clear()
+        state_dict.update(renamed)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def keep_scores(self, tokens: Tokens) -> Tensor:
         """What the module says of the patch tokens under the decisions so far: ``(B, M)``."""
@@ -93,31 +110,34 @@ class PredictionModule(Choice):
             pooled = global_features.mean(dim=1)
         else:
             pooled = masked_mean(global_features, decision)
-        scores = self._joined(local_features, pooled)
-        for layer in islice(self.head, 1, None):
-            scores = layer(scores)
+        scores = self._by_mlp(local_features, pooled)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         return scores[..., KEEP] - scores[..., 1 - KEEP]
 
-    def _joined(self, local_features: Tensor, global_features: Tensor) -> Tensor:
-        """The head's first layer on ``[local, global]`` (Eq. 4), without laying them side by side.
+    def _by_mlp(self, local_features: Tensor, global_features: Tensor) -> Tensor:
+        """What the MLP says of ``[local, global]`` (Eq. 4-5), without laying them side by side.
 
-        It is linear: what the global half adds is the same for all tokens of an image. A layer that
-        is more than its weights (quantized, with an adapter) gets them as the paper has them.
+        Its first layer is linear: what the global half adds is the same for all tokens of an image.
+        A layer that is more than its weights (quantized, with an adapter) gets them as the paper
+        has them.
 
         Args:
             local_features: ``(B, M, C / 2)``.
             global_features: ``(B, C / 2)``.
 
         Returns:
-            ``(B, M, C / 2)``.
+            ``(B, M, 2)``.
         """
-        first, half = cast(nn.Linear, self.head[0]), local_features.shape[-1]
-        if not is_plain(first):
+        whole = type(self.mlp) is not nn.Sequential or is_watched(self.mlp)
+        if whole or not is_plain(self.mlp[0]):
             everywhere = global_features[:, None].expand_as(local_features)
-            return first(torch.cat([local_features, everywhere], dim=-1))
+            return self.mlp(torch.cat([local_features, everywhere], dim=-1))
+        first, half = cast(nn.Linear, self.mlp[0]), local_features.shape[-1]
         shared = F.linear(global_features, first.weight[:, half:], first.bias)
-        return F.linear(local_features, first.weight[:, :half]) + shared[:, None]
+        scores = F.linear(local_features, first.weight[:, :half]) + shared[:, None]
+        for layer in islice(self.mlp, 1, None):
+            scores = layer(scores)
+        return scores
 
 
 def init_weights(module: nn.Module) -> None:

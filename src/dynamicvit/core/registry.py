@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from types import MappingProxyType
 from typing import TypeVar
 
 from dynamicvit.core.method import Method
 from dynamicvit.errors import InputError
+from dynamicvit.utils.plugins import import_plugin, load_plugins
 
 _Kind = TypeVar("_Kind", bound=type[Method])
 
@@ -56,14 +56,14 @@ def method_named(name: str) -> type[Method]:
     Raises:
         InputError: listing the registered names, or naming the module that can't be imported.
     """
+    load_plugins()
     module, _, own = str(name).rpartition(":")
     if module:
-        try:
-            import_module(module)
-        except ImportError as error:
-            raise InputError(f"method {name}: {module} can't be imported ({error})") from error
+        import_plugin(module)
     if own in _RENAMED:
         raise InputError(f"method {own!r} is called {_RENAMED[own]!r} now")
     if own not in METHODS:
-        raise InputError(f"no method {own!r}: one of {', '.join(METHODS)}")
+        raise InputError(
+            f"no method {own!r}: one of {', '.join(METHODS)} (docs/adding-a-method.md adds one)"
+        )
     return METHODS[own]

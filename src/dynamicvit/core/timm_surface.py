@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from dynamicvit.core.method import Combination
+from dynamicvit.core.paths import through_backbone
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens
 
@@ -59,15 +60,17 @@ class TimmSurface:
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         """For each block its name, the width of its tokens and the pixels along a patch's side."""
-        name = next(
-            (name for name, part in self.named_modules() if part is self.bound.blocks), "blocks"
-        )
         reduction = max(self.bound.patch_size)
         return [
-            {"module": f"{name}.{i}", "num_chs": self.bound.width, "reduction": reduction}
+            {
+                "module": f"backbone.{self.bound.blocks_name}.{i}",
+                "num_chs": self.bound.width,
+                "reduction": reduction,
+            }
             for i in range(len(self.bound.blocks))
         ]
 
+    @through_backbone
     def forward_intermediates(
         self,
         images: Tensor,
@@ -77,6 +80,7 @@ class TimmSurface:
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
     ) -> Any:
         """Maps of every patch after chosen blocks of the pruned path, as timm's models give them.
 
@@ -86,14 +90,16 @@ class TimmSurface:
         Args:
             images: ``(B, channels, height, width)``.
             indices: blocks by index, or how many of the last ones; by default all.
-            return_prefix_tokens: give ``(map, prefix tokens)`` for each block.
+            return_prefix_tokens: give ``(map, prefix tokens)`` for each block, where there are any.
             norm: put each map through the final norm.
             stop_early: don't run the blocks after the last one asked for.
             output_fmt: ``"NCHW"`` for maps ``(B, C, rows, columns)``, ``"NLC"`` for ``(B, N, C)``.
             intermediates_only: leave the final tokens ``(B, P + K, C)`` out.
+            output_dict: give the same by timm's names.
 
         Returns:
-            The final tokens and the list of maps, or the list alone.
+            The final tokens and the list of maps, or the list alone; as a dictionary
+            ``image_features``, ``image_intermediates`` and ``image_intermediates_prefix``.
 
         Raises:
             InputError: for an unknown format or block.
@@ -102,21 +108,27 @@ class TimmSurface:
             raise InputError(f"output_fmt is NCHW or NLC, got {output_fmt!r}")
         depth = len(self.bound.blocks)
         wanted = _block_indices(indices, depth)
-        maps: dict[int, Any] = {}
+        maps, prefixes = [], []
 
         def note(tokens: Tokens) -> None:
             if tokens.block - 1 not in wanted:
                 return
             tokens = self.bound.finish(tokens) if norm else tokens
             whole = tokens.full_map()
-            whole = whole.movedim(-1, 1) if output_fmt == "NCHW" else whole.flatten(1, -2)
-            prefix = tokens.x[:, : tokens.num_prefix]
-            maps[tokens.block - 1] = (whole, prefix) if return_prefix_tokens else whole
+            maps.append(whole.movedim(-1, 1) if output_fmt == "NCHW" else whole.flatten(1, -2))
+            prefixes.append(tokens.x[:, : tokens.num_prefix])
 
         stop = max(wanted) + 1 if stop_early else depth
         tokens = self._walk(self._embed(images).remembering(), self._prune, stop, note=note)[0]
-        intermediates = [maps[i] for i in wanted]
-        return intermediates if intermediates_only else (self.bound.finish(tokens).x, intermediates)
+        features = None if intermediates_only else self.bound.finish(tokens).x
+        with_prefix = return_prefix_tokens and self.num_prefix_tokens > 0
+        if output_dict:
+            answer: dict[str, Any] = {"image_intermediates": maps}
+            if with_prefix:
+                answer["image_intermediates_prefix"] = prefixes
+            return answer if intermediates_only else {**answer, "image_features": features}
+        intermediates = list(zip(maps, prefixes, strict=True)) if with_prefix else maps
+        return intermediates if intermediates_only else (features, intermediates)
 
     # ---------------------------------------------------------------- sizes, classifier, input
 
@@ -166,9 +178,25 @@ class TimmSurface:
         """Names of the parameters that weight decay must leave alone."""
         return {f"backbone.{name}" for name in self.bound.no_weight_decay()}
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's groups of parameters, for layer-wise decay; the methods' are with the classifier.
+
+        Args:
+            coarse: makes no difference.
+        """
+        del coarse
+        groups = self.bound.group_matcher()
+        blocks = [(_under_backbone(names), place) for names, place in groups["blocks"]]
+        return {"stem": _under_backbone(groups["stem"]), "blocks": blocks}
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade computation for memory in training: blocks are run again in the backward pass."""
         self.bound.set_grad_checkpointing(enable)
+
+
+def _under_backbone(names: str) -> str:
+    """A pattern of the backbone's names, as one of the model's."""
+    return rf"^backbone\.{names.removeprefix('^')}"
 
 
 def _block_indices(indices: int | list[int] | None, depth: int) -> list[int]:

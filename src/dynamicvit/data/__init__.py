@@ -4,7 +4,7 @@ timm's own data set repeats the next image in place of an unreadable one; here a
 is named, excluded from every count, and never replaced.
 """
 
-from dynamicvit.data.batches import Batch, Loader
+from dynamicvit.data.batches import Batch, Loader, NoReadableImageError
 from dynamicvit.data.class_names import (
     Prediction,
     class_names,
@@ -19,6 +19,7 @@ from dynamicvit.data.classes import (
     imagenet_class_map,
 )
 from dynamicvit.data.decoding import read_image
+from dynamicvit.data.identity import images_digest
 from dynamicvit.data.images import ImageData, Sample, Unreadable, split
 from dynamicvit.data.sources import UNLABELED
 from dynamicvit.data.transforms import eval_transform, train_transform
@@ -29,6 +30,7 @@ __all__ = [
     "ClassMap",
     "ImageData",
     "Loader",
+    "NoReadableImageError",
     "OtherClassesError",
     "Prediction",
     "Sample",
@@ -37,6 +39,7 @@ __all__ = [
     "class_names",
     "eval_transform",
     "imagenet_class_map",
+    "images_digest",
     "read_class_names",
     "read_image",
     "set_class_names",

@@ -7,18 +7,23 @@ import random
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dynamicvit.data.images import Sample, Unreadable
-from dynamicvit.data.order import begun, shuffled
+from dynamicvit.data.identity import images_digest
+from dynamicvit.data.images import ImageData, Sample, Unreadable
+from dynamicvit.data.order import begun, parts_of, shuffled
 from dynamicvit.errors import InputError
 
 _log = logging.getLogger(__name__)
+
+
+class NoReadableImageError(InputError):
+    """None of the images that a loader reads can be read."""
 
 
 @dataclass(frozen=True)
@@ -26,27 +31,30 @@ class Batch:
     """Images, labels, and the paths of unreadable images.
 
     Attributes:
-        images: ``(B, 3, H, W)`` of the readable images; ``(0, 3, 0, 0)`` if none is.
+        images: ``(B, C, H, W)`` of the readable images; ``(0, 3, 0, 0)`` if none is.
         labels: ``(B,)`` int64, :data:`~dynamicvit.data.UNLABELED` for images without one.
         skipped: paths of the unreadable images.
         paths: of the images; empty if unknown.
+        reasons: why each of ``skipped`` is unreadable; empty if unknown.
+        places: of the images among all of the batch, unreadable ones counted; empty if unknown.
     """
 
     images: Tensor
     labels: Tensor
     skipped: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    places: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.skipped,
-            self.paths,
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
         )
 
 
@@ -122,6 +130,12 @@ class Loader:
             return ()
         return begun(self.data, self._order(), self._start * self.batch_size)
 
+    @property
+    def images_digest(self) -> str | None:
+        """What tells the images from others (:func:`~dynamicvit.data.images_digest`), if known."""
+        parts = [part for part in parts_of(self.data) if isinstance(part, ImageData)]
+        return images_digest(parts) if len(parts) == len(parts_of(self.data)) else None
+
     def set_share(self, index: int, count: int) -> None:
         """Read part ``index`` of ``count`` of each batch; other processes read the others.
 
@@ -156,7 +170,7 @@ class Loader:
             skipped += failures
             yield batch
         if skipped and not read and not self._start:
-            raise InputError(
+            raise NoReadableImageError(
                 f"none of the {len(skipped)} images can be read; the first is "
                 f"{skipped[0].path} ({skipped[0].reason})"
             )
@@ -225,7 +239,9 @@ def _collate(samples: Sequence[Sample | Unreadable]) -> tuple[Batch, list[Unread
     images = torch.stack([each.image for each in good]) if good else torch.empty(0, 3, 0, 0)
     labels = torch.tensor([each.label for each in good], dtype=torch.int64)
     skipped, paths = (tuple(each.path for each in some) for some in (failures, good))
-    return Batch(images, labels, skipped, paths), failures
+    reasons = tuple(each.reason for each in failures)
+    places = tuple(place for place, each in enumerate(samples) if isinstance(each, Sample))
+    return Batch(images, labels, skipped, paths, reasons, places), failures
 
 
 def _leave_interrupts_to_parent(_: int) -> None:

@@ -64,49 +64,51 @@ def class_map_for(
         OtherClassesError: if the data has other classes than the model.
     """
     folders = data.classes
+    filled = [name for name in folders if name not in data.empty_classes]
     num_classes = model if isinstance(model, int) else model.num_classes
     own = [] if isinstance(model, int) else own_class_names(model)
     if class_map is not None:
         index = read_class_map(class_map)
-        used = _labels_of_classes(folders, index, data) if folders else list(index.values())
-        _check_range(used, num_classes)
+        _labels_of_classes(folders, index, data)
+        _check_range([index[name] for name in filled] or list(index.values()), num_classes)
         return ClassMap(index, "as given")
     if not folders:
         _check_range([max(0, int(data.labels.max()))], num_classes, str(data.root))
         return ClassMap({str(number): number for number in range(num_classes)}, "the numbers given")
     for names in own:
-        index = index_of(folders, names)
+        index = index_of(filled, names)
         if index is not None:
-            return ClassMap(index, f"the model's own class names, {_listed(folders)}")
+            return ClassMap(index, f"the model's own class names, {_listed(filled)}")
     subset = infer_imagenet_subset({"num_classes": num_classes})
     info = None if subset is None else ImageNetInfo(subset)
     ids = [] if info is None else info.label_names()
-    if info is not None and set(folders) <= set(ids):
+    if info is not None and set(filled) <= set(ids):
         wordnet = {wordnet_id: index for index, wordnet_id in enumerate(ids)}
-        words = {name: str(info.index_to_description(wordnet[name])) for name in folders}
-        if not own or all(_alike(own[0][wordnet[name]], words[name]) for name in folders):
+        words = {name: str(info.index_to_description(wordnet[name])) for name in filled}
+        if not own or all(_alike(own[0][wordnet[name]], words[name]) for name in filled):
             return ClassMap(wordnet, f"{subset} ({len(ids):,} WordNet ids)")
         described = index_of(words.values(), own[0])
         if described is not None:
-            index = {name: described[words[name]] for name in folders}
+            index = {name: described[words[name]] for name in filled}
             return ClassMap(index, "the model's own class names, by WordNet ids")
-    numbered = any(all(name.isdecimal() for name in names) for names in (folders, *own))
+    numbered = any(all(name.isdecimal() for name in names) for names in (filled, *own))
     if own and not numbered:
         _refuse(data, num_classes, own)
     if num_classes == len(folders):
         order = "natural" if data.class_word == "class folders" else "their"
-        origin = f"the {len(folders)} {data.class_word} in {order} order"
+        origin = f"the {len(folders)} {data.class_word} in {order} order{_empty(data)}"
         return ClassMap({name: index for index, name in enumerate(folders)}, origin)
     raise OtherClassesError(
-        f"{data.root} has {len(folders)} {data.class_word} and the model {num_classes} classes; "
-        "give a class map ('imagenet', or a .txt file with one class name a line in class order), "
-        "or fit the model to these classes with `dynamicvit train`"
+        f"{data.root} has {len(folders)} {data.class_word}{_empty(data)} and the model "
+        f"{num_classes} classes; give a class map ('imagenet', or a .txt file with one class name "
+        "a line in class order), or fit the model to these classes with `dynamicvit train`"
     )
 
 
 def _refuse(data: ImageData, num_classes: int, own: Sequence[Sequence[str]]) -> NoReturn:
     """Raise for names that contradict the model's."""
-    folders, known = data.classes, {_plain(name) for names in own for name in names}
+    folders = [name for name in data.classes if name not in data.empty_classes]
+    known = {_plain(name) for names in own for name in names}
     strangers = [name for name in folders if _plain(name) not in known]
     some_fit = len(strangers) < len(folders) == num_classes
     raise (InputError if some_fit else OtherClassesError)(
@@ -115,6 +117,11 @@ def _refuse(data: ImageData, num_classes: int, own: Sequence[Sequence[str]]) -> 
         f"{'is' if len(strangers) == 1 else 'are'} not among the model's: rename them, give a "
         "class map, or fit the model to these classes with `dynamicvit train`"
     )
+
+
+def _empty(data: ImageData) -> str:
+    """The classes without an image, which count too, in words."""
+    return f" (no images in {_listed(data.empty_classes)})" if data.empty_classes else ""
 
 
 def index_of(wanted: Iterable[str], names: Sequence[str]) -> dict[str, int] | None:
@@ -174,19 +181,21 @@ def _labels_of_classes(
 ) -> list[int]:
     """The class index of each class; without a map, its position.
 
+    Of a class without images that is not in the map: :data:`UNLABELED`.
+
     Raises:
-        InputError: for classes that are not in the map; timm's readers skip their images silently.
+        InputError: for other classes that are not in the map.
     """
     if class_map is None:
         return list(range(len(classes)))
-    missing = [name for name in classes if name not in class_map]
+    missing = [n for n in classes if n not in class_map and n not in data.empty_classes]
     if missing:
         raise InputError(
             f"{len(missing)} {data.class_word} of {data.root} are not in the class map: "
             f"{_listed(missing)}; "
             "add them to it, or remove them from the data"
         )
-    return [class_map[name] for name in classes]
+    return [class_map.get(name, UNLABELED) for name in classes]
 
 
 def labels_of_targets(

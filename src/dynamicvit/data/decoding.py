@@ -1,65 +1,124 @@
-"""Files to images, for training, evaluation, streams and pictures."""
+"""The one decoder: files to images, for training, evaluation, export, streams and pictures.
+
+The rule is docs/data.md's: the first picture of a file, upright, in 8 bits a channel.
+"""
 
 from __future__ import annotations
 
 import io
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
-from PIL import Image, ImageOps
-from timm.data.readers.img_extensions import get_img_extensions, is_img_extension
-from timm.utils import natural_key
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
 
 from dynamicvit.errors import InputError
 
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's mode for a model of so many channels."""
 
-def decode(
-    content: bytes | Path | Image.Image, mode: str = "RGB", *, upright: bool = False
-) -> Image.Image:
-    """Decode an image.
+#: Pillow names these formats, but leaves the decoding to other programs.
+_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+def decode(content: bytes | Path | Image.Image, mode: str | None = "RGB") -> Image.Image:
+    """Decode an image: its first frame, upright, in 8 bits a channel.
 
     Args:
-        content: a file's bytes, its path, or a decoded image.
-        mode: Pillow's, ``"RGB"`` or ``"L"`` for gray.
-        upright: turn a file's image as its EXIF says.
+        content: a file's bytes, its path, or a Pillow image of any mode.
+        mode: Pillow's: ``"L"``, ``"RGB"`` or ``"RGBA"``; None for the one of them that loses
+            nothing.
 
     Raises:
         Exception: of any kind, for a broken file: OSError, SyntaxError, ValueError, struct.error,
             zlib.error, DecompressionBombError, ...
     """
     if isinstance(content, Image.Image):
-        return content.convert(mode)
-    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-        return (ImageOps.exif_transpose(image) if upright else image).convert(mode)
+        return _in_mode(_in_8_bits(content), mode)
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    with Image.open(file, formats=image_formats()) as image:
+        found = _in_mode(_in_8_bits(image), mode)
+        return found.copy() if found is image else found
 
 
-def read_image(path: Path, mode: str = "RGB") -> Image.Image:
-    """Read an image file, upright, in Pillow's mode ``"RGB"`` or ``"L"`` for gray.
+def read_image(path: Path, mode: str | None = "RGB") -> Image.Image:
+    """Read an image file; see :func:`decode`.
 
     Raises:
         InputError: for an unreadable file.
     """
     try:
-        return decode(path, mode, upright=True)
+        return decode(path, mode)
     except Exception as error:
         raise InputError(f"{path} can't be read as an image ({reason_of(error)})") from error
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder and below in natural order (2 before 10).
+@cache
+def image_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that it decodes, with HEIF's if pillow-heif is installed."""
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _NOT_DECODED)
 
-    Raises:
-        InputError: if there are none.
-    """
-    found = [
-        path
-        for path in folder.rglob("*")
-        if is_img_extension(path.suffix.lower())
-        and not path.name.startswith(".")
-        and path.is_file()
-    ]
-    if not found:
-        raise InputError(f"{folder} holds no images ({', '.join(get_img_extensions())})")
-    return sorted(found, key=lambda path: natural_key(str(path)))
+
+@cache
+def image_endings() -> frozenset[str]:
+    """Endings of the files that count as images, in lower case, with their dot."""
+    kinds = {*image_formats(), "MPO"}  # which the JPEG decoder opens
+    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in kinds)
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """The image upright, in ``"L"``, ``"RGB"`` or ``"RGBA"``."""
+    image.load()  # a broken file raises here, outside of the EXIF's errors
+    image = _upright(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _scaled(image)
+    if image.has_transparency_data:
+        return image if image.mode == "RGBA" else image.convert("RGBA")
+    if image.mode in ("1", "L"):
+        return image if image.mode == "L" else image.convert("L")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    with suppress(Exception):  # damaged EXIF says nothing about the pixels
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return ImageOps.exif_transpose(image)
+    return image
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """A gray image of more than 8 bits in 8 bits."""
+    values = np.asarray(image)
+    values = values.astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
+    known = np.isfinite(values)
+    low, high = _range(values[known], whole=image.mode != "F")
+    values = np.where(known, values, low)
+    scaled = (values - low) * (255 / (high - low or 1))
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+
+def _range(values: np.ndarray, whole: bool) -> tuple[float, float]:
+    """The values of black and white."""
+    if not len(values):
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    if whole and low >= 0 and high < 2**16:  # cameras of 10, 12 or 14 bits write 16
+        return 0.0, 2.0 ** max(8, (int(high).bit_length() + 1) // 2 * 2) - 1
+    return (0.0, 1.0) if not whole and low >= 0 and high <= 1 else (low, high)
+
+
+def _in_mode(image: Image.Image, mode: str | None) -> Image.Image:
+    """An image of 8 bits in a mode; without alpha, its transparent parts are white."""
+    if mode is None or image.mode == mode:
+        return image
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
 
 
 def one_line(error: BaseException) -> str:

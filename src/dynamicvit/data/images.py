@@ -22,7 +22,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class Sample(NamedTuple):
-    """An image ``(3, H, W)``, its class index or :data:`UNLABELED`, and its path."""
+    """An image ``(C, H, W)``, its class index or :data:`UNLABELED`, and its path."""
 
     image: Tensor
     label: int
@@ -47,7 +47,8 @@ class ImageData(Dataset["Sample | Unreadable"]):
         root: a folder of class folders, a ``.tar`` of them, or a flat folder or tar of unlabeled
             images; or ``wds/PLACE``, ``hfds/PLACE``, ``torch/NAME/FOLDER``, each with or without
             ``@SPLIT``.
-        transform: from an RGB image to ``(3, H, W)``; by default pixels in [0, 1].
+        transform: from an image in its ``mode`` (Pillow's; RGB if it has no such attribute) to
+            ``(C, H, W)``; by default RGB pixels in [0, 1].
         class_map: class index of each class name: a mapping, the path of a file with one name a
             line, or ``"imagenet"`` for WordNet ids; by default the source's own order. See
             :func:`~dynamicvit.data.class_map_for`.
@@ -58,6 +59,8 @@ class ImageData(Dataset["Sample | Unreadable"]):
     Attributes:
         class_word: what messages call the classes.
         classes: class names in the source's order; empty if unlabeled or if classes are numbers.
+        empty_classes: the class folders among them that hold no image.
+        left_out: other files of the folder or tar, by relative path, without hidden ones.
         labels: ``(images,)`` int64 class indices; :data:`UNLABELED` throughout for shards, whose
             labels are read with the images.
         block_names: paths of the shards, if any.
@@ -89,6 +92,8 @@ class ImageData(Dataset["Sample | Unreadable"]):
             raise InputError(f"{root} has {source.class_problem}")
         self.class_word = source.class_word
         self.classes = source.classes if self.labeled else ()
+        self.empty_classes = source.empty_classes if self.labeled else ()
+        self.left_out = source.left_out
         self.block_names = source.block_names
         self._rows = np.arange(len(source))
         self._class_map = read_class_map(class_map) if class_map else None
@@ -106,7 +111,7 @@ class ImageData(Dataset["Sample | Unreadable"]):
         row = int(self._rows[index])
         label = int(self.labels[index])
         try:
-            image = decode(self._source.read(row))
+            image = decode(self._source.read(row), getattr(self.transform, "mode", "RGB"))
             target = self._source.target(row) if self._reads_labels else None
         # Broken files raise errors of any kind. An error of the transform below is a bug.
         except Exception as error:

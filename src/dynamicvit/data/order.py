@@ -9,7 +9,8 @@ WINDOW = 8192
 """Images of consecutive shards that are shuffled together, about; as many as timm shuffles."""
 
 
-def _parts(data: Dataset) -> list[Dataset]:
+def parts_of(data: Dataset) -> list[Dataset]:
+    """The sets that a ``ConcatDataset`` is made of, or the one."""
     return list(data.datasets) if isinstance(data, ConcatDataset) else [data]
 
 
@@ -20,7 +21,7 @@ def shuffled(data: Dataset, random: np.random.Generator) -> np.ndarray:
     :data:`WINDOW` of their images shuffled at a time. The parts of a ``ConcatDataset`` are
     interleaved at random through the epoch.
     """
-    parts = _parts(data)
+    parts = parts_of(data)
     if all(getattr(part, "blocks", None) is None for part in parts):
         order = np.arange(sum(map(len, parts)))
         random.shuffle(order)
@@ -47,7 +48,7 @@ def begun(data: Dataset, order: np.ndarray, position: int) -> tuple[str, ...]:
     """The shards with images both before a position of an order and from it on."""
     names: list[str] = []
     first = 0
-    for part in _parts(data):
+    for part in parts_of(data):
         blocks = getattr(part, "blocks", None)
         if blocks is not None:
             mine = (order >= first) & (order < first + len(part))

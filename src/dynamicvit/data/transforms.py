@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
-from timm.data.auto_augment import posterize
-from torch import nn
+from timm.data import auto_augment, create_transform, resolve_model_data_config
+from torch import Tensor, nn
+from torchvision.transforms import ColorJitter, Compose, RandomApply, RandomGrayscale
 
-from dynamicvit.core.networks import own_image_size
-from dynamicvit.data.images import Transform
+from dynamicvit.core.networks import image_channels, own_image_size
+from dynamicvit.data.decoding import MODES, decode
 from dynamicvit.errors import InputError
 
 Size = int | tuple[int, int]
 
+#: timm's operations that move pixels; the others change their colors.
+_MOVING = {
+    op
+    for name, op in auto_augment.NAME_TO_OP.items()
+    if name.startswith(("Rotate", "Shear", "Translate"))
+}
+
+
+class ModelTransform(Compose):
+    """timm's transforms for images of a model's channels.
+
+    Args:
+        transforms: timm's.
+        mode: Pillow's, of the images that the transforms take.
+    """
+
+    def __init__(self, transforms: Sequence[Callable[[Any], Any]], mode: str) -> None:
+        super().__init__(transforms)
+        self.mode = mode
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """``(C, height, width)`` of a Pillow image of any mode."""
+        prepared: Any = super().__call__(decode(image, self.mode))
+        return prepared
+
 
 def eval_transform(
     model: nn.Module, image_size: Size | None = None, crop_pct: float | None = None
-) -> Transform:
+) -> ModelTransform:
     """The transform for evaluation: resize the short side, crop the center, normalize.
 
     Args:
@@ -29,22 +56,24 @@ def eval_transform(
             the one of ``pretrained_cfg``.
 
     Returns:
-        A function from an RGB image to ``(3, height, width)``.
+        A function from a Pillow image of any mode to ``(C, height, width)``.
 
     Raises:
-        InputError: for a size that is not positive, or a fraction outside (0, 1].
+        InputError: for a size that is not positive, a fraction outside (0, 1], or a model of other
+            than 1, 3 or 4 channels.
     """
-    config = _config(model, image_size)
+    config = image_config(model, image_size)
     if crop_pct is not None:
         if not 0 < crop_pct <= 1:
             raise InputError(f"crop_pct must be in (0, 1], got {crop_pct}")
         config["crop_pct"] = crop_pct
-    return cast(Transform, create_transform(**config))
+    transform: Any = create_transform(**config)
+    return ModelTransform(transform.transforms, _mode(config))
 
 
 def train_transform(
     model: nn.Module, image_size: Size | None = None, **augmentation: Any
-) -> Transform:
+) -> ModelTransform:
     """The transform for training: random resized crop and flip, and further augmentation.
 
     Args:
@@ -55,48 +84,102 @@ def train_transform(
             ``auto_augment=None`` (``"rand-m9-n2-mstd0.5"``), ``re_prob=0`` (random erasing).
 
     Returns:
-        A function from an RGB image to ``(3, height, width)``. It draws from the global random
-        generators, which :class:`~dynamicvit.data.Loader` seeds for each image.
+        A function from a Pillow image of any mode to ``(C, height, width)``. It draws from the
+        global random generators, which :class:`~dynamicvit.data.Loader` seeds for each image.
 
     Raises:
-        InputError: for an argument that timm does not know or can't use.
+        InputError: for an argument that timm does not know or can't use, and as for
+            :func:`eval_transform`.
     """
-    settings = {**_config(model, image_size), "color_jitter": None, **augmentation}
+    config = image_config(model, image_size)
+    settings = {**config, "color_jitter": None, **augmentation}
     known = inspect.signature(create_transform).parameters
     unknown = sorted(augmentation.keys() - known.keys())
     if unknown:
         raise InputError(f"unknown augmentation {unknown[0]!r}; timm knows {', '.join(known)}")
     try:
-        transform = create_transform(is_training=True, **settings)
+        transform: Any = create_transform(is_training=True, **settings)
     except (AssertionError, TypeError, ValueError, KeyError) as error:
         reason = str(error) or type(error).__name__
         raise InputError(f"augmentation {augmentation} can't be used: {reason}") from error
-    _posterize_to_a_bit(transform)
-    return cast(Transform, transform)
+    for op in _ops(transform):
+        if op.aug_fn is auto_augment.posterize:
+            op.aug_fn = _posterize
+    mode = _mode(config)
+    if mode == "RGBA":
+        _spare_alpha(transform)
+    return ModelTransform(transform.transforms, mode)
 
 
-def _posterize_to_a_bit(transform: Any) -> None:
-    """Keep at least one bit of each channel in timm's posterize.
+def image_config(model: nn.Module, image_size: Size | None = None) -> dict[str, Any]:
+    """timm's settings for a model, at a size or its own, for the channels that it takes.
 
-    At its strongest it keeps none: a black image until Pillow 13, an error since. The paper's
-    augmentation draws it for one image in some hundreds.
+    The channels that ``pretrained_cfg`` gives no mean and standard deviation for, as of a network
+    that was made with ``in_chans``, have the average of those it gives.
+
+    Raises:
+        InputError: for a size that is not positive.
     """
-    for step in transform.transforms:
-        for op in getattr(step, "ops", ()):  # of RandAugment
-            if getattr(op, "aug_fn", None) is posterize:
-                op.aug_fn = _posterize
-
-
-def _posterize(image: Image.Image, bits: int, **arguments: Any) -> Image.Image:
-    return posterize(image, max(1, bits), **arguments)
-
-
-def _config(model: nn.Module, image_size: Size | None) -> dict[str, Any]:
-    """timm's settings for a model, at a size or its own."""
     config = resolve_model_data_config(model)
     size = own_image_size(model) if image_size is None else image_size
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
         raise InputError(f"image size must be positive, got {image_size}")
-    config["input_size"] = (config["input_size"][0], height, width)
+    channels = image_channels(model)
+    config["input_size"] = (channels, height, width)
+    for name in ("mean", "std"):
+        config[name] = _of_each(tuple(config[name]), channels)
     return config
+
+
+def _of_each(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    missing = channels - len(values)
+    if not missing:
+        return values
+    average = sum(values) / len(values)
+    return (*values, *[average] * missing) if missing > 0 else (average,) * channels
+
+
+def _mode(config: dict[str, Any]) -> str:
+    channels = config["input_size"][0]
+    if channels not in MODES:
+        raise InputError(f"images have 1, 3 or 4 channels; the model takes {channels}")
+    return MODES[channels]
+
+
+def _ops(transform: Any) -> Iterator[Any]:
+    """timm's operations on single images, of RandAugment, AutoAugment or AugMix."""
+    for step in transform.transforms:
+        yield from getattr(step, "ops", ())
+        for policy in getattr(step, "policy", ()):
+            yield from policy
+
+
+def _posterize(image: Image.Image, bits: int, **arguments: Any) -> Image.Image:
+    """timm's posterize with at least one bit of each channel.
+
+    At its strongest it keeps none: a black image until Pillow 13, an error since. The paper's
+    augmentation draws it for one image in some hundreds.
+    """
+    return auto_augment.posterize(image, max(1, bits), **arguments)
+
+
+def _spare_alpha(transform: Any) -> None:
+    """Let what changes colors, for which Pillow wants an image without alpha, leave alpha alone."""
+    for op in _ops(transform):
+        if op.aug_fn not in _MOVING:
+            op.aug_fn = partial(_on_colors, op.aug_fn)
+    transform.transforms = [
+        partial(_on_colors, step)
+        if isinstance(step, ColorJitter | RandomApply | RandomGrayscale)
+        else step
+        for step in transform.transforms
+    ]
+
+
+def _on_colors(
+    change: Callable[..., Image.Image], image: Image.Image, *values: Any, **arguments: Any
+) -> Image.Image:
+    changed = change(image.convert("RGB"), *values, **arguments)
+    changed.putalpha(image.getchannel("A"))
+    return changed

@@ -19,6 +19,7 @@ from dynamicvit.evaluation.bench import bench
 from dynamicvit.plots import draw
 from dynamicvit.sparsification import sparsify
 from dynamicvit.training import Progress, Recipe, fit, load_recipe
+from dynamicvit.utils.precision import worthwhile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,15 +36,17 @@ class Size:
         train_scenes: to fine-tune on.
         score_scenes: to score on, with digits and backgrounds never trained on.
         bench_seconds: of timing for each row.
+        random_ratios: keep ratios at which random tokens are scored and timed.
     """
 
     train_scenes: int
     score_scenes: int
     bench_seconds: float
+    random_ratios: tuple[float, ...]
 
 
-FULL = Size(train_scenes=9_984, score_scenes=2_000, bench_seconds=4.0)
-QUICK = Size(train_scenes=1_536, score_scenes=500, bench_seconds=1.0)
+SHORT = Size(train_scenes=1_920, score_scenes=1_000, bench_seconds=1.5, random_ratios=(0.7, 0.5))
+LONG = Size(train_scenes=9_984, score_scenes=2_000, bench_seconds=4.0, random_ratios=RATIOS)
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ def fine_tune(
     plan = recipe(size, seed)
     loader = SceneLoader(Scenes("train", seed=seed + 1), size.train_scenes, plan.batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        fit(model, loader, plan, Path(folder), precision=torch.bfloat16, on_step=on_step)
+        precision = worthwhile(torch.bfloat16, "cpu")
+        fit(model, loader, plan, Path(folder), precision=precision, on_step=on_step)
 
 
 @torch.inference_mode()
@@ -149,9 +153,9 @@ def dense_row(size: Size, seed: int) -> Row:
 
 
 def rows(model: DynamicViT, name: str, size: Size, seed: int) -> Iterator[Row]:
-    """The same weights at each keep ratio."""
+    """The same weights at several keep ratios."""
     model.eval()
-    for ratio in RATIOS:
+    for ratio in size.random_ratios if name == "random" else RATIOS:
         model.keep_ratio = ratio
         top1, digit, background = score(model, size, seed)
         (timing,) = bench(

@@ -15,6 +15,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork, eval_mode
 from dynamicvit.data import UNLABELED, Batch, ImageData, Loader, class_map_for, eval_transform
 from dynamicvit.errors import InputError
+from dynamicvit.evaluation.kept import KeptPatches
 from dynamicvit.utils.distributed import Processes
 from dynamicvit.utils.precision import autocast
 
@@ -65,6 +66,7 @@ def evaluate(
     amp_dtype: torch.dtype | None = None,
     progress: Callable[[int], None] | None = None,
     processes: Processes | None = None,
+    save_kept: str | os.PathLike[str] | None = None,
 ) -> EvaluationResult:
     """Accuracy of a model, run in ``eval()`` mode; its own mode is restored afterwards.
 
@@ -87,6 +89,8 @@ def evaluate(
         progress: called after each batch with its number of images, skipped ones included.
         processes: that share the images: each reads its part of each batch, and all get the
             result. Batches then need ``set_share``, as a :class:`~dynamicvit.data.Loader` has.
+        save_kept: a ``.npz`` or ``.parquet`` for the kept patches of each readable image; see
+            :class:`~dynamicvit.evaluation.kept.KeptPatches`.
 
     Raises:
         InputError: without a readable image; for a label outside the model's classes; for logits
@@ -103,6 +107,7 @@ def evaluate(
         own = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         device = own if processes is None else processes.device
     processes = Processes(device) if processes is None else processes
+    saved = None if save_kept is None else KeptPatches(os.fspath(save_kept), model)
     if isinstance(data, str | os.PathLike):
         data = ImageData(data)
         if data.labeled:
@@ -124,11 +129,22 @@ def evaluate(
             if len(batch):
                 held = batch.to(device)
                 dense_logits = None if dense is None else dense(held.images)
-                counts.add(model(held.images), held.labels, dense_logits)
+                if saved is None:
+                    logits = model(held.images)
+                else:
+                    output = model.forward_pruned(held.images)
+                    logits = output.logits
+                    saved.add(batch, output)
+                counts.add(logits, held.labels, dense_logits)
+            elif saved is not None:
+                saved.skip()
             if progress is not None:
                 progress(len(batch) + len(batch.skipped))
     counts.add_up(processes)
-    return counts.result(time.perf_counter() - started)
+    result = counts.result(time.perf_counter() - started)
+    if saved is not None:
+        saved.save(processes)
+    return result
 
 
 def dense_self(model: nn.Module) -> DenseNetwork:
@@ -155,7 +171,7 @@ class _Counts:
 
     def add(self, logits: Tensor, labels: Tensor, dense_logits: Tensor | None) -> None:
         """Count a batch: logits ``(B, classes)``, labels ``(B,)``."""
-        _check_finite(logits, "the model")
+        check_finite(logits, "the model")
         _check_labels(labels, logits.shape[1])
         best = _best_first(logits)[:, :5]
         right = best == labels[:, None]  # UNLABELED is no class
@@ -169,7 +185,7 @@ class _Counts:
             raise InputError(
                 f"the dense model has {dense_logits.shape[1]} classes, the model {logits.shape[1]}"
             )
-        _check_finite(dense_logits, "the dense model")
+        check_finite(dense_logits, "the dense model")
         self.compared = True
         dense_best = _best_first(dense_logits)[:, 0]
         self.agreed += int((dense_best == best[:, 0]).sum())
@@ -212,8 +228,12 @@ def _best_first(logits: Tensor) -> Tensor:
     return logits.sort(dim=1, descending=True, stable=True).indices
 
 
-def _check_finite(logits: Tensor, whose: str) -> None:
-    # NaN would be ranked like a number.
+def check_finite(logits: Tensor, whose: str) -> None:
+    """Refuse logits ``(B, classes)`` that are not finite; NaN would be ranked like a number.
+
+    Raises:
+        InputError: saying whose they are.
+    """
     broken = int((~logits.isfinite()).any(dim=1).sum())
     if broken:
         raise InputError(

@@ -8,15 +8,19 @@ Attention under a decision is in :mod:`dynamicvit.layers.masked_attention`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from dynamicvit.layers.onednn import OneDNNLinear
 from dynamicvit.layers.tokens import Heads
+
+T = TypeVar("T")
 
 
 def softmax_attention(
@@ -63,6 +67,14 @@ def products_beat_the_kernel(query: Tensor) -> bool:
         query: ``(B, H, Q, D)``.
     """
     return query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu"
+
+
+def trains_better_by_products(x: Tensor) -> bool:
+    """The same of a block's attention, asked of what enters the block: ``(B, T, C)``."""
+    if not torch.is_grad_enabled() or x.device.type != "cpu":
+        return False
+    autocast = torch.is_autocast_enabled("cpu")
+    return (torch.get_autocast_dtype("cpu") if autocast else x.dtype) == torch.bfloat16
 
 
 def proportional(bias: Tensor | None, size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -173,15 +185,60 @@ def is_plain(layer: nn.Module) -> bool:
     """Whether a linear layer is no more than its weights, so that it may be taken apart.
 
     Others compute something else, or want to be called: layers that are quantized or have an
-    adapter (LoRA), weights that are no plain tensors, hooks, a ``forward`` of the instance's own.
+    adapter (LoRA), weights that are no plain tensors, layers whose calls somebody watches.
     """
-    hooks = (
-        layer._forward_hooks,
-        layer._forward_pre_hooks,
-        layer._backward_hooks,
-        layer._backward_pre_hooks,
-    )
-    if type(layer) not in (nn.Linear, OneDNNLinear) or "forward" in vars(layer) or any(hooks):
+    if type(layer) not in (nn.Linear, OneDNNLinear) or is_watched(layer):
         return False
     # A compiler or exporter has put its own kind of tensors there.
     return torch.compiler.is_compiling() or type(layer.weight) in (nn.Parameter, torch.Tensor)
+
+
+# ---------------------------------------------------------------- modules that are not called
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody watches the module's calls: by hooks, or by a ``forward`` in its place."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return "forward" in vars(module) or any(hooks)
+
+
+def as_module(module: nn.Module, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """What ``work`` gives, called as the module's own forward: with the module's hooks around it.
+
+    For work that is done by a module's parts, so that whoever watches the module sees its inputs
+    and outputs, and what moves weights to where they are needed (accelerate) moves them. A compiler
+    sees the work alone.
+
+    Args:
+        module: stays as it is.
+        work: gets the arguments.
+        *args: what hooks see as the module's inputs.
+        **kwargs: further arguments.
+    """
+    held = vars(module)
+    slot = "_old_forward" if "_hf_hook" in held else "forward"  # the former where accelerate is
+    watched = is_watched(module) or _has_any_global_hook()
+    if torch.compiler.is_compiling() or not watched or isinstance(held.get(slot), _Instead):
+        return work(*args, **kwargs)
+    before = {slot: held[slot]} if slot in held else {}
+    held[slot] = _Instead(work)
+    try:
+        return nn.Module.__call__(module, *args, **kwargs)
+    finally:
+        del held[slot]
+        held.update(before)
+
+
+class _Instead:
+    """Work in the place of a module's forward while the module is called."""
+
+    def __init__(self, work: Callable[..., Any]) -> None:
+        self.work = work
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.work(*args, **kwargs)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynamicvit.layers.attention import separate, softmax_attention
+from dynamicvit.layers.attention import as_module, separate, softmax_attention
 from dynamicvit.layers.masked_attention import masked_attention
 
 
@@ -66,18 +66,22 @@ def attention_pool(pool: Any, x: Tensor, weight: Tensor | None) -> Tensor:
     batch, length, width = x.shape  # the networks' pools keep the width
     if length == 0:
         return x.new_zeros(batch, width)
-    latent = pool.latent.expand(batch, -1, -1)
-    query = pool.q(latent).unflatten(-1, (pool.num_heads, pool.head_dim))
-    key, value = separate(pool.kv(x), pool.num_heads, 2)
-    query, key = pool.q_norm(query.transpose(1, 2)), pool.k_norm(key)
-    if weight is None:
-        out = softmax_attention(query, key, value)
-    else:
-        out = masked_attention(query, key, value, weight, keep_self=False)
-    out = pool.proj_drop(pool.proj(out.transpose(1, 2).reshape(batch, pool.latent_len, -1)))
-    if pool.mlp is not None:
-        out = out + pool.mlp(pool.norm(out))
-    out = out[:, 0] if pool.pool == "token" else out.mean(dim=1)
-    if weight is None:
-        return out
-    return torch.where(weight.sum(dim=1, keepdim=True) > 0.5, out, torch.zeros_like(out))
+
+    def by_parts(x: Tensor) -> Tensor:
+        latent = pool.latent.expand(batch, -1, -1)
+        query = pool.q(latent).unflatten(-1, (pool.num_heads, pool.head_dim))
+        key, value = separate(pool.kv(x), pool.num_heads, 2)
+        query, key = pool.q_norm(query.transpose(1, 2)), pool.k_norm(key)
+        if weight is None:
+            out = softmax_attention(query, key, value)
+        else:
+            out = masked_attention(query, key, value, weight, keep_self=False)
+        out = pool.proj_drop(pool.proj(out.transpose(1, 2).reshape(batch, pool.latent_len, -1)))
+        if pool.mlp is not None:
+            out = out + pool.mlp(pool.norm(out))
+        out = out[:, 0] if pool.pool == "token" else out.mean(dim=1)
+        if weight is None:
+            return out
+        return torch.where(weight.sum(dim=1, keepdim=True) > 0.5, out, torch.zeros_like(out))
+
+    return as_module(pool, by_parts, x)

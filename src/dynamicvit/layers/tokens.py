@@ -99,8 +99,8 @@ class Tokens:
 
     def over_all(self, values: Tensor | None) -> Tensor | None:
         """``(B, M)`` of the patch tokens as ``(B, P + M)`` of all, with 1 for prefix tokens."""
-        if values is None:
-            return None
+        if values is None or not self.num_prefix:  # exporters stumble over empty tensors
+            return values
         return torch.cat([values.new_ones(values.shape[0], self.num_prefix), values], dim=1)
 
     def with_x(self, x: Tensor) -> Tokens:
@@ -198,8 +198,11 @@ class Tokens:
             position: ``(B, K)`` positions among the M held patch tokens, ascending.
         """
         batch = self.x.shape[0]  # not len(): torch.export would take it for a constant
-        prefix = torch.arange(self.num_prefix, device=position.device).expand(batch, -1)
-        x = _rows_of(self.x, torch.cat([prefix, position + self.num_prefix], dim=1))
+        held = position
+        if self.num_prefix:
+            prefix = torch.arange(self.num_prefix, device=position.device).expand(batch, -1)
+            held = torch.cat([prefix, position + self.num_prefix], dim=1)
+        x = _rows_of(self.x, held)
         groups = self.groups
         if groups is not None:
             there = torch.arange(position.shape[1], device=position.device).expand_as(position)

@@ -27,7 +27,7 @@ def at_macs(
     fraction: float,
     *,
     stages: Sequence[int] | None = None,
-    policy: Policy = "removed",
+    policy: Policy | None = None,
 ) -> DynamicViT:
     """A model that uses a method, at a share of the dense network's MACs.
 
@@ -39,7 +39,7 @@ def at_macs(
         backbone: a supported vision transformer; used as it is, not copied (but by "narrow").
         fraction: of its MACs, between 0 and 1.
         stages: block indices, for a method that has no stages of its own.
-        policy: what becomes of dropped tokens.
+        policy: what becomes of dropped tokens; by default the method's own.
 
     Returns:
         In the backbone's mode.
@@ -63,7 +63,8 @@ def at_macs(
     costs = costs_of(model, len(schedule.stages))
     budget = fraction * costs.dense
     best = min(options, key=lambda option: abs(costs.total(option) - budget))
-    model = DynamicViT(bound, replace(best, policy=policy), list(model.predictors))
+    best = replace(best, policy=policy or kind.default_policy)
+    model = DynamicViT(bound, best, list(model.predictors))
     return model.train(bound.module.training)
 
 

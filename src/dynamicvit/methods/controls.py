@@ -62,6 +62,10 @@ class StaticRanking(Choice):
 
     def keep_scores(self, tokens: Tokens) -> Tensor:
         """The learned log-odds of the tokens' places."""
+        return self(tokens)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """The same, called as a module: so are its weights moved to where they are needed."""
         scores = _PACE * self.places
         if tokens.grid != self.grid:
             laid_out = scores.reshape(1, 1, *self.grid)

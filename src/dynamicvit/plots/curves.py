@@ -34,7 +34,7 @@ def curves(steps: Sequence[Step]) -> Figure:
     gradient.plot(x, _means([step["gradient_norm"] for step in steps]), color=style.INK)
     _dress(gradient, "gradient norm", scale="log")
     for name in steps[0]["learning_rates"]:
-        rates.plot(x, _means([step["learning_rates"][name] for step in steps]), label=name)
+        rates.plot(x, _means([step["learning_rates"].get(name) for step in steps]), label=name)
     _dress(rates, "learning rate", scale="log")
     bad = [step["step"] for step in steps if step["not_finite"]]
     for axes in (losses, gradient):
@@ -54,7 +54,7 @@ def curves(steps: Sequence[Step]) -> Figure:
 def _losses(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
     """Each part of the recipe, unweighted, and the weighted sum."""
     for name in steps[0]["losses"]:
-        values = _means([step["losses"][name] for step in steps])
+        values = _means([step["losses"].get(name) for step in steps])
         if name == "total":
             axes.plot(x, values, color=style.INK, linewidth=1.8, label="total (weighted)")
         elif np.nansum(values):
@@ -76,7 +76,8 @@ def _kept(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
         ):
             if not steps[0][field]:  # scores of which only the order means anything
                 continue
-            values = _means([step[field][stage] for step in steps])
+            shares = [step[field][stage : stage + 1] for step in steps]
+            values = _means([share[0] if share else None for share in shares])
             label = what if field == "kept" or stage == stages - 1 else None
             axes.plot(x, values, line, color=color, linewidth=1.2, label=label)
     _dress(axes, "fraction of patches kept")

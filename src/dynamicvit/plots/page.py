@@ -45,7 +45,7 @@ def draw(
     nothing unless a model was trained with ``independent`` decisions.
 
     Args:
-        images: ``(B, C, H, W)`` in [0, 1], with one or three channels.
+        images: ``(B, C, H, W)`` in [0, 1], with 1, 3 or 4 channels.
         output: of :meth:`DynamicViT.forward_pruned` for them.
         names: of the classes, to print predictions.
         labels: class index of each image, to mark predictions as right or wrong.

@@ -16,7 +16,7 @@ def fade(image: Tensor, kept: Tensor, grid: tuple[int, int], strength: float = 0
     """The image with its dropped patches faded to white.
 
     Args:
-        image: ``(3, H, W)`` or ``(1, H, W)`` in [0, 1].
+        image: ``(C, H, W)`` in [0, 1], as for :func:`as_rgb`.
         kept: ``(N,)`` bool, in image order.
         grid: rows and columns of patches; N is their product.
         strength: 0 for unchanged, 1 for white.
@@ -101,15 +101,20 @@ def score_map(keep_scores: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def as_rgb(image: Tensor) -> Tensor:
-    """``(3, H, W)`` of an image of one or three channels.
+    """``(3, H, W)`` of a gray image, one in RGB, or one in RGBA, on white.
+
+    Args:
+        image: ``(C, H, W)`` in [0, 1] with 1, 3 or 4 channels.
 
     Raises:
         InputError: for any other shape.
     """
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
+    if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
         raise InputError(
-            f"an image must be (3, height, width) or (1, height, width), got {tuple(image.shape)}"
+            f"an image must be (1, 3 or 4, height, width) to draw, got {tuple(image.shape)}"
         )
+    if len(image) == 4:
+        return image[:3] * image[3] + 1 - image[3]
     return image.expand(3, -1, -1)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dynamicvit.errors import InputError
 from dynamicvit.utils.files import atomic_write
 from dynamicvit.utils.optional import need
+from dynamicvit.utils.outputs import MARK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +26,8 @@ SCORES = "viridis"  # color map of keep scores and stages
 DPI = 150
 TITLE, LABEL, SMALL = 10, 9, 8  # font sizes in points
 
+#: Where a format has room for who wrote a file.
+_MARKS = {"png": {"Software": MARK}, "pdf": {"Creator": MARK}, "svg": {"Creator": MARK}}
 _MARKERS = "osD^vP*X<>hd8pH"
 
 
@@ -99,7 +102,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> tuple[Path, ...]:
         try:
             each.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(each) as draft:
-                figure.savefig(draft, format=kind, dpi=DPI)
+                figure.savefig(draft, format=kind, dpi=DPI, metadata=_MARKS.get(kind))
         except OSError as error:
             raise InputError(f"{each}: can't be written ({error.strerror or error})") from error
     return tuple(paths)

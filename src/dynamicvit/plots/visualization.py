@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from PIL import Image
-from timm.data import resolve_model_data_config
 from torch import Tensor
 
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.outputs import PrunedOutput
-from dynamicvit.data import class_names, eval_transform
-from dynamicvit.data.decoding import decode, read_image
+from dynamicvit.data import class_names, eval_transform, read_image
+from dynamicvit.data.transforms import image_config
 from dynamicvit.plots import style
 from dynamicvit.plots.page import draw
 
@@ -84,7 +83,7 @@ def visualize(
     dense_logits = model.forward_dense(images).logits if isinstance(model, DynamicViT) else None
     if names is None:
         names = class_names(model)
-    config = resolve_model_data_config(model)
+    config = image_config(model)
     mean, std = (
         images.new_tensor(value).reshape(-1, 1, 1)
         for value in mean_std or (config["mean"], config["std"])
@@ -112,11 +111,8 @@ def _prepare(
     """``(B, C, H, W)``, normalized, on the model's device."""
     several = [images] if isinstance(images, str | os.PathLike | Image.Image) else images
     transform = eval_transform(model, image_size, crop_pct)
-    mode = "L" if model.in_chans == 1 else "RGB"
     prepared = [
-        transform(
-            decode(each, mode) if isinstance(each, Image.Image) else read_image(Path(each), mode)
-        )
+        transform(each if isinstance(each, Image.Image) else read_image(Path(each), None))
         for each in several
     ]
     device = next((weight.device for weight in model.parameters()), None)

@@ -18,6 +18,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.runtimes.description import Description
 from dynamicvit.runtimes.exported import ExportedModel, Runner
 from dynamicvit.runtimes.graph import trace
+from dynamicvit.utils.outputs import check_set, check_target, is_stream
 
 
 def without_stages(model: DynamicViT) -> DynamicViT:
@@ -81,12 +82,30 @@ class Format(Runtime):
 
     Attributes:
         suffix: of its files.
+        beside: name of the weights beside a file, with ``{name}`` or ``{stem}`` of the file.
         options: names of the options of :meth:`write`.
     """
 
     suffix: str
     devices = ("cpu",)
     options: tuple[str, ...] = ()
+    beside: str | None = None
+
+    def check_output(self, path: Path, option: str = "") -> None:
+        """Check that a file may be written, by :func:`~dynamicvit.utils.outputs.check_target`.
+
+        Args:
+            path: of the file.
+            option: that named it, for the message.
+
+        Raises:
+            InputError: likewise; also for a pipe, as the file is read to be checked.
+        """
+        check_target(path, option)
+        if is_stream(path):
+            raise InputError(f"{option} {path} is a pipe or device: give a file".strip())
+        if self.beside is not None:
+            check_set(path, [self.beside.format(name=path.name, stem=path.stem)], option)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Check the options of :meth:`write`.

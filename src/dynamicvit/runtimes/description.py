@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from timm.data import resolve_model_data_config
-
 from dynamicvit._version import __version__
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.costs import ImageSize, resolve_image_size
 from dynamicvit.data.class_names import known_class_names
+from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
 
 #: Each format stores the description under this name, as JSON.
@@ -74,7 +73,7 @@ class Description:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps({"written_by": f"dynamicvit {self.version}", **asdict(self)})
 
     @classmethod
     def from_json(cls, text: str | None, source: object) -> Description:
@@ -89,6 +88,7 @@ class Description:
         """
         try:
             values = {name: _tupled(value) for name, value in json.loads(text or "").items()}
+            values.pop("written_by", None)
             if "dropped" in values:  # written by 0.1.0
                 policy = values.pop("dropped")
                 values["policy"] = {"gone": "removed"}.get(policy, policy)
@@ -125,7 +125,7 @@ def describe(
         raise InputError(f"crop_pct {crop_pct}: give a share in (0, 1]")
     if model.num_classes < 1:
         raise InputError("the model has no classifier: only classifiers are exported")
-    config = resolve_model_data_config(model)
+    config = image_config(model, image_size)
     height, width = resolve_image_size(model, image_size)
     grid = model.bound.grid(height, width)
     names = known_class_names(model)

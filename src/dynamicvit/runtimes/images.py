@@ -24,7 +24,7 @@ HELD_OUT = 200
 _SHARE = 4
 
 Transform = Callable[[Image.Image], Tensor]
-"""From an image to ``(channels, height, width)``, normalized."""
+"""From an image of any mode to ``(channels, height, width)``, normalized."""
 
 
 class Pictures(NamedTuple):
@@ -50,12 +50,11 @@ class Calibration(NamedTuple):
     others: str
 
 
-def sample_pictures(transform: Transform, channels: int = 3) -> Pictures:
+def sample_pictures(transform: Transform) -> Pictures:
     """Scikit-learn's photographs, whole and in quarters.
 
     Args:
         transform: of the model.
-        channels: 1 for gray ones.
 
     Raises:
         InputError: if scikit-learn is not installed.
@@ -63,7 +62,7 @@ def sample_pictures(transform: Transform, channels: int = 3) -> Pictures:
     crops = []
     photographs = need("sklearn.datasets", "onnx").load_sample_images().images
     for pixels in photographs:
-        photograph = Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")
+        photograph = Image.fromarray(pixels)
         width, height = photograph.size
         x, y = width // 2, height // 2
         boxes = [(0, 0, width, height), (0, 0, x, y), (x, 0, width, y)]
@@ -109,9 +108,9 @@ def calibration_of(source: ImageData, transform: Transform, count: int) -> Calib
     return Calibration(images, batches, origin, f"others of {source.root}")
 
 
-def sample_calibration(transform: Transform, channels: int = 3) -> Calibration:
+def sample_calibration(transform: Transform) -> Calibration:
     """Crops of two photographs for both: enough to time a file, not to use it."""
-    images, origin = sample_pictures(transform, channels)
+    images, origin = sample_pictures(transform)
     labels = torch.full((len(images),), UNLABELED)
     return Calibration(images, [Batch(images, labels)], origin, "the same")
 

@@ -43,6 +43,7 @@ class ONNX(Format):
     name = "onnx"
     package = "onnxruntime"
     suffix = ".onnx"
+    beside = "{name}.data"  # of large weights
     precisions = ("fp32", "int8")
     options = ("opset",)
 

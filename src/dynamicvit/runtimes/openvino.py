@@ -38,6 +38,7 @@ class OpenVINO(Format):
     package = "openvino"
     suffix = ".xml"
     precisions = ("fp32", "bf16", "int8")
+    beside = "{stem}.bin"
 
     def ready(self, precision: str = "fp32") -> None:
         """Check that OpenVINO is installed, and NNCF for int8."""

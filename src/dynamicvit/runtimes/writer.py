@@ -129,6 +129,7 @@ def export(
     """
     path = Path(path)
     kind = format_of(path, format)
+    kind.check_output(path)
     _check_precision(path, kind, precision, calibrate, max_drop)
     if precision == "int8" and calibrate is None and least_agreement > 0:
         raise InputError("int8 needs calibrate, images of the kind that the file will see")
@@ -142,7 +143,7 @@ def export(
         return _export_float(model, path, kind, about, own, options)
     transform = eval_transform(model, about.input_size[1:], about.crop_pct)
     images = (
-        sample_calibration(transform, model.in_chans)
+        sample_calibration(transform)
         if calibrate is None
         else calibration_of(ImageData(calibrate, labeled=False), transform, calibration_images)
     )
@@ -171,15 +172,11 @@ def _export_float(
     options: Mapping[str, Any],
 ) -> Exported:
     program = kind.trace(model, about)
-    with atomic_folder(path.parent) as draft:
+    with atomic_folder(path.parent, path.name) as draft:
         kind.write(program, about, draft / path.name, **options)
         exported = kind.load(draft / path.name)
         transform = eval_transform(exported)
-        images, origin = (
-            sample_pictures(transform, model.in_chans)
-            if own is None
-            else own_pictures(own, transform)
-        )
+        images, origin = sample_pictures(transform) if own is None else own_pictures(own, transform)
         result = check(model, exported, images)
         del exported  # runtimes map the file
     return Exported(path, kind.name, about, origin, check=result)
@@ -200,7 +197,7 @@ def _export_int8(
     names = tuple(dict.fromkeys(layers.values()))
     always = prediction_layers(names)
     reference = Reference(model, images.held_out)
-    with atomic_folder(path.parent) as draft, TemporaryDirectory(dir=draft) as trials:
+    with atomic_folder(path.parent, path.name) as draft, TemporaryDirectory(dir=draft) as trials:
         source = Path(trials, "float", path.name)
         source.parent.mkdir()
         kind.write(program, replace(about, precision="fp32"), source, **options)

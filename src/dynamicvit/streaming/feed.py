@@ -52,7 +52,7 @@ class Feed:
 
     Args:
         source: of the frames; closed at the end.
-        prepare: from an RGB image to ``(1, C, H, W)``.
+        prepare: from an image of any mode to ``(1, C, H, W)``.
         fps: see :class:`Pace`.
         places: length of the queue.
         clock: the time in seconds.

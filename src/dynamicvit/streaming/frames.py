@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from dynamicvit.data.decoding import image_files, read_image, reason_of
+from dynamicvit.data.decoding import read_image, reason_of
+from dynamicvit.data.folders import image_files
 from dynamicvit.errors import InputError
 from dynamicvit.utils.optional import need
 
@@ -29,8 +30,8 @@ class Frame:
     Attributes:
         index: its number from 0, dropped frames included.
         time: seconds after the first frame, if known.
-        read: returns the picture, upright, in RGB; raises ``InputError`` if it is broken. Not
-            called for late frames.
+        read: returns the picture, upright, in gray, RGB or RGBA; raises ``InputError`` if it is
+            broken. Not called for late frames.
         name: its file, if it has its own.
     """
 
@@ -107,7 +108,7 @@ class Folder:
 
     def __iter__(self) -> Iterator[Frame]:
         for index, path in enumerate(self._files):
-            yield Frame(index, None, partial(read_image, path), str(path))
+            yield Frame(index, None, partial(read_image, path, None), str(path))
 
     def close(self) -> None:
         """Nothing is open."""

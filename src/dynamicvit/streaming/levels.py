@@ -10,13 +10,13 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from timm.data import resolve_model_data_config
 from torch import Tensor
 
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.data import class_names
+from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import ExportedModel
 
@@ -154,7 +154,7 @@ def _check_same(
     first_name: str, first: PrunedClassifier, name: str, model: PrunedClassifier
 ) -> None:
     """Frames are prepared and classes named once for all models."""
-    configs = [resolve_model_data_config(each) for each in (first, model)]
+    configs = [image_config(each) for each in (first, model)]
     for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
         ours = configs[0][key]
         if configs[1][key] != ours:

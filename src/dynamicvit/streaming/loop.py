@@ -206,5 +206,4 @@ def _preparation(
 ) -> Callable[[Image.Image], Tensor]:
     """From a frame to ``(1, C, H, W)``, normalized."""
     transform = eval_transform(model, image_size, crop_pct)
-    mode = "L" if model.in_chans == 1 else "RGB"
-    return lambda frame: transform(frame.convert(mode))[None]
+    return lambda frame: transform(frame)[None]

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import shutil
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dynamicvit.errors import InputError
+from dynamicvit.training.checkpoint_file import DamagedError, load_checkpoint, write_checkpoint
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.recipes import modern
-from dynamicvit.utils.files import atomic_write
+from dynamicvit.utils.files import atomic_write, remove_unfinished
 from dynamicvit.utils.weights import first_line
 
 _log = logging.getLogger(__name__)
-
-#: Version of the state that this code writes, and the only one that it reads.
-VERSION = 1
 
 NEWEST = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
@@ -55,10 +49,8 @@ def keep_checkpoint(state: dict[str, Any], folder: Path, *, best: bool = False) 
     """
     newest = folder / NEWEST
     try:
-        for half in folder.glob(".checkpoint*.part"):  # of a run that was killed while it wrote
-            half.unlink(missing_ok=True)
-        with atomic_write(newest) as draft:
-            _write({"version": VERSION, **state}, draft)
+        with atomic_write(newest, ours=True) as draft:
+            write_checkpoint(state, draft)
             if best:  # first: after a kill in between, the run comes by here again
                 _link(draft, folder / BEST)
             if newest.exists():
@@ -80,54 +72,46 @@ def cannot_write(path: Path, error: BaseException) -> InputError:
     )
 
 
-def newest_checkpoint(folder: Path) -> tuple[dict[str, Any], Path]:
-    """The newest state that can be read, and its file; a damaged one is reported and set aside.
+class MisfitError(InputError):
+    """A checkpoint of another model, or one whose parts don't fit together."""
+
+
+def restore_newest(
+    folder: Path, take: Callable[[dict[str, Any], Path], None], *, tidy: bool = True
+) -> None:
+    """Give ``take`` the newest state that it can use; one that is damaged is reported.
+
+    Args:
+        folder: of the run.
+        take: a state and its file; raises :class:`DamagedError` or :class:`MisfitError`.
+        tidy: set the damaged file aside, and remove what a killed run left half-written; of several
+            processes one does.
 
     Raises:
-        InputError: if there is none, or none that can be read, or it is of another version.
+        InputError: if there is none, none that can be used, or it is of another version.
     """
     newest, previous = folder / NEWEST, folder / PREVIOUS
-    if newest.exists() or not previous.exists():
-        try:
-            return load_checkpoint(newest), newest
-        except DamagedError as error:
-            if not previous.exists():
-                raise
-            _log.warning("%s: going on from %s", error, previous)
-        state = load_checkpoint(previous)
-        newest.rename(folder / DAMAGED)  # or the next save would make it the previous one
-        return state, previous
-    return load_checkpoint(previous), previous
-
-
-class DamagedError(InputError):
-    """A checkpoint that was whole once."""
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a state: tensors and plain values only.
-
-    Raises:
-        InputError: if the file is missing, damaged, holds code, or is of another version.
-    """
-    if not path.is_file():
-        raise InputError(f"no checkpoint {path}")
+    if tidy:
+        remove_unfinished(folder)
+    if not newest.exists() and previous.exists():
+        take(load_checkpoint(previous), previous)
+        return
     try:
-        with zipfile.ZipFile(path) as file:  # torch does not look at the checksums that it writes
-            broken = file.testzip()
-        if broken is not None:
-            raise zipfile.BadZipFile(f"wrong checksum of {broken}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
-        reason = first_line(error)
-        raise DamagedError(f"checkpoint {path} is damaged or not one of ours: {reason}") from None
-    version = state.get("version") if isinstance(state, dict) else None
-    if version != VERSION:
-        raise InputError(
-            f"checkpoint {path} is of version {version}, this dynamicvit goes on with version "
-            f"{VERSION}: go on with the dynamicvit that wrote it, or start anew in another folder"
-        )
-    return state
+        take(load_checkpoint(newest), newest)
+        return
+    except (DamagedError, MisfitError) as error:
+        problem = error
+    if not previous.exists():
+        raise problem
+    try:
+        take(load_checkpoint(previous), previous)
+    except DamagedError as error:
+        raise InputError(f"{problem}; {error}; start anew in another folder") from None
+    except MisfitError:  # then it is no damage
+        raise problem from None
+    _log.warning("%s: going on from %s", problem, previous)
+    if tidy:  # or the next save would make it the previous one
+        newest.rename(folder / DAMAGED)
 
 
 def check_same_run(
@@ -137,6 +121,7 @@ def check_same_run(
     *,
     epoch_steps: int,
     processes: int,
+    images: str | None = None,
     external_teacher: str | None = None,
     force: bool = False,
 ) -> None:
@@ -146,7 +131,8 @@ def check_same_run(
         state: of the checkpoint.
         path: of the checkpoint, for the message.
         recipe: of the run that is to go on.
-        epoch_steps: its steps in an epoch, which tell other data.
+        epoch_steps: its steps in an epoch.
+        images: a digest of its images, if they have one.
         processes: how many it has. Another number is no obstacle: it is said, no more.
         external_teacher: the fingerprint of the network that it has as teacher, if it has one.
         force: go on in spite of differences, which are then said.
@@ -154,12 +140,15 @@ def check_same_run(
     Raises:
         InputError: naming what differs.
     """
-    found = differences(modern(state["recipe"]), recipe.model_dump(mode="json"))
+    before = {"method": "dynamicvit", **modern(state["recipe"])}  # older ones name none
+    found = differences(before, recipe.model_dump(mode="json"))
     known = state.get("external_teacher", state.get("foreign_teacher"))  # as 0.1.0 called it
     if known and external_teacher and known != external_teacher and not _names_a_teacher(found):
         found.append(f"weights of the teacher {known[:8]} -> {external_teacher[:8]} (SHA-256)")
     if state["epoch_steps"] != epoch_steps:
         found.append(f"steps in an epoch {state['epoch_steps']} -> {epoch_steps} (other data?)")
+    elif (before := state.get("images")) and images and before != images:
+        found.append(f"names, sizes or labels of the images {before[:8]} -> {images[:8]} (SHA-256)")
     if found and not force:
         raise InputError(
             f"{path} belongs to another run: {', '.join(found)}; take the old values, choose "
@@ -188,16 +177,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _write(state: dict[str, Any], path: Path) -> None:
-    with open(path, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _link(source: Path, target: Path) -> None:
     """A second name for a file that is never changed, in place of what had that name."""
-    with atomic_write(target) as draft:
+    with atomic_write(target, ours=True) as draft:
         try:
             os.link(source, draft)
         except OSError:  # a file system without links

@@ -7,11 +7,11 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import image_channels, own_image_size
+from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
 
 
@@ -77,7 +77,7 @@ class ExternalTeacher(nn.Module):
 
 def _normalization(model: nn.Module) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, ``(channels, 1, 1)``."""
-    config = resolve_model_data_config(model)
+    config = image_config(model)
     mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
     return mean, std
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
+
 from dynamicvit.errors import InputError
 from dynamicvit.training.checkpoint import cannot_write
+from dynamicvit.utils.files import atomic_write
 from dynamicvit.utils.optional import need
 
 if TYPE_CHECKING:
@@ -22,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 LOG_NAME = "log.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
+#: A log that was not what it had been; kept, for whoever wants to know why.
+DAMAGED_LOG = "log.damaged.jsonl"
 
 
 @dataclass(frozen=True)
@@ -86,19 +93,83 @@ class Progress:
         yield "run/left_out", float(bool(self.not_finite))
 
 
+class _Line(TypedDict):
+    """What curves are drawn from; a line may hold more."""
+
+    step: int
+    losses: dict[str, float | None]
+    kept: list[float | None]
+    learning_rates: dict[str, float | None]
+    gradient_norm: float | None
+    kept_by_score: list[float | None]
+    kept_at_inference: list[float | None]
+    not_finite: list[str]
+    held_out: NotRequired[dict[str, float | None]]
+
+
+_LINE = TypeAdapter(_Line)
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The steps of a log, in the order in which they were made.
 
     Raises:
-        InputError: for a line that is no JSON, with its number.
+        InputError: for a log that can't be read, or a line that is no step's, with its number.
     """
     steps = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            steps.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not a step's JSON ({error.msg})") from None
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror})") from None
+    for number, line in enumerate(lines, start=1):
+        if (problem := _problem(line)) is not None:
+            raise InputError(f"{path}, line {number}: not a step's JSON ({problem})")
+        steps.append(json.loads(line))
     return steps
+
+
+def mend_log(path: Path, step: int, size: int) -> int:
+    """Cut off the steps that a checkpoint does not know, for they are done again.
+
+    A log that is not what it was is set aside and reported; the lines that are whole stay.
+
+    Args:
+        path: of the log.
+        step: the first that is done again.
+        size: bytes of the log when the checkpoint was written.
+
+    Returns:
+        Its bytes now.
+
+    Raises:
+        InputError: if the disk is full.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    lines = content.splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"\n") and _problem(line) is None]
+    text = b"".join(line for line in whole if json.loads(line)["step"] < step)
+    try:
+        if len(text) != size:
+            _log.warning("%s is damaged: %d of its %d bytes are whole", path, len(text), size)
+            if len(whole) < len(lines) or path.is_dir():
+                path.replace(path.with_name(DAMAGED_LOG))
+        if path.is_file() and content.startswith(text):
+            os.truncate(path, len(text))
+        else:
+            with atomic_write(path) as draft:
+                draft.write_bytes(text)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return len(text)
+
+
+def _problem(line: bytes) -> str | None:
+    """Why a line is no step's, if so."""
+    try:
+        _LINE.validate_json(line)
+    except ValidationError as error:
+        return str(error.errors(include_input=False)[0]["msg"])
+    return None
 
 
 class TensorBoard:

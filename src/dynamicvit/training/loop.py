@@ -35,6 +35,8 @@ from dynamicvit.training.recipes import dump_recipe
 from dynamicvit.training.state import RunState, TrainingReport
 from dynamicvit.training.step import Split, Step
 from dynamicvit.utils.distributed import Processes, launched_precision
+from dynamicvit.utils.files import write_text
+from dynamicvit.utils.outputs import MARK
 from dynamicvit.utils.signals import Interrupted, stop_requests
 
 #: How often a run is saved: what a crash can cost.
@@ -44,7 +46,8 @@ SAVE_SECONDS = 300.0
 class Batches(Protocol):
     """What training reads: :class:`~dynamicvit.data.Loader`, or anything like it.
 
-    Where several processes share a run, it also has ``set_share``.
+    Where several processes share a run, it also has ``set_share``. With an ``images_digest`` (text)
+    a run is not gone on with on other images.
     """
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -116,7 +119,8 @@ def fit(
     if accumulate < 1:
         raise InputError(f"accumulate is at least 1 pass, got {accumulate}")
     # The model has the say, and the run's recipe tells what was done.
-    recipe = recipe.model_copy(update={"policy": model.policy})
+    says = {"policy": model.policy, "method": model.method.name or None}
+    recipe = recipe.model_copy(update=says)
     processes = Processes(device) if processes is None else processes
     precision = launched_precision(precision, processes.device)
     model.to(processes.device).train()
@@ -143,13 +147,14 @@ def fit(
             scaler=step.scaler,
             steps=steps,
             epoch_steps=len(loader),
+            images_digest=getattr(loader, "images_digest", None),
             processes=processes,
             best=Best() if held_out is None else Best(held_out.measure),
         )
         if resume:
             run.restore(force=force)
         if processes.is_main and (force or not resume):
-            (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+            write_text(folder / "recipe.yaml", f"# {MARK}\n{dump_recipe(recipe)}", ours=True)
         if processes.is_main and not resume:
             run.log_file.write_text("")
         num_patches = costs_of(model, num_stages=0).num_patches

@@ -6,8 +6,10 @@ import math
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +24,8 @@ from dynamicvit.training.recipe import Recipe
 
 #: AdamW keeps two averages of every gradient.
 _MOMENTS = 2
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,19 @@ def estimate_memory(
         optimizer=_MOMENTS * gradients,
         activations=one + (batch_size - 1) * (two - one),
     )
+
+
+def available_memory(device: torch.device | str) -> int:
+    """Bytes that are free on a device; of the CPU those that its container, if any, leaves."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = ((_CGROUP / name).read_text() for name in ("memory.max", "memory.current"))
+        return min(free, int(limit) - int(used))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
 
 
 def _held(

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dynamicvit.core.hub import MODEL_FILES
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
-from dynamicvit.training.checkpoint import NEWEST, cannot_write, holds_run
+from dynamicvit.training.checkpoint import BEST, DAMAGED, NEWEST, cannot_write, holds_run
 from dynamicvit.training.log import LOG_NAME, TENSORBOARD_FOLDER, read_log
 from dynamicvit.training.recipe import TeacherRecipe
 from dynamicvit.training.state import TrainingReport
 from dynamicvit.utils.files import write_text
 from dynamicvit.utils.optional import need
+from dynamicvit.utils.outputs import WRITER, check_target, is_ours
 
 _log = logging.getLogger(__name__)
+
+RECIPE_NAME, REPORT_NAME, CURVES_NAME = "recipe.yaml", "report.json", "curves.png"
 
 
 DENSE_FOLDER = "dense"
@@ -32,17 +38,29 @@ def check_output(folder: Path, resume: bool = False) -> bool:
         resume: there must be a run.
 
     Raises:
-        InputError: if it is a file, holds a model, or no run where there must be one.
+        InputError: if it is a file, holds a model, or no run where there must be one; if it holds
+            files of others that a command must not replace.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give a folder")
     if holds_run(folder) or holds_run(folder / DENSE_FOLDER):
+        _check_files(folder, (*MODEL_FILES, REPORT_NAME, CURVES_NAME))
         return True
     if resume:
         raise InputError(f"{folder} holds no {NEWEST} to go on from")
     if (folder / "model.safetensors").exists():
         raise InputError(f"{folder} holds a model: choose another folder")
+    names = (RECIPE_NAME, *MODEL_FILES, REPORT_NAME, CURVES_NAME)
+    _check_files(folder, names)
+    if not is_ours(folder / RECIPE_NAME):
+        _check_files(folder, (BEST, DAMAGED, LOG_NAME))
     return False
+
+
+def _check_files(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if os.path.lexists(folder / name):
+            check_target(folder / name)
 
 
 def write_report(
@@ -68,19 +86,19 @@ def write_report(
         **evaluated,
         "teacher": {**teacher.model_dump(), "checkpoint": checkpoint},
     }
-    path = folder / "report.json"
+    path = folder / REPORT_NAME
     try:
-        write_text(path, json.dumps(numbers, indent=2) + "\n")
+        write_text(path, json.dumps({"written_by": WRITER, **numbers}, indent=2) + "\n")
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
 def draw_run(output: Path) -> None:
-    """Draw the log as ``curves.png``; without matplotlib a warning says how to get it."""
-    steps = read_log(output / LOG_NAME)
-    if not steps:
-        return
+    """Draw the log as ``curves.png``; a warning says why if it can't be drawn."""
     try:
+        steps = read_log(output / LOG_NAME)
+        if not steps:
+            return
         need("matplotlib", "plots")
     except InputError as error:
         _log.warning("no picture of the curves: %s", error)
@@ -88,7 +106,7 @@ def draw_run(output: Path) -> None:
     from dynamicvit.plots.curves import curves
     from dynamicvit.plots.style import save
 
-    save(curves(steps), output / "curves.png")
+    save(curves(steps), output / CURVES_NAME)
 
 
 def take_back(output: Path, is_new: bool) -> None:
@@ -98,7 +116,7 @@ def take_back(output: Path, is_new: bool) -> None:
         return
     if dense.is_dir():
         take_back(dense, is_new=True)
-    for name in ("recipe.yaml", LOG_NAME):
+    for name in (RECIPE_NAME, LOG_NAME):
         (output / name).unlink(missing_ok=True)
     events = output / TENSORBOARD_FOLDER
     for file in events.glob("events.out.tfevents.*"):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+
+import torch
 
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.costs import DENSE, costs_of, meta_copy, resolve_image_size, schedule_macs
-from dynamicvit.training.memory import Memory
+from dynamicvit.data import Loader
+from dynamicvit.training.external_teacher import ExternalTeacher
+from dynamicvit.training.memory import Memory, estimate_memory
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
+from dynamicvit.training.pace import Pace, time_steps
 from dynamicvit.training.recipe import Recipe
 
 
@@ -48,7 +54,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Plan:
-    """What follows from model, recipe and the number of steps; only the memory is measured.
+    """What follows from model, recipe and the number of steps; memory and pace are measured.
 
     Attributes:
         image_size: height and width in pixels.
@@ -62,6 +68,7 @@ class Plan:
         steps: ``None`` where the data, and so their number, is not known.
         images_at_a_time: on one device; ``None`` with the memory.
         memory: that a device will need, where it was measured.
+        pace: of its steps, likewise.
     """
 
     image_size: tuple[int, int]
@@ -75,10 +82,11 @@ class Plan:
     steps: Steps | None
     images_at_a_time: int | None = None
     memory: Memory | None = None
+    pace: Pace | None = None
 
 
 def plan_of(model: DynamicViT, recipe: Recipe, steps: int | None) -> Plan:
-    """The plan of a run, without its memory.
+    """The plan of a run, without its memory and pace.
 
     Args:
         model: what will be trained; not touched.
@@ -113,3 +121,36 @@ def plan_of(model: DynamicViT, recipe: Recipe, steps: int | None) -> Plan:
         frozen=sum(p.numel() for p in twin.parameters() if not p.requires_grad),
         steps=length,
     )
+
+
+def measured_plan(
+    model: DynamicViT,
+    recipe: Recipe,
+    steps: int | None,
+    *,
+    images_a_step: int,
+    accumulate: int = 1,
+    loader: Loader | None = None,
+    teacher: ExternalTeacher | None = None,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype | None = None,
+) -> Plan:
+    """The plan of a run, with the memory that a device will need and a few timed steps.
+
+    Args:
+        model: what will be trained; moved to the device.
+        recipe: what will be done.
+        steps: of the whole run, or ``None`` where that is not known.
+        images_a_step: of one device.
+        accumulate: passes in which it works them off.
+        loader: of the training images, if there are any.
+        teacher: the network that the recipe names, if it does.
+        device: where training will run.
+        precision: dtype of autocast, or none for full precision.
+    """
+    at_a_time = math.ceil(images_a_step / accumulate)
+    where = {"teacher": teacher, "device": device, "precision": precision}
+    memory = estimate_memory(model, recipe, at_a_time, **where)
+    pace = time_steps(model, recipe, images_a_step, at_a_time=at_a_time, loader=loader, **where)
+    plan = plan_of(model, recipe, steps)
+    return replace(plan, images_at_a_time=at_a_time, memory=memory, pace=pace)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from dynamicvit.core.losses import (
     Distillation,
@@ -122,14 +122,17 @@ class DenseRecipe(Strict):
 
 
 class Recipe(Strict):
-    """A training run; the defaults are the paper's recipe for DeiT-S (released code).
+    """A training run; the defaults are the released code's, as the recipe deit_small has them.
 
     Attributes:
         model: timm's name of the backbone; a command's ``--model`` goes first.
         keep_ratio: ρ, or one ratio for each stage.
         stages: block indices; by default at 1/4, 2/4 and 3/4 of the depth.
+        method: how a dense model chooses tokens, a name in :data:`~dynamicvit.methods.METHODS`; by
+            default what the model was saved with, and :func:`~dynamicvit.sparsify`'s for a new one.
         policy: what becomes of dropped tokens: "removed", or "merged" into the most alike kept one;
-            by default what the model was saved with, and "removed" for a new one.
+            by default what the model was saved with, and the method's own for a new one.
+        image_size: side in pixels, or height and width; by default the model's own.
         epochs: how long; or
         images: the number of images to see instead of epochs.
         batch_size: images in a step.
@@ -169,7 +172,9 @@ class Recipe(Strict):
     model: str | None = None
     keep_ratio: float | tuple[float, ...] = 0.7
     stages: tuple[int, ...] | None = None
+    method: str | None = None
     policy: Policy | None = None
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     epochs: int | None = Field(None, gt=0)
     images: int | None = Field(None, gt=0)
     batch_size: int = Field(1024, gt=0)

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import ConcatDataset
 
 from dynamicvit.checkpoints.dense import load_dense
-from dynamicvit.checkpoints.loading import load, set_drop_path
+from dynamicvit.checkpoints.loading import load, set_drop_path, set_image_size
 from dynamicvit.checkpoints.saving import save_as_it_came
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork
@@ -32,9 +32,8 @@ from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.log import TENSORBOARD_FOLDER, Progress, TensorBoard
 from dynamicvit.training.loop import fit, total_steps
-from dynamicvit.training.memory import estimate_memory
 from dynamicvit.training.output import check_output, draw_run, take_back, write_report
-from dynamicvit.training.plan import Plan, plan_of
+from dynamicvit.training.plan import Plan, measured_plan
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.recipes import load_recipe
 from dynamicvit.training.state import TrainingReport
@@ -176,6 +175,8 @@ class Training:
         if self.classes.are_fitted and not values.hold_out:
             values = values.model_copy(update={"hold_out": HOLD_OUT})
         self.recipe = values
+        if values.image_size is not None:
+            set_image_size(self.model, values.image_size)
         if values.drop_path:
             set_drop_path(self.model, values.drop_path)
         if grad_checkpointing:
@@ -209,20 +210,20 @@ class Training:
         )
 
     def plan(self) -> Plan:
-        """What would be done, with the memory that a device will need; nothing is written."""
+        """What would be done, with a device's memory and a few timed steps; nothing is written."""
         known = self.loader is not None or self.recipe.images is not None
         steps = total_steps(self.recipe, self.loader) if known else None
-        at_a_time = math.ceil(self.recipe.batch_size / self.processes.count / self.accumulate)
-        memory = estimate_memory(
+        return measured_plan(
             self.model,
             self.recipe,
-            at_a_time,
+            steps,
+            images_a_step=math.ceil(self.recipe.batch_size / self.processes.count),
+            accumulate=self.accumulate,
+            loader=self.loader,
             teacher=self.teacher,
             device=self.processes.device,
             precision=self.precision,
         )
-        plan = plan_of(self.model, self.recipe, steps)
-        return replace(plan, images_at_a_time=at_a_time, memory=memory)
 
     def run(
         self,
@@ -316,10 +317,15 @@ def _student(recipe: Recipe, checkpoint: str | Path | None, pretrained: bool) ->
         checkpoint=checkpoint,
         keep_ratio=recipe.keep_ratio,
         stages=recipe.stages,
+        policy=recipe.policy,  # also of a model that had another: it learns who should stay now
+        method=recipe.method,
         pretrained=pretrained,
     )
-    if recipe.policy is not None:  # also of a model that had another: it learns who should stay now
-        model.policy = recipe.policy
+    if not model.schedule.stages and not recipe.asks_external_teacher:
+        raise InputError(
+            f"{recipe.model} with method {recipe.method} has no stage that drops tokens: give it "
+            "another network as --teacher, or compare methods with `dynamicvit compare`"
+        )
     return model
 
 

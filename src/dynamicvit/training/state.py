@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import EvaluationResult
 from dynamicvit.training.checkpoint import (
+    MisfitError,
     cannot_write,
     check_same_run,
     keep_checkpoint,
-    newest_checkpoint,
+    restore_newest,
 )
 from dynamicvit.training.held_out import Best
-from dynamicvit.training.log import LOG_NAME, Progress
+from dynamicvit.training.log import LOG_NAME, Progress, mend_log
 from dynamicvit.training.objective import TrainingObjective
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.utils.distributed import Processes
@@ -77,6 +77,7 @@ class RunState:
         scaler: of the loss, for fp16.
         steps: of the whole run.
         epoch_steps: in an epoch.
+        images_digest: tells the images of the epochs from others.
         processes: that share the run.
         best: none yet, with what will tell it.
 
@@ -95,12 +96,14 @@ class RunState:
         scaler: torch.amp.GradScaler,
         steps: int,
         epoch_steps: int,
+        images_digest: str | None,
         processes: Processes,
         best: Best,
     ) -> None:
         self.folder, self.recipe, self.objective = folder, recipe, objective
         self.optimizer, self.ema, self.scaler = optimizer, ema, scaler
         self.steps, self.epoch_steps, self.processes = steps, epoch_steps, processes
+        self.images_digest = images_digest
         self.step = self.images = self.bad_steps = self.bad_in_a_row = 0
         self.seconds = self.seconds_before = 0.0
         self.skipped: list[str] = []
@@ -188,6 +191,7 @@ class RunState:
             "recipe": self.recipe.model_dump(mode="json"),
             "epoch_steps": self.epoch_steps,
             "processes": self.processes.count,
+            "images": self.images_digest,
             "external_teacher": self._external_teacher,
             **{part: weights.state_dict() for part, weights in self._parts().items()},
             "optimizer": self.optimizer.state_dict(),
@@ -207,13 +211,29 @@ class RunState:
         Args:
             force: even if it is of a run with other values.
         """
-        state, path = newest_checkpoint(self.folder)
+        restore_newest(
+            self.folder,
+            lambda state, path: self._take(state, path, force),
+            tidy=self.processes.is_main,
+        )
+        steps = self.processes.gather(self.step)
+        if len({*steps}) > 1:
+            raise InputError(
+                f"the processes found checkpoints of steps {steps} in {self.folder}: give a folder "
+                "that all machines share"
+            )
+        if self.processes.is_main:
+            self.log_bytes = mend_log(self.log_file, self.step, self.log_bytes)
+
+    def _take(self, state: dict[str, Any], path: Path, force: bool) -> None:
+        """Become what a checkpoint says."""
         check_same_run(
             state,
             path,
             self.recipe,
             epoch_steps=self.epoch_steps,
             processes=self.processes.count,
+            images=self.images_digest,
             external_teacher=self._external_teacher,
             force=force,
         )
@@ -222,18 +242,23 @@ class RunState:
                 _log.warning("%s has no dense teacher: it is the model as it is loaded now", path)
                 continue
             if part not in state:
-                raise InputError(f"{path} holds no {part} weights: set ema=null to go on")
-            load_exactly(weights, state[part], f"{path} is of another model")
+                raise MisfitError(f"{path} holds no {part} weights: set ema=null to go on")
+            try:
+                load_exactly(weights, state[part], f"{path} is of another model")
+            except InputError as error:
+                raise MisfitError(str(error)) from None
         _load_optimizer(self.optimizer, state["optimizer"], path)
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"] and self.scaler.is_enabled():  # another precision has another
+            self.scaler.load_state_dict(state["scaler"])
+        counters = state["counters"]
+        if len(counters["kept_sum"]) != len(self.kept_sum):
+            raise MisfitError(f"{path} counts {len(counters['kept_sum'])} stages")
         for name in self._counters:
-            setattr(self, name, state["counters"][name])
+            setattr(self, name, counters[name])
         self.seconds_before = self.seconds
         best = Best(**state.get("best", {}))
         if best.measure == self.best.measure:  # forced, a run may go on with another
             self.best = best
-        if self.processes.is_main and self.log_file.exists():
-            os.truncate(self.log_file, min(self.log_bytes, self.log_file.stat().st_size))
 
     def _parts(self) -> dict[str, nn.Module]:
         averaged = None if self.ema is None else self.ema.module
@@ -261,10 +286,23 @@ class RunState:
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
     """Take moments and counts from a checkpoint; rates and decays are the recipe's."""
-    ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(state)
-    except ValueError as error:
-        raise InputError(f"{path}: other weights learned there than the recipe says") from error
-    for group, values in zip(optimizer.param_groups, ours, strict=True):
+    groups = optimizer.param_groups
+    ours = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+    indices = [group["params"] for group in state["param_groups"]]
+    if [len(those) for those in indices] != [len(group["params"]) for group in groups]:
+        raise MisfitError(f"{path}: other weights learned there than the recipe says")
+    for index, weight in zip(
+        (index for those in indices for index in those),
+        (weight for group in groups for weight in group["params"]),
+        strict=True,
+    ):
+        for name, value in state["state"].get(index, {}).items():
+            if value.shape != (() if name == "step" else weight.shape):
+                raise MisfitError(
+                    f"{path}: {name} of a weight {tuple(weight.shape)} is {tuple(value.shape)}"
+                )
+    if len({frozenset(moments) for moments in state["state"].values()}) > 1:
+        raise MisfitError(f"{path}: some weights have moments that others lack")
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, ours, strict=True):  # they are new ones
         group.update(values)

@@ -5,5 +5,6 @@ Importing this makes ``AutoConfig`` and ``AutoModelForImageClassification`` know
 
 from dynamicvit.transformers.config import DynamicViTConfig
 from dynamicvit.transformers.model import DynamicViTForImageClassification
+from dynamicvit.transformers.trainer import TrainerMixin
 
-__all__ = ["DynamicViTConfig", "DynamicViTForImageClassification"]
+__all__ = ["DynamicViTConfig", "DynamicViTForImageClassification", "TrainerMixin"]

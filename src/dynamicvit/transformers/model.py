@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -18,12 +20,28 @@ from dynamicvit.core.losses import LossWeights, dynamicvit_loss
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import own_image_size
 from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
-from dynamicvit.core.prediction import init_weights
+from dynamicvit.core.prediction import PredictionModule, init_weights
 from dynamicvit.core.registry import method_named
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.teacher import ask, dense_teacher, warn_if_fresh_classifier, weigh_patches
 from dynamicvit.errors import InputError
 from dynamicvit.transformers.config import DynamicViTConfig
+
+
+class UnlabeledWarning(UserWarning):
+    """A model that should learn from labels is trained, and gets none."""
+
+
+@dataclass
+class ClassifierOutput(ImageClassifierOutput):
+    """transformers' output, with what a loss of the labels alone leaves out.
+
+    Attributes:
+        sparsity_loss: in ``train()``, the weighted parts that need no labels: ratio, and with a
+            teacher distillation and tokens. ``loss`` has them too.
+    """
+
+    sparsity_loss: torch.FloatTensor | None = None
 
 
 class DynamicViTForImageClassification(PreTrainedModel):
@@ -68,6 +86,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
                 module._is_hf_initialized = True  # or post_init would initialize it again
         self.dynamicvit = dynamicvit
         self.loss_weights = LossWeights()
+        self._warned = False
         self._teacher: tuple[DynamicViT, ...] = ()  # in a tuple: neither saved nor trained
         self.post_init()
 
@@ -134,7 +153,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ImageClassifierOutput | tuple[Tensor, ...]:
+    ) -> ClassifierOutput | tuple[Tensor, ...]:
         """Logits, and the loss if there are labels or, in training, a teacher.
 
         Args:
@@ -167,11 +186,16 @@ class DynamicViTForImageClassification(PreTrainedModel):
         images = self._images(pixel_values, bool(interpolate_pos_encoding))
         if self.training:
             masked = self.dynamicvit.forward_masked(images)
-            logits, loss = masked.logits, self._training_loss(masked, images, labels)
+            logits, rest = masked.logits, self._sparsity_loss(masked, images)
         else:
-            logits = self.dynamicvit(images)
-            loss = None if labels is None else self.loss_function(labels, logits, config)
-        output = ImageClassifierOutput(loss=loss, logits=logits)
+            logits, rest = self.dynamicvit(images), None
+        loss = None if labels is None else self.loss_function(labels, logits, config)
+        if rest is not None and labels is None:
+            self._warn_if_unlabeled()
+            loss = rest if self._teacher else None
+        elif rest is not None:
+            loss = self.loss_weights.classification * loss + rest
+        output = ClassifierOutput(loss=loss, logits=logits, sparsity_loss=rest)
         named = config.return_dict if return_dict is None else return_dict
         return output if named else output.to_tuple()
 
@@ -219,16 +243,10 @@ class DynamicViTForImageClassification(PreTrainedModel):
         warn_if_fresh_classifier(dense)
         self._teacher = (dense_teacher(dense),)
 
-    def _training_loss(
-        self, output: MaskedOutput, images: Tensor, labels: Tensor | None
-    ) -> Tensor | None:
-        """The weighted sum of the parts for labels and teacher; ``None`` without both."""
-        if labels is None and not self._teacher:
-            return None
+    def _sparsity_loss(self, output: MaskedOutput, images: Tensor) -> Tensor:
+        """The weighted sum of the parts that need no labels."""
         weights, dense = self.loss_weights, None
-        # transformers computes the task's part, by config.problem_type.
         rest = LossWeights(classification=0.0, distillation=0.0, token=0.0, ratio=weights.ratio)
-        task = None if labels is None else self.loss_function(labels, output.logits, self.config)
         if self._teacher:
             problem = self.config.problem_type
             if weights.distillation and problem not in (None, "single_label_classification"):
@@ -240,10 +258,36 @@ class DynamicViTForImageClassification(PreTrainedModel):
             dense = (weigh_patches if weights.guidance else ask)(teacher, images)
             rest = dataclasses.replace(weights, classification=0.0)
         ratios = self.dynamicvit.schedule.keep_ratios
-        loss = dynamicvit_loss(output, ratios, teacher=dense, weights=rest).total
-        return loss if task is None else weights.classification * task + loss
+        return dynamicvit_loss(output, ratios, teacher=dense, weights=rest).total
+
+    def _warn_if_unlabeled(self) -> None:
+        """Once, where a classification loss has a weight."""
+        if (
+            self.loss_weights.classification
+            and not self._warned
+            and not torch.compiler.is_compiling()
+        ):
+            self._warned = True
+            warnings.warn(
+                "no labels reach the model in training, so its loss has no classification part. A "
+                "Trainer that keeps them for a loss of its own (label smoothing, compute_loss) "
+                "also drops distillation and ratio: put dynamicvit.transformers.TrainerMixin "
+                "before it. To train without labels, set loss_weights = LossWeights("
+                "classification=0)",
+                UnlabeledWarning,
+                stacklevel=3,
+            )
 
     # ---------------------------------------------------------------- saving
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load what :meth:`save_pretrained` wrote, as transformers' models do."""
+        older = {
+            rf"(predictors\.\d+)\.{old}\.": rf"\1.{new}."
+            for old, new in PredictionModule.old_names.items()
+        }
+        return super().from_pretrained(*args, **{"key_mapping": older, **kwargs})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
         """Write config and weights, as :meth:`transformers.PreTrainedModel.save_pretrained` does.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit.errors import InputError
-from dynamicvit.utils.precision import AUTOCAST
+from dynamicvit.utils.precision import AUTOCAST, worthwhile
 
 #: What ``accelerate launch`` can ask for and is not supported: its flag, and its name.
 _ENGINES = {
@@ -132,6 +132,8 @@ def launched_precision(
 ) -> torch.dtype | None:
     """The dtype of autocast: the given one, else what ``accelerate launch`` asks for.
 
+    ``None`` where the device would only emulate it; a warning in the log says so.
+
     Raises:
         InputError: for fp16 on a CPU, or what autocast doesn't have.
     """
@@ -141,4 +143,4 @@ def launched_precision(
     precision = _PRECISIONS[asked] if precision is None else precision
     if precision is torch.float16 and torch.device(device).type == "cpu":
         raise InputError("fp16 needs a GPU: on a CPU take bf16 or fp32")
-    return precision
+    return worthwhile(precision, device)

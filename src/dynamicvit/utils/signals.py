@@ -20,23 +20,6 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
-@contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM raise :class:`Interrupted`, as Ctrl-C raises ``KeyboardInterrupt``."""
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise Interrupted(signum)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 class StopRequest:
     """Whether a signal has asked to stop.
 

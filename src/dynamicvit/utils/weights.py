@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -96,6 +97,7 @@ def weights_in(
     averages = [name for name in held if name in EMA_WRAPPERS]
     if isinstance(checkpoint, Mapping) and checkpoint.keys() >= _RUN:
         ema = bool(averages)
+        metadata = {"dynamicvit": json.dumps(checkpoint["recipe"])}
     if ema and not averages:
         raise InputError(
             f"{source}: holds no moving average (EMA) of the weights (none of "
@@ -150,6 +152,28 @@ def _under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
+def current_names(
+    module: nn.Module, tensors: Mapping[str, Tensor], prefix: str = ""
+) -> dict[str, Tensor]:
+    """The tensors by the names of today, where a module says what its parts were called before.
+
+    Args:
+        module: whose modules may have ``old_names``: new names of children by their old ones.
+        tensors: by name.
+        prefix: of the module's names, with its dot.
+    """
+    moved = {}
+    for path, part in module.named_modules(prefix=prefix.rstrip(".")):
+        for old, new in getattr(part, "old_names", {}).items():
+            start = f"{path}." if path else ""
+            moved[f"{start}{old}."] = f"{start}{new}."
+    renamed = dict(tensors)
+    for old, new in moved.items():
+        for name in [name for name in renamed if name.startswith(old)]:
+            renamed[new + name.removeprefix(old)] = renamed.pop(name)
+    return renamed
+
+
 def load_exactly(
     module: nn.Module,
     tensors: Mapping[str, Tensor],
@@ -170,7 +194,7 @@ def load_exactly(
         InputError: with the first few names that are missing, unexpected, of another shape, or
             integers instead of weights.
     """
-    expected = module.state_dict()
+    tensors, expected = current_names(module, tensors), module.state_dict()
     both = {name: (tensors[name], value) for name, value in expected.items() if name in tensors}
     problems = [
         first_few("missing", [spoken(name) for name in expected if name not in tensors]),
@@ -196,7 +220,7 @@ def load_exactly(
     found = "; ".join(problem for problem in problems if problem)
     if found:
         raise InputError(f"{source}: {len(both)} of its {len(tensors)} names are known; {found}")
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(tensors)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -17,7 +17,7 @@ from dynamicvit.errors import InputError
 T = TypeVar("T")
 
 #: Released name of each part of a prediction module, and ours.
-_PREDICTOR_PARTS = {"in_conv.0": "norm", "in_conv.1": "project", "out_conv": "head"}
+_PREDICTOR_PARTS = {"in_conv.0": "norm", "in_conv.1": "project", "out_conv": "mlp"}
 _RELEASED_PARTS = {ours: theirs for theirs, ours in _PREDICTOR_PARTS.items()}
 _OUR_PREDICTOR = re.compile(rf"predictors\.(\d+)\.({'|'.join(_RELEASED_PARTS)})\.(.+)")
 _PREDICTOR = re.compile(r"score_predictor\.(\d+)\.(in_conv\.\d+|out_conv)\.(.+)")

@@ -86,7 +86,7 @@ class Recognized:
             pretrained_cfg_overlay={"crop_pct": CROP_PCT},
             **args,
         )
-        model = sparsify(backbone, self.keep_ratio, self.stages)
+        model = sparsify(backbone, self.keep_ratio, self.stages, policy="removed")
         source = f"{self.weights.source}: does not fit {self.name}"
         load_exactly(model, rename_released(self.weights.tensors), source, spoken=released_name)
         return model.eval()

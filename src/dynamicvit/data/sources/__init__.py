@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from PIL import Image
+
 from dynamicvit.data.sources.base import UNLABELED, Source
 from dynamicvit.data.sources.files import open_files
 from dynamicvit.data.sources.huggingface import HuggingFace
+from dynamicvit.data.sources.one_image import OneImage
 from dynamicvit.data.sources.shards import Shards
 from dynamicvit.data.sources.torch_sets import TorchSet
 from dynamicvit.errors import InputError
@@ -26,21 +29,23 @@ def open_source(name: str | os.PathLike[str]) -> Source:
     """Open a source of images.
 
     Args:
-        name: a folder or ``.tar``; or ``wds/PLACE``, ``hfds/PLACE``, ``torch/NAME/FOLDER``, each
-            with or without ``@SPLIT``. A :class:`pathlib.Path` is always a path.
+        name: a folder, ``.tar`` or image file; or ``wds/PLACE``, ``hfds/PLACE``,
+            ``torch/NAME/FOLDER``, each with or without ``@SPLIT``, ``hfds`` also with
+            ``@SPLIT:COLUMN`` for the column of classes. A :class:`pathlib.Path` is
+            always a path.
 
     Raises:
         InputError: for a source that is missing, unreadable or empty.
     """
     if not isinstance(name, str):
-        return open_files(Path(name))
+        return _open_path(Path(name))
     prefix, slash, place = name.partition("/")
     kind = prefix.lower() if slash else ""
     if kind in _STREAMS:
         instead = _STREAMS[kind].format(place=place)
         raise InputError(f"{name}: {kind}/ is a stream, which is not supported; {instead}")
     if kind not in _KINDS:
-        return open_files(Path(name))
+        return _open_path(Path(name))
     split = None
     if "@" in place:
         place, _, split = place.rpartition("@")
@@ -55,3 +60,8 @@ def open_source(name: str | os.PathLike[str]) -> Source:
     if not len(source):
         raise InputError(f"{name} holds no images")
     return source
+
+
+def _open_path(path: Path) -> Source:
+    is_image = path.suffix.lower() in Image.registered_extensions() and path.is_file()
+    return OneImage(path) if is_image else open_files(path)

@@ -20,6 +20,8 @@ class Source(ABC):
         class_word: what messages call its classes.
         labeled: whether its images have classes.
         classes: class names in the order of the targets; empty if classes are numbers.
+        empty_classes: those of ``classes`` that have no image.
+        left_out: files beside the images that are none and are not hidden, by relative path.
         class_problem: why the classes can't be used, if so; the images can without them.
         targets: ``(images,)`` position of each image's class in ``classes``, or the class number;
             :data:`UNLABELED` for none. None if classes are read with the images (:meth:`target`).
@@ -32,6 +34,8 @@ class Source(ABC):
     class_word: str = "classes"
     labeled: bool = True
     classes: tuple[str, ...] = ()
+    empty_classes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     class_problem: str | None = None
     targets: np.ndarray | None = None
     blocks: np.ndarray | None = None

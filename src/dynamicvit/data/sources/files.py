@@ -1,109 +1,151 @@
-"""Class folders, tars of them, and flat folders without labels, as timm's readers list them."""
+"""Class folders, tars of them, and flat folders without labels."""
 
 from __future__ import annotations
 
-import os
-import tarfile
-from collections.abc import Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
-from timm.data.readers import create_reader
-from timm.data.readers.img_extensions import get_img_extensions
 
+from dynamicvit.data.folders import (
+    endings_in_words,
+    in_order,
+    is_hidden,
+    is_image,
+    left_out_in_words,
+    list_folder,
+)
 from dynamicvit.data.sources.base import Source
-from dynamicvit.data.sources.tars import break_after
+from dynamicvit.data.sources.tars import Entry, list_entries
 from dynamicvit.errors import InputError
 
 
 class Files(Source):
-    """A folder or tar in which an image's class is its folder."""
+    """A folder or tar in which an image's class is its folder.
+
+    Args:
+        root: the folder or tar.
+        files: in it, by relative path, without hidden ones.
+        folders: likewise; those of the files need not be among them.
+    """
 
     class_word = "class folders"
 
-    def __init__(
-        self, root: Path, reader: Any, index: dict[str, int], targets: Sequence[int]
-    ) -> None:
+    def __init__(self, root: Path, files: Iterable[str], folders: Iterable[str]) -> None:
         self.name = str(root)
         self.root = root
-        self._reader = reader
-        self.labeled = index.keys() != {""}  # the name of the root itself
-        self.classes = tuple(sorted(index, key=index.__getitem__))
-        self.targets = np.asarray(targets)
-        if "" in index:
+        names = in_order(files)
+        self._images = [name for name in names if is_image(name)]
+        if not self._images:
+            raise InputError(f"{root} holds no images{_hint(root, names)}")
+        self.left_out = tuple(name for name in names if not is_image(name))
+        held = [PurePosixPath(name).parent.name for name in self._images]
+        self.labeled = set(held) != {""}  # the name of the root itself
+        if self.labeled:
+            without = _classes_without_images(self._images, self.left_out, folders)
+            self.empty_classes = tuple(in_order(without - set(held)))
+        self.classes = tuple(in_order({*held, *self.empty_classes}))
+        position = {name: index for index, name in enumerate(self.classes)}
+        self.targets = np.array([position[name] for name in held])
+        if self.labeled and "" in position:
             self.class_problem = "images beside its class folders; move them into one"
 
     def __len__(self) -> int:
-        return len(self._reader)
+        return len(self._images)
 
     def path(self, row: int) -> str:
         """The image's file; in a tar, the tar's path and the member's name."""
-        return str(self.root / self._reader.filename(row))
+        return str(self.root / self._images[row])
 
 
 class Folder(Files):
     """A folder of class folders, or a flat one."""
 
     def __init__(self, root: Path) -> None:
-        _check_readable(root)
-        reader = _open_reader(root)
-        super().__init__(root, reader, reader.class_to_idx, [label for _, label in reader.samples])
+        super().__init__(root, *list_folder(root))
 
     def read(self, row: int) -> bytes:
         """The bytes of the file."""
-        return Path(self._reader.samples[row][0]).read_bytes()
+        return (self.root / self._images[row]).read_bytes()
 
 
 class Tar(Files):
-    """A ``.tar`` of class folders, of a tar for each class, or a flat one."""
+    """A ``.tar`` of class folders, of a tar for each class, or a flat one.
+
+    Raises:
+        InputError: for another file, and for a tar that breaks off.
+    """
 
     def __init__(self, root: Path) -> None:
         if root.suffix != ".tar":
-            raise InputError(f"{root} is neither a folder nor a .tar of images ({_kinds()})")
-        reader = _open_reader(root)
-        super().__init__(root, reader, reader.class_name_to_idx or {}, reader.targets)
-        self._check_ends()
+            raise InputError(f"{root} is neither a folder nor a .tar of images")
+        try:
+            with open(root, "rb") as file:
+                found = {name: entry for name, entry in _entries(file, root) if not is_hidden(name)}
+        except OSError as error:
+            raise InputError(f"{root} can't be read ({error.strerror})") from error
+        self._entries = found
+        folders = [name for name, entry in found.items() if entry.name.endswith("/")]
+        super().__init__(root, found.keys() - folders, folders)
+
+    def path(self, row: int) -> str:
+        """The tar's path and the member's name."""
+        return str(self.root / self._entries[self._images[row]].name)
 
     def read(self, row: int) -> bytes:
         """The bytes of the member.
 
-        The tar is opened for each image: forked workers would share the position of timm's cached
-        handle, and spawned ones can't receive it.
+        The tar is opened for each image: forked workers would share the position of one handle.
         """
-        member, _, inner = self._reader.samples[row]
-        with ExitStack() as stack:
-            tar = stack.enter_context(tarfile.open(self.root))
-            if inner is not None:
-                tar = stack.enter_context(tarfile.open(fileobj=tar.extractfile(inner)))
-            file = tar.extractfile(member)
-            assert file is not None  # timm lists regular files only
-            return file.read()
+        _, start, size = self._entries[self._images[row]]
+        with open(self.root, "rb") as file:
+            file.seek(start)
+            return file.read(size)
 
-    def _check_ends(self) -> None:
-        """Refuse a damaged tar: timm takes a damaged header for the tar's end.
 
-        Of each tar only the part after its last image is read; timm has read the rest.
-        """
-        last: dict[tarfile.TarInfo | None, tarfile.TarInfo] = {}
-        for member, _, inner in self._reader.samples:  # inner: the tar in the tar, or None
-            for holder, held in ((inner, member), (None, inner or member)):
-                if holder not in last or held.offset > last[holder].offset:
-                    last[holder] = held
-        with tarfile.open(self.root) as tar:
-            for inner, member in last.items():
-                with ExitStack() as stack:
-                    holder = tar
-                    if inner is not None:
-                        file = tar.extractfile(inner)
-                        holder = stack.enter_context(tarfile.open(fileobj=file))
-                    reason = break_after(holder, member)
-                if reason is not None:
-                    where = self.root if inner is None else self.root / inner.name
-                    raise InputError(
-                        f"{where} is damaged after {member.name} ({reason}); write it again"
-                    )
+def _entries(
+    file: BinaryIO, root: Path, within: Entry | None = None
+) -> Iterator[tuple[str, Entry]]:
+    """What a tar holds, by path; a tar in it is a folder named without the ending.
+
+    Args:
+        file: open.
+        root: of the file.
+        within: the tar in it to list; by default the file itself.
+
+    Raises:
+        InputError: for a tar that breaks off.
+    """
+    found, problem = list_entries(file) if within is None else list_entries(file, *within[1:])
+    if problem is not None:
+        where = root if within is None else root / within.name
+        if not found:
+            raise InputError(f"{where} can't be read ({problem}); give a tar of images")
+        raise InputError(f"{where} is damaged after {found[-1].name} ({problem}); write it again")
+    for entry in found:
+        path = PurePosixPath(entry.name)
+        if entry.name.endswith("/") or path.suffix.lower() != ".tar":
+            yield str(path), entry
+        elif not is_hidden(entry.name):
+            path = path.with_suffix("")
+            yield str(path), entry._replace(name=f"{entry.name}/")
+            for name, inner in _entries(file, root, entry):
+                yield f"{path}/{name}", inner._replace(name=f"{entry.name}/{inner.name}")
+
+
+def _classes_without_images(
+    images: Iterable[str], others: Iterable[str], folders: Iterable[str]
+) -> set[str]:
+    """Names of the folders beside class folders that hold no image at any depth.
+
+    They keep their place among the classes: an index is not to depend on what one could read.
+    """
+    used = {folder for name in images for folder in PurePosixPath(name).parents}
+    levels = {PurePosixPath(name).parent.parent for name in images if "/" in name}
+    given = {PurePosixPath(folder) for folder in folders}
+    given |= {folder for name in others for folder in PurePosixPath(name).parents}
+    return {folder.name for folder in given - used if folder.parent in levels}
 
 
 def open_files(root: Path) -> Files:
@@ -117,35 +159,10 @@ def open_files(root: Path) -> Files:
     return Folder(root) if root.is_dir() else Tar(root)
 
 
-def _open_reader(root: Path) -> Any:
-    """timm's reader of a folder or tar; its errors become one line."""
-    try:
-        return create_reader("", root=str(root))
-    except (tarfile.TarError, OSError) as error:
-        raise InputError(f"{root} can't be read ({error}); give a tar of images") from error
-    # Without images timm's folder reader raises the one, its tar reader the other.
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{root} holds no images ({_kinds()}){_hint(root)}") from error
-
-
-def _hint(root: Path) -> str:
+def _hint(root: Path, names: Sequence[str]) -> str:
     """What a folder without images may be."""
     if (root / "state.json").exists() or (root / "dataset_dict.json").exists():
         return f"; a saved Hugging Face data set is written hfds/{root}"
     if root.is_dir() and any(root.glob("*.tar")):
         return f"; a folder of shards is written wds/{root}"
-    return ""
-
-
-def _kinds() -> str:
-    return ", ".join(get_img_extensions())
-
-
-def _check_readable(root: Path) -> None:
-    """Refuse a folder that can't be entered; timm skips it silently."""
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename} can't be read ({error.strerror})")
-
-    for _ in os.walk(root, onerror=refuse, followlinks=True):
-        pass
+    return f" ({endings_in_words()}){'; ' + left_out_in_words(names) if names else ''}"

@@ -23,12 +23,14 @@ class HuggingFace(Source):
     Args:
         name: as the user wrote it.
         place: a name on the Hub, a folder for ``load_dataset``, or one written by ``save_to_disk``.
-        split: ``train`` by default; from the Hub also a slice, ``train[:10%]``.
+        split: ``train`` by default; from the Hub also a slice, ``train[:10%]``. It, or the place
+            without one, may end in ``:COLUMN``, the column of classes.
     """
 
     def __init__(self, name: str, place: str, split: str | None) -> None:
         self.name = name
         datasets: Any = need("datasets", "data")
+        place, split, column = split_column(name, place, split)
         try:
             data = _load(datasets, name, place, split)
         except InputError:
@@ -37,8 +39,8 @@ class HuggingFace(Source):
         except Exception as error:
             raise InputError(f"{name} can't be opened ({one_line(error)})") from error
         image = _image_column(name, data.features, datasets.Image)
-        label = _class_column(data.features, datasets)
-        self.labeled = label is not None
+        label, self.class_problem = class_column(name, data.features, column, datasets)
+        self.labeled = label is not None or self.class_problem is not None
         if label is not None:
             names = getattr(data.features[label], "names", None)
             self.classes, self.targets = _classes(data[label][:], names)
@@ -91,15 +93,71 @@ def _image_column(name: str, features: Any, kind: type) -> str:
     return columns[0]
 
 
-def _class_column(features: Any, datasets: Any) -> str | None:
-    """The column named label or labels, if it can hold classes; else the only one of classes."""
+def split_column(name: str, place: str, split: str | None) -> tuple[str, str | None, str | None]:
+    """Place, split and column of classes; the latter two None if not named.
+
+    Raises:
+        InputError: for a colon without a column.
+    """
+    if split is None and Path(place).exists():
+        return place, None, None
+    rest, colon, column = (place if split is None else split).rpartition(":")
+    if not colon or "]" in column or "/" in column:  # of a slice, train[:10%], or of a URL
+        return place, split, None
+    if not column:
+        raise InputError(f"{name} is incomplete: write hfds/PLACE@SPLIT:COLUMN")
+    return (rest, None, column) if split is None else (place, rest or None, column)
+
+
+def class_column(
+    name: str, features: Any, wanted: str | None, datasets: Any
+) -> tuple[str | None, str | None]:
+    """The column of classes, if any, and why the data set's labels can't be used, if so.
+
+    The wanted one; else the one named label or labels; else the only one of classes.
+
+    Raises:
+        InputError: if the wanted column is missing or holds something else.
+    """
+
+    def is_class(kind: Any) -> bool:
+        is_value = isinstance(kind, datasets.Value)
+        return isinstance(kind, datasets.ClassLabel) or (is_value and "float" not in kind.dtype)
+
+    if wanted is not None:
+        if wanted not in features:
+            raise InputError(f"{name}: no column {wanted!r}; columns are {', '.join(features)}")
+        if not is_class(features[wanted]):
+            raise InputError(
+                f"{name}: column {wanted!r} holds {_kind(features[wanted])}, not one class an image"
+            )
+        return wanted, None
     for column in ("label", "labels"):
-        feature = features.get(column)
-        is_value = isinstance(feature, datasets.Value)
-        if isinstance(feature, datasets.ClassLabel) or (is_value and "float" not in feature.dtype):
-            return column
+        if column in features and is_class(features[column]):
+            return column, None
     columns = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    return columns[0] if len(columns) == 1 else None
+    if len(columns) > 1:
+        example = f"{name}{'' if '@' in name else '@SPLIT'}:{columns[0]}"
+        return None, f"several label columns, {', '.join(columns)}: name one, as {example}"
+    if columns:
+        return columns[0], None
+    for column in ("label", "labels"):
+        if column in features:
+            return None, (
+                f"{_kind(features[column])} in column {column!r}, which is not supported: give a "
+                "column of one class an image, or use the images without labels"
+            )
+    return None, None
+
+
+def _kind(feature: Any) -> str:
+    """What a column holds that is not one class an image, in words."""
+    dtype = getattr(getattr(feature, "feature", feature), "dtype", "")
+    if "float" in str(dtype):
+        return f"soft labels or numbers that are no classes ({feature})"
+    if hasattr(feature, "feature"):
+        return f"several labels an image ({feature})"
+    return str(feature)
 
 
 def _classes(labels: list[Any], names: list[str] | None) -> tuple[tuple[str, ...], np.ndarray]:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from timm.data.readers import create_reader
-from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
-from dynamicvit.data.decoding import one_line
+from dynamicvit.data.decoding import image_endings, one_line
+from dynamicvit.data.folders import endings_in_words, is_hidden
 from dynamicvit.data.sources.base import Source
 from dynamicvit.data.sources.tars import Entry, list_files
 from dynamicvit.errors import InputError
@@ -21,7 +21,6 @@ from dynamicvit.utils.optional import need
 
 _log = logging.getLogger(__name__)
 
-IMAGES = tuple(kind.lstrip(".") for kind in (*get_img_extensions(), ".webp"))
 LABELS = ("cls", "json")
 INFO = ("_info.json", "info.json")
 """The files in which timm's reader finds splits, with their shards and numbers of samples."""
@@ -36,7 +35,7 @@ class Member(NamedTuple):
     @property
     def image(self) -> str | None:
         """The ending of its image, if any."""
-        return next((ending for ending in self.parts if ending.lower() in IMAGES), None)
+        return next((ending for ending in self.parts if _is_image(ending)), None)
 
 
 class Shard(NamedTuple):
@@ -106,7 +105,7 @@ class Shards(Source):
         """The bytes of the image."""
         path, sample = self._sample(row)
         if sample.image is None:
-            raise ValueError(f"the sample has no image ({', '.join(IMAGES)})")
+            raise ValueError(f"the sample has no image ({endings_in_words()})")
         return _read_part(path, sample.parts[sample.image])
 
     def target(self, row: int) -> str:
@@ -161,11 +160,20 @@ class Shards(Source):
         for path, start in zip(self._paths, self._starts, strict=False):
             if _read_headers(path).samples:
                 try:
-                    self.target(int(start))
+                    label = self.target(int(start))
                 except ValueError:
                     return False
+                if label.startswith(("[", "{")):
+                    self.class_problem = (
+                        f"several or soft labels an image ({label}), which are not supported: give "
+                        "one class an image, or use the images without labels"
+                    )
                 return True
-        raise InputError(f"{self.name} holds no images ({', '.join(IMAGES)})")
+        raise InputError(f"{self.name} holds no images ({endings_in_words()})")
+
+
+def _is_image(ending: str) -> bool:
+    return f".{ending.lower()}" in image_endings()
 
 
 def _by_name(name: str, place: str) -> list[Path]:
@@ -198,12 +206,12 @@ def _read_headers(path: Path) -> Shard:
     for file in files:
         folder, slash, base = file.name.rpartition("/")
         stem, _, ending = base.partition(".")
-        if not stem or not ending:
+        if not stem or not ending or is_hidden(file.name):
             continue
         name = folder + slash + stem
         if not runs or runs[-1].name != name:
             runs.append(Member(name, {}))
-        if ending.lower() in (*IMAGES, *LABELS):
+        if _is_image(ending) or ending.lower() in LABELS:
             runs[-1].parts[ending] = file
     if problem and runs and _is_cut(runs[-1], path.stat().st_size):
         runs.pop()  # counted as the break

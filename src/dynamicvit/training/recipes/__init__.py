@@ -34,15 +34,18 @@ _RENAMED: dict[str, tuple[str, dict[Any, str]]] = {
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides.
 
+    A file names the recipe that it changes, ``base: small_data``: a built-in one, or another file,
+    beside it. A part such as ``losses`` is changed value by value.
+
     Args:
         name_or_path: a built-in recipe (:func:`recipe_names`) or a YAML file.
         overrides: ``key=value`` with dots into the parts, ``losses.classification=0``.
 
     Raises:
-        InputError: for a recipe that does not exist, an unknown key (with the nearest one), or a
-            value that can't be.
+        InputError: for a recipe that does not exist or has no base, an unknown key (with those that
+            there are), or a value that can't be.
     """
-    values = modern(_read(name_or_path))
+    values = _with_base(name_or_path)
     for override in overrides:
         _apply(values, override)
     try:
@@ -57,6 +60,15 @@ def recipe_names() -> list[str]:
     return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
+def recipe_keys() -> list[str]:
+    """What a recipe says, as overrides name it: ``batch_size``, ``losses.token``, ..."""
+    keys = []
+    for name in Recipe.model_fields:
+        parts = _PARTS[name].model_fields if name in _PARTS else ()
+        keys += [f"{name}.{part}" for part in parts] or [name]
+    return keys
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, which :func:`load_recipe` reads back."""
     return yaml.safe_dump({"version": VERSION, **recipe.model_dump(mode="json")}, sort_keys=False)
@@ -69,6 +81,31 @@ def modern(values: Mapping[str, Any]) -> dict[str, Any]:
         key, names = _RENAMED.get(key, (key, {}))
         renamed[key] = names.get(value, value) if isinstance(value, str) else value
     return renamed
+
+
+def _with_base(name_or_path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe's values over those of its base."""
+    if name_or_path in seen:
+        raise InputError(f"recipe {seen[0]}: its base leads back to {name_or_path}")
+    values = modern(_read(name_or_path))
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    beside = Path(name_or_path).parent / str(base)
+    found = str(beside) if str(base) not in recipe_names() and beside.is_file() else str(base)
+    return _over(_with_base(found, (*seen, name_or_path)), values)
+
+
+def _over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values in place of those of a base; of epochs and images one replaces the other."""
+    merged = dict(base)
+    for key, value in values.items():
+        part = key in _PARTS and isinstance(value, Mapping)
+        merged[key] = {**merged.get(key, {}), **value} if part else value
+    for length, other in (("epochs", "images"), ("images", "epochs")):
+        if values.get(length) is not None and other not in values:
+            merged[other] = None
+    return merged
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
@@ -92,6 +129,11 @@ def _read(name_or_path: str) -> dict[str, Any]:
         ) from None
     if not isinstance(values, dict):
         raise InputError(f"recipe {name_or_path} must hold keys and values")
+    if not {"base", "version"} & values.keys() and name_or_path not in recipe_names():
+        raise InputError(
+            f"recipe {name_or_path} names no base: add `base: small_data`, for few images, or "
+            "`base: deit_small`, the paper's, in batches of 1024"
+        )
     version = values.pop("version", VERSION)
     if version not in range(1, VERSION + 1):
         raise InputError(

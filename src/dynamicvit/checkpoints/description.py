@@ -1,0 +1,58 @@
+"""What a file of weights says of the model that it is of, where no config says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dynamicvit.checkpoints.dense import is_sparse
+from dynamicvit.checkpoints.released import is_released, read_metadata
+from dynamicvit.core.hub import DESCRIPTION, policy_in
+from dynamicvit.core.schedule import Policy
+from dynamicvit.utils.weights import Weights
+
+
+@dataclass(frozen=True)
+class Description:
+    """Of a DynamicViT's weights; ``None`` where the file does not say.
+
+    Attributes:
+        method: name of the method that they were trained for.
+        policy: for dropped tokens.
+        keep_ratio: ρ, or one ratio for each stage.
+        stages: block indices.
+    """
+
+    method: str | None = None
+    policy: Policy | None = None
+    keep_ratio: float | tuple[float, ...] | None = None
+    stages: tuple[int, ...] | None = None
+
+
+def described(weights: Weights) -> Description:
+    """What a file says: our safetensors' header, a checkpoint's recipe, or the authors' format."""
+    if is_released(weights.tensors):
+        stages = read_metadata(weights).get("stages")
+        return Description("dynamicvit", "removed", stages=stages and tuple(stages))
+    if not is_sparse(weights):
+        return Description()
+    values = _values(weights)
+    schedule = values.get("schedule", values)  # a recipe has them at its top
+    ratios, stages = schedule.get("keep_ratios", schedule.get("keep_ratio")), schedule.get("stages")
+    known = "policy" in schedule or "dropped" in schedule
+    return Description(
+        method=values.get("method") or ("dynamicvit" if values else None),
+        policy=policy_in(schedule) if known else None,
+        keep_ratio=tuple(ratios) if isinstance(ratios, list) else ratios,
+        stages=None if stages is None else tuple(stages),
+    )
+
+
+def _values(weights: Weights) -> Mapping[str, Any]:
+    try:
+        values = json.loads(weights.metadata.get(DESCRIPTION, "{}"))
+    except ValueError:  # another tool's
+        return {}
+    return values if isinstance(values, dict) else {}

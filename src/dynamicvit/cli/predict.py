@@ -1,0 +1,134 @@
+"""`dynamicvit predict`: classes and kept shares of images, as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from dynamicvit.cli.console import StoppedError, check_file, main_console, progress_bar, say
+from dynamicvit.cli.inference import load_for_inference, say_if_untrained
+from dynamicvit.cli.options import (
+    COST,
+    Checkpoint,
+    CropPct,
+    ImageSizeOption,
+    KeepRatio,
+    Method,
+    Model,
+    NoPretrained,
+    Policy,
+    Precision,
+    Released,
+    Strict,
+    Threads,
+    Tile,
+    Workers,
+    check_one_model,
+    chosen_model,
+    parse_image_size,
+    use_threads,
+)
+from dynamicvit.evaluation.predictions import open_images, predict
+from dynamicvit.evaluation.tables import STARTS, check_suffix
+from dynamicvit.utils.distributed import launched_precision, launched_processes
+from dynamicvit.utils.precision import autocast_dtype
+from dynamicvit.utils.signals import stop_requests
+
+
+def predict_command(
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES",
+            help="Image files, folders, .tar files, wds/PLACE, hfds/PLACE or torch/NAME/FOLDER.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Table to write: .csv, .jsonl or .parquet.", readable=False
+        ),
+    ],
+    model_name: Model = None,
+    released: Released = None,
+    checkpoint: Checkpoint = None,
+    keep_ratio: KeepRatio = None,
+    policy: Policy = None,
+    method: Method = None,
+    tile: Tile = None,
+    top: Annotated[int, typer.Option(help="Classes of each image.")] = 5,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch.", rich_help_panel=COST)] = 32,
+    precision: Precision = "fp32",
+    image_size: ImageSizeOption = None,
+    crop_pct: CropPct = None,
+    no_pretrained: NoPretrained = False,
+    strict: Strict = False,
+    workers: Workers = 1,
+    threads: Threads = None,
+) -> None:
+    """Write a row for each of IMAGES, in order: its classes, their probabilities, kept shares.
+
+    MODEL may be an exported file. A run that was stopped resumes when the same command is given
+    again. An unreadable image has a row that says why. Several processes, started by torchrun or
+    accelerate launch, share the images of each batch.
+
+    Example: dynamicvit predict photos --model runs/mine -o photos.csv
+    """
+    check_one_model(model_name, released)
+    size = parse_image_size(image_size)
+    check_suffix(output)
+    check_file("--output", output, STARTS.get(output.suffix.lower(), b""))
+    use_threads(threads)
+    processes = launched_processes("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = launched_precision(autocast_dtype(precision), processes.device)
+    data = open_images(images, strict)
+    model_name = chosen_model(model_name, released)
+    model, size = load_for_inference(
+        model_name,
+        checkpoint=checkpoint,
+        keep_ratio=keep_ratio,
+        policy=policy,
+        method=method,
+        tile=tile,
+        image_size=size,
+        precision=precision,
+        pretrained=not no_pretrained,
+    )
+    if processes.is_main:
+        say_if_untrained(model_name, model)
+    model.to(processes.device)
+    processes.equalize(model)  # untrained weights differ
+    count, done = sum(map(len, data)), 0
+    with stop_requests() as request, progress_bar(main_console(processes, stderr=True)) as bar:
+        task = bar.add_task("predicting", total=count, note="")
+
+        def advance(images: int) -> None:
+            nonlocal done
+            done += images
+            bar.update(task, completed=done)
+            if signum := max(processes.gather(request.signum)):
+                raise StoppedError(
+                    f"stopped after {done} of {count} images; the same command resumes", signum
+                )
+
+        found = predict(
+            model,
+            data,
+            output,
+            top=top,
+            image_size=size,
+            crop_pct=crop_pct,
+            batch_size=batch_size,
+            workers=workers,
+            amp_dtype=dtype,
+            progress=advance,
+            processes=processes,
+        )
+    notes = [f"{found.resumed} by an earlier run"] if found.resumed else []
+    notes += [f"{len(found.unreadable)} unreadable"] if found.unreadable else []
+    ending = f" ({', '.join(notes)})" if notes else ""
+    say(main_console(processes), f"{found.images} images{ending} -> {output}")
+    processes.close()

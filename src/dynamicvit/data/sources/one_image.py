@@ -1,0 +1,30 @@
+"""A single image file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dynamicvit.data.sources.base import Source
+
+
+class OneImage(Source):
+    """An image file, without a class."""
+
+    labeled = False
+
+    def __init__(self, file: Path) -> None:
+        self.name = str(file)
+        self._file = file
+
+    def __len__(self) -> int:
+        return 1
+
+    def path(self, row: int) -> str:
+        """The file's path."""
+        del row
+        return self.name
+
+    def read(self, row: int) -> bytes:
+        """The file's bytes."""
+        del row
+        return self._file.read_bytes()

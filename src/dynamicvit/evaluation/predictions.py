@@ -1,0 +1,272 @@
+"""Classes, probabilities and kept shares of images, in order, into a file."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import ConcatDataset
+
+from dynamicvit.checkpoints.loading import load
+from dynamicvit.core.classifier import PrunedClassifier
+from dynamicvit.core.networks import eval_mode
+from dynamicvit.core.outputs import PrunedOutput
+from dynamicvit.data import (
+    Batch,
+    ImageData,
+    Loader,
+    NoReadableImageError,
+    class_names,
+    eval_transform,
+    top_classes,
+)
+from dynamicvit.errors import InputError
+from dynamicvit.evaluation.accuracy import check_finite
+from dynamicvit.evaluation.draft import Draft
+from dynamicvit.evaluation.tables import check_suffix
+from dynamicvit.runtimes import is_exported, load_exported
+from dynamicvit.utils.distributed import Processes
+from dynamicvit.utils.precision import autocast
+
+Row = dict[str, Any]
+Images = str | os.PathLike[str] | ImageData
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What :func:`predict` found.
+
+    Attributes:
+        rows: one for each image, in order, by column: ``image``, ``class_1``, ``index_1``,
+            ``probability_1``, ``class_2``, ..., ``kept_1`` for each stage (the share of the patches
+            kept there), ``error`` (why an image can't be read, else None). Empty if they were
+            written into a file.
+        images: number of images, unreadable ones counted.
+        unreadable: paths of the unreadable images.
+        resumed: number of images that an earlier run had done.
+    """
+
+    rows: tuple[Row, ...]
+    images: int
+    unreadable: tuple[str, ...]
+    resumed: int
+
+
+def predict(
+    model: PrunedClassifier | str | os.PathLike[str],
+    images: Images | Sequence[Images],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    top: int = 5,
+    image_size: int | tuple[int, int] | None = None,
+    crop_pct: float | None = None,
+    batch_size: int = 32,
+    workers: int = 1,
+    strict: bool = False,
+    device: torch.device | str | None = None,
+    amp_dtype: torch.dtype | None = None,
+    progress: Callable[[int], None] | None = None,
+    processes: Processes | None = None,
+) -> PredictResult:
+    """Classify images, in order; an unreadable one gets a row that says why.
+
+    With an output, rows gather in ``OUTPUT.part`` until all are there. If the run is stopped, the
+    same call resumes from that file.
+
+    Args:
+        model: run in ``eval()``; or what :func:`~dynamicvit.load` takes, or an exported file.
+        images: one or more sources, as for :class:`~dynamicvit.data.ImageData`; labels are ignored.
+        output: a ``.csv``, ``.jsonl`` or ``.parquet``, replaced when all rows are there.
+        top: classes of each image; fewer if the model has fewer.
+        image_size: side, or height and width, in pixels; the model's own by default.
+        crop_pct: share of the short side that the center crop takes; the model's own by default.
+        batch_size: images in a batch.
+        workers: processes that read images; 0 reads in this one.
+        strict: an unreadable image is an error.
+        device: to which the model is moved; by default the model's.
+        amp_dtype: dtype of autocast; by default the model's own dtype.
+        progress: called first with the number of images that an earlier run had done, then after
+            each batch with the number of its images.
+        processes: that share the images of each batch; the main one writes.
+
+    Raises:
+        InputError: without a readable image; for a model without a classifier; for logits that are
+            not finite; for an output that can't be written, or was begun with another model, other
+            images or options.
+    """
+    if output is not None:
+        check_suffix(output)
+    if top < 1:
+        raise InputError(f"top is at least 1 class, got {top}")
+    if isinstance(model, str | os.PathLike):
+        model = load_exported(model) if is_exported(model) else load(model)
+    assert isinstance(model, nn.Module)
+    if model.num_classes < 1:
+        raise InputError("the model has no classifier to predict with")
+    if device is None:
+        own = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        device = own if processes is None else processes.device
+    processes = Processes(device) if processes is None else processes
+    model.to(device)
+    data = open_images(images, strict)
+    transform = eval_transform(model, image_size, crop_pct)
+    parts = ConcatDataset([part.with_transform(transform) for part in data])
+    loader = Loader(parts, batch_size, num_workers=workers)
+    loader.set_share(processes.rank, processes.count)
+    names = class_names(model)
+    columns = _columns(model, min(top, len(names)))
+    amp = autocast(torch.device(device).type, amp_dtype)
+    with eval_mode(model), torch.inference_mode(), amp:
+        draft = None
+        if output is not None:
+            settings = {
+                "sources": [str(part.root) for part in data],
+                "images": len(parts),
+                "model": _fingerprint(model, device),
+                "stages": model.schedule.stages,
+                "keep_ratios": model.schedule.keep_ratios,
+                "policy": model.schedule.policy,
+                "image_size": image_size,
+                "crop_pct": crop_pct,
+                "precision": str(amp_dtype),
+                "columns": list(columns),
+            }
+            draft = Draft(output, settings)
+        resumed = 0 if draft is None else _resume(draft, data, loader, processes)
+        if progress is not None:
+            progress(resumed)
+        rows: list[Row] = []
+        # All of one process's images may be unreadable; those of all are counted below.
+        with suppress(NoReadableImageError):
+            for batch in loader:
+                own_rows = _rows(model, batch.to(device), names, columns, top)
+                found = [row for part in processes.gather(own_rows) for row in part]
+                if draft is None:
+                    rows += found
+                elif processes.is_main:
+                    draft.add(found)
+                if progress is not None:
+                    progress(len(found))
+    if draft is None:
+        unreadable = _unreadable(rows)
+    else:
+        unreadable = processes.gather(_unreadable(draft.rows()) if processes.is_main else ())[0]
+    if len(unreadable) == len(parts):
+        if draft is not None and processes.is_main:
+            draft.remove()
+        raise InputError(
+            f"none of the {len(parts)} images can be read; the first is {unreadable[0]}"
+        )
+    if draft is not None and processes.is_main:
+        draft.finish(columns)
+    return PredictResult(tuple(rows), len(parts), unreadable, resumed)
+
+
+def open_images(images: Images | Sequence[Images], strict: bool = False) -> list[ImageData]:
+    """The images of each source, unlabeled.
+
+    Raises:
+        InputError: for a source that is missing, unreadable or empty, or none at all.
+    """
+    single = isinstance(images, str | os.PathLike | ImageData)
+    several: Sequence[Images] = [images] if single else images
+    if not several:
+        raise InputError("no images: give a file, a folder or another source of images")
+    return [
+        each if isinstance(each, ImageData) else ImageData(each, labeled=False, strict=strict)
+        for each in several
+    ]
+
+
+def _columns(model: PrunedClassifier, top: int) -> dict[str, str]:
+    """The columns in order, and their kinds."""
+    columns = {"image": "string"}
+    for rank in range(1, top + 1):
+        columns |= {f"class_{rank}": "string", f"index_{rank}": "int"}
+        columns[f"probability_{rank}"] = "float"
+    for stage in range(1, len(model.schedule.stages) + 1):
+        columns[f"kept_{stage}"] = "float"
+    return {**columns, "error": "string"}
+
+
+def _rows(
+    model: PrunedClassifier, batch: Batch, names: Sequence[str], columns: Iterable[str], top: int
+) -> list[Row]:
+    """A row for each image of a batch, in order."""
+    rows: list[Row] = [dict.fromkeys(columns) for _ in range(len(batch) + len(batch.skipped))]
+    if len(batch):
+        output = model.forward_pruned(batch.images)
+        check_finite(output.logits, "the model")
+        answers = _answers(output, names, top)
+        for place, path, answer in zip(batch.places, batch.paths, answers, strict=True):
+            rows[place] |= {"image": path, **answer}
+    unreadable = (row for row in rows if row["image"] is None)
+    for row, path, reason in zip(unreadable, batch.skipped, batch.reasons, strict=True):
+        row |= {"image": path, "error": reason}
+    return rows
+
+
+def _answers(output: PrunedOutput, names: Sequence[str], top: int) -> Iterator[Row]:
+    """The columns between path and error, for each image."""
+    shares = [kept.float().mean(dim=1).tolist() for kept in output.kept]
+    for index, logits in enumerate(output.logits):
+        row: Row = {}
+        for rank, guess in enumerate(top_classes(logits, names, top), start=1):
+            row |= {f"class_{rank}": guess.name, f"index_{rank}": guess.index}
+            row[f"probability_{rank}"] = round(guess.probability, 6)
+        for stage, share in enumerate(shares, start=1):
+            row[f"kept_{stage}"] = round(share[index], 6)
+        yield row
+
+
+def _unreadable(rows: Sequence[Row] | Iterator[Row]) -> tuple[str, ...]:
+    return tuple(row["image"] for row in rows if row["error"] is not None)
+
+
+def _resume(draft: Draft, data: Sequence[ImageData], loader: Loader, processes: Processes) -> int:
+    """Start where a draft ends, at a whole batch; returns the number of images already done.
+
+    Raises:
+        InputError: if the images have changed.
+    """
+    if draft.last is not None:
+        place, part = draft.done - 1, 0
+        while place >= len(data[part]):
+            place, part = place - len(data[part]), part + 1
+        path = data[part].path(place)
+        if path != draft.last["image"]:
+            raise InputError(
+                f"{draft.path} ends with {draft.last['image']}, and {data[part].root} has {path} "
+                "there now; delete it to begin again"
+            )
+    # Read by all before the main process changes it.
+    batches = min(processes.gather(draft.done)) // loader.batch_size
+    if draft.done == len(loader.data):
+        batches = len(loader)
+    done = min(batches * loader.batch_size, len(loader.data))
+    if batches:
+        loader.set_epoch(0, batches)
+    if processes.is_main:
+        draft.begin(done)
+    return done
+
+
+def _fingerprint(model: nn.Module, device: torch.device | str) -> str:
+    """Tells weights apart: a checksum of them; of an exported file, of an answer."""
+    values = [value for value in model.state_dict().values() if value is not None]
+    if not values:
+        size = model.pretrained_cfg["input_size"]
+        random = torch.Generator().manual_seed(0)
+        answer = model(torch.randn(1, *size, generator=random).to(device))
+        values = [(answer.float() * 1000).round()]
+    checksum = 0
+    for value in values:
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        checksum = zlib.crc32(content.numpy(), checksum)
+    return f"weights {checksum:08x}"
