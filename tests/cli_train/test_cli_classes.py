@@ -24,9 +24,17 @@ pytestmark = pytest.mark.usefixtures("blank_curves")
 Main = Callable[..., int]
 Line = Callable[[], str]
 
-#: Two steps of four images in each part.
-TINY = ("--set", "images=8", "--set", "batch_size=4", "--set", "hold_out=0.2")
-TINY = (*TINY, "--set", "dense.images=8", "--set", "dense.batch_size=4")
+
+def tiny(**changes: object) -> tuple[str, ...]:
+    """Two steps of four images in each part."""
+    values = {"images": 8, "batch_size": 4, "hold_out": 0.2, **changes}
+    dense_part = {"dense.images": 8, "dense.batch_size": 4}
+    dense_part |= {key: values.pop(key) for key in list(values) if key.startswith("dense.")}
+    pairs = [f"{key}={value}" for key, value in {**values, **dense_part}.items()]
+    return tuple(word for pair in pairs for word in ("--set", pair))
+
+
+TINY = tiny()
 NAMES = ("cow", "ant", "Bee")
 
 
@@ -93,8 +101,8 @@ def paths(loader) -> set[str]:
 
 
 def test_the_head_learns_first_then_all(saved: Path, own: Path, tmp_path: Path, main: Main) -> None:
-    words = ("--set", "dense.images=16", "--set", "dense.head_alone=0.5")
-    assert main("train", own, "-m", saved, "-o", tmp_path / "out", *TINY, *words) == 0
+    words = tiny(**{"dense.images": 16, "dense.head_alone": 0.5})
+    assert main("train", own, "-m", saved, "-o", tmp_path / "out", *words) == 0
     log = (tmp_path / "out" / "dense" / "log.jsonl").read_text().splitlines()
     rates = [json.loads(line)["learning_rates"] for line in log]
     assert [rate["backbone"] > 0 for rate in rates] == [False, False, True, True]
@@ -141,7 +149,7 @@ def test_a_model_that_has_the_classes_is_not_fitted(
     assert "the model's own class names" in said
     assert "dense " in said  # and still both are told
     shallow().save_pretrained(tmp_path / "seven")
-    words = ("-m", tmp_path / "seven", *TINY, "--set", "hold_out=0", "--num-classes", NUM_CLASSES)
+    words = ("-m", tmp_path / "seven", *tiny(hold_out=0), "--num-classes", NUM_CLASSES)
     assert main("train", own, *words, "-o", tmp_path / "b") == 0
     for out in ("a", "b"):
         assert not (tmp_path / out / "dense").exists()
@@ -222,6 +230,8 @@ def test_a_folder_of_transformers_gives_one(
     out = tmp_path / "out"
     words = ("--set", "stages=[1]", "--set", "keep_ratio=0.5")
     assert main("train", own, "-m", tmp_path / "hf", "-o", out, *TINY, *words) == 0
+    # The same command finds its own files: there is nothing left to do.
+    assert main("train", own, "-m", tmp_path / "hf", "-o", out, *TINY, *words, "--resume") == 0
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 70, 3), dtype=np.uint8))
     for folder, kind in ((out, "DynamicViT"), (out / "dense", "ViT")):
         auto = transformers.AutoModelForImageClassification.from_pretrained(folder)

@@ -19,7 +19,7 @@ from dynamicvit.training.recipe import TeacherRecipe
 from dynamicvit.training.state import TrainingReport
 from dynamicvit.utils.files import write_text
 from dynamicvit.utils.optional import need
-from dynamicvit.utils.outputs import WRITER, check_target, is_ours
+from dynamicvit.utils.outputs import WRITER, check_set, check_target, is_ours
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ def check_output(folder: Path, resume: bool = False) -> bool:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give a folder")
     if holds_run(folder) or holds_run(folder / DENSE_FOLDER):
-        _check_files(folder, (*MODEL_FILES, REPORT_NAME, CURVES_NAME))
+        _check_files(folder, (REPORT_NAME, CURVES_NAME))
+        check_set(folder / MODEL_FILES[0], MODEL_FILES[1:])  # weights of transformers have no mark
         return True
     if resume:
         raise InputError(f"{folder} holds no {NEWEST} to go on from")

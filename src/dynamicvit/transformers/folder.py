@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any, cast
 
+from huggingface_hub.constants import CONFIG_NAME
 from PIL.Image import Resampling
 from safetensors import SafetensorError
 from timm.data import resolve_model_data_config
@@ -21,6 +23,8 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import backbone_of
 from dynamicvit.errors import InputError
 from dynamicvit.transformers import DynamicViTForImageClassification
+from dynamicvit.utils.files import atomic_folder
+from dynamicvit.utils.outputs import WRITER
 from dynamicvit.utils.weights import first_few, first_line
 
 
@@ -81,8 +85,12 @@ def save_classifier(model: DynamicViT, folder: Path) -> None:
     ours = DynamicViTForImageClassification.around(model) if model.schedule.stages else None
     classifier: Any = ours or model.backbone
     try:
-        classifier.save_pretrained(folder)
-        image_processor(model).save_pretrained(folder)
+        with atomic_folder(folder, CONFIG_NAME) as draft:
+            classifier.save_pretrained(draft)
+            image_processor(model).save_pretrained(draft)
+            config = json.loads((draft / CONFIG_NAME).read_text(encoding="utf-8"))
+            marked = json.dumps({**config, "written_by": WRITER}, indent=2)
+            (draft / CONFIG_NAME).write_text(marked + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}: can't be written ({error})") from error
 
