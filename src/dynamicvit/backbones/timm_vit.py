@@ -159,7 +159,8 @@ class TimmBackbone(Backbone):
         return x + block.drop_path2(self.layer_scale(block, 2, block.mlp(block.norm2(x))))
 
     def call_arguments(self, i: int, tokens: Tokens) -> tuple[Any, ...] | None:
-        return (tokens.x,)
+        # A block that knows places would take those that are held for the whole grid.
+        return (tokens.x,) if type(self).placed is Backbone.placed else None
 
     def layer_scale(self, block: Any, branch: int, x: Tensor) -> Tensor:
         """Scale the output of branch 1 (attention) or 2 (MLP), where the block does that."""

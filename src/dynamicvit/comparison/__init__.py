@@ -9,10 +9,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dynamicvit.backbones import backbone_for
-from dynamicvit.budgets import parse_budget
-from dynamicvit.checkpoints.loading import load
 from dynamicvit.comparison.experiment import Experiment
+from dynamicvit.comparison.inputs import (
+    fractions_of,
+    possible_of,
+    say_if_sparse,
+    sources_of,
+    trained_before,
+    with_class_maps,
+)
 from dynamicvit.comparison.rows import (
     ABLATIONS,
     DENSE_NAME,
@@ -27,12 +32,9 @@ from dynamicvit.comparison.rows import (
     write_csv,
 )
 from dynamicvit.comparison.timing import BATCH_SIZES, Timing
-from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import backbone_of, core_of, own_image_size
-from dynamicvit.costs import DENSE, meta_copy, schedule_macs
-from dynamicvit.data import ImageData, class_map_for, split
+from dynamicvit.core.networks import backbone_of
 from dynamicvit.data.folders import left_out_in_words
-from dynamicvit.errors import InputError, UnsupportedBackboneError
+from dynamicvit.errors import InputError
 from dynamicvit.evaluation.bench import available_cores
 from dynamicvit.training import Progress
 from dynamicvit.utils.files import write_text
@@ -70,9 +72,6 @@ _OWN = {
     **dict.fromkeys(("images", "epochs"), "images"),
     **{"keep_ratio": "macs", "seed": "seeds"},
 }
-
-#: Share of the images that is evaluated on where no others are named.
-_HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -166,12 +165,12 @@ def compare(
         raise InputError(f"seconds are positive, got {seconds}")
     _check_overrides(overrides)
     chosen = candidates(methods)
-    evaluated, fine_tuned_on = _sources(data, validation, unlabeled, train, strict)
+    evaluated, fine_tuned_on = sources_of(data, validation, unlabeled, train, strict)
     backbone = backbone_of(model).eval()
-    _say_if_sparse(model, tell)
-    before = [_trained_before(str(name), backbone) for name in trained]
-    fractions = _fractions(backbone, macs)
-    chosen = _possible(backbone, chosen, fractions, methods, tell)
+    say_if_sparse(model, tell)
+    before = [trained_before(str(name), backbone) for name in trained]
+    fractions = fractions_of(backbone, macs)
+    chosen = possible_of(backbone, chosen, fractions, methods, tell)
     if not train:
         idle = [candidate.name for candidate in chosen if not candidate.works_untrained]
         chosen = [candidate for candidate in chosen if candidate.works_untrained]
@@ -179,7 +178,9 @@ def compare(
             tell(f"left out {', '.join(idle)}: they mean nothing before they are trained")
     if not chosen and not before:
         raise InputError(f"none of the methods {methods!r} works untrained: fine-tune them")
-    evaluated, *images_to_train_on = _mapped([evaluated, *fine_tuned_on], backbone, class_map, tell)
+    evaluated, *images_to_train_on = with_class_maps(
+        [evaluated, *fine_tuned_on], backbone, class_map, tell
+    )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if worthwhile(autocast_dtype(precision), device) is None:
         precision = "fp32"
@@ -219,114 +220,6 @@ def _check_overrides(overrides: Sequence[str]) -> None:
         key = override.partition("=")[0]
         if key in _OWN:
             raise InputError(f"{override}: a comparison sets {key} itself, by its {_OWN[key]}")
-
-
-def _say_if_sparse(model: nn.Module, tell: Callable[[str], None]) -> None:
-    """A model that has learned to drop tokens is not taken for dense without a word."""
-    core = core_of(model)
-    if not isinstance(core, DynamicViT) or not core.schedule.stages:
-        return
-    if not all(method.is_fresh for method in core.methods):
-        tell(
-            f"the model is not dense: it drops tokens ({core.method.name}, {core.policy}); the "
-            "backbone inside it, trained with it, is taken for dense. --trained compares the model "
-            "itself"
-        )
-
-
-def _trained_before(name: str, backbone: nn.Module) -> Candidate:
-    """The candidate of a trained model.
-
-    Raises:
-        InputError: for an untrained one, or one of other classes.
-    """
-    model = load(name)
-    if any(method.is_fresh for method in model.methods):
-        raise InputError(f"{name} is not trained: name its method instead, {model.method.name}")
-    classes = backbone_for(backbone).num_classes
-    if model.num_classes != classes:
-        raise InputError(f"{name} has {model.num_classes} classes, the dense network {classes}")
-    (height, width), dense = own_image_size(model), own_image_size(backbone)
-    if (height, width) != dense:
-        raise InputError(
-            f"{name} takes images of {height}x{width} pixels, the dense network of "
-            f"{dense[0]}x{dense[1]}"
-        )
-    return Candidate(name, model.method.name, model.policy, saved=name)
-
-
-def _sources(
-    data: str | Path,
-    validation: str | Path | None,
-    unlabeled: Sequence[str | Path],
-    train: bool,
-    strict: bool,
-) -> tuple[ImageData, list[ImageData]]:
-    """What is evaluated on, and what is trained on."""
-    images = ImageData(data, strict=strict)
-    more = [ImageData(path, labeled=False, strict=strict) for path in unlabeled]
-    if validation is not None:
-        evaluated = ImageData(validation, strict=strict)
-    elif not train:
-        return images, []
-    else:
-        images, evaluated = split(images, _HELD_OUT)
-    return evaluated, [images, *more] if train else []
-
-
-def _mapped(
-    sources: Sequence[ImageData],
-    backbone: nn.Module,
-    class_map: str | None,
-    tell: Callable[[str], None],
-) -> list[ImageData]:
-    """The same sources, their labels in the network's classes."""
-    classes = backbone_for(backbone)  # and how the network names them
-    maps = [
-        class_map_for(source, classes, class_map) if source.labeled else None for source in sources
-    ]
-    for origin in dict.fromkeys(chosen.origin for chosen in maps if chosen is not None):
-        tell(f"class map: {origin}")
-    return [
-        source if chosen is None else source.with_class_map(chosen.index)
-        for source, chosen in zip(sources, maps, strict=True)
-    ]
-
-
-def _fractions(backbone: nn.Module, budgets: Sequence[str | float]) -> list[float]:
-    """Shares of the dense MACs, each once."""
-    dense = schedule_macs(backbone, DENSE)
-    found = []
-    for budget in budgets:
-        fraction = round(parse_budget(budget).of(dense) / dense, 4)
-        if not 0 < fraction < 1:
-            raise InputError(f"a budget is less than dense, got {budget}: {fraction:g} of dense")
-        found.append(fraction)
-    return list(dict.fromkeys(found))
-
-
-def _possible(
-    backbone: nn.Module,
-    chosen: Sequence[Candidate],
-    fractions: Sequence[float],
-    asked: str | Sequence[str],
-    tell: Callable[[str], None],
-) -> list[Candidate]:
-    """The candidates that this network can have; one that was named must be among them."""
-    named = [name.strip() for name in (asked.split(",") if isinstance(asked, str) else asked)]
-    shapes, possible = meta_copy(backbone), []
-    for candidate in chosen:
-        try:
-            for fraction in fractions:
-                candidate.build(shapes, fraction)
-            possible.append(candidate)
-        except UnsupportedBackboneError:
-            raise
-        except InputError as error:
-            if candidate.name in named:
-                raise InputError(f"{candidate.name}: {error}") from None
-            tell(f"left out {candidate.name}: {error}")
-    return possible
 
 
 def _run(

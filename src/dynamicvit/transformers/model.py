@@ -193,7 +193,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
         if rest is not None and labels is None:
             self._warn_if_unlabeled()
             loss = rest if self._teacher else None
-        elif rest is not None:
+        elif rest is not None and loss is not None:
             loss = self.loss_weights.classification * loss + rest
         output = ClassifierOutput(loss=loss, logits=logits, sparsity_loss=rest)
         named = config.return_dict if return_dict is None else return_dict
