@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +30,7 @@ from dynamicvit.data import ImageData, Loader, class_map_for, eval_transform
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import evaluate
 from dynamicvit.evaluation.bench import time_in_turn
+from dynamicvit.plots import style
 from dynamicvit.runtimes import export, load_exported
 
 REFERENCE = "timm, dense, fp32"
@@ -80,7 +80,7 @@ def main() -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    _draw(rows, options.output / "staircase.png")
+    draw(rows, options.output / "staircase.png")
 
 
 def _options() -> argparse.Namespace:
@@ -188,38 +188,35 @@ def _in_turn(
     return told
 
 
-def _draw(rows: list[dict[str, Any]], file: Path) -> None:
-    figure, axes = plt.subplots(
-        1,
-        len(BATCHES),
-        figsize=(11, 1 + 0.42 * len(rows) / len(BATCHES)),
-        sharey=True,
-        layout="constrained",
-    )
-    for axis, batch in zip(axes, BATCHES, strict=True):
+def draw(rows: list[dict[str, Any]], file: Path) -> None:
+    """Bars of throughput, a panel for each batch size, with top-1 beside them."""
+    batches = list(dict.fromkeys(row["batch"] for row in rows))
+    figure = style.figure(11, 1 + 0.42 * len(rows) / len(batches))
+    panels = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
+    merged = style.METHODS["dynamicvit-merged"][0]
+    colors = {"timm": style.FAINT, "dense": style.DENSE, "merged": merged}
+    for axes, batch in zip(panels, batches, strict=True):
         held = [row for row in rows if row["batch"] == batch]
-        names = [row["step"] for row in held]
-        networks = list(dict.fromkeys(name.rpartition(", ")[0] for name in names))
-        ups = [row["speed_up"] for row in held]
-        spread = [
-            [row["speed_up"] - row["lower"] for row in held],
-            [row["upper"] - row["speed_up"] for row in held],
+        bars = axes.barh(
+            [row["step"] for row in held],
+            [row["speed_up"] for row in held],
+            xerr=[
+                [row["speed_up"] - row["lower"] for row in held],
+                [row["upper"] - row["speed_up"] for row in held],
+            ],
+            error_kw={"ecolor": style.INK, "elinewidth": 0.8, "capsize": 2},
+            color=[colors.get(row["step"].split(",")[0], style.PRUNED) for row in held],
+        )
+        texts = [
+            f"{row['speed_up']:.1f} ×" + (f", {row['top1']:.1%}" if row["top1"] else "")
+            for row in held
         ]
-        bars = axis.barh(
-            names,
-            ups,
-            xerr=spread,
-            ecolor="dimgray",
-            capsize=2,
-            color=[f"C{networks.index(name.rpartition(', ')[0])}" for name in names],
-        )
-        axis.bar_label(
-            bars, [f"{row['speed_up']:.1f} ×, {row['top1']:.1%}" for row in held], padding=6
-        )
-        axis.set(title=f"batch {batch}", xlabel=f"times the throughput of {REFERENCE}; and top-1")
-        axis.set_xlim(right=1.5 * max(row["upper"] for row in held))
-    axes[0].invert_yaxis()  # they share it
-    figure.savefig(file, dpi=110)
+        axes.bar_label(bars, texts, padding=6, fontsize=style.SMALL, color=style.INK)
+        unit = f"times the throughput of {REFERENCE}; and top-1"
+        style.dress(axes, f"batch {batch}", x=unit, grid=False)
+        axes.set_xlim(0, 1.45 * max(row["upper"] for row in held))
+    panels[0].invert_yaxis()  # they share it
+    style.save(figure, file)
 
 
 if __name__ == "__main__":

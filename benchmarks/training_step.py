@@ -48,7 +48,8 @@ class Step:
         dtype = PRECISIONS[precision]
         self.autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
         self.dense = dense_network(pixels, device).train()
-        self.model: DynamicViT = sparsify(dense_network(pixels, device), KEPT).to(device).train()
+        model = sparsify(dense_network(pixels, device), KEPT, policy="removed")
+        self.model: DynamicViT = model.to(device).train()
         self.objective = TrainingObjective(self.model)
         self.optimizers = {
             id(network): torch.optim.AdamW(network.parameters(), lr=1e-5)

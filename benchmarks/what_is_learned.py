@@ -127,7 +127,7 @@ def main() -> None:
             page = draw_positions(shares, count)
             print(*save(page, options.output / "positions.png"))
     if options.scenes:
-        size = experiment.QUICK if options.quick else experiment.FULL
+        size = experiment.SHORT if options.quick else experiment.LONG
         rows = scene_rows(size, options.seed)
         options.output.mkdir(parents=True, exist_ok=True)
         with (options.output / "scenes.csv").open("w", newline="") as file:

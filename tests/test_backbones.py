@@ -194,3 +194,36 @@ def test_a_class_of_the_same_name_from_elsewhere_replaces_nothing(
     before = len(known)
     register_backbone(type("ViTBackbone", (NetworkBackbone,), {"family": "a namesake"}))
     assert len(known) == before + 1
+
+
+@torch.no_grad()
+def test_a_pruned_network_is_told_by_its_tensors() -> None:
+    """As what prunes networks leaves it: other weights under attributes that say what was."""
+    backbone, images = DEIT.backbone(), DEIT.images()
+    backbone.cls_token = nn.Parameter(backbone.cls_token[..., :36])
+    backbone.pos_embed = nn.Parameter(backbone.pos_embed[..., :36])
+    convolution = backbone.patch_embed.proj
+    convolution.weight = nn.Parameter(convolution.weight[:36])
+    convolution.bias = nn.Parameter(convolution.bias[:36])
+    for norm in [m for m in backbone.modules() if isinstance(m, nn.LayerNorm)]:
+        norm.weight, norm.bias = nn.Parameter(norm.weight[:36]), nn.Parameter(norm.bias[:36])
+        norm.normalized_shape = (36,)
+    for block in backbone.blocks:
+        block.attn.qkv.weight = nn.Parameter(block.attn.qkv.weight[:, :36])
+        for layer, rows in ((block.attn.proj, 36), (block.mlp.fc1, 50), (block.mlp.fc2, 36)):
+            layer.bias = nn.Parameter(layer.bias[:rows])
+        block.attn.proj.weight = nn.Parameter(block.attn.proj.weight[:36])
+        block.mlp.fc1.weight = nn.Parameter(block.mlp.fc1.weight[:50, :36])
+        block.mlp.fc2.weight = nn.Parameter(block.mlp.fc2.weight[:36, :50])
+    backbone.head.weight = nn.Parameter(backbone.head.weight[:, :36])
+    model = sparsify(backbone, 1.0).eval()
+    assert (model.bound.width, model.num_features) == (36, 36)
+    assert_agree(model(images), backbone(images))
+    model.keep_ratio = 0.5
+    decisions = DEIT.decisions()
+    masked = model.forward_masked(images, decisions).logits
+    assert_agree(model.forward_pruned(images, decisions).logits, masked)
+    assert count_macs(model) < count_macs(DEIT.sparse(0.5))
+    backbone.blocks[0].attn.num_heads = 5
+    with pytest.raises(UnsupportedBackboneError, match="48 channels, which 5 heads"):
+        sparsify(backbone)

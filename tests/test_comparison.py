@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.text import Text
 from torch import nn
 
 from dynamicvit import DynamicViT, InputError, sparsify
@@ -31,7 +32,12 @@ from dynamicvit.comparison.cache import Cache, identity, weights_identity
 from dynamicvit.costs import DENSE, count_macs
 from dynamicvit.data import ImageData, images_digest
 from dynamicvit.methods import at_macs
-from dynamicvit.plots.comparison import accuracy_over_macs, accuracy_over_throughput
+from dynamicvit.plots.comparison import (
+    accuracy_of_ablations,
+    accuracy_over_macs,
+    accuracy_over_throughput,
+    save_comparison,
+)
 from families import DEIT
 from pictures import noise_folders
 
@@ -305,8 +311,8 @@ def timed(size: int, speedup: float) -> Timing:
 
 ROWS = [
     row("tome", None, 0.6),
-    row("dynamicvit", 1, 0.8),
-    row("dynamicvit", 0, 0.6),
+    row("dynamicvit-merged", 1, 0.8),
+    row("dynamicvit-merged", 0, 0.6),
     row("dense", None, 0.9, fraction=1.0),
     row("tome", 0, 0.65),
 ]
@@ -314,9 +320,9 @@ ROWS = [
 
 class TestLines:
     def test_seeds_become_one_line(self) -> None:
-        lines = lines_of(ROWS, {("dynamicvit", 0.6): [timed(1, 1.5), timed(32, 2.0)]})
+        lines = lines_of(ROWS, {("dynamicvit-merged", 0.6): [timed(1, 1.5), timed(32, 2.0)]})
         assert [line.label for line in lines] == [
-            "dense", "dynamicvit", "tome, untrained", "tome",
+            "dense", "dynamicvit-merged", "tome, untrained", "tome",
         ]  # fmt: skip
         dynamic = lines[1]
         assert (dynamic.top1, dynamic.seeds) == (pytest.approx(0.7), 2)
@@ -326,9 +332,9 @@ class TestLines:
         assert not lines[0].timings
 
     def test_csv(self) -> None:
-        lines = lines_of(ROWS, {("dynamicvit", 0.6): [timed(1, 1.5)]})
+        lines = lines_of(ROWS, {("dynamicvit-merged", 0.6): [timed(1, 1.5)]})
         table = list(csv.DictReader(io.StringIO(write_csv(lines))))
-        assert [line["method"] for line in table] == ["dense", "dynamicvit", "tome", "tome"]
+        assert [line["method"] for line in table] == ["dense", "dynamicvit-merged", "tome", "tome"]
         assert float(table[1]["top1"]) == pytest.approx(0.7)
         assert table[1]["speedup_batch_1"] == "1.5"
         assert table[2]["speedup_batch_1"] == ""
@@ -339,25 +345,55 @@ class TestLines:
         rows: Sequence[Row] = ROWS
         if not labeled:
             rows = [row(each.method, each.seed, None, each.fraction) for each in ROWS]
-        lines = lines_of(rows, {("dynamicvit", 0.6): [timed(32, 2.0)]})
+        lines = lines_of(rows, {("dynamicvit-merged", 0.6): [timed(32, 2.0)]})
         [axes] = accuracy_over_macs(lines).axes
-        shown = [text.get_text() for text in axes.get_legend().get_texts()]
-        assert shown == ["dense", "dynamicvit", "tome, untrained", "tome"]
+        assert sorted(text.get_text() for text in axes.texts) == [
+            "dense",
+            "dynamicvit-merged",
+            "tome",
+        ]
+        assert [line.get_label() for line in axes.containers] == [
+            "dynamicvit-merged", "tome, untrained", "tome"]  # fmt: skip
+        assert "hollow" in axes.get_title(loc="left"), "tome is there untrained too"
         assert ("top-1" in axes.get_ylabel()) == labeled
         [axes] = accuracy_over_throughput(lines, 32).axes
-        shown = {text.get_text(): line for text, line in zip(
-            axes.get_legend().get_texts(), axes.lines, strict=False)}  # fmt: skip
-        assert set(shown) == {"dense", "dynamicvit"}, "what has not been timed is not shown"
-        assert shown["dynamicvit"].get_xdata().tolist() == [2.0]
+        shown = [text.get_text() for text in axes.texts]
+        assert sorted(shown) == ["dense", "dynamicvit-merged"], (
+            "what has not been timed is not shown"
+        )
+        [container] = axes.containers
+        assert container.lines[0].get_xdata().tolist() == [2.0]
         expected = 70.0 if labeled else 90.0
-        assert shown["dynamicvit"].get_ydata().tolist() == pytest.approx([expected])
+        assert container.lines[0].get_ydata().tolist() == pytest.approx([expected])
 
 
 def test_what_is_far_below_is_named_beside_the_plot() -> None:
     lines = lines_of([*ROWS, row("narrow", 0, 0.01)], {})
     [axes] = accuracy_over_macs(lines).axes
-    assert "narrow (1: below)" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert "narrow (1.0: below)" in [text.get_text() for text in axes.texts]
     assert axes.get_ylim()[0] > 50, "the others have the plot to themselves"
+
+
+def test_every_point_is_named_without_overlaps(tmp_path: Path) -> None:
+    """The same accuracies throughout, the most labels; ablations have a plot of their own."""
+    names = [*all_names(), *ABLATIONS]
+    rows = [row("dense", None, 0.8, 1.0), *(row(name, 0, 0.79) for name in names)]
+    lines = lines_of(rows, {(name, 0.6): [timed(32, 2.0)] for name in names})
+    plots = save_comparison(lines, tmp_path, ABLATIONS)
+    assert plots == ["accuracy_over_gmacs", "accuracy_over_throughput_batch_32", "ablations"]
+    methods = [line for line in lines if line.method not in ABLATIONS]
+    for figure in (accuracy_over_macs(methods), accuracy_over_throughput(methods, 32)):
+        figure.canvas.draw()
+        [axes] = figure.axes
+        assert {text.get_text() for text in axes.texts} == {"dense", *all_names()}
+        boxes = [Text.get_window_extent(text) for text in axes.texts]
+        for place, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in [axes.bbox, *boxes[:place]])
+            assert box.x1 < figure.bbox.x1
+            assert figure.bbox.y0 < box.y0 < box.y1 < figure.bbox.y1
+    [panel] = accuracy_of_ablations(lines, ABLATIONS).axes
+    assert {label.get_text() for label in panel.get_yticklabels()} == set(ABLATIONS)
+    assert {text.get_text() for text in panel.texts} == {"79.0", "dense 80.0", "dynamicvit 79.0"}
 
 
 def test_chance_is_to_be_had_again(tmp_path: Path) -> None:

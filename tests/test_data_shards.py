@@ -283,8 +283,6 @@ def test_places_that_cannot_be_used(tmp_path: Path) -> None:
         f"{tmp_path}/empty": ".tar",
         f"{tmp_path}/none.tar": "no images",
         f"{tmp_path}/nowhere": "1 shards",
-        "https://example.org/a.tar": "wds/FOLDER",
-        "pipe:cat a.tar": "wds/FOLDER",
         f"{tmp_path}/none.tar@train": "_info.json",
     }.items():
         with pytest.raises(InputError, match=named) as raised:

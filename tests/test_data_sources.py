@@ -39,7 +39,6 @@ def test_names_that_are_incomplete_or_not_supported() -> None:
         "hfds/pets@": "hfds/PLACE@SPLIT",
         "torch/mnist": "torch/mnist/FOLDER",
         "tfds/mnist": "wds/",
-        "HFIDS/pets": "hfds/pets",
     }.items():
         with pytest.raises(InputError, match=instead) as raised:
             ImageData(name)

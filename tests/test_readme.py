@@ -11,9 +11,10 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from timm.optim import create_optimizer_v2
 from torch import nn
 
-from dynamicvit import DynamicViT, sparsify
+from dynamicvit import DynamicViT, TrainingObjective, sparsify
 from pictures import noise_folders
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,15 +73,90 @@ def test_the_readme(names: dict[str, Any]) -> None:
 
 
 def test_training(names: dict[str, Any]) -> None:
+    pytest.importorskip("timm.task")
+    tracker = Tracker()
     changed = {
-        '"deit_small_patch16_224", overrides=["images=4000"])': "model, overrides=recipe)",
+        '"deit_small_patch16_224", pretrained=True': '"deit_tiny_patch16_224", **small',
+        '"deit_small_patch16_224", overrides=["images=4000"]': "model, overrides=recipe, workers=0",
     }
-    names |= {"torch": torch, "device": "cpu", "loader": [(names["images"], torch.tensor([0, -1]))]}
-    run("docs/training.md", names, changed)
-    assert names["report"].images == 4
-    assert names["losses"].total.isfinite()
-    task = names["DynamicViTTask"](names["objective"])
-    assert task(names["images"], torch.tensor([0, 1]))["output"].shape == (2, 4)
+    loader = [(names["images"], torch.tensor([0, -1]))]
+    run(
+        "docs/training.md", names | {"device": "cpu", "loader": loader, "tracker": tracker}, changed
+    )
+    by_hand, *steps = tracker.seen
+    assert by_hand["total"] > by_hand["classification"] > 0
+    assert [step["loss/total"] > 0 for step in steps] == [True, True]
+    assert DynamicViT.from_pretrained("runs/mine").keep_ratio == 0.7
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of timm's own code
+def test_timms_script_takes_the_page_s_task(names: dict[str, Any]) -> None:
+    """What an epoch of train.py does with a task."""
+    pytest.importorskip("timm.task")
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(from timm.task.*?)^```$", text, re.DOTALL | re.M)
+    made: dict[str, Any] = names | {
+        "torch": torch,
+        "device": "cpu",
+        "TrainingObjective": TrainingObjective,
+    }
+    exec(code, made)
+    task = made["task"].train()
+    before = names["model"].backbone.head.weight.clone()
+    optimizer = create_optimizer_v2(
+        task.get_trainable_module().model, "adamw", lr=0.1, layer_decay=0.5
+    )
+    result = task(names["images"], torch.tensor([0, 1]))
+    result["loss"].backward()
+    optimizer.step()
+    assert not torch.equal(names["model"].backbone.head.weight, before)
+    logits = task.get_eval_model().eval()(names["images"])
+    assert logits.shape == result["output"].shape == (2, 4)
+
+
+class Tracker:
+    """Stands for wandb and its like."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def log(self, values: dict[str, float], step: int | None = None) -> None:
+        self.seen.append(values)
+
+
+def test_features(names: dict[str, Any]) -> None:
+    pytest.importorskip("pytorch_grad_cam")
+    pytest.importorskip("captum")
+    changed = {
+        '"dynamicvit_deit_small_patch16_224", pretrained=True': (
+            '"dynamicvit_deit_tiny_patch16_224", **small'
+        ),
+    }
+    names["model"].eval()
+    made = run("docs/features.md", names, changed)
+    model, tokens = names["model"], made["tokens"]
+    classifier = model.get_classifier()
+    assert torch.allclose(classifier(made["embeddings"]), model(names["images"]), atol=1e-5)
+    kept = int(model.forward_pruned(names["images"]).kept[-1][0].sum())
+    assert made["patches"].shape == (2, kept, 48)
+    places = tokens.kept_index()
+    held = made["dense"].flatten(1, 2).gather(1, places[..., None].expand(-1, -1, 48))
+    assert torch.allclose(held, made["patches"], atol=1e-5)
+    assert [tuple(each.shape) for each in made["maps"]] == [(2, 48, 4, 4)] * 3
+    assert set(made["by_name"]) == {"image_features", "image_intermediates"}
+    assert [tuple(each.shape) for each in made["levels"]] == [(2, 48, 4, 4)] * 3
+    assert made["channels"] == [48] * 3
+    assert made["heat"].shape == (2, 64, 64)
+    assert made["by_patch"].shape == (2, kept)
+
+
+def test_tools(names: dict[str, Any]) -> None:
+    pytest.importorskip("peft")
+    made = run("docs/tools.md", names | {"labels": torch.tensor([0, 1])}, {})
+    assert made["outputs"][0].shape[:2] == (2, 1 + int(16 * 0.7**3 + 0.5))
+    loaded = DynamicViT.from_pretrained("runs/merged")
+    assert torch.allclose(loaded(names["images"]), made["merged"](names["images"]), atol=1e-5)
+    assert all(value.is_meta for value in names["model"].parameters())
 
 
 def test_comparison(names: dict[str, Any]) -> None:

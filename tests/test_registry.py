@@ -8,13 +8,15 @@ import pytest
 import timm
 import torch
 from timm.data import create_transform, resolve_data_config, resolve_model_data_config
-from timm.optim import create_optimizer_v2
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.utils import AverageMeter, accuracy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dynamicvit import DynamicViT, InputError, MaskedOutput
 from dynamicvit.checkpoints.timm_names import BACKBONES
+from families import Family, each_family
 
 TINY = "dynamicvit_deit_tiny_patch16_224"
 #: Where each depth puts the stages.
@@ -172,3 +174,64 @@ def test_timms_evaluation_loop() -> None:
     assert top1.count == 10
     assert 0 <= top1.avg <= top5.avg <= 100
     assert losses.avg > 0
+
+
+# ---------------------------------------------------------------- parameters and features
+
+
+@each_family
+def test_groups_of_parameters_are_timms(family: Family) -> None:
+    """Methods learn at the rate of the classifier; register tokens and norms count as timm says."""
+    model = family.sparse()
+    ours = group_parameters(model, model.group_matcher(), reverse=True)
+    last = max(ours.values())
+    assert {place for name, place in ours.items() if name.startswith("predictors.")} == {last}
+    groups = {place for name, place in ours.items() if f".{model.bound.blocks_name}." in name}
+    assert groups == set(range(1, model.depth + 1))
+    classifiers = ("head", "head_dist", "aux_head", "classifier")
+    assert {ours[name] for name in ours if name.split(".")[1] in classifiers} == {last}
+    if hasattr(model.backbone, "group_matcher"):
+        backbone = model.backbone
+        theirs = group_parameters(backbone, backbone.group_matcher(), reverse=True)
+        differ = {name for name, place in theirs.items() if ours[f"backbone.{name}"] != place}
+        assert differ <= {"rope.freqs"}, "which timm takes for a classifier's"
+    decayed = param_groups_layer_decay(model, 0.05, model.no_weight_decay(), layer_decay=0.5)
+    rates = {id(value): group["lr_scale"] for group in decayed for value in group["params"]}
+    assert rates[id(next(model.predictors.parameters()))] == 1.0
+    spared = [id(v) for group in decayed if not group["weight_decay"] for v in group["params"]]
+    token = getattr(model.backbone, "reg_token", None)
+    assert token is None or id(token) in spared
+
+
+@pytest.mark.parametrize("indices", [None, 2, [0, 3]])
+@torch.no_grad()
+def test_features_only(indices: int | list[int] | None) -> None:
+    chosen = {} if indices is None else {"out_indices": indices}
+    torch.manual_seed(0)
+    getter = timm.create_model(TINY, **SMALL_ARGS, features_only=True, keep_ratio=0.5, **chosen)
+    model, images = small(keep_ratio=0.5).eval(), torch.randn(2, 3, 32, 32)
+    maps = getter.eval()(images)
+    expected = model.forward_intermediates(
+        images, indices=3 if indices is None else indices, intermediates_only=True
+    )
+    assert all(map(torch.equal, maps, expected))
+    assert len(maps) == len(expected)
+    assert getter.feature_info.channels() == [16] * len(maps)
+    assert getter.feature_info.reduction() == [16] * len(maps)
+
+
+@torch.no_grad()
+def test_intermediates_by_timms_names() -> None:
+    model, images = small(keep_ratio=0.5).eval(), torch.randn(2, 3, 32, 32)
+    features, pairs = model.forward_intermediates(images, indices=2, return_prefix_tokens=True)
+    named = model.forward_intermediates(
+        images, indices=2, return_prefix_tokens=True, output_dict=True
+    )
+    assert torch.equal(named.pop("image_features"), features)
+    maps, prefixes = zip(*pairs, strict=True)
+    assert all(map(torch.equal, named.pop("image_intermediates"), maps))
+    assert all(map(torch.equal, named.pop("image_intermediates_prefix"), prefixes))
+    assert not named
+    dense = model.backbone.forward_intermediates(images, indices=2, output_dict=True)
+    ours = model.forward_intermediates(images, indices=2, output_dict=True)
+    assert ours.keys() == dense.keys()

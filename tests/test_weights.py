@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors.torch import save_file
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from dynamicvit import InputError
+from dynamicvit import InputError, load, load_dense, sparsify
 from dynamicvit.utils.weights import (
     first_line,
     load_exactly,
@@ -177,3 +181,71 @@ def test_of_a_run_the_weights_that_it_is_for_are_taken(tmp_path: Path) -> None:
         weights = open_weights(tmp_path / name / "checkpoint.pt")
         for key, value in model.state_dict().items():
             assert torch.equal(weights.tensors[key], value), key
+
+
+# ---------------------------------------------------------------- files of other tools
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda state: under("model", state),
+        lambda state: under("net", state) | {"accuracy.total": torch.zeros(1)},
+        lambda state: under("module.model", state),
+        lambda state: under("student", state) | under("teacher", state),
+        lambda state: under("_orig_mod.classifier", state),
+        lambda state: under("backbone", state),
+        lambda state: under("model.backbone", state),
+        # Lightning's
+        lambda state: {
+            "epoch": 3,
+            "pytorch-lightning_version": "2.6.0",
+            "state_dict": under("model", state) | under("teacher", state),
+            "hyper_parameters": {"data": Path("/photos"), "lr": 1e-3},
+            "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.7)}},
+        },
+    ],
+    ids=["model", "net", "module", "student", "any", "backbone", "both", "Lightning"],
+)
+@torch.no_grad()
+def test_dense_weights_as_other_tools_write_them(
+    wrapped: Callable[[dict[str, Tensor]], dict[str, Any]], tmp_path: Path
+) -> None:
+    dense = timm.create_model("test_vit", num_classes=5)
+    images = torch.randn(1, 3, 160, 160)
+    torch.save(wrapped(dense.state_dict()), tmp_path / "last.ckpt")
+    loaded = load_dense("test_vit", tmp_path / "last.ckpt")
+    assert torch.equal(loaded(images), dense.eval()(images))
+
+
+@torch.no_grad()
+def test_a_wrapped_sparse_model(tmp_path: Path) -> None:
+    sparse = sparsify(timm.create_model("test_vit", num_classes=5), 0.6).eval()
+    nn.init.normal_(sparse.predictors[0].mlp[4].weight)
+    torch.save({"state_dict": under("model", sparse.state_dict())}, tmp_path / "last.ckpt")
+    file = tmp_path / "last.ckpt"
+    loaded = load("test_vit", checkpoint=file, keep_ratio=0.6, policy=sparse.policy)
+    images = torch.randn(1, 3, 160, 160)
+    assert torch.equal(loaded(images), sparse(images))
+
+
+@torch.no_grad()
+def test_weights_in_several_files(tmp_path: Path) -> None:
+    dense = timm.create_model("test_vit", num_classes=5)
+    save_torch_state_dict(dense.state_dict(), tmp_path, max_shard_size="500KB")
+    index = tmp_path / "model.safetensors.index.json"
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2
+    images = torch.randn(1, 3, 160, 160)
+    assert torch.equal(load_dense("test_vit", index)(images), dense.eval()(images))
+    with pytest.raises(InputError, match=f"one of several files; give {index}"):
+        open_weights(shards[1])
+    shards[1].rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"names {shards[1].name}, which is not beside it"):
+        open_weights(index)
+    save_file({"other": torch.zeros(1)}, shards[1])
+    with pytest.raises(InputError, match=r"don't hold .* and \d+ more"):
+        open_weights(index)
+    index.write_text('{"weight_map": 3}')
+    with pytest.raises(InputError, match="weight_map"):
+        open_weights(index)

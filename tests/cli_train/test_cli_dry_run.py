@@ -65,16 +65,50 @@ def test_with_data_it_says_what_is_found_and_how_long_it_takes(
     said = plan(folder, "-m", saved, "-o", tmp_path / "out", "--unlabeled", folder, *words)
     for line in (
         f"{folder}: 14 images in 7 classes",
-        "the others merge into the most alike kept ones",  # by the recipe; the model removes them
+        "the others are removed",  # as the model was saved; the recipe leaves it that
         f"{folder}: 14 images without labels",
         "2 images of these are held out",
         "60 steps of 4 images, 10 epochs of 6",
+        "an epoch leaves out 2 of the 26 images",
         "warm-up in the first 6",
         "backbone frozen in the first 6",
         "with 4 images at a time (fp32, ",
     ):
         assert line in said, line
+    found = re.search(r"time +about (\d:\d\d:\d\d), without evaluation: ([\d.]+) s a step", said)
+    assert found
+    hours, minutes, seconds = map(int, found[1].split(":"))
+    assert 3600 * hours + 60 * minutes + seconds == pytest.approx(60 * float(found[2]), abs=1)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_it_warns_when_memory_will_not_suffice(
+    plan: Callable[..., str], saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "WARNING" not in plan("-m", saved)
+    monkeypatch.setattr("dynamicvit.cli.dry_run.available_memory", lambda _: 2_000_000)
+    found = re.search(
+        r"WARNING: only 0.00 GB are free: take --accumulate (\d+),", plan("-m", saved)
+    )
+    assert found
+    assert int(found[1]) > 1
+
+
+def test_image_size_policy_and_method_are_the_recipes(
+    plan: Callable[..., str], command: Main, saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = plan("-m", saved, "--image-size", "96x64", "--policy", "merged")
+    assert "patches of an image of 96x64" in said
+    assert "the others merge" in said
+    said = plan("--recipe", "deit_tiny", "--method", "tome", "--policy", "merged")
+    assert "method: tome" in said
+    for words, named in (
+        (("--policy", "merged", "--set", "policy=removed"), "--set policy=removed and --policy"),
+        (("--set", "seed=1", "--set", "seed=2"), "--set seed=1 and --set seed=2: give one"),
+        (("--keep-ratio", "0.9", "--keep-ratio", "0.7"), "twice, 0.9 and 0.7: give one"),
+    ):
+        assert command("train", "--dry-run", "-m", saved, *words) == 2
+        assert named in capsys.readouterr().err
 
 
 def test_it_prints_the_recipe_as_it_is_resolved(plan: Callable[..., str], saved: Path) -> None:

@@ -80,7 +80,7 @@ def test_labels_and_a_hard_teacher(
 ) -> None:
     """As in DeiT: the paper's recipe with its mixup, the teacher's class beside the label."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("epochs: 1\nteacher: {model: test_resnet, hard: true}\n")
+    recipe.write_text("base: deit_small\nepochs: 1\nteacher: {model: test_resnet, hard: true}\n")
     words = ["train", folder, "-m", saved, "--recipe", recipe, *TINY[2:], "-o", tmp_path / "out"]
     assert command(*words, "--teacher-checkpoint", teacher) == 0
     last = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[-1])["losses"]

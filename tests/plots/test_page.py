@@ -19,7 +19,7 @@ from dynamicvit import DynamicViT, InputError, PrunedOutput, sparsify
 from dynamicvit.data import eval_transform
 from dynamicvit.plots import draw, save, visualize
 from dynamicvit.plots.page import MAX_IMAGES, merges
-from dynamicvit.plots.patches import as_merged, fade, score_map
+from dynamicvit.plots.patches import as_merged, dim, score_map
 
 NAMES = ["tench, Tinca tinca", "cat", "$5 bill", "dog", "fox"]
 
@@ -62,14 +62,15 @@ def test_figure_shows_each_stage_of_each_image(images: Tensor, output: PrunedOut
     for row, image in enumerate(images):
         np.testing.assert_allclose(shown[6 * row], image.permute(1, 2, 0).numpy())
         for stage, kept in enumerate(output.kept):
-            expected = fade(image, kept[row], (4, 6)).permute(1, 2, 0).numpy()
+            expected = dim(image, kept[row], (4, 6)).permute(1, 2, 0).numpy()
             np.testing.assert_allclose(shown[6 * row + 1 + stage], expected)
         scores = output.keep_scores[0][row]
         np.testing.assert_allclose(shown[6 * row + 4], score_map(scores, (4, 6)).numpy())
         assert shown[6 * row + 4].argmax() == scores.argmax()
-        # Their level means nothing unless the recipe holds it: no numbers.
+        # Their level means nothing unless the recipe holds it: no numbers, the order in words.
         ends = [label.get_text() for label in drawn.axes[6 * row + 5].get_yticklabels()]
-        assert ends == ["low", "high"]
+        assert ["dropped" in end for end in ends] == [True, False]
+        assert ["kept" in end for end in ends] == [False, True]
 
     # floor(24 x 0.7), floor(24 x 0.49), floor(24 x 0.343) of 24
     assert {"24 patches", "67% kept", "46% kept", "33% kept"} <= set(texts(drawn))
@@ -84,19 +85,23 @@ def test_merged_patches_differ_from_kept_and_removed_ones(
     with torch.no_grad():
         merged = merging.forward_pruned(images)
     assert all(merges(merged, stage) for stage in range(3))
-    drawn = draw(images, merged)
-    assert "33% kept, rest merged" in texts(drawn)
+    plain, drawn = draw(images, merged), draw(images, merged, show_merged=True)
+    for each in (plain, drawn):
+        assert "33% kept, rest merged" in texts(each)
+    for row, image in enumerate(images):
+        for stage, kept in enumerate(merged.kept):
+            expected = dim(image, kept[row], (4, 6)).permute(1, 2, 0).numpy()
+            np.testing.assert_allclose(pictures(plain)[6 * row + 1 + stage], expected)
     for row, image in enumerate(images):
         for stage, (kept, groups) in enumerate(zip(merged.kept, merged.groups, strict=True)):
             shown = torch.from_numpy(pictures(drawn)[6 * row + 1 + stage]).permute(2, 0, 1)
-            kept, alike = kept[row], as_merged(image, kept[row], groups[row], (4, 6))
-            expected = fade(alike, kept, (4, 6), strength=0.5)
-            torch.testing.assert_close(shown, expected)
-    removed = draw(
-        images, replace(merged, groups=tuple(torch.full_like(g, -1) for g in merged.groups))
-    )
+            alike = as_merged(image, kept[row], groups[row], (4, 6))
+            whole = kept[row].reshape(4, 6).repeat_interleave(8, 0).repeat_interleave(8, 1)
+            torch.testing.assert_close(shown, torch.where(whole, image, (alike + 1) / 2))
+    apart = replace(merged, groups=tuple(torch.full_like(g, -1) for g in merged.groups))
+    removed = draw(images, apart, show_merged=True)
     assert "33% kept" in texts(removed)
-    unknown = draw(images, replace(merged, groups=()))
+    unknown = draw(images, replace(merged, groups=()), show_merged=True)
     for one, other in zip(pictures(removed), pictures(unknown), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -105,7 +110,7 @@ def test_a_later_stages_map_is_blank_at_patches_dropped_before(
     images: Tensor, output: PrunedOutput
 ) -> None:
     drawn = draw(images, output, score_stage=2)
-    assert "at stage 3" in texts(drawn)
+    assert any("stage 3" in text and "white" in text for text in texts(drawn))
     for row in range(2):
         blank = pictures(drawn)[6 * row + 4].mask
         np.testing.assert_array_equal(blank, ~output.kept[1][row].reshape(4, 6).numpy())
@@ -126,12 +131,12 @@ def test_captions_name_the_classes(images: Tensor, output: PrunedOutput) -> None
     logits = torch.tensor([[0.6, 0.1, 0.1, 0.1, 0.1], [0.05, 0.1, 0.7, 0.1, 0.05]]).log()
     dense = logits.flip(0)
     given = PrunedOutput(logits, output.kept, output.keep_scores, output.grid)
-    captions = texts(draw(images, given, names=NAMES, dense_logits=dense, labels=[0, 0]))[-2:]
+    captions = texts(draw(images, given, names=NAMES, dense_logits=dense, labels=[0, 0]))[:2]
     assert captions == [
         "DynamicViT: tench (60%) ✓     dense: $5 bill (70%) ✗     label: tench",
         "DynamicViT: $5 bill (70%) ✗     dense: tench (60%) ✓     label: tench",
     ]
-    assert texts(draw(images, given, names=NAMES))[-2:] == [
+    assert texts(draw(images, given, names=NAMES))[:2] == [
         "DynamicViT: tench (60%)",
         "DynamicViT: $5 bill (70%)",
     ]
@@ -166,14 +171,29 @@ def test_equal_scores_and_one_patch_can_be_drawn(tmp_path: Path) -> None:
     save(draw(torch.rand(1, 1, 8, 8), given, names=NAMES), tmp_path / "one.png")
 
 
-def test_a_long_name_stays_on_the_page(images: Tensor, output: PrunedOutput) -> None:
-    drawn = draw(images, output, names=["$" + "x" * 1000] * 5)
+@pytest.mark.parametrize("shape", [(32, 48), (320, 32), (32, 320)])
+@pytest.mark.parametrize("stages", [0, 3])
+def test_all_words_stay_on_the_page_and_apart(
+    shape: tuple[int, int], stages: int, output: PrunedOutput
+) -> None:
+    """Long names, on narrow pages too."""
+    given = replace(output, kept=output.kept[:stages], keep_scores=output.keep_scores[:stages])
+    shown = torch.rand(2, 3, *shape)
+    names = ["$" + "W" * 1000] * 5
+    drawn = draw(shown, given, names=names, dense_logits=given.logits, labels=[0, 1])
     canvas = drawn.canvas
     assert isinstance(canvas, FigureCanvasAgg)
-    caption = drawn.texts[-1]
-    assert caption.get_text().endswith("…")
-    assert not caption.get_parse_math()  # a dollar sign is one
-    assert caption.get_window_extent(canvas.get_renderer()).x1 <= drawn.bbox.x1
+    canvas.draw()
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in drawn.texts]
+    for bar in drawn.axes:
+        boxes += [label.get_window_extent(canvas.get_renderer()) for label in bar.get_yticklabels()]
+    page = drawn.bbox
+    assert not any(text.get_parse_math() for text in drawn.texts)  # a dollar sign is one
+    for place, box in enumerate(boxes):
+        assert page.x0 <= box.x0 < box.x1 <= page.x1
+        assert page.y0 <= box.y0 < box.y1 <= page.y1
+        assert not any(box.overlaps(other) for other in boxes[:place])
+        assert not any(box.overlaps(axes.bbox) for axes in drawn.axes)
 
 
 def test_figure_names_what_does_not_fit(images: Tensor, output: PrunedOutput) -> None:
@@ -200,8 +220,8 @@ def test_visualize_undoes_the_given_or_the_models_normalization(
         mean, std = (torch.tensor(value)[:, None, None] for value in (mean, std))
         drawn = visualize(model, (images - mean) / std, **options).figure
         np.testing.assert_allclose(pictures(drawn)[0], images[0].permute(1, 2, 0), atol=1e-6)
-        assert "dense: " in texts(drawn)[-1]
-        assert ("class " in texts(drawn)[-1]) == (not options)
+        assert "dense: " in texts(drawn)[0]
+        assert ("class " in texts(drawn)[0]) == (not options)
 
 
 def test_files_and_pil_images_are_prepared_as_the_model_was_trained(

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dynamicvit import InputError
-from dynamicvit.plots.patches import as_merged, fade, score_map
+from dynamicvit.plots.patches import as_merged, dim, score_map
+
+
+def luma(patch: Tensor) -> Tensor:
+    """Brightness as seen, by ITU-R BT.601."""
+    return 0.299 * patch[0] + 0.587 * patch[1] + 0.114 * patch[2]
 
 
 @settings(deadline=None, max_examples=50)
@@ -21,7 +26,7 @@ from dynamicvit.plots.patches import as_merged, fade, score_map
     channels=st.sampled_from([1, 3]),
     seed=st.integers(0, 2**31),
 )
-def test_fade_touches_dropped_patches_only(
+def test_dropped_patches_alone_are_dimmed(
     grid: tuple[int, int], patch: tuple[int, int], channels: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -29,9 +34,9 @@ def test_fade_touches_dropped_patches_only(
     image = torch.rand(channels, rows * high, columns * wide, generator=generator) * 0.9
     kept = torch.rand(rows * columns, generator=generator) < 0.5
     untouched = image.clone()
-    faded = fade(image, kept, grid, strength=0.75)
+    dimmed = dim(image, kept, grid)
     assert torch.equal(image, untouched)
-    assert faded.shape == (3, rows * high, columns * wide)
+    assert dimmed.shape == (3, rows * high, columns * wide)
     for index, is_kept in enumerate(kept.tolist()):
         row, column = divmod(index, columns)
         place = (
@@ -40,15 +45,19 @@ def test_fade_touches_dropped_patches_only(
             slice(column * wide, (column + 1) * wide),
         )
         before = image.expand(3, -1, -1)[place]
-        expected = before if is_kept else 0.25 * before + 0.75
-        torch.testing.assert_close(faded[place], expected)
+        if is_kept:
+            assert torch.equal(dimmed[place], before)
+        else:  # gray: dark, in a dark image light
+            assert torch.equal(*dimmed[place][:2])
+            level = 0.62 if luma(image.expand(3, -1, -1)).median() < 0.3 else 0.12
+            torch.testing.assert_close(dimmed[place][0], level + 0.3 * luma(before))
 
 
-def test_fade_names_what_does_not_fit() -> None:
+def test_dim_names_what_does_not_fit() -> None:
     with pytest.raises(InputError, match=r"2x3.* 6 .*\(4,"):
-        fade(torch.rand(3, 4, 4), torch.ones(4, dtype=torch.bool), (2, 3))
+        dim(torch.rand(3, 4, 4), torch.ones(4, dtype=torch.bool), (2, 3))
     with pytest.raises(InputError, match=r"\(2, 4, 4\)"):
-        fade(torch.rand(2, 4, 4), torch.ones(4, dtype=torch.bool), (2, 2))
+        dim(torch.rand(2, 4, 4), torch.ones(4, dtype=torch.bool), (2, 2))
 
 
 def test_a_merged_patch_looks_like_the_one_that_it_is_part_of() -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from dynamicvit import InputError
+from dynamicvit.comparison.rows import DENSE_NAME, all_names
+from dynamicvit.methods import METHODS
 from dynamicvit.plots import style
 from dynamicvit.plots.style import save
 
@@ -56,7 +61,25 @@ def test_paths_that_can_not_be_written(tmp_path: Path) -> None:
 
 
 def test_each_method_has_a_color_and_a_marker_of_its_own() -> None:
-    styles = style.method_styles(["dense", "dynamicvit", "tome", "dynamicvit"])
-    assert list(styles) == ["dense", "dynamicvit", "tome"]
-    assert styles["dense"]["color"] == style.INK
-    assert len({str(each) for each in styles.values()}) == 3
+    names = [DENSE_NAME, *all_names(), "mine", "yours"]
+    looks = style.method_styles(names)
+    assert list(looks) == names
+    for part in ("color", "marker"):
+        of_ours = {
+            look[part] for name, look in looks.items() if name in METHODS and name != "dense"
+        }
+        assert len(of_ours) == len(METHODS)
+    assert len({str(look) for look in looks.values()}) == len(names)
+    for name in all_names():
+        assert style.method_styles(["yours", name])[name] == looks[name], "the same in every plot"
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=12), st.floats(0.1, 10))
+def test_labels_are_moved_apart_and_no_further(places: list[float], step: float) -> None:
+    places = sorted(places)
+    found = style.apart(places, step)
+    gaps = [after - before for before, after in pairwise(found)]
+    assert all(gap >= step - 1e-6 for gap in gaps)
+    assert sum(found) == pytest.approx(sum(places), abs=1e-6)  # as much up as down
+    if all(after - before >= step for before, after in pairwise(places)):
+        assert found == pytest.approx(places)

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from dynamicvit import InputError
-from dynamicvit.plots.curves import MAX_POINTS, _means, curves
+from dynamicvit.plots.curves import MAX_POINTS, _means, curves, smoothed
 from dynamicvit.plots.style import save
 from dynamicvit.training import Progress
 from dynamicvit.training.log import TensorBoard, read_log
@@ -173,6 +173,23 @@ def test_a_long_run_is_drawn_as_means_and_a_run_of_bad_steps_too(tmp_path: Path)
     assert _means([1.0, None]).tolist()[0] == 1.0
     save(curves(read_log(write_log(tmp_path / "log.jsonl", at(BAD, 0)))), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").exists()
+
+
+def test_a_smoothed_line_lies_over_the_values_as_they_are(tmp_path: Path) -> None:
+    totals = [2 + (-1) ** step for step in range(300)]
+    steps = [
+        dataclasses.replace(at(FINE, step), losses={"total": float(total)})
+        for step, total in enumerate(totals)
+    ]
+    losses = curves(read_log(write_log(tmp_path / "log.jsonl", *steps))).axes[0]
+    raw, smooth = losses.lines
+    assert raw.get_ydata().tolist() == totals
+    assert raw.get_alpha() < 0.5
+    assert raw.get_color() == smooth.get_color()
+    assert np.abs(smooth.get_ydata() - 2).max() < 0.1
+    gaps = np.array([1.0, np.nan, 3.0] * 20)
+    assert np.isnan(smoothed(gaps))[1::3].all()
+    assert np.abs(smoothed(gaps)[3:-3:3] - 2).max() < 0.5
 
 
 @pytest.mark.parametrize("count", [1, 2, 300])

@@ -75,7 +75,9 @@ def test_a_published_recipe_is_that_of_deit_s_but_for_what_was_published(name: s
 def test_a_published_recipe_costs_what_was_published(name: str) -> None:
     recipe = load_recipe(name)
     with torch.device("meta"):
-        model = timm.create_model(PREFIX + recipe.model, keep_ratio=recipe.keep_ratio)
+        model = timm.create_model(
+            PREFIX + recipe.model, keep_ratio=recipe.keep_ratio, policy=recipe.policy
+        )
     plan = plan_of(model, recipe, steps=30)
     assert plan.steps is not None
     assert (plan.steps.warmup, plan.steps.frozen) == (5, 5)  # of 30 epochs
@@ -145,7 +147,7 @@ def test_the_teacher_is_the_dense_self_unless_another_is_named(tmp_path: Path) -
         "temperature": 1.0,
     }
     file = tmp_path / "recipe.yaml"
-    file.write_text("epochs: 1\nteacher: {model: regnety_160, hard: true}\n")
+    file.write_text("base: deit_small\nepochs: 1\nteacher: {model: regnety_160, hard: true}\n")
     recipe = load_recipe(str(file))
     assert (recipe.teacher.model, recipe.asks_external_teacher) == ("regnety_160", True)
     assert recipe.taught_by_dense_self == ("token",)
@@ -183,7 +185,7 @@ def test_a_recipe_of_another_version_is_named(tmp_path: Path) -> None:
 
 def test_a_recipe_of_version_1_is_read_with_its_old_words(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    text = dump_recipe(load_recipe("small_data", ["seed=3"]))
+    text = dump_recipe(load_recipe("small_data", ["seed=3", "policy=merged"]))
     for new, old in (
         ("version: 2", "version: 1"),
         ("policy: merged", "dropped: merged"),
@@ -193,6 +195,25 @@ def test_a_recipe_of_version_1_is_read_with_its_old_words(tmp_path: Path) -> Non
         assert new in text
         text = text.replace(new, old)
     path.write_text(text)
-    assert load_recipe(str(path)) == load_recipe("small_data", ["seed=3"])
+    assert load_recipe(str(path)) == load_recipe("small_data", ["seed=3", "policy=merged"])
     with pytest.raises(InputError, match="share_stem is called share_first_blocks"):
         load_recipe("small_data", ["share_stem=false"])
+
+
+def test_a_recipe_changes_its_base(tmp_path: Path) -> None:
+    mine, deeper = tmp_path / "mine.yaml", tmp_path / "deeper.yaml"
+    mine.write_text("base: small_data\nepochs: 3\nlosses: {token: 1.5}\n")
+    deeper.write_text("base: mine.yaml\nimage_size: 160\n")
+    base, recipe = load_recipe("small_data"), load_recipe(str(deeper))
+    assert (recipe.epochs, recipe.images, recipe.image_size) == (3, None, 160)
+    assert (recipe.batch_size, recipe.decisions) == (base.batch_size, base.decisions)
+    assert recipe.losses == base.losses.model_copy(update={"token": 1.5})
+    mine.write_text("base: deeper.yaml\n")
+    with pytest.raises(InputError, match="its base leads back to"):
+        load_recipe(str(deeper))
+    mine.write_text("keep_ratio: 0.5\nepochs: 3\n")
+    with pytest.raises(InputError, match="names no base: add `base: small_data`"):
+        load_recipe(str(mine))
+    mine.write_text("base: small\n")
+    with pytest.raises(InputError, match=r"no recipe 'small': .*small_data"):
+        load_recipe(str(mine))

@@ -168,17 +168,21 @@ class Backbone(Settings, ABC):
         """What block ``i`` is called with, where its own forward computes the same as its parts.
 
         Then whoever watches the block and the modules in it sees them called, as in the dense
-        network. Asked for tokens without decision, each of one patch.
+        network.
 
         Args:
             i: index of the block.
-            tokens: those that enter it.
+            tokens: those that enter it, without decision; :meth:`size_bias` if they have sizes.
 
         Returns:
             The arguments, ``tokens.x`` first; ``None`` where it does not: the default.
         """
         del i, tokens
         return None
+
+    def size_bias(self, tokens: Tokens) -> Tensor | None:
+        """``(B, 1, 1, T)``, what the tokens' sizes add to attention; ``None`` without sizes."""
+        return proportional(None, tokens.over_all(tokens.size), tokens.x.dtype)
 
     @abstractmethod
     def norm(self, x: Tensor) -> Tensor:
@@ -311,8 +315,8 @@ class Backbone(Settings, ABC):
         self, i: int, tokens: Tokens, queries: int | None, keep_heads: bool
     ) -> tuple[Tensor, Heads | None]:
         block, made = self.blocks[i], []
-        plain = tokens.decision is None and tokens.size is None
-        if plain and queries is None and not keep_heads and not trains_better_by_products(tokens.x):
+        whole = tokens.decision is None and queries is None and not keep_heads
+        if whole and not trains_better_by_products(tokens.x):
             arguments = self.call_arguments(i, tokens)
             if arguments is not None:
                 return block(*arguments), None

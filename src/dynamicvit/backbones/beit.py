@@ -49,7 +49,8 @@ class BeitBackbone(TimmBackbone):
         return Heads(*qkv, None if bias is None else bias.to(qkv[0].dtype))
 
     def call_arguments(self, i: int, tokens: Tokens) -> tuple[Any, ...] | None:
-        whole = tokens.index is None and not tokens.added  # its bias is of all pairs of places
+        # Its bias is of all pairs of places, and nothing is added to it.
+        whole = tokens.index is None and tokens.size is None and not tokens.added
         return (tokens.x, tokens.position) if whole else None
 
     def layer_scale(self, block: Any, branch: int, x: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ class EvaBackbone(TimmBackbone):
     def call_arguments(self, i: int, tokens: Tokens) -> tuple[Any, ...] | None:
         # Its attention counts the network's own prefix tokens only.
         rope = rotary(tokens.position, i, tokens.index)
-        return None if tokens.added else (tokens.x, rope)
+        bias = self.size_bias(tokens)
+        return None if tokens.added else (tokens.x, rope, *(() if bias is None else (bias,)))
 
     def layer_scale(self, block: Any, branch: int, x: Tensor) -> Tensor:
         return gamma_scaled(block, branch, x)

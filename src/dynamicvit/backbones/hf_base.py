@@ -100,7 +100,7 @@ class HFBackbone(Backbone):
 
     @property
     def width(self) -> int:
-        return self.encoder.config.hidden_size
+        return self.first_norm(self.blocks[0]).weight.shape[0]
 
     @property
     def classifier(self) -> nn.Module:
@@ -181,8 +181,9 @@ class HFBackbone(Backbone):
         return query, key, value
 
     def call_arguments(self, i: int, tokens: Tokens) -> tuple[Any, ...] | None:
-        # Its own forward would checkpoint inside ours.
-        return None if self.grad_checkpointing(i) else (tokens.x,)
+        # Its own forward would checkpoint inside ours; not every attention of theirs takes a bias.
+        own = tokens.size is None and not self.grad_checkpointing(i)
+        return (tokens.x,) if own else None
 
     @abstractmethod
     def first_norm(self, block: Any) -> nn.Module:

@@ -49,7 +49,10 @@ class TimmBackbone(Backbone):
                 return f"its block class {type(block).__name__}"
             if type(block.attn) not in self.attention_classes:
                 return f"its attention class {type(block.attn).__name__}"
-            head_dim = block.attn.proj.in_features // block.attn.num_heads
+            channels, heads = block.attn.proj.weight.shape[1], block.attn.num_heads
+            if channels % heads:
+                return f"an attention of {channels} channels, which {heads} heads can't share"
+            head_dim = channels // heads
             scale = getattr(block.attn, "scale", None)
             if scale is not None and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-5):
                 return f"its attention scale {scale:.4g} (heads of {head_dim} need head_dim**-0.5)"
@@ -74,7 +77,9 @@ class TimmBackbone(Backbone):
 
     @property
     def width(self) -> int:
-        return self.module.embed_dim
+        # By the tensors: what pruned a network may have left its attributes.
+        weight = getattr(self.blocks[0].norm1, "weight", None)
+        return self.module.embed_dim if weight is None else weight.shape[0]
 
     @property
     def num_prefix(self) -> int:
@@ -160,7 +165,10 @@ class TimmBackbone(Backbone):
 
     def call_arguments(self, i: int, tokens: Tokens) -> tuple[Any, ...] | None:
         # A block that knows places would take those that are held for the whole grid.
-        return (tokens.x,) if type(self).placed is Backbone.placed else None
+        if type(self).placed is not Backbone.placed:
+            return None
+        bias = self.size_bias(tokens)
+        return (tokens.x,) if bias is None else (tokens.x, bias)
 
     def layer_scale(self, block: Any, branch: int, x: Tensor) -> Tensor:
         """Scale the output of branch 1 (attention) or 2 (MLP), where the block does that."""
@@ -210,7 +218,7 @@ class TimmBackbone(Backbone):
 
     @property
     def num_features(self) -> int:
-        return self.module.num_features
+        return self.width
 
     def reset_classifier(self, num_classes: int, pool: str | None) -> None:
         if pool is not None:

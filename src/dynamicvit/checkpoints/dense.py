@@ -32,6 +32,8 @@ FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 #: Layers with one output per class; the second is distilled DeiT's.
 _CLASSIFIERS = ("head", "head_dist")
+#: Before the names of the dense network in ours, and in many a module that was trained.
+_BACKBONE = "backbone."
 
 
 def load_dense(
@@ -172,6 +174,8 @@ def fill(module: nn.Module, weights: Weights, name: str) -> None:
         InputError: with what does not fit, and the network of the paper that does.
     """
     tensors, spoken = weights.tensors, str
+    if not isinstance(module, DynamicViT) and all(name.startswith(_BACKBONE) for name in tensors):
+        tensors = {name.removeprefix(_BACKBONE): value for name, value in tensors.items()}
     ours = any(name.startswith(("backbone.", "predictors.")) for name in tensors)
     if isinstance(module, DynamicViT) and not ours:
         tensors, spoken = rename_released(tensors), released_name

@@ -30,7 +30,7 @@ from dynamicvit.cli.options import (
     use_threads,
 )
 from dynamicvit.cli.recipe_options import Overrides, RecipeOption, with_options
-from dynamicvit.comparison import CSV_NAME, CSV_START, Status
+from dynamicvit.comparison import ABLATIONS, CSV_NAME, CSV_START, Status
 from dynamicvit.comparison import compare as run_comparison
 from dynamicvit.errors import InputError
 from dynamicvit.plots.comparison import save_comparison
@@ -145,7 +145,7 @@ def compare(
     console.print(results_table(lines), highlight=False)
     if any(line.timings for line in lines):
         console.print(costs_table(lines), highlight=False)
-    plots = save_comparison(lines, output)
+    plots = save_comparison(lines, output, ABLATIONS)
     say(console, f"saved {output / CSV_NAME}, {', '.join(f'{name}.png' for name in plots)}")
 
 

@@ -17,8 +17,8 @@ def results_table(lines: Sequence[Line]) -> Table:
         lines: by budget; top-1 is a column if one of them has labels.
     """
     labeled = any(line.top1 is not None for line in lines)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("method", vertical="bottom", no_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("method", vertical="bottom", overflow="fold")  # or a folder, which may be long
     for heading in (
         *(["top-1\n%"] if labeled else []),
         "agreement\n%",

@@ -23,8 +23,9 @@ _MODEL_FLAGS = ("--model", "-m")
 _MODEL = "timm's name, a saved folder, a released checkpoint, or user/name on the Hub."
 
 _SOURCE = typer.Argument(
-    help="Folder of class folders, a .tar of them, a flat folder; or wds/PLACE (WebDataset), "
-    "hfds/PLACE (Hugging Face), torch/NAME/FOLDER (torchvision); @SPLIT may follow."
+    help="Folder of class folders, a .tar of them, a flat folder; or wds/PLACE (WebDataset; a "
+    "URL too), hfds/PLACE (Hugging Face; hfids/ file by file), torch/NAME/FOLDER (torchvision); "
+    "@SPLIT may follow."
 )
 Data = Annotated[str, _SOURCE]
 DataIfAny = Annotated[str | None, _SOURCE]

@@ -8,7 +8,14 @@ from typing import Annotated
 import torch
 import typer
 
-from dynamicvit.cli.console import StoppedError, check_file, main_console, progress_bar, say
+from dynamicvit.cli.console import (
+    StoppedError,
+    check_file,
+    main_console,
+    progress_bar,
+    say,
+    say_left_out,
+)
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
     COST,
@@ -130,5 +137,7 @@ def predict_command(
     notes = [f"{found.resumed} by an earlier run"] if found.resumed else []
     notes += [f"{len(found.unreadable)} unreadable"] if found.unreadable else []
     ending = f" ({', '.join(notes)})" if notes else ""
-    say(main_console(processes), f"{found.images} images{ending} -> {output}")
+    console = main_console(processes)
+    say(console, f"{found.images} images{ending} -> {output}")
+    say_left_out(console, [name for part in data for name in part.left_out])
     processes.close()

@@ -54,6 +54,13 @@ def visualize(
     policy: Policy = None,
     method: Method = None,
     output: Output = Path("runs/visualize"),
+    show_merged: Annotated[
+        bool,
+        typer.Option(
+            "--show-merged",
+            help="Draw merged patches as copies of the kept patch they are part of.",
+        ),
+    ] = False,
     image_size: ImageSizeOption = None,
     crop_pct: CropPct = None,
     class_names: ClassNames = None,
@@ -85,7 +92,15 @@ def visualize(
             failed += 1
             print_error(error)
             continue
-        found = draw(model, image, target, names=names, image_size=size, crop_pct=crop_pct)
+        found = draw(
+            model,
+            image,
+            target,
+            names=names,
+            image_size=size,
+            crop_pct=crop_pct,
+            show_merged=show_merged,
+        )
         typer.echo(f"{source} -> {target}")
         _print(found)
     say_left_out(
@@ -116,9 +131,8 @@ def _kept(pruned: PrunedOutput) -> str:
         return f"all {patches} patches kept: the model has no stages"
     shares = ", ".join(f"{share / patches:.0%}" for share in kept)
     line = f"kept {', '.join(map(str, kept))} of {patches} patches ({shares})"
-    if not any(merges(pruned, stage) for stage in range(len(kept))):
-        return line
-    return f"{line}; merged patches are paler copies of the kept patch that they are part of"
+    merged = any(merges(pruned, stage) for stage in range(len(kept)))
+    return f"{line}, the rest merged" if merged else line
 
 
 def _find_images(given: Iterable[Path]) -> list[Path]:

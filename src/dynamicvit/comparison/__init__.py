@@ -38,6 +38,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.evaluation.bench import available_cores
 from dynamicvit.training import Progress
 from dynamicvit.utils.files import write_text
+from dynamicvit.utils.lock import owned, refuse_owned
 from dynamicvit.utils.precision import autocast_dtype, worthwhile
 
 __all__ = [
@@ -158,8 +159,10 @@ def compare(
 
     Raises:
         InputError: before anything is run, for a value that can't be, images that can't be used, or
-            a method that was named and that the network can't have.
+            a method that was named and that the network can't have; if another process is at work
+            in the folder.
     """
+    refuse_owned(output)
     progress, tell = progress or (lambda _: None), tell or (lambda _: None)
     if seconds <= 0:
         raise InputError(f"seconds are positive, got {seconds}")
@@ -200,13 +203,14 @@ def compare(
     )
     for candidate in chosen if images_to_train_on else ():
         experiment.check(candidate)
-    _run(experiment, experiment.entries([*before, *chosen], fractions, seeds), timing, progress)
-    for left_out in dict.fromkeys(source.left_out for source in (evaluated, *images_to_train_on)):
-        if left_out:
-            tell(left_out_in_words(left_out))
-    lines = lines_of(experiment.known_rows(), experiment.known_timings())
-    Path(output).mkdir(parents=True, exist_ok=True)
-    write_text(Path(output) / CSV_NAME, write_csv(lines), start=CSV_START)
+    with owned(output):
+        _run(experiment, experiment.entries([*before, *chosen], fractions, seeds), timing, progress)
+        sources = (evaluated, *images_to_train_on)
+        for left_out in dict.fromkeys(source.left_out for source in sources):
+            if left_out:
+                tell(left_out_in_words(left_out))
+        lines = lines_of(experiment.known_rows(), experiment.known_timings())
+        write_text(Path(output) / CSV_NAME, write_csv(lines), start=CSV_START)
     return lines
 
 

@@ -21,6 +21,7 @@ from dynamicvit.data.classes import (
 from dynamicvit.data.decoding import read_image
 from dynamicvit.data.identity import images_digest
 from dynamicvit.data.images import ImageData, Sample, Unreadable, split
+from dynamicvit.data.readers import ReaderError
 from dynamicvit.data.sources import UNLABELED
 from dynamicvit.data.transforms import eval_transform, train_transform
 
@@ -33,6 +34,7 @@ __all__ = [
     "NoReadableImageError",
     "OtherClassesError",
     "Prediction",
+    "ReaderError",
     "Sample",
     "Unreadable",
     "class_map_for",

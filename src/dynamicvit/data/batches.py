@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from dynamicvit.data.identity import images_digest
 from dynamicvit.data.images import ImageData, Sample, Unreadable
 from dynamicvit.data.order import begun, parts_of, shuffled
+from dynamicvit.data.readers import batches_of
 from dynamicvit.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Loader:
     Raises:
         InputError: for a number out of range; while iterating, for an unreadable image of a
             strict data set, and if no image is readable.
+        ReaderError: while iterating, if a process that reads images died.
     """
 
     def __init__(
@@ -164,7 +166,7 @@ class Loader:
         )
         read = 0
         skipped: list[Unreadable] = []
-        for batch, failures in batches:
+        for batch, failures in batches_of(batches):
             self._report(failures)
             read += len(batch)
             skipped += failures
@@ -197,6 +199,8 @@ class Loader:
     def _report(self, failures: Sequence[Unreadable]) -> None:
         """In the calling process: an exception of a worker would carry its traceback as text."""
         for failure in failures:
+            if failure.fatal and not failure.path:
+                raise InputError(failure.reason)
             if failure.fatal:
                 raise InputError(f"{failure.path} can't be read as an image ({failure.reason})")
             if failure.path not in self._logged:

@@ -30,7 +30,10 @@ class Sample(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """An unreadable image: its path, the reason, and whether that ends the run."""
+    """An unreadable image: its path, the reason, and whether that ends the run.
+
+    The path is empty if the image is not to blame, as where a server has gone.
+    """
 
     path: str
     reason: str
@@ -115,6 +118,8 @@ class ImageData(Dataset["Sample | Unreadable"]):
             target = self._source.target(row) if self._reads_labels else None
         # Broken files raise errors of any kind. An error of the transform below is a bug.
         except Exception as error:
+            if isinstance(error, InputError):  # no image's fault, as of a server that is gone
+                return Unreadable("", one_line(error), fatal=True)
             return Unreadable(self.path(index), one_line(error), self.strict)
         if target is not None:
             try:

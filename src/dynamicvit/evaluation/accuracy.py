@@ -95,7 +95,7 @@ def evaluate(
     Raises:
         InputError: without a readable image; for a label outside the model's classes; for logits
             that are not finite; for a model without a classifier, or without a dense self if
-            ``dense`` is True; for unusable data.
+            ``dense`` is True; for unusable data; if a process that reads images died.
     """
     if isinstance(model, str | os.PathLike):
         model = load(model)
@@ -123,23 +123,30 @@ def evaluate(
         each.to(device)
     amp = autocast(torch.device(device).type, amp_dtype)
     started = time.perf_counter()
-    with eval_mode(*models), torch.inference_mode(), amp:
-        for batch in data:
-            counts.skipped += batch.skipped
-            if len(batch):
-                held = batch.to(device)
-                dense_logits = None if dense is None else dense(held.images)
-                if saved is None:
-                    logits = model(held.images)
-                else:
-                    output = model.forward_pruned(held.images)
-                    logits = output.logits
-                    saved.add(batch, output)
-                counts.add(logits, held.labels, dense_logits)
-            elif saved is not None:
-                saved.skip()
-            if progress is not None:
-                progress(len(batch) + len(batch.skipped))
+    failure: InputError | None = None
+    try:
+        with eval_mode(*models), torch.inference_mode(), amp:
+            for batch in data:
+                counts.skipped += batch.skipped
+                if len(batch):
+                    held = batch.to(device)
+                    dense_logits = None if dense is None else dense(held.images)
+                    if saved is None:
+                        logits = model(held.images)
+                    else:
+                        output = model.forward_pruned(held.images)
+                        logits = output.logits
+                        saved.add(batch, output)
+                    counts.add(logits, held.labels, dense_logits)
+                elif saved is not None:
+                    saved.skip()
+                if progress is not None:
+                    progress(len(batch) + len(batch.skipped))
+    except InputError as error:
+        failure = error
+    for each in processes.gather(failure):  # or the others would wait for this one
+        if each is not None:
+            raise each
     counts.add_up(processes)
     result = counts.result(time.perf_counter() - started)
     if saved is not None:

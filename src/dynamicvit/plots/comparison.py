@@ -1,15 +1,15 @@
-"""Plots of a comparison: accuracy over MACs, and over measured throughput."""
+"""Plots of a comparison: accuracy over MACs and over measured throughput, and the ablations."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynamicvit.plots import style
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from dynamicvit.comparison import Line
@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 _LEAST_SHARE = 0.6
 
 
-def save_comparison(lines: Sequence[Line], folder: str | Path) -> list[str]:
+def save_comparison(
+    lines: Sequence[Line], folder: str | Path, ablations: Collection[str] = ()
+) -> list[str]:
     """Write the plots of a comparison, each as PNG and PDF.
 
     Args:
         lines: of :func:`~dynamicvit.comparison.compare`.
         folder: of the plots.
+        ablations: names of the methods that have a plot of their own.
 
     Returns:
         Their names, without ending.
@@ -31,9 +34,14 @@ def save_comparison(lines: Sequence[Line], folder: str | Path) -> list[str]:
     Raises:
         InputError: if matplotlib is not installed.
     """
-    plots = {"accuracy_over_gmacs": accuracy_over_macs(lines)}
-    for size in sorted({size for line in lines for size in line.timings}):
-        plots[f"accuracy_over_throughput_batch_{size}"] = accuracy_over_throughput(lines, size)
+    methods = [line for line in lines if line.method not in ablations]
+    plots = {}
+    if any(not line.is_dense for line in methods):
+        plots["accuracy_over_gmacs"] = accuracy_over_macs(methods)
+    for size in sorted({size for line in methods for size in line.timings}):
+        plots[f"accuracy_over_throughput_batch_{size}"] = accuracy_over_throughput(methods, size)
+    if len(methods) < len(lines):
+        plots["ablations"] = accuracy_of_ablations(lines, ablations)
     for name, plot in plots.items():
         style.save(plot, Path(folder) / name)
     return list(plots)
@@ -49,46 +57,150 @@ def accuracy_over_throughput(lines: Sequence[Line], batch_size: int) -> Figure:
 
     def ratio(line: Line) -> float | None:
         timing = line.timings.get(batch_size)
-        return 1.0 if line.is_dense else timing and timing.speedup
+        return timing and timing.speedup
 
     return _figure(lines, ratio, f"throughput, times dense, batch {batch_size}")
 
 
+def accuracy_of_ablations(lines: Sequence[Line], ablations: Collection[str]) -> Figure:
+    """A panel for each budget, a row for each ablation; vertical lines are what they are beside."""
+    has_labels = _have_labels(lines)
+    budgets = sorted({line.fraction for line in lines if line.method in ablations}, reverse=True)
+    shown = {
+        budget: sorted(
+            (line for line in lines if line.method in ablations and line.fraction == budget),
+            key=lambda line: _accuracy(line, has_labels),
+        )
+        for budget in budgets
+    }
+    rows = [len(group) for group in shown.values()]
+    figure = style.figure(6.4, 1.0 * len(rows) + 0.32 * sum(rows))
+    panels = figure.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": rows})
+    for axes, (budget, group) in zip(panels[:, 0], shown.items(), strict=True):
+        values = [_accuracy(line, has_labels) for line in group]
+        spread = [_spread(line, has_labels) for line in group]
+        axes.errorbar(
+            values, range(len(group)), xerr=spread, fmt="o", color=_color("dynamicvit"), capsize=2
+        )
+        for place, (value, far) in enumerate(zip(values, spread, strict=True)):
+            axes.annotate(
+                f"{value:.1f}",
+                (value + far, place),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=style.SMALL,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            )
+        for line in lines:
+            if line.is_dense or (line.method == "dynamicvit" and line.fraction == budget):
+                value, color = _accuracy(line, has_labels), _color(line.method)
+                axes.axvline(value, color=color, linewidth=1, linestyle="--", zorder=1)
+                axes.annotate(
+                    f"{line.method} {value:.1f}",
+                    (value, 1.02),
+                    xycoords=axes.get_xaxis_transform(),
+                    ha="left" if line.is_dense else "right",
+                    color=color,
+                    fontsize=style.SMALL,
+                )
+        axes.set_yticks(range(len(group)), [line.method for line in group])
+        axes.set_ylim(-0.6, len(group) - 0.4)
+        axes.margins(x=0.15)
+        title = f"ablations at {budget:g} of dense MACs\n"
+        style.dress(axes, title, x=_measure(has_labels))
+    return figure
+
+
 def _figure(lines: Sequence[Line], position: Callable[[Line], float | None], title: str) -> Figure:
-    figure = style.figure(6.4, 4.2)
+    figure = style.figure(7.2, 4.4)
     axes = figure.add_subplot()
-    has_labels = all(line.top1 is not None for line in lines)
+    has_labels = _have_labels(lines)
     best = max((_accuracy(line, has_labels) for line in lines), default=0.0)
-    styles = style.method_styles(line.method for line in lines)
+    looks = style.method_styles(line.method for line in lines)
     groups: dict[str, list[Line]] = {}
     for line in lines:
         groups.setdefault(line.label, []).append(line)
-    for label, group in groups.items():
-        points = [(position(line), line) for line in group]
+    ends: dict[str, tuple[float, float]] = {}  # where a method's label points to
+    low: dict[str, list[float]] = {}
+    for group in groups.values():
+        name = group[0].method
+        points = [(position(line), line) for line in group if not line.is_dense]
         shown = sorted(((x, line) for x, line in points if x is not None), key=lambda p: p[0])
-        if not shown:
+        heights = [_accuracy(line, has_labels) for _, line in shown]
+        if not shown or max(heights) < _LEAST_SHARE * best:
+            low.setdefault(name, []).extend(heights)
             continue
-        height = [_accuracy(line, has_labels) for _, line in shown]
-        if max(height) < _LEAST_SHARE * best:
-            label = f"{label} ({', '.join(f'{value:.0f}' for value in height)}: below)"
-            height = [math.nan] * len(height)
+        trained = group[0].trained
         spread = [_spread(line, has_labels) for _, line in shown]
-        whole = group[0].trained or group[0].is_dense
         axes.errorbar(
             [x for x, _ in shown],
-            height,
+            heights,
             yerr=spread if any(spread) else None,
-            label=label,
-            markerfacecolor=None if whole else "white",
+            label=group[0].label,
+            markerfacecolor=None if trained else "white",
             markersize=6,
-            linewidth=1.0,
-            linestyle="-" if whole else ":",
+            linewidth=1.4 if trained else 1.0,
+            linestyle="-" if trained else ":",
             capsize=2,
-            **styles[group[0].method],
+            **looks[name],
         )
-    style.dress(axes, x=title, y="top-1, %" if has_labels else "agreement with dense, %")
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        if trained or name not in ends:
+            ends[name] = (shown[-1][0], heights[-1])
+    style.dress(axes, x=title, y=_measure(has_labels))
+    axes.margins(x=0.06, y=0.08)
+    for line in lines:
+        if line.is_dense:
+            height = _accuracy(line, has_labels)
+            axes.axhline(height, color=looks[line.method]["color"], linewidth=1, linestyle="--")
+            ends[line.method] = (axes.get_xlim()[1], height)
+    hollow = {line.trained for line in lines if not line.is_dense}
+    if len(hollow) > 1:
+        axes.set_title("filled: fine-tuned; hollow: untrained", fontsize=style.SMALL,
+                       color=style.FAINT, loc="left")  # fmt: skip
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
+    low = {name: heights for name, heights in low.items() if heights and name not in ends}
+    _name(axes, ends, low, {name: look["color"] for name, look in looks.items()})
     return figure
+
+
+def _name(
+    axes: Axes,
+    ends: dict[str, tuple[float, float]],
+    low: dict[str, list[float]],
+    colors: dict[str, Any],
+) -> None:
+    """Names beside the axes, each as near to the height of its line's end as others allow."""
+    bottom, top = axes.get_ylim()
+    step = 1.45 * style.SMALL / 72 * (top - bottom) / (0.8 * axes.figure.get_figheight())
+    names = sorted(ends, key=lambda name: ends[name][1])
+    wanted = [bottom] * len(low) + [ends[name][1] for name in names]
+    for name, height in zip([*low, *names], style.apart(wanted, step), strict=True):
+        values = ", ".join(f"{value:.1f}" for value in low.get(name, ()))
+        axes.annotate(
+            f"{name} ({values}: below)" if values else name,
+            xy=ends.get(name, (axes.get_xlim()[1], height)),
+            xytext=(1.04, height),
+            textcoords=axes.get_yaxis_transform(),
+            va="center",
+            color=colors[name],
+            fontsize=style.SMALL,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colors[name], "linewidth": 0.6, "alpha": 0.6}
+            | {"shrinkA": 1, "shrinkB": 4},
+        )
+
+
+def _color(method: str) -> Any:
+    return style.method_styles([method])[method]["color"]
+
+
+def _have_labels(lines: Sequence[Line]) -> bool:
+    return all(line.top1 is not None for line in lines)
+
+
+def _measure(has_labels: bool) -> str:
+    return "top-1, %" if has_labels else "agreement with dense, %"
 
 
 def _accuracy(line: Line, has_labels: bool) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,10 +32,11 @@ def curves(steps: Sequence[Step]) -> Figure:
     x = _means([step["step"] for step in steps])
     _losses(losses, x, steps)
     _kept(kept, x, steps)
-    gradient.plot(x, _means([step["gradient_norm"] for step in steps]), color=style.INK)
+    _curve(gradient, x, _means([step["gradient_norm"] for step in steps]), color=style.INK)
     _dress(gradient, "gradient norm", scale="log")
-    for name in steps[0]["learning_rates"]:
-        rates.plot(x, _means([step["learning_rates"].get(name) for step in steps]), label=name)
+    for name, color in zip(steps[0]["learning_rates"], cycle(style.SERIES), strict=False):
+        values = _means([step["learning_rates"].get(name) for step in steps])
+        rates.plot(x, values, color=color, label=name)
     _dress(rates, "learning rate", scale="log")
     bad = [step["step"] for step in steps if step["not_finite"]]
     for axes in (losses, gradient):
@@ -42,7 +44,7 @@ def curves(steps: Sequence[Step]) -> Figure:
             label = f"steps skipped: {len(bad)}" if not place else None
             axes.axvline(step, color=style.ALARM, linewidth=1.0, alpha=0.5, label=label)
     for axes in (rest[0] if evaluated else gradient, rates):
-        axes.set_xlabel("step")
+        style.dress(axes, x="step")
         axes.tick_params(labelbottom=True)
     for axes in (losses, kept, gradient, rates):
         if axes.get_legend_handles_labels()[0]:  # beside the axes, to cover no curve
@@ -53,12 +55,13 @@ def curves(steps: Sequence[Step]) -> Figure:
 
 def _losses(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
     """Each part of the recipe, unweighted, and the weighted sum."""
+    colors = cycle(style.SERIES)
     for name in steps[0]["losses"]:
         values = _means([step["losses"].get(name) for step in steps])
         if name == "total":
-            axes.plot(x, values, color=style.INK, linewidth=1.8, label="total (weighted)")
+            _curve(axes, x, values, color=style.INK, linewidth=2.0, label="total (weighted)")
         elif np.nansum(values):
-            axes.plot(x, values, linewidth=1.0, label=name)
+            _curve(axes, x, values, color=next(colors), label=name)
     _dress(axes, "losses", scale="log")
 
 
@@ -79,7 +82,7 @@ def _kept(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
             shares = [step[field][stage : stage + 1] for step in steps]
             values = _means([share[0] if share else None for share in shares])
             label = what if field == "kept" or stage == stages - 1 else None
-            axes.plot(x, values, line, color=color, linewidth=1.2, label=label)
+            _curve(axes, x, values, linestyle=line, color=color, linewidth=1.2, label=label)
     _dress(axes, "fraction of patches kept")
     axes.set_ylim(0, 1.02)
 
@@ -95,7 +98,28 @@ def _held_out(axes: Axes, steps: Sequence[Step]) -> None:
 
 def _dress(axes: Axes, title: str, scale: str = "linear") -> None:
     style.dress(axes, title)
-    axes.set_yscale(scale, **({"nonpositive": "mask"} if scale == "log" else {}))
+    if scale == "log":
+        from matplotlib.ticker import LogFormatter
+
+        axes.set_yscale("log", nonpositive="mask")
+        for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            each(LogFormatter(minor_thresholds=(1.5, 0.5)))  # 30 and 40, where there is no 100
+
+
+def _curve(axes: Axes, x: np.ndarray, values: np.ndarray, *, color: Any, **look: Any) -> None:
+    """A smoothed line over the values as they are, which are pale."""
+    axes.plot(x, values, color=color, linewidth=0.8, alpha=0.3)
+    axes.plot(x, smoothed(values), color=color, **look)
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """Means over a fifteenth of the curve around each point, as far as there are values."""
+    half = len(values) // 30
+    known = ~np.isnan(values)
+    window = np.ones(2 * half + 1)
+    sums = np.convolve(np.where(known, values, 0.0), window, mode="same")
+    counts = np.convolve(known, window, mode="same")
+    return np.where(known, sums / np.maximum(counts, 1), np.nan)
 
 
 def _means(values: Sequence[float | None]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.data.class_names import top_classes
 from dynamicvit.errors import InputError
 from dynamicvit.plots import style
-from dynamicvit.plots.patches import after_stage, as_grid, as_rgb, score_map
+from dynamicvit.plots.patches import after_stage, as_grid, as_rgb, is_dark, score_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 MAX_IMAGES = 128
 
 _CELL = 2.0  # inches; the side of a square cell, whose area all cells have
-_GAP, _MARGIN, _TITLE, _CAPTION = 0.07, 0.12, 0.42, 0.28  # inches
-_BAR_WIDTH, _BAR_LABELS = 0.09, 0.46  # inches
+_LEAST_PITCH = 1.55  # inches from column to column: room for their titles
+_GAP, _MARGIN, _TITLE, _LINE, _SPACE = 0.07, 0.12, 0.42, 0.19, 0.1  # inches
+_LONGEST = 50  # characters of a class's name
+_BAR_WIDTH, _BAR_LABELS = 0.09, 0.5  # inches
 
 
 def draw(
@@ -36,13 +39,14 @@ def draw(
     labels: Sequence[int] | None = None,
     dense_logits: Tensor | None = None,
     score_stage: int = 0,
+    show_merged: bool = False,
 ) -> Figure:
     """Draw the patches that a model keeps of each image.
 
     The columns are the input, the image after each stage, and a map of one stage's keep scores, if
-    the output has any. Dropped patches are faded out; merged ones are paler copies of the kept
-    patch that they are part of. The map shows only the order of the scores, as their level means
-    nothing unless a model was trained with ``independent`` decisions.
+    the output has any. Kept patches are outlined and look as they are; all others are dimmed. The
+    map shows only the order of the scores, as their level means nothing unless a model was trained
+    with ``independent`` decisions.
 
     Args:
         images: ``(B, C, H, W)`` in [0, 1], with 1, 3 or 4 channels.
@@ -51,6 +55,7 @@ def draw(
         labels: class index of each image, to mark predictions as right or wrong.
         dense_logits: ``(B, classes)`` of the dense model, to print its predictions too.
         score_stage: stage of the map, from 0; patches dropped before it are blank.
+        show_merged: draw merged patches as paler copies of the kept patch that they are part of.
 
     Returns:
         A figure; write it with :func:`dynamicvit.plots.style.save`.
@@ -62,10 +67,9 @@ def draw(
     images = torch.stack([as_rgb(image.detach().float().cpu()) for image in images])
     has_scores = bool(output.keep_scores)
     page = _Page(
-        rows=len(images),
+        captions=_captions(output, names, labels, dense_logits),
         columns=1 + len(output.kept) + has_scores,
         aspect=images.shape[2] / images.shape[3],
-        has_caption=names is not None,
         has_bar=has_scores,
     )
     for column, title in enumerate(_titles(output, score_stage)):
@@ -74,35 +78,46 @@ def draw(
         _show(page.cell(row, 0), image)
         for stage, all_kept in enumerate(output.kept):
             kept = all_kept[row].cpu()
-            groups = output.groups[stage][row].cpu() if output.groups else None
+            shows_groups = show_merged and output.groups
+            groups = output.groups[stage][row].cpu() if shows_groups else None
             axes = page.cell(row, 1 + stage)
             _show(axes, after_stage(image, kept, groups, output.grid))
-            _outline(axes, as_grid(kept, output.grid), images.shape[2], images.shape[3])
+            line = style.INK if is_dark(image) else "white"
+            _outline(axes, as_grid(kept, output.grid), images.shape[2], images.shape[3], line)
         if has_scores:
             scores = score_map(output.keep_scores[score_stage][row].detach().cpu(), output.grid)
             _show_scores(page.cell(row, page.columns - 1), page.bar(row), scores)
-        if names is not None:
-            label = None if labels is None else int(labels[row])
-            dense = None if dense_logits is None else dense_logits[row].detach()
-            page.caption(row, _caption(output.logits[row].detach(), dense, names, label))
     return page.figure
 
 
 class _Page:
-    """A figure with cells, titles and captions placed in inches."""
+    """A figure with cells, titles and captions placed in inches.
+
+    Args:
+        captions: for each row its parts, in as many lines as they need.
+        columns: of cells.
+        aspect: height of a cell over its width.
+        has_bar: leave room for a color bar.
+    """
 
     def __init__(
-        self, rows: int, columns: int, aspect: float, has_caption: bool, has_bar: bool
+        self, captions: Sequence[Sequence[str]], columns: int, aspect: float, has_bar: bool
     ) -> None:
         self.columns = columns
         # All shapes have the same area, up to a ratio of ten.
         aspect = min(max(aspect, 0.1), 10.0)
         self._cell = (_CELL / math.sqrt(aspect), _CELL * math.sqrt(aspect))
-        self._row = self._cell[1] + (_CAPTION if has_caption else 0)
+        self._pitch = max(self._cell[0] + _GAP, _LEAST_PITCH if columns > 1 else 0)
         right = _BAR_WIDTH + _BAR_LABELS if has_bar else 0
-        self._width = 2 * _MARGIN + columns * (self._cell[0] + _GAP) - _GAP + right
-        self._height = 2 * _MARGIN + _TITLE + rows * (self._row + _GAP) - _GAP
+        self._width = 2 * _MARGIN + columns * self._pitch - _GAP + right
+        below = [_in_lines(parts, self._width - 2 * _MARGIN) for parts in captions]
+        self._row = self._cell[1] + _LINE * max(map(len, below)) + (_SPACE if any(below) else 0)
+        self._height = 2 * _MARGIN + _TITLE + len(captions) * (self._row + _GAP) - _GAP
         self.figure = style.figure(self._width, self._height, layout=None)
+        look = {"size": style.LABEL, "color": style.INK, "va": "top"}
+        for row, lines in enumerate(below):
+            for place, line in enumerate(lines):
+                self._text(_MARGIN, self._bottom(row) - 0.05 - place * _LINE, line, **look)
 
     def cell(self, row: int, column: int) -> Axes:
         """Axes without ticks for a picture."""
@@ -126,14 +141,8 @@ class _Page:
         )
         self._text(x, y + 0.08, second, size=8.5, color=style.FAINT, ha="center")
 
-    def caption(self, row: int, text: str) -> None:
-        """One line under a row, cut at the page's end."""
-        room = int((self._width - 2 * _MARGIN) / 0.075)  # about 0.075 inches a character
-        text = text if len(text) <= room else text[: room - 1].rstrip() + "…"
-        self._text(_MARGIN, self._bottom(row) - 0.18, text, size=style.LABEL, color=style.INK)
-
     def _left(self, column: int) -> float:
-        return _MARGIN + column * (self._cell[0] + _GAP)
+        return _MARGIN + column * self._pitch + (self._pitch - _GAP - self._cell[0]) / 2
 
     def _bottom(self, row: int) -> float:
         return self._height - _MARGIN - _TITLE - row * (self._row + _GAP) - self._cell[1]
@@ -154,7 +163,8 @@ def _titles(output: PrunedOutput, score_stage: int) -> list[tuple[str, str]]:
         rest = ", rest merged" if merges(output, stage) else ""
         titles.append((f"stage {stage + 1}", f"{kept.float().mean():.0%} kept{rest}"))
     if output.keep_scores:
-        titles.append(("keep score", f"at stage {score_stage + 1}"))
+        blank = ", white: dropped" if score_stage else ""  # by the stages before
+        titles.append(("keep scores", f"order at stage {score_stage + 1}{blank}"))
     return titles
 
 
@@ -167,8 +177,8 @@ def _show(axes: Axes, image: Tensor) -> None:
     axes.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), aspect="auto")
 
 
-def _outline(axes: Axes, kept: Tensor, height: int, width: int) -> None:
-    """A thin line between kept and dropped patches, which look alike in a bright sky."""
+def _outline(axes: Axes, kept: Tensor, height: int, width: int, color: str) -> None:
+    """A thin line between kept and dropped patches."""
     from matplotlib.collections import LineCollection
 
     rows, columns = kept.shape
@@ -178,7 +188,7 @@ def _outline(axes: Axes, kept: Tensor, height: int, width: int) -> None:
     lines += [((c + 1, r), (c + 1, r + 1)) for r, c in down.nonzero().tolist()]
     # imshow puts the center of the first pixel at 0.
     scaled = np.array(lines).reshape(-1, 2, 2) * (width / columns, height / rows) - 0.5
-    axes.add_collection(LineCollection(scaled, colors="#8b929b", linewidths=0.45), autolim=False)
+    axes.add_collection(LineCollection(scaled, colors=color, linewidths=0.6), autolim=False)
 
 
 def _show_scores(axes: Axes, bar: Axes, scores: Tensor) -> None:
@@ -195,7 +205,7 @@ def _show_scores(axes: Axes, bar: Axes, scores: Tensor) -> None:
     )
     gradient = np.linspace(1, 0, 256)[:, None]
     bar.imshow(gradient, cmap=colors, aspect="auto", extent=(0, 1, 0, 1))
-    bar.set(xticks=[], yticks=[0, 1], yticklabels=["low", "high"])
+    bar.set(xticks=[], yticks=[0, 1], yticklabels=["dropped\nfirst", "kept\nfirst"])
     bar.yaxis.tick_right()
     bar.tick_params(labelsize=7, length=0, pad=2, labelcolor=style.FAINT)
     for label, place in zip(bar.get_yticklabels(), ("bottom", "top"), strict=True):
@@ -204,13 +214,45 @@ def _show_scores(axes: Axes, bar: Axes, scores: Tensor) -> None:
         spine.set_visible(False)
 
 
-def _caption(logits: Tensor, dense: Tensor | None, names: Sequence[str], label: int | None) -> str:
-    parts = [f"DynamicViT: {_guess(logits, names, label)}"]
-    if dense is not None:
-        parts.append(f"dense: {_guess(dense, names, label)}")
-    if label is not None:
-        parts.append(f"label: {_short(names[label])}")
-    return "     ".join(parts)
+def _captions(
+    output: PrunedOutput,
+    names: Sequence[str] | None,
+    labels: Sequence[int] | None,
+    dense: Tensor | None,
+) -> list[list[str]]:
+    """For each image the parts of its caption; none without names."""
+    if names is None:
+        return [[] for _ in output.logits]
+    captions = []
+    for row, logits in enumerate(output.logits.detach()):
+        label = None if labels is None else int(labels[row])
+        parts = [f"DynamicViT: {_guess(logits, names, label)}"]
+        if dense is not None:
+            parts.append(f"dense: {_guess(dense[row].detach(), names, label)}")
+        if label is not None:
+            parts.append(f"label: {_short(names[label])}")
+        captions.append(parts)
+    return captions
+
+
+def _in_lines(parts: Sequence[str], width: float) -> list[str]:
+    """Parts beside each other as far as they fit, in lines of a width in inches."""
+    lines: list[str] = []
+    for part in parts:
+        beside = f"{lines[-1]}     {part}" if lines else part
+        if _inches(beside) <= width:
+            lines[-1:] = [beside]
+        else:
+            room = int(0.9 * width / _inches(part) * len(part))
+            lines += textwrap.wrap(part, min(room, len(part)))
+    return lines
+
+
+def _inches(text: str) -> float:
+    """Width of a caption."""
+    from matplotlib.textpath import TextPath
+
+    return TextPath((0, 0), text.replace("$", "S"), size=style.LABEL).get_extents().width / 72
 
 
 def _guess(logits: Tensor, names: Sequence[str], label: int | None) -> str:
@@ -220,8 +262,9 @@ def _guess(logits: Tensor, names: Sequence[str], label: int | None) -> str:
 
 
 def _short(name: str) -> str:
-    """The first synonym of a class."""
-    return name.split(",")[0].strip()
+    """The first synonym of a class, if need be its beginning."""
+    first = name.split(",")[0].strip()
+    return first if len(first) <= _LONGEST else f"{first[: _LONGEST - 1]}…"
 
 
 def _percent(share: float) -> str:

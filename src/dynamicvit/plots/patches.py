@@ -8,18 +8,21 @@ from torch import Tensor
 
 from dynamicvit.errors import InputError
 
-#: Fading of merged patches: different from kept ones, and still visible.
-MERGED_FADE = 0.5
+_DARK, _LIGHT, _CONTRAST = 0.12, 0.62, 0.3  # of what is left of a dropped patch
+_NIGHT = 0.3  # median brightness below which an image is dark
+_GRAY = (0.299, 0.587, 0.114)  # luma of red, green and blue (ITU-R BT.601)
+_PALE = 0.5  # merged patches: different from kept ones, and still visible
 
 
-def fade(image: Tensor, kept: Tensor, grid: tuple[int, int], strength: float = 0.82) -> Tensor:
-    """The image with its dropped patches faded to white.
+def dim(image: Tensor, kept: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The image with its dropped patches in gray, in which their content can still be seen.
+
+    The gray is dark, in a dark image light.
 
     Args:
         image: ``(C, H, W)`` in [0, 1], as for :func:`as_rgb`.
         kept: ``(N,)`` bool, in image order.
         grid: rows and columns of patches; N is their product.
-        strength: 0 for unchanged, 1 for white.
 
     Returns:
         ``(3, H, W)``; kept patches are unchanged.
@@ -28,9 +31,17 @@ def fade(image: Tensor, kept: Tensor, grid: tuple[int, int], strength: float = 0
         InputError: for shapes that don't match.
     """
     image = as_rgb(image)
-    shown = as_grid(kept, grid).to(image.dtype)
-    shown = F.interpolate(shown[None, None], size=image.shape[1:], mode="nearest")[0]
-    return image.lerp(torch.ones_like(image), strength * (1 - shown))
+    level = _LIGHT if is_dark(image) else _DARK
+    return torch.where(_pixels(kept, grid, image), image, level + _CONTRAST * _gray(image))
+
+
+def is_dark(image: Tensor) -> bool:
+    """Whether most of a ``(3, H, W)`` image is dark."""
+    return bool(_gray(image).median() < _NIGHT)
+
+
+def _gray(image: Tensor) -> Tensor:
+    return (image * image.new_tensor(_GRAY).reshape(3, 1, 1)).sum(dim=0)
 
 
 def as_merged(image: Tensor, kept: Tensor, groups: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -67,15 +78,22 @@ def as_merged(image: Tensor, kept: Tensor, groups: Tensor, grid: tuple[int, int]
 def after_stage(
     image: Tensor, kept: Tensor, groups: Tensor | None, grid: tuple[int, int]
 ) -> Tensor:
-    """The image after a stage: removed patches faded out, merged ones as paler copies.
+    """The image after a stage, with merged patches as paler copies and removed ones dimmed.
 
-    Arguments are as for :func:`as_merged`; ``groups`` is None if nothing merges.
+    Arguments are as for :func:`as_merged`; without ``groups`` merged patches are dimmed as well.
     """
     if groups is None:
-        return fade(image, kept, grid)
-    removed = ~kept & (groups < 0)
-    merged = as_merged(image, kept, groups, grid)
-    return fade(fade(merged, kept | removed, grid, strength=MERGED_FADE), ~removed, grid)
+        return dim(image, kept, grid)
+    merged = ~kept & (groups >= 0)
+    copies = as_merged(image, kept, groups, grid)
+    copies = copies.lerp(torch.ones_like(copies), _PALE * _pixels(merged, grid, image).to(copies))
+    return dim(copies, kept | merged, grid)
+
+
+def _pixels(patches: Tensor, grid: tuple[int, int], image: Tensor) -> Tensor:
+    """``(1, H, W)`` bool: the pixels of some patches, given as ``(N,)`` bool."""
+    shown = as_grid(patches, grid).to(image.dtype)
+    return F.interpolate(shown[None, None], size=image.shape[1:], mode="nearest")[0].bool()
 
 
 def score_map(keep_scores: Tensor, grid: tuple[int, int]) -> Tensor:

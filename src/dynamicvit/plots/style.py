@@ -7,7 +7,7 @@ and its settings alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,31 @@ if TYPE_CHECKING:
 
 INK, FAINT, ALARM = "#1b1f24", "#6b7280", "#c1121f"
 DENSE, PRUNED = "#b8c4d6", "#1f5fa8"  # of the two paths
+SERIES = ("#1f5fa8", "#d9730d", "#2e8b57", "#7a4fb5", "#b5467c", "#8a6d3b", "#118ab2", "#5b6470")
 SCORES = "viridis"  # color map of keep scores and stages
 DPI = 150
 TITLE, LABEL, SMALL = 10, 9, 8  # font sizes in points
 
+_EDGE = 0.1  # inches between what is drawn and the edges
+
 #: Where a format has room for who wrote a file.
 _MARKS = {"png": {"Software": MARK}, "pdf": {"Creator": MARK}, "svg": {"Creator": MARK}}
-_MARKERS = "osD^vP*X<>hd8pH"
+
+#: Color and marker of each method, in every plot.
+METHODS = {
+    "dense": (INK, "o"),
+    "dynamicvit-removed": (PRUNED, "s"),
+    "dynamicvit-merged": ("#12908e", "D"),
+    "tome": ("#d9730d", "<"),
+    "evit": ("#7a4fb5", "X"),
+    "class-attention": ("#c2478a", "P"),
+    "downsample": ("#2e8b57", "p"),
+    "static": ("#8a6d3b", "v"),
+    "random": ("#8b929b", "^"),
+    "narrow": ("#a3a847", ">"),
+}
+_OTHERS = ("#e4576f", "#3aa6d8", "#e0a100", "#5f7d2f", "#9c6ade", "#c98b6b", "#52606d")
+_OTHER_MARKERS = "*hd8H"
 
 
 def figure(width: float, height: float, *, layout: str | None = "constrained") -> Figure:
@@ -45,21 +63,34 @@ def figure(width: float, height: float, *, layout: str | None = "constrained") -
     page = need("matplotlib.figure", "plots").Figure(
         figsize=(width, height), dpi=DPI, facecolor="white", layout=layout
     )
+    if layout == "constrained":
+        page.get_layout_engine().set(w_pad=_EDGE, h_pad=_EDGE)
     need("matplotlib.backends.backend_agg", "plots").FigureCanvasAgg(page)
     return page
 
 
 def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Color and marker of each method, for ``Axes.plot``; "dense" is drawn in ink."""
-    tones = need("matplotlib", "plots").colormaps["tab20"]
-    order = (*range(0, 20, 2), *range(1, 20, 2))  # full tones, then pale ones
-    return {
-        name: {
-            "color": INK if name == "dense" else tones(order[place % len(order)]),
-            "marker": _MARKERS[place % len(_MARKERS)],
-        }
-        for place, name in enumerate(dict.fromkeys(names))
+    """Color and marker of each method, for ``Axes.plot``: of :data:`METHODS`, or of the rest."""
+    names = list(dict.fromkeys(names))
+    others = [name for name in names if name not in METHODS]
+    looks = METHODS | {
+        name: (_OTHERS[place % len(_OTHERS)], _OTHER_MARKERS[place % len(_OTHER_MARKERS)])
+        for place, name in enumerate(others)
     }
+    return {name: dict(zip(("color", "marker"), looks[name], strict=True)) for name in names}
+
+
+def apart(places: Sequence[float], step: float) -> list[float]:
+    """The places, in ascending order, moved as little as leaves each a step from the next."""
+    blocks: list[tuple[float, int]] = []  # mean of what is wanted of its first label; labels
+    for place in places:
+        block = (place, 1)
+        while blocks and blocks[-1][0] + step * blocks[-1][1] > block[0]:
+            (before, count), (after, more) = blocks.pop(), block
+            total = before * count + (after - step * count) * more
+            block = (total / (count + more), count + more)
+        blocks.append(block)
+    return [first + step * number for first, count in blocks for number in range(count)]
 
 
 def dress(
@@ -80,6 +111,8 @@ def dress(
     if grid:
         axes.grid(color=FAINT, alpha=0.3, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color(FAINT)
+    axes.tick_params(which="both", labelsize=SMALL, color=FAINT, labelcolor=INK)
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> tuple[Path, ...]:

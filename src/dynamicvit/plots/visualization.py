@@ -55,6 +55,7 @@ def visualize(
     names: Sequence[str] | None = None,
     labels: Sequence[int] | None = None,
     score_stage: int = 0,
+    show_merged: bool = False,
     image_size: int | tuple[int, int] | None = None,
     crop_pct: float | None = None,
     mean_std: tuple[Sequence[float], Sequence[float]] | None = None,
@@ -68,6 +69,7 @@ def visualize(
         names: of the classes; by default the model's own.
         labels: class index of each image.
         score_stage: stage of the map of keep scores, from 0.
+        show_merged: draw merged patches as copies of the kept patch that they are part of.
         image_size: of files and PIL images, as for :func:`~dynamicvit.data.eval_transform`.
         crop_pct: likewise.
         mean_std: normalization of a tensor; by default that of the model's ``pretrained_cfg``.
@@ -95,6 +97,7 @@ def visualize(
         labels=labels,
         dense_logits=dense_logits,
         score_stage=score_stage,
+        show_merged=show_merged,
     )
     found = Visualization(figure, output, dense_logits, names)
     if path is not None:

@@ -26,10 +26,6 @@ OPSET = 18
 #: Name of the images' first axis in a file for any number of images.
 _BATCH = "batch"
 
-#: Optimizers disabled for int8: for known shapes this one fuses a product with its bias into an
-#: operator that has no int8, so that weights become floats at every call.
-_NOT_IN_INT8 = ("MatMulAddFusion",)
-
 #: What layers become in ONNX.
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 
@@ -112,16 +108,14 @@ class ONNX(Format):
         runtime = need("onnxruntime", "onnx")
         threads = torch.get_num_threads()
 
-        def session(single: bool, without: tuple[str, ...] = ()) -> Any:
+        def session(single: bool) -> Any:
             options = runtime.SessionOptions()
             options.intra_op_num_threads = threads
             options.log_severity_level = 3
             if single:
                 options.add_free_dimension_override_by_name(_BATCH, 1)
             try:
-                return runtime.InferenceSession(
-                    path, options, providers=["CPUExecutionProvider"], disabled_optimizers=without
-                )
+                return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             except Exception as error:  # of classes that it does not export
                 reason = first_line(error)
                 raise InputError(f"{path} can't be read by ONNX Runtime ({reason})") from error
@@ -129,14 +123,11 @@ class ONNX(Format):
         sessions = {False: session(single=False)}
         entries = sessions[False].get_modelmeta().custom_metadata_map
         description = Description.from_json(entries.get(KEY), path)
-        without = _NOT_IN_INT8 if description.precision == "int8" else ()
-        if without and description.batch is not None:
-            sessions[False] = session(single=False, without=without)
 
         def run(images: Tensor) -> list[Tensor]:
             single = len(images) == 1 and description.batch is None
             if single not in sessions:
-                sessions[single] = session(single, without)
+                sessions[single] = session(single)
             found = sessions[single].run(description.outputs, {"images": images.numpy()})
             return [torch.from_numpy(value) for value in found]
 
@@ -174,9 +165,37 @@ class ONNX(Format):
                     extra_options={"OpTypesToExcludeOutputQuantization": list(_PRODUCTS)},
                 )
             model = onnx.load(target)
+            _keep_biases_apart(model)
         properties = {entry.key: entry.value for entry in model.metadata_props}
         onnx.helper.set_model_props(model, {**properties, KEY: description.to_json()})
         onnx.save(model, target)
+
+
+def _keep_biases_apart(model: Any) -> None:
+    """Give biases of products of three axes three axes, ``(1, 1, N)``.
+
+    For known shapes ONNX Runtime fuses a product with a bias of one axis into an operator that has
+    no int8, so that weights become floats at every call. It leaves a bias of three axes alone.
+    """
+    graph = model.graph
+    axes = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
+    products = {node.output[0] for node in graph.node if node.op_type == "MatMul"}
+    products = {name for name in products if axes.get(name) == 3}
+    biases = {
+        name
+        for node in graph.node
+        if node.op_type == "Add" and products.intersection(node.input)
+        for name in node.input
+    }
+    elsewhere = {
+        name
+        for node in graph.node
+        if node.op_type != "Add" or not products.intersection(node.input)
+        for name in node.input
+    }
+    for tensor in graph.initializer:
+        if tensor.name in biases - elsewhere and len(tensor.dims) == 1:
+            tensor.dims[:0] = [1, 1]
 
 
 def _products(model: Any, chosen: Collection[str]) -> Iterator[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from functools import partial
@@ -61,7 +63,7 @@ class OpenVINO(Format):
         for output, name in zip(model.outputs, description.outputs, strict=True):
             output.get_tensor().set_names({name})
         model.set_rt_info(description.to_json(), [KEY])
-        openvino.save_model(model, path, compress_to_fp16=False)
+        _save(model, path)
 
     def read(self, path: Path, precision: str) -> tuple[Runner, Description]:
         """The graph compiled for the CPU."""
@@ -118,7 +120,17 @@ class OpenVINO(Format):
                 advanced_parameters=advanced,
             )
         quantized.set_rt_info(description.to_json(), [KEY])
-        openvino.save_model(quantized, target, compress_to_fp16=False)
+        _save(quantized, target)
+
+
+def _save(model: Any, path: Path) -> None:
+    try:
+        need("openvino", "openvino").save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # its "iostream error" names no cause
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            errno.EIO, f"{first_line(error)}; {free / 1e6:.0f} MB are free", str(path)
+        ) from error
 
 
 def _call(compiled: Any, outputs: list[str], images: Tensor) -> list[Tensor]:

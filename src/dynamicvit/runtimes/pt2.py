@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -26,7 +27,9 @@ class TorchExport(Format):
 
     def write(self, program: ExportedProgram, description: Description, path: Path) -> None:
         """The description is the extra file ``dynamicvit``."""
-        torch.export.save(program, path, extra_files={KEY: description.to_json()})
+        file = io.BytesIO()  # on a full disk torch's own writer ends the process
+        torch.export.save(program, file, extra_files={KEY: description.to_json()})
+        path.write_bytes(file.getbuffer())
 
     def read(self, path: Path, precision: str) -> tuple[Runner, Description]:
         """The graph or the compiled code, whichever the file holds."""
@@ -52,10 +55,12 @@ class AOTInductor(TorchExport):
     def write(self, program: ExportedProgram, description: Description, path: Path) -> None:
         """The description is part of the package's metadata."""
         metadata = {"aot_inductor.metadata": {KEY: description.to_json()}}
+        file = io.BytesIO()  # as above
         with quiet("torch"):
             torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs=metadata
+                program, package_path=file, inductor_configs=metadata
             )
+        path.write_bytes(file.getbuffer())
 
 
 def _is_compiled(path: Path) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -173,7 +174,8 @@ def _export_float(
 ) -> Exported:
     program = kind.trace(model, about)
     with atomic_folder(path.parent, path.name) as draft:
-        kind.write(program, about, draft / path.name, **options)
+        with _named(path):
+            kind.write(program, about, draft / path.name, **options)
         exported = kind.load(draft / path.name)
         transform = eval_transform(exported)
         images, origin = sample_pictures(transform) if own is None else own_pictures(own, transform)
@@ -200,12 +202,14 @@ def _export_int8(
     with atomic_folder(path.parent, path.name) as draft, TemporaryDirectory(dir=draft) as trials:
         source = Path(trials, "float", path.name)
         source.parent.mkdir()
-        kind.write(program, replace(about, precision="fp32"), source, **options)
+        with _named(path):
+            kind.write(program, replace(about, precision="fp32"), source, **options)
 
         def write(in_float: frozenset[str]) -> tuple[Path, frozenset[str], Agreement]:
             file = Path(trials, f"int8-{len(in_float)}", path.name)
             file.parent.mkdir(exist_ok=True)
-            kind.quantize(source, file, about, images.images, layers, in_float)
+            with _named(path):
+                kind.quantize(source, file, about, images.images, layers, in_float)
             return file, in_float, reference.agreement(kind.load(file))
 
         if max_drop is None:
@@ -238,6 +242,15 @@ def _export_int8(
         layers=names,
         in_float=in_float,
     )
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say of which file it is that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: can't be written ({error.strerror or error})") from error
 
 
 def _check_precision(

@@ -1,8 +1,8 @@
 """One checkpoint as a file: written with a digest of itself, read only if every bit is as written.
 
-A checkpoint is torch's zip of records. The zip's directory has each record's name, place, size and
-checksum; the digest of the directory is the zip's comment. So all bits are covered, and writing
-hashes kilobytes only.
+A checkpoint is torch's zip of records. The zip's directory, at its end, has each record's name,
+place, size and checksum; the digest of the directory is the zip's comment. So all bits that are
+read are covered, and writing hashes kilobytes only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from pydantic import (
@@ -34,6 +34,8 @@ VERSION = 1
 
 #: In a state: that its file has a digest. One that lost it is damaged, and not an older file.
 _SEALED = "sealed"
+#: Bytes of a digest.
+_DIGEST = hashlib.sha256().digest_size
 
 
 class DamagedError(InputError):
@@ -50,7 +52,10 @@ def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:
     with open(path, "w+b") as file:
         torch.save({"version": VERSION, _SEALED: True, **state}, file)
         with zipfile.ZipFile(file, "a") as records:
-            records.comment = _digest(records)
+            records.comment = bytes(_DIGEST)  # makes room: it is part of the directory's own end
+        digest = _digest(file, records.start_dir)
+        file.seek(-_DIGEST, os.SEEK_END)
+        file.write(digest)
         file.flush()
         os.fsync(file.fileno())
 
@@ -96,24 +101,26 @@ def _damaged(path: Path, reason: str) -> DamagedError:
 
 
 def _read(path: Path) -> tuple[Any, bool]:
-    """What a file holds, and whether it has a digest; the one before 0.2.0 has checksums only."""
-    with zipfile.ZipFile(path) as records:
+    """What a file holds, and whether it has a digest; those of 0.1.0 have checksums only."""
+    with open(path, "rb") as file, zipfile.ZipFile(file) as records:
         seal = records.comment
-        if seal and seal != _digest(records):
+        if seal and seal != _digest(file, records.start_dir):
             raise zipfile.BadZipFile("it is not what its digest says")
-        broken = records.testzip()  # torch does not look at the checksums that it writes
+        # torch does not look at the checksums that it writes, and reads nothing from a folder.
+        broken = records.testzip() or next(filter(_is_folder, records.infolist()), None)
     if broken is not None:
-        raise zipfile.BadZipFile(f"wrong checksum of {broken}")
+        raise zipfile.BadZipFile(f"a record is broken: {broken}")
     return torch.load(path, map_location="cpu", weights_only=True), bool(seal)
 
 
-def _digest(records: zipfile.ZipFile) -> bytes:
-    """A hash of all that the zip's directory says of its records."""
-    digest = hashlib.sha256()
-    for record in records.infolist():
-        facts = (record.compress_type, record.header_offset, record.file_size, record.CRC)
-        digest.update(f"{record.filename} {facts}\n".encode())
-    return f"sha256 of the directory: {digest.hexdigest()}".encode()
+def _digest(file: BinaryIO, start: int) -> bytes:
+    """The hash of a zip's directory, without that hash; the file is then at its end."""
+    file.seek(start)
+    return hashlib.sha256(file.read()[:-_DIGEST]).digest()
+
+
+def _is_folder(record: zipfile.ZipInfo) -> bool:
+    return bool(record.external_attr & 0x10)
 
 
 # ---------------------------------------------------------------- what a state holds

@@ -156,7 +156,7 @@ def mend_log(path: Path, step: int, size: int) -> int:
         if path.is_file() and content.startswith(text):
             os.truncate(path, len(text))
         else:
-            with atomic_write(path) as draft:
+            with atomic_write(path, ours=True) as draft:
                 draft.write_bytes(text)
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -16,8 +16,9 @@ from timm.utils import ModelEmaV3
 
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.costs import costs_of
-from dynamicvit.data import Batch
+from dynamicvit.data import Batch, ReaderError
 from dynamicvit.errors import InputError
+from dynamicvit.training.checkpoint import holds_run
 from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.finite import (
     MAX_BAD_STEPS,
@@ -31,12 +32,10 @@ from dynamicvit.training.log import Progress
 from dynamicvit.training.objective import TrainingObjective, objective_of
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.recipe import Recipe
-from dynamicvit.training.recipes import dump_recipe
 from dynamicvit.training.state import RunState, TrainingReport
 from dynamicvit.training.step import Split, Step
 from dynamicvit.utils.distributed import Processes, launched_precision
-from dynamicvit.utils.files import write_text
-from dynamicvit.utils.outputs import MARK
+from dynamicvit.utils.lock import owned
 from dynamicvit.utils.signals import Interrupted, stop_requests
 
 #: How often a run is saved: what a crash can cost.
@@ -110,8 +109,10 @@ def fit(
 
     Raises:
         InputError: for a checkpoint that does not fit.
+        InputError: if another process is at work in the folder.
         InputError: if the loss stays non-finite, with what to try.
         InputError: if the disk is full; the last checkpoint is whole.
+        ReaderError: if a process that reads images died, after saving.
         Interrupted: on SIGINT (Ctrl-C) or SIGTERM, after saving.
     """
     if not model.schedule.stages and teacher is None and not recipe.fresh:
@@ -135,8 +136,7 @@ def fit(
     if processes.count > 1:
         loader.set_share(processes.rank, processes.count)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with _compiled(compiled, objective), stop_requests() as stop:
+    with owned(folder, processes), _compiled(compiled, objective), stop_requests() as stop:
         step = Step(objective, recipe, processes, precision=precision, accumulate=accumulate)
         run = RunState(
             folder,
@@ -154,19 +154,21 @@ def fit(
         if resume:
             run.restore(force=force)
         if processes.is_main and (force or not resume):
-            write_text(folder / "recipe.yaml", f"# {MARK}\n{dump_recipe(recipe)}", ours=True)
+            run.write_recipe()
         if processes.is_main and not resume:
-            run.log_file.write_text("")
+            run.start_log()
         num_patches = costs_of(model, num_stages=0).num_patches
         at_inference = tuple(k / num_patches for k in model.schedule.kept(num_patches))
         began = saved = time.perf_counter()
         first, images_before = run.step, run.images
         result = None  # on the held-out images, of the weights as they are
-        for batch in batches(loader, run.step, steps):
+        failure: str | None = None
+        for batch, problem in until_reader_dies(batches(loader, run.step, steps)):
             # Everything that all processes must agree on, in one exchange.
             is_late = time.perf_counter() - saved > SAVE_SECONDS
-            everyone = processes.gather((len(batch), batch.skipped, stop.signum, is_late))
-            if any(signum for _, _, signum, _ in everyone):
+            everyone = processes.gather((len(batch), batch.skipped, is_late, stop.signum, problem))
+            failure = next((each for *_, each in everyone if each is not None), None)
+            if failure is not None or any(signum for *_, signum, _ in everyone):
                 break
             counts = [count for count, *_ in everyone]
             run.skipped.extend(path for _, skipped, *_ in everyone for path in skipped)
@@ -201,9 +203,12 @@ def fit(
             run.step += 1
             result = None
             if held_out is not None and is_due(run.step, steps, len(loader)):
-                result = held_out.evaluate(run.network, processes, precision)
-                progress = replace(progress, held_out=held_out.score(result))
-                run.score = progress.held_out.get(held_out.measure)
+                try:
+                    result = held_out.evaluate(run.network, processes, precision)
+                    progress = replace(progress, held_out=held_out.score(result))
+                    run.score = progress.held_out.get(held_out.measure)
+                except ReaderError as error:
+                    failure = str(error)
                 began = time.perf_counter()  # it is no part of the speed of training
             if processes.is_main:
                 run.log(progress)
@@ -212,7 +217,7 @@ def fit(
                 run.save()
                 raise InputError(what_to_try(progress.step, progress.not_finite, folder))
             found_best = result is not None and run.is_best
-            if found_best or any(late for *_, late in everyone):
+            if found_best or any(late for _, _, late, *_ in everyone):
                 run.save()
                 saved = time.perf_counter()
             if processes.is_main and on_step is not None:
@@ -220,10 +225,15 @@ def fit(
                     on_step(progress)
                 except KeyboardInterrupt:
                     stop.signum = signal.SIGINT
+            if failure is not None:
+                break
         # Without a step there is nothing new; without an image, nothing to go on from.
         if run.step > first and run.images:
             run.save()
         signum = max(processes.gather(stop.signum))
+    if failure is not None:
+        what = "is saved, the same command goes on" if holds_run(folder) else "has no checkpoint"
+        raise ReaderError(f"{failure}; {folder} {what}")
     if signum:
         raise Interrupted(signum)
     if run.network is not model:
@@ -253,6 +263,15 @@ def batches(loader: Batches, start: int, stop: int) -> Iterator[Batch]:
             step += 1
             if step == stop:
                 return
+
+
+def until_reader_dies(found: Iterator[Batch]) -> Iterator[tuple[Batch, str | None]]:
+    """Batches; in the end an empty one and the problem, if there is one to tell others about."""
+    try:
+        for batch in found:
+            yield batch, None
+    except ReaderError as error:
+        yield Batch(torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64)), str(error)
 
 
 def averaged(model: DynamicViT, decay: float) -> ModelEmaV3:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dynamicvit.training.log import LOG_NAME, TENSORBOARD_FOLDER, read_log
 from dynamicvit.training.recipe import TeacherRecipe
 from dynamicvit.training.state import TrainingReport
 from dynamicvit.utils.files import write_text
+from dynamicvit.utils.lock import refuse_owned
 from dynamicvit.utils.optional import need
 from dynamicvit.utils.outputs import WRITER, check_set, check_target, is_ours
 
@@ -39,10 +41,11 @@ def check_output(folder: Path, resume: bool = False) -> bool:
 
     Raises:
         InputError: if it is a file, holds a model, or no run where there must be one; if it holds
-            files of others that a command must not replace.
+            files of others that a command must not replace; if another process is at work there.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give a folder")
+    refuse_owned(folder)
     if holds_run(folder) or holds_run(folder / DENSE_FOLDER):
         _check_files(folder, (REPORT_NAME, CURVES_NAME))
         check_set(folder / MODEL_FILES[0], MODEL_FILES[1:])  # weights of transformers have no mark
@@ -110,13 +113,15 @@ def draw_run(output: Path) -> None:
     save(curves(steps), output / CURVES_NAME)
 
 
-def take_back(output: Path, is_new: bool) -> None:
+def take_back(output: Path) -> None:
     """Remove what a run has written, unless it has something to go on from."""
     dense = output / DENSE_FOLDER
     if holds_run(dense):
         return
     if dense.is_dir():
-        take_back(dense, is_new=True)
+        take_back(dense)
+        with suppress(OSError):  # it is not empty
+            dense.rmdir()
     for name in (RECIPE_NAME, LOG_NAME):
         (output / name).unlink(missing_ok=True)
     events = output / TENSORBOARD_FOLDER
@@ -124,5 +129,3 @@ def take_back(output: Path, is_new: bool) -> None:
         file.unlink()
     if events.is_dir() and not any(events.iterdir()):
         events.rmdir()
-    if is_new and output.is_dir() and not any(output.iterdir()):
-        output.rmdir()

@@ -38,6 +38,7 @@ from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.recipes import load_recipe
 from dynamicvit.training.state import TrainingReport
 from dynamicvit.utils.distributed import launched_precision, launched_processes
+from dynamicvit.utils.lock import owned
 from dynamicvit.utils.precision import autocast_dtype
 
 
@@ -242,25 +243,32 @@ class Training:
             on_step: likewise.
 
         Raises:
-            InputError: for a folder that holds something else, images none of which can be read,
-                and as :func:`~dynamicvit.training.loop.fit` does.
+            InputError: for a folder that holds something else or in which another run is at work,
+                images none of which can be read, and as
+                :func:`~dynamicvit.training.loop.fit` does.
             Interrupted: as ``fit`` does.
         """
-        output = Path(output)
-        check_output(output, resume)
-        goes_on, is_new = holds_run(output), not output.exists()
         if self.loader is None:
             raise InputError("there are no images to train on: give data")
+        with owned(output, self.processes):
+            return self._run(Path(output), self.loader, resume, force, on_step)
+
+    def _run(
+        self,
+        output: Path,
+        loader: Loader,
+        resume: bool,
+        force: bool,
+        on_step: Callable[[Progress], None] | None,
+    ) -> TrainingReport:
+        check_output(output, resume)
+        goes_on = holds_run(output)
         held_out = None if self.held_out is None else HeldOut(self.held_out)
         dense, accuracy = None, None
         is_main = self.processes.is_main
-        how: dict[str, Any] = {
-            "force": force,
-            "processes": self.processes,
-            "precision": self.precision,
-            "accumulate": self.accumulate,
-            "compiled": self.compiled,
-        }
+        how: dict[str, Any] = {"force": force, "processes": self.processes}
+        for name in ("precision", "accumulate", "compiled"):
+            how[name] = getattr(self, name)
         try:
             if self.classes.are_fitted:
                 fit_dense(
@@ -281,7 +289,7 @@ class Training:
             with TensorBoard(output / TENSORBOARD_FOLDER) as board:
                 report = fit(
                     self.model,
-                    self.loader,
+                    loader,
                     self.recipe,
                     output,
                     teacher=self.teacher,
@@ -298,7 +306,7 @@ class Training:
         except InputError:
             # Found only while reading (an unreadable image with strict): no trace stays.
             if is_main and not holds_run(output):
-                take_back(output, is_new)
+                take_back(output)
             elif is_main:
                 with suppress(InputError):  # they show what went wrong, which is to be said
                     draw_run(output)

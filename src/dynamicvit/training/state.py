@@ -26,7 +26,10 @@ from dynamicvit.training.held_out import Best
 from dynamicvit.training.log import LOG_NAME, Progress, mend_log
 from dynamicvit.training.objective import TrainingObjective
 from dynamicvit.training.recipe import Recipe
+from dynamicvit.training.recipes import dump_recipe
 from dynamicvit.utils.distributed import Processes
+from dynamicvit.utils.files import write_text
+from dynamicvit.utils.outputs import MARK
 from dynamicvit.utils.weights import load_exactly
 
 _log = logging.getLogger(__name__)
@@ -171,6 +174,21 @@ class RunState:
         if progress.step >= self.steps - max(1, self.steps // 10):
             self.kept_sum = [a + b for a, b in zip(self.kept_sum, progress.kept, strict=True)]
             self.kept_steps += 1
+
+    def write_recipe(self) -> None:
+        """The recipe as it was resolved, as YAML."""
+        path = self.folder / "recipe.yaml"
+        try:
+            write_text(path, f"# {MARK}\n{dump_recipe(self.recipe)}", ours=True)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def start_log(self) -> None:
+        """An empty one, in place of what was there."""
+        try:
+            write_text(self.log_file, "", ours=True)
+        except OSError as error:
+            raise cannot_write(self.log_file, error) from error
 
     def log(self, progress: Progress) -> None:
         """One line of JSON for each step."""

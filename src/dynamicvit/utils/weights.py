@@ -23,8 +23,13 @@ WRAPPERS = ("state_dict", "model")
 EMA_WRAPPERS = ("state_dict_ema", "model_ema", "module_ema", "ema")
 #: What DistributedDataParallel and torch.compile put before every name, in either order.
 _PREFIXES = re.compile(r"^((_orig_mod|module)\.)+")
-#: Before the names of the trained network in a state dict that holds its teacher too.
-_STUDENT = "student."
+#: Before the names of the trained network in a state dict that holds more than it, as a training
+#: script's module does: its teacher, metrics.
+_TRAINED = ("student", "model", "net", "network")
+#: The end of the name of a file that says which tensor is in which of several files.
+INDEX_SUFFIX = ".index.json"
+#: The name of one of those.
+_SHARD = re.compile(r"(.+)-\d+-of-\d+(\.\w+)")
 #: Keys of a checkpoint of this library's own training, beside its weights.
 _RUN = {"recipe", "counters"}
 #: A counter of torch's AveragedModel, not a weight.
@@ -37,7 +42,7 @@ class Weights:
 
     Attributes:
         source: what error messages call the file.
-        tensors: by name, without the prefixes of DistributedDataParallel and torch.compile.
+        tensors: by name, without a prefix that all names share, or the trained network's have.
         metadata: of a safetensors header; else empty.
         copy: key of the state dict in the file: ``"model"``, ``"model_ema"``, ``"student"``, ...;
             empty if the file holds nothing else.
@@ -56,7 +61,7 @@ def open_weights(path: str | Path, ema: bool = False) -> Weights:
 
     Args:
         path: a ``.safetensors`` file, or anything that ``torch.save`` wrote: a state dict, or one
-            wrapped in ``state_dict`` or ``model``.
+            wrapped in ``state_dict`` or ``model``; or the index (``.index.json``) of several.
         ema: see :func:`weights_in`.
 
     Raises:
@@ -65,11 +70,15 @@ def open_weights(path: str | Path, ema: bool = False) -> Weights:
     path = Path(path)
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "no such file"
-        raise InputError(f"{path}: {problem}; give a .safetensors or .pth file of weights")
-    if path.suffix == ".safetensors":
-        checkpoint, metadata = _read_safetensors(path)
-    else:
-        checkpoint, metadata = _torch_load(path), {}
+        raise InputError(
+            f"{path}: {problem}; give a .safetensors or .pth file of weights, or the "
+            f"{INDEX_SUFFIX} of several"
+        )
+    shard = _SHARD.fullmatch(path.name)
+    index = path.with_name(f"{shard[1]}{shard[2]}{INDEX_SUFFIX}") if shard else None
+    if index and index.is_file():
+        raise InputError(f"{path}: is one of several files; give {index}")
+    checkpoint, metadata = (_read_shards if path.name.endswith(INDEX_SUFFIX) else _read)(path)
     return weights_in(checkpoint, str(path), ema=ema, metadata=metadata)
 
 
@@ -117,8 +126,8 @@ def weights_in(
                 f"needed, on its own or under 'state_dict' or 'model'"
             )
     tensors = _bare({name: value for name, value in state.items() if name != _AVERAGE_COUNT})
-    if student := _under(tensors, _STUDENT):
-        tensors, copy = _bare(student), f"{copy}.{_STUDENT}".strip(".")
+    while prefix := _prefix_of_network(tensors):
+        tensors, copy = _bare(_under(tensors, f"{prefix}.")), f"{copy}.{prefix}".strip(".")
     # A network with NaN in its weights runs: it gives the same answer for every image.
     finite = {n: bool(t.float().isfinite().all()) for n, t in tensors.items() if not t.is_meta}
     if broken := first_few("NaN or infinity in", [name for name in finite if not finite[name]]):
@@ -145,6 +154,22 @@ def _prefixed(state: Any) -> dict[str, Any]:
     averages = {ema: tensors for ema, tensors in averages.items() if tensors}
     rest = {n: t for n, t in state.items() if n.partition(".")[0] not in averages}
     return ({"": rest} if rest or not averages else {}) | averages
+
+
+def _prefix_of_network(tensors: Mapping[str, Any]) -> str | None:
+    """What stands before the names of the network, where something does.
+
+    One of the known words; or any that all names share, if a whole network is below it. That of a
+    DynamicViT's backbone is its own.
+    """
+    first = {name.partition(".")[0] for name in tensors}
+    if known := [prefix for prefix in _TRAINED if _under(tensors, f"{prefix}.")]:
+        return known[0]
+    if len(first) > 1 or not first - {"backbone"}:
+        return None
+    [prefix] = first
+    below = {name.partition(".")[0] for name in _under(tensors, f"{prefix}.")}
+    return prefix if below & {"backbone", "blocks"} else None
 
 
 def _under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -223,6 +248,30 @@ def load_exactly(
     module.load_state_dict(tensors)
 
 
+def _read(path: Path) -> tuple[Any, dict[str, str]]:
+    return _read_safetensors(path) if path.suffix == ".safetensors" else (_torch_load(path), {})
+
+
+def _read_shards(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of all files that an index names."""
+    try:
+        placed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = [path.with_name(name) for name in sorted(set(placed.values()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: truncated, or has no weight_map of names to files") from error
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{path}: names {file.name}, which is not beside it")
+        part, said = _read(file)
+        tensors |= part
+        metadata |= said
+    if missing := first_few("", [name for name in placed if name not in tensors]):
+        raise InputError(f"{path}: its files don't hold{missing}")
+    return tensors, metadata
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -233,9 +282,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _torch_load(path: Path) -> Any:
-    # The released files and timm's hold their command line as a Namespace: plain attributes.
+    # The released files and timm's hold their command line as a Namespace, Lightning's hold paths:
+    # plain attributes.
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, type(path)]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"(?:GLOBAL|global:?) ([\w.]+\.\w+)", str(error))

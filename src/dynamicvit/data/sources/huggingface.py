@@ -38,12 +38,12 @@ class HuggingFace(Source):
         # Of any kind: the library wraps only some errors of broken folders and the network.
         except Exception as error:
             raise InputError(f"{name} can't be opened ({one_line(error)})") from error
-        image = _image_column(name, data.features, datasets.Image)
+        image = image_column(name, data.features, datasets.Image)
         label, self.class_problem = class_column(name, data.features, column, datasets)
         self.labeled = label is not None or self.class_problem is not None
         if label is not None:
             names = getattr(data.features[label], "names", None)
-            self.classes, self.targets = _classes(data[label][:], names)
+            self.classes, self.targets = classes_of(data[label][:], names)
         self._image = image
         self._data = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
 
@@ -81,7 +81,12 @@ def _load(datasets: Any, name: str, place: str, split: str | None) -> Any:
     return data[split]
 
 
-def _image_column(name: str, features: Any, kind: type) -> str:
+def image_column(name: str, features: Any, kind: type) -> str:
+    """The column of images.
+
+    Raises:
+        InputError: if there is none, or several and none is called image.
+    """
     columns = [column for column, feature in features.items() if isinstance(feature, kind)]
     if "image" in columns:
         return "image"
@@ -160,7 +165,7 @@ def _kind(feature: Any) -> str:
     return str(feature)
 
 
-def _classes(labels: list[Any], names: list[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
+def classes_of(labels: list[Any], names: list[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
     """Class names and targets; words are their own names."""
     if names is None and any(isinstance(label, str) for label in labels):
         names = sorted({label for label in labels if label is not None}, key=natural_key)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +19,15 @@ from timm.utils.misc import natural_key
 from dynamicvit.data.decoding import image_endings, one_line
 from dynamicvit.data.folders import endings_in_words, is_hidden
 from dynamicvit.data.sources.base import Source
+from dynamicvit.data.sources.remote import (
+    FetchError,
+    fetch,
+    fetched,
+    is_final,
+    is_remote,
+    listed,
+    noted,
+)
 from dynamicvit.data.sources.tars import Entry, list_files
 from dynamicvit.errors import InputError
 from dynamicvit.utils.optional import need
@@ -46,45 +59,42 @@ class Shard(NamedTuple):
 
 
 class Shards(Source):
-    """Local shards. A sample's class is its ``.cls``, or the ``label`` of its ``.json``.
+    """Shards on this disk or elsewhere. A class is a sample's ``.cls``, or ``label`` in ``.json``.
 
     Each process reads a shard's headers at its first sample and then seeks each image, so order
     and resuming do not depend on the processes. A shard that breaks off gives its samples before
-    the break.
+    the break. One from elsewhere is first fetched into a cache (:mod:`.remote`).
 
     Args:
         name: as the user wrote it.
-        place: a folder of shards, one shard, or several by braces: ``train-{0000..0127}.tar``.
+        place: a folder of shards, one shard, or several by braces: ``train-{0000..0127}.tar``; a
+            path, a URL, or ``pipe:COMMAND``.
         split: of the folder's ``_info.json``.
     """
 
     def __init__(self, name: str, place: str, split: str | None) -> None:
         self.name = name
-        if "://" in place or place.startswith("pipe:"):
-            raise InputError(
-                f"{name} is not a local path: download or mount the shards (rclone, s3fs), and "
-                "write wds/FOLDER"
-            )
         need("webdataset", "data")
+        self._remote = is_remote(place)
         self._label_key: str | None = None
         lengths = None
-        if any((Path(place) / info).is_file() for info in INFO):
-            paths, lengths = self._by_info(place, split or "train")
-        elif split is not None:
-            raise InputError(f"{name}: a split needs an {INFO[0]} beside the shards")
-        else:
-            paths = _by_name(name, place)
-        missing = [path for path in paths if not path.is_file()]
+        with _info_folder(place) as folder:
+            if any((folder / info).is_file() for info in INFO):
+                names, lengths = self._by_info(place, folder, split or "train")
+            elif split is not None:
+                raise InputError(f"{name}: a split needs an {INFO[0]} beside the shards")
+            else:
+                names = _by_name(name, place)
+        missing = [] if self._remote else [each for each in names if not Path(each).is_file()]
         if missing:
             raise InputError(
                 f"{name}: {len(missing)} shards are missing, the first is {missing[0]}"
             )
-        self._paths = paths
-        self.block_names = tuple(map(str, paths))
+        self.block_names = tuple(names)
         try:
-            lengths = _lengths(paths) if lengths is None else lengths
+            lengths = self._lengths() if lengths is None else lengths
             self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-            self.blocks = np.repeat(np.arange(len(paths)), lengths)
+            self.blocks = np.repeat(np.arange(len(names)), lengths)
             self.labeled = self._first_is_labeled()
         except OSError as error:
             raise InputError(f"{error.filename} can't be read ({error.strerror})") from error
@@ -93,56 +103,68 @@ class Shards(Source):
         return int(self._starts[-1])
 
     def path(self, row: int) -> str:
-        """The shard's path and the image's name; the shard's alone if it lacks the image."""
-        path, position, _ = self._place(row)
+        """The shard's name and the image's; the shard's alone if it lacks the image."""
+        number, position, _ = self._place(row)
+        shard = self.block_names[number]
         try:
-            sample = _read_headers(path).samples[position]
-        except (OSError, IndexError):
-            return str(path)
-        return f"{path}/{sample.name}" + (f".{sample.image}" if sample.image else "")
+            sample = _read_headers(self._file(number)).samples[position]
+        except (OSError, IndexError, FetchError):
+            return shard
+        return f"{shard}/{sample.name}" + (f".{sample.image}" if sample.image else "")
 
     def read(self, row: int) -> bytes:
         """The bytes of the image."""
-        path, sample = self._sample(row)
+        number, sample = self._sample(row)
         if sample.image is None:
             raise ValueError(f"the sample has no image ({endings_in_words()})")
-        return _read_part(path, sample.parts[sample.image])
+        return self._read_part(number, sample.parts[sample.image])
 
     def target(self, row: int) -> str:
         """The class in ``.cls`` or ``.json``."""
-        path, (_, parts) = self._sample(row)
+        number, (_, parts) = self._sample(row)
         label = None
         if "cls" in parts and self._label_key is None:
-            label = _read_part(path, parts["cls"]).decode().strip()
+            label = self._read_part(number, parts["cls"]).decode().strip()
         elif "json" in parts:
-            fields = json.loads(_read_part(path, parts["json"]))
+            fields = json.loads(self._read_part(number, parts["json"]))
             if isinstance(fields, dict):
                 label = fields.get(self._label_key or "label")
         if label is None or label == "":
             raise ValueError("the sample has no class (cls, or label in json)")
         return str(label)
 
-    def _place(self, row: int) -> tuple[Path, int, int]:
+    def _file(self, number: int) -> Path:
+        """A shard's file on this disk."""
+        name = self.block_names[number]
+        return fetched(name) if self._remote else Path(name)
+
+    def _read_part(self, number: int, part: Entry) -> bytes:
+        with open(self._file(number), "rb") as file:
+            file.seek(part.start)
+            return file.read(part.size)
+
+    def _place(self, row: int) -> tuple[int, int, int]:
         """An image's shard, its position there, and the shard's expected number of samples."""
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         first, end = map(int, self._starts[number : number + 2])
-        return self._paths[number], row - first, end - first
+        return number, row - first, end - first
 
-    def _sample(self, row: int) -> tuple[Path, Member]:
-        path, position, length = self._place(row)
-        samples, problem = _read_headers(path)
+    def _sample(self, row: int) -> tuple[int, Member]:
+        number, position, length = self._place(row)
+        samples, problem = _read_headers(self._file(number))
         held = len(samples)
         if position >= held:
             reason = f"breaks off after {held} images: {problem}"
             raise ValueError(reason if problem else f"holds {held} images, not {length}")
         if position == length - 1 and length < held:
-            _log.warning("%s holds %d images, more than %s says", path, held, INFO[0])
-        return path, samples[position]
+            shard = self.block_names[number]
+            _log.warning("%s holds %d images, more than %s says", shard, held, INFO[0])
+        return number, samples[position]
 
-    def _by_info(self, place: str, split: str) -> tuple[list[Path], list[int]]:
-        """Shards and lengths of a split, from ``_info.json`` as timm reads it."""
+    def _by_info(self, place: str, folder: Path, split: str) -> tuple[list[str], list[int]]:
+        """Shards and lengths of a split, from ``_info.json`` in a folder as timm reads it."""
         try:
-            reader: Any = create_reader("wds/", root=place, split=split)
+            reader: Any = create_reader("wds/", root=str(folder), split=split)
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
             reason = one_line(error)
             raise InputError(f"{self.name}: split {split!r} can't be used ({reason})") from error
@@ -153,12 +175,24 @@ class Shards(Source):
                 f"and {len(info.shard_lengths)} lengths"
             )
         self._label_key = info.alt_label or None
-        return [Path(place) / name for name in info.filenames], list(info.shard_lengths)
+        if self._remote:
+            names = [f"{place.rstrip('/')}/{name}" for name in info.filenames]
+        else:
+            names = [str(Path(place) / name) for name in info.filenames]
+        return names, list(info.shard_lengths)
+
+    def _lengths(self) -> list[int]:
+        """Samples of each shard, and one unreadable sample if it breaks off."""
+        count = len(self.block_names)
+        _log.info("counting the images of %d shards; an %s beside them saves this", count, INFO[0])
+        if self._remote:
+            return noted(self.block_names, "count", lambda number: _count(self._file(number)))
+        return [_count(self._file(number)) for number in range(count)]
 
     def _first_is_labeled(self) -> bool:
         """Whether the first readable sample has a class."""
-        for path, start in zip(self._paths, self._starts, strict=False):
-            if _read_headers(path).samples:
+        for number, start in enumerate(self._starts[:-1]):
+            if _read_headers(self._file(number)).samples:
                 try:
                     label = self.target(int(start))
                 except ValueError:
@@ -176,21 +210,51 @@ def _is_image(ending: str) -> bool:
     return f".{ending.lower()}" in image_endings()
 
 
-def _by_name(name: str, place: str) -> list[Path]:
+def _is_folder(place: str) -> bool:
+    """Whether a remote place is a folder, rather than shards by name."""
+    return is_remote(place) and not re.search(r"^pipe:|[{]|\.tar\b", place)
+
+
+@contextmanager
+def _info_folder(place: str) -> Iterator[Path]:
+    """The folder in which an ``_info.json`` would lie, fetched if the place is remote."""
+    if not is_remote(place):
+        yield Path(place)
+        return
+    with TemporaryDirectory() as folder:
+        if _is_folder(place):
+            for info in INFO:
+                try:
+                    fetch(f"{place.rstrip('/')}/{info}", Path(folder, info))
+                    break
+                except FetchError as error:
+                    Path(folder, info).unlink()
+                    if not is_final(error.__cause__):
+                        raise
+        yield Path(folder)
+
+
+def _by_name(name: str, place: str) -> list[str]:
     """The shards of a folder in natural order, or of braces."""
+    if _is_folder(place):
+        shards = listed(place, "*.tar")
+        if not shards:
+            example = f"wds/{place.rstrip('/')}/train-{{0000..0127}}.tar"
+            raise InputError(
+                f"{name}: no {INFO[0]} is there, and no list of files; name them, as {example}"
+            )
+        return sorted(shards, key=natural_key)
     if Path(place).is_dir():
         paths = sorted(Path(place).glob("*.tar"), key=lambda path: natural_key(path.name))
         if not paths:
             raise InputError(f"{name}: the folder holds no .tar")
-        return paths
-    return [Path(path) for path in need("webdataset.shardlists", "data").expand_urls(place)]
+        return list(map(str, paths))
+    return need("webdataset.shardlists", "data").expand_urls(place)
 
 
-def _lengths(paths: list[Path]) -> list[int]:
-    """Samples of each shard, and one unreadable sample if it breaks off."""
-    _log.info("counting the images of %d shards; an %s beside them saves this", len(paths), INFO[0])
-    shards = map(_read_headers, paths)
-    return [len(shard.samples) + (shard.problem is not None) for shard in shards]
+def _count(path: Path) -> int:
+    samples, problem = _read_headers(path)
+    return len(samples) + (problem is not None)
 
 
 # Enough for the shards of order.WINDOW images.
@@ -221,9 +285,3 @@ def _read_headers(path: Path) -> Shard:
 def _is_cut(last: Member, length: int) -> bool:
     """Whether a shard of ``length`` bytes ends inside its last sample."""
     return last.image is None or any(p.start + p.size > length for p in last.parts.values())
-
-
-def _read_part(path: Path, part: Entry) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(part.start)
-        return file.read(part.size)

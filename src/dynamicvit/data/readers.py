@@ -1,0 +1,108 @@
+"""Processes that read images, and what to say when one of them dies."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader
+
+from dynamicvit.data.decoding import one_line
+from dynamicvit.errors import InputError
+
+T = TypeVar("T")
+
+#: How torch says that a process died, or that there was no memory to share what it had read.
+_DEATH = re.compile(r"DataLoader worker \(pid|shared memory|/torch_|No space left")
+
+
+class ReaderError(InputError):
+    """A process that reads images was killed, has crashed, or could not be started."""
+
+
+def batches_of(loader: DataLoader[T]) -> Iterator[T]:
+    """The batches of a loader; the death of one of its processes is an error of the next batch.
+
+    Raises:
+        ReaderError: instead of what torch raises, in one line.
+    """
+    if not loader.num_workers:
+        yield from loader
+        return
+    with _signals.held_back():
+        with _readable(), _signals:
+            batches = iter(loader)
+        while True:
+            try:
+                with _readable(), _signals:
+                    batch = next(batches)
+            except StopIteration:
+                return
+            yield batch
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if isinstance(error, RuntimeError) and not _DEATH.search(str(error)):
+            raise  # a bug in a transform, with its traceback
+        lines = [line for line in str(error).splitlines() if _DEATH.search(line)]
+        reason = (lines or [one_line(error)])[-1].strip().partition(". ")[0].rstrip(".")
+        raise ReaderError(
+            f"a process that reads images died ({reason}): take fewer --workers (0 reads without "
+            "any), or give them more memory, shared memory (/dev/shm) too"
+        ) from None
+
+
+class _ChildSignals:
+    """Holds back SIGCHLD unless a batch is waited for.
+
+    torch's handler raises an error wherever the main thread is: in the middle of an optimizer step
+    or of a save, say.
+    """
+
+    def __init__(self) -> None:
+        self._handler: Callable[..., Any] | None = None
+        self._waiting = False
+        self._loaders = 0
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """While a loader is read, of several at once."""
+        self._loaders += 1
+        try:
+            yield
+        finally:
+            self._loaders -= 1
+            if not self._loaders and self._handler is not None:
+                with suppress(ValueError):  # in another thread
+                    signal.signal(signal.SIGCHLD, self._handler)
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # torch finds dead processes in seconds without a signal
+        self._waiting = True
+        if self._handler is not None:
+            self._handler(signal.SIGCHLD, None)  # what was held back
+
+    def __exit__(self, *exception: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._waiting = False
+        handler = signal.getsignal(signal.SIGCHLD)
+        if callable(handler) and handler != self._note:
+            self._handler = handler
+            signal.signal(signal.SIGCHLD, self._note)
+
+    def _note(self, signum: int, frame: object) -> None:
+        if self._waiting and self._handler is not None:
+            self._handler(signum, frame)
+
+
+_signals = _ChildSignals()
