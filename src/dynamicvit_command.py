@@ -32,6 +32,7 @@ COMMANDS = {
     "visualize": ("visualize:visualize", "Show which patches of an image a model keeps."),
     "export": ("export:export", "Write a model as a file for other runtimes, and check it."),
     "stream": ("stream:stream_command", "Classify a video, a camera or a folder frame by frame."),
+    "info": ("info:info", "Say what a model is: classes, schedule, cost, training, input."),
     "convert": ("convert:convert", "Convert a checkpoint of the original DynamicViT code."),
     "backbones": ("backbones:backbones_command", "Print what every registered model costs."),
 }

@@ -16,11 +16,14 @@ from pathlib import Path
 
 import torch
 
-from dynamicvit.training import checkpoint, checkpoint_file, fit, loop
+from dynamicvit.training import checkpoint, checkpoint_file, dense, fit, loop, train
+from dynamicvit.training import run as runs
 from dynamicvit.training.held_out import HeldOut
+from dynamicvit.training.log import Progress
 from dynamicvit.utils.files import UNFINISHED
 from families import DEIT
-from memory import Memory, paper
+from memory import Memory, paper, shallow
+from pictures import noise_folders
 
 #: Everything that draws: decisions, mixup, dropped paths; and averaged weights.
 RECIPE = paper("epochs=2", "ema=0.9", "drop_path=0.3")
@@ -164,3 +167,41 @@ def kill(folder: Path, kills: int, seed: int) -> tuple[int, int]:
             finished += 1
             shutil.rmtree(mortal)
     return killed, finished
+
+
+def kill_both_parts(folder: Path) -> list[int]:
+    """Kill a run on classes of its own in its dense and in its sparse part; how each try ended."""
+    data = noise_folders(folder / "data", classes=3, each=5)
+
+    def fitted(output: Path, part: str = "") -> None:
+        loop.SAVE_SECONDS = 0.0
+        for module in (dense, runs):
+            module.draw_run = lambda _: None
+
+        def on_step(progress: Progress) -> None:
+            if progress.step == 1 and part == ("sparse" if progress.kept else "dense"):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        steps = ("images=16", "dense.images=16", "batch_size=4", "dense.batch_size=4")
+        train(
+            data,
+            output,
+            shallow(),
+            overrides=(*steps, "hold_out=0.2"),
+            workers=0,
+            device="cpu",
+            on_step=on_step,
+        )
+
+    torch.set_num_threads(1)
+    tries = [
+        in_fork(lambda part=part: fitted(folder / "mortal", part))
+        for part in ("dense", "sparse", "")
+    ]
+    assert in_fork(lambda: fitted(folder / "whole")) == 0
+    for part in ("dense", ""):
+        check_same(folder / "mortal" / part, folder / "whole" / part)
+        for name in ("config.json", "model.safetensors"):
+            ours, theirs = (folder / each / part / name for each in ("mortal", "whole"))
+            assert ours.read_bytes() == theirs.read_bytes()
+    return tries

@@ -112,7 +112,7 @@ def test_a_subset_of_imagenet_keeps_imagenets_indices(tmp_path: Path) -> None:
     data = ImageData(tmp_path)
     assert data.labels.tolist() == [0, 1]  # nothing is assumed without a model
     chosen = class_map_for(data, 1000)
-    assert "ImageNet" in chosen.origin
+    assert "imagenet-1k" in chosen.origin
     assert data.with_class_map(chosen.index).labels.tolist() == [1, 999]
     assert ImageData(tmp_path, class_map="imagenet").labels.tolist() == [1, 999]
     assert class_map_for(data, 2).index == {"n01443537": 0, "n15075141": 1}

@@ -10,4 +10,4 @@ class UnsupportedBackboneError(InputError, TypeError):
 
 
 class UntrainedWarning(UserWarning):
-    """A model was used whose prediction modules nobody has trained: what it drops is chance."""
+    """Nobody has trained what was used: prediction modules that drop, or a teacher's classifier."""

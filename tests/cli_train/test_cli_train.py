@@ -138,7 +138,9 @@ def test_a_part_held_out_is_evaluated_and_not_trained_on(
     top1, best = report["held_out"]["top1"], report["training"]["best"]
     assert f"held-out top-1 {100 * top1:.2f} % after step 2\n" in said
     held_out = report["held_out"]["images"]
-    assert f"held-out top-1 {100 * top1:.2f} % of {held_out} images\n" in said
+    dense = json.loads((out / "report.json").read_text())["dense_held_out"]["top1"]
+    both = f"dense {100 * dense:.2f} %, sparse {100 * top1:.2f} %"
+    assert f"held-out top-1: {both}, of {held_out} images\n" in said
     assert report["held_out"]["labeled"] == held_out > 0
     assert best == {"measure": "top1", "value": top1, "step": 2}
     assert len(set(trained_on)) == 14 - held_out

@@ -1,5 +1,6 @@
 """SIGKILL at any point costs time, never the run: it ends bit for bit where it would have."""
 
+import signal
 from pathlib import Path
 
 import mortal
@@ -11,3 +12,8 @@ def test_a_run_that_is_killed_again_and_again_ends_where_it_would(tmp_path: Path
     killed, finished = in_fork(mortal.kill, tmp_path, 9, 0)
     assert killed == 9
     assert finished
+
+
+def test_both_parts_of_a_run_on_own_classes_go_on(tmp_path: Path) -> None:
+    ends = in_fork(mortal.kill_both_parts, tmp_path)
+    assert ends == [signal.SIGKILL, signal.SIGKILL, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import transformers
@@ -208,8 +209,17 @@ class HFBackbone(Backbone):
             raise InputError(f"global_pool={pool!r}: {self.family} keep their own pool")
         old, like = self.classifier, next(self.module.parameters())
         fresh = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        if num_classes:  # as transformers does it: a bias of zero shows that nobody trained it
+            nn.init.normal_(fresh.weight, std=self.module.config.initializer_range)
+            nn.init.zeros_(fresh.bias)
         self.module.classifier = fresh.to(like.device, like.dtype).train(old.training)
         self.module.config.num_labels = self.module.num_labels = num_classes
+
+    def set_class_names(self, names: Sequence[str] | None) -> None:
+        config = self.module.config
+        words = [f"LABEL_{i}" for i in range(self.num_classes)] if names is None else names
+        config.id2label = dict(enumerate(words))
+        config.label2id = {name: i for i, name in enumerate(words)}
 
     @property
     def num_features(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, ClassVar
 
@@ -130,3 +131,16 @@ class Settings:
         What it does not say is timm's default.
         """
         return {}
+
+    def set_class_names(self, names: Sequence[str] | None) -> None:
+        """Say how the classifier's classes are called; ``None`` if nobody knows.
+
+        Args:
+            names: one for each class, in class order.
+        """
+        config = {
+            key: value for key, value in self.pretrained_cfg.items() if not key.startswith("label_")
+        }
+        if names is not None:
+            config["label_names"] = list(names)
+        self.module.pretrained_cfg = {**config, "num_classes": self.num_classes}

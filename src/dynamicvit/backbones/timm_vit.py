@@ -227,7 +227,12 @@ class TimmBackbone(Backbone):
                 raise InputError(
                     f"global_pool={pool!r} is not available here: one of {', '.join(possible)} is"
                 )
+        old = set(self.module.modules())
         self.module.reset_classifier(num_classes, pool)
+        for layer in self.module.modules():
+            if isinstance(layer, nn.Linear) and layer not in old:  # as timm initializes networks
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
 
     def can_pool(self, kind: str) -> bool:
         """Whether ``reset_classifier`` can give the network this pool."""

@@ -161,7 +161,7 @@ def eval_command(
         set_image_size(other, size)
     origin = None
     if images.labeled:
-        chosen = class_map_for(images, model.num_classes, class_map)
+        chosen = class_map_for(images, model, class_map)
         images, origin = images.with_class_map(chosen.index), chosen.origin
         say(console, f"class map: {origin}")
     model.to(processes.device)

@@ -13,6 +13,7 @@ from dynamicvit.cli.inference import load_at_budget, refuse_with_dense
 from dynamicvit.cli.options import (
     Checkpoint,
     ClassMapOption,
+    ClassNames,
     CropPct,
     ImageSizeOption,
     KeepRatio,
@@ -26,6 +27,7 @@ from dynamicvit.cli.options import (
     chosen_model,
     parse_image_size,
 )
+from dynamicvit.data import read_class_names, set_class_names
 from dynamicvit.data.sources import open_source
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import (
@@ -79,6 +81,7 @@ def export(
     image_size: ImageSizeOption = None,
     crop_pct: CropPct = None,
     class_map: ClassMapOption = None,
+    class_names: ClassNames = None,
     file_format: Annotated[
         str | None,
         typer.Option(
@@ -121,6 +124,7 @@ def export(
     Example: dynamicvit export runs/mine -o model.onnx
     """
     size = parse_image_size(image_size)
+    names = None if class_names is None else read_class_names(class_names)
     kind = format_of(output, file_format)
     _check_int8(precision, calibrate, {"--max-drop": max_drop, "--class-map": class_map})
     check_file("--output", output)
@@ -143,6 +147,8 @@ def export(
         image_size=size,
         pretrained=not no_pretrained,
     )
+    if names is not None:
+        set_class_names(model, names)
     try:
         made = export_model(
             model,

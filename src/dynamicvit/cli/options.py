@@ -98,6 +98,14 @@ ClassMapOption = Annotated[
         rich_help_panel=IMAGES,
     ),
 ]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with one class name a line, in class order.",
+        readable=False,
+        rich_help_panel=IMAGES,
+    ),
+]
 ImageSizeOption = Annotated[
     str | None,
     typer.Option(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import signal
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.progress import TaskID
 
 from dynamicvit.cli.console import (
     LineNowAndThen,
@@ -23,9 +25,11 @@ from dynamicvit.cli.console import (
 from dynamicvit.cli.dry_run import describe_run
 from dynamicvit.cli.options import (
     COST,
+    IMAGES,
     WEIGHTS,
     Checkpoint,
     ClassMapOption,
+    ClassNames,
     DataIfAny,
     ImageSizeOption,
     KeepRatio,
@@ -43,10 +47,11 @@ from dynamicvit.cli.options import (
     use_threads,
 )
 from dynamicvit.cli.recipe_options import Overrides, RecipeOption, with_options
-from dynamicvit.errors import InputError
+from dynamicvit.core.teacher import has_fresh_classifier
+from dynamicvit.errors import InputError, UntrainedWarning
 from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
 from dynamicvit.training.checkpoint import BEST, holds_run
-from dynamicvit.training.output import check_output
+from dynamicvit.training.output import DENSE_FOLDER, check_output
 
 _RUN = "The run"
 
@@ -87,6 +92,14 @@ def train(
         ),
     ] = None,
     class_map: ClassMapOption = None,
+    class_names: ClassNames = None,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(
+            help="Classes of the model; by default those of DATA's folders, else the weights' own.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
     image_size: ImageSizeOption = None,
     strict: Strict = False,
     precision: Annotated[
@@ -132,6 +145,8 @@ def train(
 ) -> None:
     """Fine-tune MODEL with its own dense self as teacher, or with --teacher another network.
 
+    If DATA has other classes than the weights, the dense model is fitted to them first, and then
+    teaches: `dynamicvit train FLOWERS --model deit_small_patch16_224 -o runs/flowers`.
     Writes a folder that `eval`, `bench`, `visualize` and `from_pretrained` read, with the resolved
     recipe, a log of every step, its curves (PNG, TensorBoard) and a report. The same command goes
     on with an interrupted run. Several processes, started by torch.distributed.run or accelerate
@@ -164,6 +179,8 @@ def train(
         teacher_checkpoint=teacher_checkpoint,
         unlabeled=unlabeled or (),
         class_map=class_map,
+        num_classes=num_classes,
+        class_names=class_names,
         precision=precision,
         accumulate=accumulate,
         grad_checkpointing=grad_checkpointing,
@@ -183,7 +200,8 @@ def train(
     if goes_on:
         say(console, f"going on with the run in {output}")
     try:
-        with _Bar(console) as show:
+        with warnings.catch_warnings(), _Bar(console, training.classes.are_fitted) as show:
+            warnings.simplefilter("ignore", UntrainedWarning)  # said above
             report = training.run(output, resume=resume, force=force, on_step=show)
     except KeyboardInterrupt as stop:
         raise StoppedError(_how_to_go_on(output), getattr(stop, "signum", signal.SIGINT)) from None
@@ -200,16 +218,29 @@ def _say_what_is_used(training: Training, console: Console) -> None:
         say(console, f"teacher {recipe.teacher.model} is not asked: losses.distillation is 0")
     if training.class_map is not None:
         say(console, f"class map: {training.class_map.origin}")
+    if training.classes.are_fitted:
+        say(
+            console,
+            f"other classes than the weights have: first the dense model is fitted to these "
+            f"{training.classes.count}, then it teaches the sparse one",
+        )
+    elif has_fresh_classifier(training.model):
+        say(
+            console,
+            f"note: nobody has trained the classifier of {training.classes.count} classes, so the "
+            "dense model's answers teach nothing; give trained weights, or labeled images",
+        )
 
 
 class _Bar:
     """Shows each step: in a bar on a terminal, elsewhere in a line now and then."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, dense_first: bool = False) -> None:
+        self.console, self.dense_first = console, dense_first
         self.bar = progress_bar(console, transient=False)
         self.lines = LineNowAndThen(console)
-        self.task = self.bar.add_task("training", total=None, note="")
+        self.task: TaskID | None = None
+        self.part = ""
 
     def __enter__(self) -> _Bar:
         self.bar.start()
@@ -219,17 +250,21 @@ class _Bar:
         self.bar.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Show a step."""
+        """Show a step; of the dense model, if it is fitted first, in a bar of its own."""
+        part = ("sparse" if progress.kept else "dense") if self.dense_first else ""
+        if part != self.part or self.task is None:
+            title = part or "training"
+            self.part, self.task = part, self.bar.add_task(title, total=None, note="")
+        which = f"{part}: " if part else ""
         kept = "/".join(f"{share:.2f}" for share in progress.kept)
-        note = (
-            f"{progress.images_per_second:.1f} images/s "
-            f"loss {progress.losses['total']:.3f} kept {kept}"
+        note = f"{progress.images_per_second:.1f} images/s loss {progress.losses['total']:.3f}" + (
+            f" kept {kept}" if kept else ""
         )
         done = progress.step + 1
         self.bar.update(self.task, total=progress.steps, completed=done, note=note)
-        self.lines.say(f"step {done} of {progress.steps}, {note}, {_left(progress)}")
+        self.lines.say(f"{which}step {done} of {progress.steps}, {note}, {_left(progress)}")
         for measure, share in progress.held_out.items():
-            say(self.console, f"{_on_held_out(measure, share)} after step {done}")
+            say(self.console, f"{which}{_on_held_out(measure, share)} after step {done}")
 
 
 def _on_held_out(measure: str, share: float) -> str:
@@ -245,7 +280,7 @@ def _left(progress: Progress) -> str:
 
 
 def _how_to_go_on(output: Path) -> str:
-    if holds_run(output):
+    if holds_run(output) or holds_run(output / DENSE_FOLDER):
         return f"interrupted; {output} is saved, the same command goes on"
     return "interrupted before there was anything to save; the same command starts anew"
 
@@ -265,7 +300,11 @@ def _say_results(report: TrainingReport, console: Console) -> None:
     if held_out is None:
         return
     share = getattr(held_out, best.measure)
-    if share is not None:
+    dense = report.dense_held_out
+    if share is not None and dense is not None and dense.top1 is not None:
+        both = f"dense {100 * dense.top1:.2f} %, sparse {100 * share:.2f} %"
+        say(console, f"held-out top-1: {both}, of {held_out.images} images")
+    elif share is not None:
         say(console, f"{_on_held_out(best.measure, share)} of {held_out.images} images")
-        if best.value is not None and best.value > share:
-            say(console, f"it was {100 * best.value:.2f} % after step {best.step}: {BEST}")
+    if share is not None and best.value is not None and best.value > share:
+        say(console, f"it was {100 * best.value:.2f} % after step {best.step}: {BEST}")

@@ -17,6 +17,7 @@ from dynamicvit.cli.console import check_folder, print_error, say_left_out
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
     Checkpoint,
+    ClassNames,
     CropPct,
     ImageSizeOption,
     KeepRatio,
@@ -30,7 +31,8 @@ from dynamicvit.cli.options import (
     parse_image_size,
 )
 from dynamicvit.core.outputs import PrunedOutput
-from dynamicvit.data import read_image, top_classes
+from dynamicvit.data import read_class_names, read_image, top_classes
+from dynamicvit.data.class_names import check_class_names
 from dynamicvit.data.folders import image_files, other_files
 from dynamicvit.errors import InputError
 from dynamicvit.plots.page import merges
@@ -62,6 +64,7 @@ def visualize(
     ] = False,
     image_size: ImageSizeOption = None,
     crop_pct: CropPct = None,
+    class_names: ClassNames = None,
     no_pretrained: NoPretrained = False,
 ) -> None:
     """Draw the patches that a model keeps, a picture for each image, and name its classes.
@@ -69,6 +72,7 @@ def visualize(
     Example: dynamicvit visualize photo.jpg --model runs/mine -o pictures
     """
     size = parse_image_size(image_size)
+    names = None if class_names is None else read_class_names(class_names)
     sources = _find_images(images)
     targets = _targets(sources, output)
     check_folder(output, names=[target.name for target in targets])
@@ -82,6 +86,8 @@ def visualize(
         image_size=size,
         pretrained=not no_pretrained,
     )
+    if names is not None:
+        check_class_names(names, model.num_classes)
     failed = 0
     for source, target in zip(sources, targets, strict=True):
         try:
@@ -91,7 +97,13 @@ def visualize(
             print_error(error)
             continue
         found = draw(
-            model, image, target, image_size=size, crop_pct=crop_pct, show_merged=show_merged
+            model,
+            image,
+            target,
+            names=names,
+            image_size=size,
+            crop_pct=crop_pct,
+            show_merged=show_merged,
         )
         typer.echo(f"{source} -> {target}")
         _print(found)

@@ -15,6 +15,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of, own_image_size
 from dynamicvit.costs import DENSE, meta_copy, schedule_macs
 from dynamicvit.data import ImageData, class_map_for, split
+from dynamicvit.data.class_names import own_class_names
 from dynamicvit.errors import InputError, UnsupportedBackboneError
 
 #: Share of the images that is evaluated on where no others are named.
@@ -43,9 +44,15 @@ def trained_before(name: str, backbone: nn.Module) -> Candidate:
     model = load(name)
     if any(method.is_fresh for method in model.methods):
         raise InputError(f"{name} is not trained: name its method instead, {model.method.name}")
-    classes = backbone_for(backbone).num_classes
-    if model.num_classes != classes:
-        raise InputError(f"{name} has {model.num_classes} classes, the dense network {classes}")
+    network = backbone_for(backbone)
+    if model.num_classes != network.num_classes:
+        raise InputError(
+            f"{name} has {model.num_classes} classes, the dense network {network.num_classes}"
+        )
+    ours, theirs = own_class_names(model)[:1], own_class_names(network)[:1]
+    if ours and theirs and ours != theirs:
+        listed = [", ".join(names[:3]) for names in (*ours, *theirs)]
+        raise InputError(f"{name} has the classes {listed[0]}, ..., the dense network {listed[1]}")
     (height, width), dense = own_image_size(model), own_image_size(backbone)
     if (height, width) != dense:
         raise InputError(
@@ -81,10 +88,9 @@ def with_class_maps(
     tell: Callable[[str], None],
 ) -> list[ImageData]:
     """The same sources, their labels in the network's classes."""
-    num_classes = backbone_for(backbone).num_classes
+    classes = backbone_for(backbone)  # and how the network names them
     maps = [
-        class_map_for(source, num_classes, class_map) if source.labeled else None
-        for source in sources
+        class_map_for(source, classes, class_map) if source.labeled else None for source in sources
     ]
     for origin in dict.fromkeys(chosen.origin for chosen in maps if chosen is not None):
         tell(f"class map: {origin}")

@@ -171,7 +171,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
                 "dropped mean nothing yet: train the model (dynamicvit.train) or load its weights, "
                 'or choose a method that needs no training, as sparsify(..., method="tome")',
                 UntrainedWarning,
-                stacklevel=_frames_to_the_caller(),
+                stacklevel=frames_to_the_caller(),
             )
 
     def _check_method(self, predictor: Method, block: int) -> None:
@@ -184,7 +184,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
             raise InputError(f"{name} needs a class token; this backbone has none")
 
 
-def _frames_to_the_caller() -> int:
+def frames_to_the_caller() -> int:
     """How many frames up the user's own line is: past this package's and torch's."""
     ours = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)
     frame, level = sys._getframe(1), 1

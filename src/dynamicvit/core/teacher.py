@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dynamicvit.core.method import GivenDecisions
-from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.model import DynamicViT, frames_to_the_caller
 from dynamicvit.core.outputs import DenseOutput
+from dynamicvit.errors import UntrainedWarning
 from dynamicvit.layers.tokens import Tokens
 
 
@@ -23,6 +25,27 @@ def dense_teacher(model: DynamicViT) -> DynamicViT:
     schedule = replace(model.schedule, policy="removed")  # what a patch is worth if it is lost
     teacher = DynamicViT(copy.deepcopy(model.backbone), schedule, unused)
     return teacher.eval().requires_grad_(False)
+
+
+def has_fresh_classifier(model: DynamicViT) -> bool:
+    """Whether nobody has trained the classifier: its bias is still 0 everywhere.
+
+    Without a bias, or a classifier, nothing tells.
+    """
+    bias = getattr(model.bound.classifier, "bias", None)
+    return bias is not None and not bias.is_meta and not bool(bias.detach().any())
+
+
+def warn_if_fresh_classifier(model: DynamicViT) -> None:
+    """Warn before a network teaches answers that nobody has taught it."""
+    if has_fresh_classifier(model):
+        warnings.warn(
+            f"the dense teacher's classifier of {model.num_classes} classes is untrained, so its "
+            "answers mean nothing: fit the dense model first, as dynamicvit.train does with "
+            "labeled images",
+            UntrainedWarning,
+            stacklevel=frames_to_the_caller(),
+        )
 
 
 def ask(teacher: DynamicViT, images: Tensor | Tokens) -> DenseOutput:

@@ -5,13 +5,18 @@ is named, excluded from every count, and never replaced.
 """
 
 from dynamicvit.data.batches import Batch, Loader, NoReadableImageError
+from dynamicvit.data.class_names import (
+    Prediction,
+    class_names,
+    read_class_names,
+    set_class_names,
+    top_classes,
+)
 from dynamicvit.data.classes import (
     ClassMap,
-    Prediction,
+    OtherClassesError,
     class_map_for,
-    class_names,
     imagenet_class_map,
-    top_classes,
 )
 from dynamicvit.data.decoding import read_image
 from dynamicvit.data.identity import images_digest
@@ -27,6 +32,7 @@ __all__ = [
     "ImageData",
     "Loader",
     "NoReadableImageError",
+    "OtherClassesError",
     "Prediction",
     "ReaderError",
     "Sample",
@@ -36,7 +42,9 @@ __all__ = [
     "eval_transform",
     "imagenet_class_map",
     "images_digest",
+    "read_class_names",
     "read_image",
+    "set_class_names",
     "split",
     "top_classes",
     "train_transform",

@@ -1,16 +1,17 @@
-"""Class maps, from the class names of a data set to indices, and the class names of a model."""
+"""Class maps, from the class names of a data set to the class indices of a model."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.data.readers.class_map import load_class_map
-from torch import Tensor
 
+from dynamicvit.data.class_names import own_class_names
 from dynamicvit.data.sources import UNLABELED
 from dynamicvit.errors import InputError
 from dynamicvit.utils.inputs import TEXT_BYTES, read_bytes
@@ -18,6 +19,10 @@ from dynamicvit.utils.inputs import TEXT_BYTES, read_bytes
 if TYPE_CHECKING:
     from dynamicvit.core.classifier import PrunedClassifier
     from dynamicvit.data.images import ImageData
+
+
+class OtherClassesError(InputError):
+    """The classes of a data set are none of the model's: a classifier would have to be fitted."""
 
 
 class ClassMap(NamedTuple):
@@ -34,26 +39,34 @@ def imagenet_class_map() -> dict[str, int]:
 
 def class_map_for(
     data: ImageData,
-    num_classes: int,
+    model: PrunedClassifier | int,
     class_map: Mapping[str, int] | str | os.PathLike[str] | None = None,
 ) -> ClassMap:
     """The class map from a labeled data set to a model; use it by ``data.with_class_map(.index)``.
 
-    Without a given map: ImageNet's, if the model has its 1,000 classes and all folders are named by
-    its WordNet ids (so a subset of ImageNet keeps its indices); else the classes in their own
-    order, if there are as many as the model's. Classes that are numbers keep their numbers.
+    Without a given map, the first of these that holds:
+
+    - the data's classes are among the names that the model gives its classes, whatever their order;
+    - they are WordNet ids of the ImageNet that the model's number of classes tells, which need not
+      be all (names that the model gives say at which indices);
+    - they are as many as the model's, and numbers, or without names in the model: their own order.
+
+    Classes that are numbers beside the images keep their numbers.
 
     Args:
         data: the data set.
-        num_classes: of the model.
+        model: whose names are believed; or its number of classes, if it has no names.
         class_map: given by the user, as for :class:`~dynamicvit.data.ImageData`.
 
     Raises:
         InputError: for a class that is not in the map, an index outside the model's classes, or
-            numbers of classes that differ without a map.
+            names that contradict each other.
+        OtherClassesError: if the data has other classes than the model.
     """
     folders = data.classes
     filled = [name for name in folders if name not in data.empty_classes]
+    num_classes = model if isinstance(model, int) else model.num_classes
+    own = [] if isinstance(model, int) else own_class_names(model)
     if class_map is not None:
         index = read_class_map(class_map)
         _labels_of_classes(folders, index, data)
@@ -63,27 +76,83 @@ def class_map_for(
     if not folders:
         _check_range([max(0, int(data.labels.max()))], num_classes, str(data.root))
         return ClassMap({str(number): number for number in range(num_classes)}, "the numbers given")
-    imagenet = imagenet_class_map()
-    if num_classes == len(imagenet) and imagenet.keys() >= set(filled):
-        origin = f"ImageNet-1k's, as all {len(filled)} class folders are named by its WordNet ids"
-        return ClassMap(imagenet, origin)
+    for names in own:
+        index = index_of(filled, names)
+        if index is not None:
+            return ClassMap(index, f"the model's own class names, {_listed(filled)}")
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    info = None if subset is None else ImageNetInfo(subset)
+    ids = [] if info is None else info.label_names()
+    if info is not None and set(filled) <= set(ids):
+        wordnet = {wordnet_id: index for index, wordnet_id in enumerate(ids)}
+        words = {name: str(info.index_to_description(wordnet[name])) for name in filled}
+        if not own or all(_alike(own[0][wordnet[name]], words[name]) for name in filled):
+            return ClassMap(wordnet, f"{subset} ({len(ids):,} WordNet ids)")
+        described = index_of(words.values(), own[0])
+        if described is not None:
+            index = {name: described[words[name]] for name in filled}
+            return ClassMap(index, "the model's own class names, by WordNet ids")
+    numbered = any(all(name.isdecimal() for name in names) for names in (filled, *own))
+    if own and not numbered:
+        _refuse(data, num_classes, own)
     if num_classes == len(folders):
         order = "natural" if data.class_word == "class folders" else "their"
         origin = f"the {len(folders)} {data.class_word} in {order} order{_empty(data)}"
         return ClassMap({name: index for index, name in enumerate(folders)}, origin)
-    raise InputError(
+    raise OtherClassesError(
         f"{data.root} has {len(folders)} {data.class_word}{_empty(data)} and the model "
-        f"{num_classes} classes; give a class map: 'imagenet', or a .txt file with one class name "
-        "a line in class order"
+        f"{num_classes} classes; give a class map ('imagenet', or a .txt file with one class name "
+        "a line in class order), or fit the model to these classes with `dynamicvit train`"
+    )
+
+
+def _refuse(data: ImageData, num_classes: int, own: Sequence[Sequence[str]]) -> NoReturn:
+    """Raise for names that contradict the model's."""
+    folders = [name for name in data.classes if name not in data.empty_classes]
+    known = {_plain(name) for names in own for name in names}
+    strangers = [name for name in folders if _plain(name) not in known]
+    some_fit = len(strangers) < len(folders) == num_classes
+    raise (InputError if some_fit else OtherClassesError)(
+        f"{data.root} has {len(folders)} {data.class_word}, {_listed(folders)}, and the model "
+        f"{num_classes} classes, {_listed(own[0])}; {_listed(strangers)} "
+        f"{'is' if len(strangers) == 1 else 'are'} not among the model's: rename them, give a "
+        "class map, or fit the model to these classes with `dynamicvit train`"
     )
 
 
 def _empty(data: ImageData) -> str:
     """The classes without an image, which count too, in words."""
-    if not data.empty_classes:
-        return ""
-    more = ", ..." if len(data.empty_classes) > 3 else ""
-    return f" (no images in {', '.join(data.empty_classes[:3])}{more})"
+    return f" (no images in {_listed(data.empty_classes)})" if data.empty_classes else ""
+
+
+def index_of(wanted: Iterable[str], names: Sequence[str]) -> dict[str, int] | None:
+    """The index of each wanted name, exactly or but for case and marks; None if one has none.
+
+    A name that stands for two classes is no name of either.
+    """
+    wanted = list(wanted)
+    for key in (str, _plain):
+        keys = [key(name) for name in names]
+        times = Counter(keys)
+        index = {name: index for index, name in enumerate(keys) if times[name] == 1}
+        if all(key(name) in index for name in wanted):
+            return {name: index[key(name)] for name in wanted}
+    return None
+
+
+def _plain(name: str) -> str:
+    """A name without case and marks: ``Great_white-shark`` is ``great white shark``."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def _alike(ours: str, imagenets: str) -> bool:
+    """Whether two descriptions of an ImageNet class begin with the same word for it."""
+    return _plain(ours.split(",")[0]) == _plain(imagenets.split(",")[0])
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, for a message."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def read_class_map(class_map: Mapping[str, int] | str | os.PathLike[str]) -> Mapping[str, int]:
@@ -123,9 +192,9 @@ def _labels_of_classes(
         return list(range(len(classes)))
     missing = [n for n in classes if n not in class_map and n not in data.empty_classes]
     if missing:
-        named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise InputError(
-            f"{len(missing)} {data.class_word} of {data.root} are not in the class map: {named}; "
+            f"{len(missing)} {data.class_word} of {data.root} are not in the class map: "
+            f"{_listed(missing)}; "
             "add them to it, or remove them from the data"
         )
     return [class_map.get(name, UNLABELED) for name in classes]
@@ -171,56 +240,3 @@ def _check_range(labels: Sequence[int], num_classes: int, origin: str = "the cla
         raise InputError(
             f"{origin} gives index {outside[0]}, but the model's classes are 0 to {num_classes - 1}"
         )
-
-
-def class_names(model: PrunedClassifier) -> list[str]:
-    """Names of a model's classes; ``"class 0"``, ``"class 1"``, ... if unknown."""
-    names = known_class_names(model)
-    return [f"class {index}" for index in range(model.num_classes)] if names is None else names
-
-
-def known_class_names(model: PrunedClassifier) -> list[str] | None:
-    """Names of a model's classes, or None.
-
-    From ``label_descriptions`` or ``label_names`` of its ``pretrained_cfg``; else ImageNet's, if
-    the number of classes identifies one (1,000 and the ImageNet-21k sets).
-    """
-    count = model.num_classes
-    config = model.pretrained_cfg or {}
-    names = config.get("label_names")
-    descriptions = config.get("label_descriptions")
-    if isinstance(descriptions, dict) and names:
-        descriptions = [descriptions.get(name, name) for name in names]
-    for known in (descriptions, names):
-        if isinstance(known, Sequence) and not isinstance(known, str) and len(known) == count:
-            return [str(name) for name in known]
-    subset = infer_imagenet_subset({"num_classes": count})
-    return None if subset is None else list(ImageNetInfo(subset).label_descriptions())
-
-
-class Prediction(NamedTuple):
-    """A class and its probability in [0, 1]."""
-
-    index: int
-    name: str
-    probability: float
-
-
-def top_classes(logits: Tensor, names: Sequence[str], k: int = 5) -> list[Prediction]:
-    """The k most probable classes of one image, best first; fewer if there are fewer.
-
-    Args:
-        logits: ``(classes,)``.
-        names: of the classes.
-        k: how many.
-
-    Raises:
-        InputError: if the number of names differs.
-    """
-    if logits.shape != (len(names),):
-        raise InputError(f"{len(names)} class names, but logits of shape {tuple(logits.shape)}")
-    best = logits.float().softmax(dim=-1).topk(min(k, len(names)))
-    return [
-        Prediction(index, names[index], probability)
-        for index, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]

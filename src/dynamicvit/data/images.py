@@ -149,6 +149,13 @@ class ImageData(Dataset["Sample | Unreadable"]):
         other.labels = other._labels()
         return other
 
+    def without_labels(self) -> ImageData:
+        """The same images, their classes left aside."""
+        other = copy.copy(self)
+        other.labeled, other.classes, other._class_map = False, (), None
+        other.labels = other._labels()
+        return other
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageData:
         """The images at these indices, with the same class indices."""
         other = copy.copy(self)

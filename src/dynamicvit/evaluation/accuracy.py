@@ -111,7 +111,7 @@ def evaluate(
     if isinstance(data, str | os.PathLike):
         data = ImageData(data)
         if data.labeled:
-            data = data.with_class_map(class_map_for(data, model.num_classes, class_map).index)
+            data = data.with_class_map(class_map_for(data, model, class_map).index)
     if isinstance(data, ImageData):
         data = data.with_transform(eval_transform(model, image_size, crop_pct))
         data = Loader(data, batch_size, num_workers=workers)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynamicvit.core.outputs import PrunedOutput
-from dynamicvit.data.classes import top_classes
+from dynamicvit.data.class_names import top_classes
 from dynamicvit.errors import InputError
 from dynamicvit.plots import style
 from dynamicvit.plots.patches import after_stage, as_grid, as_rgb, is_dark, score_map

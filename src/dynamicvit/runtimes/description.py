@@ -11,7 +11,7 @@ from dynamicvit._version import __version__
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.costs import ImageSize, resolve_image_size
-from dynamicvit.data.classes import known_class_names
+from dynamicvit.data.class_names import known_class_names
 from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
 

@@ -157,7 +157,7 @@ def export(
         labeled = ImageData(validation)
         if not labeled.labeled:
             raise InputError(f"{validation} has no labels: give labeled images to compare int8 on")
-        classes = class_map_for(labeled, model.num_classes, class_map)
+        classes = class_map_for(labeled, model, class_map)
         labeled = labeled.with_class_map(classes.index).with_transform(transform)
         images = images._replace(held_out=Loader(labeled, batch_size=_BATCH), others=validation)
     about = replace(about, precision="int8")

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -211,6 +211,16 @@ class TensorBoard:
                     self._writer.add_scalar(name, value, progress.step)
         except OSError as error:
             raise cannot_write(self.folder, error) from error
+
+    def after(self, show: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
+        """What shows a step and then writes it."""
+
+        def both(progress: Progress) -> None:
+            if show is not None:
+                show(progress)
+            self(progress)
+
+        return both
 
     def _open(self, step: int) -> None:
         if self._missing:

@@ -82,7 +82,7 @@ def fit(
 
     Args:
         model: a sparsified backbone with its pretrained weights; without a stage only under
-            another network's teaching.
+            another network's teaching, or to fit a fresh classifier.
         loader: the training images; shuffled. Its batches are those of one optimizer step, over
             all processes and passes.
         recipe: what to do.
@@ -115,7 +115,7 @@ def fit(
         ReaderError: if a process that reads images died, after saving.
         Interrupted: on SIGINT (Ctrl-C) or SIGTERM, after saving.
     """
-    if not model.schedule.stages and teacher is None:
+    if not model.schedule.stages and teacher is None and not recipe.fresh:
         raise InputError("there is nothing to train: the schedule has no stage")
     if accumulate < 1:
         raise InputError(f"accumulate is at least 1 pass, got {accumulate}")

@@ -21,7 +21,7 @@ from dynamicvit.core.method import Masking
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import eval_mode
 from dynamicvit.core.outputs import DenseOutput, MaskedOutput
-from dynamicvit.core.teacher import ask, dense_teacher, weigh_some
+from dynamicvit.core.teacher import ask, dense_teacher, warn_if_fresh_classifier, weigh_some
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens
 from dynamicvit.training.draws import SAMPLERS, SplitDraws
@@ -90,6 +90,8 @@ class TrainingObjective(nn.Module):
         external = teacher if weights.distillation else None
         by_dense = weights.token or weights.feature or weights.guidance
         by_dense = by_dense or (weights.distillation and external is None)
+        if weights.guidance or (weights.distillation and external is None):
+            warn_if_fresh_classifier(model)
         # In a tuple, so that they are no submodules.
         self._teachers = dense_teacher(model) if by_dense else None, external
 

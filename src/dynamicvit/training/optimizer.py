@@ -12,7 +12,10 @@ from dynamicvit.training.recipe import Recipe
 
 
 def create_optimizer(model: DynamicViT, recipe: Recipe) -> Optimizer:
-    """AdamW over four groups: prediction modules and backbone, each with and without decay."""
+    """AdamW over four groups: prediction modules and backbone, each with and without decay.
+
+    A fresh classifier is in two of its own, at the full rate.
+    """
     spared = model.no_weight_decay()
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -21,6 +24,7 @@ def create_optimizer(model: DynamicViT, recipe: Recipe) -> Optimizer:
             parameter.requires_grad_(False)
         if not parameter.requires_grad:
             continue
+        part = "classifier" if part == "backbone" and rest in recipe.fresh else part
         decay = 0.0 if parameter.ndim <= 1 or name in spared else recipe.weight_decay
         groups.setdefault((part, decay), []).append(parameter)
     return create_optimizer_v2(

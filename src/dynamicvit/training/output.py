@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,15 @@ from dynamicvit.training.state import TrainingReport
 from dynamicvit.utils.files import write_text
 from dynamicvit.utils.lock import refuse_owned
 from dynamicvit.utils.optional import need
-from dynamicvit.utils.outputs import WRITER, check_target, is_ours
+from dynamicvit.utils.outputs import WRITER, check_set, check_target, is_ours
 
 _log = logging.getLogger(__name__)
 
 RECIPE_NAME, REPORT_NAME, CURVES_NAME = "recipe.yaml", "report.json", "curves.png"
+
+
+DENSE_FOLDER = "dense"
+"""Of a run's folder: the dense model that was fitted first, with its log and checkpoints."""
 
 
 def check_output(folder: Path, resume: bool = False) -> bool:
@@ -41,8 +46,9 @@ def check_output(folder: Path, resume: bool = False) -> bool:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give a folder")
     refuse_owned(folder)
-    if holds_run(folder):
-        _check_files(folder, (*MODEL_FILES, REPORT_NAME, CURVES_NAME))
+    if holds_run(folder) or holds_run(folder / DENSE_FOLDER):
+        _check_files(folder, (REPORT_NAME, CURVES_NAME))
+        check_set(folder / MODEL_FILES[0], MODEL_FILES[1:])  # weights of transformers have no mark
         return True
     if resume:
         raise InputError(f"{folder} holds no {NEWEST} to go on from")
@@ -74,13 +80,14 @@ def write_report(
         InputError: if the disk is full.
     """
     training = asdict(report)
-    held_out = training.pop("held_out")
+    parts = ("held_out", "dense_held_out")
+    evaluated = {part: value for part in parts if (value := training.pop(part)) is not None}
     checkpoint = teacher_checkpoint and str(teacher_checkpoint)
     numbers: dict[str, Any] = {
         "training": training,
         "keep_ratios": model.keep_ratios,
         "policy": model.policy,
-        **({} if held_out is None else {"held_out": held_out}),
+        **evaluated,
         "teacher": {**teacher.model_dump(), "checkpoint": checkpoint},
     }
     path = folder / REPORT_NAME
@@ -107,7 +114,14 @@ def draw_run(output: Path) -> None:
 
 
 def take_back(output: Path) -> None:
-    """Remove what a run has written."""
+    """Remove what a run has written, unless it has something to go on from."""
+    dense = output / DENSE_FOLDER
+    if holds_run(dense):
+        return
+    if dense.is_dir():
+        take_back(dense)
+        with suppress(OSError):  # it is not empty
+            dense.rmdir()
     for name in (RECIPE_NAME, LOG_NAME):
         (output / name).unlink(missing_ok=True)
     events = output / TENSORBOARD_FOLDER

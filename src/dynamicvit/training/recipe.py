@@ -100,6 +100,27 @@ class AugmentRecipe(Strict):
         return self.model_dump(include={"scale", "hflip", "auto_augment", "re_prob"})
 
 
+class DenseRecipe(Strict):
+    """How the dense model is fitted to classes that it does not have, before it is sparsified.
+
+    First the fresh classifier learns alone, then all of the network.
+
+    Attributes:
+        images: the number of images to see; by default 20 times those that there are, of many fewer
+            (:func:`~dynamicvit.training.dense.recipe_for`).
+        batch_size: images in a step; fewer where there are fewer.
+        learning_rate: of the classifier, at its peak.
+        backbone_lr_scale: the rest's share of it.
+        head_alone: share of the steps in which the classifier learns alone.
+    """
+
+    images: int | None = Field(None, gt=0)
+    batch_size: int = Field(32, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    backbone_lr_scale: float = Field(0.05, ge=0)
+    head_alone: float = Field(0.2, ge=0, le=1)
+
+
 class Recipe(Strict):
     """A training run; the defaults are the released code's, as the recipe deit_small has them.
 
@@ -139,6 +160,9 @@ class Recipe(Strict):
             backbone's own dense self.
         augment: what happens to images.
         frozen: parameters of the backbone that never learn.
+        fresh: parameters of the backbone that learn at the full rate from the start: those of a
+            new classifier.
+        dense: how the dense model is fitted to the images' classes first, if it has others.
         hold_out: share of the training images to keep aside and evaluate on, after each epoch
             (in long runs after some): top-1 if they have labels, else agreement with the dense
             network. The best checkpoint is told by it.
@@ -171,6 +195,8 @@ class Recipe(Strict):
     teacher: TeacherRecipe = TeacherRecipe()
     augment: AugmentRecipe = AugmentRecipe()
     frozen: tuple[str, ...] = ("cls_token", "pos_embed")
+    fresh: tuple[str, ...] = ()
+    dense: DenseRecipe = DenseRecipe()
     hold_out: float = Field(0.0, ge=0, lt=1)
     seed: int = Field(0, ge=0)
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,19 @@ from torch.utils.data import ConcatDataset
 
 from dynamicvit.checkpoints.dense import load_dense
 from dynamicvit.checkpoints.loading import load, set_drop_path, set_image_size
+from dynamicvit.checkpoints.saving import save_as_it_came
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.data import (
-    ClassMap,
-    ImageData,
     Loader,
-    class_map_for,
     eval_transform,
     split,
     train_transform,
 )
 from dynamicvit.errors import InputError
 from dynamicvit.training.checkpoint import holds_run
+from dynamicvit.training.classes import classes_for, sources_of
+from dynamicvit.training.dense import HOLD_OUT, fit_dense
 from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.log import TENSORBOARD_FOLDER, Progress, TensorBoard
@@ -91,6 +92,11 @@ class Training:
         teacher_checkpoint: a file of its weights.
         unlabeled: more images, named as ``data`` is.
         class_map: "imagenet", or a file with one class name a line; see docs/data.md.
+        num_classes: of the model. By default those of the images where they are labeled by other
+            classes than the model's: the dense model is then fitted to them first
+            (:mod:`dynamicvit.training.dense`). The model's own number keeps its classifier.
+        class_names: a file with one name a line, in class order: the names that are saved with the
+            model. By default those of the images' classes, if the model has none.
         precision: "fp32", "bf16" or "fp16" (autocast).
         accumulate: passes in which a process works off its images of a step.
         grad_checkpointing: less memory, a third more computation.
@@ -105,7 +111,8 @@ class Training:
         model: the student.
         teacher: the network to distil, if it is another than the dense model.
         sources: the images found.
-        class_map: how labels lead to the model's classes; ``None`` where there are no labels.
+        classes: of the model.
+        class_map: how labels lead to them; ``None`` where no label is read.
         loader: the training batches; ``None`` without data.
         held_out: the batches kept aside, if the recipe does.
         processes: that share the run.
@@ -127,6 +134,8 @@ class Training:
         teacher_checkpoint: str | Path | None = None,
         unlabeled: Sequence[str | Path] = (),
         class_map: str | None = None,
+        num_classes: int | None = None,
+        class_names: str | Path | None = None,
         precision: str = "fp32",
         accumulate: int = 1,
         grad_checkpointing: bool = False,
@@ -150,7 +159,7 @@ class Training:
         named = values.model if model is None else model
         if named is None:
             raise InputError("the recipe names no model: give one")
-        self.sources = [] if data is None else _sources(values, data, unlabeled, class_map, strict)
+        self.sources = [] if data is None else sources_of(data, values, unlabeled, strict)
         torch.manual_seed(values.seed)
         if isinstance(named, DynamicViT):
             self.model = named
@@ -160,6 +169,12 @@ class Training:
         else:
             values = values.model_copy(update={"model": str(named)})
             self.model = _student(values, checkpoint, pretrained and not plan_only)
+        images = self.sources[0] if self.sources else None
+        self.classes = classes_for(images, self.model, values, class_map, num_classes, class_names)
+        self._fresh = self.classes.give_to(self.model)
+        self.class_map = self.classes.class_map
+        if self.classes.are_fitted and not values.hold_out:
+            values = values.model_copy(update={"hold_out": HOLD_OUT})
         self.recipe = values
         if values.image_size is not None:
             set_image_size(self.model, values.image_size)
@@ -168,22 +183,23 @@ class Training:
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
         self.teacher = _teacher(self.model, values, teacher_checkpoint, not plan_only)
-        self.class_map: ClassMap | None = None
         self.loader: Loader | None = None
         self.held_out: Loader | None = None
+        self._workers = workers
         if self.sources:
-            self._read(class_map, workers)
+            self._read(workers)
 
-    def _read(self, class_map: str | None, workers: int) -> None:
+    def _read(self, workers: int) -> None:
         """The training batches, and those held out."""
         images, *more = self.sources
-        if images.labeled:
-            self.class_map = class_map_for(images, self.model.num_classes, class_map)
-            images = images.with_class_map(self.class_map.index)
+        known = self.class_map
+        images = images.without_labels() if known is None else images.with_class_map(known.index)
+        self.sources[0] = images
         if self.recipe.hold_out:
             images, kept_aside = split(images, self.recipe.hold_out, self.recipe.seed)
             kept_aside = kept_aside.with_transform(eval_transform(self.model))
             self.held_out = Loader(kept_aside, 32, num_workers=workers)
+        self._images = images
         transform = train_transform(self.model, **self.recipe.augment.transform_arguments())
         self.loader = Loader(
             ConcatDataset([source.with_transform(transform) for source in (images, *more)]),
@@ -245,13 +261,31 @@ class Training:
         force: bool,
         on_step: Callable[[Progress], None] | None,
     ) -> TrainingReport:
-        goes_on = check_output(output, resume)
-        held_out = None
-        if self.held_out is not None:  # without labels the dense network, as it is now, is right
-            dense = None if self.class_map else copy.deepcopy(DenseNetwork(self.model))
-            held_out = HeldOut(self.held_out, dense)
+        check_output(output, resume)
+        goes_on = holds_run(output)
+        held_out = None if self.held_out is None else HeldOut(self.held_out)
+        dense, accuracy = None, None
         is_main = self.processes.is_main
+        how: dict[str, Any] = {"force": force, "processes": self.processes}
+        for name in ("precision", "accumulate", "compiled"):
+            how[name] = getattr(self, name)
         try:
+            if self.classes.are_fitted:
+                fit_dense(
+                    self.model,
+                    self._images,
+                    self.recipe,
+                    output,
+                    fresh=self._fresh,
+                    workers=self._workers,
+                    held_out=held_out,
+                    on_step=on_step,
+                    **how,
+                )
+            if held_out is not None:
+                dense = copy.deepcopy(DenseNetwork(self.model)).to(self.processes.device)
+                if self.class_map is None:  # then the dense network, as it is now, is right
+                    held_out = replace(held_out, dense=dense)
             with TensorBoard(output / TENSORBOARD_FOLDER) as board:
                 report = fit(
                     self.model,
@@ -261,15 +295,14 @@ class Training:
                     teacher=self.teacher,
                     held_out=held_out,
                     resume=goes_on,
-                    force=force,
-                    processes=self.processes,
-                    precision=self.precision,
-                    accumulate=self.accumulate,
-                    compiled=self.compiled,
-                    on_step=_both(board, on_step),
+                    on_step=board.after(on_step),
+                    **how,
                 )
             if not report.images:
                 raise InputError(f"none of the images of {self.data} that were drawn can be read")
+            if held_out is not None and dense is not None and held_out.dense is None:
+                accuracy = held_out.evaluate(dense, self.processes, self.precision)
+            report = replace(report, dense_held_out=accuracy)
         except InputError:
             # Found only while reading (an unreadable image with strict): no trace stays.
             if is_main and not holds_run(output):
@@ -279,7 +312,7 @@ class Training:
                     draw_run(output)
             raise
         if is_main:
-            self.model.save_pretrained(output)
+            save_as_it_came(self.model, output)
             write_report(report, self.model, self.recipe.teacher, self.teacher_checkpoint, output)
             draw_run(output)
         return report
@@ -314,37 +347,3 @@ def _teacher(
     if name is None or not recipe.asks_external_teacher:
         return None
     return ExternalTeacher(load_dense(name, checkpoint, pretrained=pretrained), student)
-
-
-def _sources(
-    recipe: Recipe,
-    root: str | Path,
-    unlabeled: Sequence[str | Path],
-    class_map: str | None,
-    strict: bool,
-) -> list[ImageData]:
-    """The images with labels, if labels are needed, and those without."""
-    uses_labels = recipe.losses.classification > 0 or recipe.hold_out > 0
-    if class_map and not uses_labels:
-        raise InputError(
-            f"class map {class_map}: with losses.classification=0 and hold_out=0 no label is "
-            "used; leave it out"
-        )
-    images = ImageData(root, labeled=None if uses_labels else False, strict=strict)
-    if recipe.losses.classification and not images.labeled:
-        raise InputError(
-            f"{root} has no labels, which the classification loss needs: set "
-            "losses.classification=0 to learn from the dense network alone"
-        )
-    return [images, *(ImageData(path, labeled=False, strict=strict) for path in unlabeled)]
-
-
-def _both(
-    board: TensorBoard, on_step: Callable[[Progress], None] | None
-) -> Callable[[Progress], None]:
-    def write(progress: Progress) -> None:
-        if on_step is not None:
-            on_step(progress)
-        board(progress)
-
-    return write

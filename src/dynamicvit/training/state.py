@@ -49,6 +49,8 @@ class TrainingReport:
         bad_steps: steps left out because the loss or its gradient was not finite.
         best: which checkpoint is the best, and by what.
         held_out: how right the final weights are on the held-out images, if there are any.
+        dense_held_out: how right the dense network is on them that the run began with, or that it
+            first fitted, if they have labels.
     """
 
     steps: int
@@ -59,6 +61,7 @@ class TrainingReport:
     bad_steps: int
     best: Best
     held_out: EvaluationResult | None = None
+    dense_held_out: EvaluationResult | None = None
 
 
 class RunState:

@@ -1,19 +1,30 @@
-"""Load a folder that transformers' ``save_pretrained`` wrote: model and image processor."""
+"""Folders of transformers' ``save_pretrained``: model and image processor, read and written."""
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any, cast
 
+from huggingface_hub.constants import CONFIG_NAME
 from PIL.Image import Resampling
 from safetensors import SafetensorError
+from timm.data import resolve_model_data_config
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    CLIPImageProcessor,
+)
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
-import dynamicvit.transformers  # noqa: F401 (transformers finds our models from here on)
+from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import backbone_of
 from dynamicvit.errors import InputError
+from dynamicvit.transformers import DynamicViTForImageClassification
+from dynamicvit.utils.files import atomic_folder
+from dynamicvit.utils.outputs import WRITER
 from dynamicvit.utils.weights import first_few, first_line
 
 
@@ -59,3 +70,45 @@ def image_processing(processor: Any) -> dict[str, Any]:
         described["crop_mode"] = "squash" if size.height else "center"
         described["crop_pct"] = crop.height / side if processor.do_center_crop else 1.0
     return described
+
+
+def save_classifier(model: DynamicViT, folder: Path) -> None:
+    """Write model and image processor, which transformers' classes and ``pipeline`` read.
+
+    Args:
+        model: of a transformers backbone; without stages the dense classifier is written.
+        folder: made if it is not there.
+
+    Raises:
+        InputError: if the folder can't be written.
+    """
+    ours = DynamicViTForImageClassification.around(model) if model.schedule.stages else None
+    classifier: Any = ours or model.backbone
+    try:
+        with atomic_folder(folder, CONFIG_NAME) as draft:
+            classifier.save_pretrained(draft)
+            image_processor(model).save_pretrained(draft)
+            config = json.loads((draft / CONFIG_NAME).read_text(encoding="utf-8"))
+            marked = json.dumps({**config, "written_by": WRITER}, indent=2)
+            (draft / CONFIG_NAME).write_text(marked + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder}: can't be written ({error})") from error
+
+
+def image_processor(model: DynamicViT) -> Any:
+    """A transformers image processor that prepares images as :func:`eval_transform` does."""
+    config = resolve_model_data_config(model)
+    height, width = config["input_size"][1:]
+    size: dict[str, int] = {"height": height, "width": width}
+    crop: dict[str, Any] = {"do_center_crop": False}
+    if config["crop_mode"] != "squash":
+        crop = {"do_center_crop": True, "crop_size": size}
+        size = {"shortest_edge": math.floor(min(height, width) / config["crop_pct"])}
+    return CLIPImageProcessor(
+        size=size,
+        resample=Resampling[config["interpolation"].upper()],
+        image_mean=list(config["mean"]),
+        image_std=list(config["std"]),
+        do_convert_rgb=model.in_chans == 3,
+        **crop,
+    )

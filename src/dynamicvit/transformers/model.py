@@ -23,7 +23,7 @@ from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import PredictionModule, init_weights
 from dynamicvit.core.registry import method_named
 from dynamicvit.core.schedule import Policy, Schedule
-from dynamicvit.core.teacher import ask, dense_teacher, weigh_patches
+from dynamicvit.core.teacher import ask, dense_teacher, warn_if_fresh_classifier, weigh_patches
 from dynamicvit.errors import InputError
 from dynamicvit.transformers.config import DynamicViTConfig
 
@@ -240,6 +240,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
         ):
             if of(core) != of(dense):
                 raise InputError(f"the teacher has {of(dense)} {what}, but this model {of(core)}")
+        warn_if_fresh_classifier(dense)
         self._teacher = (dense_teacher(dense),)
 
     def _sparsity_loss(self, output: MaskedOutput, images: Tensor) -> Tensor:

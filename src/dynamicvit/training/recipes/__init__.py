@@ -11,7 +11,14 @@ import yaml
 from pydantic import ValidationError
 
 from dynamicvit.errors import InputError
-from dynamicvit.training.recipe import AugmentRecipe, LossRecipe, Recipe, Strict, TeacherRecipe
+from dynamicvit.training.recipe import (
+    AugmentRecipe,
+    DenseRecipe,
+    LossRecipe,
+    Recipe,
+    Strict,
+    TeacherRecipe,
+)
 from dynamicvit.utils.inputs import read_text
 
 #: Version of the recipes that this code writes, and the newest that it reads.
@@ -154,7 +161,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise InputError(f"override {override!r}: {text!r} is not YAML") from None
-    if last in ("epochs", "images") and values[last] is not None:  # one replaces the other
+    if (
+        not parents and last in ("epochs", "images") and values[last] is not None
+    ):  # one replaces the other
         values["images" if last == "epochs" else "epochs"] = None
 
 
@@ -180,4 +189,5 @@ _PARTS: dict[str, type[Strict]] = {
     "losses": LossRecipe,
     "teacher": TeacherRecipe,
     "augment": AugmentRecipe,
+    "dense": DenseRecipe,
 }

@@ -1,0 +1,27 @@
+"""Save a model as the kind of folder that its backbone's library reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.utils.optional import need
+
+
+def save_as_it_came(model: DynamicViT, folder: Path) -> None:
+    """Write a model: a folder of transformers if its backbone is theirs, else this library's.
+
+    :func:`~dynamicvit.load` reads both. transformers' ``AutoModelForImageClassification`` and
+    ``pipeline`` read theirs, a sparse one after ``import dynamicvit.transformers``.
+
+    Args:
+        model: with or without stages.
+        folder: made if it is not there.
+
+    Raises:
+        InputError: if the model can't be described, or the folder can't be written.
+    """
+    if model.bound.source == "transformers":
+        need("dynamicvit.transformers.folder", "transformers").save_classifier(model, folder)
+    else:
+        model.save_pretrained(folder)

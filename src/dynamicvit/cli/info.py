@@ -1,0 +1,187 @@
+"""`dynamicvit info`: what a model is: backbone, classes, schedule, cost, training, input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from huggingface_hub.constants import CONFIG_NAME
+from rich.console import Console
+from timm.data import resolve_model_data_config
+
+from dynamicvit.checkpoints.loading import load
+from dynamicvit.cli.console import check_json, say, write_json
+from dynamicvit.cli.options import JsonFile
+from dynamicvit.core.classifier import PrunedClassifier
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.schedule import Schedule
+from dynamicvit.core.teacher import has_fresh_classifier
+from dynamicvit.costs import DENSE, resolve_image_size, schedule_macs
+from dynamicvit.data.class_names import known_class_names
+from dynamicvit.runtimes import ExportedModel, is_exported, load_exported
+
+#: Class names that are printed; all are in the JSON.
+_LISTED = 10
+
+
+def info(
+    model_name: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Folder, exported file, file of weights, or timm's name."
+        ),
+    ],
+    json_file: JsonFile = None,
+) -> None:
+    """Say what MODEL is: backbone, classes, schedule, MACs, training, preprocessing.
+
+    `dynamicvit info runs/flowers`
+    """
+    check_json(json_file)
+    path = Path(model_name)
+    if path.is_file() and (path.parent / CONFIG_NAME).is_file():  # the config says what it is
+        path = path.parent
+    if is_exported(model_name):
+        about = _of_file(load_exported(path))
+    else:
+        about = _of_model(load(path if path.exists() else model_name, pretrained=False), path)
+    console = Console(stderr=json_file == "-")
+    say(console, model_name)
+    for title, line in _lines(about):
+        say(console, f"  {title:<14}{line}")
+    write_json(json_file, {"model": model_name, **about})
+
+
+def _of_file(model: ExportedModel) -> dict[str, Any]:
+    """What an exported file says of itself."""
+    about = model.description
+    return {
+        "backbone": about.model,
+        "made_by": f"dynamicvit {about.version} export, {about.precision}",
+        **_classes(model),
+        **_schedule(about.schedule, about.kept, about.grid),
+        **_input(model, about.input_size),
+        "batch": about.batch or "any",
+    }
+
+
+def _of_model(model: DynamicViT, path: Path) -> dict[str, Any]:
+    """What a model is, and what its folder tells of its training."""
+    height, width = resolve_image_size(model)
+    grid = model.bound.grid(height, width)
+    patches = grid[0] * grid[1]
+    named = path.exists()  # of a name alone, no weights were loaded
+    fresh = [method.is_fresh for method in model.predictors]
+    config = getattr(model.backbone, "config", None)
+    return {
+        "backbone": model.pretrained_cfg.get("architecture")
+        or getattr(config, "model_type", type(model.backbone).__name__),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **_classes(model),
+        **_schedule(model.schedule, model.schedule.kept(patches), grid),
+        "method": model.method.name if model.schedule.stages else None,
+        "macs": schedule_macs(model, model.schedule),
+        "dense_macs": schedule_macs(model, DENSE),
+        "untrained": [
+            part
+            for part, is_fresh in (
+                ("prediction modules", any(fresh)),
+                ("classifier", has_fresh_classifier(model)),
+            )
+            if is_fresh and named
+        ],
+        "training": _training(path),
+        **_input(model, (model.in_chans, height, width)),
+    }
+
+
+def _classes(model: PrunedClassifier) -> dict[str, Any]:
+    names = known_class_names(model)
+    return {"num_classes": model.num_classes, "class_names": names}
+
+
+def _schedule(schedule: Schedule, kept: Any, grid: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "patches": grid[0] * grid[1],
+        "stages": list(schedule.stages),
+        "kept": list(kept),
+        "keep_ratios": list(schedule.keep_ratios),
+        "policy": schedule.policy if schedule.stages else None,
+    }
+
+
+def _input(model: Any, size: tuple[int, int, int]) -> dict[str, Any]:
+    config = resolve_model_data_config(model)
+    keys = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return {"input_size": list(size), **{key: config[key] for key in keys}}
+
+
+def _training(folder: Path) -> dict[str, Any] | None:
+    """The report of the run that made a folder; ``None`` without one that can be read."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        training = report["training"]
+        return {
+            "images": training["images"],
+            "steps": training["steps"],
+            "held_out_top1": (report.get("held_out") or {}).get("top1"),
+            "dense_held_out_top1": (report.get("dense_held_out") or {}).get("top1"),
+            "teacher": report["teacher"]["model"]
+            or ("its dense self" if report["keep_ratios"] else "labels"),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _lines(about: dict[str, Any]) -> list[tuple[str, str]]:
+    """Title and text of each line."""
+    names, macs = about["class_names"], about.get("macs")
+    lines = [("backbone", str(about["backbone"]))]
+    if "parameters" in about:
+        lines[0] = "backbone", f"{about['backbone']}, {about['parameters'] / 1e6:.1f} M parameters"
+    if "made_by" in about:
+        lines.append(("written by", about["made_by"]))
+    listed = "without names"
+    if names is not None:
+        listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    lines.append(("classes", f"{about['num_classes']}: {listed}"))
+    if about["stages"]:
+        kept = "/".join(map(str, about["kept"]))
+        stages = ", ".join(map(str, about["stages"]))
+        ratios = "/".join(f"{ratio:.3g}" for ratio in about["keep_ratios"])
+        lines.append(
+            ("schedule", f"{kept} of {about['patches']} patches ({ratios}) from blocks {stages}")
+        )
+        lines.append(("policy", f"dropped tokens are {about['policy']}"))
+    else:
+        lines.append(("schedule", f"all {about['patches']} patches kept: no stages"))
+    if about.get("method"):
+        lines.append(("method", about["method"]))
+    if macs is not None:
+        dense = about["dense_macs"]
+        share = f", {100 * macs / dense:.0f} % of the dense {dense / 1e9:.2f}"
+        lines.append(("GMACs", f"{macs / 1e9:.2f}{share if about['stages'] else ''}"))
+    lines += [("untrained", part) for part in about.get("untrained", ())]
+    lines += [("training", line) for line in _trained(about.get("training"))]
+    channels, height, width = about["input_size"]
+    crop = f"crop {about['crop_pct']:.3g} ({about['crop_mode']})"
+    lines.append(("input", f"{channels}x{height}x{width}, {about['interpolation']}, {crop}"))
+    spread = [" ".join(f"{value:.3g}" for value in about[key]) for key in ("mean", "std")]
+    lines.append(("normalized", f"mean {spread[0]}, std {spread[1]}"))
+    if "batch" in about:
+        lines.append(("batch", f"{about['batch']} images"))
+    return lines
+
+
+def _trained(training: dict[str, Any] | None) -> list[str]:
+    if training is None:
+        return []
+    top1, dense = training["held_out_top1"], training["dense_held_out_top1"]
+    lines = [f"{training['images']:,} images in {training['steps']:,} steps, taught by "]
+    lines[0] += training["teacher"]
+    if top1 is not None:
+        beside = "" if dense is None else f", dense {100 * dense:.2f} %"
+        lines.append(f"held-out top-1 {100 * top1:.2f} %{beside}")
+    return lines

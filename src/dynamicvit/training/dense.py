@@ -1,0 +1,139 @@
+"""Fit a dense model to the classes of images: its fresh classifier first, then all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from dynamicvit.checkpoints.saving import save_as_it_came
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.costs import DENSE
+from dynamicvit.data import ImageData, Loader, train_transform
+from dynamicvit.training.checkpoint import holds_run
+from dynamicvit.training.held_out import HeldOut
+from dynamicvit.training.log import TENSORBOARD_FOLDER, Progress, TensorBoard
+from dynamicvit.training.loop import fit
+from dynamicvit.training.output import DENSE_FOLDER, draw_run, write_report
+from dynamicvit.training.recipe import AugmentRecipe, LossRecipe, Recipe, TeacherRecipe
+from dynamicvit.training.state import TrainingReport
+from dynamicvit.utils.distributed import Processes
+
+#: Images of a run that are held out where a dense model is fitted and the recipe holds out none.
+HOLD_OUT = 0.1
+
+_PASSES, _IMAGES, _LEAST_PASSES = 20, 16_000, 3
+
+
+def recipe_for(recipe: Recipe, images: int, fresh: Sequence[str]) -> Recipe:
+    """The dense part of a run: labels alone teach it, under a mild augmentation.
+
+    Args:
+        recipe: of the whole run.
+        images: how many there are to train on. Of few each is seen 20 times, of many, three times:
+            16,000 are seen at most, or three times as many as there are.
+        fresh: names of the new classifier's parameters in the backbone.
+    """
+    dense = recipe.dense
+    seen = min(_PASSES * images, max(_IMAGES, _LEAST_PASSES * images))
+    return Recipe(
+        model=recipe.model,
+        keep_ratio=1.0,
+        epochs=None,
+        images=dense.images or seen,
+        batch_size=min(dense.batch_size, images),
+        learning_rate=dense.learning_rate,
+        backbone_lr_scale=dense.backbone_lr_scale,
+        backbone_frozen=dense.head_alone,
+        warmup=0.1,
+        clip_grad=1.0,
+        ema=None,
+        losses=LossRecipe(classification=1, distillation=0, token=0, ratio=0),
+        teacher=TeacherRecipe(),
+        augment=AugmentRecipe(
+            scale=(0.35, 1.0),
+            hflip=recipe.augment.hflip,
+            auto_augment=None,
+            re_prob=0.0,
+            mixup_prob=0.0,
+            mixup=0.0,
+            cutmix=0.0,
+        ),
+        frozen=(),
+        fresh=tuple(fresh),
+        hold_out=recipe.hold_out,
+        seed=recipe.seed,
+    )
+
+
+def fit_dense(
+    model: DynamicViT,
+    images: ImageData,
+    recipe: Recipe,
+    output: Path,
+    *,
+    fresh: Sequence[str],
+    held_out: HeldOut | None,
+    workers: int,
+    processes: Processes,
+    force: bool = False,
+    precision: torch.dtype | None = None,
+    accumulate: int = 1,
+    compiled: bool = False,
+    on_step: Callable[[Progress], None] | None = None,
+) -> TrainingReport:
+    """Fit the dense network inside a model to the classes of images, in place.
+
+    Goes on with what the folder ``dense`` of the run holds, and leaves the dense model there.
+
+    Args:
+        model: whose classifier is fresh.
+        images: labeled by the model's classes.
+        recipe: of the whole run.
+        output: folder of the run.
+        fresh: names of the classifier's parameters in the backbone.
+        held_out: images to evaluate on.
+        workers: processes that read images.
+        processes: as for :func:`~dynamicvit.training.loop.fit`, like all that follow.
+        force: likewise.
+        precision: likewise.
+        accumulate: likewise.
+        compiled: likewise.
+        on_step: likewise. A step of this part has no stage in ``kept``.
+
+    Raises:
+        InputError: as ``fit`` does.
+        Interrupted: likewise.
+    """
+    folder = output / DENSE_FOLDER
+    values = recipe_for(recipe, len(images), fresh)
+    dense = DynamicViT(model.backbone, DENSE, [])
+    loader = Loader(
+        images.with_transform(train_transform(model, **values.augment.transform_arguments())),
+        values.batch_size,
+        shuffle=True,
+        seed=recipe.seed,
+        num_workers=workers,
+        drop_last=True,
+    )
+    with TensorBoard(folder / TENSORBOARD_FOLDER) as board:
+        report = fit(
+            dense,
+            loader,
+            values,
+            folder,
+            held_out=held_out,
+            resume=holds_run(folder),
+            force=force,
+            processes=processes,
+            precision=precision,
+            accumulate=accumulate,
+            compiled=compiled,
+            on_step=board.after(on_step),
+        )
+    if processes.is_main:
+        save_as_it_came(dense, folder)
+        write_report(report, dense, values.teacher, None, folder)
+        draw_run(folder)
+    return report

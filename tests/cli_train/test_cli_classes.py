@@ -1,0 +1,251 @@
+"""`dynamicvit train` on classes that the weights don't have: dense first, then sparse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dynamicvit import DynamicViT, UntrainedWarning, sparsify
+from dynamicvit.data.class_names import known_class_names
+from dynamicvit.training import TrainingObjective, dense, loop, run
+from dynamicvit.training.checkpoint import load_checkpoint
+from families import DEIT, NUM_CLASSES
+from memory import shallow
+from pictures import noise_folders
+
+pytestmark = pytest.mark.usefixtures("blank_curves")
+
+Main = Callable[..., int]
+Line = Callable[[], str]
+
+
+def tiny(**changes: object) -> tuple[str, ...]:
+    """Two steps of four images in each part."""
+    values = {"images": 8, "batch_size": 4, "hold_out": 0.2, **changes}
+    dense_part = {"dense.images": 8, "dense.batch_size": 4}
+    dense_part |= {key: values.pop(key) for key in list(values) if key.startswith("dense.")}
+    pairs = [f"{key}={value}" for key, value in {**values, **dense_part}.items()]
+    return tuple(word for pair in pairs for word in ("--set", pair))
+
+
+TINY = tiny()
+NAMES = ("cow", "ant", "Bee")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of seven classes, two blocks deep."""
+    folder = tmp_path_factory.mktemp("shallow") / "model"
+    shallow().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """Three classes of five images."""
+    folder = noise_folders(tmp_path / "own", classes=3, each=5)
+    for number, name in enumerate(NAMES):
+        (folder / str(number)).rename(folder / name)
+    return folder
+
+
+def test_from_a_folder_to_a_sparse_model(
+    saved: Path,
+    own: Path,
+    tmp_path: Path,
+    main: Main,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[set[str]] = []
+    for module in (dense, run):  # each part's own images
+        monkeypatch.setattr(
+            module, "fit", lambda *a, **o: seen.append(paths(a[1])) or loop.fit(*a, **o)
+        )
+    out = tmp_path / "out"
+    assert main("train", own, "-m", saved, "-o", out, *TINY) == 0
+    said = capsys.readouterr().out
+    assert "fitted to these 3" in said
+    report = json.loads((out / "report.json").read_text())
+    shares = [report[part]["top1"] for part in ("dense_held_out", "held_out")]
+    assert report["held_out"]["images"] == 3
+    assert f"dense {100 * shares[0]:.2f} %, sparse {100 * shares[1]:.2f} %" in said
+    sparse, fitted = (DynamicViT.from_pretrained(folder) for folder in (out, out / "dense"))
+    assert known_class_names(sparse) == known_class_names(fitted) == ["ant", "Bee", "cow"]
+    assert not fitted.schedule.stages
+    # The teacher of the sparse part is the dense model as it was fitted.
+    teacher = load_checkpoint(out / "checkpoint.pt")["teacher"]
+    for name, value in fitted.state_dict().items():
+        assert torch.equal(teacher[name], value), name
+    before = DynamicViT.from_pretrained(saved).state_dict()
+    assert any(
+        not torch.equal(before[name], value)
+        for name, value in teacher.items()
+        if "head" not in name
+    )
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 12  # of 15: the others are held out of both
+    assert main("eval", own, "-m", out, "--image-size", "64") == 0
+    assert "the model's own class names" in capsys.readouterr().out
+
+
+def paths(loader) -> set[str]:
+    sets = getattr(loader.data, "datasets", [loader.data])
+    return {data.path(i) for data in sets for i in range(len(data))}
+
+
+def test_the_head_learns_first_then_all(saved: Path, own: Path, tmp_path: Path, main: Main) -> None:
+    words = tiny(**{"dense.images": 16, "dense.head_alone": 0.5})
+    assert main("train", own, "-m", saved, "-o", tmp_path / "out", *words) == 0
+    log = (tmp_path / "out" / "dense" / "log.jsonl").read_text().splitlines()
+    rates = [json.loads(line)["learning_rates"] for line in log]
+    assert [rate["backbone"] > 0 for rate in rates] == [False, False, True, True]
+    assert all(rate["classifier"] > rate["backbone"] for rate in rates)
+
+
+@pytest.mark.parametrize("part", ["dense", "sparse"])
+def test_an_interrupted_run_goes_on_in_its_part(
+    part: str, saved: Path, own: Path, tmp_path: Path, main: Main, one_line: Line, monkeypatch
+) -> None:
+    def stops(*given, on_step, **options):
+        def stop(progress):
+            on_step(progress)
+            raise KeyboardInterrupt
+
+        return loop.fit(*given, on_step=stop, **options)
+
+    words = ("train", own, "-m", saved, *TINY)
+    assert main(*words, "-o", tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(dense if part == "dense" else run, "fit", stops)
+        assert main(*words, "-o", tmp_path / "out") == 130
+    assert "the same command goes on" in one_line()
+    assert (tmp_path / "out" / "checkpoint.pt").exists() == (part == "sparse")
+    assert main(*words, "-o", tmp_path / "out", "--resume") == 0
+    for folder in ("", "dense"):
+        ours, theirs = (tmp_path / each / folder for each in ("out", "whole"))
+        expected = DynamicViT.from_pretrained(theirs).state_dict()
+        for name, value in DynamicViT.from_pretrained(ours).state_dict().items():
+            assert torch.equal(value, expected[name]), name
+
+
+def test_a_model_that_has_the_classes_is_not_fitted(
+    own: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its names, or because the user says so and labels are not needed."""
+    model = shallow()
+    model.reset_classifier(3)
+    torch.nn.init.ones_(model.backbone.head.bias)
+    model.bound.set_class_names(("Cow", "Ant", "Bee"))
+    model.save_pretrained(tmp_path / "model")
+    assert main("train", own, "-m", tmp_path / "model", "-o", tmp_path / "a", *TINY) == 0
+    said = capsys.readouterr().out
+    assert "the model's own class names" in said
+    assert "dense " in said  # and still both are told
+    shallow().save_pretrained(tmp_path / "seven")
+    words = ("-m", tmp_path / "seven", *tiny(hold_out=0), "--num-classes", NUM_CLASSES)
+    assert main("train", own, *words, "-o", tmp_path / "b") == 0
+    for out in ("a", "b"):
+        assert not (tmp_path / out / "dense").exists()
+    assert DynamicViT.from_pretrained(tmp_path / "b").num_classes == NUM_CLASSES
+
+
+def test_given_names_are_the_order_or_what_people_read(
+    saved: Path, own: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "names.txt"
+    for names, origin in (("cow ant bee", str(file)), ("red green blue", "natural order")):
+        file.write_text("\n".join(names.split()))
+        assert main("train", own, "-m", saved, "--dry-run", "--class-names", file, *TINY) == 0
+        assert f"class map: {origin}" in capsys.readouterr().out.replace(
+            "the 3 class folders in ", ""
+        )
+    out = tmp_path / "out"
+    assert main("train", own, "-m", saved, "-o", out, "--class-names", file, *TINY) == 0
+    assert known_class_names(DynamicViT.from_pretrained(out)) == ["red", "green", "blue"]
+
+
+def test_bad_classes_are_one_line_and_leave_nothing(
+    saved: Path, own: Path, tmp_path: Path, main: Main, one_line: Line
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("cow\nant")
+    before = sorted(tmp_path.rglob("*"))
+    for words, said in (
+        (["--num-classes", "5"], "--num-classes 5"),
+        (["--num-classes", "0"], "--num-classes 0"),
+        (["--num-classes", "7", "--set", "hold_out=0.2"], "3 class folders and the model 7"),
+        (["--class-names", names], "2 class names"),
+        (["--class-map", names], "Bee"),
+    ):
+        line = ("train", own, "-m", saved, "-o", tmp_path / "out", *TINY[:4], *words)
+        assert main(*line) == 2, words
+        assert said in one_line(), words
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_untrained_classifier_teaches_nobody_without_a_word(
+    saved: Path,
+    flat: Path,
+    own: Path,
+    tmp_path: Path,
+    main: Main,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    words = ("train", flat, "-m", saved, "--num-classes", "4", "-o", out, *TINY[:4])
+    assert main(*words) == 0
+    said = capsys.readouterr()
+    assert "nobody has trained the classifier of 4 classes" in said.out
+    assert not said.err
+    model = sparsify(DEIT.backbone())
+    model.reset_classifier(NUM_CLASSES)
+    with pytest.warns(UntrainedWarning, match=f"{NUM_CLASSES} classes") as told:
+        TrainingObjective(model)
+    assert told[0].filename == __file__
+
+
+def test_a_folder_of_transformers_gives_one(
+    own: Path, tmp_path: Path, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    import dynamicvit.transformers  # noqa: F401
+
+    config = transformers.ViTConfig(
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=96,
+        image_size=64,
+        patch_size=16,
+        num_labels=4,
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "hf")
+    out = tmp_path / "out"
+    words = ("--set", "stages=[1]", "--set", "keep_ratio=0.5")
+    assert main("train", own, "-m", tmp_path / "hf", "-o", out, *TINY, *words) == 0
+    # The same command finds its own files: there is nothing left to do.
+    assert main("train", own, "-m", tmp_path / "hf", "-o", out, *TINY, *words, "--resume") == 0
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 70, 3), dtype=np.uint8))
+    for folder, kind in ((out, "DynamicViT"), (out / "dense", "ViT")):
+        auto = transformers.AutoModelForImageClassification.from_pretrained(folder)
+        assert type(auto).__name__ == f"{kind}ForImageClassification"
+        assert auto.config.id2label == {0: "ant", 1: "Bee", 2: "cow"}
+        answer = transformers.pipeline("image-classification", model=str(folder))(image, top_k=3)
+        assert {each["label"] for each in answer} == {"ant", "Bee", "cow"}
+    # The pipeline prepares images as this library does.
+    from dynamicvit import load
+    from dynamicvit.data import eval_transform
+
+    model = load(out)
+    with torch.no_grad():
+        logits = model(eval_transform(model)(image)[None])[0].softmax(-1)
+    best = transformers.pipeline("image-classification", model=str(out))(image, top_k=3)
+    expected = [logits[["ant", "Bee", "cow"].index(each["label"])].item() for each in best]
+    assert [each["score"] for each in best] == pytest.approx(expected, abs=0.02)
