@@ -25,9 +25,10 @@ def line_of(row: dict[str, str]) -> Line:
         for size in sizes
         if row[f"speedup_batch_{size}"]
     }
-    names = {field.name for field in fields(Line)} - {"method", "trained", "timings"}
+    names = {field.name for field in fields(Line)} - {"method", "trained", "given", "timings"}
     numbers = {name: values[name] for name in names}
-    return Line(row["method"], trained=row["trained"] == "True", timings=timings, **numbers)
+    trained, given = row["trained"] == "True", row.get("given") == "True"
+    return Line(row["method"], trained=trained, given=given, timings=timings, **numbers)
 
 
 def _is_number(text: str) -> bool:

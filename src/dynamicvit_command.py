@@ -73,6 +73,14 @@ class StoppedError(Exception):
         self.code = 128 + signum
 
 
+def plain_switches(parameters: list[Any]) -> list[Any]:
+    """The parameters, whose switches show no type in ``--help``: they take no value."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
+
+
 class _Command(TyperCommand):
     """An entry of the list of commands, whose command is imported when it is called."""
 
@@ -99,6 +107,10 @@ class _Commands(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.commands = {name: _Command(name, *about) for name, about in COMMANDS.items()}
+
+    def get_params(self, ctx: Any) -> Any:
+        """The options of the program itself."""
+        return plain_switches(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; Ctrl-C, which typer would swallow, becomes an error."""

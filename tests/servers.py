@@ -18,8 +18,9 @@ class FileServer(ThreadingHTTPServer):
     """Serves a folder; lists of S3, by ``/BUCKET?list-type=2``, know no folders.
 
     Attributes:
-        faults: for a path, what befalls its next requests: ``"stall"`` sends half and then nothing,
-            ``"break"`` half and the end of the connection, a number that status, None nothing.
+        faults: for a path (or ``"HEAD PATH"``), what befalls its next requests: ``"stall"`` sends
+            half and then nothing, ``"break"`` half and the end of the connection, a number that
+            status, None nothing.
         ranges: whether parts of files are given.
         requests: the paths of all GETs, with the first byte asked for.
     """
@@ -74,6 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, listing, {"Content-Type": "application/xml"}, body)
         if not file.is_file():
             return self._send(404, b"", {}, body)
+        headers_fail = None if body else self.server.faults.get(f"HEAD {path}")
+        if headers_fail:
+            return self._send(headers_fail.pop(0), b"", {}, body)
         content, status, start = file.read_bytes(), 200, 0
         headers = {
             "ETag": f'"{md5(content).hexdigest()}"',

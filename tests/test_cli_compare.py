@@ -54,8 +54,11 @@ def run(command: Main, saved: Path, data: Path, tmp_path: Path, monkeypatch) -> 
     output = tmp_path / "out"
 
     def main(*arguments: object) -> int:
-        given = ("--model", saved, "--data", data, "--macs", "0.75", *SHORT, "-o", output)
-        return command("compare", *given, *arguments)
+        once = {"--model": saved, "--data": data, "--images": 4, "--workers": 0, "--threads": 1}
+        given = [word for pair in once.items() if pair[0] not in arguments for word in pair]
+        if not any(str(word).startswith("batch_size") for word in arguments):
+            given += ["--set", "batch_size=2"]
+        return command("compare", *given, "--macs", "0.75", "-o", output, *arguments)
 
     return main
 
@@ -67,7 +70,7 @@ def table(tmp_path: Path) -> list[dict[str, str]]:
 def test_table_csv_and_plots(run: Main, tmp_path: Path, capsys) -> None:
     assert run("--methods", "dynamicvit,tome", "--seconds", "1e-6", "--seeds", 2) == 0
     said = capsys.readouterr().out
-    for words in ("for 0.75 of dense", "what choosing takes", "agreement", "±", "none"):
+    for words in ("for 0.75 of dense", "what choosing takes", "agreement", "±", "untrained"):
         assert words in said
     lines = table(tmp_path)
     assert [(line["method"], line["trained"], line["seeds"]) for line in lines] == [
@@ -225,10 +228,12 @@ def test_methods_that_a_backbone_can_not_have(
     ],
 )
 def test_bad_input(
-    run: Main, data: Path, tmp_path: Path, capsys, arguments: list[str], message: str
+    run: Main, saved: Path, data: Path, tmp_path: Path, capsys, arguments: list[str], message: str
 ) -> None:
-    given = [str(data) if part == "DATA" else part for part in arguments]
-    assert run("--methods", "dynamicvit", *given) == 2
+    given = [{"DATA": str(data), "MODEL": str(saved)}.get(part, part) for part in arguments]
+    if "--methods" not in given:
+        given += ["--methods", "dynamicvit"]
+    assert run(*given) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert len(captured.err.splitlines()) == 1

@@ -162,7 +162,7 @@ def test_a_class_map_file(saved: Path, folder: Path, tmp_path: Path, numbers) ->
     by_line = tmp_path / "names.txt"
     by_line.write_text("".join(f"{number}\n" for number in (5, 4, 3, 2, 1, 0)))
     found = numbers(folder, "--model", saved, "--class-map", by_line)
-    assert found["class_map"] == "as given"
+    assert found["class_map"] == f"{by_line} (6 ids)"
     turned = tmp_path / "turned"
     for number in range(6):  # the same labels by renamed folders
         (turned / f"{5 - number}").mkdir(parents=True)

@@ -97,6 +97,18 @@ def test_a_connection_that_fails_goes_on_where_it_was(
     assert f"{server.url}/b/train-10.tar: " in caplog.text
 
 
+def test_a_server_that_is_busy_or_down_is_asked_again(
+    server: FileServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """fsspec calls both a missing file."""
+    server.faults = {"HEAD /b/train-10.tar": [503], "/b/train-10.tar": [503]}
+    assert grays(Loader(ImageData(f"wds/{server.url}/b/train-10.tar"), 4)) == LEVELS[4:7]
+    assert "503" in caplog.text
+    with pytest.raises(InputError, match=r"can't be fetched .*onnect"):
+        ImageData("wds/http://127.0.0.1:9/a.tar")
+    assert caplog.text.count("http://127.0.0.1:9/a.tar: ") == remote.ATTEMPTS - 1
+
+
 def test_more_failures_than_attempts_where_each_part_comes_at_last(server: FileServer) -> None:
     server.faults["/b/train-10.tar"] = [503, 503, "break", None] * 9
     assert grays(Loader(ImageData(f"wds/{server.url}/b/train-10.tar"), 4)) == LEVELS[4:7]

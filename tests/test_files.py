@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -312,3 +313,18 @@ def test_every_format_carries_the_mark(tmp_path: Path) -> None:
         assert is_ours(path), path
     for path in (tmp_path / "README.md", Path(__file__)):
         assert not is_ours(path), path
+
+
+def test_a_signal_while_a_draft_is_made_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held back until it is made, it comes before anything is written."""
+
+    def make(**settings: Any) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return tempfile.mkdtemp(**settings)
+
+    monkeypatch.setattr(files, "mkdtemp", make)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(tmp_path / "file", "text")
+    assert not os.listdir(tmp_path)

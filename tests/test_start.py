@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pkgutil
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
 import dynamicvit
 from dynamicvit.errors import InputError
-from dynamicvit_command import COMMANDS
+from dynamicvit_command import COMMANDS, app
 from families import DEIT
 
 EXTRAS = {
@@ -65,6 +69,18 @@ def test_all_modules_can_be_imported_without_the_extras() -> None:
         "timer_class()\n"
     )
     assert "CUDA" not in said
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_switches_without_a_type_and_an_example_that_parses(name: str) -> None:
+    said = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"}).output
+    assert "--debug" in said
+    assert "<bool>" not in said
+    [example] = re.findall(r"Example: (.+?) *$", said, re.M)
+    program, called, *words = shlex.split(example)
+    assert (program, called) == ("dynamicvit", name)
+    command = typer.main.get_command(app)
+    command.commands[name].make_context(name, words)  # parses them, and runs nothing
 
 
 def test_the_command_answers_before_torch_is_loaded() -> None:

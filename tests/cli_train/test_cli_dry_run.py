@@ -66,7 +66,7 @@ def test_with_data_it_says_what_is_found_and_how_long_it_takes(
     for line in (
         f"{folder}: 14 images in 7 classes",
         "the others are removed",  # as the model was saved; the recipe leaves it that
-        f"{folder}: 14 images without labels",
+        f"{folder}: 14 images, whose labels",
         "2 images of these are held out",
         "60 steps of 4 images, 10 epochs of 6",
         "an epoch leaves out 2 of the 26 images",

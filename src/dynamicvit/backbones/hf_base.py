@@ -100,7 +100,8 @@ class HFBackbone(Backbone):
 
     @property
     def width(self) -> int:
-        return self.first_norm(self.blocks[0]).weight.shape[0]
+        norm: Any = self.first_norm(self.blocks[0])
+        return norm.weight.shape[0]
 
     @property
     def classifier(self) -> nn.Module:

@@ -24,6 +24,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork, core_of
 from dynamicvit.errors import InputError
 from dynamicvit.sparsification import sparsify
+from dynamicvit.utils.inputs import read_text
 from dynamicvit.utils.optional import need
 from dynamicvit.utils.weights import Weights, first_line, load_exactly, open_weights
 
@@ -85,8 +86,13 @@ def is_transformers(path: Path) -> bool:
     """Whether this is a folder that transformers' ``save_pretrained`` wrote."""
     config = path / CONFIG_NAME
     try:
-        return config.is_file() and "model_type" in json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):  # the error comes from the code that loads it
+        return config.is_file() and "model_type" in json.loads(read_text(config))
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ):  # the error comes from the code that loads it
         return False
 
 

@@ -24,7 +24,10 @@ def backbones_command(
         typer.Option(help="Compare this file with a fresh page instead.", readable=False),
     ] = None,
 ) -> None:
-    """Print what every registered model costs: parameters, MACs and kept patches, in Markdown."""
+    """Print what every registered model costs: parameters, MACs and kept patches, in Markdown.
+
+    Example: dynamicvit backbones -o backbones.md
+    """
     if output is not None and check is not None:
         raise InputError(f"--output {output} writes and --check {check} only reads: give one")
     if output is not None:

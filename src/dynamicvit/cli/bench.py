@@ -106,6 +106,8 @@ def bench_command(
 
     A model given by timm's name has random weights, unless there is a --checkpoint: that changes
     neither times nor MACs.
+
+    Example: dynamicvit bench --model runs/mine --runtime eager --runtime openvino
     """
     size = parse_image_size(image_size)
     check_json(json_file)

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 from dynamicvit.errors import InputError
 from dynamicvit.utils.outputs import rules
 from dynamicvit.utils.plugins import import_plugin, load_plugins
+from dynamicvit_command import plain_switches
 
 _MORE = "Extensions and errors"
 _IMPORT = Annotated[
@@ -41,6 +42,10 @@ class Command(TyperCommand):
 
     It refuses an option given twice, of which click would take the last.
     """
+
+    def get_params(self, ctx: Any) -> Any:
+        """All options and arguments."""
+        return plain_switches(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command under the rules for its outputs."""

@@ -101,6 +101,8 @@ def compare(
     Every method comes as near to the budget as it can, is fine-tuned by the same recipe on as many
     images, and is timed in turn with the dense network. The folder keeps every row, so the same
     command goes on, and another one (more budgets, methods, seeds) adds to the same table.
+
+    Example: dynamicvit compare --model deit_tiny_patch16_224 --data photos --macs 0.5
     """
     if model_name is None:
         raise InputError("Missing option '--model'.")

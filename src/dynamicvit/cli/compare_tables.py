@@ -66,7 +66,7 @@ def _runs(line: Line) -> str:
         return "-"
     if line.given:
         return "as is"
-    return str(line.seeds) if line.trained else "none"
+    return str(line.seeds) if line.trained else "untrained"
 
 
 def _share(mean: float | None, spread: float | None) -> str:

@@ -44,6 +44,8 @@ def convert(
 
     The network is recognized by names and shapes. Its keep ratio comes from --keep-ratio, else from
     the file's metadata or name (dynamic-vit_384_r0.7.pth).
+
+    Example: dynamicvit convert dynamic-vit_384_r0.7.pth -o runs/released
     """
     check_folder(output, "--out", MODEL_FILES)
     if (file is None) == (released is None):

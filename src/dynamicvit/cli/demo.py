@@ -35,6 +35,8 @@ def demo(
     A small vision transformer reads one handwritten digit among pieces of others on a photograph.
     It is sparsified, fine-tuned with itself as the dense teacher, and compared with the dense
     network and with dropping random tokens.
+
+    Example: dynamicvit demo -o demo
     """
     console = Console()
     size = experiment.LONG if long else experiment.SHORT

@@ -36,11 +36,18 @@ def describe_run(console: Console, training: Training) -> None:
 
 
 def _data(training: Training) -> list[str]:
-    lines = [
-        f"{source.root}: {len(source)} images"
-        + (f" in {len(source.classes)} classes" if source.labeled else " without labels")
-        for source in training.sources
-    ]
+    losses, hold_out = training.recipe.losses, training.recipe.hold_out
+    uses_labels = losses.classification > 0 or hold_out > 0
+    lines = []
+    for place, source in enumerate(training.sources):
+        line = f"{source.root}: {len(source)} images"
+        if source.labeled:
+            line += f" in {len(source.classes)} classes"
+        elif uses_labels:
+            line += ", not labeled" if place == 0 else ", whose labels are not used"
+        elif place == 0:
+            line += "; this recipe uses no labels"
+        lines.append(line)
     if training.held_out is not None:
         lines.append(f"{training.held_out.num_images} images of these are held out")
     return lines or ["none given"]

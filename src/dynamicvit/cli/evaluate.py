@@ -112,7 +112,9 @@ def eval_command(
     """Evaluate MODEL on the images of DATA: top-1, top-5, agreement with its dense self.
 
     Each readable image is counted once; unreadable ones are listed. Several processes, started by
-    torchrun or accelerate launch, share the images of each batch.
+    torch.distributed.run or accelerate launch, share the images of each batch.
+
+    Example: dynamicvit eval validation --model runs/mine --compare-dense
     """
     check_one_model(model_name, released)
     if dense:

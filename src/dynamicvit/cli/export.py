@@ -120,6 +120,8 @@ def export(
     The file gives logits and the patches kept at each stage; labels and preprocessing are stored
     in it. A file that differs from PyTorch is not written, and the exit code is 1; in int8 the
     agreement is printed.
+
+    Example: dynamicvit export runs/mine -o model.onnx
     """
     size = parse_image_size(image_size)
     names = None if class_names is None else read_class_names(class_names)
@@ -209,7 +211,8 @@ def _lines(made: Exported) -> list[str]:
         f"  {found.answers:.1%} of the answers are PyTorch's",
     ]
     if found.kept:
-        lines.append(f"  {', '.join(f'{share:.1%}' for share in found.kept)} of the kept patches")
+        shares = " / ".join(f"{100 * share:.1f}" for share in found.kept)
+        lines.append(f"  the same patches kept as in PyTorch: {shares} %")
     if found.top1 is not None and found.model_top1 is not None:
         lines.append(f"  top-1 {found.top1:.2%}, in PyTorch {found.model_top1:.2%}")
     return [*lines, f"layers in float: {made.in_words}"]

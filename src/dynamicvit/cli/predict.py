@@ -79,8 +79,8 @@ def predict_command(
     """Write a row for each of IMAGES, in order: its classes, their probabilities, kept shares.
 
     MODEL may be an exported file. A run that was stopped resumes when the same command is given
-    again. An unreadable image has a row that says why. Several processes, started by torchrun or
-    accelerate launch, share the images of each batch.
+    again. An unreadable image has a row that says why. Several processes, started by
+    torch.distributed.run or accelerate launch, share the images of each batch.
 
     Example: dynamicvit predict photos --model runs/mine -o photos.csv
     """

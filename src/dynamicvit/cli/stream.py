@@ -97,6 +97,8 @@ def stream_command(
 
     The model may be an exported file. With --target-latency, --model may be repeated, for models
     of several keep ratios.
+
+    Example: dynamicvit stream video.mp4 --model runs/mine --target-latency 20ms
     """
     target = parse_latency(target_latency)
     size = parse_image_size(image_size)

@@ -149,8 +149,10 @@ def train(
     teaches: `dynamicvit train FLOWERS --model deit_small_patch16_224 -o runs/flowers`.
     Writes a folder that `eval`, `bench`, `visualize` and `from_pretrained` read, with the resolved
     recipe, a log of every step, its curves (PNG, TensorBoard) and a report. The same command goes
-    on with an interrupted run. Several processes, started by torchrun or accelerate launch, share
-    the batches of the recipe. With --dry-run DATA and --output may be left out.
+    on with an interrupted run. Several processes, started by torch.distributed.run or accelerate
+    launch, share the batches of the recipe. With --dry-run DATA and --output may be left out.
+
+    Example: dynamicvit train photos --model deit_small_patch16_224 -o runs/mine
     """
     if data is None and (unlabeled or not dry_run):
         raise InputError("Missing argument 'DATA'.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from itertools import count
@@ -66,7 +67,10 @@ def visualize(
     class_names: ClassNames = None,
     no_pretrained: NoPretrained = False,
 ) -> None:
-    """Draw the patches that a model keeps, a picture for each image, and name its classes."""
+    """Draw the patches that a model keeps, a picture for each image, and name its classes.
+
+    Example: dynamicvit visualize photo.jpg --model runs/mine -o pictures
+    """
     size = parse_image_size(image_size)
     names = None if class_names is None else read_class_names(class_names)
     sources = _find_images(images)
@@ -141,7 +145,7 @@ def _find_images(given: Iterable[Path]) -> list[Path]:
     Raises:
         InputError: for a folder without images.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for path in given:
         inside = [path]
         if path.is_dir():
@@ -149,20 +153,20 @@ def _find_images(given: Iterable[Path]) -> list[Path]:
             if not inside:
                 raise InputError(f"{path} holds only this command's own pictures")
         for file in inside:
-            found.setdefault(file.resolve(), file)
+            found.setdefault(os.path.realpath(file), file)
     return list(found.values())
 
 
 def _targets(sources: Sequence[Path], folder: Path) -> list[Path]:
     """A picture's path for each image, different from each other and from the images."""
     # On some file systems Cat.png and cat.png are one file.
-    taken = {str(source.resolve()).casefold() for source in sources}
+    taken = {os.path.realpath(source).casefold() for source in sources}
     targets = []
     for source in sources:
         for number in count(1):
             ending = f"-{number}" if number > 1 else ""
             target = folder / f"{source.stem}_dynamicvit{ending}.png"
-            key = str(target.resolve()).casefold()
+            key = os.path.realpath(target).casefold()
             if key not in taken:
                 break
         taken.add(key)

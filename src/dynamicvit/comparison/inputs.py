@@ -10,7 +10,7 @@ from torch import nn
 from dynamicvit.backbones import backbone_for
 from dynamicvit.budgets import parse_budget
 from dynamicvit.checkpoints.loading import load
-from dynamicvit.comparison.rows import Candidate
+from dynamicvit.comparison.rows import Candidate, candidate_named
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of, own_image_size
 from dynamicvit.costs import DENSE, meta_copy, schedule_macs
@@ -120,7 +120,8 @@ def possible_of(
     tell: Callable[[str], None],
 ) -> list[Candidate]:
     """The candidates that this network can have; one that was named must be among them."""
-    named = [name.strip() for name in (asked.split(",") if isinstance(asked, str) else asked)]
+    words = [name.strip() for name in (asked.split(",") if isinstance(asked, str) else asked)]
+    named = [candidate_named(name).name for name in words if name not in ("all", "ablations")]
     shapes, possible = meta_copy(backbone), []
     for candidate in chosen:
         try:

@@ -23,6 +23,7 @@ from dynamicvit.core.registry import METHODS, method_named
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.utils.files import atomic_folder
+from dynamicvit.utils.inputs import read_text
 from dynamicvit.utils.optional import need
 from dynamicvit.utils.outputs import WRITER
 from dynamicvit.utils.weights import first_line, load_exactly, open_weights
@@ -244,8 +245,8 @@ def _fetch(model_id: str, filename: str, download: Mapping[str, Any]) -> Path:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: truncated or not JSON ({error})") from error
     config = config if isinstance(config, dict) else {}
     version = config.get("format_version")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -15,6 +14,7 @@ from timm.data.readers.class_map import load_class_map
 from dynamicvit.data.class_names import own_class_names
 from dynamicvit.data.sources import UNLABELED
 from dynamicvit.errors import InputError
+from dynamicvit.utils.inputs import TEXT_BYTES, read_bytes
 
 if TYPE_CHECKING:
     from dynamicvit.core.classifier import PrunedClassifier
@@ -71,7 +71,8 @@ def class_map_for(
         index = read_class_map(class_map)
         _labels_of_classes(folders, index, data)
         _check_range([index[name] for name in filled] or list(index.values()), num_classes)
-        return ClassMap(index, "as given")
+        name = class_map if isinstance(class_map, str | os.PathLike) else "the mapping given"
+        return ClassMap(index, f"{name} ({len(index):,} ids)")
     if not folders:
         _check_range([max(0, int(data.labels.max()))], num_classes, str(data.root))
         return ClassMap({str(number): number for number in range(num_classes)}, "the numbers given")
@@ -168,8 +169,9 @@ def read_class_map(class_map: Mapping[str, int] | str | os.PathLike[str]) -> Map
     if not os.path.isfile(path):
         raise InputError(f"class map {path} is not a file; give one, or the word 'imagenet'")
     try:
+        read_bytes(path, TEXT_BYTES)  # no more than that
         return {str(name): index for name, index in load_class_map(path).items()}
-    except (AssertionError, ValueError, OSError, pickle.UnpicklingError) as error:
+    except Exception as error:  # of broken pickles of any kind
         raise InputError(
             f"class map {path} can't be used ({error}); give a .txt file with one class name a "
             "line in class order"

@@ -15,9 +15,13 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from dynamicvit.errors import InputError
+from dynamicvit.utils.inputs import read_bytes
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode for a model of so many channels."""
+
+MOST_ELONGATED = 200
+"""How many times as long as the other a side may be: the short one is resized to a model's."""
 
 #: Pillow names these formats, but leaves the decoding to other programs.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -37,8 +41,9 @@ def decode(content: bytes | Path | Image.Image, mode: str | None = "RGB") -> Ima
     """
     if isinstance(content, Image.Image):
         return _in_mode(_in_8_bits(content), mode)
-    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    file = io.BytesIO(content if isinstance(content, bytes) else read_bytes(content))
     with Image.open(file, formats=image_formats()) as image:
+        _check_shape(*image.size)
         found = _in_mode(_in_8_bits(image), mode)
         return found.copy() if found is image else found
 
@@ -53,6 +58,14 @@ def read_image(path: Path, mode: str | None = "RGB") -> Image.Image:
         return decode(path, mode)
     except Exception as error:
         raise InputError(f"{path} can't be read as an image ({reason_of(error)})") from error
+
+
+def _check_shape(width: int, height: int) -> None:
+    """Refuse an image that would be resized to gigabytes."""
+    if max(width, height) > MOST_ELONGATED * min(width, height):
+        raise ValueError(
+            f"{width}x{height} pixels: one side is more than {MOST_ELONGATED} times the other"
+        )
 
 
 @cache

@@ -18,6 +18,7 @@ from dynamicvit.checkpoints.released import RELEASES, Release
 from dynamicvit.checkpoints.timm_names import PREFIX
 from dynamicvit.costs import DENSE, costs_of, resolve_image_size
 from dynamicvit.errors import InputError
+from dynamicvit.utils.inputs import read_text
 
 KEEP_RATIOS = (0.9, 0.8, 0.7, 0.5)
 """Those of the paper's tables."""
@@ -112,7 +113,7 @@ def check_page(path: str | Path, fresh: str) -> None:
         InputError: if they differ, with the command that writes the page.
     """
     try:
-        found = Path(path).read_text(encoding="utf-8")
+        found = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read ({error}); write it with: {COMMAND}") from error
     if found.splitlines() != fresh.splitlines():

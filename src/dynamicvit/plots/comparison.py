@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: Lines below this fraction of the best are only named, as they would compress the others.
 _LEAST_SHARE = 0.6
 
+#: What the ablations leave something out of.
+_WHOLE = "dynamicvit-removed"
+
 
 def save_comparison(
     lines: Sequence[Line], folder: str | Path, ablations: Collection[str] = ()
@@ -80,7 +83,7 @@ def accuracy_of_ablations(lines: Sequence[Line], ablations: Collection[str]) -> 
         values = [_accuracy(line, has_labels) for line in group]
         spread = [_spread(line, has_labels) for line in group]
         axes.errorbar(
-            values, range(len(group)), xerr=spread, fmt="o", color=_color("dynamicvit"), capsize=2
+            values, range(len(group)), xerr=spread, fmt="o", color=_color(_WHOLE), capsize=2
         )
         for place, (value, far) in enumerate(zip(values, spread, strict=True)):
             axes.annotate(
@@ -93,7 +96,7 @@ def accuracy_of_ablations(lines: Sequence[Line], ablations: Collection[str]) -> 
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )
         for line in lines:
-            if line.is_dense or (line.method == "dynamicvit" and line.fraction == budget):
+            if line.is_dense or (line.method == _WHOLE and line.fraction == budget):
                 value, color = _accuracy(line, has_labels), _color(line.method)
                 axes.axvline(value, color=color, linewidth=1, linestyle="--", zorder=1)
                 axes.annotate(

@@ -35,6 +35,7 @@ _MARKS = {"png": {"Software": MARK}, "pdf": {"Creator": MARK}, "svg": {"Creator"
 #: Color and marker of each method, in every plot.
 METHODS = {
     "dense": (INK, "o"),
+    "dynamicvit": (PRUNED, "s"),
     "dynamicvit-removed": (PRUNED, "s"),
     "dynamicvit-merged": ("#12908e", "D"),
     "tome": ("#d9730d", "<"),

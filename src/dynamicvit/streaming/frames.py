@@ -15,6 +15,7 @@ from PIL import Image
 from dynamicvit.data.decoding import read_image, reason_of
 from dynamicvit.data.folders import image_files
 from dynamicvit.errors import InputError
+from dynamicvit.utils.inputs import check_file_type
 from dynamicvit.utils.optional import need
 
 #: A file that ends more than these seconds before its stated duration is cut off.
@@ -90,6 +91,10 @@ def open_frames(name: str, fps: float | None = None) -> FrameSource:
         raise InputError(
             f"{name}: no such file; give a video, a folder of images, or a camera as camera:0"
         )
+    try:
+        check_file_type(path)
+    except OSError as error:
+        raise InputError(f"{name} is {error.strerror}; a camera is named camera:0") from error
     return Video(name, str(path))
 
 

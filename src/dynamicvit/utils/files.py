@@ -148,17 +148,21 @@ def _existing(folder: Path) -> Path:
 def _unfinished(place: Path) -> Iterator[Path]:
     """A new folder for unfinished files, removed when the block ends."""
     remove_unfinished(place)
-    with _undisturbed():
-        for _ in range(3):
-            draft = mkdtemp(prefix=UNFINISHED, dir=place)
-            lock = _locked(draft)
-            if lock is not None and os.path.isdir(draft):
-                break  # else a process that looks for what killed ones left was faster
+    draft, lock = None, None
     try:
-        yield Path(draft)
+        with _undisturbed():  # a signal that was held back comes at this block's end
+            for _ in range(3):
+                if draft is not None:
+                    shutil.rmtree(draft, ignore_errors=True)
+                draft = mkdtemp(prefix=UNFINISHED, dir=place)
+                lock = _locked(draft)
+                if lock is not None and os.path.isdir(draft):
+                    break  # else a process that looks for what killed ones left was faster
+        yield Path(draft or place)
     finally:
         with _undisturbed():
-            shutil.rmtree(draft, ignore_errors=True)
+            if draft is not None:
+                shutil.rmtree(draft, ignore_errors=True)
             if lock is not None:
                 os.close(lock)
 

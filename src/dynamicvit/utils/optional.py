@@ -26,7 +26,8 @@ def need(package: str, extra: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise InputError(
-            f"{package} can't be imported ({error}); pip install 'dynamicvit[{extra}]'"
+            f"{package} can't be imported ({error}); it comes with dynamicvit[{extra}]: "
+            f"pip install '.[{extra}]' in a clone"
         ) from error
 
 

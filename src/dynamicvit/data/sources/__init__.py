@@ -53,7 +53,7 @@ def open_source(name: str | os.PathLike[str]) -> Source:
     try:
         source = _KINDS[kind](name, place, split)
     except InputError as error:
-        if Path(name).exists():
+        if os.path.exists(name):
             raise InputError(f"{error}; if it is a path, write ./{name}") from error
         raise
     if not len(source):

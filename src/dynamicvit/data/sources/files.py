@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -17,8 +18,11 @@ from dynamicvit.data.folders import (
     list_folder,
 )
 from dynamicvit.data.sources.base import Source
-from dynamicvit.data.sources.tars import Entry, list_entries
+from dynamicvit.data.sources.tars import Entry, list_entries, read_entry
 from dynamicvit.errors import InputError
+from dynamicvit.utils.inputs import open_file, read_bytes
+
+_DEEPEST = 8
 
 
 class Files(Source):
@@ -67,7 +71,7 @@ class Folder(Files):
 
     def read(self, row: int) -> bytes:
         """The bytes of the file."""
-        return (self.root / self._images[row]).read_bytes()
+        return read_bytes(self.root / self._images[row])
 
 
 class Tar(Files):
@@ -81,7 +85,7 @@ class Tar(Files):
         if root.suffix != ".tar":
             raise InputError(f"{root} is neither a folder nor a .tar of images")
         try:
-            with open(root, "rb") as file:
+            with open_file(root) as file:
                 found = {name: entry for name, entry in _entries(file, root) if not is_hidden(name)}
         except OSError as error:
             raise InputError(f"{root} can't be read ({error.strerror})") from error
@@ -98,14 +102,11 @@ class Tar(Files):
 
         The tar is opened for each image: forked workers would share the position of one handle.
         """
-        _, start, size = self._entries[self._images[row]]
-        with open(self.root, "rb") as file:
-            file.seek(start)
-            return file.read(size)
+        return read_entry(self.root, self._entries[self._images[row]])
 
 
 def _entries(
-    file: BinaryIO, root: Path, within: Entry | None = None
+    file: BinaryIO, root: Path, within: Entry | None = None, depth: int = 0
 ) -> Iterator[tuple[str, Entry]]:
     """What a tar holds, by path; a tar in it is a folder named without the ending.
 
@@ -113,10 +114,13 @@ def _entries(
         file: open.
         root: of the file.
         within: the tar in it to list; by default the file itself.
+        depth: how many tars it is in.
 
     Raises:
-        InputError: for a tar that breaks off.
+        InputError: for a tar that breaks off, or in more than :data:`_DEEPEST` others.
     """
+    if depth > _DEEPEST:
+        raise InputError(f"{root} can't be read: tars in tars, {depth} deep")
     found, problem = list_entries(file) if within is None else list_entries(file, *within[1:])
     if problem is not None:
         where = root if within is None else root / within.name
@@ -130,7 +134,7 @@ def _entries(
         elif not is_hidden(entry.name):
             path = path.with_suffix("")
             yield str(path), entry._replace(name=f"{entry.name}/")
-            for name, inner in _entries(file, root, entry):
+            for name, inner in _entries(file, root, entry, depth + 1):
                 yield f"{path}/{name}", inner._replace(name=f"{entry.name}/{inner.name}")
 
 
@@ -154,7 +158,7 @@ def open_files(root: Path) -> Files:
     Raises:
         InputError: for a root that is missing, unreadable or empty.
     """
-    if not root.exists():
+    if not os.path.exists(root):  # which says no to names too long
         raise InputError(f"{root} does not exist; give a folder of images or a .tar of them")
     return Folder(root) if root.is_dir() else Tar(root)
 

@@ -11,6 +11,7 @@ from timm.utils.misc import natural_key
 from dynamicvit.data.decoding import one_line
 from dynamicvit.data.sources.base import Source, class_numbers
 from dynamicvit.errors import InputError
+from dynamicvit.utils.inputs import read_bytes
 from dynamicvit.utils.optional import need
 
 
@@ -63,7 +64,7 @@ class HuggingFace(Source):
         image = self._data[row][self._image]
         if image is None:
             raise ValueError("the row has no image")
-        return image["bytes"] or Path(image["path"]).read_bytes()
+        return image["bytes"] or read_bytes(image["path"])
 
 
 def _load(datasets: Any, name: str, place: str, split: str | None) -> Any:

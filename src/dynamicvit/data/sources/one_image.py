@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dynamicvit.data.sources.base import Source
+from dynamicvit.utils.inputs import read_bytes
 
 
 class OneImage(Source):
@@ -27,4 +28,4 @@ class OneImage(Source):
     def read(self, row: int) -> bytes:
         """The file's bytes."""
         del row
-        return self._file.read_bytes()
+        return read_bytes(self._file)

@@ -218,13 +218,25 @@ def retried(
 
 def is_final(error: BaseException | None) -> bool:
     """Whether another attempt would fail likewise: a file missing or forbidden, or a full disk."""
+    error = _own(error)
     status = getattr(error, "status", 0)
     refused = 400 <= status < 500 and status not in (408, 425, 429)
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return refused or full or isinstance(error, FileNotFoundError | PermissionError)
 
 
-def _reason(error: Exception) -> str:
+def _own(error: BaseException | None) -> BaseException | None:
+    """The error itself: fsspec calls all that goes wrong with an HTTP header a missing file."""
+    cause = getattr(error, "__cause__", None)
+    of_network = type(cause).__module__.startswith(("aiohttp", "asyncio"))
+    hidden = isinstance(error, FileNotFoundError) and (of_network or isinstance(cause, OSError))
+    return cause if hidden else error
+
+
+def _reason(error: BaseException) -> str:
+    error = _own(error) or error
+    if getattr(error, "status", 0) == 404:
+        return "not found"
     if isinstance(error, FileNotFoundError):
         return "not found"
     if isinstance(error, TimeoutError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from timm.utils.misc import natural_key
 from dynamicvit.data.decoding import image_endings, one_line
 from dynamicvit.data.folders import endings_in_words, is_hidden
 from dynamicvit.data.sources.base import Source
+from dynamicvit.data.sources.braces import check_braces, expand
 from dynamicvit.data.sources.remote import (
     FetchError,
     fetch,
@@ -28,11 +30,14 @@ from dynamicvit.data.sources.remote import (
     listed,
     noted,
 )
-from dynamicvit.data.sources.tars import Entry, list_files
+from dynamicvit.data.sources.tars import BLOCK, Entry, list_files, read_entry
 from dynamicvit.errors import InputError
 from dynamicvit.utils.optional import need
 
 _log = logging.getLogger(__name__)
+
+#: Of a shard; as many rows are held in memory.
+_MOST_IMAGES = 10**7
 
 LABELS = ("cls", "json")
 INFO = ("_info.json", "info.json")
@@ -79,17 +84,21 @@ class Shards(Source):
         self._label_key: str | None = None
         lengths = None
         with _info_folder(place) as folder:
-            if any((folder / info).is_file() for info in INFO):
+            check_braces(name, split or "")
+            if any(os.path.isfile(folder / info) for info in INFO):
                 names, lengths = self._by_info(place, folder, split or "train")
             elif split is not None:
                 raise InputError(f"{name}: a split needs an {INFO[0]} beside the shards")
             else:
                 names = _by_name(name, place)
-        missing = [] if self._remote else [each for each in names if not Path(each).is_file()]
+        missing = [] if self._remote else [each for each in names if not os.path.isfile(each)]
         if missing:
             raise InputError(
                 f"{name}: {len(missing)} shards are missing, the first is {missing[0]}"
             )
+        for path, length in () if self._remote else zip(names, lengths or (), strict=False):
+            if length > os.path.getsize(path) // BLOCK:  # an image has a header and content
+                raise InputError(f"{name}: {INFO[0]} says {length:,} images for {path}: too many")
         self.block_names = tuple(names)
         try:
             lengths = self._lengths() if lengths is None else lengths
@@ -126,7 +135,10 @@ class Shards(Source):
         if "cls" in parts and self._label_key is None:
             label = self._read_part(number, parts["cls"]).decode().strip()
         elif "json" in parts:
-            fields = json.loads(self._read_part(number, parts["json"]))
+            try:
+                fields = json.loads(self._read_part(number, parts["json"]))
+            except RecursionError:
+                raise ValueError("its json is nested without end") from None
             if isinstance(fields, dict):
                 label = fields.get(self._label_key or "label")
         if label is None or label == "":
@@ -139,9 +151,7 @@ class Shards(Source):
         return fetched(name) if self._remote else Path(name)
 
     def _read_part(self, number: int, part: Entry) -> bytes:
-        with open(self._file(number), "rb") as file:
-            file.seek(part.start)
-            return file.read(part.size)
+        return read_entry(self._file(number), part)
 
     def _place(self, row: int) -> tuple[int, int, int]:
         """An image's shard, its position there, and the shard's expected number of samples."""
@@ -165,7 +175,8 @@ class Shards(Source):
         """Shards and lengths of a split, from ``_info.json`` in a folder as timm reads it."""
         try:
             reader: Any = create_reader("wds/", root=str(folder), split=split)
-        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        # Of any kind, for values of any type.
+        except Exception as error:
             reason = one_line(error)
             raise InputError(f"{self.name}: split {split!r} can't be used ({reason})") from error
         info = reader.split_info
@@ -175,6 +186,10 @@ class Shards(Source):
                 f"and {len(info.shard_lengths)} lengths"
             )
         self._label_key = info.alt_label or None
+        wrong = [n for n in (*info.filenames, self._label_key or "") if not isinstance(n, str)]
+        wrong += [n for n in info.shard_lengths if type(n) is not int or not 0 <= n <= _MOST_IMAGES]
+        if wrong:
+            raise InputError(f"{self.name}: {INFO[0]}: {wrong[0]!r} is no name or number")
         if self._remote:
             names = [f"{place.rstrip('/')}/{name}" for name in info.filenames]
         else:
@@ -244,12 +259,12 @@ def _by_name(name: str, place: str) -> list[str]:
                 f"{name}: no {INFO[0]} is there, and no list of files; name them, as {example}"
             )
         return sorted(shards, key=natural_key)
-    if Path(place).is_dir():
+    if os.path.isdir(place):
         paths = sorted(Path(place).glob("*.tar"), key=lambda path: natural_key(path.name))
         if not paths:
             raise InputError(f"{name}: the folder holds no .tar")
         return list(map(str, paths))
-    return need("webdataset.shardlists", "data").expand_urls(place)
+    return expand(name, place)
 
 
 def _count(path: Path) -> int:

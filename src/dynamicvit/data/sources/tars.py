@@ -6,7 +6,9 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from os import SEEK_END
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
+
+from dynamicvit.utils.inputs import IMAGE_BYTES, open_file
 
 BLOCK = tarfile.BLOCKSIZE
 
@@ -27,7 +29,7 @@ def list_files(path: Path) -> tuple[list[Entry], str | None]:
     Raises:
         OSError: if the tar can't be read.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         found, problem = list_entries(file)
     return [entry for entry in found if not entry.name.endswith("/")], problem
 
@@ -56,9 +58,25 @@ def _until_break(entries: Iterable[Entry]) -> tuple[list[Entry], str | None]:
     found: list[Entry] = []
     try:
         found.extend(entries)  # keeps what came before an error
-    except tarfile.TarError as error:
-        return found, str(error)
+    # tarfile believes sizes and nesting: it reads, or recurses, without end.
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:
+        return found, str(error) or "impossible header"
     return found, None
+
+
+def read_entry(path: Path, entry: Entry) -> bytes:
+    """The bytes of a file in a tar.
+
+    Raises:
+        OSError: if the tar can't be read.
+        ValueError: if it is shorter than its headers say, or the file larger than an image can be.
+    """
+    with open_file(path) as file:
+        left = file.seek(0, SEEK_END) - entry.start
+        if not 0 <= entry.size <= min(left, IMAGE_BYTES):
+            raise ValueError(f"{entry.size:,} bytes by its header, {max(0, left):,} are there")
+        file.seek(entry.start)
+        return file.read(entry.size)
 
 
 class _NotPlainError(Exception):
@@ -78,8 +96,10 @@ def _plain_entries(file: BinaryIO, start: int, end: int) -> Iterator[Entry]:
         except ValueError:  # as of a number too large for the field
             raise _NotPlainError from None
         start += BLOCK
+        if size < 0:
+            raise tarfile.ReadError("impossible size")
         if kind == b"x":  # more fields; times and owners don't matter
-            fields = file.read(size)
+            fields = file.read(min(size, max(0, end - start)))
             if any(field in fields for field in (b" path=", b" size=", b"sparse")):
                 raise _NotPlainError
         elif kind not in b"05\0" or header[345]:  # neither file nor folder, or a name in two fields
@@ -93,13 +113,31 @@ def _plain_entries(file: BinaryIO, start: int, end: int) -> Iterator[Entry]:
 def _all_entries(file: BinaryIO, start: int, end: int) -> Iterator[Entry]:
     """The entries of any tar."""
     file.seek(start)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+    within: Any = _Within(file, end)
+    with tarfile.open(fileobj=within, mode="r:") as tar:
+        before = -1
         for member in tar:
+            if member.size < 0 or tar.offset <= before:
+                raise tarfile.ReadError("impossible size")
+            before = tar.offset
             if member.isfile() or member.isdir():
                 name = member.name + ("/" if member.isdir() else "")
                 yield Entry(name, member.offset_data, member.size)
         if _is_header(_block(file, tar.offset, end)):
             raise tarfile.ReadError("invalid header")
+
+
+class _Within:
+    """A file that ends at a position, so that no more is read than is there."""
+
+    def __init__(self, file: BinaryIO, end: int) -> None:
+        self.file, self.end = file, end
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """Bytes from the current position."""
+        left = max(0, self.end - self.tell())
+        return self.file.read(left if size < 0 else min(size, left))
 
 
 def _block(file: BinaryIO, start: int, end: int) -> bytes:

@@ -19,6 +19,7 @@ from dynamicvit.training.recipe import (
     Strict,
     TeacherRecipe,
 )
+from dynamicvit.utils.inputs import read_text
 
 #: Version of the recipes that this code writes, and the newest that it reads.
 VERSION = 2
@@ -114,9 +115,11 @@ def _read(name_or_path: str) -> dict[str, Any]:
         text = (resources.files(__name__) / f"{name_or_path}.yaml").read_text()
     elif path.is_file():
         try:
-            text = path.read_text()
-        except UnicodeDecodeError:
-            raise InputError(f"recipe {name_or_path} is not text") from None
+            text = read_text(path)
+        except (UnicodeDecodeError, OSError) as error:
+            reason = getattr(error, "strerror", None)
+            problem = f"can't be read ({reason})" if reason else "is not text"
+            raise InputError(f"recipe {name_or_path} {problem}") from None
     else:
         raise InputError(
             f"no recipe {name_or_path!r}: give a YAML file or one of {', '.join(recipe_names())}"
