@@ -37,7 +37,7 @@ def info(
 ) -> None:
     """Say what MODEL is: backbone, classes, schedule, MACs, training, preprocessing.
 
-    `dynamicvit info runs/flowers`
+    Example: dynamicvit info runs/flowers
     """
     check_json(json_file)
     path = Path(model_name)

@@ -221,8 +221,9 @@ def _say_what_is_used(training: Training, console: Console) -> None:
     if training.classes.are_fitted:
         say(
             console,
-            f"other classes than the weights have: first the dense model is fitted to these "
-            f"{training.classes.count}, then it teaches the sparse one",
+            f"the weights have other classes: first the dense model is fitted to these "
+            f"{training.classes.count}, then it teaches the sparse one (--num-classes N, the "
+            "number of the weights, takes the folders for images without labels)",
         )
     elif has_fresh_classifier(training.model):
         say(

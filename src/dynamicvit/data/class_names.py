@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +10,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 
 from dynamicvit.errors import InputError
+from dynamicvit.utils.inputs import read_text
 
 if TYPE_CHECKING:
     from dynamicvit.core.classifier import PrunedClassifier
@@ -55,14 +55,14 @@ def own_class_names(model: PrunedClassifier) -> list[list[str]]:
     ]
 
 
-def read_class_names(file: str | os.PathLike[str]) -> list[str]:
+def read_class_names(file: str | Path) -> list[str]:
     """The names in a file, one a line, in class order.
 
     Raises:
         InputError: for a file that is missing or not text, an empty line, or a name given twice.
     """
     try:
-        names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in read_text(file).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"class names {file}: can't be read ({error}); give a text file with one name a line"
