@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -193,6 +194,23 @@ def test_a_stage_is_no_more_than_it_must_be(policy: Policy, exported: Files) -> 
 
 
 @torch.no_grad()
+@ignore_deprecations
+@pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
+def test_a_full_disk_is_one_line_and_nothing_stays(name: str, tmp_path: Path) -> None:
+    for package in NEEDED.get(name, ()):
+        pytest.importorskip(package)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / f"model{FORMATS[name].suffix}"
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+        with pytest.raises(InputError, match=rf"{path.name}: can't be written \(") as error:
+            export(small(), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(error.value)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_stage_that_drops_nothing(tmp_path: Path) -> None:
     """Its patches are those of the stage before, under a name of their own."""
     model = DEIT.sparse((0.5, 0.5), depth=2, stages=(0, 1))

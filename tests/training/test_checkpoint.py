@@ -14,6 +14,7 @@ from dynamicvit.data import ImageData, Loader
 from dynamicvit.training import Progress, checkpoint, checkpoint_file, fit, loop
 from dynamicvit.training.checkpoint import BEST, DAMAGED, NEWEST, PREVIOUS
 from dynamicvit.training.checkpoint_file import load_checkpoint, write_checkpoint
+from dynamicvit.training.output import check_output
 from families import DEIT
 from memory import BATCH, Memory, shallow, small
 from pictures import write_image
@@ -249,6 +250,11 @@ def test_another_number_of_processes_is_said(
     with caplog.at_level(logging.WARNING):
         fit(shallow(), Memory(), small(), tmp_path, resume=True)
     assert "written by 8 process(es), now there are 1" in caplog.text
+
+
+def test_a_folder_whose_name_is_not_utf_8() -> None:
+    with pytest.raises(InputError, match=r"run\\udcff"):
+        check_output(Path("run\udcff"))
 
 
 def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:

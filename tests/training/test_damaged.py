@@ -98,6 +98,21 @@ def test_a_damaged_file_is_known_or_its_state_is_the_same(
     check()
 
 
+@pytest.mark.parametrize("sealed", [True, False], ids=["digest", "as 0.1.0 wrote it"])
+def test_no_record_is_taken_for_a_folder(sealed: bool, whole: State, tmp_path: Path) -> None:
+    """One bit in the zip's directory, and torch reads zeros in the record's place."""
+    path = tmp_path / NEWEST
+    if sealed:
+        write_checkpoint(whole, path)
+    else:
+        torch.save(whole, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 38] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(DamagedError):
+        load_checkpoint(path)
+
+
 def drop(*names: Any) -> Callable[[State], None]:
     """Remove an entry."""
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dynamicvit import InputError
 from dynamicvit.data import ImageData, Loader, ReaderError
 from dynamicvit.evaluation.accuracy import evaluate
 from dynamicvit.training import fit
@@ -54,6 +55,10 @@ def starved() -> None:
     raise MemoryError
 
 
+def no_shared_memory() -> None:
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left")
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
@@ -66,7 +71,7 @@ def loader(images: Path, transform: Transform, workers: int = 2) -> Loader:
     return Loader(ImageData(images, transform=transform), BATCH, num_workers=workers)
 
 
-@pytest.mark.parametrize("how", [killed, crashed, starved])
+@pytest.mark.parametrize("how", [killed, crashed, starved, no_shared_memory])
 def test_training_is_saved_and_goes_on_to_the_same_bits(
     how: Callable[[], None], images: Path, tmp_path: Path
 ) -> None:
@@ -116,6 +121,17 @@ def test_a_death_waits_for_the_next_batch(images: Path) -> None:
         list(batches)
     after = signal.getsignal(signal.SIGCHLD)
     assert after == before or getattr(after, "__module__", "").startswith("torch"), "not held back"
+
+
+def test_a_folder_in_which_no_socket_fits(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every batch would be lost, and waited for without end."""
+    folder = tmp_path / ("x" * 100)
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    with pytest.raises(InputError, match=f"TMPDIR {folder} is longer"):
+        list(loader(images, pixels))
+    assert len(list(loader(images, pixels, 0))) == 6
 
 
 def test_a_bug_in_a_transform_keeps_its_traceback(images: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dynamicvit.data.identity import images_digest
 from dynamicvit.data.images import ImageData, Sample, Unreadable
@@ -241,6 +241,8 @@ def _collate(samples: Sequence[Sample | Unreadable]) -> tuple[Batch, list[Unread
     failures = [sample for sample in samples if isinstance(sample, Unreadable)]
     good = [sample for sample in samples if isinstance(sample, Sample)]
     images = torch.stack([each.image for each in good]) if good else torch.empty(0, 3, 0, 0)
+    if get_worker_info() is not None:  # here a lack of memory is an error; in torch's thread a hang
+        images.share_memory_()
     labels = torch.tensor([each.label for each in good], dtype=torch.int64)
     skipped, paths = (tuple(each.path for each in some) for some in (failures, good))
     reasons = tuple(each.reason for each in failures)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from tempfile import gettempdir
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
@@ -19,6 +21,10 @@ T = TypeVar("T")
 #: How torch says that a process died, or that there was no memory to share what it had read.
 _DEATH = re.compile(r"DataLoader worker \(pid|shared memory|/torch_|No space left")
 
+#: Bytes of a folder in which multiprocessing makes sockets: their paths have 108, of which
+#: ``/pymp-????????/listener-????????`` takes 32, and a zero one.
+_LONGEST = 75
+
 
 class ReaderError(InputError):
     """A process that reads images was killed, has crashed, or could not be started."""
@@ -29,10 +35,17 @@ def batches_of(loader: DataLoader[T]) -> Iterator[T]:
 
     Raises:
         ReaderError: instead of what torch raises, in one line.
+        InputError: if the folder of temporary files has too long a name for sockets.
     """
     if not loader.num_workers:
         yield from loader
         return
+    folder = gettempdir()
+    if len(os.fsencode(folder)) > _LONGEST:  # then every batch is lost, and waited for without end
+        raise InputError(
+            f"TMPDIR {folder} is longer than the {_LONGEST} bytes that sockets allow: set a "
+            "shorter one, or --workers 0"
+        )
     with _signals.held_back():
         with _readable(), _signals:
             batches = iter(loader)

@@ -45,6 +45,10 @@ def check_output(folder: Path, resume: bool = False) -> bool:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give a folder")
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:  # TensorBoard and safetensors write there
+        raise InputError(f"{str(folder)!a} is no name in UTF-8: give a folder of another") from None
     refuse_owned(folder)
     if holds_run(folder) or holds_run(folder / DENSE_FOLDER):
         _check_files(folder, (REPORT_NAME, CURVES_NAME))
