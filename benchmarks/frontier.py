@@ -24,6 +24,7 @@ from typing import Any
 
 from safetensors.torch import save_model
 
+from dynamicvit.backbones import backbone_for
 from dynamicvit.checkpoints.dense import load_dense
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.costs import count_macs
@@ -82,6 +83,7 @@ def main() -> None:
     if not dense_weights.exists():
         dense = load_dense(options.model, options.checkpoint)
         save_model(dense, str(dense_weights))
+    options.num_classes = backbone_for(load_dense(options.model, dense_weights)).num_classes
     students = [Student(mode, ratio) for ratio in options.keep_ratios for mode in options.modes]
     evaluate_dense(options)
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -106,6 +108,7 @@ def make(student: Student, options: argparse.Namespace) -> None:
         command = ["train", options.labeled, "--model", options.model, "-o", folder]
         command += ["--checkpoint", options.output / "dense.safetensors"]
         command += ["--recipe", options.recipe, "--precision", options.precision]
+        command += ["--num-classes", options.num_classes]  # the images' are not fitted
         command += [word for setting in settings for word in ("--set", setting)]
         command += [word for source in options.unlabeled for word in ("--unlabeled", source)]
         if weight and options.class_map:

@@ -66,7 +66,9 @@ def test_what_is_left_of_the_scenes(script: Any, monkeypatch) -> None:
     monkeypatch.setattr(
         learned.experiment, "fine_tune", lambda model, *_: trained.append(type(model.predictors[0]))
     )
-    size = learned.experiment.Size(train_scenes=64, score_scenes=4, bench_seconds=0.1)
+    size = learned.experiment.Size(
+        train_scenes=64, score_scenes=4, bench_seconds=0.1, random_ratios=(0.7,)
+    )
     rows = learned.scene_rows(size, seed=0)
     assert trained[1] is ClassAttention
     assert [row["method"] for row in rows] == [

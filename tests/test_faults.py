@@ -44,6 +44,7 @@ CASES = {
     "kept": Case(("eval", "photos.tar", *MODEL), "--save-kept", "r.npz"),
     "stream": Case(("stream", "clip.mp4", *MODEL), "--json", "r.json"),
     "backbones": Case(("backbones",), "--output", "page.md"),
+    "info": Case(("info", "model"), "--json", "r.json"),
     "onnx": Case(("export", *MODEL), "--output", "m.onnx"),
     "openvino": Case(("export", *MODEL), "--output", "m.xml"),
     "torch": Case(("export", *MODEL, "--checkpoint", "w.pth"), "--output", "m.pt2"),

@@ -210,7 +210,9 @@ class HFBackbone(Backbone):
         old, like = self.classifier, next(self.module.parameters())
         fresh = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         if num_classes:  # as transformers does it: a bias of zero shows that nobody trained it
-            nn.init.normal_(fresh.weight, std=self.module.config.initializer_range)
+            nn.init.normal_(
+                fresh.weight, std=getattr(self.module.config, "initializer_range", 0.02)
+            )
             nn.init.zeros_(fresh.bias)
         self.module.classifier = fresh.to(like.device, like.dtype).train(old.training)
         self.module.config.num_labels = self.module.num_labels = num_classes

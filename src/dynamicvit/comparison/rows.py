@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from statistics import mean, stdev
 from types import MappingProxyType
 from typing import get_args
@@ -322,7 +322,9 @@ def write_csv(lines: Sequence[Line]) -> str:
                 values[f"{measure}_batch_{size}"] = timing and getattr(timing, measure)
         table.append(values)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]) if table else [], lineterminator="\n")
+    columns = [each.name for each in fields(Line) if each.name != "timings"]
+    columns += [f"{measure}_batch_{size}" for size in sizes for measure in measures]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for values in table:
         writer.writerow({name: _rounded(value) for name, value in values.items()})

@@ -126,7 +126,8 @@ class HubMixin(
         readers = file.stat().st_mode  # safetensors would let only the owner read it
         config = _config_of(self)
         said = {key: config[key] for key in ("method", "schedule")}
-        about = {"format": "pt", "written_by": WRITER, DESCRIPTION: json.dumps(said)}
+        # One entry: safetensors puts several in any order, and equal models are equal files.
+        about = {DESCRIPTION: json.dumps({"written_by": WRITER, **said})}
         save_file(tensors, file, metadata=about)
         file.chmod(readers)
 

@@ -110,6 +110,7 @@ def network_file(
     stored = "int8" if precision == "int8" else "fp32"
     file = folder / kind.name / f"{name}-{stored}{kind.suffix}"
     if not file.exists():
+        file.parent.mkdir(exist_ok=True)
         unchecked = {"least_agreement": 0.0} if precision == "int8" and calibrate is None else {}
         export(
             network,
