@@ -156,7 +156,7 @@ def test_unreadable_images_are_left_out_and_named(
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2, "each is logged once, not in every epoch"
     assert "9.jpg: image file is truncated" in lines[0]
-    assert "20.png: cannot identify image file" in lines[1]
+    assert "20.png: not an image" in lines[1]
     if not archived:
         assert first.skipped == tuple(map(str, bad))
 

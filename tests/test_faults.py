@@ -108,6 +108,20 @@ def test_an_output_is_no_input(
             os.unlink(other)
 
 
+@pytest.mark.parametrize("name", ["eval", "info"])
+def test_what_a_model_is_read_from_is_an_input(
+    name: str, place: Path, command: Callable[..., int], one_line: Callable[[], str]
+) -> None:
+    """Though this library wrote it."""
+    config = Path("model", "config.json")
+    before = config.read_text()
+    config.write_text('{"written_by": "dynamicvit 0.2.0"}')
+    words = [word for word in CASES[name].words if word not in ("--checkpoint", "w.pth")]
+    assert command(*words, "--json", config) == 2
+    assert f"{config} is part of an input" in one_line()
+    config.write_text(before)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_others_stays(
     place: Path, name: str, command: Callable[..., int], one_line

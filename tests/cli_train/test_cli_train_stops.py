@@ -283,3 +283,12 @@ def test_a_usage_error_is_one_line(main: Main, one_line: Line) -> None:
         line = one_line()
         assert said in line
         assert "many" not in words or "'many'" in line  # the value is named
+
+
+def test_an_output_among_the_images(saved: Path, flat: Path, main: Main, one_line: Line) -> None:
+    """It would be an image folder of the next run."""
+    before = files_in(flat)
+    for output in (flat, flat / "run"):
+        assert main("train", flat, "-m", saved, "-o", output, *TINY) == 2
+        assert f"{output} is among the images of {flat}" in one_line()
+    assert files_in(flat) == before

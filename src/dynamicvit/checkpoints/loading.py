@@ -119,6 +119,8 @@ def load(
         network = timm.create_model(
             timm_name(name), num_classes=classes_of(weights), pretrained_cfg_overlay=crop
         )
+    if isinstance(network, DynamicViT) and not network.schedule.stages and method is not None:
+        network = network.backbone  # a dense model that was saved as one of ours
     if isinstance(network, DynamicViT):
         model = network
         _check_trained_for(name, model, method, stages)

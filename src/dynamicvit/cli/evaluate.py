@@ -23,7 +23,7 @@ from dynamicvit.cli.console import (
     say_left_out,
     write_json,
 )
-from dynamicvit.cli.inference import load_for_inference, refuse_with_dense
+from dynamicvit.cli.inference import load_for_inference, refuse_with_dense, say_if_untrained
 from dynamicvit.cli.options import (
     COST,
     IMAGES,
@@ -50,6 +50,10 @@ from dynamicvit.cli.options import (
     parse_image_size,
     use_threads,
 )
+from dynamicvit.core.classifier import PrunedClassifier
+from dynamicvit.core.method import Combination
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import core_of
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.data import ImageData, class_map_for
 from dynamicvit.errors import InputError
@@ -148,6 +152,8 @@ def eval_command(
     )
     if model.num_classes < 1:
         raise InputError(f"{model_name} has no classifier to evaluate")
+    if processes.is_main and not dense:
+        say_if_untrained(model_name, model)
     if dense_checkpoint is None:
         other = compare_dense and dense_self(model)
     else:
@@ -204,7 +210,8 @@ def eval_command(
         "processes": processes.count,
         "torch": torch.__version__,
     }
-    _print(console, settings, None if dense else model.schedule, result)
+    schedule = None if dense else model.schedule
+    _print(console, settings, schedule, result, combines=_combines(model))
     say_left_out(console, images.left_out)
     if processes.is_main:
         rate = {"images_per_second": result.images_per_second}
@@ -214,16 +221,23 @@ def eval_command(
     processes.close()
 
 
+def _combines(model: PrunedClassifier) -> bool:
+    core = core_of(model)
+    return isinstance(core, DynamicViT) and issubclass(core.method, Combination)
+
+
 def _print(
     console: Console,
     settings: dict[str, Any],
     schedule: Schedule | None,
     result: EvaluationResult,
+    combines: bool,
 ) -> None:
     kept = "dense"
     if schedule is not None and schedule.stages:
         ratios = ", ".join(f"{ratio:.3g}" for ratio in schedule.keep_ratios)
-        kept = f"keeps {ratios} of the patches, the others {schedule.fate}"
+        fate = "are part of them" if combines else schedule.fate
+        kept = f"keeps {ratios} of the patches, the others {fate}"
     say(console, f"{settings['model']}, {kept}, {settings['precision']}")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()

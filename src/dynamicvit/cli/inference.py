@@ -141,7 +141,7 @@ def say_if_untrained(name: str, model: PrunedClassifier) -> None:
     """Print a note on standard error if a model's prediction modules are untrained."""
     if isinstance(model, DynamicViT) and any(method.is_fresh for method in model.predictors):
         typer.echo(
-            f"note: the prediction modules of {name} are untrained, so they keep random patches; "
-            "give --checkpoint, or the folder of a trained model",
+            f"note: what chooses the patches of {name} is untrained, so they are chosen by chance: "
+            "train it (dynamicvit train), or use --method tome, which needs no training",
             err=True,
         )

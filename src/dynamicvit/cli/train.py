@@ -158,6 +158,10 @@ def train(
         raise InputError("Missing argument 'DATA'.")
     if output is None and not dry_run:
         raise InputError("Missing option '--output' / '-o'.")
+    folders = [Path(each) for each in (data, *(unlabeled or ())) if each and Path(each).is_dir()]
+    for folder in folders:
+        if output is not None and output.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"--output {output} is among the images of {folder}: choose another")
     said = {"keep_ratio": keep_ratio, "policy": policy, "method": method}
     said["image_size"] = parse_image_size(image_size)
     values = load_recipe(recipe, with_options(overrides, said))

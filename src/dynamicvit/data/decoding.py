@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dynamicvit.errors import InputError
 from dynamicvit.utils.inputs import read_bytes
@@ -141,4 +141,6 @@ def one_line(error: BaseException) -> str:
 
 def reason_of(error: BaseException) -> str:
     """Why a file failed, without its path: an OSError's reason, else the message."""
+    if isinstance(error, UnidentifiedImageError):  # its message has an address in memory
+        return "not an image"
     return getattr(error, "strerror", None) or one_line(error)

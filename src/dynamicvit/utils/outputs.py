@@ -98,13 +98,20 @@ def check_target(
         _check_replaced(path, named, start, ours)
 
 
+#: What a model's folder is read from.
+_OF_MODELS = ("config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml")
+
+
 def _check_replaced(path: Path, named: str, start: bytes, ours: bool) -> None:
     given, overwrite = _rules[-1].inputs, _rules[-1].overwrite
     if any(os.path.samefile(path, each) for each in given if each.exists()):
         raise InputError(f"{named} is an input of this command: give another file")
+    place = path.resolve()
+    of_input = any(each.is_dir() and place.parent == each.resolve() for each in given)
+    if of_input and place.name in _OF_MODELS and not ours:
+        raise InputError(f"{named} is part of an input of this command: give another file")
     if ours or (overwrite and not given) or is_ours(path, start):
         return
-    place = path.resolve()
     for each in given:
         if each.is_dir() and place.is_relative_to(each.resolve()):
             raise InputError(f"{named} is part of the input {each}: give another file")

@@ -83,7 +83,7 @@ class Tar(Files):
 
     def __init__(self, root: Path) -> None:
         if root.suffix != ".tar":
-            raise InputError(f"{root} is neither a folder nor a .tar of images")
+            raise InputError(f"{root} is no image, folder of images or .tar")
         try:
             with open_file(root) as file:
                 found = {name: entry for name, entry in _entries(file, root) if not is_hidden(name)}
