@@ -152,8 +152,6 @@ def eval_command(
     )
     if model.num_classes < 1:
         raise InputError(f"{model_name} has no classifier to evaluate")
-    if processes.is_main and not dense:
-        say_if_untrained(model_name, model)
     if dense_checkpoint is None:
         other = compare_dense and dense_self(model)
     else:
@@ -210,6 +208,8 @@ def eval_command(
         "processes": processes.count,
         "torch": torch.__version__,
     }
+    if processes.is_main and not dense:
+        say_if_untrained(model_name, model)
     schedule = None if dense else model.schedule
     _print(console, settings, schedule, result, combines=_combines(model))
     say_left_out(console, images.left_out)
