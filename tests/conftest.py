@@ -1,5 +1,6 @@
 """Small models: one thread is fastest for each, and ``make test`` runs as many tests as cores."""
 
+import ctypes
 import gc
 import os
 import sys
@@ -22,6 +23,24 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First what starts Python anew, from a process in which no runtime has threads yet."""
     items.sort(key=lambda item: item.path.name != "test_start.py")
+
+
+class _SignalStack(ctypes.Structure):
+    """The C library's ``stack_t``."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def pytest_runtest_setup() -> None:
+    """Signals are handled on the thread's own stack, as outside of pytest.
+
+    Its faulthandler gives the main thread another one. In a process in which runtimes have been at
+    work, the end of a child, of which torch's loaders want to hear, did not fit there: the process
+    was killed without a word.
+    """
+    if sys.platform == "linux":
+        disabled = _SignalStack(None, 2, 0)  # SS_DISABLE
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(disabled), None)
 
 
 def pytest_collection_finish() -> None:
