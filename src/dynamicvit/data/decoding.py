@@ -136,11 +136,11 @@ def _in_mode(image: Image.Image, mode: str | None) -> Image.Image:
 
 def one_line(error: BaseException) -> str:
     """An error's message without line breaks, or its type if it has none."""
+    if isinstance(error, UnidentifiedImageError):  # its message has an address in memory
+        return "not an image"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def reason_of(error: BaseException) -> str:
     """Why a file failed, without its path: an OSError's reason, else the message."""
-    if isinstance(error, UnidentifiedImageError):  # its message has an address in memory
-        return "not an image"
     return getattr(error, "strerror", None) or one_line(error)
