@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial, wraps
 from itertools import accumulate
-from typing import Any, TypeVar, cast, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,24 +21,12 @@ from dynamicvit.core.method import Draw, Masking
 from dynamicvit.core.outputs import DenseOutput, MaskedOutput, PrunedOutput
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
-from dynamicvit.layers.attention import as_module
+from dynamicvit.layers.attention import through_backbone
 from dynamicvit.layers.tokens import Tokens
-
-_Path = TypeVar("_Path", bound=Callable[..., Any])
 
 #: What a path does at a stage: called with the stage's number, the tokens that come and how many
 #: should go on; gives those that go on, in parts where images keep different numbers.
 AtStage = Callable[[int, Tokens, int], Iterable[Tokens]]
-
-
-def through_backbone(path: _Path) -> _Path:
-    """Make the path of a network run as its backbone's own forward: with hooks around it."""
-
-    @wraps(path)
-    def run(self: Any, images: Any, *args: Any, **kwargs: Any) -> Any:
-        return as_module(self.backbone, partial(path, self), images, *args, **kwargs)
-
-    return cast(_Path, run)
 
 
 class Paths:
@@ -280,8 +267,6 @@ class Paths:
     def _depth(self) -> int:
         return len(self.bound.blocks)
 
-    # ---------------------------------------------------------------- checks
-
     def _embed(self, images: Tensor) -> Tokens:
         """All tokens of a batch that was checked."""
         channels = self.bound.in_chans
@@ -303,9 +288,8 @@ class Paths:
 def _zeroed(tokens: Tokens) -> Tokens:
     """The tokens with zeros for the dropped ones, which attention then sees."""
     decision = tokens.over_all(tokens.decision)
-    if decision is None:
-        return tokens
-    return replace(tokens, x=tokens.x * decision[..., None].to(tokens.x.dtype), decision=None)
+    x = tokens.x if decision is None else tokens.x * decision[..., None].to(tokens.x.dtype)
+    return replace(tokens, x=x, decision=None)
 
 
 def _in_order(parts: list[Tokens], values: list[Tensor]) -> Tensor:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from dynamicvit.core.method import Combination
-from dynamicvit.core.paths import through_backbone
 from dynamicvit.errors import InputError
+from dynamicvit.layers.attention import through_backbone
 from dynamicvit.layers.tokens import Tokens
 
 if TYPE_CHECKING:

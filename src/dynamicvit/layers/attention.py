@@ -9,8 +9,9 @@ Attention under a decision is in :mod:`dynamicvit.layers.masked_attention`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from dynamicvit.layers.onednn import OneDNNLinear
 from dynamicvit.layers.tokens import Heads
 
 T = TypeVar("T")
+_Path = TypeVar("_Path", bound=Callable[..., Any])
 
 
 def softmax_attention(
@@ -232,6 +234,16 @@ def as_module(module: nn.Module, work: Callable[..., T], *args: Any, **kwargs: A
     finally:
         del held[slot]
         held.update(before)
+
+
+def through_backbone(path: _Path) -> _Path:
+    """Make the path of a network run as its backbone's own forward: with hooks around it."""
+
+    @wraps(path)
+    def run(self: Any, images: Any, *args: Any, **kwargs: Any) -> Any:
+        return as_module(self.backbone, partial(path, self), images, *args, **kwargs)
+
+    return cast(_Path, run)
 
 
 class _Instead:
