@@ -7,12 +7,13 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 import dynamicvit
+from dynamicvit.core.schedule import Policy
 from families import DEIT
 
 ROOT = Path(dynamicvit.__file__).parent
@@ -105,8 +106,9 @@ def test_files_are_short_and_the_front_is_small() -> None:
     assert len(loop.read_text(encoding="utf-8").splitlines()) <= 300, "the way of an image"
 
 
-def test_an_image_passes_through_eight_files() -> None:
-    model, images, files = DEIT.sparse(), DEIT.images(), set()
+@pytest.mark.parametrize("policy", get_args(Policy))
+def test_an_image_passes_through_eight_files(policy: Policy) -> None:
+    model, images, files = DEIT.sparse(policy=policy), DEIT.images(), set()
     model(images)  # the first time it looks whether anybody trained it
 
     def note(frame: FrameType, event: str, _: Any) -> None:

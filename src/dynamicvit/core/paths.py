@@ -22,7 +22,7 @@ from dynamicvit.core.outputs import DenseOutput, MaskedOutput, PrunedOutput
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.layers.attention import through_backbone
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.layers.tokens import Tokens, kept_count
 
 #: What a path does at a stage: called with the stage's number, the tokens that come and how many
 #: should go on; gives those that go on, in parts where images keep different numbers.
@@ -205,14 +205,14 @@ class Paths:
     ) -> list[Tokens]:
         """The tokens after the stages and blocks before ``stop``; ``note`` sees each block's."""
         parts = [tokens]
-        counts = self._schedule.kept(tokens.grid_size)
-        for stage, (block, count) in enumerate(zip(self._schedule.stages, counts, strict=True)):
+        schedule = zip(self._schedule.stages, self._schedule.keep_ratios, strict=True)
+        for stage, (block, ratio) in enumerate(schedule):
             if block > stop:
                 break
             looks_back = self.predictors[stage].looks_back
             parts = self._run(parts, block, looks_back, zeroed, note)
-            came = [part.remembered() for part in parts]
-            parts = [left for part in came for left in at_stage(stage, part, count)]
+            count = kept_count(tokens.grid_size, ratio)
+            parts = [left for part in parts for left in at_stage(stage, part.remembered(), count)]
         return self._run(parts, stop, False, zeroed, note)
 
     def _run(

@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Literal, get_args
 
 from dynamicvit.errors import InputError
+from dynamicvit.layers.tokens import kept_count
 
 Policy = Literal["removed", "merged"]
 """What becomes of dropped tokens.
@@ -107,9 +108,8 @@ class Schedule:
         return sum((end - start) * ratio for start, end, ratio in spans) / depth
 
     def kept(self, num_patches: int) -> tuple[int, ...]:
-        """How many of ``num_patches`` are left after each stage: floor(N · ratio), at least one."""
-        # 0.7 ** 2 * 100 is 48.99999...: the small term gives the 49 that was meant.
-        return tuple(max(1, math.floor(num_patches * r + 1e-9)) for r in self.keep_ratios)
+        """How many of ``num_patches`` are left after each stage."""
+        return tuple(kept_count(num_patches, ratio) for ratio in self.keep_ratios)
 
 
 def geometric(keep_ratio: float, num_stages: int) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import prod
+from math import floor, prod
 from typing import NamedTuple
 
 import torch
@@ -285,6 +285,12 @@ class Tokens:
         if self.decision is not None and (self.decision > 0.5).all():
             return replace(self, decision=None)
         return self
+
+
+def kept_count(num_patches: int, keep_ratio: float) -> int:
+    """How many of N patches a keep ratio leaves: floor(N · ratio), at least one."""
+    # 0.7 ** 2 * 100 is 48.99999...: the small term gives the 49 that was meant.
+    return max(1, floor(num_patches * keep_ratio + 1e-9))
 
 
 def top_k(keep_scores: Tensor, k: int) -> Tensor:
