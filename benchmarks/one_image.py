@@ -187,7 +187,7 @@ def _time(
             f"{1e3 * before.spread.median:.2f}",
             f"{1e3 * after.spread.median:.2f}",
             f"{ratio.median:.2f} [{ratio.low:.2f}–{ratio.high:.2f}]",
-            f"{shares[place]:.0%}",
+            f"{100 * shares[place]:.0f} %",
         )
 
 

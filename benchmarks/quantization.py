@@ -155,7 +155,7 @@ def _accuracies(
             assert top1 is not None  # the images have labels
             found[name] = top1
             kept.write_text(json.dumps(found, indent=1))
-            print(f"{name}: top-1 {found[name]:.2%}", flush=True)
+            print(f"{name}: top-1 {100 * found[name]:.2f} %", flush=True)
     return found
 
 

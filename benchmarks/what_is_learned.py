@@ -63,7 +63,7 @@ def draw_positions(shares: list[Tensor], images: int) -> Figure:
     cells = figure.subplots(1, len(shares), squeeze=False)[0]
     for stage, (axes, share) in enumerate(zip(cells, shares, strict=True), 1):
         shown = axes.imshow(share.numpy(), vmin=0, vmax=1, cmap=style.SCORES)
-        axes.set_title(f"stage {stage}: {share.mean():.0%} kept", fontsize=style.TITLE)
+        axes.set_title(f"stage {stage}: {100 * share.mean():.0f} % kept", fontsize=style.TITLE)
         axes.set(xticks=[], yticks=[])
     figure.colorbar(shown, ax=list(cells), label=f"share of {images} images")
     return figure

@@ -24,7 +24,7 @@ from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
     "demo": ("demo:demo", "Find the digit: drop most of a cluttered scene and still read it."),
-    "train": ("train:train", "Fine-tune a model with its own dense self as teacher, or another."),
+    "train": ("train:train", "Fine-tune a model with the dense model as its teacher, or another."),
     "eval": ("evaluate:eval_command", "Top-1, top-5 and agreement with the dense backbone."),
     "predict": ("predict:predict_command", "Classes and kept shares of images, as a table."),
     "bench": ("bench:bench_command", "Time a model dense and pruned, in turn."),
@@ -73,11 +73,16 @@ class StoppedError(Exception):
         self.code = 128 + signum
 
 
-def plain_switches(parameters: list[Any]) -> list[Any]:
-    """The parameters, whose switches show no type in ``--help``: they take no value."""
+def without_types(parameters: list[Any]) -> list[Any]:
+    """The parameters, of which ``--help`` shows no type that says nothing.
+
+    A switch takes no value, and an argument's name says what it is.
+    """
     for parameter in parameters:
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
+        elif parameter.param_type_name == "argument":
+            parameter.display_type_rich = lambda ctx: None  # newer typer's
     return parameters
 
 
@@ -110,7 +115,7 @@ class _Commands(TyperGroup):
 
     def get_params(self, ctx: Any) -> Any:
         """The options of the program itself."""
-        return plain_switches(super().get_params(ctx))
+        return without_types(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; Ctrl-C, which typer would swallow, becomes an error."""

@@ -98,7 +98,9 @@ ROWS = [
 ]
 
 
-REPORT = BenchReport(tuple(ROWS), Schedule((1,), (0.5,)), (160, 160), 2, "cpu", "a CPU", {})
+REPORT = BenchReport(
+    tuple(ROWS), Schedule((1,), (0.5,)), "dynamicvit", (160, 160), 2, "cpu", "a CPU", {}
+)
 
 
 def test_what_a_line_says(capsys):
@@ -108,8 +110,8 @@ def test_what_a_line_says(capsys):
     # Lines as wide as they are, though the terminal is not.
     assert reference == ["4", "eager", "fp32", "dense", "400", "–", "–", "10"]
     assert " ".join(dense) == "4 eager bf16 dense 200 – – 20 2.00 [2.00–2.00]"
-    assert " ".join(pruned[:-3]) == "4 eager bf16 pruned 100 – – 40 4.00 [4.00–4.00]"
-    assert pruned[-3:] == ["2.00", "[2.00–2.00]", "50%"]
+    assert " ".join(pruned[:-4]) == "4 eager bf16 pruned 100 – – 40 4.00 [4.00–4.00]"
+    assert pruned[-4:] == ["2.00", "[2.00–2.00]", "50", "%"]
     assert "unclear" not in printed
     assert "\n3 rounds" in printed
 
@@ -119,7 +121,7 @@ def test_a_ratio_within_its_spread_is_called_unclear(capsys):
     printed = capsys.readouterr().out
     _, dense, pruned = cells(printed)
     assert dense[4:7] == ["50", "60", "60"]
-    assert pruned[8:] == ["8.00", "[8.00–8.00]", "1.00", "[0.80–1.20]", "unclear", "50%"]
+    assert pruned[8:] == ["8.00", "[8.00–8.00]", "1.00", "[0.80–1.20]", "unclear", "50", "%"]
     assert printed.endswith("\n100 rounds\n")
 
 
@@ -197,12 +199,16 @@ def test_image_size(model):
     assert numbers["image_size"] == [64, 96]
 
 
+def test_a_method_that_merges_is_not_said_to_remove():
+    assert "the others merge into kept ones" in run("--method", "tome").stdout
+
+
 def test_a_saved_model(tmp_path):
     model = load("test_vit", keep_ratio=0.4, pretrained=False)
     model.policy = "merged"
     model.save_pretrained(tmp_path / "model")
     result = run("--model", str(tmp_path / "model"), "--json", str(tmp_path / "bench.json"))
-    assert model.schedule.fate in result.stdout
+    assert "the others merge into the most alike kept ones" in result.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"model", "bench.json"}
     numbers = json.loads((tmp_path / "bench.json").read_text())
     assert (numbers["weights"], numbers["policy"]) == ("given", "merged")

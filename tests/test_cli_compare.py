@@ -130,7 +130,7 @@ def test_interrupted_it_goes_on(run: Main, tmp_path: Path, capsys, monkeypatch) 
         patched.setattr(library.Experiment, "row", stop)
         assert run("--methods", "random", "--no-timing") == 130
     said = capsys.readouterr().err
-    assert "the same command goes on" in said
+    assert "the same command resumes" in said
     assert len(list((tmp_path / "out" / "rows").iterdir())) == 2
     assert run("--methods", "random", "--no-timing") == 0
     assert len(table(tmp_path)) == 3

@@ -91,7 +91,7 @@ def test_visualize_runs_a_file(
     with torch.no_grad():
         logits = model(eval_transform(model)(Image.open(image))[None])[0]
     [best] = top_classes(logits, [f"class {index}" for index in range(model.num_classes)], k=1)
-    assert f"{best.probability:.1%}  {best.name}" in said
+    assert f"{100 * best.probability:.1f} %  {best.name}" in said
     assert "dense:" not in said
 
 

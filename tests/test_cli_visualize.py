@@ -85,9 +85,9 @@ def test_a_picture_and_the_classes_by_name(
     lines = result.output.splitlines()
     assert lines[0] == f"{photos / 'dog.jpg'} -> {out / 'dog_dynamicvit.png'}"
     # floor of 16 x 0.7, 0.49, 0.343
-    assert lines[1] == "  kept 11, 7, 5 of 16 patches (69%, 44%, 31%), the rest merged"
-    assert lines[2] == "  100.0%  class 3"
-    assert lines[7:] == ["  dense: class 5 (100.0%)"]
+    assert lines[1] == "  kept 11, 7, 5 of 16 patches (69, 44, 31 %), the rest merged"
+    assert lines[2] == "  100.0 %  class 3"
+    assert lines[7:] == ["  dense: class 5 (100.0 %)"]
     model.backbone.reset_classifier(0)
     monkeypatch.undo()
     monkeypatch.setattr(inference, "load", lambda *_, **__: model)

@@ -285,7 +285,7 @@ def test_commands_agree_on_every_kind_of_file(
     some = [kinds / "ant" / name for name in ("16.tif", "side.png", "alpha.webp")]
     assert command("visualize", *some, "-m", saved, *whole, "-o", tmp_path / "seen") == 0
     shown = capsys.readouterr().out
-    assert shown.count(f"{float(by_hand['ant'].max()):6.1%}") >= 3
+    assert shown.count(f"{100 * float(by_hand['ant'].max()):5.1f} %") >= 3
     assert len(list((tmp_path / "seen").iterdir())) == 3
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +26,8 @@ from dynamicvit import (
 )
 from dynamicvit.checkpoints.loading import set_drop_path, set_image_size
 from dynamicvit.core.schedule import Policy
+from dynamicvit.costs import DENSE
+from dynamicvit.utils import connection
 from families import BY_NAME, NUM_CLASSES
 from released_state import WIDTH, deit_shapes, filled, lvvit_shapes, released_state
 
@@ -41,6 +46,7 @@ def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
         return create(name, **{**small, **kwargs})
 
     monkeypatch.setattr(timm, "create_model", create_small)
+    monkeypatch.setattr("dynamicvit.utils.connection._answers", lambda url: True)
 
 
 def dense(num_classes: int = 5) -> nn.Module:
@@ -298,6 +304,60 @@ def test_a_name_on_the_hub_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyP
         with pytest.raises(InputError, match=r"someone/a-model.*\(no network\)"):
             load(name)
     assert requested == ["someone/a-model"] * 2
+
+
+def test_a_hub_that_cannot_be_reached_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    monkeypatch.undo()
+    monkeypatch.setattr(connection, "getproxies", dict)
+    monkeypatch.setattr(connection.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    for asked in (lambda: load("nosuch/name"), lambda: load(NAME)):
+        began = time.monotonic()
+        with pytest.raises(InputError, match=f"127.0.0.1:{port} can't be reached"):
+            asked()
+        assert time.monotonic() - began < 10  # the Hub's client tries for longer than 20 s
+    assert not connection.constants.HF_HUB_OFFLINE, "as it was"
+
+
+def test_a_server_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(connection, "getproxies", dict)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setattr(connection.constants, "ENDPOINT", url)
+        with connection.hub_if_reachable() as problem:
+            assert problem is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("deit_tiny_patch16_244", "deit_tiny_patch16_224"), ("deit-s-07", "deit-s-0.7")],
+)
+def test_a_mistyped_name_is_answered_with_the_nearest(typed: str, meant: str) -> None:
+    with pytest.raises(InputError, match=f"did you mean {meant}\\?"):
+        load(typed)
+
+
+def test_an_unfinished_run_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "dense").mkdir()
+    for part, total in ((tmp_path / "dense", 30), (tmp_path, 1200)):
+        (part / "checkpoint.pt").touch()
+        steps = ({"step": step, "steps": total} for step in range(6))
+        (part / "log.jsonl").write_text("".join(f"{json.dumps(step)}\n" for step in steps))
+        with pytest.raises(InputError, match=f"unfinished run.* step 6 of {total:,}") as error:
+            load(tmp_path)
+        assert f"-o {tmp_path}" in str(error.value)
+        assert ("dense model" in str(error.value)) == (part != tmp_path)
+
+
+def test_a_run_gives_the_dense_model_it_was_made_from(tmp_path: Path) -> None:
+    original = dense()
+    DynamicViT(original, DENSE, []).save_pretrained(tmp_path / "run" / "dense")
+    sparsify(dense(), keep_ratio=0.5, stages=[1, 3]).save_pretrained(tmp_path / "run")
+    images = torch.randn(2, 3, 32, 32)
+    for folder in (tmp_path / "run", tmp_path / "run" / "dense"):
+        torch.testing.assert_close(load_dense(NAME, folder)(images), original(images))
 
 
 def test_a_download_that_fails_says_what_else_works() -> None:

@@ -171,6 +171,9 @@ def test_info(tmp_path: Path, command: Main, capsys: pytest.CaptureFixture[str])
     assert "eel, cat, dog" in said.err
     assert command("info", "deit_tiny_patch16_224") == 0
     said = capsys.readouterr().out
-    assert "1000: tench" in said
+    assert "1,000: tench, goldfish" in said
     assert "1.25" in said  # GMACs as published
     assert command("info", tmp_path / "nothing") == 2
+    assert command("info", "--model", tmp_path, "--checkpoint", tmp_path / "model.safetensors") == 0
+    assert "eel, cat, dog" in capsys.readouterr().out
+    assert command("info", tmp_path, "--model", tmp_path) == 2

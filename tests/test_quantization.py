@@ -387,7 +387,7 @@ def test_a_file_that_agrees_too_little_is_not_written(
 ) -> None:
     file = tmp_path / "model.fake"
     file.write_text("old")
-    with pytest.raises(ExportMismatchError, match=r"0\.0% .* 85%"):
+    with pytest.raises(ExportMismatchError, match=r"0\.0 % .* 85 %"):
         export(model, file, precision="int8", calibrate=str(pictures))
     assert file.read_text() == "old"
     assert fake.written == [prediction_layers(layers.values())]

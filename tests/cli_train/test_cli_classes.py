@@ -125,7 +125,7 @@ def test_an_interrupted_run_goes_on_in_its_part(
     with monkeypatch.context() as patch:
         patch.setattr(dense if part == "dense" else run, "fit", stops)
         assert main(*words, "-o", tmp_path / "out") == 130
-    assert "the same command goes on" in one_line()
+    assert "the same command resumes" in one_line()
     assert (tmp_path / "out" / "checkpoint.pt").exists() == (part == "sparse")
     assert main(*words, "-o", tmp_path / "out", "--resume") == 0
     for folder in ("", "dense"):

@@ -96,13 +96,13 @@ def test_an_interrupted_run_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(run, "fit", fit)
         assert main(*arguments, "-o", out) == 128 + signal.SIGTERM
-    assert one_line() == (f"interrupted; {out} is saved, the same command goes on")
+    assert one_line() == (f"interrupted; {out} is saved, the same command resumes")
     unfinished = ["checkpoint.best.pt", "checkpoint.pt", "log.jsonl", "recipe.yaml", "tensorboard"]
     assert files_in(out) == unfinished
     assert main(*arguments, "-o", out, "--set", "seed=1", "--set", "losses.token=1") == 2
     assert "another run: losses.token 4.0 -> 1.0, seed 0 -> 1; take" in one_line()
     assert main(*arguments, "-o", out) == 0
-    assert f"going on with the run in {out}" in capsys.readouterr().out
+    assert f"resuming the run in {out}" in capsys.readouterr().out
     finished = WRITTEN
     assert files_in(out) == finished
     before = (out / "model.safetensors").read_bytes()
@@ -193,7 +193,7 @@ def test_ctrl_c_in_a_terminal(saved: Path, flat: Path, tmp_path: Path) -> None:
         process.kill()
     assert process.exitcode == 128 + signal.SIGINT, said.read_text()
     assert said.read_text() == (
-        f"dynamicvit: interrupted; {out} is saved, the same command goes on\n"
+        f"dynamicvit: interrupted; {out} is saved, the same command resumes\n"
     )
     assert (out / "checkpoint.pt").exists()
 

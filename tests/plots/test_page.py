@@ -73,7 +73,7 @@ def test_figure_shows_each_stage_of_each_image(images: Tensor, output: PrunedOut
         assert ["kept" in end for end in ends] == [False, True]
 
     # floor(24 x 0.7), floor(24 x 0.49), floor(24 x 0.343) of 24
-    assert {"24 patches", "67% kept", "46% kept", "33% kept"} <= set(texts(drawn))
+    assert {"24 patches", "67 % kept", "46 % kept", "33 % kept"} <= set(texts(drawn))
 
 
 def test_merged_patches_differ_from_kept_and_removed_ones(
@@ -87,7 +87,7 @@ def test_merged_patches_differ_from_kept_and_removed_ones(
     assert all(merges(merged, stage) for stage in range(3))
     plain, drawn = draw(images, merged), draw(images, merged, show_merged=True)
     for each in (plain, drawn):
-        assert "33% kept, rest merged" in texts(each)
+        assert "33 % kept, rest merged" in texts(each)
     for row, image in enumerate(images):
         for stage, kept in enumerate(merged.kept):
             expected = dim(image, kept[row], (4, 6)).permute(1, 2, 0).numpy()
@@ -100,7 +100,7 @@ def test_merged_patches_differ_from_kept_and_removed_ones(
             torch.testing.assert_close(shown, torch.where(whole, image, (alike + 1) / 2))
     apart = replace(merged, groups=tuple(torch.full_like(g, -1) for g in merged.groups))
     removed = draw(images, apart, show_merged=True)
-    assert "33% kept" in texts(removed)
+    assert "33 % kept" in texts(removed)
     unknown = draw(images, replace(merged, groups=()), show_merged=True)
     for one, other in zip(pictures(removed), pictures(unknown), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -133,12 +133,12 @@ def test_captions_name_the_classes(images: Tensor, output: PrunedOutput) -> None
     given = PrunedOutput(logits, output.kept, output.keep_scores, output.grid)
     captions = texts(draw(images, given, names=NAMES, dense_logits=dense, labels=[0, 0]))[:2]
     assert captions == [
-        "DynamicViT: tench (60%) ✓     dense: $5 bill (70%) ✗     label: tench",
-        "DynamicViT: $5 bill (70%) ✗     dense: tench (60%) ✓     label: tench",
+        "DynamicViT: tench (60 %) ✓     dense: $5 bill (70 %) ✗     label: tench",
+        "DynamicViT: $5 bill (70 %) ✗     dense: tench (60 %) ✓     label: tench",
     ]
     assert texts(draw(images, given, names=NAMES))[:2] == [
-        "DynamicViT: tench (60%)",
-        "DynamicViT: $5 bill (70%)",
+        "DynamicViT: tench (60 %)",
+        "DynamicViT: $5 bill (70 %)",
     ]
 
 
@@ -149,7 +149,7 @@ def test_given_decisions_have_no_map(model: DynamicViT, images: Tensor, tmp_path
         given = model.forward_pruned(images, decisions)
     drawn = draw(images, given)
     assert len(drawn.axes) == 2 * 4
-    assert "25% kept" in texts(drawn)  # 12 and 0 of 24
+    assert "25 % kept" in texts(drawn)  # 12 and 0 of 24
     save(drawn, tmp_path / "given.png")
 
 

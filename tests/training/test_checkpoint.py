@@ -146,7 +146,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_whole(tmp_path: Path
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(error.value) == (
         f"{folder / NEWEST} can't be written (File too large); the last checkpoint is whole: "
-        "make room, then the same command goes on"
+        "make room, then the same command resumes"
     )
     assert steps_of(folder) | {BEST: 0} == {NEWEST: 3, PREVIOUS: 2, BEST: 0}
     assert not list(folder.glob(".dynamicvit-*"))

@@ -81,7 +81,7 @@ def test_training_is_saved_and_goes_on_to_the_same_bits(
     with pytest.raises(ReaderError) as error:
         fit(model, loader(images, deadly(3 * BATCH, how)), small(), folder)
     assert "a process that reads images died (" in str(error.value)
-    assert f"{folder} is saved, the same command goes on" in str(error.value)
+    assert f"{folder} is saved, the same command resumes" in str(error.value)
     assert "\n" not in str(error.value)
     assert 1 <= load_checkpoint(folder / NEWEST)["counters"]["step"] <= 3
     model = shallow()
@@ -98,7 +98,7 @@ def test_before_the_first_step_nothing_is_saved(images: Path, tmp_path: Path) ->
 
 def test_while_held_out_images_are_read(images: Path, tmp_path: Path) -> None:
     held_out = HeldOut(loader(images, deadly(5, killed)), shallow())
-    with pytest.raises(ReaderError, match="is saved, the same command goes on"):
+    with pytest.raises(ReaderError, match="is saved, the same command resumes"):
         fit(shallow(), loader(images, pixels, 0), small(), tmp_path, held_out=held_out)
     assert load_checkpoint(tmp_path / NEWEST)["counters"]["step"] == 6
 

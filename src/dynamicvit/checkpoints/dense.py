@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import timm
-from huggingface_hub.constants import CONFIG_NAME
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
@@ -19,11 +20,13 @@ from dynamicvit.checkpoints.released import (
     released_name,
     rename_released,
 )
+from dynamicvit.checkpoints.runs import DENSE_FOLDER
 from dynamicvit.checkpoints.timm_names import PREFIX
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork, core_of
 from dynamicvit.errors import InputError
 from dynamicvit.sparsification import sparsify
+from dynamicvit.utils.connection import hub_if_reachable
 from dynamicvit.utils.inputs import read_text
 from dynamicvit.utils.optional import need
 from dynamicvit.utils.weights import Weights, first_line, load_exactly, open_weights
@@ -48,7 +51,8 @@ def load_dense(
 
     Args:
         name: timm's; or a folder of a classifier that transformers saved.
-        checkpoint: a file of weights for a timm name, instead of timm's pretrained ones.
+        checkpoint: a file of weights for a timm name, instead of timm's pretrained ones; or the
+            folder of a dense model, or of a run that fitted one first.
         num_classes: if a timm name's weights have another number, the classifier is fresh.
         pretrained: whether a timm name without a checkpoint gets timm's pretrained weights,
             downloaded if need be; otherwise they are random.
@@ -75,8 +79,14 @@ def load_dense(
             f"{name} is not a folder of a transformers model; give timm's name of the network, and "
             f"a file of its weights as its checkpoint"
         )
-    weights = None if checkpoint is None else open_weights(checkpoint)
+    weights = None if checkpoint is None else open_weights(_dense_file(Path(checkpoint)))
     return timm_network(timm_name(name), weights, num_classes, pretrained).eval()
+
+
+def _dense_file(path: Path) -> Path:
+    """A file, or of a folder the weights in it: of a run, those of the dense model fitted first."""
+    files = (path / DENSE_FOLDER / SAFETENSORS_SINGLE_FILE, path / SAFETENSORS_SINGLE_FILE)
+    return next((file for file in files if file.is_file()), path)
 
 
 # ---------------------------------------------------------------- names
@@ -112,9 +122,12 @@ def timm_name(name: str) -> str:
     dense = name.removeprefix(PREFIX)
     architecture, _, tag = dense.partition(".")
     if not is_model(architecture):
+        near = get_close_matches(architecture, [*timm.list_models(), *RELEASES], n=1)
         raise InputError(
-            f"no model {name!r}: neither timm (timm.list_models()) nor the authors have one of "
-            f"this name; the authors' are {', '.join(RELEASES)}"
+            f"no model {name!r}: "
+            + (f"did you mean {near[0]}? " if near else "")
+            + "timm.list_models() has timm's names; the authors' checkpoints are "
+            + ", ".join(RELEASES)
         )
     tagged = timm.list_models(f"{architecture}.*", pretrained=True)
     if tag and dense not in tagged:
@@ -152,16 +165,17 @@ def timm_network(
     name: str, weights: Weights | None, num_classes: int | None, pretrained: bool, hint: str = ""
 ) -> nn.Module:
     """The dense network with the file's tensors, timm's weights, or random ones."""
+    if weights is None and not pretrained:
+        return timm.create_model(name, num_classes=num_classes)
     if weights is None:
-        try:
-            return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
-        except Exception as error:
-            if not pretrained:
-                raise
-            raise InputError(
-                f"no pretrained weights of {name} ({first_line(error)}); give a file of them as "
-                f"its checkpoint (--checkpoint FILE){hint}"
-            ) from error
+        with hub_if_reachable() as problem:
+            try:
+                return timm.create_model(name, pretrained=True, num_classes=num_classes)
+            except Exception as error:
+                raise InputError(
+                    f"no pretrained weights of {name} ({problem or first_line(error)}); give a "
+                    f"file of them as its checkpoint (--checkpoint FILE){hint}"
+                ) from error
     if is_sparse(weights):
         raise InputError(f"{weights.source}: holds prediction modules; give dense weights")
     classifiers = getattr(get_pretrained_cfg(name), "classifier", None) or _CLASSIFIERS

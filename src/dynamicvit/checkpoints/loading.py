@@ -33,6 +33,7 @@ from dynamicvit.checkpoints.released import (
     read_metadata,
     recognize,
 )
+from dynamicvit.checkpoints.runs import refuse_unfinished
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import backbone_of, core_of
 from dynamicvit.core.schedule import Policy
@@ -110,6 +111,7 @@ def load(
     elif is_transformers(path):
         network = saved_classifier(path)
     elif _is_saved(path) or _on_hub(name):
+        refuse_unfinished(path)
         network = DynamicViT.from_pretrained(name.removeprefix(_HUB_PREFIX))
     elif weights is None or not is_sparse(weights):
         hint = "; or random ones with pretrained=False (--no-pretrained)"

@@ -27,7 +27,7 @@ from dynamicvit.cli.options import (
     JsonFile,
     KeepRatio,
     Method,
-    Model,
+    ModelOrFile,
     Policy,
     Released,
     Threads,
@@ -43,22 +43,29 @@ _PLOTS = (".png", ".pdf", ".svg")
 
 
 def bench_command(
-    model_name: Model = None,
+    model_name: ModelOrFile = None,
     released: Released = None,
     keep_ratio: KeepRatio = None,
     policy: Policy = None,
     method: Method = None,
     macs: Annotated[
         str | None,
-        typer.Option(help="In place of a keep ratio: a limit such as 3.0G or 60% (of dense)."),
+        typer.Option(
+            metavar="BUDGET",
+            help="In place of a keep ratio: a limit such as 3.0G or 60% (of dense).",
+        ),
     ] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(RUNTIMES)}; may be repeated; by default eager."),
+        typer.Option(
+            metavar="NAME", help=f"{', '.join(RUNTIMES)}; may be repeated; by default eager."
+        ),
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(PRECISIONS)}; may be repeated; by default fp32, bf16."),
+        typer.Option(
+            metavar="NAME", help=f"{', '.join(PRECISIONS)}; may be repeated; by default fp32, bf16."
+        ),
     ] = None,
     batch_size: Annotated[
         list[int] | None,
@@ -79,11 +86,11 @@ def bench_command(
     image_size: ImageSizeOption = None,
     seconds: Annotated[
         float,
-        typer.Option(help="To measure each row, at least 5 rounds.", rich_help_panel=COST),
+        typer.Option(help="Seconds to measure each row; at least 5 rounds.", rich_help_panel=COST),
     ] = 10.0,
     samples: Annotated[
         int | None,
-        typer.Option(help="Rounds, in place of --seconds; a p99 needs 100.", rich_help_panel=COST),
+        typer.Option(help="Rounds, in place of --seconds; p99 needs 100.", rich_help_panel=COST),
     ] = None,
     threads: Threads = None,
     memory: Annotated[
@@ -97,6 +104,7 @@ def bench_command(
     calibrate: Annotated[
         str | None,
         typer.Option(
+            metavar="DATA",
             help="Images to calibrate int8 on; without them it is for speed only.",
             rich_help_panel=COST,
         ),

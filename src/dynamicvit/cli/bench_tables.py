@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dynamicvit.cli.console import say
+from dynamicvit.core.registry import fate
 from dynamicvit.evaluation.bench import (
     PERCENTILES,
     REFERENCE,
@@ -32,7 +33,8 @@ def print_heading(console: Console, report: BenchReport, name: str, weights: str
         ratios = ", ".join(f"{ratio:.3g}" for ratio in schedule.keep_ratios)
         blocks = ", ".join(map(str, schedule.stages))
         line += (
-            f", keeps {ratios} of the patches from blocks {blocks} on, the others {schedule.fate}"
+            f", keeps {ratios} of the patches from blocks {blocks} on, "
+            f"the others {fate(report.method, schedule.policy)}"
         )
     say(console, line)
     if report.against is not None:
@@ -107,7 +109,7 @@ def print_times(console: Console, rows: Sequence[BenchRow]) -> None:
     if any(line.speedup for line in lines):
         columns["speed-up\n[quartiles]"] = lambda line: _ratio(line.speedup)
     if any(line.realized for line in lines):
-        columns["of MACs\nratio"] = lambda line: f"{line.realized:.0%}" if line.realized else ""
+        columns["of MACs\nratio"] = _of_macs
     table = Table(box=None, pad_edge=False)
     for name in columns:
         words = name in ("runtime", "type", "") or "quartiles" in name
@@ -166,6 +168,10 @@ def _print_whole(console: Console, table: Table) -> None:
 def _milliseconds(percent: int, line: _Line) -> str:
     seconds = line.times.percentile(percent)
     return "–" if seconds is None else f"{seconds * 1e3:.4g}"
+
+
+def _of_macs(line: _Line) -> str:
+    return f"{100 * line.realized:.0f} %" if line.realized else ""
 
 
 def _ratio(spread: Spread | None) -> str:

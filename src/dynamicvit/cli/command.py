@@ -6,7 +6,9 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Annotated, Any
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import typer
 from typer.core import TyperCommand
@@ -14,7 +16,7 @@ from typer.core import TyperCommand
 from dynamicvit.errors import InputError
 from dynamicvit.utils.outputs import rules
 from dynamicvit.utils.plugins import import_plugin, load_plugins
-from dynamicvit_command import plain_switches
+from dynamicvit_command import without_types
 
 _MORE = "Extensions and errors"
 _IMPORT = Annotated[
@@ -33,6 +35,9 @@ _DEBUG = Annotated[
     bool, typer.Option("--debug", help="Print the traceback of an error.", rich_help_panel=_MORE)
 ]
 
+#: Types as ``--help`` calls them.
+_TYPES: dict[Any, str] = {int: "NUMBER", float: "NUMBER", Path: "PATH"}
+
 #: Options that name what is written; all others may name what is read.
 _WRITTEN = {"--output", "--json", "--plot", "--save-kept"}
 
@@ -45,7 +50,7 @@ class Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> Any:
         """All options and arguments."""
-        return plain_switches(super().get_params(ctx))
+        return without_types(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command under the rules for its outputs."""
@@ -102,6 +107,8 @@ def with_common_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     signature = inspect.signature(function, eval_str=True)
     parameters = dict(signature.parameters)
+    for parameter in parameters.values():
+        _name_type(parameter.annotation)
     for name, default, option in (
         ("overwrite", False, _OVERWRITE),
         ("imports", None, _IMPORT),
@@ -113,3 +120,11 @@ def with_common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     command.__signature__ = signature.replace(parameters=list(parameters.values()))
     command.__annotations__ = {name: each.annotation for name, each in parameters.items()}
     return command
+
+
+def _name_type(annotation: Any) -> None:
+    """Let ``--help`` show a plain word for the type of an option that names none."""
+    kind, about = get_args(annotation)
+    for each in (kind, *get_args(kind), *chain(*map(get_args, get_args(kind)))):
+        if about.metavar is None and each in _TYPES:
+            about.metavar = _TYPES[each]

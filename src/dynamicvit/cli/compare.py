@@ -43,27 +43,35 @@ _TRAINING, _TIMING = "Training", "Timing"
 def compare(
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Images to fine-tune on, named as DATA elsewhere."),
+        typer.Option(
+            "--data", metavar="DATA", help="Images to fine-tune on, named as DATA elsewhere."
+        ),
     ] = None,
     validation: Annotated[
         str | None,
-        typer.Option(help="Images to evaluate on; by default a tenth of --data, kept aside."),
+        typer.Option(
+            metavar="DATA", help="Images to evaluate on; by default a tenth of --data, held out."
+        ),
     ] = None,
     model_name: Model = None,
     macs: Annotated[
         list[str] | None,
-        typer.Option(help="Budgets: 0.64 of dense, 64%, or 0.8G; may be repeated; else 0.64."),
+        typer.Option(
+            metavar="BUDGET",
+            help="Budget: 0.64 (of dense), 64% or 0.8G; may be repeated; by default 0.64.",
+        ),
     ] = None,
     methods: Annotated[
         str,
         typer.Option(
-            help="Names with commas, also with -merged or -removed behind them; 'all', "
-            "'ablations', or both."
+            metavar="NAMES",
+            help="Names separated by commas, each also with -merged or -removed; 'all', "
+            "'ablations', or both.",
         ),
     ] = "all",
     trained: Annotated[
         list[str] | None,
-        typer.Option(help="A trained model to compare as it is; may be repeated."),
+        typer.Option(metavar="NAME", help="A trained model to compare as it is; may be repeated."),
     ] = None,
     output: Output = Path("comparison"),
     no_train: Annotated[
@@ -84,7 +92,9 @@ def compare(
     ] = False,
     seconds: Annotated[
         float,
-        typer.Option(help="Time for each throughput, at least 5 pairs.", rich_help_panel=_TIMING),
+        typer.Option(
+            help="Seconds to measure each throughput; at least 5 pairs.", rich_help_panel=_TIMING
+        ),
     ] = 10.0,
     checkpoint: Checkpoint = None,
     no_pretrained: NoPretrained = False,
@@ -100,7 +110,7 @@ def compare(
 
     Every method comes as near to the budget as it can, is fine-tuned by the same recipe on as many
     images, and is timed in turn with the dense network. The folder keeps every row, so the same
-    command goes on, and another one (more budgets, methods, seeds) adds to the same table.
+    command resumes, and another one (more budgets, methods, seeds) adds to the same table.
 
     Example: dynamicvit compare --model deit_tiny_patch16_224 --data photos --macs 0.5
     """
@@ -142,7 +152,7 @@ def compare(
                 tell=lambda line: say(console, line),
             )
     except KeyboardInterrupt as stop:
-        where = f"interrupted; what was done is in {output}, the same command goes on"
+        where = f"interrupted; what was done is in {output}, the same command resumes"
         raise StoppedError(where, getattr(stop, "signum", signal.SIGINT)) from None
     console.print(results_table(lines), highlight=False)
     if any(line.timings for line in lines):

@@ -21,7 +21,7 @@ def convert(
     output: Annotated[
         Path,
         typer.Option(
-            "--out", "--output", "-o", help="Folder to write; made if need be.", readable=False
+            "--out", "--output", "-o", help="Folder to write into; made if needed.", readable=False
         ),
     ],
     file: Annotated[

@@ -27,7 +27,7 @@ def demo(
     long: Annotated[
         bool, typer.Option("--long", help="Five times as many scenes, a few minutes more.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of scenes and training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and training.")] = 0,
     threads: Threads = None,
 ) -> None:
     """Find the digit: drop most patches of a cluttered scene and still read its digit.
@@ -47,7 +47,7 @@ def demo(
     torch.manual_seed(seed)
     table: list[Row] = [experiment.dense_row(size, seed)]
     console.print(
-        f"dense: {table[0].top1:.1%} of {size.score_scenes} fresh scenes, "
+        f"dense: {100 * table[0].top1:.1f} % of {size.score_scenes} fresh scenes, "
         f"{table[0].gmacs:.2f} GMACs an image"
     )
     for name in ("DynamicViT", "random"):
@@ -86,10 +86,10 @@ def _table(rows: list[Row], size: Size, seed: int) -> Table:
         table.add_row(
             row.name,
             "-" if row.keep_ratio is None else f"{row.keep_ratio}",
-            f"{row.top1:.1%}",
+            f"{100 * row.top1:.1f} %",
             f"{row.gmacs:.3f}",
             "1" if row.speedup is None else f"{row.speedup:.2f}x",
-            f"{row.digit_kept:.0%}",
-            f"{row.background_kept:.0%}",
+            f"{100 * row.digit_kept:.0f} %",
+            f"{100 * row.background_kept:.0f} %",
         )
     return table

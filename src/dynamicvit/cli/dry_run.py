@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import asdict
 from datetime import timedelta
 
 from rich.console import Console
 
 from dynamicvit.cli.console import say
+from dynamicvit.core.registry import fate
 from dynamicvit.costs import count_macs
+from dynamicvit.errors import UntrainedWarning
 from dynamicvit.training import Training
 from dynamicvit.training.memory import Memory, available_memory
 from dynamicvit.training.plan import Group, Plan
@@ -18,11 +21,13 @@ from dynamicvit.training.recipes import dump_recipe
 
 def describe_run(console: Console, training: Training) -> None:
     """Print the resolved recipe and what follows from it; nothing is written."""
-    plan = training.plan()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UntrainedWarning)  # said where the command begins
+        plan = training.plan()
     say(console, dump_recipe(training.recipe))
     for title, lines in (
         ("data", _data(training)),
-        ("schedule", _schedule(plan)),
+        ("schedule", _schedule(plan, training.model.method.name)),
         ("MACs", _macs(plan)),
         ("teacher", _teachers(training)),
         ("parameters", [*map(_group, plan.groups), f"{_count(plan.frozen)} never learn"]),
@@ -53,12 +58,13 @@ def _data(training: Training) -> list[str]:
     return lines or ["none given"]
 
 
-def _schedule(plan: Plan) -> list[str]:
+def _schedule(plan: Plan, method: str) -> list[str]:
     height, width = plan.image_size
     lines = [f"{plan.num_patches} patches of an image of {height}x{width}"]
     for stage, kept in zip(plan.schedule.stages, plan.kept, strict=True):
         lines.append(f"{kept} ({100 * kept / plan.num_patches:.1f} %) kept from block {stage} on")
-    return [*lines, f"the others {plan.schedule.fate}"] if plan.kept else lines
+    dropped = fate(method, plan.schedule.policy)
+    return [*lines, f"the others {dropped}"] if plan.kept else lines
 
 
 def _macs(plan: Plan) -> list[str]:
@@ -78,7 +84,7 @@ def _teachers(training: Training) -> list[str]:
             f"{height}x{width}, for distillation"
         )
     if recipe.taught_by_dense_self:
-        lines.append(f"its own dense self, for {', '.join(recipe.taught_by_dense_self)}")
+        lines.append(f"the dense model, for {', '.join(recipe.taught_by_dense_self)}")
     return lines or ["none is asked"]
 
 
@@ -90,17 +96,28 @@ def _group(group: Group) -> str:
 
 
 def _length(plan: Plan, training: Training) -> list[str]:
+    first = plan.dense and plan.dense.steps
+    if first:
+        return [
+            f"{first.total:,} steps that fit the dense model, in the first {first.frozen:,} its "
+            "classifier alone",
+            *_sparse_length(plan, training),
+        ]
+    return _sparse_length(plan, training)
+
+
+def _sparse_length(plan: Plan, training: Training) -> list[str]:
     recipe, loader, steps = training.recipe, training.loader, plan.steps
     size = f"{recipe.batch_size} images"
     if steps is None:
         return [f"{recipe.epochs} epochs in steps of {size}; how many, the data will say"]
     lines = [f"{steps.total:,} steps of {size}"]
     if loader is not None:
-        lines[0] += f", {steps.total / len(loader):.4g} epochs of {len(loader):,}"
+        lines[0] += f", {steps.total / len(loader):.4g} epochs of {len(loader):,} steps"
         if left_out := len(loader.data) - loader.num_images:
             lines.append(
-                f"an epoch leaves out {left_out:,} of the {len(loader.data):,} images, others each "
-                "time: they fill no step"
+                f"an epoch leaves out {left_out:,} of the {len(loader.data):,} images, too few for "
+                "a step; others each time"
             )
     if steps.warmup:
         lines.append(f"warm-up in the first {steps.warmup:,}")
@@ -110,19 +127,28 @@ def _length(plan: Plan, training: Training) -> list[str]:
 
 
 def _time(plan: Plan) -> list[str]:
-    pace = plan.pace
+    pace, dense = plan.pace, plan.dense
     assert pace is not None
     timed = f"timed in {pace.steps} of {pace.images} images"
     lines = [f"{pace.step_seconds:.2f} s a step, {timed}"]
+    if dense is not None and dense.pace is not None:
+        lines[0] = f"{dense.pace.step_seconds:.2f} s a step of the dense model, then {lines[0]}"
     if plan.steps is not None:
-        whole = timedelta(seconds=round(plan.steps.total * pace.seconds))
+        whole = timedelta(seconds=round(_seconds(plan) + (_seconds(dense) if dense else 0.0)))
         lines[0] = f"about {whole}, without evaluation: {lines[0]}"
     if pace.read_seconds is not None and pace.read_seconds > pace.step_seconds:
         lines.append(f"reading takes longer, {pace.read_seconds:.2f} s a step: more --workers")
     return lines
 
 
+def _seconds(plan: Plan) -> float:
+    """Of all steps of a plan."""
+    return plan.steps.total * plan.pace.seconds if plan.steps and plan.pace else 0.0
+
+
 def _memory(plan: Plan, training: Training) -> list[str]:
+    if plan.dense is not None:  # the larger one, as one comes after the other
+        plan = max(plan, plan.dense, key=lambda part: part.memory.total if part.memory else 0)
     memory, device, precision = plan.memory, training.processes.device, training.precision
     assert memory is not None
     kind = "fp32" if precision is None else str(precision).removeprefix("torch.")

@@ -36,7 +36,7 @@ from dynamicvit.cli.options import (
     JsonFile,
     KeepRatio,
     Method,
-    Model,
+    ModelOrFile,
     NoPretrained,
     Policy,
     Precision,
@@ -50,16 +50,15 @@ from dynamicvit.cli.options import (
     parse_image_size,
     use_threads,
 )
-from dynamicvit.core.classifier import PrunedClassifier
-from dynamicvit.core.method import Combination
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import core_of
+from dynamicvit.core.registry import fate
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.data import ImageData, class_map_for
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import EvaluationResult, dense_self, evaluate
 from dynamicvit.evaluation.kept import SUFFIXES as KEPT_SUFFIXES
 from dynamicvit.evaluation.tables import check_suffix
+from dynamicvit.runtimes import ExportedModel
 from dynamicvit.utils.distributed import launched_precision, launched_processes
 from dynamicvit.utils.precision import autocast_dtype, precision_name
 
@@ -69,7 +68,7 @@ _LISTED = 10
 
 def eval_command(
     data: Data,
-    model_name: Model = None,
+    model_name: ModelOrFile = None,
     released: Released = None,
     checkpoint: Checkpoint = None,
     keep_ratio: KeepRatio = None,
@@ -113,9 +112,9 @@ def eval_command(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Evaluate MODEL on the images of DATA: top-1, top-5, agreement with its dense self.
+    """Evaluate MODEL on the images of DATA: top-1, top-5, agreement with the dense model.
 
-    Each readable image is counted once; unreadable ones are listed. Several processes, started by
+    Each readable image counts once; unreadable ones are listed. Several processes, started by
     torch.distributed.run or accelerate launch, share the images of each batch.
 
     Example: dynamicvit eval validation --model runs/mine --compare-dense
@@ -194,11 +193,13 @@ def eval_command(
     settings: dict[str, Any] = {
         "model": model_name,
         "checkpoint": checkpoint and str(checkpoint),
+        "dense": str(dense_checkpoint or "the same weights, every patch kept") if other else None,
         "dense_checkpoint": dense_checkpoint and str(dense_checkpoint),
         "data": str(data),
         "class_map": origin,
         "stages": () if dense else model.schedule.stages,
         "keep_ratios": () if dense else model.schedule.keep_ratios,
+        "method": None if dense else _method(model),
         "policy": None if dense else model.schedule.policy,
         "image_size": size,
         "crop_pct": crop_pct or resolve_model_data_config(model)["crop_pct"],
@@ -211,7 +212,7 @@ def eval_command(
     if processes.is_main and not dense:
         say_if_untrained(model_name, model)
     schedule = None if dense else model.schedule
-    _print(console, settings, schedule, result, combines=_combines(model))
+    _print(console, settings, schedule, result)
     say_left_out(console, images.left_out)
     if processes.is_main:
         rate = {"images_per_second": result.images_per_second}
@@ -221,9 +222,8 @@ def eval_command(
     processes.close()
 
 
-def _combines(model: PrunedClassifier) -> bool:
-    core = core_of(model)
-    return isinstance(core, DynamicViT) and issubclass(core.method, Combination)
+def _method(model: DynamicViT | ExportedModel) -> str | None:
+    return model.method.name if isinstance(model, DynamicViT) else model.description.method
 
 
 def _print(
@@ -231,14 +231,15 @@ def _print(
     settings: dict[str, Any],
     schedule: Schedule | None,
     result: EvaluationResult,
-    combines: bool,
 ) -> None:
     kept = "dense"
     if schedule is not None and schedule.stages:
         ratios = ", ".join(f"{ratio:.3g}" for ratio in schedule.keep_ratios)
-        fate = "are part of them" if combines else schedule.fate
-        kept = f"keeps {ratios} of the patches, the others {fate}"
+        dropped = fate(settings["method"], schedule.policy)
+        kept = f"keeps {ratios} of the patches, the others {dropped}"
     say(console, f"{settings['model']}, {kept}, {settings['precision']}")
+    if settings["dense"] is not None:
+        say(console, f"dense: {settings['dense']}")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")

@@ -19,12 +19,14 @@ from dynamicvit.cli.options import (
     KeepRatio,
     Method,
     Model,
+    ModelArgument,
     NoPretrained,
     Policy,
     Released,
     Tile,
     check_one_model,
     chosen_model,
+    one_name,
     parse_image_size,
 )
 from dynamicvit.data import read_class_names, set_class_names
@@ -50,9 +52,7 @@ def export(
             "--output", "-o", help="File to write: .onnx, .xml (OpenVINO) or .pt2.", readable=False
         ),
     ],
-    model_argument: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="The same as --model.")
-    ] = None,
+    model_argument: ModelArgument = None,
     model_name: Model = None,
     released: Released = None,
     keep_ratio: KeepRatio = None,
@@ -66,13 +66,14 @@ def export(
     ] = "fp32",
     calibrate: Annotated[
         str | None,
-        typer.Option(help="Images to calibrate int8 on, labeled or not."),
+        typer.Option(metavar="DATA", help="Images to calibrate int8 on, labeled or not."),
     ] = None,
     validation: Annotated[
         str | None,
         typer.Option(
+            metavar="DATA",
             help="Images to check the file on, labeled for int8; by default two photographs, or "
-            "other images of --calibrate."
+            "other images of --calibrate.",
         ),
     ] = None,
     checkpoint: Checkpoint = None,
@@ -86,6 +87,7 @@ def export(
         str | None,
         typer.Option(
             "--format",
+            metavar="NAME",
             help=f"{', '.join(FORMATS)}; by default that of the suffix.",
             rich_help_panel=_FILE,
         ),
@@ -129,9 +131,7 @@ def export(
     _check_int8(precision, calibrate, {"--max-drop": max_drop, "--class-map": class_map})
     check_file("--output", output)
     kind.check_output(output, "--output")
-    if model_argument is not None and model_name is not None:
-        raise InputError(f"{model_argument} and --model {model_name} both name a model: give one")
-    model_name = model_name if model_argument is None else model_argument
+    model_name = one_name(model_argument, model_name)
     check_one_model(model_name, released)
     if dense:
         refuse_with_dense(keep_ratio=keep_ratio, policy=policy, method=method, tile=tile)
@@ -208,11 +208,11 @@ def _lines(made: Exported) -> list[str]:
     lines = [
         f"int8, calibrated on {made.calibrated_on}",
         f"compared on {made.compared_on}, {found.images} images:",
-        f"  {found.answers:.1%} of the answers are PyTorch's",
+        f"  {100 * found.answers:.1f} % of the answers are PyTorch's",
     ]
     if found.kept:
         shares = " / ".join(f"{100 * share:.1f}" for share in found.kept)
         lines.append(f"  the same patches kept as in PyTorch: {shares} %")
     if found.top1 is not None and found.model_top1 is not None:
-        lines.append(f"  top-1 {found.top1:.2%}, in PyTorch {found.model_top1:.2%}")
+        lines.append(f"  top-1 {100 * found.top1:.2f} %, in PyTorch {100 * found.model_top1:.2f} %")
     return [*lines, f"layers in float: {made.in_words}"]

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from huggingface_hub.constants import CONFIG_NAME
 from rich.console import Console
 from timm.data import resolve_model_data_config
 
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.cli.console import check_json, say, write_json
-from dynamicvit.cli.options import JsonFile
+from dynamicvit.cli.inference import refuse_fixed
+from dynamicvit.cli.options import (
+    Checkpoint,
+    JsonFile,
+    ModelArgument,
+    ModelOrFile,
+    Released,
+    chosen_model,
+    one_name,
+)
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.registry import fate
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.core.teacher import has_fresh_classifier
 from dynamicvit.costs import DENSE, resolve_image_size, schedule_macs
-from dynamicvit.data.class_names import known_class_names
+from dynamicvit.data.class_names import known_class_names, short_name
 from dynamicvit.runtimes import ExportedModel, is_exported, load_exported
 
 #: Class names that are printed; all are in the JSON.
@@ -27,12 +36,10 @@ _LISTED = 10
 
 
 def info(
-    model_name: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="Folder, exported file, file of weights, or timm's name."
-        ),
-    ],
+    model_argument: ModelArgument = None,
+    model_name: ModelOrFile = None,
+    released: Released = None,
+    checkpoint: Checkpoint = None,
     json_file: JsonFile = None,
 ) -> None:
     """Say what MODEL is: backbone, classes, schedule, MACs, training, preprocessing.
@@ -40,13 +47,18 @@ def info(
     Example: dynamicvit info runs/flowers
     """
     check_json(json_file)
+    model_name = chosen_model(one_name(model_argument, model_name), released)
     path = Path(model_name)
     if path.is_file() and (path.parent / CONFIG_NAME).is_file():  # the config says what it is
         path = path.parent
     if is_exported(model_name):
+        refuse_fixed(model_name, {"--checkpoint": checkpoint})
         about = _of_file(load_exported(path))
     else:
-        about = _of_model(load(path if path.exists() else model_name, pretrained=False), path)
+        name = path if path.exists() else model_name
+        has_weights = path.exists() or checkpoint is not None
+        model = load(name, checkpoint=checkpoint, pretrained=False)
+        about = _of_model(model, path, has_weights)
     console = Console(stderr=json_file == "-")
     say(console, model_name)
     for title, line in _lines(about):
@@ -62,17 +74,17 @@ def _of_file(model: ExportedModel) -> dict[str, Any]:
         "made_by": f"dynamicvit {about.version} export, {about.precision}",
         **_classes(model),
         **_schedule(about.schedule, about.kept, about.grid),
+        "method": about.method if about.stages else None,
         **_input(model, about.input_size),
         "batch": about.batch or "any",
     }
 
 
-def _of_model(model: DynamicViT, path: Path) -> dict[str, Any]:
+def _of_model(model: DynamicViT, path: Path, has_weights: bool) -> dict[str, Any]:
     """What a model is, and what its folder tells of its training."""
     height, width = resolve_image_size(model)
     grid = model.bound.grid(height, width)
     patches = grid[0] * grid[1]
-    named = path.exists()  # of a name alone, no weights were loaded
     fresh = [method.is_fresh for method in model.predictors]
     config = getattr(model.backbone, "config", None)
     return {
@@ -90,7 +102,7 @@ def _of_model(model: DynamicViT, path: Path) -> dict[str, Any]:
                 ("prediction modules", any(fresh)),
                 ("classifier", has_fresh_classifier(model)),
             )
-            if is_fresh and named
+            if is_fresh and has_weights
         ],
         "training": _training(path),
         **_input(model, (model.in_chans, height, width)),
@@ -129,7 +141,7 @@ def _training(folder: Path) -> dict[str, Any] | None:
             "held_out_top1": (report.get("held_out") or {}).get("top1"),
             "dense_held_out_top1": (report.get("dense_held_out") or {}).get("top1"),
             "teacher": report["teacher"]["model"]
-            or ("its dense self" if report["keep_ratios"] else "labels"),
+            or ("the dense model" if report["keep_ratios"] else "labels"),
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -145,16 +157,16 @@ def _lines(about: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("written by", about["made_by"]))
     listed = "without names"
     if names is not None:
-        listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
-    lines.append(("classes", f"{about['num_classes']}: {listed}"))
+        more = ["..."] if len(names) > _LISTED else []
+        listed = ", ".join([*map(short_name, names[:_LISTED]), *more])
+    lines.append(("classes", f"{about['num_classes']:,}: {listed}"))
     if about["stages"]:
-        kept = "/".join(map(str, about["kept"]))
+        kept = ", ".join(map(str, about["kept"]))
         stages = ", ".join(map(str, about["stages"]))
-        ratios = "/".join(f"{ratio:.3g}" for ratio in about["keep_ratios"])
-        lines.append(
-            ("schedule", f"{kept} of {about['patches']} patches ({ratios}) from blocks {stages}")
-        )
-        lines.append(("policy", f"dropped tokens are {about['policy']}"))
+        ratios = ", ".join(f"{100 * ratio:.3g}" for ratio in about["keep_ratios"])
+        of = f"of {about['patches']} patches ({ratios} %)"
+        lines.append(("schedule", f"{kept} {of} from blocks {stages} on"))
+        lines.append(("policy", f"the others {fate(about['method'], about['policy'])}"))
     else:
         lines.append(("schedule", f"all {about['patches']} patches kept: no stages"))
     if about.get("method"):

@@ -20,36 +20,47 @@ from dynamicvit.errors import InputError
 WEIGHTS, IMAGES, COST = "Weights", "Images", "Speed and memory"
 
 _MODEL_FLAGS = ("--model", "-m")
-_MODEL = "timm's name, a saved folder, a released checkpoint, or user/name on the Hub."
+_MODEL = "timm's name, a saved folder, a released checkpoint, user/name on the Hub"
+_FILE = f"{_MODEL}, or an exported file"
 
 _SOURCE = typer.Argument(
+    metavar="DATA",
     help="Folder of class folders, a .tar of them, a flat folder; or wds/PLACE (WebDataset; a "
     "URL too), hfds/PLACE (Hugging Face; hfids/ file by file), torch/NAME/FOLDER (torchvision); "
-    "@SPLIT may follow."
+    "@SPLIT may follow.",
 )
 Data = Annotated[str, _SOURCE]
 DataIfAny = Annotated[str | None, _SOURCE]
 Unlabeled = Annotated[
     list[str] | None,
     typer.Option(
+        metavar="DATA",
         help="More images, named as DATA is, without labels; may be repeated.",
         rich_help_panel=IMAGES,
     ),
 ]
-Model = Annotated[str | None, typer.Option(*_MODEL_FLAGS, help=_MODEL)]
+Model = Annotated[str | None, typer.Option(*_MODEL_FLAGS, metavar="NAME", help=f"{_MODEL}.")]
+ModelOrFile = Annotated[str | None, typer.Option(*_MODEL_FLAGS, metavar="NAME", help=f"{_FILE}.")]
+ModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help="The same as --model.")]
 Models = Annotated[
     list[str] | None,
-    typer.Option(*_MODEL_FLAGS, help=f"{_MODEL[:-1]}, an exported file; may be repeated."),
+    typer.Option(
+        *_MODEL_FLAGS,
+        metavar="NAME",
+        help=f"{_FILE}; may be repeated.",
+    ),
 ]
 Released = Annotated[
     str | None,
     typer.Option(
+        metavar="NAME",
         help=f"Download the authors' checkpoint, once: {', '.join(RELEASES)}.",
         rich_help_panel=WEIGHTS,
     ),
 ]
 ModelOrRecipes = Annotated[
-    str | None, typer.Option(*_MODEL_FLAGS, help=f"{_MODEL[:-1]}; by default the recipe's.")
+    str | None,
+    typer.Option(*_MODEL_FLAGS, metavar="NAME", help=f"{_MODEL}; by default the recipe's."),
 ]
 Checkpoint = Annotated[
     Path | None,
@@ -66,18 +77,21 @@ NoPretrained = Annotated[
     ),
 ]
 KeepRatio = Annotated[
-    float | None, typer.Option(help="Keep ratio ρ; the stages keep ρ, ρ², ρ³, ...")
+    float | None, typer.Option(help="Share of patches to keep, ρ: the stages keep ρ, ρ², ρ³, ...")
 ]
 Policy = Annotated[
     Literal["merged", "removed"] | None,
     typer.Option(
-        help="What becomes of dropped tokens; by default what the model was trained for, or the "
-        "method's own: DynamicViT's merge."
+        help="What becomes of dropped tokens; by default what the model was trained for, for a "
+        "dense model what its method does: merged for dynamicvit."
     ),
 ]
 Method = Annotated[
     str | None,
-    typer.Option(help="How a dense model chooses tokens: dynamicvit (default), tome, evit, ..."),
+    typer.Option(
+        metavar="NAME",
+        help="How a dense model chooses tokens: dynamicvit (default), tome, evit, ...",
+    ),
 ]
 Tile = Annotated[
     int | None,
@@ -88,13 +102,14 @@ Tile = Annotated[
 ]
 Output = Annotated[
     Path,
-    typer.Option("--output", "-o", help="Folder to write into, created if needed.", readable=False),
+    typer.Option("--output", "-o", help="Folder to write into; made if needed.", readable=False),
 ]
 ClassMapOption = Annotated[
     str | None,
     typer.Option(
         "--class-map",
-        help="'imagenet', or a file with one class name a line.",
+        metavar="NAME",
+        help="Order of the model's classes: 'imagenet', or a file with one class name a line.",
         rich_help_panel=IMAGES,
     ),
 ]
@@ -110,6 +125,7 @@ ImageSizeOption = Annotated[
     str | None,
     typer.Option(
         "--image-size",
+        metavar="SIZE",
         help="Pixels, 384 or 224x320 (height x width); by default the model's.",
         rich_help_panel=IMAGES,
     ),
@@ -117,7 +133,8 @@ ImageSizeOption = Annotated[
 CropPct = Annotated[
     float | None,
     typer.Option(
-        help="Share of the short side that the center crop takes.", rich_help_panel=IMAGES
+        help="Share of the short side that the center crop takes; by default the model's.",
+        rich_help_panel=IMAGES,
     ),
 ]
 Precision = Annotated[
@@ -132,7 +149,8 @@ Threads = Annotated[
     typer.Option(help="CPU threads of torch; all cores by default.", rich_help_panel=COST),
 ]
 JsonFile = Annotated[
-    str | None, typer.Option("--json", metavar="FILE", help="Write the numbers; - prints them.")
+    str | None,
+    typer.Option("--json", metavar="PATH", help="Write the numbers as JSON; - prints them."),
 ]
 
 
@@ -147,6 +165,17 @@ def chosen_model(model: str | None, released: str | None) -> str:
     check_one_model(model, released)
     # The file: a file or folder of the user may have the release's name.
     return str(download(release_of(released).name)) if model is None else model
+
+
+def one_name(argument: str | None, option: str | None) -> str | None:
+    """The name of the argument MODEL, or that of ``--model``.
+
+    Raises:
+        InputError: if both are given.
+    """
+    if argument is not None and option is not None:
+        raise InputError(f"{argument} and --model {option} both name a model: give one")
+    return option if argument is None else argument
 
 
 def check_one_model(model: str | None, released: str | None) -> None:

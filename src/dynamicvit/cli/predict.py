@@ -24,7 +24,7 @@ from dynamicvit.cli.options import (
     ImageSizeOption,
     KeepRatio,
     Method,
-    Model,
+    ModelOrFile,
     NoPretrained,
     Policy,
     Precision,
@@ -59,7 +59,7 @@ def predict_command(
             "--output", "-o", help="Table to write: .csv, .jsonl or .parquet.", readable=False
         ),
     ],
-    model_name: Model = None,
+    model_name: ModelOrFile = None,
     released: Released = None,
     checkpoint: Checkpoint = None,
     keep_ratio: KeepRatio = None,

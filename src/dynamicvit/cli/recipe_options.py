@@ -15,6 +15,7 @@ RECIPE = "Recipe"
 RecipeOption = Annotated[
     str,
     typer.Option(
+        metavar="NAME",
         help=f"One of {', '.join(recipe_names())}; or a YAML file, which may change one of them: "
         "`base: small_data`.",
         rich_help_panel=RECIPE,

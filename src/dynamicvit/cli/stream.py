@@ -67,7 +67,9 @@ def stream_command(
     ] = None,
     target_latency: Annotated[
         str | None,
-        typer.Option(help="Latency to hold by changing the keep ratio, such as 20ms."),
+        typer.Option(
+            metavar="TIME", help="Latency to hold by changing the keep ratio, such as 20ms."
+        ),
     ] = None,
     keep_ratio: Annotated[
         list[float] | None,
@@ -80,12 +82,14 @@ def stream_command(
     method: Method = None,
     queue: Annotated[
         int,
-        typer.Option(help="Frames in the queue; full, it drops one.", rich_help_panel="Stream"),
+        typer.Option(
+            help="Frames that may wait; when it is full, one is dropped.", rich_help_panel="Stream"
+        ),
     ] = 2,
     top: Annotated[int, typer.Option(help="Classes in each answer.", rich_help_panel="Stream")] = 1,
     lines_file: Annotated[
         str | None,
-        typer.Option("--json", "-o", metavar="FILE", help="Write JSON lines; - prints them."),
+        typer.Option("--json", "-o", metavar="PATH", help="Write JSON lines; - prints them."),
     ] = None,
     precision: Precision = "fp32",
     threads: Threads = None,

@@ -70,9 +70,10 @@ class View:
         if now - self._shown < _REFRESH:
             return
         self._shown = now
+        best = answer.classes[0]
         state = (
             f"frame {answer.index}, {self._tally.recent_rate:.1f} a second, {dropped} dropped, "
-            f"{answer.level}: {answer.classes[0].name} ({answer.classes[0].probability:.0%})"
+            f"{answer.level}: {best.name} ({100 * best.probability:.0f} %)"
         )
         recent = {part: self._tally.recent(part) for part in _PARTS}
         if self._live is not None:
@@ -103,7 +104,10 @@ def print_summary(console: Console, source: str, summary: dict[str, Any]) -> Non
             for level in summary["levels"]
         )
         share = summary["within_target"]
-        say(console, f"{share:.1%} within the target; {levels}; {summary['changes']} changes")
+        say(
+            console,
+            f"{100 * share:.1f} % within the target; {levels}; {summary['changes']} changes",
+        )
 
 
 def _table(parts: dict[str, dict[str, float]], unit: float = 1.0) -> Table:

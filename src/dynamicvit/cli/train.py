@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import TaskID
 
+from dynamicvit.checkpoints.runs import DENSE_FOLDER, holds_run
 from dynamicvit.cli.console import (
     LineNowAndThen,
     StoppedError,
@@ -50,8 +51,8 @@ from dynamicvit.cli.recipe_options import Overrides, RecipeOption, with_options
 from dynamicvit.core.teacher import has_fresh_classifier
 from dynamicvit.errors import InputError, UntrainedWarning
 from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
-from dynamicvit.training.checkpoint import BEST, holds_run
-from dynamicvit.training.output import DENSE_FOLDER, check_output
+from dynamicvit.training.checkpoint import BEST
+from dynamicvit.training.output import check_output
 
 _RUN = "The run"
 
@@ -61,7 +62,7 @@ def train(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Folder to write into; made if need be.", readable=False
+            "--output", "-o", help="Folder to write into; made if needed.", readable=False
         ),
     ] = None,
     model_name: ModelOrRecipes = None,
@@ -74,7 +75,9 @@ def train(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="Distill the logits of another network, by timm's name; else of the dense MODEL."
+            metavar="NAME",
+            help="Distill the logits of another network, by timm's name; by default those of "
+            "the dense MODEL.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -111,7 +114,7 @@ def train(
     accumulate: Annotated[
         int,
         typer.Option(
-            help="Passes for a step: gradient accumulation.",
+            help="Passes in a step (gradient accumulation).",
             rich_help_panel=COST,
         ),
     ] = 1,
@@ -139,17 +142,18 @@ def train(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Go on with a run though the recipe differs.", rich_help_panel=_RUN
+            "--force", help="Resume a run although the recipe differs.", rich_help_panel=_RUN
         ),
     ] = False,
 ) -> None:
-    """Fine-tune MODEL with its own dense self as teacher, or with --teacher another network.
+    """Fine-tune MODEL with the dense model as its teacher, or with --teacher another network.
 
     If DATA has other classes than the weights, the dense model is fitted to them first, and then
-    teaches: `dynamicvit train FLOWERS --model deit_small_patch16_224 -o runs/flowers`.
+    teaches.
+
     Writes a folder that `eval`, `bench`, `visualize` and `from_pretrained` read, with the resolved
-    recipe, a log of every step, its curves (PNG, TensorBoard) and a report. The same command goes
-    on with an interrupted run. Several processes, started by torch.distributed.run or accelerate
+    recipe, a log of every step, its curves (PNG, TensorBoard) and a report. The same command
+    resumes an interrupted run. Several processes, started by torch.distributed.run or accelerate
     launch, share the batches of the recipe. With --dry-run DATA and --output may be left out.
 
     Example: dynamicvit train photos --model deit_small_patch16_224 -o runs/mine
@@ -202,14 +206,14 @@ def train(
     if not training.processes.is_main:  # its warnings are about the run, which is everyone's
         logging.getLogger("dynamicvit.training").setLevel(logging.ERROR)
     if goes_on:
-        say(console, f"going on with the run in {output}")
+        say(console, f"resuming the run in {output}")
     try:
         with warnings.catch_warnings(), _Bar(console, training.classes.are_fitted) as show:
             warnings.simplefilter("ignore", UntrainedWarning)  # said above
             report = training.run(output, resume=resume, force=force, on_step=show)
     except KeyboardInterrupt as stop:
         raise StoppedError(_how_to_go_on(output), getattr(stop, "signum", signal.SIGINT)) from None
-    _say_results(report, console)
+    _say_results(report, console, fitted=training.classes.are_fitted)
     for source in training.sources:
         say_left_out(console, source.left_out)
     say(console, f"saved {output}: dynamicvit eval DATA --model {output}")
@@ -226,14 +230,14 @@ def _say_what_is_used(training: Training, console: Console) -> None:
         say(
             console,
             f"the weights have other classes: first the dense model is fitted to these "
-            f"{training.classes.count}, then it teaches the sparse one (--num-classes N, the "
-            "number of the weights, takes the folders for images without labels)",
+            f"{training.classes.count}, then it teaches the sparse one (to keep the weights' "
+            "classes and use no labels, give their number as --num-classes)",
         )
     elif has_fresh_classifier(training.model):
         say(
             console,
-            f"note: nobody has trained the classifier of {training.classes.count} classes, so the "
-            "dense model's answers teach nothing; give trained weights, or labeled images",
+            f"note: the classifier of {training.classes.count} classes is untrained, so the dense "
+            "model's answers teach nothing; give trained weights, or labeled images",
         )
 
 
@@ -273,7 +277,7 @@ class _Bar:
 
 
 def _on_held_out(measure: str, share: float) -> str:
-    what = {"top1": "top-1", "agreement": "agreement with the dense network"}[measure]
+    what = {"top1": "top-1", "agreement": "agreement with the dense model"}[measure]
     return f"held-out {what} {100 * share:.2f} %"
 
 
@@ -286,16 +290,18 @@ def _left(progress: Progress) -> str:
 
 def _how_to_go_on(output: Path) -> str:
     if holds_run(output) or holds_run(output / DENSE_FOLDER):
-        return f"interrupted; {output} is saved, the same command goes on"
+        return f"interrupted; {output} is saved, the same command resumes"
     return "interrupted before there was anything to save; the same command starts anew"
 
 
-def _say_results(report: TrainingReport, console: Console) -> None:
+def _say_results(report: TrainingReport, console: Console, *, fitted: bool) -> None:
     say(
         console,
-        f"trained on {report.images} images in {report.seconds:.0f} s "
-        f"({report.images / report.seconds:.1f} images/s); kept in training "
-        + "/".join(f"{kept:.2f}" for kept in report.kept),
+        f"trained on {report.images:,} images ({report.steps:,} whole steps) in "
+        f"{timedelta(seconds=round(report.seconds))}, {report.images / report.seconds:.1f} "
+        f"images/s; patches kept in training: "
+        + " / ".join(f"{100 * kept:.1f}" for kept in report.kept)
+        + " %",
     )
     if report.skipped:
         say(console, f"left out {len(report.skipped)} unreadable images")
@@ -308,7 +314,8 @@ def _say_results(report: TrainingReport, console: Console) -> None:
     dense = report.dense_held_out
     if share is not None and dense is not None and dense.top1 is not None:
         both = f"dense {100 * dense.top1:.2f} %, sparse {100 * share:.2f} %"
-        say(console, f"held-out top-1: {both}, of {held_out.images} images")
+        what = "dense: the model that was fitted first" if fitted else "dense: as it was given"
+        say(console, f"held-out top-1: {both}, of {held_out.images} images ({what})")
     elif share is not None:
         say(console, f"{_on_held_out(best.measure, share)} of {held_out.images} images")
     if share is not None and best.value is not None and best.value > share:

@@ -22,7 +22,7 @@ from dynamicvit.cli.options import (
     ImageSizeOption,
     KeepRatio,
     Method,
-    Model,
+    ModelOrFile,
     NoPretrained,
     Output,
     Policy,
@@ -48,7 +48,7 @@ def visualize(
         list[Path],
         typer.Argument(metavar="IMAGE", help="Image files, or folders.", readable=False),
     ],
-    model_name: Model = None,
+    model_name: ModelOrFile = None,
     released: Released = None,
     checkpoint: Checkpoint = None,
     keep_ratio: KeepRatio = None,
@@ -122,10 +122,10 @@ def _print(found: Visualization) -> None:
     if not found.names:  # a backbone without a classifier
         return
     for guess in top_classes(found.output.logits[0], found.names):
-        typer.echo(f"  {guess.probability:6.1%}  {guess.name}")
+        typer.echo(f"  {100 * guess.probability:5.1f} %  {guess.name}")
     if found.dense_logits is not None:
         [dense] = top_classes(found.dense_logits[0], found.names, k=1)
-        typer.echo(f"  dense: {dense.name} ({dense.probability:.1%})")
+        typer.echo(f"  dense: {dense.name} ({100 * dense.probability:.1f} %)")
 
 
 def _kept(pruned: PrunedOutput) -> str:
@@ -133,8 +133,8 @@ def _kept(pruned: PrunedOutput) -> str:
     kept = [int(each.sum()) for each in pruned.kept]
     if not kept:
         return f"all {patches} patches kept: the model has no stages"
-    shares = ", ".join(f"{share / patches:.0%}" for share in kept)
-    line = f"kept {', '.join(map(str, kept))} of {patches} patches ({shares})"
+    shares = ", ".join(f"{100 * share / patches:.0f}" for share in kept)
+    line = f"kept {', '.join(map(str, kept))} of {patches} patches ({shares} %)"
     merged = any(merges(pruned, stage) for stage in range(len(kept)))
     return f"{line}, the rest merged" if merged else line
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset
 
 from dynamicvit._version import __version__
+from dynamicvit.checkpoints.runs import holds_run
 from dynamicvit.comparison.cache import (
     FORMAT,
     Cache,
@@ -32,7 +33,6 @@ from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import evaluate
 from dynamicvit.evaluation.bench import processor_name
 from dynamicvit.training import ExternalTeacher, Progress, Recipe, fit, load_recipe
-from dynamicvit.training.checkpoint import holds_run
 from dynamicvit.utils.precision import autocast_dtype
 
 

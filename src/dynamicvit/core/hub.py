@@ -22,6 +22,7 @@ from torch import nn
 from dynamicvit.core.registry import METHODS, method_named
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
+from dynamicvit.utils.connection import hub_if_reachable
 from dynamicvit.utils.files import atomic_folder
 from dynamicvit.utils.inputs import read_text
 from dynamicvit.utils.optional import need
@@ -232,16 +233,18 @@ def _fetch(model_id: str, filename: str, download: Mapping[str, Any]) -> Path:
         if not (folder / filename).is_file():
             raise InputError(f"{folder}: has no {filename}; give a folder made by save_pretrained")
         return folder / filename
-    try:
-        return Path(hf_hub_download(model_id, filename, **download))
-    except HFValidationError as error:
-        raise InputError(
-            f"{model_id}: no such folder, and not a name on the Hub (user/name)"
-        ) from error
-    except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"{model_id}: no such folder, and no {filename} on the Hub ({first_line(error)})"
-        ) from error
+    with hub_if_reachable() as problem:
+        try:
+            return Path(hf_hub_download(model_id, filename, **download))
+        except HFValidationError as error:
+            raise InputError(
+                f"{model_id}: no such folder, and not a name on the Hub (user/name)"
+            ) from error
+        except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
+            reason = problem or first_line(error)
+            raise InputError(
+                f"{model_id}: no such folder, and no {filename} on the Hub ({reason})"
+            ) from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
-from dynamicvit.core.method import Method
+from dynamicvit.core.method import Combination, Method
+from dynamicvit.core.schedule import Policy
 from dynamicvit.errors import InputError
 from dynamicvit.utils.plugins import import_plugin, load_plugins
 
@@ -48,6 +49,18 @@ def register_method(name: str, does: str, paper: str = "") -> Callable[[_Kind], 
         return kind
 
     return register
+
+
+def fate(method: str | None, policy: Policy) -> str:
+    """What becomes of tokens that a method drops, in words that end a sentence on them.
+
+    Args:
+        method: its name; of an unknown one the policy alone tells.
+        policy: for dropped tokens.
+    """
+    if issubclass(METHODS.get(method or "", Method), Combination):
+        return "merge into kept ones"
+    return "are removed" if policy == "removed" else "merge into the most alike kept ones"
 
 
 def method_named(name: str) -> type[Method]:

@@ -86,13 +86,6 @@ class Schedule:
         return cls(stages, geometric(keep_ratio, len(stages)), policy)
 
     @property
-    def fate(self) -> str:
-        """What becomes of the patches that are not kept, in words that end a sentence on them."""
-        if self.policy == "merged":
-            return "merge into the most alike kept ones"
-        return "are removed"
-
-    @property
     def keep_ratio(self) -> float | None:
         """ρ, if the ratios are ρ, ρ², ρ³, ...; else ``None``."""
         if not self.keep_ratios:

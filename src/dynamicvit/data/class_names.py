@@ -36,6 +36,11 @@ def known_class_names(model: PrunedClassifier) -> list[str] | None:
     return None if subset is None else list(ImageNetInfo(subset).label_descriptions())
 
 
+def short_name(name: str) -> str:
+    """The first synonym of a class: ImageNet's names list several."""
+    return name.split(",")[0].strip()
+
+
 def own_class_names(model: PrunedClassifier) -> list[list[str]]:
     """The names that a model itself gives its classes, those for people first; none if it doesn't.
 

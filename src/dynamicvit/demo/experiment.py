@@ -192,7 +192,7 @@ def shortcomings(rows: list[Row]) -> list[str]:
     loss, gain = dense - ours[0.7].top1, ours[0.5].top1 - chance[0.5].top1
     found = []
     if dense < 0.9:
-        found.append(f"the dense network has top-1 {dense:.1%}, expected 90 % or more")
+        found.append(f"the dense network has top-1 {100 * dense:.1f} %, expected 90 % or more")
     if loss > 0.01:
         found.append(f"at 0.7 it loses {100 * loss:.1f} points, expected 1 or less")
     if gain < 0.05:

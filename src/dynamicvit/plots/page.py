@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynamicvit.core.outputs import PrunedOutput
-from dynamicvit.data.class_names import top_classes
+from dynamicvit.data.class_names import short_name, top_classes
 from dynamicvit.errors import InputError
 from dynamicvit.plots import style
 from dynamicvit.plots.patches import after_stage, as_grid, as_rgb, is_dark, score_map
@@ -161,7 +161,7 @@ def _titles(output: PrunedOutput, score_stage: int) -> list[tuple[str, str]]:
     titles = [("input", f"{rows * columns} patches")]
     for stage, kept in enumerate(output.kept):
         rest = ", rest merged" if merges(output, stage) else ""
-        titles.append((f"stage {stage + 1}", f"{kept.float().mean():.0%} kept{rest}"))
+        titles.append((f"stage {stage + 1}", f"{100 * kept.float().mean():.0f} % kept{rest}"))
     if output.keep_scores:
         blank = ", white: dropped" if score_stage else ""  # by the stages before
         titles.append(("keep scores", f"order at stage {score_stage + 1}{blank}"))
@@ -263,14 +263,14 @@ def _guess(logits: Tensor, names: Sequence[str], label: int | None) -> str:
 
 def _short(name: str) -> str:
     """The first synonym of a class, if need be its beginning."""
-    first = name.split(",")[0].strip()
+    first = short_name(name)
     return first if len(first) <= _LONGEST else f"{first[: _LONGEST - 1]}…"
 
 
 def _percent(share: float) -> str:
     """A fraction with enough digits to differ from 0 and 1."""
     digits = 0 if 0.0995 <= share <= 0.995 else 1 if share >= 0.00995 else 2
-    return f"{share:.{digits}%}"
+    return f"{100 * share:.{digits}f} %"
 
 
 def _check(

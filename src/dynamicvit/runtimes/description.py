@@ -41,6 +41,7 @@ class Description:
         kept: patches kept from each stage on; output ``kept_s`` is ``(B, kept[s - 1])``.
         policy: for dropped tokens.
         precision: "int8" if layers compute in it, else "fp32".
+        method: by which tokens are chosen or combined; ``None`` in files of 0.1.0.
     """
 
     model: str | None
@@ -60,6 +61,7 @@ class Description:
     kept: tuple[int, ...]
     policy: Policy = "removed"
     precision: Literal["fp32", "int8"] = "fp32"
+    method: str | None = None
 
     @property
     def outputs(self) -> list[str]:
@@ -146,6 +148,7 @@ def describe(
         keep_ratios=model.schedule.keep_ratios,
         kept=tuple(model.schedule.kept(grid[0] * grid[1])),
         policy=model.schedule.policy,
+        method=model.method.name or None,
     )
 
 

@@ -224,11 +224,11 @@ def _export_int8(
             )
         file, in_float, agreement = found
         if agreement.least < least_agreement:
-            kept = "".join(f", {share:.1%}" for share in agreement.kept)
+            kept = "".join(f", {100 * share:.1f} %" for share in agreement.kept)
             raise ExportMismatchError(
-                f"{agreement.answers:.1%} of the answers and of the patches kept at each stage"
-                f"{kept} are the model's, less than {least_agreement:.0%}: calibrate on images of "
-                f"the kind that the file will see"
+                f"{100 * agreement.answers:.1f} % of the answers and of the patches kept at each "
+                f"stage{kept} are the model's, less than {100 * least_agreement:.0f} %: calibrate "
+                "on images of the kind that the file will see"
             )
         for part in file.parent.iterdir():
             part.replace(draft / part.name)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dynamicvit.checkpoints.runs import NEWEST, PREVIOUS, holds_run
 from dynamicvit.errors import InputError
 from dynamicvit.training.checkpoint_file import DamagedError, load_checkpoint, write_checkpoint
 from dynamicvit.training.recipe import Recipe
@@ -18,8 +19,6 @@ from dynamicvit.utils.weights import first_line
 
 _log = logging.getLogger(__name__)
 
-NEWEST = "checkpoint.pt"
-PREVIOUS = "checkpoint.previous.pt"
 BEST = "checkpoint.best.pt"
 #: What may differ when a run goes on: the weights say themselves whether they fit the model.
 _NO_MATTER = {"model"}
@@ -27,11 +26,6 @@ _DEFAULTS = Recipe.model_construct().model_dump(mode="json")
 
 #: A newest checkpoint that could not be read; kept, for whoever wants to know why.
 DAMAGED = "checkpoint.damaged.pt"
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether there is a run to go on with."""
-    return any((folder / name).exists() for name in (NEWEST, PREVIOUS))
 
 
 def keep_checkpoint(state: dict[str, Any], folder: Path, *, best: bool = False) -> None:
@@ -68,7 +62,7 @@ def cannot_write(path: Path, error: BaseException) -> InputError:
     reason = getattr(cause, "strerror", None) or first_line(cause)
     left = "the last checkpoint is whole" if holds_run(path.parent) else "there is no checkpoint"
     return InputError(
-        f"{path} can't be written ({reason}); {left}: make room, then the same command goes on"
+        f"{path} can't be written ({reason}); {left}: make room, then the same command resumes"
     )
 
 

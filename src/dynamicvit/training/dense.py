@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from dynamicvit.checkpoints.runs import DENSE_FOLDER, holds_run
 from dynamicvit.checkpoints.saving import save_as_it_came
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.costs import DENSE
 from dynamicvit.data import ImageData, Loader, train_transform
-from dynamicvit.training.checkpoint import holds_run
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.log import TENSORBOARD_FOLDER, Progress, TensorBoard
-from dynamicvit.training.loop import fit
-from dynamicvit.training.output import DENSE_FOLDER, draw_run, write_report
+from dynamicvit.training.loop import fit, total_steps
+from dynamicvit.training.output import draw_run, write_report
+from dynamicvit.training.plan import Plan, measured_plan
 from dynamicvit.training.recipe import AugmentRecipe, LossRecipe, Recipe, TeacherRecipe
 from dynamicvit.training.state import TrainingReport
 from dynamicvit.utils.distributed import Processes
@@ -67,6 +69,47 @@ def recipe_for(recipe: Recipe, images: int, fresh: Sequence[str]) -> Recipe:
     )
 
 
+def plan_dense(
+    model: DynamicViT,
+    images: ImageData,
+    recipe: Recipe,
+    *,
+    fresh: Sequence[str],
+    workers: int,
+    processes: Processes,
+    precision: torch.dtype | None = None,
+    accumulate: int = 1,
+) -> Plan:
+    """What :func:`fit_dense` would do; the arguments are its own."""
+    dense, values, loader = _parts(model, images, recipe, fresh, workers)
+    return measured_plan(
+        dense,
+        values,
+        total_steps(values, loader),
+        images_a_step=math.ceil(values.batch_size / processes.count),
+        accumulate=accumulate,
+        loader=loader,
+        device=processes.device,
+        precision=precision,
+    )
+
+
+def _parts(
+    model: DynamicViT, images: ImageData, recipe: Recipe, fresh: Sequence[str], workers: int
+) -> tuple[DynamicViT, Recipe, Loader]:
+    """The dense network inside a model, its recipe and its batches."""
+    values = recipe_for(recipe, len(images), fresh)
+    loader = Loader(
+        images.with_transform(train_transform(model, **values.augment.transform_arguments())),
+        values.batch_size,
+        shuffle=True,
+        seed=recipe.seed,
+        num_workers=workers,
+        drop_last=True,
+    )
+    return DynamicViT(model.backbone, DENSE, []), values, loader
+
+
 def fit_dense(
     model: DynamicViT,
     images: ImageData,
@@ -107,16 +150,7 @@ def fit_dense(
         Interrupted: likewise.
     """
     folder = output / DENSE_FOLDER
-    values = recipe_for(recipe, len(images), fresh)
-    dense = DynamicViT(model.backbone, DENSE, [])
-    loader = Loader(
-        images.with_transform(train_transform(model, **values.augment.transform_arguments())),
-        values.batch_size,
-        shuffle=True,
-        seed=recipe.seed,
-        num_workers=workers,
-        drop_last=True,
-    )
+    dense, values, loader = _parts(model, images, recipe, fresh, workers)
     with TensorBoard(folder / TENSORBOARD_FOLDER) as board:
         report = fit(
             dense,

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-LOG_NAME = "log.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 #: A log that was not what it had been; kept, for whoever wants to know why.
 DAMAGED_LOG = "log.damaged.jsonl"

@@ -14,11 +14,11 @@ from typing import Protocol
 import torch
 from timm.utils import ModelEmaV3
 
+from dynamicvit.checkpoints.runs import holds_run
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.costs import costs_of
 from dynamicvit.data import Batch, ReaderError
 from dynamicvit.errors import InputError
-from dynamicvit.training.checkpoint import holds_run
 from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.finite import (
     MAX_BAD_STEPS,
@@ -232,7 +232,7 @@ def fit(
             run.save()
         signum = max(processes.gather(stop.signum))
     if failure is not None:
-        what = "is saved, the same command goes on" if holds_run(folder) else "has no checkpoint"
+        what = "is saved, the same command resumes" if holds_run(folder) else "has no checkpoint"
         raise ReaderError(f"{failure}; {folder} {what}")
     if signum:
         raise Interrupted(signum)

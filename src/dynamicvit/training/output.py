@@ -11,11 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dynamicvit.checkpoints.runs import DENSE_FOLDER, LOG_NAME, NEWEST, holds_run
 from dynamicvit.core.hub import MODEL_FILES
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
-from dynamicvit.training.checkpoint import BEST, DAMAGED, NEWEST, cannot_write, holds_run
-from dynamicvit.training.log import LOG_NAME, TENSORBOARD_FOLDER, read_log
+from dynamicvit.training.checkpoint import BEST, DAMAGED, cannot_write
+from dynamicvit.training.log import TENSORBOARD_FOLDER, read_log
 from dynamicvit.training.recipe import TeacherRecipe
 from dynamicvit.training.state import TrainingReport
 from dynamicvit.utils.files import write_text
@@ -26,10 +27,6 @@ from dynamicvit.utils.outputs import WRITER, check_set, check_target, is_ours
 _log = logging.getLogger(__name__)
 
 RECIPE_NAME, REPORT_NAME, CURVES_NAME = "recipe.yaml", "report.json", "curves.png"
-
-
-DENSE_FOLDER = "dense"
-"""Of a run's folder: the dense model that was fitted first, with its log and checkpoints."""
 
 
 def check_output(folder: Path, resume: bool = False) -> bool:

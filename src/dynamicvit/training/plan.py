@@ -69,6 +69,7 @@ class Plan:
         images_at_a_time: on one device; ``None`` with the memory.
         memory: that a device will need, where it was measured.
         pace: of its steps, likewise.
+        dense: the plan of the dense part before it, where there is one.
     """
 
     image_size: tuple[int, int]
@@ -83,6 +84,7 @@ class Plan:
     images_at_a_time: int | None = None
     memory: Memory | None = None
     pace: Pace | None = None
+    dense: Plan | None = None
 
 
 def plan_of(model: DynamicViT, recipe: Recipe, steps: int | None) -> Plan:

@@ -15,19 +15,14 @@ from torch.utils.data import ConcatDataset
 
 from dynamicvit.checkpoints.dense import load_dense
 from dynamicvit.checkpoints.loading import load, set_drop_path, set_image_size
+from dynamicvit.checkpoints.runs import holds_run
 from dynamicvit.checkpoints.saving import save_as_it_came
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork
-from dynamicvit.data import (
-    Loader,
-    eval_transform,
-    split,
-    train_transform,
-)
+from dynamicvit.data import Loader, eval_transform, split, train_transform
 from dynamicvit.errors import InputError
-from dynamicvit.training.checkpoint import holds_run
 from dynamicvit.training.classes import classes_for, sources_of
-from dynamicvit.training.dense import HOLD_OUT, fit_dense
+from dynamicvit.training.dense import HOLD_OUT, fit_dense, plan_dense
 from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.log import TENSORBOARD_FOLDER, Progress, TensorBoard
@@ -214,17 +209,21 @@ class Training:
         """What would be done, with a device's memory and a few timed steps; nothing is written."""
         known = self.loader is not None or self.recipe.images is not None
         steps = total_steps(self.recipe, self.loader) if known else None
-        return measured_plan(
+        how: dict[str, Any] = {"accumulate": self.accumulate, "precision": self.precision}
+        plan = measured_plan(
             self.model,
             self.recipe,
             steps,
             images_a_step=math.ceil(self.recipe.batch_size / self.processes.count),
-            accumulate=self.accumulate,
             loader=self.loader,
             teacher=self.teacher,
             device=self.processes.device,
-            precision=self.precision,
+            **how,
         )
+        if self.classes.are_fitted:
+            how |= {"fresh": self._fresh, "workers": self._workers, "processes": self.processes}
+            plan = replace(plan, dense=plan_dense(self.model, self._images, self.recipe, **how))
+        return plan
 
     def run(
         self,

@@ -12,6 +12,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from dynamicvit.checkpoints.runs import LOG_NAME
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import EvaluationResult
@@ -23,7 +24,7 @@ from dynamicvit.training.checkpoint import (
     restore_newest,
 )
 from dynamicvit.training.held_out import Best
-from dynamicvit.training.log import LOG_NAME, Progress, mend_log
+from dynamicvit.training.log import Progress, mend_log
 from dynamicvit.training.objective import TrainingObjective
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.recipes import dump_recipe

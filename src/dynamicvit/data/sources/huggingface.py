@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from timm.utils.misc import natural_key
 from dynamicvit.data.decoding import one_line
 from dynamicvit.data.sources.base import Source, class_numbers
 from dynamicvit.errors import InputError
+from dynamicvit.utils.connection import hub_if_reachable
 from dynamicvit.utils.inputs import read_bytes
 from dynamicvit.utils.optional import need
 
@@ -32,13 +34,15 @@ class HuggingFace(Source):
         self.name = name
         datasets: Any = need("datasets", "data")
         place, split, column = split_column(name, place, split)
-        try:
-            data = _load(datasets, name, place, split)
-        except InputError:
-            raise
-        # Of any kind: the library wraps only some errors of broken folders and the network.
-        except Exception as error:
-            raise InputError(f"{name} can't be opened ({one_line(error)})") from error
+        with nullcontext() if Path(place).exists() else hub_if_reachable() as problem:
+            try:
+                data = _load(datasets, name, place, split)
+            except InputError:
+                raise
+            # Of any kind: the library wraps only some errors of broken folders and the network.
+            except Exception as error:
+                reason = problem or one_line(error)
+                raise InputError(f"{name} can't be opened ({reason})") from error
         image = image_column(name, data.features, datasets.Image)
         label, self.class_problem = class_column(name, data.features, column, datasets)
         self.labeled = label is not None or self.class_problem is not None

@@ -178,6 +178,7 @@ def bench(
     return BenchReport(
         tuple(rows),
         model.schedule,
+        model.method.name,
         size,
         threads,
         device.type,
@@ -254,6 +255,7 @@ def bench_files(
     return BenchReport(
         tuple(rows),
         about[-1].schedule,
+        about[-1].method,
         about[-1].input_size[1:],
         threads,
         "cpu",

@@ -203,6 +203,7 @@ class BenchReport:
     Attributes:
         rows: one for each batch size, runtime and precision.
         schedule: of the model.
+        method: its name; ``None`` where a file does not say.
         image_size: height and width in pixels.
         threads: CPU threads.
         device: "cpu", "cuda", ...; memory is always the CPU's.
@@ -217,6 +218,7 @@ class BenchReport:
 
     rows: tuple[BenchRow, ...]
     schedule: Schedule
+    method: str | None
     image_size: tuple[int, int]
     threads: int
     device: str
