@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def test_from_a_folder_to_a_sparse_model(
     shares = [report[part]["top1"] for part in ("dense_held_out", "held_out")]
     assert report["held_out"]["images"] == 3
     assert f"dense {100 * shares[0]:.2f} %, sparse {100 * shares[1]:.2f} %" in said
+    assert "(dense: the model that was fitted first)" in said
     sparse, fitted = (DynamicViT.from_pretrained(folder) for folder in (out, out / "dense"))
     assert known_class_names(sparse) == known_class_names(fitted) == ["ant", "Bee", "cow"]
     assert not fitted.schedule.stages
@@ -107,6 +109,24 @@ def test_the_head_learns_first_then_all(saved: Path, own: Path, tmp_path: Path, 
     rates = [json.loads(line)["learning_rates"] for line in log]
     assert [rate["backbone"] > 0 for rate in rates] == [False, False, True, True]
     assert all(rate["classifier"] > rate["backbone"] for rate in rates)
+
+
+def test_a_dry_run_counts_the_dense_part(
+    saved: Path, own: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("train", own, "-m", saved, "--dry-run", *tiny(**{"dense.images": 400_000})) == 0
+    said = capsys.readouterr()
+    assert said.err == "", "that the classifier is untrained yet is no surprise"
+    steps = re.search(r"length +([\d,]+) steps that fit the dense model", said.out)
+    took = re.search(r"about ([\d:]+), .*: ([\d.]+) s a step of the dense model", said.out)
+    assert steps
+    assert took
+    hours, minutes, seconds = map(int, took[1].split(":"))
+    dense_steps = int(steps[1].replace(",", ""))
+    assert dense_steps == 100_000
+    # Of times that are printed to a hundredth.
+    least = dense_steps * (float(took[2]) - 0.005) - 1
+    assert 3600 * hours + 60 * minutes + seconds >= least
 
 
 @pytest.mark.parametrize("part", ["dense", "sparse"])
@@ -202,7 +222,7 @@ def test_an_untrained_classifier_teaches_nobody_without_a_word(
     words = ("train", flat, "-m", saved, "--num-classes", "4", "-o", out, *TINY[:4])
     assert main(*words) == 0
     said = capsys.readouterr()
-    assert "nobody has trained the classifier of 4 classes" in said.out
+    assert "the classifier of 4 classes is untrained" in said.out
     assert not said.err
     model = sparsify(DEIT.backbone())
     model.reset_classifier(NUM_CLASSES)

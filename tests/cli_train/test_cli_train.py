@@ -50,8 +50,8 @@ def test_a_run_leaves_a_model_that_the_others_read(
     out = tmp_path / "runs" / "first"
     assert main("train", folder, "-m", saved, "-o", out, *TINY, "--set", "keep_ratio=0.5") == 0
     said = capsys.readouterr()
-    assert "trained on 8 images" in said.out
-    assert "kept in training 0.50/0.25/0.10" in said.out
+    assert "trained on 8 images (2 whole steps)" in said.out
+    assert "patches kept in training: 50.0 / 25.0 / 10.0 %" in said.out
     assert said.err == ""
     assert files_in(out) == WRITTEN
     assert len((out / "log.jsonl").read_text().splitlines()) == 2
@@ -140,7 +140,7 @@ def test_a_part_held_out_is_evaluated_and_not_trained_on(
     held_out = report["held_out"]["images"]
     dense = json.loads((out / "report.json").read_text())["dense_held_out"]["top1"]
     both = f"dense {100 * dense:.2f} %, sparse {100 * top1:.2f} %"
-    assert f"held-out top-1: {both}, of {held_out} images\n" in said
+    assert f"held-out top-1: {both}, of {held_out} images (dense: as it was given)\n" in said
     assert report["held_out"]["labeled"] == held_out > 0
     assert best == {"measure": "top1", "value": top1, "step": 2}
     assert len(set(trained_on)) == 14 - held_out
@@ -153,8 +153,8 @@ def test_a_part_held_out_without_labels_is_judged_by_the_dense_network(
     words = (*TINY, "--set", "hold_out=0.5", "--set", "learning_rate=1e-9")
     assert main("train", flat, "-m", saved, "-o", out, *words, "--set", "keep_ratio=1") == 0
     said = capsys.readouterr().out
-    assert "held-out agreement with the dense network 100.00 % after step 1\n" in said
-    assert "held-out agreement with the dense network 100.00 % of 4 images\n" in said
+    assert "held-out agreement with the dense model 100.00 % after step 1\n" in said
+    assert "held-out agreement with the dense model 100.00 % of 4 images\n" in said
     report = json.loads((out / "report.json").read_text())
     assert (report["held_out"]["agreement"], report["held_out"]["top1"]) == (1.0, None)
     assert report["training"]["best"] == {"measure": "agreement", "value": 1.0, "step": 1}

@@ -18,7 +18,7 @@ from torch import Tensor
 from dynamicvit import DynamicViT, InputError, PrunedOutput, sparsify
 from dynamicvit.data import eval_transform
 from dynamicvit.plots import draw, save, visualize
-from dynamicvit.plots.page import MAX_IMAGES, merges
+from dynamicvit.plots.page import MAX_IMAGES, MAX_STAGES, merges
 from dynamicvit.plots.patches import as_merged, dim, score_map
 
 NAMES = ["tench, Tinca tinca", "cat", "$5 bill", "dog", "fox"]
@@ -74,6 +74,16 @@ def test_figure_shows_each_stage_of_each_image(images: Tensor, output: PrunedOut
 
     # floor(24 x 0.7), floor(24 x 0.49), floor(24 x 0.343) of 24
     assert {"24 patches", "67 % kept", "46 % kept", "33 % kept"} <= set(texts(drawn))
+
+
+def test_of_many_stages_six_are_drawn(images: Tensor, output: PrunedOutput) -> None:
+    many = replace(output, kept=output.kept * 4, keep_scores=(), groups=())  # 12, as of ToMe
+    drawn = draw(images, many)
+    assert len(pictures(drawn)) == len(images) * (1 + MAX_STAGES)
+    named = [text for text in texts(drawn) if text.startswith("stage")]
+    assert named == [f"stage {number}" for number in (1, 3, 5, 8, 10, 12)]
+    last = dim(images[0], output.kept[2][0], (4, 6)).permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(pictures(drawn)[MAX_STAGES], last)
 
 
 def test_merged_patches_differ_from_kept_and_removed_ones(

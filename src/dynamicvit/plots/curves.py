@@ -92,7 +92,7 @@ def _held_out(axes: Axes, steps: Sequence[Step]) -> None:
     (name,) = steps[0]["held_out"]
     percent = [100 * step["held_out"][name] for step in steps]
     axes.plot([step["step"] for step in steps], percent, "o-", color=style.INK, markersize=4)
-    what = {"top1": "top-1", "agreement": "agreement with the dense network"}[name]
+    what = {"top1": "top-1", "agreement": "agreement with the dense model"}[name]
     _dress(axes, f"held-out images: {what} (%)")
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: Images of one figure, as Agg is limited to 65,535 pixels.
 MAX_IMAGES = 128
 
+#: Stages that are drawn, of a method that has more.
+MAX_STAGES = 6
+
 _CELL = 2.0  # inches; the side of a square cell, whose area all cells have
 _LEAST_PITCH = 1.55  # inches from column to column: room for their titles
 _GAP, _MARGIN, _TITLE, _LINE, _SPACE = 0.07, 0.12, 0.42, 0.19, 0.1  # inches
@@ -43,10 +46,11 @@ def draw(
 ) -> Figure:
     """Draw the patches that a model keeps of each image.
 
-    The columns are the input, the image after each stage, and a map of one stage's keep scores, if
-    the output has any. Kept patches are outlined and look as they are; all others are dimmed. The
-    map shows only the order of the scores, as their level means nothing unless a model was trained
-    with ``independent`` decisions.
+    The columns are the input, the image after each stage (of more than :data:`MAX_STAGES` as many,
+    the first and the last among them), and a map of one stage's keep scores, if the output has any.
+    Kept patches are outlined and look as they are; all others are dimmed. The map shows only the
+    order of the scores, as their level means nothing unless a model was trained with
+    ``independent`` decisions.
 
     Args:
         images: ``(B, C, H, W)`` in [0, 1], with 1, 3 or 4 channels.
@@ -66,21 +70,22 @@ def draw(
     _check(images, output, labels, dense_logits, score_stage)
     images = torch.stack([as_rgb(image.detach().float().cpu()) for image in images])
     has_scores = bool(output.keep_scores)
+    stages = shown_stages(len(output.kept))
     page = _Page(
         captions=_captions(output, names, labels, dense_logits),
-        columns=1 + len(output.kept) + has_scores,
+        columns=1 + len(stages) + has_scores,
         aspect=images.shape[2] / images.shape[3],
         has_bar=has_scores,
     )
-    for column, title in enumerate(_titles(output, score_stage)):
+    for column, title in enumerate(_titles(output, stages, score_stage)):
         page.title(column, *title)
     for row, image in enumerate(images):
         _show(page.cell(row, 0), image)
-        for stage, all_kept in enumerate(output.kept):
-            kept = all_kept[row].cpu()
+        for column, stage in enumerate(stages, start=1):
+            kept = output.kept[stage][row].cpu()
             shows_groups = show_merged and output.groups
             groups = output.groups[stage][row].cpu() if shows_groups else None
-            axes = page.cell(row, 1 + stage)
+            axes = page.cell(row, column)
             _show(axes, after_stage(image, kept, groups, output.grid))
             line = style.INK if is_dark(image) else "white"
             _outline(axes, as_grid(kept, output.grid), images.shape[2], images.shape[3], line)
@@ -156,10 +161,17 @@ class _Page:
         self.figure.text(x / self._width, y / self._height, text, parse_math=False, **look)
 
 
-def _titles(output: PrunedOutput, score_stage: int) -> list[tuple[str, str]]:
+def shown_stages(count: int) -> list[int]:
+    """The stages that are drawn of so many, evenly spaced, the first and the last among them."""
+    number = min(count, MAX_STAGES)
+    return [round(place * (count - 1) / max(1, number - 1)) for place in range(number)]
+
+
+def _titles(output: PrunedOutput, stages: Sequence[int], score_stage: int) -> list[tuple[str, str]]:
     rows, columns = output.grid
     titles = [("input", f"{rows * columns} patches")]
-    for stage, kept in enumerate(output.kept):
+    for stage in stages:
+        kept = output.kept[stage]
         rest = ", rest merged" if merges(output, stage) else ""
         titles.append((f"stage {stage + 1}", f"{100 * kept.float().mean():.0f} % kept{rest}"))
     if output.keep_scores:
