@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dynamicvit.cli.console import say
+from dynamicvit.cli.console import percents, say
 from dynamicvit.core.registry import fate
 from dynamicvit.evaluation.bench import (
     PERCENTILES,
@@ -30,10 +30,9 @@ def print_heading(console: Console, report: BenchReport, name: str, weights: str
     schedule = report.schedule
     line = f"{name} ({weights} weights), {height}x{width} px"
     if schedule.stages:
-        ratios = ", ".join(f"{ratio:.3g}" for ratio in schedule.keep_ratios)
         blocks = ", ".join(map(str, schedule.stages))
         line += (
-            f", keeps {ratios} of the patches from blocks {blocks} on, "
+            f", keeps {percents(schedule.keep_ratios)} of the patches from blocks {blocks} on, "
             f"the others {fate(report.method, schedule.policy)}"
         )
     say(console, line)
@@ -151,8 +150,8 @@ def print_memory(console: Console, peaks: Sequence[MemoryRow], first_stage: int 
     if first_stage:
         say(
             console,
-            "inference mode keeps the activations of one block at a time: the first "
-            f"{first_stage} blocks, with all patches, set the peak",
+            "inference mode keeps the activations of one block at a time: the peak is that of the "
+            f"blocks before block {first_stage}, with all patches",
         )
 
 

@@ -41,6 +41,11 @@ def say(console: Console, line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def percents(shares: Iterable[float]) -> str:
+    """Shares as ``70, 49, 34.3 %``."""
+    return ", ".join(f"{100 * share:.3g}" for share in shares) + " %"
+
+
 def say_left_out(console: Console, left_out: Sequence[str]) -> None:
     """Count and name the files beside the images that are none, in one line, if there are any."""
     if left_out:

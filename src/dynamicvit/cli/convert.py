@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from dynamicvit.checkpoints.released import Recognized, download, recognize, release_of
-from dynamicvit.cli.console import check_folder, say
+from dynamicvit.cli.console import check_folder, percents, say
 from dynamicvit.cli.options import KeepRatio, Released
 from dynamicvit.core.hub import MODEL_FILES
 from dynamicvit.core.model import DynamicViT
@@ -62,8 +62,8 @@ def convert(
 def _report(console: Console, found: Recognized, model: DynamicViT) -> None:
     stages = ", ".join(map(str, model.schedule.stages))
     say(console, f"{found.weights.source}: {found.name}, prediction modules before blocks {stages}")
-    ratios = ", ".join(f"{ratio:.3g}" for ratio in model.schedule.keep_ratios)
-    say(console, f"keeps {ratios} of the patches ({found.keep_ratio_from})")
+    kept = percents(model.schedule.keep_ratios)
+    say(console, f"keeps {kept} of the patches ({found.keep_ratio_from})")
     copy, ema = found.weights.copy, found.weights.ema
     if copy or ema:
         other = f"; --ema takes its moving average {ema}" if ema else ""

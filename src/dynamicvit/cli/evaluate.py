@@ -18,6 +18,7 @@ from dynamicvit.cli.console import (
     check_file,
     check_json,
     main_console,
+    percents,
     progress_bar,
     say,
     say_left_out,
@@ -234,9 +235,8 @@ def _print(
 ) -> None:
     kept = "dense"
     if schedule is not None and schedule.stages:
-        ratios = ", ".join(f"{ratio:.3g}" for ratio in schedule.keep_ratios)
         dropped = fate(settings["method"], schedule.policy)
-        kept = f"keeps {ratios} of the patches, the others {dropped}"
+        kept = f"keeps {percents(schedule.keep_ratios)} of the patches, the others {dropped}"
     say(console, f"{settings['model']}, {kept}, {settings['precision']}")
     if settings["dense"] is not None:
         say(console, f"dense: {settings['dense']}")

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from dynamicvit.cli.console import check_file, print_error, say, say_left_out
-from dynamicvit.cli.inference import load_at_budget, refuse_with_dense
+from dynamicvit.cli.inference import load_at_budget, refuse_with_dense, say_if_untrained
 from dynamicvit.cli.options import (
     Checkpoint,
     ClassMapOption,
@@ -147,6 +147,9 @@ def export(
         image_size=size,
         pretrained=not no_pretrained,
     )
+    model.warns_untrained = False  # say_if_untrained does
+    if not dense:
+        say_if_untrained(model_name or f"{released}", model)
     if names is not None:
         set_class_names(model, names)
     try:

@@ -11,7 +11,7 @@ from rich.console import Console
 from timm.data import resolve_model_data_config
 
 from dynamicvit.checkpoints.loading import load
-from dynamicvit.cli.console import check_json, say, write_json
+from dynamicvit.cli.console import check_json, percents, say, write_json
 from dynamicvit.cli.inference import refuse_fixed
 from dynamicvit.cli.options import (
     Checkpoint,
@@ -163,8 +163,7 @@ def _lines(about: dict[str, Any]) -> list[tuple[str, str]]:
     if about["stages"]:
         kept = ", ".join(map(str, about["kept"]))
         stages = ", ".join(map(str, about["stages"]))
-        ratios = ", ".join(f"{100 * ratio:.3g}" for ratio in about["keep_ratios"])
-        of = f"of {about['patches']} patches ({ratios} %)"
+        of = f"of {about['patches']} patches ({percents(about['keep_ratios'])})"
         lines.append(("schedule", f"{kept} {of} from blocks {stages} on"))
         lines.append(("policy", f"the others {fate(about['method'], about['policy'])}"))
     else:

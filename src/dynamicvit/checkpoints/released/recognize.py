@@ -54,7 +54,8 @@ class Recognized:
         num_heads: H.
         residual_divisor: what each residual branch is divided by; 1 in DeiT.
         keep_ratio: ρ, or one ratio for each stage.
-        keep_ratio_from: its origin: ``"as given"``, ``"from its metadata"`` or ``"from its name"``.
+        keep_ratio_from: its origin: ``"as asked for"``, ``"from its metadata"`` or
+            ``"from its name"``.
         stages: blocks before which tokens are dropped; ``None`` for 1/4, 2/4, 3/4 of the depth.
     """
 
@@ -182,13 +183,13 @@ def find_keep_ratio(
         source: the file, such as ``dynamic-vit_384_r0.7.pth``.
 
     Returns:
-        The ratio, and ``"as given"``, ``"from its metadata"`` or ``"from its name"``.
+        The ratio, and ``"as asked for"``, ``"from its metadata"`` or ``"from its name"``.
 
     Raises:
         InputError: without any of them.
     """
     named = keep_ratio_in(Path(source).name)
-    known = {"as given": given, "from its metadata": said.get("rho"), "from its name": named}
+    known = {"as asked for": given, "from its metadata": said.get("rho"), "from its name": named}
     for origin, ratio in known.items():
         if ratio is not None:
             return ratio, origin
