@@ -5,7 +5,7 @@ Three figures and a table, written to a folder; each part needs its own argument
     python benchmarks/what_is_learned.py --model runs/deit_tiny --data VAL --scenes -o figures
 
 - ``positions.png``: how often each position is kept at each stage, over the images of ``--data``.
-- ``photographs.png``: what is kept of photographs that may be shown (scikit-learn's, and
+- ``photographs.jpg``: what is kept of photographs that may be shown (scikit-learn's, and
   scikit-image's where it is installed).
 - ``scenes.csv``, with ``--scenes``: on the demo's scenes, where the truth is known, the share of
   the digit's patches and of the others that each method keeps. Trains the demo's network, for
@@ -59,13 +59,16 @@ def kept_by_position(model: DynamicViT, batches: Loader) -> tuple[list[Tensor], 
 
 def draw_positions(shares: list[Tensor], images: int) -> Figure:
     """A map for each stage, all on one scale."""
-    figure = style.figure(2.6 * len(shares) + 0.8, 2.8)
+    figure = style.figure(2.3 * len(shares) + 0.9, 2.6)
     cells = figure.subplots(1, len(shares), squeeze=False)[0]
     for stage, (axes, share) in enumerate(zip(cells, shares, strict=True), 1):
-        shown = axes.imshow(share.numpy(), vmin=0, vmax=1, cmap=style.SCORES)
-        axes.set_title(f"stage {stage}: {100 * share.mean():.0f} % kept", fontsize=style.TITLE)
+        shown = axes.imshow(100 * share.numpy(), vmin=0, vmax=100, cmap=style.SCORES)
+        style.dress(axes, f"stage {stage}: {100 * share.mean():.0f} % kept", grid=False)
         axes.set(xticks=[], yticks=[])
-    figure.colorbar(shown, ax=list(cells), label=f"share of {images} images")
+        axes.spines[:].set_visible(False)
+    bar = figure.colorbar(shown, ax=list(cells), ticks=[0, 25, 50, 75, 100])
+    style.dress(bar.ax, y=f"kept in % of {images:,} images", grid=False)
+    bar.outline.set_visible(False)
     return figure
 
 
@@ -118,8 +121,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.model is not None:
         model = load(options.model)
-        path = options.output / "photographs.png"
-        visualize(model, photographs(), path)
+        path = options.output / "photographs.jpg"
+        figure = visualize(model, photographs()).figure
+        options.output.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=style.DPI, pil_kwargs={"quality": 85})
         print(path)
         if options.data is not None:
             images = ImageData(options.data, labeled=False).with_transform(eval_transform(model))

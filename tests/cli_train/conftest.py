@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from families import DEIT, NUM_CLASSES
+from memory import shallow
 from pictures import noise_folders
 
 Main = Callable[..., int]
@@ -19,6 +20,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model of seven classes in a folder."""
     folder = tmp_path_factory.mktemp("saved") / "model"
     DEIT.sparse().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of two blocks, where the cost of each is measured."""
+    folder = tmp_path_factory.mktemp("shallow") / "model"
+    shallow().save_pretrained(folder)
     return folder
 
 
@@ -44,3 +53,26 @@ def blank_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 def main(command: Main) -> Main:
     """The command, with what every call has; gives the exit code."""
     return lambda *arguments: command(*arguments, "--workers", "0")
+
+
+@pytest.fixture
+def files_in() -> Callable[[Path], list[str]]:
+    """The names of a folder's files."""
+    return lambda folder: sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def written() -> list[str]:
+    """The files of a run that has saved once."""
+    return [
+        "README.md",
+        "checkpoint.best.pt",
+        "checkpoint.pt",
+        "config.json",
+        "curves.png",
+        "log.jsonl",
+        "model.safetensors",
+        "recipe.yaml",
+        "report.json",
+        "tensorboard",
+    ]

@@ -39,14 +39,6 @@ TINY = tiny()
 NAMES = ("cow", "ant", "Bee")
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of seven classes, two blocks deep."""
-    folder = tmp_path_factory.mktemp("shallow") / "model"
-    shallow().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     """Three classes of five images."""
@@ -57,7 +49,7 @@ def own(tmp_path: Path) -> Path:
 
 
 def test_from_a_folder_to_a_sparse_model(
-    saved: Path,
+    two_blocks: Path,
     own: Path,
     tmp_path: Path,
     main: Main,
@@ -70,7 +62,7 @@ def test_from_a_folder_to_a_sparse_model(
             module, "fit", lambda *a, **o: seen.append(paths(a[1])) or loop.fit(*a, **o)
         )
     out = tmp_path / "out"
-    assert main("train", own, "-m", saved, "-o", out, *TINY) == 0
+    assert main("train", own, "-m", two_blocks, "-o", out, *TINY) == 0
     said = capsys.readouterr().out
     assert "fitted to these 3" in said
     report = json.loads((out / "report.json").read_text())
@@ -85,7 +77,7 @@ def test_from_a_folder_to_a_sparse_model(
     teacher = load_checkpoint(out / "checkpoint.pt")["teacher"]
     for name, value in fitted.state_dict().items():
         assert torch.equal(teacher[name], value), name
-    before = DynamicViT.from_pretrained(saved).state_dict()
+    before = DynamicViT.from_pretrained(two_blocks).state_dict()
     assert any(
         not torch.equal(before[name], value)
         for name, value in teacher.items()
@@ -102,9 +94,11 @@ def paths(loader) -> set[str]:
     return {data.path(i) for data in sets for i in range(len(data))}
 
 
-def test_the_head_learns_first_then_all(saved: Path, own: Path, tmp_path: Path, main: Main) -> None:
+def test_the_head_learns_first_then_all(
+    two_blocks: Path, own: Path, tmp_path: Path, main: Main
+) -> None:
     words = tiny(**{"dense.images": 16, "dense.head_alone": 0.5})
-    assert main("train", own, "-m", saved, "-o", tmp_path / "out", *words) == 0
+    assert main("train", own, "-m", two_blocks, "-o", tmp_path / "out", *words) == 0
     log = (tmp_path / "out" / "dense" / "log.jsonl").read_text().splitlines()
     rates = [json.loads(line)["learning_rates"] for line in log]
     assert [rate["backbone"] > 0 for rate in rates] == [False, False, True, True]
@@ -112,9 +106,11 @@ def test_the_head_learns_first_then_all(saved: Path, own: Path, tmp_path: Path, 
 
 
 def test_a_dry_run_counts_the_dense_part(
-    saved: Path, own: Path, main: Main, capsys: pytest.CaptureFixture[str]
+    two_blocks: Path, own: Path, main: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main("train", own, "-m", saved, "--dry-run", *tiny(**{"dense.images": 400_000})) == 0
+    assert (
+        main("train", own, "-m", two_blocks, "--dry-run", *tiny(**{"dense.images": 400_000})) == 0
+    )
     said = capsys.readouterr()
     assert said.err == "", "that the classifier is untrained yet is no surprise"
     steps = re.search(r"length +([\d,]+) steps that fit the dense model", said.out)
@@ -131,7 +127,7 @@ def test_a_dry_run_counts_the_dense_part(
 
 @pytest.mark.parametrize("part", ["dense", "sparse"])
 def test_an_interrupted_run_goes_on_in_its_part(
-    part: str, saved: Path, own: Path, tmp_path: Path, main: Main, one_line: Line, monkeypatch
+    part: str, two_blocks: Path, own: Path, tmp_path: Path, main: Main, one_line: Line, monkeypatch
 ) -> None:
     def stops(*given, on_step, **options):
         def stop(progress):
@@ -140,7 +136,7 @@ def test_an_interrupted_run_goes_on_in_its_part(
 
         return loop.fit(*given, on_step=stop, **options)
 
-    words = ("train", own, "-m", saved, *TINY)
+    words = ("train", own, "-m", two_blocks, *TINY)
     assert main(*words, "-o", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
         patch.setattr(dense if part == "dense" else run, "fit", stops)
@@ -177,22 +173,22 @@ def test_a_model_that_has_the_classes_is_not_fitted(
 
 
 def test_given_names_are_the_order_or_what_people_read(
-    saved: Path, own: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
+    two_blocks: Path, own: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "names.txt"
     for names, origin in (("cow ant bee", str(file)), ("red green blue", "natural order")):
         file.write_text("\n".join(names.split()))
-        assert main("train", own, "-m", saved, "--dry-run", "--class-names", file, *TINY) == 0
+        assert main("train", own, "-m", two_blocks, "--dry-run", "--class-names", file, *TINY) == 0
         assert f"class map: {origin}" in capsys.readouterr().out.replace(
             "the 3 class folders in ", ""
         )
     out = tmp_path / "out"
-    assert main("train", own, "-m", saved, "-o", out, "--class-names", file, *TINY) == 0
+    assert main("train", own, "-m", two_blocks, "-o", out, "--class-names", file, *TINY) == 0
     assert known_class_names(DynamicViT.from_pretrained(out)) == ["red", "green", "blue"]
 
 
 def test_bad_classes_are_one_line_and_leave_nothing(
-    saved: Path, own: Path, tmp_path: Path, main: Main, one_line: Line
+    two_blocks: Path, own: Path, tmp_path: Path, main: Main, one_line: Line
 ) -> None:
     names = tmp_path / "names.txt"
     names.write_text("cow\nant")
@@ -204,14 +200,14 @@ def test_bad_classes_are_one_line_and_leave_nothing(
         (["--class-names", names], "2 class names"),
         (["--class-map", names], "Bee"),
     ):
-        line = ("train", own, "-m", saved, "-o", tmp_path / "out", *TINY[:4], *words)
+        line = ("train", own, "-m", two_blocks, "-o", tmp_path / "out", *TINY[:4], *words)
         assert main(*line) == 2, words
         assert said in one_line(), words
         assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_untrained_classifier_teaches_nobody_without_a_word(
-    saved: Path,
+    two_blocks: Path,
     flat: Path,
     own: Path,
     tmp_path: Path,
@@ -219,7 +215,7 @@ def test_an_untrained_classifier_teaches_nobody_without_a_word(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    words = ("train", flat, "-m", saved, "--num-classes", "4", "-o", out, *TINY[:4])
+    words = ("train", flat, "-m", two_blocks, "--num-classes", "4", "-o", out, *TINY[:4])
     assert main(*words) == 0
     said = capsys.readouterr()
     assert "the classifier of 4 classes is untrained" in said.out

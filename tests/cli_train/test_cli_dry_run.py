@@ -9,17 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from memory import shallow
-
 Main = Callable[..., int]
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of two blocks: a plan measures the cost of each."""
-    folder = tmp_path_factory.mktemp("shallow") / "model"
-    shallow().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -57,12 +47,12 @@ def test_a_recipe_alone_is_enough(
 
 
 def test_with_data_it_says_what_is_found_and_how_long_it_takes(
-    plan: Callable[..., str], saved: Path, folder: Path, tmp_path: Path
+    plan: Callable[..., str], two_blocks: Path, folder: Path, tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
     words = ["--set", "batch_size=4", "--set", "epochs=10", "--set", "hold_out=0.15"]
     words += ["--set", "backbone_frozen=0.1"]
-    said = plan(folder, "-m", saved, "-o", tmp_path / "out", "--unlabeled", folder, *words)
+    said = plan(folder, "-m", two_blocks, "-o", tmp_path / "out", "--unlabeled", folder, *words)
     for line in (
         f"{folder}: 14 images in 7 classes",
         "the others are removed",  # as the model was saved; the recipe leaves it that
@@ -83,21 +73,21 @@ def test_with_data_it_says_what_is_found_and_how_long_it_takes(
 
 
 def test_it_warns_when_memory_will_not_suffice(
-    plan: Callable[..., str], saved: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Callable[..., str], two_blocks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "WARNING" not in plan("-m", saved)
+    assert "WARNING" not in plan("-m", two_blocks)
     monkeypatch.setattr("dynamicvit.cli.dry_run.available_memory", lambda _: 2_000_000)
     found = re.search(
-        r"WARNING: only 0.00 GB are free: take --accumulate (\d+),", plan("-m", saved)
+        r"WARNING: only 0.00 GB are free: take --accumulate (\d+),", plan("-m", two_blocks)
     )
     assert found
     assert int(found[1]) > 1
 
 
 def test_image_size_policy_and_method_are_the_recipes(
-    plan: Callable[..., str], command: Main, saved: Path, capsys: pytest.CaptureFixture[str]
+    plan: Callable[..., str], command: Main, two_blocks: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = plan("-m", saved, "--image-size", "96x64", "--policy", "merged")
+    said = plan("-m", two_blocks, "--image-size", "96x64", "--policy", "merged")
     assert "patches of an image of 96x64" in said
     assert "the others merge" in said
     said = plan("--recipe", "deit_tiny", "--method", "tome", "--policy", "merged")
@@ -107,21 +97,27 @@ def test_image_size_policy_and_method_are_the_recipes(
         (("--set", "seed=1", "--set", "seed=2"), "--set seed=1 and --set seed=2: give one"),
         (("--keep-ratio", "0.9", "--keep-ratio", "0.7"), "twice, 0.9 and 0.7: give one"),
     ):
-        assert command("train", "--dry-run", "-m", saved, *words) == 2
+        assert command("train", "--dry-run", "-m", two_blocks, *words) == 2
         assert named in capsys.readouterr().err
 
 
-def test_it_prints_the_recipe_as_it_is_resolved(plan: Callable[..., str], saved: Path) -> None:
+def test_it_prints_the_recipe_as_it_is_resolved(plan: Callable[..., str], two_blocks: Path) -> None:
     """Which decides what becomes of dropped tokens, where it says anything."""
-    said = plan("-m", saved, *(f"--set={each}" for each in ("images=400", "policy=removed")))
+    said = plan("-m", two_blocks, *(f"--set={each}" for each in ("images=400", "policy=removed")))
     assert "the others are removed" in said
     recipe = yaml.safe_load(said[: said.index("\ndata ")])
-    assert (recipe["images"], recipe["policy"], recipe["model"]) == (400, "removed", str(saved))
+    assert (recipe["images"], recipe["policy"], recipe["model"]) == (
+        400,
+        "removed",
+        str(two_blocks),
+    )
 
 
-def test_passes_and_half_precision_need_less_memory(plan: Callable[..., str], saved: Path) -> None:
+def test_passes_and_half_precision_need_less_memory(
+    plan: Callable[..., str], two_blocks: Path
+) -> None:
     def memory(*words: str) -> float:
-        said = plan("-m", saved, "--set", "batch_size=1000", *words)
+        said = plan("-m", two_blocks, "--set", "batch_size=1000", *words)
         found = re.search(r"about ([\d.]+) GB", said)
         assert found
         return float(found[1])
@@ -132,14 +128,18 @@ def test_passes_and_half_precision_need_less_memory(plan: Callable[..., str], sa
 
 
 def test_it_refuses_what_the_run_would_refuse(
-    command: Main, saved: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Main,
+    two_blocks: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for words, said in (
-        ((tmp_path / "nowhere", "-m", saved), "nowhere does not exist"),
-        ((folder, "-m", saved, "-o", saved), "holds a model: choose another folder"),
-        ((folder, "-m", saved, "--set", "batch_size=99"), "more than the 14 images"),
-        (("-m", saved, "--set", "epoch=1"), "unknown key 'epoch'"),
-        (("-m", saved, "--unlabeled", folder), "Missing argument 'DATA'"),
+        ((tmp_path / "nowhere", "-m", two_blocks), "nowhere does not exist"),
+        ((folder, "-m", two_blocks, "-o", two_blocks), "holds a model: choose another folder"),
+        ((folder, "-m", two_blocks, "--set", "batch_size=99"), "more than the 14 images"),
+        (("-m", two_blocks, "--set", "epoch=1"), "unknown key 'epoch'"),
+        (("-m", two_blocks, "--unlabeled", folder), "Missing argument 'DATA'"),
         ((), "names no model"),
     ):
         assert command("train", "--dry-run", *words) == 2, words

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 
 from dynamicvit import DynamicViT, count_macs
 from families import NUM_CLASSES
-from memory import shallow
 
 pytestmark = pytest.mark.usefixtures("blank_curves")
 
@@ -35,14 +34,6 @@ def teacher_file(path: Path, name: str = "test_resnet", classes: int = NUM_CLASS
     return path
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of two blocks: a plan measures the cost of each."""
-    folder = tmp_path_factory.mktemp("shallow") / "model"
-    shallow().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
     return teacher_file(tmp_path / "teacher.safetensors")
@@ -58,11 +49,11 @@ def distillation(folder: Path) -> list[float]:
 
 
 def test_it_teaches_and_is_written_down(
-    saved: Path, teacher: Path, folder: Path, tmp_path: Path, command: Main
+    two_blocks: Path, teacher: Path, folder: Path, tmp_path: Path, command: Main
 ) -> None:
     """Without labels, on labeled and unlabeled images."""
     own, out = tmp_path / "own", tmp_path / "out"
-    words = ["train", folder, "--unlabeled", folder, "-m", saved, *TINY]
+    words = ["train", folder, "--unlabeled", folder, "-m", two_blocks, *TINY]
     assert command(*words, "-o", own) == 0
     assert command(*words, "-o", out, *by(teacher), "--set", "teacher.temperature=2") == 0
     expected = {"model": "test_resnet", "hard": False, "temperature": 2.0}
@@ -76,19 +67,29 @@ def test_it_teaches_and_is_written_down(
 
 
 def test_labels_and_a_hard_teacher(
-    saved: Path, teacher: Path, folder: Path, tmp_path: Path, command: Main
+    two_blocks: Path, teacher: Path, folder: Path, tmp_path: Path, command: Main
 ) -> None:
     """As in DeiT: the paper's recipe with its mixup, the teacher's class beside the label."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("base: deit_small\nepochs: 1\nteacher: {model: test_resnet, hard: true}\n")
-    words = ["train", folder, "-m", saved, "--recipe", recipe, *TINY[2:], "-o", tmp_path / "out"]
+    words = [
+        "train",
+        folder,
+        "-m",
+        two_blocks,
+        "--recipe",
+        recipe,
+        *TINY[2:],
+        "-o",
+        tmp_path / "out",
+    ]
     assert command(*words, "--teacher-checkpoint", teacher) == 0
     last = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[-1])["losses"]
     assert min(last["classification"], last["distillation"], last["token"]) > 0
 
 
 def test_the_same_command_goes_on_and_another_teacher_is_refused(
-    saved: Path,
+    two_blocks: Path,
     teacher: Path,
     folder: Path,
     tmp_path: Path,
@@ -96,10 +97,10 @@ def test_the_same_command_goes_on_and_another_teacher_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    words = ["train", folder, "-m", saved, *TINY, "-o", out]
+    words = ["train", folder, "-m", two_blocks, *TINY, "-o", out]
     for _ in range(2):
         assert command(*words, *by(teacher)) == 0
-    assert "going on with the run" in capsys.readouterr().out
+    assert "resuming the run" in capsys.readouterr().out
     other = teacher_file(tmp_path / "other.safetensors", seed=1)
     for changed, said in (
         ([], "teacher.model test_resnet -> None"),
@@ -112,9 +113,13 @@ def test_the_same_command_goes_on_and_another_teacher_is_refused(
 
 
 def test_a_teacher_that_no_loss_looks_at_is_not_loaded(
-    saved: Path, folder: Path, tmp_path: Path, command: Main, capsys: pytest.CaptureFixture[str]
+    two_blocks: Path,
+    folder: Path,
+    tmp_path: Path,
+    command: Main,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["train", folder, "-m", saved, *TINY, "-o", tmp_path / "out"]
+    words = ["train", folder, "-m", two_blocks, *TINY, "-o", tmp_path / "out"]
     assert command(*words, "--teacher", "test_resnet", "--set", "losses.distillation=0") == 0
     said = capsys.readouterr().out
     assert "teacher test_resnet is not asked: losses.distillation is 0" in said
@@ -122,28 +127,28 @@ def test_a_teacher_that_no_loss_looks_at_is_not_loaded(
 
 
 def test_a_dry_run_says_who_teaches_what(
-    saved: Path, teacher: Path, command: Main, capsys: pytest.CaptureFixture[str]
+    two_blocks: Path, teacher: Path, command: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def plan(*words: object) -> str:
-        assert command("train", "--dry-run", "-m", saved, *words) == 0
+        assert command("train", "--dry-run", "-m", two_blocks, *words) == 0
         return capsys.readouterr().out
 
-    assert "teacher    its own dense self, for distillation, token, feature, guidance" in plan()
+    assert "teacher    the dense model, for distillation, token, feature, guidance" in plan()
     said = plan(*by(teacher))
     network = timm.create_model("test_resnet", num_classes=NUM_CLASSES)
     size = f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters"
     cost = f"{count_macs(network, 160) / 1e9:.2f} G at 160x160"
     assert f"teacher    test_resnet: {size}, {cost}, for distillation\n" in said
-    assert "           its own dense self, for token, feature, guidance" in said
+    assert "           the dense model, for token, feature, guidance" in said
     alone = plan(*by(teacher), *LOGITS_ALONE)
-    assert "its own dense self" not in alone
+    assert "the dense model" not in alone
     assert "  model: test_resnet" in alone
     nobody = ["--set", "losses.ratio=1", "--set", "losses.distillation=0", *LOGITS_ALONE]
     assert "teacher    none is asked" in plan(*nobody)
 
 
 def test_bad_teachers_are_one_line_and_leave_nothing(
-    saved: Path,
+    two_blocks: Path,
     teacher: Path,
     folder: Path,
     tmp_path: Path,
@@ -158,7 +163,7 @@ def test_bad_teachers_are_one_line_and_leave_nothing(
         (["--teacher", "resnet5"], "no model 'resnet5'"),
         (["--teacher", "dynamicvit_deit_tiny_patch16_224"], "dense network, deit_tiny_patch16_224"),
         (["--teacher", "lvvit-s-0.7"], "dense network, lvvit_s"),
-        (["--teacher", saved], "give timm's name of the network"),
+        (["--teacher", two_blocks], "give timm's name of the network"),
         (["--teacher-checkpoint", teacher], f"teacher checkpoint {teacher}"),
         (by(teacher, "test_vit"), "does not fit test_vit"),
         (by(tmp_path / "nowhere.pth"), "nowhere.pth: no such file"),
@@ -166,7 +171,7 @@ def test_bad_teachers_are_one_line_and_leave_nothing(
         (by(five), "the teacher has 5 classes, the student 7"),
         (["--set", "teacher.hard=maybe"], "teacher.hard: Input should be a valid boolean"),
     ):
-        line = ["train", folder, "-m", saved, *TINY, "-o", tmp_path / "out", *words]
+        line = ["train", folder, "-m", two_blocks, *TINY, "-o", tmp_path / "out", *words]
         assert command(*line) == 2, words
         error = capsys.readouterr().err
         assert error.startswith("dynamicvit: ")

@@ -15,35 +15,18 @@ import torch
 
 import dynamicvit.cli
 from dynamicvit import DynamicViT
+from dynamicvit.checkpoints.runs import PREVIOUS
 from dynamicvit.training import loop, run
 from processes import FORKS
 
 pytestmark = pytest.mark.usefixtures("blank_curves")
 
 Main = Callable[..., int]
+FilesIn = Callable[[Path], list[str]]
 Line = Callable[[], str]
 
 #: Two steps of four images.
 TINY = ("--set", "images=8", "--set", "batch_size=4")
-
-
-WRITTEN = [
-    "README.md",
-    "checkpoint.best.pt",
-    "checkpoint.previous.pt",
-    "checkpoint.pt",
-    "config.json",
-    "curves.png",
-    "log.jsonl",
-    "model.safetensors",
-    "recipe.yaml",
-    "report.json",
-    "tensorboard",
-]
-
-
-def files_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_an_unreadable_image_is_named_and_counted_nowhere(
@@ -72,6 +55,8 @@ def test_an_unreadable_image_is_named_and_counted_nowhere(
 
 
 def test_an_interrupted_run_goes_on(
+    files_in: FilesIn,
+    written: list[str],
     saved: Path,
     flat: Path,
     tmp_path: Path,
@@ -103,7 +88,7 @@ def test_an_interrupted_run_goes_on(
     assert "another run: losses.token 4.0 -> 1.0, seed 0 -> 1; take" in one_line()
     assert main(*arguments, "-o", out) == 0
     assert f"resuming the run in {out}" in capsys.readouterr().out
-    finished = WRITTEN
+    finished = sorted([*written, PREVIOUS])
     assert files_in(out) == finished
     before = (out / "model.safetensors").read_bytes()
     assert main(*arguments, "-o", out, "--resume") == 0  # finished: there is nothing left to do
@@ -115,7 +100,14 @@ def test_an_interrupted_run_goes_on(
 
 
 def test_a_full_disk_is_one_line(
-    saved: Path, flat: Path, tmp_path: Path, main: Main, one_line: Line, monkeypatch
+    files_in: FilesIn,
+    written: list[str],
+    saved: Path,
+    flat: Path,
+    tmp_path: Path,
+    main: Main,
+    one_line: Line,
+    monkeypatch,
 ) -> None:
     """In the middle of a run, and when all that is left is to write the model."""
     out = tmp_path / "out"
@@ -153,7 +145,7 @@ def test_a_full_disk_is_one_line(
         assert not list(out.glob(".dynamicvit-*"))
         assert not (out / "model.safetensors").exists()
     assert main(*arguments) == 0
-    assert files_in(out) == WRITTEN
+    assert files_in(out) == sorted([*written, PREVIOUS])
 
 
 def test_interrupted_before_the_first_step(
@@ -245,7 +237,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 
 def test_images_that_cannot_be_read_at_all(
-    saved: Path, flat: Path, tmp_path: Path, main: Main, one_line: Line
+    files_in: FilesIn, saved: Path, flat: Path, tmp_path: Path, main: Main, one_line: Line
 ) -> None:
     """Found while reading; a folder that was there before stays, without anything of the run."""
     for path in flat.iterdir():
@@ -285,7 +277,9 @@ def test_a_usage_error_is_one_line(main: Main, one_line: Line) -> None:
         assert "many" not in words or "'many'" in line  # the value is named
 
 
-def test_an_output_among_the_images(saved: Path, flat: Path, main: Main, one_line: Line) -> None:
+def test_an_output_among_the_images(
+    files_in: FilesIn, saved: Path, flat: Path, main: Main, one_line: Line
+) -> None:
     """It would be an image folder of the next run."""
     before = files_in(flat)
     for output in (flat, flat / "run"):
