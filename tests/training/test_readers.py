@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +134,23 @@ def test_a_folder_in_which_no_socket_fits(
     with pytest.raises(InputError, match=f"TMPDIR {folder} is longer"):
         list(loader(images, pixels))
     assert len(list(loader(images, pixels, 0))) == 6
+
+
+def test_a_process_ends_though_readers_are_waiting(images: Path) -> None:
+    """They ignore SIGTERM, by which multiprocessing ends what it then waits for."""
+    program = (
+        "import sys\n"
+        "from dynamicvit.data import ImageData, Loader, eval_transform\n"
+        "from families import DEIT\n"
+        "transform = eval_transform(DEIT.sparse())\n"
+        "data = ImageData(sys.argv[1], transform=transform)\n"
+        "batches = iter(Loader(data, 2, num_workers=2))\n"
+        "next(batches)\n"
+    )
+    words = [sys.executable, "-W", "ignore", "-c", program, images]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(words, env=environment, timeout=120, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_bug_in_a_transform_keeps_its_traceback(images: Path) -> None:

@@ -295,13 +295,12 @@ def _how_to_go_on(output: Path) -> str:
 
 
 def _say_results(report: TrainingReport, console: Console, *, fitted: bool) -> None:
+    kept = " / ".join(f"{100 * share:.1f}" for share in report.kept)
     say(
         console,
         f"trained on {report.images:,} images ({report.steps:,} whole steps) in "
         f"{timedelta(seconds=round(report.seconds))}, {report.images / report.seconds:.1f} "
-        f"images/s; patches kept in training: "
-        + " / ".join(f"{100 * kept:.1f}" for kept in report.kept)
-        + " %",
+        f"images/s" + (f"; patches kept in training: {kept} %" if any(report.kept) else ""),
     )
     if report.skipped:
         say(console, f"left out {len(report.skipped)} unreadable images")

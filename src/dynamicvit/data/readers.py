@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing.util  # noqa: F401 (before atexit below: the last registered ends first)
 import os
 import re
 import signal
@@ -10,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from tempfile import gettempdir
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from torch.utils.data import DataLoader
 
@@ -49,6 +52,7 @@ def batches_of(loader: DataLoader[T]) -> Iterator[T]:
     with _signals.held_back():
         with _readable(), _signals:
             batches = iter(loader)
+        _started.update(dict.fromkeys(getattr(batches, "_workers", ()), os.getpid()))
         while True:
             try:
                 with _readable(), _signals:
@@ -56,6 +60,26 @@ def batches_of(loader: DataLoader[T]) -> Iterator[T]:
             except StopIteration:
                 return
             yield batch
+
+
+#: Processes that read, and the process that started each.
+_started: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+
+@atexit.register
+def _end_readers() -> None:
+    """Kill those of an iterator that is still alive at the end of this process.
+
+    multiprocessing asks them by SIGTERM, which they ignore, and waits for them without end. It
+    registered its own end earlier, so this one comes first.
+    """
+    own = [process for process, parent in _started.items() if parent == os.getpid()]
+    alive = [process for process in own if process.is_alive()]
+    if alive:
+        with suppress(ValueError):  # in another thread
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise an error
+    for process in alive:
+        process.kill()
 
 
 @contextmanager
