@@ -208,7 +208,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
             color=[colors.get(row["step"].split(",")[0], style.PRUNED) for row in held],
         )
         texts = [
-            f"{row['speed_up']:.1f} ×" + (f", {row['top1']:.1%}" if row["top1"] else "")
+            f"{row['speed_up']:.1f} ×" + (f", {100 * row['top1']:.1f} %" if row["top1"] else "")
             for row in held
         ]
         axes.bar_label(bars, texts, padding=6, fontsize=style.SMALL, color=style.INK)

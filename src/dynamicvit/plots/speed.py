@@ -28,7 +28,7 @@ def plot_speed(rows: Sequence[BenchRow], title: str = "") -> Figure:
     sizes = list(dict.fromkeys(row.batch_size for row in rows))
     settings = list(dict.fromkeys((row.runtime, row.precision) for row in rows))
     height = 1.2 + 0.55 * len(settings) + (0.3 if title else 0.0)
-    figure = style.figure(1.6 + 3.4 * len(sizes), height)
+    figure = style.figure(1.5 + 2.9 * len(sizes), height)
     panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
     related = all(row.reference is not None for row in rows)
     unit = "throughput, times dense eager fp32" if related else "images per second"
@@ -54,7 +54,7 @@ def plot_speed(rows: Sequence[BenchRow], title: str = "") -> Figure:
         fontsize=style.LABEL,
     )
     if title:
-        figure.suptitle(title, color=style.INK, fontsize=style.TITLE)
+        figure.suptitle(title, x=0.02, ha="left", color=style.INK, fontsize=style.TITLE)
     return figure
 
 
