@@ -108,13 +108,8 @@ class Description:
         if unknown := values.keys() - {field.name for field in fields(cls)}:
             raise InputError(f"{none}: {shortened(min(unknown))} is unknown")
         check_fields(values, f"{source}: its description")
-        about = cls(
-            **{
-                name: value
-                for name, value in values.items()
-                if value is not None or name in _OPTIONAL
-            }
-        )
+        given = {name: value for name, value in values.items() if value is not None}
+        about = cls(**{**dict.fromkeys(_OPTIONAL), **given})
         about._check(source)
         return about
 

@@ -205,7 +205,7 @@ class Recipe(Strict):
     fresh: tuple[str, ...] = ()
     dense: DenseRecipe = DenseRecipe()
     hold_out: float = Field(0.0, ge=0, lt=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
 
     @property
     def scores_are_probabilities(self) -> bool:

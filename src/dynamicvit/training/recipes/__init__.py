@@ -26,6 +26,8 @@ from dynamicvit.utils.words import shortened
 #: Version of the recipes that this code writes, and the newest that it reads.
 VERSION = 2
 
+#: Of a recipe, which is a page of text.
+RECIPE_BYTES = 1 << 20
 #: How many recipes may change one another.
 MOST_BASES = 20
 
@@ -125,7 +127,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
         text = (resources.files(__name__) / f"{name_or_path}.yaml").read_text()
     elif is_file(path):
         try:
-            text = read_text(path)
+            text = read_text(path, RECIPE_BYTES)
         except (UnicodeDecodeError, OSError) as error:
             reason = getattr(error, "strerror", None)
             problem = f"can't be read ({reason})" if reason else "is not text"
