@@ -69,7 +69,7 @@ def _near(value: Any, random: Random) -> Any:
     kinds = (str(value), [value], {"value": value}, value)
     if isinstance(value, list):
         return [*value, *value[:1]] if random.randrange(2) else value[:-1]
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
         kinds = (*kinds, -value, value + 0.5, value * 1000, value + 1, value * 10**9)
     return kinds[random.randrange(len(kinds))]
 
