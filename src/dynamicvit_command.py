@@ -7,6 +7,7 @@ This file lies beside the package, not inside it: whatever imports a part of a p
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -44,6 +45,9 @@ _STYLE: dict[str, Any] = {
     "pretty_exceptions_enable": False,
 }
 _INTERRUPTED = "interrupted; nothing half-written is left, run it again"
+
+#: What torch says where there is not enough memory.
+_NO_MEMORY = r"(?i)out of memory|not enough memory|can't allocate memory|Invalid buffer size"
 
 UNFORESEEN = 70
 """Exit code of an error that nobody has foreseen (EX_SOFTWARE): a bug, to be reported."""
@@ -182,6 +186,8 @@ def main() -> None:
 
             if isinstance(error, InputError | OSError):
                 _fail(str(error), 2)
+            if isinstance(error, MemoryError) or re.search(_NO_MEMORY, str(error)):
+                _fail(f"out of memory ({_first(error)}): give smaller batches or images", 2)
             _fail(_unforeseen(error), UNFORESEEN)
 
 
@@ -208,6 +214,11 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _first(error: BaseException) -> str:
+    """An error's first line, or its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _unforeseen(error: BaseException) -> str:

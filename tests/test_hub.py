@@ -146,7 +146,7 @@ def test_what_becomes_of_dropped_tokens_is_kept(tmp_path: Path) -> None:
     for wrong in ("fused", 3, None):
         config["schedule"]["policy"] = wrong
         (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(InputError, match=rf"config.json.*'removed', 'merged'.*got {wrong!r}"):
+        with pytest.raises(InputError, match=rf"config.json.*removed.*merged.*got {wrong!r}"):
             DynamicViT.from_pretrained(tmp_path)
 
 
@@ -401,7 +401,10 @@ def test_a_truncated_file(saved: Path, name: str, share: float) -> None:
         ({"model_args": None}, "model_args must be a mapping, got None"),
         ({"model_args": {"depth": 5}}, "does not fit .*config.json: "),
         ({"schedule": {"stages": [1], "keep_ratios": 0.5}}, "keep_ratios must be a list"),
-        ({"schedule": {"stages": [1.5], "keep_ratios": [0.5]}}, "stages must be a list of numbers"),
+        (
+            {"schedule": {"stages": [1.5], "keep_ratios": [0.5]}},
+            r"stages must be a list .*got \[1\.5\]",
+        ),
         ({"schedule": {"stages": [9], "keep_ratios": [0.5]}}, "stage 9 "),
         ({"schedule": {"stages": [1], "keep_ratios": [0.5]}}, "unexpected predictors.1."),
     ],

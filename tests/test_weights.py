@@ -16,12 +16,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from dynamicvit import InputError, load, load_dense, sparsify
-from dynamicvit.utils.weights import (
-    first_line,
-    load_exactly,
-    open_weights,
-    weights_in,
-)
+from dynamicvit.utils.weights import load_exactly, open_weights, weights_in
+from dynamicvit.utils.words import first_line
 from families import DEIT
 
 

@@ -117,7 +117,7 @@ def test_overrides_reach_into_parts_and_replace_the_length() -> None:
         ("temperature=2", "unknown key 'temperature': .*teacher"),
         ("teacher=resnet50", "teacher: has the parts model, hard, temperature, got 'resnet50'"),
         ("teacher.temperature=0", "teacher.temperature: .*greater than 0, got 0"),
-        ("teacher.temperature=.inf", "teacher.temperature: .*finite.*got inf"),
+        ("teacher.temperature=.inf", "teacher.temperature=.inf.*finite.*got inf"),
         ("teacher={hard: true, temperature: 2}", "teacher: hard has no use for temperature 2:"),
         ("keep_ratio=most", "^recipe deit_small: keep_ratio: "),
         ("decisions=coin", "decisions: .*independent.*got 'coin'"),

@@ -29,7 +29,8 @@ from dynamicvit.sparsification import sparsify
 from dynamicvit.utils.connection import hub_if_reachable
 from dynamicvit.utils.inputs import read_text
 from dynamicvit.utils.optional import need
-from dynamicvit.utils.weights import Weights, first_line, load_exactly, open_weights
+from dynamicvit.utils.weights import Weights, load_exactly, open_weights
+from dynamicvit.utils.words import first_line
 
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 """Endings of files of weights."""

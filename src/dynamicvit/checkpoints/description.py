@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,10 @@ from dynamicvit.checkpoints.dense import is_sparse
 from dynamicvit.checkpoints.released import is_released, read_metadata
 from dynamicvit.core.hub import DESCRIPTION, policy_in
 from dynamicvit.core.schedule import Policy
+from dynamicvit.errors import InputError
+from dynamicvit.utils.fields import MOST_OF_RECIPES, parse_json
 from dynamicvit.utils.weights import Weights
+from dynamicvit.utils.words import shortened
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,14 @@ def described(weights: Weights) -> Description:
         return Description()
     values = _values(weights)
     schedule = values.get("schedule", values)  # a recipe has them at its top
+    if not isinstance(schedule, dict):
+        raise InputError(f"{weights.source}: schedule must be a mapping, got {shortened(schedule)}")
     ratios, stages = schedule.get("keep_ratios", schedule.get("keep_ratio")), schedule.get("stages")
     known = "policy" in schedule or "dropped" in schedule
+    method = values.get("method") or ("dynamicvit" if values else None)
     return Description(
-        method=values.get("method") or ("dynamicvit" if values else None),
+        # Without the module that a recipe may name: a file imports nothing.
+        method=method and method.rpartition(":")[2],
         policy=policy_in(schedule) if known else None,
         keep_ratio=tuple(ratios) if isinstance(ratios, list) else ratios,
         stages=None if stages is None else tuple(stages),
@@ -51,8 +57,8 @@ def described(weights: Weights) -> Description:
 
 
 def _values(weights: Weights) -> Mapping[str, Any]:
-    try:
-        values = json.loads(weights.metadata.get(DESCRIPTION, "{}"))
-    except ValueError:  # another tool's
-        return {}
-    return values if isinstance(values, dict) else {}
+    source = f"{weights.source}: its metadata"
+    values = parse_json(weights.metadata.get(DESCRIPTION, "{}"), source, MOST_OF_RECIPES)
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: {DESCRIPTION} must be a mapping, got {shortened(values)}")
+    return values

@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 from dynamicvit.errors import InputError
 from dynamicvit.utils.outputs import rules
 from dynamicvit.utils.plugins import import_plugin, load_plugins
+from dynamicvit.utils.words import shortened
 from dynamicvit_command import without_types
 
 _MORE = "Extensions and errors"
@@ -40,6 +41,10 @@ _TYPES: dict[Any, str] = {int: "NUMBER", float: "NUMBER", Path: "PATH"}
 
 #: Options that name what is written; all others may name what is read.
 _WRITTEN = {"--output", "--json", "--plot", "--save-kept"}
+
+#: The largest number of any option, and of some: more takes all memory, or ends the process.
+_MOST = 1 << 20
+_MOST_OF = {"seed": (1 << 32) - 1, "threads": 1 << 8, "workers": 1 << 8}
 
 
 class Command(TyperCommand):
@@ -79,7 +84,20 @@ class Command(TyperCommand):
             if single and not getattr(option, "is_flag", False) and order.count(option) > 1:
                 values = " and ".join(_values(given, option.opts))
                 raise InputError(f"{max(option.opts, key=len)} is given twice, {values}: give one")
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        for parameter in self.params:
+            value = ctx.params.get(parameter.name)
+            for each in value if isinstance(value, list | tuple) else [value]:
+                _check_number(parameter, each)
+        return rest
+
+
+def _check_number(parameter: Any, value: Any) -> None:
+    """Refuse a number that no command can use; what else it may be, the command knows."""
+    most = _MOST_OF.get(parameter.name, _MOST)
+    if isinstance(value, int | float) and not abs(value) <= most:
+        option = max(parameter.opts, key=len)
+        raise InputError(f"{option} {shortened(value)}: give a finite number, at most {most:,}")
 
 
 def _values(words: list[str], names: list[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from dynamicvit.core.teacher import has_fresh_classifier
 from dynamicvit.costs import DENSE, resolve_image_size, schedule_macs
 from dynamicvit.data.class_names import known_class_names, short_name
 from dynamicvit.runtimes import ExportedModel, is_exported, load_exported
+from dynamicvit.utils.fields import read_json
 
 #: Class names that are printed; all are in the JSON.
 _LISTED = 10
@@ -133,7 +133,7 @@ def _input(model: Any, size: tuple[int, int, int]) -> dict[str, Any]:
 def _training(folder: Path) -> dict[str, Any] | None:
     """The report of the run that made a folder; ``None`` without one that can be read."""
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = read_json(folder / "report.json")
         training = report["training"]
         return {
             "images": training["images"],

@@ -15,6 +15,8 @@ import typer
 
 from dynamicvit.checkpoints.released import RELEASES, download, release_of
 from dynamicvit.errors import InputError
+from dynamicvit.utils.fields import MOST_SIDE
+from dynamicvit.utils.words import shortened
 
 #: Panels of ``--help``, below the common options.
 WEIGHTS, IMAGES, COST = "Weights", "Images", "Speed and memory"
@@ -198,12 +200,18 @@ def parse_image_size(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise InputError(f"an image size is written 384 or 224x320, got {text!r}")
-    return int(sides[0]), int(sides[-1])
+    found = re.fullmatch(r"0*([1-9]\d{0,4})(?:x0*([1-9]\d{0,4}))?", text.lower(), re.ASCII)
+    sides = [int(side) for side in found.groups() if side] if found else []
+    if not sides or max(sides) > MOST_SIDE:
+        raise InputError(
+            f"an image size is written 384 or 224x320, of at most {MOST_SIDE} pixels, got "
+            f"{shortened(text)}"
+        )
+    return sides[0], sides[-1]
 
 
+#: In its unit.
+MOST_LATENCY = 1e6
 _LATENCY = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
 
 
@@ -216,8 +224,8 @@ def parse_latency(text: str | None) -> float | None:
     if text is None:
         return None
     found = _LATENCY.fullmatch(text.strip())
-    if found is None or not float(found[1]):
-        raise InputError(f"a latency is positive and written 20ms or 0.5s, got {text!r}")
+    if found is None or not 0 < float(found[1]) <= MOST_LATENCY:
+        raise InputError(f"a latency is positive and written 20ms or 0.5s, got {shortened(text)}")
     return float(found[1]) * {"ms": 1e-3, "s": 1.0}[found[2]]
 
 

@@ -19,15 +19,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from dynamicvit.core.registry import METHODS, method_named
+from dynamicvit.core.registry import METHODS, registered_method
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.utils.connection import hub_if_reachable
+from dynamicvit.utils.fields import read_json
 from dynamicvit.utils.files import atomic_folder
-from dynamicvit.utils.inputs import read_text
+from dynamicvit.utils.memory import room_for
 from dynamicvit.utils.optional import need
 from dynamicvit.utils.outputs import WRITER
-from dynamicvit.utils.weights import first_line, load_exactly, open_weights
+from dynamicvit.utils.weights import load_exactly, open_weights
+from dynamicvit.utils.words import first_line, shortened
 
 FORMAT_VERSION = 2
 """Version of ``config.json`` that this code writes, and the newest that it reads."""
@@ -173,8 +175,9 @@ class HubMixin(
         config = _read_config(config_file)
         try:
             source = _source(config.get("backbone_source", "timm"))
-            method = method_named(config.get("method", "dynamicvit"))
-            model = cls(source.rebuild(config), _schedule_in(config), method)
+            method = registered_method(config.get("method", "dynamicvit"))
+            with room_for([weights_file]):
+                model = cls(source.rebuild(config), _schedule_in(config), method)
         except Exception as error:  # the backbone's library may raise anything
             reason = first_line(error)
             raise InputError(f"{config_file}: does not describe a model ({reason})") from error
@@ -248,10 +251,7 @@ def _fetch(model_id: str, filename: str, download: Mapping[str, Any]) -> Path:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: truncated or not JSON ({error})") from error
+    config = read_json(path)
     config = config if isinstance(config, dict) else {}
     version = config.get("format_version")
     if version is None and "model_type" in config:
@@ -272,16 +272,15 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _schedule_in(config: Mapping[str, Any]) -> Schedule:
     schedule = config.get("schedule")
     if not isinstance(schedule, dict):
-        raise InputError(f"schedule must be a mapping, got {schedule!r}")
-    for key, kind in (("stages", int), ("keep_ratios", (int, float))):
-        value = schedule.get(key)
-        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
-            raise InputError(f"schedule.{key} must be a list of numbers, got {value!r}")
+        raise InputError(f"schedule must be a mapping, got {shortened(schedule)}")
+    for key in ("stages", "keep_ratios"):
+        if schedule.get(key) is None:
+            raise InputError(f"schedule.{key} must be a list of numbers, and is missing")
     return Schedule(tuple(schedule["stages"]), tuple(schedule["keep_ratios"]), policy_in(schedule))
 
 
 def policy_in(config: Mapping[str, Any]) -> Any:
     """The policy in a config; version 0.1.0 wrote it as "dropped": "gone" or "merged"."""
     if "dropped" in config:
-        return {"gone": "removed"}.get(config["dropped"], config["dropped"])
+        return "removed" if config["dropped"] == "gone" else config["dropped"]
     return config.get("policy", Schedule.policy)

@@ -10,6 +10,7 @@ from dynamicvit.core.method import Combination, Method
 from dynamicvit.core.schedule import Policy
 from dynamicvit.errors import InputError
 from dynamicvit.utils.plugins import import_plugin, load_plugins
+from dynamicvit.utils.words import shortened
 
 _Kind = TypeVar("_Kind", bound=type[Method])
 
@@ -73,10 +74,21 @@ def method_named(name: str) -> type[Method]:
     module, _, own = str(name).rpartition(":")
     if module:
         import_plugin(module)
-    if own in _RENAMED:
-        raise InputError(f"method {own!r} is called {_RENAMED[own]!r} now")
-    if own not in METHODS:
+    return registered_method(own)
+
+
+def registered_method(name: str) -> type[Method]:
+    """The method of a name that a file says, which imports nothing.
+
+    Raises:
+        InputError: listing the registered names.
+    """
+    load_plugins()
+    if name in _RENAMED:
+        raise InputError(f"method {name!r} is called {_RENAMED[name]!r} now")
+    if name not in METHODS:
         raise InputError(
-            f"no method {own!r}: one of {', '.join(METHODS)} (docs/adding-a-method.md adds one)"
+            f"no method {shortened(name)}: one of {', '.join(METHODS)} "
+            "(docs/adding-a-method.md adds one)"
         )
-    return METHODS[own]
+    return METHODS[name]

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
 from dynamicvit._version import __version__
+from dynamicvit.core.hub import policy_in
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.costs import ImageSize, resolve_image_size
 from dynamicvit.data.class_names import known_class_names
 from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
+from dynamicvit.utils.fields import check_fields, parse_json
+from dynamicvit.utils.words import shortened
 
+#: What may be unknown.
+_OPTIONAL = {"model", "labels", "batch"}
 #: Each format stores the description under this name, as JSON.
 KEY = "dynamicvit"
 
@@ -88,17 +93,51 @@ class Description:
         Raises:
             InputError: if it is not a description.
         """
+        none = f"{source} has no description: give a file that dynamicvit export wrote"
+        if not text:
+            raise InputError(none)
+        said = parse_json(text, f"{source}: its description")
+        if not isinstance(said, dict):
+            raise InputError(none)
+        values = {name: _tupled(value) for name, value in said.items()}
+        values.pop("written_by", None)
+        if "dropped" in values:  # written by 0.1.0
+            values["policy"] = policy_in({"dropped": values.pop("dropped")})
+        for field in fields(cls):
+            optional = field.default is not MISSING or field.name in _OPTIONAL
+            if values.get(field.name) is None and not optional:
+                raise InputError(f"{none}: {field.name} is missing")
+        if unknown := values.keys() - {field.name for field in fields(cls)}:
+            raise InputError(f"{none}: {shortened(min(unknown))} is unknown")
+        check_fields(values, f"{source}: its description")
+        given = {name: value for name, value in values.items() if value is not None}
+        about = cls(**{**dict.fromkeys(_OPTIONAL), **given})
+        about._check(source)
+        return about
+
+    def _check(self, source: object) -> None:
+        """Check what belongs together.
+
+        Raises:
+            InputError: naming what does not.
+        """
+        channels, patches = self.input_size[0], self.grid[0] * self.grid[1]
+        for name, given, expected in (
+            ("labels", self.labels, self.num_classes),
+            ("mean", self.mean, channels),
+            ("std", self.std, channels),
+            ("kept", self.kept, len(self.stages)),
+        ):
+            if given is not None and len(given) != expected:
+                raise InputError(
+                    f"{source}: its description has {len(given)} values of {name}, not {expected}"
+                )
+        if any(kept > patches for kept in self.kept):
+            raise InputError(f"{source}: its description keeps {self.kept} of {patches} patches")
         try:
-            values = {name: _tupled(value) for name, value in json.loads(text or "").items()}
-            values.pop("written_by", None)
-            if "dropped" in values:  # written by 0.1.0
-                policy = values.pop("dropped")
-                values["policy"] = {"gone": "removed"}.get(policy, policy)
-            return cls(**values)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{source} has no description: give a file that dynamicvit export wrote"
-            ) from error
+            _ = self.schedule
+        except InputError as error:
+            raise InputError(f"{source}: its description: {error}") from None
 
 
 def describe(

@@ -12,6 +12,7 @@ from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes.description import Description
+from dynamicvit.utils.words import first_line
 
 Runner = Callable[[Tensor], Sequence[Tensor]]
 """From images ``(B, channels, height, width)``, float32, contiguous, on the CPU, to the outputs of
@@ -74,7 +75,25 @@ class ExportedModel(nn.Module):
     def _pad_and_run(self, images: Tensor) -> list[Tensor]:
         missing = (self.description.batch or len(images)) - len(images)
         full = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
-        return [output[: len(images)] for output in self._run(full.contiguous())]
+        try:
+            outputs = self._run(full.contiguous())
+        except Exception as error:  # of a graph that is not what its description says
+            raise InputError(
+                f"the exported file can't be run ({first_line(error)}): export the model again"
+            ) from error
+        self._check(outputs, len(full))
+        return [output[: len(images)] for output in outputs]
+
+    def _check(self, outputs: Sequence[Tensor], batch: int) -> None:
+        """Check that the graph's outputs are those that the description says."""
+        about = self.description
+        shapes = [(batch, about.num_classes), *((batch, kept) for kept in about.kept)]
+        if [tuple(output.shape) for output in outputs] != shapes:
+            found = ", ".join(str(tuple(output.shape)) for output in outputs)
+            raise InputError(
+                f"the exported file gives {found}, and its description says "
+                f"{', '.join(map(str, shapes))}: export the model again"
+            )
 
     @property
     def num_classes(self) -> int:

@@ -18,7 +18,7 @@ from dynamicvit.runtimes.description import KEY, Description
 from dynamicvit.runtimes.exported import Runner
 from dynamicvit.runtimes.images import whole_batches
 from dynamicvit.utils.optional import need, quiet
-from dynamicvit.utils.weights import first_line
+from dynamicvit.utils.words import first_line
 
 #: The exporter's own, and the oldest supported: its files need no conversion.
 OPSET = 18

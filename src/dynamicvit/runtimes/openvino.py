@@ -21,7 +21,7 @@ from dynamicvit.runtimes.description import KEY, Description
 from dynamicvit.runtimes.exported import Runner
 from dynamicvit.runtimes.images import whole_batches
 from dynamicvit.utils.optional import need, quiet
-from dynamicvit.utils.weights import first_line
+from dynamicvit.utils.words import first_line
 
 #: OpenVINO's names of precisions.
 _HINTS = {"fp32": "f32", "bf16": "bf16"}

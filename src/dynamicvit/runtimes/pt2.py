@@ -15,7 +15,7 @@ from dynamicvit.runtimes.description import KEY, Description
 from dynamicvit.runtimes.exported import Runner
 from dynamicvit.runtimes.pytorch import has_compiler
 from dynamicvit.utils.optional import quiet
-from dynamicvit.utils.weights import first_line
+from dynamicvit.utils.words import first_line
 
 
 class TorchExport(Format):

@@ -15,7 +15,7 @@ from dynamicvit.training.checkpoint_file import DamagedError, load_checkpoint, w
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.recipes import modern
 from dynamicvit.utils.files import atomic_write, remove_unfinished
-from dynamicvit.utils.weights import first_line
+from dynamicvit.utils.words import first_line
 
 _log = logging.getLogger(__name__)
 

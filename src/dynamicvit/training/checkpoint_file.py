@@ -27,7 +27,7 @@ from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from dynamicvit.errors import InputError
-from dynamicvit.utils.weights import first_line
+from dynamicvit.utils.words import first_line
 
 #: Version of the state that this code writes, and the only one that it reads.
 VERSION = 1

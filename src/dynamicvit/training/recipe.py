@@ -22,7 +22,7 @@ Decisions = Literal["independent", "top-k", "best-k"]
 class Strict(BaseModel):
     """Values that don't change; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LossRecipe(Strict):
@@ -52,7 +52,7 @@ class TeacherRecipe(Strict):
 
     model: str | None = None
     hard: bool = False
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    temperature: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")
     def _fits_together(self) -> TeacherRecipe:
@@ -94,6 +94,13 @@ class AugmentRecipe(Strict):
     mixup_prob: float = Field(1.0, ge=0, le=1)
     mixup_mode: Literal["batch", "pair", "elem"] = "batch"
     smoothing: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> AugmentRecipe:
+        least, greatest = self.scale
+        if not 0 < least <= greatest <= 1:
+            raise ValueError(f"scale must be two shares in (0, 1], ascending, got {self.scale}")
+        return self
 
     def transform_arguments(self) -> dict[str, Any]:
         """What of it happens to single images, as timm's transform takes it."""
@@ -198,7 +205,7 @@ class Recipe(Strict):
     fresh: tuple[str, ...] = ()
     dense: DenseRecipe = DenseRecipe()
     hold_out: float = Field(0.0, ge=0, lt=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
 
     @property
     def scores_are_probabilities(self) -> bool:

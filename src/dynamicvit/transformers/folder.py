@@ -23,9 +23,12 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import backbone_of
 from dynamicvit.errors import InputError
 from dynamicvit.transformers import DynamicViTForImageClassification
+from dynamicvit.utils.fields import check_fields, read_json
 from dynamicvit.utils.files import atomic_folder
+from dynamicvit.utils.memory import room_for
 from dynamicvit.utils.outputs import WRITER
-from dynamicvit.utils.weights import first_few, first_line
+from dynamicvit.utils.weights import check_tensors, open_weights
+from dynamicvit.utils.words import first_few, first_line
 
 
 def load_classifier(folder: Path) -> nn.Module:
@@ -41,21 +44,53 @@ def load_classifier(folder: Path) -> nn.Module:
         InputError: if it can't be read, or if weights are missing, unexpected or of another shape,
             where transformers would only warn and use random ones.
     """
+    _check_config(folder / CONFIG_NAME)
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     try:
-        model, report = AutoModelForImageClassification.from_pretrained(
-            folder, output_loading_info=True, local_files_only=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        with room_for(files):
+            model, report = AutoModelForImageClassification.from_pretrained(
+                folder, output_loading_info=True, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # of a config or weights of any kind
+        for file in files:
+            open_weights(file)  # says what is wrong with it, such as code, if that is why
         reason = first_line(error)
         raise InputError(f"{folder}: transformers can't load it ({reason})") from error
     for problem in ("missing", "unexpected", "mismatched"):
         if keys := first_few(problem, sorted(map(str, report[f"{problem}_keys"]))):
             raise InputError(f"{folder}: the weights don't fit the config; {keys}")
+    check_tensors(model.state_dict(), str(folder))
     backbone: Any = backbone_of(model)
     if (folder / IMAGE_PROCESSOR_NAME).is_file():
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        backbone.image_processing = image_processing(processor)
+        backbone.image_processing = _processing_of(folder)
     return cast(nn.Module, model)
+
+
+def _check_config(path: Path) -> None:
+    """Check what the config says, and that it is of a model in plain tensors, and of no code."""
+    config = read_json(path)
+    for key, instead in (
+        ("auto_map", "is of a model with code of its own, which is not run"),
+        ("quantization_config", "is of a quantized model; give the one that it was made from"),
+    ):
+        if isinstance(config, dict) and config.get(key):
+            raise InputError(f"{path}: {instead} ({key})")
+
+
+def _processing_of(folder: Path) -> dict[str, Any]:
+    """:func:`image_processing` of the processor in a folder, checked before and after."""
+    path = folder / IMAGE_PROCESSOR_NAME
+    read_json(path)
+    try:
+        processor = AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        described = image_processing(processor)
+    except Exception as error:  # of a file of any kind
+        reason = first_line(error)
+        raise InputError(f"{path}: does not describe an image processor ({reason})") from error
+    check_fields(described, path)
+    return described
 
 
 def image_processing(processor: Any) -> dict[str, Any]:

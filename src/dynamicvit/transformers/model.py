@@ -21,7 +21,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import own_image_size
 from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import PredictionModule, init_weights
-from dynamicvit.core.registry import method_named
+from dynamicvit.core.registry import registered_method
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.teacher import ask, dense_teacher, warn_if_fresh_classifier, weigh_patches
 from dynamicvit.errors import InputError
@@ -80,7 +80,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
         if dynamicvit is None:
             backbone = classifier_from(config.backbone_config)
             schedule = Schedule(tuple(config.stages), tuple(config.keep_ratios), config.policy)
-            dynamicvit = DynamicViT(backbone, schedule, method_named(config.method))
+            dynamicvit = DynamicViT(backbone, schedule, registered_method(config.method))
         else:
             for module in dynamicvit.modules():
                 module._is_hf_initialized = True  # or post_init would initialize it again

@@ -40,6 +40,14 @@ def check_file_type(path: str | Path) -> None:
             raise OSError(errno.EINVAL, f"{name}, not a file", str(path))
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a path, which may be any text, is of a file that can be looked at."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a null
+        return False
+
+
 def read_bytes(path: str | Path, limit: int = IMAGE_BYTES) -> bytes:
     """The bytes of a file.
 

@@ -6,16 +6,19 @@ import argparse
 import json
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from dynamicvit.errors import InputError
+from dynamicvit.utils.fields import FILE_NAME, read_json
+from dynamicvit.utils.tensors import check_tensors
+from dynamicvit.utils.words import first_few, first_line
 
 #: Where training scripts put the state dict: timm's and DeiT's names.
 WRAPPERS = ("state_dict", "model")
@@ -79,7 +82,10 @@ def open_weights(path: str | Path, ema: bool = False) -> Weights:
     if index and index.is_file():
         raise InputError(f"{path}: is one of several files; give {index}")
     checkpoint, metadata = (_read_shards if path.name.endswith(INDEX_SUFFIX) else _read)(path)
-    return weights_in(checkpoint, str(path), ema=ema, metadata=metadata)
+    weights = weights_in(checkpoint, str(path), ema=ema, metadata=metadata)
+    if empty := first_few("", [name for name, t in weights.tensors.items() if t.is_meta]):
+        raise InputError(f"{path}: holds tensors without values (of the meta device):{empty}")
+    return weights
 
 
 def weights_in(
@@ -128,13 +134,7 @@ def weights_in(
     tensors = _bare({name: value for name, value in state.items() if name != _AVERAGE_COUNT})
     while prefix := _prefix_of_network(tensors):
         tensors, copy = _bare(_under(tensors, f"{prefix}.")), f"{copy}.{prefix}".strip(".")
-    # A network with NaN in its weights runs: it gives the same answer for every image.
-    finite = {n: bool(t.float().isfinite().all()) for n, t in tensors.items() if not t.is_meta}
-    if broken := first_few("NaN or infinity in", [name for name in finite if not finite[name]]):
-        raise InputError(
-            f"{source}: its weights are not finite: {broken}; take a checkpoint from before the "
-            f"training diverged"
-        )
+    check_tensors(tensors, source)
     return Weights(source, tensors, dict(metadata or {}), copy, other)
 
 
@@ -254,11 +254,11 @@ def _read(path: Path) -> tuple[Any, dict[str, str]]:
 
 def _read_shards(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of all files that an index names."""
-    try:
-        placed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = [path.with_name(name) for name in sorted(set(placed.values()))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: truncated, or has no weight_map of names to files") from error
+    index = read_json(path)
+    placed = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(placed, dict) or not all(FILE_NAME.holds(n) for n in placed.values()):
+        raise InputError(f"{path}: has no weight_map of names to files beside it")
+    files = [path.with_name(name) for name in sorted(set(placed.values()))]
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for file in files:
@@ -277,7 +277,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # of types that torch does not have, too
         raise InputError(f"{path}: truncated or not safetensors ({first_line(error)})") from error
 
 
@@ -301,20 +301,3 @@ def _torch_load(path: Path) -> Any:
 
 def _bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_PREFIXES.sub("", name): tensor for name, tensor in tensors.items()}
-
-
-def first_few(what: str, names: Sequence[str], limit: int = 3) -> str:
-    """``what`` and the first names, with the number of the others; empty without names."""
-    if not names:
-        return ""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return f"{what} {', '.join(names[:limit])}{more}"
-
-
-def first_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of another library's error, cut after a sentence or with an ellipsis."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if len(line) <= limit:
-        return line
-    sentences, stop, _ = line[:limit].rpartition(". ")
-    return f"{sentences}." if stop else f"{line[:limit].rpartition(' ')[0] or line[:limit]}…"

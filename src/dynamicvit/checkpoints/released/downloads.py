@@ -11,7 +11,7 @@ from huggingface_hub.file_download import http_get
 from dynamicvit.checkpoints.released.recognize import recognize
 from dynamicvit.checkpoints.released.zoo import PROJECT_PAGE, Release, release_of
 from dynamicvit.errors import InputError
-from dynamicvit.utils.weights import first_line
+from dynamicvit.utils.words import first_line
 
 _RANGE_NOT_SATISFIABLE = 416
 

@@ -26,7 +26,9 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.sparsification import sparsify
-from dynamicvit.utils.weights import Weights, first_few, load_exactly, open_weights, weights_in
+from dynamicvit.utils.fields import check_values
+from dynamicvit.utils.weights import Weights, load_exactly, open_weights, weights_in
+from dynamicvit.utils.words import first_few, shortened
 
 #: timm's network for sizes that the paper lacks, by layout.
 _BUILT_FROM = {"DeiT": "deit_small_patch16_224", "LV-ViT": "lvvit_s"}
@@ -39,7 +41,7 @@ _METADATA: dict[str, Callable[[str], Any]] = {
     "rho": float,
     "num_heads": int,
     "residual_divisor": float,
-    "stages": lambda text: [int(number) for number in json.loads(text)],
+    "stages": json.loads,
     "kind": str,  # timm's name of the full-size network that a small one resembles
 }
 
@@ -167,8 +169,10 @@ def read_metadata(weights: Weights) -> dict[str, Any]:
         value = weights.metadata[key]
         try:
             said[key] = _METADATA[key](value)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{weights.source}: its metadata has {key}={value!r}") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            given = shortened(value)
+            raise InputError(f"{weights.source}: its metadata has {key}={given}") from error
+    check_values(said, f"{weights.source}: its metadata")
     return said
 
 

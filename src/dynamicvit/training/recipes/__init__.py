@@ -19,10 +19,17 @@ from dynamicvit.training.recipe import (
     Strict,
     TeacherRecipe,
 )
-from dynamicvit.utils.inputs import read_text
+from dynamicvit.utils.fields import MOST_OF_RECIPES, check_size
+from dynamicvit.utils.inputs import is_file, read_text
+from dynamicvit.utils.words import shortened
 
 #: Version of the recipes that this code writes, and the newest that it reads.
 VERSION = 2
+
+#: Of a recipe, which is a page of text.
+RECIPE_BYTES = 1 << 20
+#: How many recipes may change one another.
+MOST_BASES = 20
 
 #: Keys of version 1 and what they are called now, with the values that have new names.
 _RENAMED: dict[str, tuple[str, dict[Any, str]]] = {
@@ -88,12 +95,16 @@ def _with_base(name_or_path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe's values over those of its base."""
     if name_or_path in seen:
         raise InputError(f"recipe {seen[0]}: its base leads back to {name_or_path}")
+    if len(seen) > MOST_BASES:
+        raise InputError(f"recipe {seen[0]}: has more than {MOST_BASES} bases, one on another")
     values = modern(_read(name_or_path))
     base = values.pop("base", None)
     if base is None:
         return values
-    beside = Path(name_or_path).parent / str(base)
-    found = str(beside) if str(base) not in recipe_names() and beside.is_file() else str(base)
+    if not isinstance(base, str):
+        raise InputError(f"recipe {name_or_path}: base must be a name, got {shortened(base)}")
+    beside = Path(name_or_path).parent / base
+    found = str(beside) if base not in recipe_names() and is_file(beside) else base
     return _over(_with_base(found, (*seen, name_or_path)), values)
 
 
@@ -101,8 +112,9 @@ def _over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Values in place of those of a base; of epochs and images one replaces the other."""
     merged = dict(base)
     for key, value in values.items():
-        part = key in _PARTS and isinstance(value, Mapping)
-        merged[key] = {**merged.get(key, {}), **value} if part else value
+        below = merged.get(key, {})
+        part = key in _PARTS and isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = {**below, **value} if part else value
     for length, other in (("epochs", "images"), ("images", "epochs")):
         if values.get(length) is not None and other not in values:
             merged[other] = None
@@ -113,23 +125,19 @@ def _read(name_or_path: str) -> dict[str, Any]:
     path = Path(name_or_path)
     if name_or_path in recipe_names():
         text = (resources.files(__name__) / f"{name_or_path}.yaml").read_text()
-    elif path.is_file():
+    elif is_file(path):
         try:
-            text = read_text(path)
+            text = read_text(path, RECIPE_BYTES)
         except (UnicodeDecodeError, OSError) as error:
             reason = getattr(error, "strerror", None)
             problem = f"can't be read ({reason})" if reason else "is not text"
             raise InputError(f"recipe {name_or_path} {problem}") from None
     else:
         raise InputError(
-            f"no recipe {name_or_path!r}: give a YAML file or one of {', '.join(recipe_names())}"
+            f"no recipe {shortened(name_or_path)}: give a YAML file or one of "
+            f"{', '.join(recipe_names())}"
         )
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"recipe {name_or_path} is not YAML: {' '.join(str(error).split())}"
-        ) from None
+    values = _parsed(text, f"recipe {name_or_path}")
     if not isinstance(values, dict):
         raise InputError(f"recipe {name_or_path} must hold keys and values")
     if not {"base", "version"} & values.keys() and name_or_path not in recipe_names():
@@ -140,27 +148,37 @@ def _read(name_or_path: str) -> dict[str, Any]:
     version = values.pop("version", VERSION)
     if version not in range(1, VERSION + 1):
         raise InputError(
-            f"recipe {name_or_path} is of version {version}, this dynamicvit reads versions up to "
-            f"{VERSION}: take the dynamicvit that it was written for"
+            f"recipe {name_or_path} is of version {shortened(version)}, this dynamicvit reads "
+            f"versions up to {VERSION}: take the dynamicvit that it was written for"
         )
+    return values
+
+
+def _parsed(text: str, source: str) -> Any:
+    """The values of YAML, of a sane size."""
+    try:
+        values = yaml.safe_load(text)
+    except RecursionError as error:
+        raise InputError(f"{source}: its values are nested too deep") from error
+    except Exception as error:  # of dates and tags too
+        reason = " ".join(str(error).split())
+        raise InputError(f"{source} is not YAML: {reason[:200]}") from error
+    check_size(values, source, MOST_OF_RECIPES)
     return values
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
-        raise InputError(f"override {override!r} must be key=value")
+        raise InputError(f"override {shortened(override)} must be key=value")
     if key in _RENAMED:
-        raise InputError(f"override {override!r}: {key} is called {_RENAMED[key][0]} now")
+        raise InputError(f"override {shortened(override)}: {key} is called {_RENAMED[key][0]} now")
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise InputError(f"override {override!r}: {parent} has no parts")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"override {override!r}: {text!r} is not YAML") from None
+            raise InputError(f"override {shortened(override)}: {parent} has no parts")
+    values[last] = _parsed(text, f"override {shortened(override)}")
     if (
         not parents and last in ("epochs", "images") and values[last] is not None
     ):  # one replaces the other
@@ -180,7 +198,7 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "model_type":
         message = f"has the parts {', '.join(_PARTS[place].model_fields)}"
     # Where values don't fit together, the message has them.
-    given = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
+    given = "" if problem["type"] == "value_error" else f", got {shortened(problem['input'])}"
     return f"{place}: {message}{given}" if place else message
 
 

@@ -1,0 +1,36 @@
+"""What messages say, in few words."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Sequence
+
+
+def first_few(what: str, names: Sequence[str], limit: int = 3) -> str:
+    """``what`` and the first names, with the number of the others; empty without names."""
+    if not names:
+        return ""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{what} {', '.join(names[:limit])}{more}"
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of another library's error, cut after a sentence or with an ellipsis."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if len(line) <= limit:
+        return line
+    sentences, stop, _ = line[:limit].rpartition(". ")
+    return f"{sentences}." if stop else f"{line[:limit].rpartition(' ')[0] or line[:limit]}…"
+
+
+_shortly = reprlib.Repr()
+_shortly.maxstring = _shortly.maxother = _shortly.maxlong = 60
+_shortly.maxlevel = 3
+
+
+def shortened(value: object) -> str:
+    """A value in a few words, as messages give it."""
+    try:
+        return _shortly.repr(value)
+    except ValueError:  # of a number of too many digits
+        return "a number of thousands of digits"
