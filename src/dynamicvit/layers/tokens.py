@@ -13,6 +13,10 @@ from torch import Tensor
 Grid = tuple[int, ...]
 """Patches along each axis of the input: rows and columns; of a clip frames, rows and columns."""
 
+#: Scores that differ from the last kept one's by less than this share of it tie with it: runtimes
+#: and batch sizes sum in another order, which moves scores by about 1e-6.
+TIE = 1e-4
+
 
 class Heads(NamedTuple):
     """What a block's attention works on.
@@ -296,6 +300,9 @@ def kept_count(num_patches: int, keep_ratio: float) -> int:
 def top_k(keep_scores: Tensor, k: int) -> Tensor:
     """Positions of the k highest keep scores, in ascending order (Section 3.4).
 
+    Of scores that tie (:data:`TIE`) the first are taken, so that every runtime and batch size keeps
+    the same patches of a plain image.
+
     Args:
         keep_scores: ``(B, M)``; anything that grows with the probability of keeping.
         k: how many to keep, 0 to M.
@@ -303,7 +310,17 @@ def top_k(keep_scores: Tensor, k: int) -> Tensor:
     Returns:
         ``(B, k)`` positions among the M held tokens. Ascending, so that tokens stay in image order.
     """
-    return keep_scores.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+    held = keep_scores.shape[1]
+    here = torch.arange(held, device=keep_scores.device)
+    if k in (0, held):
+        return here[:k].expand(keep_scores.shape[0], -1)
+    wide, limits = torch.promote_types(keep_scores.dtype, torch.float32), torch.finfo(torch.float32)
+    scores = keep_scores.to(wide).clamp(limits.min, limits.max)  # inf - inf is NaN
+    cut = scores.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    tie = (2 * TIE * cut.abs()).clamp(min=limits.tiny)
+    above = ((scores - cut) / tie).round().clamp(-1, 1)  # 1 above the cut, 0 for a tie
+    # Numbers that all differ: torch and OpenVINO order equal ones as they like.
+    return (held * above - here).topk(k, dim=1, sorted=False).indices.sort(dim=1).values
 
 
 def regroup(groups: Tensor, now: Tensor) -> Tensor:
