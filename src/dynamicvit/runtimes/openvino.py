@@ -52,7 +52,7 @@ class OpenVINO(Format):
     def write(self, program: ExportedProgram, description: Description, path: Path) -> None:
         """The description goes into the graph's ``rt_info``."""
         openvino = need("openvino", "openvino")
-        with quiet("openvino"):
+        with quiet("openvino", "torch"):  # NNCF, which it imports, has torch look for CUDA
             try:
                 model = openvino.convert_model(program)
             except Exception as error:  # of classes that it does not export
