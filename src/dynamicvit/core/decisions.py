@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynamicvit.errors import InputError
+from dynamicvit.layers.tokens import top_k
 
 #: How far a given decision may be from 0 or 1: straight-through estimators leave a rounding error.
 _ROUNDING = 1e-3
@@ -89,9 +90,9 @@ def _cut_at_k(score: Tensor, decision: Tensor, k: int) -> Tensor:
     if k >= score.shape[1]:  # nothing to cut
         hard, cut = torch.ones_like(score), torch.zeros_like(score[:, :1])
     else:
-        best = score.detach().masked_fill(~kept, float("-inf")).topk(k + 1, dim=1)
-        hard = torch.zeros_like(score).scatter(1, best.indices[:, :k], 1.0)
-        cut = best.values[:, k - 1 :].mean(dim=1, keepdim=True)
+        ranked = score.detach().masked_fill(~kept, float("-inf"))
+        hard = torch.zeros_like(score).scatter(1, top_k(ranked, k), 1.0)
+        cut = ranked.topk(k + 1, dim=1).values[:, k - 1 :].mean(dim=1, keepdim=True)
         cut = torch.where(cut.isfinite(), cut, torch.zeros_like(cut))  # fewer than k + 1 were left
     return _straight_through(hard, torch.sigmoid(score - cut))
 

@@ -130,8 +130,10 @@ def top_classes(logits: Tensor, names: Sequence[str], k: int = 5) -> list[Predic
     """
     if logits.shape != (len(names),):
         raise InputError(f"{len(names)} class names, but logits of shape {tuple(logits.shape)}")
-    best = logits.float().softmax(dim=-1).topk(min(k, len(names)))
+    best = logits.float().softmax(dim=-1).sort(descending=True, stable=True)
     return [
         Prediction(index, names[index], probability)
-        for index, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        for index, probability in zip(
+            best.indices[:k].tolist(), best.values[:k].tolist(), strict=True
+        )
     ]

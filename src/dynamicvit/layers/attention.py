@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from importlib.util import find_spec
+from threading import Lock, get_ident
 from typing import Any, TypeVar, cast
 
 import torch
@@ -222,18 +223,28 @@ def as_module(module: nn.Module, work: Callable[..., T], *args: Any, **kwargs: A
         *args: what hooks see as the module's inputs.
         **kwargs: further arguments.
     """
-    held = vars(module)
-    slot = "_old_forward" if "_hf_hook" in held else "forward"  # the former where accelerate is
     watched = is_watched(module) or _has_any_global_hook()
-    if torch.compiler.is_compiling() or not watched or isinstance(held.get(slot), _Instead):
+    if torch.compiler.is_compiling() or not watched:
         return work(*args, **kwargs)
-    before = {slot: held[slot]} if slot in held else {}
-    held[slot] = _Instead(work)
+    held, thread = vars(module), get_ident()
+    slot = "_old_forward" if "_hf_hook" in held else "forward"  # the former where accelerate is
+    with _replacing:
+        instead = held.get(slot)
+        if not isinstance(instead, _Instead):
+            instead = held[slot] = _Instead(getattr(module, slot), slot in held)
+        inside = thread in instead.work
+        instead.work.setdefault(thread, work)
+    if inside:
+        return work(*args, **kwargs)
     try:
         return nn.Module.__call__(module, *args, **kwargs)
     finally:
-        del held[slot]
-        held.update(before)
+        with _replacing:
+            del instead.work[thread]
+            if not instead.work:  # no other thread's
+                del held[slot]
+                if instead.held:
+                    held[slot] = instead.before
 
 
 def through_backbone(path: _Path) -> _Path:
@@ -246,11 +257,20 @@ def through_backbone(path: _Path) -> _Path:
     return cast(_Path, run)
 
 
-class _Instead:
-    """Work in the place of a module's forward while the module is called."""
+_replacing = Lock()
 
-    def __init__(self, work: Callable[..., Any]) -> None:
-        self.work = work
+
+class _Instead:
+    """Work in the place of a module's forward while the module is called, of each thread its own.
+
+    Args:
+        before: the module's forward, which a thread without work gets.
+        held: whether it was the module's own attribute, not its class's.
+    """
+
+    def __init__(self, before: Callable[..., Any], held: bool) -> None:
+        self.before, self.held = before, held
+        self.work: dict[int, Callable[..., Any]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.work(*args, **kwargs)
+        return self.work.get(get_ident(), self.before)(*args, **kwargs)

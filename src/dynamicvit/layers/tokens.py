@@ -13,6 +13,9 @@ from torch import Tensor
 Grid = tuple[int, ...]
 """Patches along each axis of the input: rows and columns; of a clip frames, rows and columns."""
 
+#: Share of the last kept score by which others may differ and tie: rounding moves them by 1e-6.
+TIE = 1e-4
+
 
 class Heads(NamedTuple):
     """What a block's attention works on.
@@ -52,11 +55,9 @@ class Tokens:
         position: what every block needs to know of places (a rotary table, a shared bias), of the
             whole grid; or ``None``.
         block: index of the block that comes next.
-        dropped: ``(B, N, C)``, what each dropped patch was when it was dropped; ``None`` unless
-            somebody asked for it (:meth:`remembering`).
+        dropped: ``(B, N, C)``, what each patch was when dropped, or ``None`` (:meth:`remembering`).
         heads: what the attention of the block before worked on, for a method that asked for it.
-        images: ``(B,)``, which images of the batch these are, where others hold another number of
-            tokens; ``None`` for all, in order.
+        images: ``(B,)``, which images these are, where others hold another number of tokens.
     """
 
     x: Tensor
@@ -208,19 +209,13 @@ class Tokens:
             there = torch.arange(position.shape[1], device=position.device).expand_as(position)
             now = groups.new_full((batch, self.num_patches), -1).scatter(1, position, there)
             groups = regroup(groups, now)
-
-        def kept(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values.gather(1, position)
-
+        decision, size = (
+            each if each is None else each.gather(1, position)
+            for each in (self.decision, self.size)
+        )
         index = position if self.index is None else self.index.gather(1, position)
         return replace(
-            self,
-            x=x,
-            index=index,
-            decision=kept(self.decision),
-            size=kept(self.size),
-            groups=groups,
-            heads=None,
+            self, x=x, index=index, decision=decision, size=size, groups=groups, heads=None
         )
 
     def select(self, images: Tensor) -> Tokens:
@@ -296,14 +291,26 @@ def kept_count(num_patches: int, keep_ratio: float) -> int:
 def top_k(keep_scores: Tensor, k: int) -> Tensor:
     """Positions of the k highest keep scores, in ascending order (Section 3.4).
 
+    Of those that tie (:data:`TIE`) the first: every runtime keeps the same of a plain image.
+
     Args:
         keep_scores: ``(B, M)``; anything that grows with the probability of keeping.
         k: how many to keep, 0 to M.
 
     Returns:
-        ``(B, k)`` positions among the M held tokens. Ascending, so that tokens stay in image order.
+        ``(B, k)`` positions among the M held tokens, in image order.
     """
-    return keep_scores.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+    held = keep_scores.shape[1]
+    here = torch.arange(held, device=keep_scores.device)
+    if k in (0, held):
+        return here[:k].expand(keep_scores.shape[0], -1)
+    wide, limits = torch.promote_types(keep_scores.dtype, torch.float32), torch.finfo(torch.float32)
+    scores = keep_scores.to(wide).clamp(limits.min, limits.max)  # inf - inf is NaN
+    cut = scores.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    tie = (2 * TIE * cut.abs()).clamp(min=limits.tiny)
+    above = ((scores - cut) / tie).round().clamp(-1, 1)  # 0 for a tie
+    # Numbers that all differ: torch and OpenVINO order equal ones as they like.
+    return (held * above - here).topk(k, dim=1, sorted=False).indices.sort(dim=1).values
 
 
 def regroup(groups: Tensor, now: Tensor) -> Tensor:

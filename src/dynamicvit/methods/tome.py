@@ -90,7 +90,7 @@ def match(key: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """
     key = F.normalize(key, dim=-1)
     alike, partner = (key[:, ::2] @ key[:, 1::2].transpose(1, 2)).max(dim=-1)
-    pairs = alike.topk(number, dim=1, sorted=False).indices
+    pairs = top_k(alike, number)
     return 2 * pairs, 2 * partner.gather(1, pairs) + 1
 
 

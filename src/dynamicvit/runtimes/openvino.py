@@ -7,8 +7,8 @@ import io
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
-from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ class OpenVINO(Format):
     def write(self, program: ExportedProgram, description: Description, path: Path) -> None:
         """The description goes into the graph's ``rt_info``."""
         openvino = need("openvino", "openvino")
-        with quiet("openvino"):
+        with quiet("openvino", "torch"):  # NNCF, which it imports, has torch look for CUDA
             try:
                 model = openvino.convert_model(program)
             except Exception as error:  # of classes that it does not export
@@ -84,8 +84,8 @@ class OpenVINO(Format):
         }
         if description.batch is None:
             return _in_streams(core, model, settings, description.outputs), description
-        compiled = core.compile_model(model, "CPU", settings)
-        return partial(_call, compiled, description.outputs), description
+        requests = _Requests(core.compile_model(model, "CPU", settings), description.outputs)
+        return lambda images: requests(images)[0], description
 
     def quantize(
         self,
@@ -133,9 +133,41 @@ def _save(model: Any, path: Path) -> None:
         ) from error
 
 
-def _call(compiled: Any, outputs: list[str], images: Tensor) -> list[Tensor]:
-    found = compiled({"images": images.numpy()})
-    return [torch.from_numpy(found[name].copy()) for name in outputs]
+class _Requests:
+    """A compiled network, called from any number of threads: each call has requests of its own.
+
+    A network that is called as OpenVINO gives it has one request, whose outputs another thread
+    overwrites.
+
+    Args:
+        compiled: the network.
+        outputs: names of its outputs.
+    """
+
+    def __init__(self, compiled: Any, outputs: list[str]) -> None:
+        self._compiled, self._outputs = compiled, outputs
+        self._free: list[Any] = []  # its methods are atomic
+
+    def __call__(self, *parts: Tensor) -> list[list[Tensor]]:
+        """For each part of a batch the outputs; the parts run at the same time."""
+        requests = [self._request() for _ in parts]
+        # No callbacks, so no AsyncInferQueue: the network's destructor waits for its threads, which
+        # wait for the interpreter to release a callback, which waits for the destructor.
+        for request, part in zip(requests, parts, strict=True):
+            request.start_async({"images": part.numpy()})
+        found = []
+        for request in requests:
+            request.wait()
+            tensors = (request.get_tensor(name).data for name in self._outputs)
+            found.append([torch.from_numpy(tensor.copy()) for tensor in tensors])
+        self._free.extend(requests)
+        return found
+
+    def _request(self) -> Any:
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self._compiled.create_infer_request()
 
 
 def _in_streams(core: Any, model: Any, settings: dict[str, Any], outputs: list[str]) -> Runner:
@@ -152,33 +184,27 @@ def _in_streams(core: Any, model: Any, settings: dict[str, Any], outputs: list[s
         outputs: names of the outputs.
     """
     threads = torch.get_num_threads()
-    made: dict[str, Any] = {}
+    made: dict[bool, _Requests] = {}
+    making = Lock()
 
-    def one(images: Tensor) -> list[Tensor]:
-        if "one" not in made:
-            single = model.clone()
-            single.reshape([1, *images.shape[1:]])
-            made["one"] = core.compile_model(single, "CPU", settings)
-        return _call(made["one"], outputs, images)
+    def requests(shape: torch.Size) -> _Requests:
+        single = shape[0] == 1
+        with making:
+            if single not in made:
+                own = {} if single else {"NUM_STREAMS": threads}
+                network = model.clone()
+                network.reshape([1 if single else -1, *shape[1:]])
+                compiled = core.compile_model(network, "CPU", {**settings, **own})
+                made[single] = _Requests(compiled, outputs)
+        return made[single]
 
-    def many(images: Tensor) -> list[Tensor]:
-        if "many" not in made:
-            compiled = core.compile_model(model, "CPU", {**settings, "NUM_STREAMS": threads})
-            made["many"] = [compiled.create_infer_request() for _ in range(threads)]
+    def run(images: Tensor) -> list[Tensor]:
         parts, found = shares(images, threads), []
-        # No callbacks, so no AsyncInferQueue: the network's destructor waits for its threads, which
-        # wait for the interpreter to release a callback, which waits for the destructor.
         for first in range(0, len(parts), threads):
-            working = list(zip(made["many"], parts[first : first + threads], strict=False))
-            for request, share in working:
-                request.start_async({"images": share.numpy()})
-            for request, _ in working:
-                request.wait()
-                tensors = (request.get_tensor(name).data for name in outputs)
-                found.append([torch.from_numpy(tensor.copy()) for tensor in tensors])
+            found += requests(images.shape)(*parts[first : first + threads])
         return [torch.cat(pieces) for pieces in zip(*found, strict=True)]
 
-    return lambda images: one(images) if len(images) == 1 else many(images)
+    return run
 
 
 def shares(images: Tensor, threads: int) -> tuple[Tensor, ...]:
