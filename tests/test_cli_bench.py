@@ -54,7 +54,13 @@ def cells(text: str) -> list[list[str]]:
 def test_table():
     result = run("--keep-ratio", "0.5", "--batch-size", "2", "--precision", "bf16")
     assert result.exit_code == 0, result.output
-    for part in ("test_vit (random", "160x160", "0.5, 0.25, 0.125", "0.0376", torch.__version__):
+    for part in (
+        "test_vit (random",
+        "160x160",
+        "keeps 50, 25, 12.5 %",
+        "0.0376",
+        torch.__version__,
+    ):
         assert part in result.stdout
     assert [line[:4] for line in cells(result.stdout)] == [
         [size, "eager", precision, network]

@@ -72,7 +72,7 @@ def test_a_full_size_file_becomes_a_folder_that_eval_runs(
     for told in (
         "DeiT-256",
         "3, 6, 9",
-        "0.7, 0.49, 0.343",
+        "70, 49, 34.3 %",
         "from its name",
         "10.30 M",
         "1.37 GMACs",
