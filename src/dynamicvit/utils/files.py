@@ -62,7 +62,7 @@ def atomic_write(path: str | Path, *, start: bytes = b"", ours: bool = False) ->
     target = Path(os.path.realpath(path))
     with _unfinished(target.parent) as folder:
         draft = folder / target.name
-        with _named(path):
+        with named(path):
             yield draft
         check_target(path, start=start, ours=ours)  # it may have appeared meanwhile
         draft.replace(target)
@@ -121,7 +121,7 @@ def open_output(path: str | Path, mode: str = "w") -> Iterator[IO]:
     check_target(path)
     settings = {} if "b" in mode else {"encoding": "utf-8", "buffering": 1}
     try:
-        with _named(path), os.fdopen(_opened(Path(path)), mode, **settings) as file:
+        with named(path), os.fdopen(_opened(Path(path)), mode, **settings) as file:
             yield file
     except BrokenPipeError:
         raise InputError(f"{path}: its reader has gone") from None
@@ -132,8 +132,8 @@ def open_output(path: str | Path, mode: str = "w") -> Iterator[IO]:
 
 
 @contextmanager
-def _named(path: str | Path) -> Iterator[None]:
-    """Name the file in what the system says without one, as of a full disk."""
+def named(path: str | Path) -> Iterator[None]:
+    """Name a file in what the system says without one, as of a full disk."""
     try:
         yield
     except OSError as error:
