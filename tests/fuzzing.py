@@ -43,7 +43,9 @@ PHOTO = Image.new("RGB", (40, 30), "gray")
 def timm_model() -> DynamicViT:
     """A tiny DynamicViT of timm's."""
     small = {"depth": 2, "embed_dim": 16, "num_heads": 2, "img_size": 32, "num_classes": 3}
-    return core_of(sparsify(timm.create_model("vit_tiny_patch16_224", **small), 0.7, (0, 1))).eval()
+    made = core_of(sparsify(timm.create_model("vit_tiny_patch16_224", **small), 0.7, (0, 1)))
+    assert isinstance(made, DynamicViT)
+    return made.eval()
 
 
 @cache

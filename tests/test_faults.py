@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 import dynamicvit.cli
 import dynamicvit_command
 from dynamicvit.core.hub import MODEL_FILES
+from dynamicvit.utils.files import atomic_write, open_output
 from dynamicvit.utils.outputs import MARK
 from dynamicvit_command import COMMANDS, UNFORESEEN
 
@@ -252,3 +254,44 @@ def test_an_own_result_is_replaced_and_others_only_when_told(
         assert (out.read_text() == "x") == (code == 2)
     assert "page.md exists" in one_line()
     assert not list(place.glob(".*"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_full_disk_is_named(
+    place: Path, name: str, monkeypatch: pytest.MonkeyPatch, command: Callable[..., int], one_line
+) -> None:
+    """What writes a file says which one, and leaves nothing of it."""
+    case = CASES[name]
+    out = place / case.output
+
+    def fill() -> None:
+        with atomic_write(out) as draft:
+            draft.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    at_first(monkeypatch, case.words[0], fill)
+    assert command(*case.words, case.option, case.output) == 2
+    assert str(out) in one_line()
+    assert not out.exists()
+    assert not list(place.glob(".*"))
+
+
+def test_a_stream_onto_a_full_disk_ends_with_a_whole_line(tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    with pytest.raises(OSError, match=str(out)), open_output(out) as file:  # noqa: PT012
+        file.write('{"a": 1}\n{"half')
+        file.flush()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert out.read_text() == '{"a": 1}\n'
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300", "9" * 30, "9" * 5000, "x"])
+@pytest.mark.parametrize(
+    "option",
+    ["--keep-ratio", "--tile", "--batch-size", "--image-size", "--crop-pct", "--threads"],
+)
+def test_numbers_that_are_none(
+    place: Path, option: str, value: str, command: Callable[..., int], one_line
+) -> None:
+    assert command("eval", "photos", *MODEL, f"{option}={value}") == 2
+    assert option.strip("-").partition("-")[0] in one_line()

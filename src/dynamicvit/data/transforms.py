@@ -15,6 +15,7 @@ from torchvision.transforms import ColorJitter, Compose, RandomApply, RandomGray
 from dynamicvit.core.networks import image_channels, own_image_size
 from dynamicvit.data.decoding import MODES, decode
 from dynamicvit.errors import InputError
+from dynamicvit.utils.fields import CROP
 
 Size = int | tuple[int, int]
 
@@ -64,8 +65,8 @@ def eval_transform(
     """
     config = image_config(model, image_size)
     if crop_pct is not None:
-        if not 0 < crop_pct <= 1:
-            raise InputError(f"crop_pct must be in (0, 1], got {crop_pct}")
+        if not CROP.holds(crop_pct):
+            raise InputError(f"crop_pct must be {CROP.words}, got {crop_pct}")
         config["crop_pct"] = crop_pct
     transform: Any = create_transform(**config)
     return ModelTransform(transform.transforms, _mode(config))

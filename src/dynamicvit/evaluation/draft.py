@@ -10,6 +10,7 @@ from typing import Any
 
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.tables import write_table
+from dynamicvit.utils.files import named
 from dynamicvit.utils.outputs import WRITER, is_ours
 
 
@@ -79,14 +80,15 @@ class Draft:
         """Keep so many rows, to add to them."""
         if not self._ends:
             line = json.dumps(self._settings) + "\n"
-            self.path.write_text(line, encoding="utf-8")
+            with named(self.path):
+                self.path.write_text(line, encoding="utf-8")
             self._ends = [len(line.encode())]
         self._ends = self._ends[: 1 + rows]
         os.truncate(self.path, self._ends[-1])
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows; they are safe from here on."""
-        with open(self.path, "ab") as file:
+        with named(self.path), open(self.path, "ab") as file:
             for row in rows:
                 file.write(json.dumps(row).encode() + b"\n")
                 self._ends.append(file.tell())

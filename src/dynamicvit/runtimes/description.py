@@ -15,7 +15,7 @@ from dynamicvit.costs import ImageSize, resolve_image_size
 from dynamicvit.data.class_names import known_class_names
 from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
-from dynamicvit.utils.fields import check_fields, parse_json
+from dynamicvit.utils.fields import CROP, check_fields, parse_json
 from dynamicvit.utils.words import shortened
 
 #: What may be unknown.
@@ -162,8 +162,8 @@ def describe(
     """
     if batch is not None and batch < 1:
         raise InputError(f"batch {batch}: give at least 1 image")
-    if crop_pct is not None and not 0 < crop_pct <= 1:
-        raise InputError(f"crop_pct {crop_pct}: give a share in (0, 1]")
+    if crop_pct is not None and not CROP.holds(crop_pct):
+        raise InputError(f"crop_pct {crop_pct}: give {CROP.words}")
     if model.num_classes < 1:
         raise InputError("the model has no classifier: only classifiers are exported")
     config = image_config(model, image_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,7 +48,8 @@ def load_classifier(folder: Path) -> nn.Module:
     _check_config(folder / CONFIG_NAME)
     files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     try:
-        with room_for(files):
+        with room_for(files), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             model, report = AutoModelForImageClassification.from_pretrained(
                 folder, output_loading_info=True, local_files_only=True, trust_remote_code=False
             )

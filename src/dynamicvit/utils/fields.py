@@ -121,6 +121,8 @@ _SIDE, _CHANNELS = whole(1, MOST_SIDE), whole(1, MOST_CHANNELS)
 _PAIR = either(_SIDE, each(_SIDE, 2, 2))
 _IMAGE = each(_SIDE, 3, 3)
 _SHARE, _PROBABILITY = number(0, 1, above=True), number(0, 1)
+#: Less would resize an image to many times its size.
+CROP = number(0.05, 1)
 _BLOCKS, _WIDTH = whole(1, MOST_BLOCKS), whole(1, MOST_WIDTH)
 _SIZES = Kind(
     f"{_SIDE.words}, or such numbers by height and width, or shortest_edge",
@@ -143,7 +145,7 @@ FIELDS: dict[str, Kind] = {
     "architecture": TEXT,
     "num_classes": whole(0, MOST_CLASSES),
     **dict.fromkeys(("input_size", "test_input_size", "min_input_size"), _IMAGE),
-    **dict.fromkeys(("crop_pct", "test_crop_pct"), _SHARE),
+    **dict.fromkeys(("crop_pct", "test_crop_pct"), CROP),
     "interpolation": one_of(*(each.name.lower() for each in Resampling), "random"),
     "crop_mode": one_of("center", "squash", "border"),
     **dict.fromkeys(("mean", "image_mean"), each(number(-1000, 1000), 1, MOST_CHANNELS)),

@@ -62,7 +62,8 @@ def atomic_write(path: str | Path, *, start: bytes = b"", ours: bool = False) ->
     target = Path(os.path.realpath(path))
     with _unfinished(target.parent) as folder:
         draft = folder / target.name
-        yield draft
+        with named(path):
+            yield draft
         check_target(path, start=start, ours=ours)  # it may have appeared meanwhile
         draft.replace(target)
 
@@ -108,7 +109,7 @@ def atomic_folder(folder: str | Path, main: str, *, keep: str = "") -> Iterator[
 
 @contextmanager
 def open_output(path: str | Path, mode: str = "w") -> Iterator[IO]:
-    """Open a file that is written bit by bit: what is written stays.
+    """Open a file that is written bit by bit: what is written stays, of text whole lines.
 
     Args:
         path: of a file; of a pipe, or of a descriptor such as ``/dev/stdout``.
@@ -120,10 +121,34 @@ def open_output(path: str | Path, mode: str = "w") -> Iterator[IO]:
     check_target(path)
     settings = {} if "b" in mode else {"encoding": "utf-8", "buffering": 1}
     try:
-        with os.fdopen(_opened(Path(path)), mode, **settings) as file:
+        with named(path), os.fdopen(_opened(Path(path)), mode, **settings) as file:
             yield file
     except BrokenPipeError:
         raise InputError(f"{path}: its reader has gone") from None
+    except OSError:
+        if "b" not in mode and not is_stream(path):
+            _keep_whole_lines(path)
+        raise
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Name a file in what the system says without one, as of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def _keep_whole_lines(path: str | Path) -> None:
+    """Cut a text after its last line's end."""
+    with suppress(OSError), open(path, "rb+") as file:
+        place = file.seek(0, os.SEEK_END)
+        while place and file.seek(place - 1) >= 0 and file.read(1) != b"\n":
+            place -= 1
+        file.truncate(place)
 
 
 def remove_unfinished(folder: str | Path) -> None:

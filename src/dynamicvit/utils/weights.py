@@ -6,6 +6,7 @@ import argparse
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -285,7 +286,11 @@ def _torch_load(path: Path) -> Any:
     # The released files and timm's hold their command line as a Namespace, Lightning's hold paths:
     # plain attributes.
     try:
-        with torch.serialization.safe_globals([argparse.Namespace, type(path)]):
+        with (
+            torch.serialization.safe_globals([argparse.Namespace, type(path)]),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # of a pickle's protocol
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"(?:GLOBAL|global:?) ([\w.]+\.\w+)", str(error))
