@@ -146,6 +146,23 @@ class Backbone(Settings, ABC):
         del i, tokens, queries
         return Heads(*qkv)
 
+    @property
+    def has_plain_products(self) -> bool:
+        """Whether neither places nor norms come between :meth:`qkv`'s layer and the products."""
+        return False
+
+    def first_products(self, block: nn.Module, x: Tensor) -> Tensor:
+        """``(B, H, T)``: the first token's query times each key, up to a number for each head.
+
+        Asked for where :attr:`has_plain_products`; a family can do it without computing keys.
+
+        Args:
+            block: one of :attr:`blocks`.
+            x: ``(B, T, C)``, what would enter the block.
+        """
+        query, key, _ = self.qkv(block, x, 1)
+        return (query @ key.transpose(-2, -1))[:, :, 0] * query.shape[-1] ** -0.5
+
     def attention_dropout(self, block: nn.Module) -> float:
         """Dropout probability of a block's attention weights, 0 outside training."""
         del block

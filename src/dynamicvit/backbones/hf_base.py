@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dynamicvit.backbones.base import Backbone
 from dynamicvit.errors import InputError
+from dynamicvit.layers.attention import first_products, is_plain
 from dynamicvit.layers.tokens import Tokens
 
 OLDEST = "5.20"
@@ -180,6 +181,17 @@ class HFBackbone(Backbone):
             for projected in (attn.q_proj(x[:, :queries]), attn.k_proj(x), attn.v_proj(x))
         )
         return query, key, value
+
+    @property
+    def has_plain_products(self) -> bool:
+        return True
+
+    def first_products(self, block: nn.Module, x: Tensor) -> Tensor:
+        attn = self.attention(block)
+        if not (is_plain(attn.q_proj) and is_plain(attn.k_proj)):
+            return super().first_products(block, x)
+        query, key, x = attn.q_proj, attn.k_proj.weight, self.first_norm(block).forward(x)
+        return first_products(x, query.weight, query.bias, key, len(key) // attn.head_dim)
 
     def call_arguments(self, i: int, tokens: Tokens) -> tuple[Any, ...] | None:
         # Its own forward would checkpoint inside ours; not every attention of theirs takes a bias.

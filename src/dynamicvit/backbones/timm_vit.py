@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dynamicvit.backbones.base import Backbone
 from dynamicvit.errors import InputError
-from dynamicvit.layers.attention import fused_qkv
+from dynamicvit.layers.attention import first_products, fused_qkv, is_plain
 from dynamicvit.layers.pooling import attention_pool, masked_max, masked_mean
 from dynamicvit.layers.tokens import Tokens
 
@@ -148,6 +148,22 @@ class TimmBackbone(Backbone):
     def projected(self, attn: Any, x: Tensor, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of the block's normed input ``x``, before their own norms."""
         return fused_qkv(attn.qkv, x, attn.num_heads, queries)
+
+    @property
+    def has_plain_products(self) -> bool:
+        norms = (norm for block in self.blocks for norm in (block.attn.q_norm, block.attn.k_norm))
+        moved = type(self).placed is not Backbone.placed
+        return not moved and all(isinstance(norm, nn.Identity) for norm in norms)
+
+    def first_products(self, block: Any, x: Tensor) -> Tensor:
+        qkv, heads = block.attn.qkv, block.attn.num_heads
+        if not is_plain(qkv):
+            return super().first_products(block, x)
+        width = qkv.weight.shape[0] // 3
+        query, key = qkv.weight[:width], qkv.weight[width : 2 * width]
+        bias = None if qkv.bias is None else qkv.bias[:width]
+        # Its forward, not a call: whoever watches the norm sees it called once, as ever.
+        return first_products(block.norm1.forward(x), query, bias, key, heads)
 
     def attention_dropout(self, block: Any) -> float:
         return block.attn.attn_drop.p if block.attn.training else 0.0

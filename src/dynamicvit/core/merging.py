@@ -30,18 +30,31 @@ LEAST_ODDS = 1e-2
 
 
 def likeness(tokens: Tokens) -> Tensor:
-    """``(B, M, M)``: cosine of the angle between any two patch tokens. Without gradient.
+    """``(B, M, M)``: cosine of the angle between any two patch tokens. Without gradient."""
+    return cosines(tokens.patches)
+
+
+def cosines(features: Tensor, bipartite: bool = False) -> Tensor:
+    """Cosine of the angle between any two rows. Without gradient.
 
     In float32 at least, under autocast too: half precision can't tell near cosines apart.
+
+    Args:
+        features: ``(B, M, D)``.
+        bipartite: only of rows at even positions with those at odd ones.
+
+    Returns:
+        ``(B, M, M)``, or ``(B, ⌈M/2⌉, ⌊M/2⌋)``.
     """
-    patches = tokens.patches.detach()
-    wide = torch.promote_types(patches.dtype, torch.float32)
-    device = patches.device.type
+    features = features.detach()
+    wide = torch.promote_types(features.dtype, torch.float32)
+    device = features.device.type
     # Not entered without need: exporters write down contexts, and the meta device has none.
-    rounds = not patches.is_meta and torch.is_autocast_enabled(device)
+    rounds = not features.is_meta and torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if rounds else nullcontext():
-        direction = F.normalize(patches.to(wide), dim=-1)
-        return direction @ direction.transpose(1, 2)
+        direction = F.normalize(features.to(wide), dim=-1)
+        some, others = (direction[:, ::2], direction[:, 1::2]) if bipartite else (direction,) * 2
+        return some @ others.transpose(1, 2)
 
 
 def discounted(keep_scores: Tensor, alike: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -65,7 +78,12 @@ def discounted(keep_scores: Tensor, alike: Tensor, kept: Tensor | None = None) -
     if kept is not None:
         better = better & kept[:, None, :]
     nearest = alike.masked_fill(~better, -1.0).amax(dim=-1)
-    return keep_scores + UNLIKENESS_POWER * (1.0 - nearest).clamp(min=LEAST_UNLIKENESS).log()
+    return keep_scores + missed(nearest)
+
+
+def missed(nearest: Tensor) -> Tensor:
+    """What a token's log-odds change by where it becomes part of one with that cosine."""
+    return UNLIKENESS_POWER * (1.0 - nearest).clamp(min=LEAST_UNLIKENESS).log()
 
 
 def most_alike(alike: Tensor, kept: Tensor) -> Tensor:
@@ -78,7 +96,7 @@ def most_alike(alike: Tensor, kept: Tensor) -> Tensor:
     return alike.masked_fill(~kept[:, None, :], float("-inf")).argmax(dim=-1)
 
 
-def join(tokens: Tokens, dropped: Tensor, into: Tensor) -> Tokens:
+def join(tokens: Tokens, dropped: Tensor, into: Tensor, keep_length: bool = False) -> Tokens:
     """The tokens after some have become part of others; all are still held.
 
     A token becomes the mean of its patches, and counts for as many. What tokens become is
@@ -88,6 +106,8 @@ def join(tokens: Tokens, dropped: Tensor, into: Tensor) -> Tokens:
         tokens: M patch tokens.
         dropped: ``(B, M)``, 1 for a token that becomes part of another, which is kept; else 0.
         into: ``(B, M)`` positions of those others; those of kept tokens mean nothing.
+        keep_length: as long as its patches on average, not as their mean, which is shorter: what
+            blocks add to it then turns it no further than it would turn them.
 
     Returns:
         Tokens in which the dropped ones are as they were, and no patch's.
@@ -99,7 +119,13 @@ def join(tokens: Tokens, dropped: Tensor, into: Tensor) -> Tokens:
     # Sums of many shares need more than half precision. They are 1 together, and exactly 1 for a
     # token that nothing joins: it is not rounded at every stage.
     own, theirs = size / total, moved / total.gather(1, into)
-    joined = _added(patches * own[..., None], into, patches * theirs[..., None]).to(patches.dtype)
+    own, theirs = own[..., None], theirs[..., None]
+    joined = _added(patches * own, into, patches * theirs)
+    if keep_length:
+        length = patches.norm(dim=-1, keepdim=True)
+        length = _added(length * own, into, length * theirs)
+        joined = joined * (length / joined.norm(dim=-1, keepdim=True).clamp(min=1e-6))
+    joined = joined.to(patches.dtype)
     here = torch.arange(into.shape[1], device=into.device).expand_as(into)
     now = torch.where(dropped > 0.5, into, here)
     return replace(

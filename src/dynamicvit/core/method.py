@@ -87,7 +87,7 @@ class Method(nn.Module, ABC):
     #: Whether it means anything without training.
     works_untrained: ClassVar[bool] = False
     #: Whether it looks at what the attention of the block before worked on (``Tokens.heads``).
-    looks_back: ClassVar[bool] = False
+    looks_back: bool = False
     #: Whether the first token must be a class token.
     needs_class_token: ClassVar[bool] = False
     #: How many prefix tokens it adds.

@@ -178,6 +178,30 @@ def partial_qkv(
     return asked.unflatten(-1, (num_heads, -1)).transpose(1, 2), key, value
 
 
+def first_products(
+    x: Tensor, query: Tensor, query_bias: Tensor | None, key: Tensor, num_heads: int
+) -> Tensor:
+    """The first token's query times each token's key, without computing the keys.
+
+    The product with ``W x`` is that of ``Wᵀ query`` with ``x``: H C operations a token in place of
+    C². A bias of the keys would add the same to all products of a head, and is left out.
+
+    Args:
+        x: ``(B, T, C)``, what the layers read.
+        query: ``(H D, C)``, the weights that give queries.
+        query_bias: ``(H D)`` or ``None``.
+        key: ``(H D, C)``, the weights that give keys.
+        num_heads: H.
+
+    Returns:
+        ``(B, H, T)``, divided by √D.
+    """
+    asked = F.linear(x[:, :1], query, query_bias).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    asked = asked * asked.shape[-1] ** -0.5
+    asked = (asked @ key.unflatten(0, (num_heads, -1)).to(asked.dtype))[:, :, 0]
+    return asked @ x.transpose(1, 2).to(asked.dtype)
+
+
 def separate(x: Tensor, num_heads: int, count: int = 3) -> tuple[Tensor, ...]:
     """``count`` tensors ``(B, H, T, D)`` from ``(B, T, count H D)``."""
     batch, length, _ = x.shape

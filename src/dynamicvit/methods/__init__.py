@@ -13,6 +13,7 @@ from dynamicvit.methods.controls import RandomScores, StaticRanking
 from dynamicvit.methods.downsampling import Downsampling
 from dynamicvit.methods.class_attention import ClassAttention, EViT
 from dynamicvit.methods.tome import TokenMerging
+from dynamicvit.methods.lookahead import LookAhead
 from dynamicvit.methods.width import Narrow, narrow
 from dynamicvit.methods.budgets import at_macs, own_schedules
 
@@ -21,6 +22,7 @@ __all__ = [
     "ClassAttention",
     "Downsampling",
     "EViT",
+    "LookAhead",
     "Narrow",
     "RandomScores",
     "StaticRanking",

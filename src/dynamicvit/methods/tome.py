@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dynamicvit.backbones import Backbone
-from dynamicvit.core.merging import join
+from dynamicvit.core.merging import cosines, join, missed
 from dynamicvit.core.method import Combination
 from dynamicvit.core.registry import register_method
 from dynamicvit.core.schedule import Schedule
@@ -62,8 +61,9 @@ class TokenMerging(Combination):
         if number <= 0:
             return tokens
         assert tokens.heads is not None  # the model runs a block before each stage that looks back
-        key = tokens.heads.key.detach().mean(dim=1)[:, tokens.num_prefix :]
-        return merge(tokens, *match(key, number))
+        key = tokens.heads.key.mean(dim=1)[:, tokens.num_prefix :]
+        alike = cosines(key, bipartite=True)
+        return merge(tokens, *match(alike, number))
 
 
 def _merged(num_patches: int, stages: Sequence[int], each: float) -> Schedule:
@@ -75,32 +75,34 @@ def _merged(num_patches: int, stages: Sequence[int], each: float) -> Schedule:
     return Schedule(tuple(stages), tuple(k / num_patches for k in kept))
 
 
-def match(key: Tensor, number: int) -> tuple[Tensor, Tensor]:
+def match(alike: Tensor, number: int, worth: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Which tokens become part of which others.
 
-    Tokens at even positions choose the token at an odd position whose key points most nearly where
-    theirs does; of these pairs the most alike merge.
+    Tokens at even positions choose the token at an odd position that is most like them; of these
+    pairs the most alike merge.
 
     Args:
-        key: ``(B, M, D)``, what tokens are compared by.
+        alike: ``(B, ⌈M/2⌉, ⌊M/2⌋)``, cosines of the even ones with the odd ones.
         number: how many merge into another, at most M / 2.
+        worth: ``(B, M)``, logarithm of what each token is worth; the pairs that then merge are
+            those by which least is missed (:func:`~dynamicvit.core.merging.missed`).
 
     Returns:
         ``(B, number)`` positions of those that merge, and of the ones that they become part of.
     """
-    key = F.normalize(key, dim=-1)
-    alike, partner = (key[:, ::2] @ key[:, 1::2].transpose(1, 2)).max(dim=-1)
-    pairs = top_k(alike, number)
+    nearest, partner = alike.max(dim=-1)
+    pairs = top_k(nearest if worth is None else -worth[:, ::2] - missed(nearest), number)
     return 2 * pairs, 2 * partner.gather(1, pairs) + 1
 
 
-def merge(tokens: Tokens, merging: Tensor, into: Tensor) -> Tokens:
+def merge(tokens: Tokens, merging: Tensor, into: Tensor, keep_length: bool = False) -> Tokens:
     """The tokens after some have become part of others.
 
     Args:
         tokens: M patch tokens.
         merging: ``(B, R)`` positions of those that merge, each once.
         into: ``(B, R)`` positions of the ones that they become part of, which are kept.
+        keep_length: see :func:`~dynamicvit.core.merging.join`.
 
     Returns:
         The kept tokens, each the mean of its patches, in image order.
@@ -110,4 +112,4 @@ def merge(tokens: Tokens, merging: Tensor, into: Tensor) -> Tokens:
     merged = merged.scatter(1, merging, 1.0)
     partner = torch.zeros_like(merged, dtype=torch.long).scatter(1, merging, into)
     kept = top_k(1.0 - merged, held - merging.shape[1])
-    return join(tokens, merged, partner).keep(kept)
+    return join(tokens, merged, partner, keep_length).keep(kept)

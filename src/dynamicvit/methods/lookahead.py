@@ -1,0 +1,106 @@
+"""Look-ahead merging: merge what the coming block will miss least. Needs no training and no data.
+
+Tokens are paired and merged as in token merging (:mod:`dynamicvit.methods.tome`), with four
+differences. A pair merges by what would be missed: how far its token moves, and how much attention
+the class token is about to pay to it in the block that comes, which the block's own weights tell
+before it runs. Likeness is that of the tokens themselves, not of keys. A merged token stays as long
+as its patches were. And each stage leaves a share of the tokens, a larger one at the first stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from dynamicvit.backbones import Backbone
+from dynamicvit.core.merging import cosines
+from dynamicvit.core.method import Combination
+from dynamicvit.core.registry import register_method
+from dynamicvit.core.schedule import Schedule
+from dynamicvit.errors import InputError
+from dynamicvit.layers.tokens import Tokens
+from dynamicvit.methods.class_attention import class_attention
+from dynamicvit.methods.tome import match, merge
+
+#: Share of the blocks before the first stage: blocks 0 and 1 of 12.
+FIRST = 1 / 6
+
+#: At stage i of n, ``last ** ((i / n) ** BEND)`` of the tokens are left: 1 is geometric, more drops
+#: less at the first stages and more at the last (docs/notebook/untrained.md).
+BEND = 1.25
+
+#: Schedules that budgets choose from: so many shares for the last stage, from all down to none.
+STEPS = 1000
+
+
+@register_method(
+    "lookahead",
+    does="merges the tokens that the coming block's class token would miss least",
+)
+class LookAhead(Combination):
+    """Merges the pairs by which least is missed, at a stage before every block but the first two.
+
+    Where positions or norms come between the projections and their products (rotary positions,
+    relative bias), the class token's attention is that of the block before. Without a class token
+    all tokens are worth the same, and likeness alone decides.
+
+    Args:
+        bound: the network, whose coming block is looked at.
+    """
+
+    works_untrained = True
+
+    def __init__(self, bound: Backbone) -> None:
+        super().__init__()
+        self.bound = bound
+        self.looks_back = bound.has_class_token and not bound.has_plain_products
+
+    @classmethod
+    def for_stage(cls, bound: Backbone) -> LookAhead:
+        """One that looks at this network."""
+        return cls(bound)
+
+    @classmethod
+    def schedules(cls, bound: Backbone) -> Sequence[Schedule]:
+        """From dense on down; a stage merges at most half of the tokens that come to it."""
+        depth, num_patches = len(bound.blocks), prod(bound.grid(*bound.image_size))
+        stages = tuple(range(max(1, int(depth * FIRST)), depth))
+        if not stages:
+            raise InputError("lookahead needs a network of 2 blocks or more, got 1")
+        options: dict[Schedule, None] = {}
+        for step in range(STEPS, 0, -1):
+            held, kept = num_patches, []
+            for stage in range(1, len(stages) + 1):
+                share = (step / STEPS) ** ((stage / len(stages)) ** BEND)
+                held = min(held, max(1, round(num_patches * share), held - held // 2))
+                kept.append(held)
+            options[Schedule(stages, tuple(count / num_patches for count in kept))] = None
+        return list(options)
+
+    def combine(self, tokens: Tokens, count: int) -> Tokens:
+        """The tokens after the pairs by which least is missed have merged."""
+        held = tokens.num_patches
+        number = min(held - count, held // 2)
+        if number <= 0:
+            return tokens
+        pairs = match(cosines(tokens.patches, bipartite=True), number, self._worth(tokens))
+        return merge(tokens, *pairs, keep_length=True)
+
+    @torch.no_grad()
+    def _worth(self, tokens: Tokens) -> Tensor | None:
+        """``(B, M)``: logarithm of the class token's attention, mean of the heads."""
+        if not self.bound.has_class_token:
+            return None
+        if self.looks_back:
+            share = class_attention(tokens)
+            share = share if tokens.size is None else share * tokens.size
+        else:
+            products = self.bound.first_products(self.bound.blocks[tokens.block], tokens.x)
+            products = products.to(torch.promote_types(products.dtype, torch.float32))
+            size = tokens.over_all(tokens.size)
+            products = products if size is None else products + size.log()[:, None]
+            share = products.softmax(dim=-1).mean(dim=1)[:, tokens.num_prefix :]
+        return share.clamp(min=torch.finfo(share.dtype).tiny).log()
