@@ -111,5 +111,6 @@ def merge(tokens: Tokens, merging: Tensor, into: Tensor, keep_length: bool = Fal
     merged = tokens.x.new_zeros(tokens.patches.shape[:2], dtype=torch.float32)
     merged = merged.scatter(1, merging, 1.0)
     partner = torch.zeros_like(merged, dtype=torch.long).scatter(1, merging, into)
-    kept = top_k(1.0 - merged, held - merging.shape[1])
+    here = torch.arange(held, device=merging.device)
+    kept = (here + held * merged).sort(dim=1).values[:, : held - merging.shape[1]].long()
     return join(tokens, merged, partner, keep_length).keep(kept)
