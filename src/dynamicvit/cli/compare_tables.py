@@ -43,7 +43,7 @@ def results_table(lines: Sequence[Line]) -> Table:
                 _runs(line),
                 *(_speedup(line, size) for size in BATCH_SIZES),
             )
-    table.caption = "runs: fine-tuned, each with a seed; batch: times as fast as dense"
+    table.caption = "runs: fine-tuned, each with a seed\nbatch: times as fast as dense"
     return table
 
 
