@@ -88,11 +88,16 @@ def _emulates_bf16(device_type: str) -> bool:
 def _bf16_takes_longer() -> bool:
     """By the shortest of times in turn; a verdict for float32 needs more of them."""
     short = full = math.inf
-    for tried in range(1, _MOST_TRIES + 1):
-        short = min(short, _seconds(torch.bfloat16))
-        full = min(full, _seconds(torch.float32))
-        if tried >= _TRIES and not _NATIVE * full < short < _SURELY * full:
-            break
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for the one that other work holds up
+    try:
+        for tried in range(1, _MOST_TRIES + 1):
+            short = min(short, _seconds(torch.bfloat16))
+            full = min(full, _seconds(torch.float32))
+            if tried >= _TRIES and not _NATIVE * full < short < _SURELY * full:
+                break
+    finally:
+        torch.set_num_threads(threads)
     return short > _NATIVE * full
 
 
