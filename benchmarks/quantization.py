@@ -212,8 +212,8 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
             for row in held
         ]
         axes.bar_label(bars, texts, padding=6, fontsize=style.SMALL, color=style.INK)
-        unit = f"times the throughput of {REFERENCE}; and top-1"
-        style.dress(axes, f"batch {batch}", x=unit, grid=False)
+        unit = f"throughput, times {REFERENCE}"
+        style.dress(axes, f"batch {batch}: throughput and top-1", x=unit, grid=False)
         axes.set_xlim(0, 1.45 * max(row["upper"] for row in held))
     panels[0].invert_yaxis()  # they share it
     style.save(figure, file)

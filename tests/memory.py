@@ -18,6 +18,9 @@ from families import DEIT, Family
 
 BATCH = 4
 
+#: Two steps of four images, as words of a command.
+TINY = ("--set", "images=8", "--set", f"batch_size={BATCH}")
+
 
 class Memory:
     """Batches that depend on epoch and place only."""

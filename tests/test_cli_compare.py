@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dynamicvit import comparison as library
 from dynamicvit import count_macs, evaluate, sparsify
-from dynamicvit.cli.compare_tables import results_table
+from dynamicvit.cli.compare_tables import costs_table, results_table
 from dynamicvit.comparison import ABLATIONS, CSV_NAME, Line, Timing, all_names
 from families import BY_NAME
 from pictures import noise_folders
@@ -99,6 +99,19 @@ def test_the_table_fits_a_terminal() -> None:
     for words in (longest, "77.38 ± 0.42", "90.00 ± 1.33", "10.825", "0.825", "10.52"):
         assert words in said
     assert "…" not in said
+
+
+def test_titles_and_captions_do_not_break() -> None:
+    """Above and below the shortest name with every number at its shortest."""
+    timings = {32: Timing(32, 1.0, 1.0, 1.0, 1.0, 1.0, 0.1, None)}
+    line = Line("x", 0.6, True, 0.1, 0.6, None, None, 0.9, None, 1, 8, timings)
+    for table in (results_table([line]), costs_table([line])):
+        console = Console(width=80, record=True, file=io.StringIO())
+        console.print(table)
+        said = [text.strip() for text in console.export_text().splitlines()]
+        for words in (str(table.title or ""), str(table.caption or "")):
+            for text in words.splitlines():
+                assert text in said
 
 
 def test_the_same_command_computes_nothing_and_others_add(

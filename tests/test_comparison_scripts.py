@@ -60,6 +60,20 @@ def test_how_often_a_place_is_kept(script: Any) -> None:
     assert torch.equal(shares[0].flatten(), torch.tensor([0.0] * 15 + [1.0] * 5))
 
 
+def test_pictures_of_pages_show_their_tables(script: Any, tmp_path: Path) -> None:
+    docs = SCRIPTS.parent / "docs"
+    tables = script("draw_tables")
+    for row in tables.speeds(docs / "performance.md"):
+        # Each a median of ratios: of the same rounds, so all but equal.
+        assert row.pruned / row.dense == pytest.approx(row.speedup.median, rel=0.1)
+        assert row.speedup.low <= row.speedup.median <= row.speedup.high
+    steps = tables.steps(docs / "quantization.md")
+    assert {step["batch"] for step in steps} == set(tables.BATCHES)
+    assert all(step["lower"] <= step["speed_up"] <= step["upper"] for step in steps)
+    tables.draw_all(docs, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"speed.png", "staircase.png"}
+
+
 def test_what_is_left_of_the_scenes(script: Any, monkeypatch) -> None:
     learned = script("what_is_learned")
     trained: list[type] = []

@@ -31,5 +31,22 @@ def test_emulated_bf16_becomes_fp32(
         precision._emulates_bf16.cache_clear()
 
 
+@pytest.mark.parametrize(("native", "busy"), [(True, 0), (True, 20), (False, 0), (False, 20)])
+def test_other_work_on_the_cpu_is_no_emulation(
+    native: bool, busy: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which slows the first times of bfloat16 alone, twofold."""
+    counts = {torch.float32: 0, torch.bfloat16: 0}
+
+    def seconds(dtype: torch.dtype) -> float:
+        counts[dtype] += 1
+        if dtype is torch.float32:
+            return 1.0
+        return (0.4 if native else 1.1) * (2.5 if counts[dtype] <= busy else 1.0)
+
+    monkeypatch.setattr(precision, "_seconds", seconds)
+    assert precision._bf16_takes_longer() is not native
+
+
 def test_a_layer_is_timed() -> None:
     assert 0 < precision._seconds(torch.float32) < 1

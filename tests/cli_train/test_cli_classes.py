@@ -17,7 +17,7 @@ from dynamicvit.data.class_names import known_class_names
 from dynamicvit.training import TrainingObjective, dense, loop, run
 from dynamicvit.training.checkpoint import load_checkpoint
 from families import DEIT, NUM_CLASSES
-from memory import shallow
+from memory import TINY, shallow
 from pictures import noise_folders
 
 pytestmark = pytest.mark.usefixtures("blank_curves")
@@ -35,7 +35,7 @@ def tiny(**changes: object) -> tuple[str, ...]:
     return tuple(word for pair in pairs for word in ("--set", pair))
 
 
-TINY = tiny()
+BOTH = tiny()
 NAMES = ("cow", "ant", "Bee")
 
 
@@ -62,7 +62,7 @@ def test_from_a_folder_to_a_sparse_model(
             module, "fit", lambda *a, **o: seen.append(paths(a[1])) or loop.fit(*a, **o)
         )
     out = tmp_path / "out"
-    assert main("train", own, "-m", two_blocks, "-o", out, *TINY) == 0
+    assert main("train", own, "-m", two_blocks, "-o", out, *BOTH) == 0
     said = capsys.readouterr().out
     assert "fitted to these 3" in said
     report = json.loads((out / "report.json").read_text())
@@ -136,7 +136,7 @@ def test_an_interrupted_run_goes_on_in_its_part(
 
         return loop.fit(*given, on_step=stop, **options)
 
-    words = ("train", own, "-m", two_blocks, *TINY)
+    words = ("train", own, "-m", two_blocks, *BOTH)
     assert main(*words, "-o", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
         patch.setattr(dense if part == "dense" else run, "fit", stops)
@@ -160,7 +160,7 @@ def test_a_model_that_has_the_classes_is_not_fitted(
     torch.nn.init.ones_(model.backbone.head.bias)
     model.bound.set_class_names(("Cow", "Ant", "Bee"))
     model.save_pretrained(tmp_path / "model")
-    assert main("train", own, "-m", tmp_path / "model", "-o", tmp_path / "a", *TINY) == 0
+    assert main("train", own, "-m", tmp_path / "model", "-o", tmp_path / "a", *BOTH) == 0
     said = capsys.readouterr().out
     assert "the model's own class names" in said
     assert "dense " in said  # and still both are told
@@ -178,12 +178,12 @@ def test_given_names_are_the_order_or_what_people_read(
     file = tmp_path / "names.txt"
     for names, origin in (("cow ant bee", str(file)), ("red green blue", "natural order")):
         file.write_text("\n".join(names.split()))
-        assert main("train", own, "-m", two_blocks, "--dry-run", "--class-names", file, *TINY) == 0
+        assert main("train", own, "-m", two_blocks, "--dry-run", "--class-names", file, *BOTH) == 0
         assert f"class map: {origin}" in capsys.readouterr().out.replace(
             "the 3 class folders in ", ""
         )
     out = tmp_path / "out"
-    assert main("train", own, "-m", two_blocks, "-o", out, "--class-names", file, *TINY) == 0
+    assert main("train", own, "-m", two_blocks, "-o", out, "--class-names", file, *BOTH) == 0
     assert known_class_names(DynamicViT.from_pretrained(out)) == ["red", "green", "blue"]
 
 
@@ -200,7 +200,7 @@ def test_bad_classes_are_one_line_and_leave_nothing(
         (["--class-names", names], "2 class names"),
         (["--class-map", names], "Bee"),
     ):
-        line = ("train", own, "-m", two_blocks, "-o", tmp_path / "out", *TINY[:4], *words)
+        line = ("train", own, "-m", two_blocks, "-o", tmp_path / "out", *TINY, *words)
         assert main(*line) == 2, words
         assert said in one_line(), words
         assert sorted(tmp_path.rglob("*")) == before
@@ -215,7 +215,7 @@ def test_an_untrained_classifier_teaches_nobody_without_a_word(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    words = ("train", flat, "-m", two_blocks, "--num-classes", "4", "-o", out, *TINY[:4])
+    words = ("train", flat, "-m", two_blocks, "--num-classes", "4", "-o", out, *TINY)
     assert main(*words) == 0
     said = capsys.readouterr()
     assert "the classifier of 4 classes is untrained" in said.out
@@ -245,9 +245,9 @@ def test_a_folder_of_transformers_gives_one(
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "hf")
     out = tmp_path / "out"
     words = ("--set", "stages=[1]", "--set", "keep_ratio=0.5")
-    assert main("train", own, "-m", tmp_path / "hf", "-o", out, *TINY, *words) == 0
+    assert main("train", own, "-m", tmp_path / "hf", "-o", out, *BOTH, *words) == 0
     # The same command finds its own files: there is nothing left to do.
-    assert main("train", own, "-m", tmp_path / "hf", "-o", out, *TINY, *words, "--resume") == 0
+    assert main("train", own, "-m", tmp_path / "hf", "-o", out, *BOTH, *words, "--resume") == 0
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 70, 3), dtype=np.uint8))
     for folder, kind in ((out, "DynamicViT"), (out / "dense", "ViT")):
         auto = transformers.AutoModelForImageClassification.from_pretrained(folder)

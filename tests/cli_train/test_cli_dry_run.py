@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dynamicvit.training import pace
+
 Main = Callable[..., int]
 
 
@@ -29,6 +31,9 @@ def test_a_recipe_alone_is_enough(
     plan: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No data, no weights: nothing is downloaded."""
+    # A model of full size: with eight images it took a minute on a busy machine, and the limit of
+    # time for a test where hundreds of processes ran.
+    monkeypatch.setattr(pace, "_IMAGES", {"cpu": 2})
     monkeypatch.chdir(tmp_path)
     said = plan("--recipe", "deit_tiny")
     for line in (

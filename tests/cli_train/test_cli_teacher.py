@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("blank_curves")
 Main = Callable[..., int]
 
 #: Three steps of four images, of a model with as many classes as the folder.
-TINY = ("--set", "images=12", "--set", "batch_size=4", "--workers", "0")
+THREE_STEPS = ("--set", "images=12", "--set", "batch_size=4", "--workers", "0")
 LOGITS_ALONE = [
     *("--set", "masking=full", "--set", "losses.guidance=0"),
     *("--set", "losses.token=0", "--set", "losses.feature=0"),
@@ -53,7 +53,7 @@ def test_it_teaches_and_is_written_down(
 ) -> None:
     """Without labels, on labeled and unlabeled images."""
     own, out = tmp_path / "own", tmp_path / "out"
-    words = ["train", folder, "--unlabeled", folder, "-m", two_blocks, *TINY]
+    words = ["train", folder, "--unlabeled", folder, "-m", two_blocks, *THREE_STEPS]
     assert command(*words, "-o", own) == 0
     assert command(*words, "-o", out, *by(teacher), "--set", "teacher.temperature=2") == 0
     expected = {"model": "test_resnet", "hard": False, "temperature": 2.0}
@@ -79,7 +79,7 @@ def test_labels_and_a_hard_teacher(
         two_blocks,
         "--recipe",
         recipe,
-        *TINY[2:],
+        *THREE_STEPS[2:],
         "-o",
         tmp_path / "out",
     ]
@@ -97,7 +97,7 @@ def test_the_same_command_goes_on_and_another_teacher_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    words = ["train", folder, "-m", two_blocks, *TINY, "-o", out]
+    words = ["train", folder, "-m", two_blocks, *THREE_STEPS, "-o", out]
     for _ in range(2):
         assert command(*words, *by(teacher)) == 0
     assert "resuming the run" in capsys.readouterr().out
@@ -119,7 +119,7 @@ def test_a_teacher_that_no_loss_looks_at_is_not_loaded(
     command: Main,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["train", folder, "-m", two_blocks, *TINY, "-o", tmp_path / "out"]
+    words = ["train", folder, "-m", two_blocks, *THREE_STEPS, "-o", tmp_path / "out"]
     assert command(*words, "--teacher", "test_resnet", "--set", "losses.distillation=0") == 0
     said = capsys.readouterr().out
     assert "teacher test_resnet is not asked: losses.distillation is 0" in said
@@ -171,7 +171,7 @@ def test_bad_teachers_are_one_line_and_leave_nothing(
         (by(five), "the teacher has 5 classes, the student 7"),
         (["--set", "teacher.hard=maybe"], "teacher.hard: Input should be a valid boolean"),
     ):
-        line = ["train", folder, "-m", two_blocks, *TINY, "-o", tmp_path / "out", *words]
+        line = ["train", folder, "-m", two_blocks, *THREE_STEPS, "-o", tmp_path / "out", *words]
         assert command(*line) == 2, words
         error = capsys.readouterr().err
         assert error.startswith("dynamicvit: ")

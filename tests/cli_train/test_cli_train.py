@@ -15,6 +15,7 @@ from dynamicvit.data import ImageData, eval_transform
 from dynamicvit.evaluation.accuracy import EvaluationResult
 from dynamicvit.training import loop, run
 from dynamicvit.training.held_out import HeldOut
+from memory import TINY
 from pictures import write_image
 
 pytestmark = pytest.mark.usefixtures("blank_curves")
@@ -22,8 +23,6 @@ pytestmark = pytest.mark.usefixtures("blank_curves")
 Main = Callable[..., int]
 FilesIn = Callable[[Path], list[str]]
 
-#: Two steps of four images.
-TINY = ("--set", "images=8", "--set", "batch_size=4")
 # ---------------------------------------------------------------- what a run leaves
 
 

@@ -17,6 +17,7 @@ import dynamicvit.cli
 from dynamicvit import DynamicViT
 from dynamicvit.checkpoints.runs import PREVIOUS
 from dynamicvit.training import loop, run
+from memory import TINY
 from processes import FORKS
 
 pytestmark = pytest.mark.usefixtures("blank_curves")
@@ -24,9 +25,6 @@ pytestmark = pytest.mark.usefixtures("blank_curves")
 Main = Callable[..., int]
 FilesIn = Callable[[Path], list[str]]
 Line = Callable[[], str]
-
-#: Two steps of four images.
-TINY = ("--set", "images=8", "--set", "batch_size=4")
 
 
 def test_an_unreadable_image_is_named_and_counted_nowhere(

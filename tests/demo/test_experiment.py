@@ -47,9 +47,9 @@ def row(name: str, ratio: float | None, top1: float, digit: float, background: f
 
 GOOD = [
     row("dense", None, 0.94, 1.0, 1.0),
-    row("DynamicViT", 0.9, 0.94, 1.0, 0.7),
-    row("DynamicViT", 0.7, 0.935, 0.9, 0.3),
-    row("DynamicViT", 0.5, 0.90, 0.8, 0.1),
+    row("dynamicvit", 0.9, 0.94, 1.0, 0.7),
+    row("dynamicvit", 0.7, 0.935, 0.9, 0.3),
+    row("dynamicvit", 0.5, 0.90, 0.8, 0.1),
     row("random", 0.7, 0.85, 0.34, 0.34),
     row("random", 0.5, 0.70, 0.12, 0.12),
 ]
@@ -86,7 +86,7 @@ def test_the_command_prints_every_row_and_draws_the_picture(
     monkeypatch.setattr(experiment, "SHORT", TINY)
     assert command("demo", "-o", tmp_path, "--threads", "1") == 0
     said = capsys.readouterr().out
-    for text in ("dense", "DynamicViT", "random", "seed 0", "1.23x"):
+    for text in ("dense", "dynamicvit", "random", "seed 0", "1.23 "):
         assert text in said
     assert (tmp_path / "demo.png").stat().st_size > 10_000
     assert threads == [1] * (len(experiment.RATIOS) + len(TINY.random_ratios))

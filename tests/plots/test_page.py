@@ -20,6 +20,8 @@ from dynamicvit.data import eval_transform
 from dynamicvit.plots import draw, save, visualize
 from dynamicvit.plots.page import MAX_IMAGES, MAX_STAGES, merges
 from dynamicvit.plots.patches import as_merged, dim, score_map
+from dynamicvit.runtimes import ExportedModel
+from dynamicvit.runtimes.description import describe
 
 NAMES = ["tench, Tinca tinca", "cat", "$5 bill", "dog", "fox"]
 
@@ -141,15 +143,31 @@ def test_captions_name_the_classes(images: Tensor, output: PrunedOutput) -> None
     logits = torch.tensor([[0.6, 0.1, 0.1, 0.1, 0.1], [0.05, 0.1, 0.7, 0.1, 0.05]]).log()
     dense = logits.flip(0)
     given = PrunedOutput(logits, output.kept, output.keep_scores, output.grid)
-    captions = texts(draw(images, given, names=NAMES, dense_logits=dense, labels=[0, 0]))[:2]
-    assert captions == [
-        "DynamicViT: tench (60 %) ✓     dense: $5 bill (70 %) ✗     label: tench",
-        "DynamicViT: $5 bill (70 %) ✗     dense: tench (60 %) ✓     label: tench",
+    full = draw(images, given, method="evit", names=NAMES, dense_logits=dense, labels=[0, 0])
+    assert texts(full)[:2] == [
+        "evit: tench (60 %) ✓     dense: $5 bill (70 %) ✗     label: tench",
+        "evit: $5 bill (70 %) ✗     dense: tench (60 %) ✓     label: tench",
     ]
     assert texts(draw(images, given, names=NAMES))[:2] == [
-        "DynamicViT: tench (60 %)",
-        "DynamicViT: $5 bill (70 %)",
+        "pruned: tench (60 %)",
+        "pruned: $5 bill (70 %)",
     ]
+
+
+@pytest.mark.parametrize("method", ["dynamicvit", "tome", "class-attention"])
+def test_captions_name_the_models_method(method: str, images: Tensor) -> None:
+    """As commands take it, of an exported file too."""
+    backbone = VisionTransformer(
+        img_size=(32, 48), patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=5
+    )
+    model = sparsify(backbone, keep_ratio=0.7, method=method).eval()
+
+    def run(given: Tensor) -> list[Tensor]:
+        output = model.forward_pruned(given)
+        return [output.logits, *output.kept_index]
+
+    for each in (model, ExportedModel(run, describe(model))):
+        assert texts(visualize(each, images, names=NAMES).figure)[0].startswith(f"{method}: ")
 
 
 def test_given_decisions_have_no_map(model: DynamicViT, images: Tensor, tmp_path: Path) -> None:

@@ -25,7 +25,10 @@ def convert(
         ),
     ],
     file: Annotated[
-        Path | None, typer.Argument(help="The checkpoint: .pth or .safetensors.", readable=False)
+        Path | None,
+        typer.Argument(
+            help="The checkpoint: .pth or .safetensors.", metavar="FILE", readable=False
+        ),
     ] = None,
     released: Released = None,
     keep_ratio: KeepRatio = None,

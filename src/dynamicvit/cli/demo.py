@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dynamicvit.cli.console import check_folder, progress_bar
+from dynamicvit.cli.console import LineNowAndThen, check_folder, progress_bar, say
 from dynamicvit.cli.options import Output, Threads, use_threads
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.demo import experiment
@@ -46,41 +46,48 @@ def demo(
     began = time.perf_counter()
     torch.manual_seed(seed)
     table: list[Row] = [experiment.dense_row(size, seed)]
-    console.print(
-        f"dense: {100 * table[0].top1:.1f} % of {size.score_scenes} fresh scenes, "
-        f"{table[0].gmacs:.2f} GMACs an image"
+    say(
+        console,
+        f"dense: {100 * table[0].top1:.1f} % of {size.score_scenes:,} fresh scenes read right, "
+        f"{table[0].gmacs:.3f} GMACs a scene",
     )
-    for name in ("DynamicViT", "random"):
-        model = experiment.sparse_model(name.lower())
+    for name in ("dynamicvit", "random"):
+        model = experiment.sparse_model(name)
         _fine_tune(model, name, size, seed, console)
         table.extend(experiment.rows(model, name, size, seed))
-        if name == "DynamicViT":
+        if name == "dynamicvit":
             [picture] = save(experiment.draw_scenes(model, seed), output / _PICTURE)
     console.print(_table(table, size, seed))
     for shortcoming in experiment.shortcomings(table):
-        console.print(f"[yellow]falls short:[/yellow] {shortcoming}")
-    console.print(f"picture: {picture}   ({time.perf_counter() - began:.0f} s, seed {seed})")
+        say(console, f"falls short: {shortcoming}")
+    say(console, f"saved {picture}: {experiment.SHOWN} scenes and the patches kept of them")
+    say(console, f"took {time.perf_counter() - began:.0f} s")
 
 
 def _fine_tune(model: DynamicViT, name: str, size: Size, seed: int, console: Console) -> None:
+    title = f"fine-tuning with {name}"
+    lines = LineNowAndThen(console, seconds=10)
     with progress_bar(console, transient=False) as bar:
-        task = bar.add_task(f"fine-tuning ({name})", total=None, note="")
+        task = bar.add_task(title, total=None, note="")
 
         def show(progress: Progress) -> None:
-            bar.update(
-                task,
-                total=progress.steps,
-                completed=progress.step + 1,
-                note=f"{progress.images_per_second:.0f} scenes/s "
-                f"loss {progress.losses['total']:.3f}",
-            )
+            done, steps = progress.step + 1, progress.steps
+            speed, loss = progress.images_per_second, progress.losses["total"]
+            note = f"{speed:.0f} scenes/s loss {loss:.3f}"
+            bar.update(task, total=steps, completed=done, note=note)
+            lines.say(f"{title}: step {done} of {steps}, {note}")
 
         experiment.fine_tune(model, size, seed, show)
 
 
 def _table(rows: list[Row], size: Size, seed: int) -> Table:
-    table = Table(title=f"top-1 on {size.score_scenes} fresh scenes (seed {seed})")
-    for heading in ("", "ρ", "top-1", "GMACs", "speed-up, batch 32", "digit kept", "rest kept"):
+    table = Table(
+        title=f"{size.score_scenes:,} fresh scenes, seed {seed}",
+        caption="ρ: share of the patches that each of three stages keeps of those before it\n"
+        "times as fast: as dense, at batch 32\n"
+        "digit, rest: share of the digit's patches, and of all others, kept to the end",
+    )
+    for heading in ("", "ρ", "top-1", "GMACs", "times as fast", "digit", "rest"):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows:
         table.add_row(
@@ -88,7 +95,7 @@ def _table(rows: list[Row], size: Size, seed: int) -> Table:
             "-" if row.keep_ratio is None else f"{row.keep_ratio}",
             f"{100 * row.top1:.1f} %",
             f"{row.gmacs:.3f}",
-            "1" if row.speedup is None else f"{row.speedup:.2f}x",
+            "1" if row.speedup is None else f"{row.speedup:.2f}",
             f"{100 * row.digit_kept:.0f} %",
             f"{100 * row.background_kept:.0f} %",
         )

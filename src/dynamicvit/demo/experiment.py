@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TRAINED_RATIO = 0.7
 RATIOS = (0.9, 0.7, 0.5)
+SHOWN = 4  # scenes, in the picture
 
 
 @dataclass(frozen=True)
@@ -171,13 +172,14 @@ def rows(model: DynamicViT, name: str, size: Size, seed: int) -> Iterator[Row]:
 
 
 def draw_scenes(model: DynamicViT, seed: int) -> Figure:
-    """The patches kept of four scoring scenes, with pruned and dense predictions."""
-    scenes = Scenes("score", seed=seed).batch(range(4))
+    """The patches kept of a few scoring scenes, with pruned and dense predictions."""
+    scenes = Scenes("score", seed=seed).batch(range(SHOWN))
     with torch.inference_mode():
         output, dense_logits = model.forward_pruned(scenes.images), load_dense()(scenes.images)
     return draw(
         scenes.images * STD + MEAN,
         output,
+        method=model.method.name,
         names=[str(digit) for digit in range(10)],
         labels=scenes.labels.tolist(),
         dense_logits=dense_logits,
@@ -187,7 +189,7 @@ def draw_scenes(model: DynamicViT, seed: int) -> Figure:
 def shortcomings(rows: list[Row]) -> list[str]:
     """The expectations that the measured rows miss."""
     dense = rows[0].top1
-    ours = {row.keep_ratio: row for row in rows if row.name == "DynamicViT"}
+    ours = {row.keep_ratio: row for row in rows if row.name == "dynamicvit"}
     chance = {row.keep_ratio: row for row in rows if row.name == "random"}
     loss, gain = dense - ours[0.7].top1, ours[0.5].top1 - chance[0.5].top1
     found = []

@@ -38,6 +38,7 @@ def draw(
     images: Tensor,
     output: PrunedOutput,
     *,
+    method: str = "pruned",
     names: Sequence[str] | None = None,
     labels: Sequence[int] | None = None,
     dense_logits: Tensor | None = None,
@@ -55,6 +56,7 @@ def draw(
     Args:
         images: ``(B, C, H, W)`` in [0, 1], with 1, 3 or 4 channels.
         output: of :meth:`DynamicViT.forward_pruned` for them.
+        method: whose predictions these are, in the captions.
         names: of the classes, to print predictions.
         labels: class index of each image, to mark predictions as right or wrong.
         dense_logits: ``(B, classes)`` of the dense model, to print its predictions too.
@@ -72,7 +74,7 @@ def draw(
     has_scores = bool(output.keep_scores)
     stages = shown_stages(len(output.kept))
     page = _Page(
-        captions=_captions(output, names, labels, dense_logits),
+        captions=_captions(output, method, names, labels, dense_logits),
         columns=1 + len(stages) + has_scores,
         aspect=images.shape[2] / images.shape[3],
         has_bar=has_scores,
@@ -228,6 +230,7 @@ def _show_scores(axes: Axes, bar: Axes, scores: Tensor) -> None:
 
 def _captions(
     output: PrunedOutput,
+    method: str,
     names: Sequence[str] | None,
     labels: Sequence[int] | None,
     dense: Tensor | None,
@@ -238,7 +241,7 @@ def _captions(
     captions = []
     for row, logits in enumerate(output.logits.detach()):
         label = None if labels is None else int(labels[row])
-        parts = [f"DynamicViT: {_guess(logits, names, label)}"]
+        parts = [f"{method}: {_guess(logits, names, label)}"]
         if dense is not None:
             parts.append(f"dense: {_guess(dense[row].detach(), names, label)}")
         if label is not None:

@@ -71,14 +71,15 @@ def _bar(
     axes: Axes, row: BenchRow, times: Times, place: float, label: str, color: str, gain: str = ""
 ) -> None:
     speed = row.speed(times)
-    text = f"{speed.median:.0f}" if speed.median >= 100 else f"{speed.median:.3g}"
+    text = f"{speed.median:.0f}" if speed.median >= 100 else f"{speed.median:#.3g}"
+    known = speed.low < speed.high  # of one's own throughput, or of a median alone: no quartiles
     axes.barh(
         place,
         speed.median,
         height=_BAR,
         color=color,
         label=label,
-        xerr=[[speed.median - speed.low], [speed.high - speed.median]],
+        xerr=[[speed.median - speed.low], [speed.high - speed.median]] if known else None,
         error_kw={"ecolor": style.INK, "elinewidth": 0.8, "capsize": 2},
     )
     axes.annotate(

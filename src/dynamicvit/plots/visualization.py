@@ -19,6 +19,7 @@ from dynamicvit.data import class_names, eval_transform, read_image
 from dynamicvit.data.transforms import image_config
 from dynamicvit.plots import style
 from dynamicvit.plots.page import draw
+from dynamicvit.runtimes import ExportedModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,6 +94,7 @@ def visualize(
     figure = draw(
         (images * std + mean).clamp(0, 1),
         output,
+        method=_method_of(model) or "pruned",
         names=names or None,
         labels=labels,
         dense_logits=dense_logits,
@@ -103,6 +105,13 @@ def visualize(
     if path is not None:
         found.save(path)
     return found
+
+
+def _method_of(model: PrunedClassifier) -> str | None:
+    """The name of its method, as commands take it; None where it has none."""
+    if isinstance(model, DynamicViT):
+        return model.method.name
+    return model.description.method if isinstance(model, ExportedModel) else None
 
 
 def _prepare(
