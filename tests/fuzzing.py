@@ -69,7 +69,7 @@ def use(model: Any, folder: Path, random: Random | None = None) -> None:
     if isinstance(model, DynamicViT):
         describe(model)
         if random is None or not random.randrange(10):
-            _lines(_of_model(model, folder))
+            _lines(_of_model(model, folder, has_weights=True))
         model(images)
     else:
         _lines(_of_file(model))

@@ -436,6 +436,17 @@ def test_what_can_not_be_exported(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_an_opset_that_onnx_has_not_is_refused_before_the_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = pytest.importorskip("onnx").defs.onnx_opset_version()
+    monkeypatch.delattr(Format, "trace")
+    for opset in (newest + 1, 65536, 2**70):
+        with pytest.raises(InputError, match=f"opset {opset}: .* 18 to {newest}"):
+            export(small(), tmp_path / "a.onnx", opset=opset)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_a_missing_package_is_named(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

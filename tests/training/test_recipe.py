@@ -8,7 +8,7 @@ import torch
 
 from dynamicvit import InputError
 from dynamicvit.checkpoints.timm_names import BACKBONES, PREFIX
-from dynamicvit.training import Recipe, load_recipe
+from dynamicvit.training import Recipe, load_recipe, recipes
 from dynamicvit.training.plan import plan_of
 from dynamicvit.training.recipe import LossRecipe
 from dynamicvit.training.recipes import dump_recipe, recipe_names
@@ -121,11 +121,44 @@ def test_overrides_reach_into_parts_and_replace_the_length() -> None:
         ("teacher={hard: true, temperature: 2}", "teacher: hard has no use for temperature 2:"),
         ("keep_ratio=most", "^recipe deit_small: keep_ratio: "),
         ("decisions=coin", "decisions: .*independent.*got 'coin'"),
+        ("batch_size=yes", "batch_size: .*got True"),
+        ("weight_decay=off", "weight_decay: .*got False"),
+        ("losses.token=on", "losses.token: .*got True"),
+        ("dense.images=true", "dense.images: .*got True"),
+        ("keep_ratio=[0.7, yes]", "keep_ratio: .*got .*True"),
+        ("image_size=yes", "image_size: .*got True"),
+        ("stages=[no, 2]", "stages: .*got .*False"),
+        ("seed={}", "seed: .*integer.*got {}"),
     ],
 )
 def test_bad_values_are_named(override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_recipe("deit_small", ["seed=0", override])
+
+
+@pytest.mark.parametrize("text", ["[" * 1000, "[" * 1000 + "]" * 1000, "{a: [" * 1000])
+def test_brackets_without_end_are_not_parsed(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyYAML takes seconds to find that they are nested too deep."""
+    file = tmp_path / "r.yaml"
+    file.write_text(f"base: small_data\nstages: {text}\n")
+    built_in = recipes.yaml.safe_load
+
+    def load(given: str) -> object:
+        assert text not in given
+        return built_in(given)
+
+    monkeypatch.setattr(recipes.yaml, "safe_load", load)
+    with pytest.raises(InputError, match="32 brackets"):
+        load_recipe("small_data", [f"stages={text}"])
+    with pytest.raises(InputError, match="32 brackets"):
+        load_recipe(str(file))
+
+
+def test_switches_take_yes_and_no() -> None:
+    recipe = load_recipe("small_data", ["teacher.hard=yes", "share_first_blocks=off"])
+    assert (recipe.teacher.hard, recipe.share_first_blocks) == (True, False)
 
 
 def test_leaving_at_once_without_guidance_teaches_nothing_and_is_refused() -> None:

@@ -56,8 +56,13 @@ class ONNX(Format):
         """Also check the opset."""
         super().check_options(options)
         opset = options.get("opset")
-        if opset is not None and opset < OPSET:
+        if opset is None:
+            return
+        if opset < OPSET:
             raise InputError(f"opset {opset} is too old: give {OPSET} or later")
+        newest = need("onnx", "onnx").defs.onnx_opset_version()
+        if opset > newest:
+            raise InputError(f"opset {opset}: the installed onnx has {OPSET} to {newest}")
 
     def write(
         self,

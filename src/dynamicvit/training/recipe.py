@@ -5,7 +5,15 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from dynamicvit.core.losses import (
     Distillation,
@@ -23,6 +31,16 @@ class Strict(BaseModel):
     """Values that don't change; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse YAML's yes, no, on and off where they would pass for 1 and 0."""
+        is_switch = cls.model_fields[info.field_name or ""].annotation is bool
+        values = value if isinstance(value, list | tuple) else (value,)
+        if not is_switch and any(isinstance(each, bool) for each in values):
+            raise ValueError(f"takes no true or false (nor yes, no, on or off), got {value}")
+        return value
 
 
 class LossRecipe(Strict):

@@ -19,15 +19,15 @@ from dynamicvit.training.recipe import (
     Strict,
     TeacherRecipe,
 )
-from dynamicvit.utils.fields import MOST_OF_RECIPES, check_size
+from dynamicvit.utils.fields import DEEPEST, MOST_OF_RECIPES, check_size
 from dynamicvit.utils.inputs import is_file, read_text
 from dynamicvit.utils.words import shortened
 
 #: Version of the recipes that this code writes, and the newest that it reads.
 VERSION = 2
 
-#: Of a recipe, which is a page of text.
-RECIPE_BYTES = 1 << 20
+#: Of a recipe, which is a page of text: PyYAML takes a second for some 20 KB.
+RECIPE_BYTES = 1 << 16
 #: How many recipes may change one another.
 MOST_BASES = 20
 
@@ -156,6 +156,9 @@ def _read(name_or_path: str) -> dict[str, Any]:
 
 def _parsed(text: str, source: str) -> Any:
     """The values of YAML, of a sane size."""
+    # Before PyYAML looks: open brackets in one line cost it seconds.
+    if any(line.count("[") + line.count("{") > DEEPEST for line in text.splitlines()):
+        raise InputError(f"{source}: more than {DEEPEST} brackets open in one line")
     try:
         values = yaml.safe_load(text)
     except RecursionError as error:
