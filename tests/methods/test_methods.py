@@ -35,7 +35,7 @@ class TestSparsify:
         macs = [count_macs(sparsify(backbone, 0.6, method=m)) for m in ("dynamicvit", name)]
         assert macs[1] / macs[0] == pytest.approx(1, abs=0.15)
 
-    @pytest.mark.parametrize("name", ["evit", "static", "tome", "downsample"])
+    @pytest.mark.parametrize("name", ["evit", "static", "lookahead", "tome", "downsample"])
     def test_the_budget_is_a_property(self, name: str) -> None:
         model = sparsify(DEIT.backbone(depth=8), 0.9, method=name)
         macs = count_macs(model)
@@ -52,12 +52,12 @@ class TestSparsify:
         model = sparsify(DEIT.backbone(), (0.5, 0.25), (1, 3), "merged", method="class-attention")
         assert model.schedule == Schedule((1, 3), (0.5, 0.25), "merged")
 
-    @pytest.mark.parametrize("name", ["tome", "downsample"])
+    @pytest.mark.parametrize("name", ["lookahead", "tome", "downsample"])
     def test_stages_of_its_own(self, name: str) -> None:
         with pytest.raises(InputError, match=rf"{name}.*\(1, 2\)"):
             sparsify(DEIT.backbone(), 0.7, stages=(1, 2), method=name)
 
-    @pytest.mark.parametrize("name", ["evit", "tome"])
+    @pytest.mark.parametrize("name", ["evit", "lookahead", "tome"])
     @torch.no_grad()
     def test_a_model_of_transformers(self, name: str, tmp_path: Path) -> None:
         if not HF_FAMILIES:

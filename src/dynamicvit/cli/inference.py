@@ -142,6 +142,6 @@ def say_if_untrained(name: str, model: PrunedClassifier) -> None:
     if isinstance(model, DynamicViT) and any(method.is_fresh for method in model.predictors):
         typer.echo(
             f"note: what chooses the patches of {name} is untrained, so they are chosen by chance: "
-            "train it (dynamicvit train), or use --method tome, which needs no training",
+            "train it (dynamicvit train), or use --method lookahead, which needs no training",
             err=True,
         )

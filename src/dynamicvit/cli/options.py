@@ -92,7 +92,7 @@ Method = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="How a dense model chooses tokens: dynamicvit (default), tome, evit, ...",
+        help="How a dense model chooses tokens: dynamicvit (default), lookahead, tome, ...",
     ),
 ]
 Tile = Annotated[

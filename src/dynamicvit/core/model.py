@@ -169,7 +169,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
             warnings.warn(
                 f"what chooses the tokens ({self.method.__name__}) is untrained, so those that are "
                 "dropped mean nothing yet: train the model (dynamicvit.train) or load its weights, "
-                'or choose a method that needs no training, as sparsify(..., method="tome")',
+                'or choose a method that needs no training, as sparsify(..., method="lookahead")',
                 UntrainedWarning,
                 stacklevel=frames_to_the_caller(),
             )

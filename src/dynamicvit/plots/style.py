@@ -38,6 +38,7 @@ METHODS = {
     "dynamicvit": (PRUNED, "s"),
     "dynamicvit-removed": (PRUNED, "s"),
     "dynamicvit-merged": ("#12908e", "D"),
+    "lookahead": ("#2f4b9c", "d"),
     "tome": ("#d9730d", "<"),
     "evit": ("#7a4fb5", "X"),
     "class-attention": ("#c2478a", "P"),
