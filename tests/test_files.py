@@ -25,6 +25,7 @@ from dynamicvit.utils.files import (
     atomic_write,
     open_output,
     remove_unfinished,
+    temporary_folder,
     write_text,
 )
 from dynamicvit.utils.outputs import MARK, check_target, is_ours, rules
@@ -167,6 +168,22 @@ def test_what_killed_processes_left_is_taken_away(tmp_path: Path) -> None:
     (tmp_path / "swept").unlink()
     names = sorted(os.listdir(tmp_path))
     assert names == [f"{UNFINISHED}link", f"{UNFINISHED}notes", "late"]
+
+
+def test_temporary_folders_of_killed_processes_are_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    child = os.fork()
+    if not child:
+        with temporary_folder() as folder:
+            (folder / "weights").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert [*tmp_path.glob("*/weights")]
+    with temporary_folder() as folder:
+        assert [*tmp_path.iterdir()] == [folder]
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_killed_writer_leaves_what_was_there(tmp_path: Path) -> None:

@@ -719,8 +719,21 @@ def test_folders_that_can_not_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
             size={"shortest_edge": 60}, crop_size={"height": 48, "width": 48}
         ),
         lambda: processor(48, 48).__class__(size={"height": 48, "width": 48}, do_normalize=False),
+        lambda: transformers.ViTImageProcessor(
+            size={"height": 48, "width": 48}, rescale_factor=1 / 127.5, image_mean=[1.0, 0.9, 1.1]
+        ),
+        lambda: transformers.ViTImageProcessor(
+            size={"height": 48, "width": 48}, do_rescale=False, image_mean=[99.0, 128.0, 1.0]
+        ),
     ],
-    ids=["squashed", "squashed and cropped", "cropped", "not normalized"],
+    ids=[
+        "squashed",
+        "squashed and cropped",
+        "cropped",
+        "not normalized",
+        "rescaled otherwise",
+        "not rescaled",
+    ],
 )
 def test_images_are_prepared_as_the_saved_processor_does(
     make: Callable[[], Any], tmp_path: Path

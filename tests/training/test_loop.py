@@ -143,6 +143,13 @@ def test_a_model_without_stages_has_nothing_to_train(tmp_path: Path) -> None:
         fit(shallow(stages=()), Memory(), small(), tmp_path)
 
 
+@pytest.mark.parametrize("recipe", [small(), paper("epochs=2")])
+def test_a_loader_without_batches_has_nothing_to_train_on(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no batch"):
+        fit(shallow(), Memory(0), recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_odd_batch_can_be_mixed(tmp_path: Path) -> None:
     class Odd(Memory):
         def __iter__(self) -> Iterator[Batch]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +17,7 @@ from dynamicvit.evaluation.bench import bench
 from dynamicvit.plots import draw
 from dynamicvit.sparsification import sparsify
 from dynamicvit.training import Progress, Recipe, fit, load_recipe
+from dynamicvit.utils.files import temporary_folder
 from dynamicvit.utils.precision import worthwhile
 
 if TYPE_CHECKING:
@@ -121,9 +120,9 @@ def fine_tune(
     """Fine-tune in place on fresh training scenes."""
     plan = recipe(size, seed)
     loader = SceneLoader(Scenes("train", seed=seed + 1), size.train_scenes, plan.batch_size)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         precision = worthwhile(torch.bfloat16, "cpu")
-        fit(model, loader, plan, Path(folder), precision=precision, on_step=on_step)
+        fit(model, loader, plan, folder, precision=precision, on_step=on_step)
 
 
 @torch.inference_mode()

@@ -245,7 +245,13 @@ def fit(
 
 
 def total_steps(recipe: Recipe, loader: Batches) -> int:
-    """Optimizer steps of a run."""
+    """Optimizer steps of a run.
+
+    Raises:
+        InputError: for a loader without a batch.
+    """
+    if not len(loader):
+        raise InputError("there is nothing to train on: the loader has no batch of images")
     if recipe.images is not None:
         return max(1, math.ceil(recipe.images / recipe.batch_size))
     assert recipe.epochs is not None  # the recipe has one of the two

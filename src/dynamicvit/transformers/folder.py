@@ -97,9 +97,14 @@ def _processing_of(folder: Path) -> dict[str, Any]:
 
 def image_processing(processor: Any) -> dict[str, Any]:
     """The steps of a transformers image processor, as keys of timm's ``pretrained_cfg``."""
-    described: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    mean, std = (0.0,) * 3, (1.0,) * 3
     if processor.do_normalize:
-        described = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
+        mean, std = processor.image_mean, processor.image_std
+    white = 255 * (processor.rescale_factor if processor.do_rescale else 1)  # which is 1 for timm
+    described: dict[str, Any] = {
+        "mean": tuple(value / white for value in mean),
+        "std": tuple(value / white for value in std),
+    }
     size, crop = processor.size, processor.crop_size
     side = size.height or size.shortest_edge
     if processor.do_resize and side:

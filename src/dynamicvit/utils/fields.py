@@ -7,7 +7,6 @@ Names are timm's and transformers', whose meanings agree.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -137,7 +136,6 @@ _SIZES = Kind(
 )
 _OPTIONAL_SIDE = either(_SIDE, Kind("null", lambda value: value is None))
 _EPSILON = number(0, 1)
-_255TH = Kind("1/255", lambda value: type(value) is float and math.isclose(value, 1 / 255))
 _COUNT = either(Kind("null", lambda value: value is None), whole(0, 1 << 62))
 
 FIELDS: dict[str, Kind] = {
@@ -175,7 +173,7 @@ FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_center_crop"), SWITCH),
     **dict.fromkeys(("size", "crop_size"), _SIZES),
     "resample": whole(0, max(Resampling)),
-    "rescale_factor": _255TH,
+    "rescale_factor": number(1e-6, 1e6),
     "image_processor_type": TEXT,
     # DynamicViT's
     "format_version": whole(0, MOST_NUMBER),

@@ -54,7 +54,7 @@ def atomic_write(path: str | Path, *, start: bytes = b"", ours: bool = False) ->
     path = Path(path)
     check_target(path, start=start, ours=ours)
     if is_stream(path):
-        with _unfinished(Path(gettempdir())) as folder:
+        with temporary_folder() as folder:
             yield folder / path.name
             with open_output(path, "wb") as stream, open(folder / path.name, "rb") as file:
                 shutil.copyfileobj(file, stream)
@@ -149,6 +149,13 @@ def _keep_whole_lines(path: str | Path) -> None:
         while place and file.seek(place - 1) >= 0 and file.read(1) != b"\n":
             place -= 1
         file.truncate(place)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a new folder among the system's temporary ones, removed when the block ends."""
+    with _unfinished(Path(gettempdir())) as folder:
+        yield folder
 
 
 def remove_unfinished(folder: str | Path) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +31,7 @@ from dynamicvit.data.sources.remote import (
 )
 from dynamicvit.data.sources.tars import BLOCK, Entry, list_files, read_entry
 from dynamicvit.errors import InputError
+from dynamicvit.utils.files import temporary_folder
 from dynamicvit.utils.optional import need
 
 _log = logging.getLogger(__name__)
@@ -236,17 +236,17 @@ def _info_folder(place: str) -> Iterator[Path]:
     if not is_remote(place):
         yield Path(place)
         return
-    with TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         if _is_folder(place):
             for info in INFO:
                 try:
-                    fetch(f"{place.rstrip('/')}/{info}", Path(folder, info))
+                    fetch(f"{place.rstrip('/')}/{info}", folder / info)
                     break
                 except FetchError as error:
-                    Path(folder, info).unlink()
+                    (folder / info).unlink()
                     if not is_final(error.__cause__):
                         raise
-        yield Path(folder)
+        yield folder
 
 
 def _by_name(name: str, place: str) -> list[str]:

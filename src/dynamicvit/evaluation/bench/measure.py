@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -40,6 +39,7 @@ from dynamicvit.evaluation.bench.plan import (
 from dynamicvit.evaluation.bench.report import BenchReport, BenchRow
 from dynamicvit.evaluation.bench.timer import time_in_turn, timer_class
 from dynamicvit.runtimes import RUNTIMES, Description, Format, format_of, load_exported
+from dynamicvit.utils.files import temporary_folder
 
 BATCH_SIZES = (1, 8, 32)
 
@@ -124,7 +124,7 @@ def bench(
     rows: list[BenchRow] = []
     timer_class()  # quietly, before a runtime imports its module
     with (
-        TemporaryDirectory() as folder,
+        temporary_folder() as folder,
         eval_mode(model, original),
         untrained_on_purpose(model),
         torch_threads(threads),
@@ -135,7 +135,7 @@ def bench(
             work = []
             for pair in pairs:
                 report(f"{pair.runtime} {pair.precision}, preparing", 0.0)
-                work += pair.prepare(images, Path(folder), calibrate)
+                work += pair.prepare(images, folder, calibrate)
             if reference and REFERENCE not in settings:
                 eager = RUNTIMES[REFERENCE.runtime]
                 work.append(eager.prepare(original, images, REFERENCE.precision))

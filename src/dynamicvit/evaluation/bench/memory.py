@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from dynamicvit.evaluation.bench.plan import (
 )
 from dynamicvit.evaluation.bench.report import MemoryRow, Peak
 from dynamicvit.runtimes import FORMATS, RUNTIMES, Format
+from dynamicvit.utils.files import temporary_folder
 from dynamicvit.utils.precision import autocast, autocast_dtype
 
 #: Runtimes whose memory is measured; torch.compile's own memory would hide the network's.
@@ -83,15 +83,15 @@ def peak_memory(
         "threads": threads,
         "graph": graph,
     }
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         if isinstance(runs, Format):
             networks = {"dense": runs.dense(model), "pruned": model}
             files = {
-                part: network_file(network, part, runs, precision, size, Path(folder))
+                part: network_file(network, part, runs, precision, size, folder)
                 for part, network in networks.items()
             }
         else:
-            files = dict.fromkeys(("dense", "pruned"), _shapes(model, Path(folder)))
+            files = dict.fromkeys(("dense", "pruned"), _shapes(model, folder))
         peaks = {part: _peak_in_process(file, job, part) for part, file in files.items()}
     return MemoryRow(batch_size, precision, graph, peaks["dense"], peaks["pruned"], runtime)
 
