@@ -70,8 +70,8 @@ def sparsify(
     Args:
         model: a supported vision transformer; used as it is, not copied.
         keep_ratio: ρ, from which the stages keep ρ, ρ², ρ³, ... of the original patches; or one
-            ratio for each stage. For a method with stages of its own ("lookahead", "tome", "downsample"): what
-            holds about as many tokens, on average over the blocks, as that.
+            ratio for each stage. For a method with stages of its own ("lookahead", "tome",
+            "downsample"): what holds about as many tokens, on average over the blocks, as that.
         stages: indices of the blocks before which tokens are dropped; by default at 1/4, 2/4 and
             3/4 of the depth, or the method's own.
         policy: what becomes of dropped tokens: ``"merged"`` into the kept token that is most like

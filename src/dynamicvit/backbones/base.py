@@ -152,13 +152,9 @@ class Backbone(Settings, ABC):
         return False
 
     def first_products(self, block: nn.Module, x: Tensor) -> Tensor:
-        """``(B, H, T)``: the first token's query times each key, up to a number for each head.
+        """``(B, H, T)`` from ``(B, T, C)``: the first query times each key, up to one number a head.
 
         Asked for where :attr:`has_plain_products`; a family can do it without computing keys.
-
-        Args:
-            block: one of :attr:`blocks`.
-            x: ``(B, T, C)``, what would enter the block.
         """
         query, key, _ = self.qkv(block, x, 1)
         return (query @ key.transpose(-2, -1))[:, :, 0] * query.shape[-1] ** -0.5
@@ -244,10 +240,7 @@ class Backbone(Settings, ABC):
     def run(self, i: int, tokens: Tokens, keep_heads: bool = False) -> Tokens:
         """Block ``i`` under the tokens' decision.
 
-        Args:
-            i: index of the block.
-            tokens: those that enter it.
-            keep_heads: note in ``tokens.heads`` what attention worked on.
+        With ``keep_heads`` what attention worked on is in ``heads`` of what leaves it.
         """
         if tokens.x.shape[1] == 0:  # no prefix token and nothing kept: nothing to compute
             return replace(tokens, block=i + 1, heads=None)

@@ -1,10 +1,11 @@
 """Look-ahead merging: merge what the coming block will miss least. Needs no training and no data.
 
-Tokens are paired and merged as in token merging (:mod:`dynamicvit.methods.tome`), with four
+Tokens are paired and merged as in token merging (:mod:`dynamicvit.methods.tome`), with five
 differences. A pair merges by what would be missed: how far its token moves, and how much attention
 the class token is about to pay to it in the block that comes, which the block's own weights tell
-before it runs. Likeness is that of the tokens themselves, not of keys. A merged token stays as long
-as its patches were. And each stage leaves a share of the tokens, a larger one at the first stages.
+before it runs. Likeness is that of the tokens themselves, not of keys. The halves that are paired
+alternate along rows and columns in turn. A merged token stays as long as its patches were. And each
+stage leaves a share of the tokens, a larger one at the first stages.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dynamicvit.core.method import Combination
 from dynamicvit.core.registry import register_method
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.layers.tokens import Tokens, rows_of
 from dynamicvit.methods.class_attention import class_attention
 from dynamicvit.methods.tome import match, merge
 
@@ -86,7 +87,13 @@ class LookAhead(Combination):
         number = min(held - count, held // 2)
         if number <= 0:
             return tokens
-        pairs = match(cosines(tokens.patches, bipartite=True), number, self._worth(tokens))
+        features, worth, order = tokens.patches, self._worth(tokens), _order(tokens)
+        if order is not None:
+            features = rows_of(features, order)
+            worth = None if worth is None else worth.gather(1, order)
+        pairs = match(cosines(features, bipartite=True), number, worth)
+        if order is not None:
+            pairs = order.gather(1, pairs[0]), order.gather(1, pairs[1])
         return merge(tokens, *pairs, keep_length=True)
 
     @torch.no_grad()
@@ -104,3 +111,17 @@ class LookAhead(Combination):
             products = products if size is None else products + size.log()[:, None]
             share = products.softmax(dim=-1).mean(dim=1)[:, tokens.num_prefix :]
         return share.clamp(min=torch.finfo(share.dtype).tiny).log()
+
+
+def _order(tokens: Tokens) -> Tensor | None:
+    """``(B, M)``: positions in the order in which every second token is of the one half.
+
+    Along each axis of the grid in turn, from block to block: neighbors below each other can then
+    merge as well as those beside each other. ``None`` for the order that the tokens have.
+    """
+    axis = tokens.block % len(tokens.grid)
+    if axis == len(tokens.grid) - 1:
+        return None
+    places = torch.arange(tokens.grid_size, device=tokens.x.device)
+    along = places.reshape(tokens.grid).movedim(axis, -1).flatten().argsort()
+    return along[tokens.kept_index()].argsort(dim=1)
