@@ -152,7 +152,7 @@ class Backbone(Settings, ABC):
         return False
 
     def first_products(self, block: nn.Module, x: Tensor) -> Tensor:
-        """``(B, H, T)`` from ``(B, T, C)``: the first query times each key, up to one number a head.
+        """``(B, H, T)`` from ``(B, T, C)``: the first query times each key, up to a number a head.
 
         Asked for where :attr:`has_plain_products`; a family can do it without computing keys.
         """
