@@ -184,7 +184,7 @@ def test_a_sparse_model_is_not_taken_for_dense_without_a_word(
 def test_without_training(run: Main, tmp_path: Path) -> None:
     assert run("--no-train", "--no-timing") == 0
     assert [line["method"] for line in table(tmp_path)] == [
-        "dense", "random", "class-attention", "evit", "tome",
+        "dense", "random", "class-attention", "evit", "tome", "lookahead",
     ]  # fmt: skip
     assert not (tmp_path / "out" / "runs").exists()
 
@@ -213,7 +213,9 @@ def test_methods_that_a_backbone_can_not_have(
     said = capsys.readouterr().out
     assert "left out class-attention: ClassAttention" in said
     assert "left out narrow" in said
-    assert [line["method"] for line in table(tmp_path)] == ["dense", "random", "tome"]
+    assert [line["method"] for line in table(tmp_path)] == [
+        "dense", "random", "tome", "lookahead",
+    ]  # fmt: skip
     assert run(*arguments, "--methods", "random,class-attention") == 2
     assert "class-attention: ClassAttention" in capsys.readouterr().err
 

@@ -97,7 +97,7 @@ class SceneLoader:
 
 def sparse_model(method: str = "dynamicvit") -> DynamicViT:
     """The demo's dense network, sparsified."""
-    model = sparsify(load_dense(), TRAINED_RATIO, method=method)
+    model = sparsify(load_dense(), TRAINED_RATIO, policy="removed", method=method)
     model.backbone.pretrained_cfg = {
         "input_size": (3, 96, 96),
         "mean": (MEAN,) * 3,
@@ -109,7 +109,7 @@ def sparse_model(method: str = "dynamicvit") -> DynamicViT:
 
 def recipe(size: Size, seed: int) -> Recipe:
     """The small-data recipe, for scenes of which none comes twice."""
-    plenty = ["policy=removed", "augment.mixup_prob=0", "backbone_lr_scale=0.1"]
+    plenty = ["augment.mixup_prob=0", "backbone_lr_scale=0.1"]
     length = [f"images={size.train_scenes}", f"seed={seed}", "batch_size=64"]
     return load_recipe("small_data", [*plenty, *length])
 

@@ -244,17 +244,18 @@ def fit(
     return run.report(result)
 
 
-def total_steps(recipe: Recipe, loader: Batches) -> int:
-    """Optimizer steps of a run.
+def total_steps(recipe: Recipe, loader: Batches | None) -> int:
+    """Optimizer steps of a run; a recipe that counts images needs no loader.
 
     Raises:
         InputError: for a loader without a batch.
     """
-    if not len(loader):
+    if loader is not None and not len(loader):
         raise InputError("there is nothing to train on: the loader has no batch of images")
     if recipe.images is not None:
         return max(1, math.ceil(recipe.images / recipe.batch_size))
     assert recipe.epochs is not None  # the recipe has one of the two
+    assert loader is not None
     return recipe.epochs * len(loader)
 
 
