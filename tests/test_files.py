@@ -335,7 +335,10 @@ def test_every_format_carries_the_mark(tmp_path: Path) -> None:
 def test_a_signal_while_a_draft_is_made_leaves_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Held back until it is made, it comes before anything is written."""
+    """Held back until it is made, it comes before anything is written; other threads or not."""
+    done = threading.Event()
+    other = threading.Thread(target=done.wait, daemon=True)  # may be handed the signal
+    other.start()
 
     def make(**settings: Any) -> str:
         os.kill(os.getpid(), signal.SIGINT)
@@ -345,3 +348,4 @@ def test_a_signal_while_a_draft_is_made_leaves_none(
     with pytest.raises(KeyboardInterrupt):
         write_text(tmp_path / "file", "text")
     assert not os.listdir(tmp_path)
+    done.set()
