@@ -26,8 +26,8 @@ from dynamicvit.layers.tokens import Tokens, rows_of
 from dynamicvit.methods.class_attention import class_attention
 from dynamicvit.methods.tome import match, merge
 
-#: Share of the blocks before the first stage: blocks 0 and 1 of 12.
-FIRST = 1 / 6
+#: One in so many blocks lies before the first stage: blocks 0 and 1 of 12.
+FIRST = 6
 
 #: At stage i of n, ``last ** ((i / n) ** BEND)`` of the tokens are left: 1 is geometric, more drops
 #: less at the first stages and more at the last (docs/notebook/untrained.md).
@@ -68,7 +68,7 @@ class LookAhead(Combination):
     def schedules(cls, bound: Backbone) -> Sequence[Schedule]:
         """From dense on down; a stage merges at most half of the tokens that come to it."""
         depth, num_patches = len(bound.blocks), prod(bound.grid(*bound.image_size))
-        stages = tuple(range(max(1, int(depth * FIRST)), depth))
+        stages = tuple(range(max(1, depth // FIRST), depth))
         if not stages:
             raise InputError("lookahead needs a network of 2 blocks or more, got 1")
         options: dict[Schedule, None] = {}
@@ -122,6 +122,7 @@ def _order(tokens: Tokens) -> Tensor | None:
     axis = tokens.block % len(tokens.grid)
     if axis == len(tokens.grid) - 1:
         return None
+    others = [side for other, side in enumerate(tokens.grid) if other != axis]
     places = torch.arange(tokens.grid_size, device=tokens.x.device)
-    along = places.reshape(tokens.grid).movedim(axis, -1).flatten().argsort()
+    along = places.reshape(*others, tokens.grid[axis]).movedim(-1, axis).flatten()
     return along[tokens.kept_index()].argsort(dim=1)
