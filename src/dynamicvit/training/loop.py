@@ -117,6 +117,8 @@ def fit(
     """
     if not model.schedule.stages and teacher is None and not recipe.fresh:
         raise InputError("there is nothing to train: the schedule has no stage")
+    if not len(loader):
+        raise InputError("there is nothing to train on: the loader has no batch of images")
     if accumulate < 1:
         raise InputError(f"accumulate is at least 1 pass, got {accumulate}")
     # The model has the say, and the run's recipe tells what was done.
@@ -244,18 +246,11 @@ def fit(
     return run.report(result)
 
 
-def total_steps(recipe: Recipe, loader: Batches | None) -> int:
-    """Optimizer steps of a run; a recipe that counts images needs no loader.
-
-    Raises:
-        InputError: for a loader without a batch.
-    """
-    if loader is not None and not len(loader):
-        raise InputError("there is nothing to train on: the loader has no batch of images")
+def total_steps(recipe: Recipe, loader: Batches) -> int:
+    """Optimizer steps of a run."""
     if recipe.images is not None:
         return max(1, math.ceil(recipe.images / recipe.batch_size))
     assert recipe.epochs is not None  # the recipe has one of the two
-    assert loader is not None
     return recipe.epochs * len(loader)
 
 
