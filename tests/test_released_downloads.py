@@ -15,6 +15,7 @@ import torch
 from dynamicvit import InputError, load
 from dynamicvit.checkpoints.released import RELEASES, download, zoo
 from released_state import released_state
+from run_folders import files_in
 
 NAME = "tiny-0.6"
 TINY = zoo.Architecture("Tiny", "deit_tiny_patch16_224", "DeiT", 16, 4, 2)
@@ -103,10 +104,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.server_close()
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
 FINAL, PARTIAL = f"dynamicvit-{NAME}.pth", f"dynamicvit-{NAME}.pth.partial"
 
 
@@ -117,7 +114,7 @@ def test_once_and_then_from_the_cache(server: Server, tmp_path: Path, tells_leng
     for _ in range(2):
         path = download(NAME, folder)
         assert path.read_bytes() == server.content
-        assert names(folder) == [FINAL]
+        assert files_in(folder) == [FINAL]
     assert server.asked == [None]
 
 
@@ -127,7 +124,7 @@ def test_every_loader_takes_the_name(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     model = load(NAME)
-    assert names(tmp_path / "hub" / "checkpoints") == [FINAL]
+    assert files_in(tmp_path / "hub" / "checkpoints") == [FINAL]
     assert model.keep_ratio == 0.6
     assert load(NAME, keep_ratio=0.4).keep_ratio == 0.4
     assert server.asked == [None]
@@ -147,7 +144,7 @@ def test_an_interrupted_download_goes_on(
     (tmp_path / PARTIAL).write_bytes(server.content[:start])
     assert download(NAME, tmp_path).read_bytes() == server.content
     assert server.asked == [f"bytes={start}-"]
-    assert names(tmp_path) == [FINAL]
+    assert files_in(tmp_path) == [FINAL]
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -159,11 +156,11 @@ def test_a_broken_connection_is_retried_and_resumed(
     with pytest.raises(InputError, match="5000 bytes"):
         download(NAME, tmp_path)
     assert len(server.asked) > 1
-    assert names(tmp_path) == [PARTIAL]
+    assert files_in(tmp_path) == [PARTIAL]
     server.cut, server.asked[:] = None, []
     assert download(NAME, tmp_path).read_bytes() == server.content
     assert server.asked == ["bytes=5000-"]
-    assert names(tmp_path) == [FINAL]
+    assert files_in(tmp_path) == [FINAL]
 
 
 def test_a_file_that_changed_in_between_is_found_out(server: Server, tmp_path: Path) -> None:
@@ -172,7 +169,7 @@ def test_a_file_that_changed_in_between_is_found_out(server: Server, tmp_path: P
     server.content = checkpoint(scale=2.0)  # of the same size
     with pytest.raises(InputError, match="not a Tiny: wrong checksum of "):
         download(NAME, tmp_path)
-    assert names(tmp_path) == []
+    assert files_in(tmp_path) == []
     assert download(NAME, tmp_path).read_bytes() == server.content
 
 
@@ -203,7 +200,7 @@ def test_a_broken_file_in_the_cache_is_replaced(
     assert (tmp_path / FINAL).read_bytes() == cached  # it may be all that the user has
     server.status = None
     assert download(NAME, tmp_path).read_bytes() == server.content
-    assert names(tmp_path) == [FINAL]
+    assert files_in(tmp_path) == [FINAL]
 
 
 # ------------------------------------------------------------------ failed downloads
@@ -217,7 +214,7 @@ def refused(folder: Path, reason: str) -> None:
     assert message.startswith(f"{NAME}: {RELEASES[NAME].url}: ")
     assert "https://github.com/raoyongming/DynamicViT" in message
     assert "dynamicvit convert FILE --keep-ratio 0.6 --out DIR" in message
-    assert names(folder) == []
+    assert files_in(folder) == []
 
 
 def test_a_dead_link(server: Server, tmp_path: Path) -> None:

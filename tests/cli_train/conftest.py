@@ -53,26 +53,3 @@ def blank_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 def main(command: Main) -> Main:
     """The command, with what every call has; gives the exit code."""
     return lambda *arguments: command(*arguments, "--workers", "0")
-
-
-@pytest.fixture
-def files_in() -> Callable[[Path], list[str]]:
-    """The names of a folder's files."""
-    return lambda folder: sorted(path.name for path in folder.iterdir())
-
-
-@pytest.fixture
-def written() -> list[str]:
-    """The files of a run that has saved once."""
-    return [
-        "README.md",
-        "checkpoint.best.pt",
-        "checkpoint.pt",
-        "config.json",
-        "curves.png",
-        "log.jsonl",
-        "model.safetensors",
-        "recipe.yaml",
-        "report.json",
-        "tensorboard",
-    ]

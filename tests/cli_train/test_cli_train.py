@@ -17,18 +17,16 @@ from dynamicvit.training import loop, run
 from dynamicvit.training.held_out import HeldOut
 from memory import TINY
 from pictures import write_image
+from run_folders import WRITTEN, files_in
 
 pytestmark = pytest.mark.usefixtures("blank_curves")
 
 Main = Callable[..., int]
-FilesIn = Callable[[Path], list[str]]
 
 # ---------------------------------------------------------------- what a run leaves
 
 
 def test_a_run_leaves_a_model_that_the_others_read(
-    files_in: FilesIn,
-    written: list[str],
     saved: Path,
     folder: Path,
     tmp_path: Path,
@@ -41,7 +39,7 @@ def test_a_run_leaves_a_model_that_the_others_read(
     assert "trained on 8 images (2 whole steps)" in said.out
     assert "patches kept in training: 50.0 / 25.0 / 10.0 %" in said.out
     assert said.err == ""
-    assert files_in(out) == written
+    assert files_in(out) == WRITTEN
     assert len((out / "log.jsonl").read_text().splitlines()) == 2
     report = json.loads((out / "report.json").read_text())
     assert report["training"]["images"] == 8

@@ -19,11 +19,11 @@ from dynamicvit.checkpoints.runs import PREVIOUS
 from dynamicvit.training import loop, run
 from memory import TINY
 from processes import FORKS
+from run_folders import WRITTEN, files_in
 
 pytestmark = pytest.mark.usefixtures("blank_curves")
 
 Main = Callable[..., int]
-FilesIn = Callable[[Path], list[str]]
 Line = Callable[[], str]
 
 
@@ -53,8 +53,6 @@ def test_an_unreadable_image_is_named_and_counted_nowhere(
 
 
 def test_an_interrupted_run_goes_on(
-    files_in: FilesIn,
-    written: list[str],
     saved: Path,
     flat: Path,
     tmp_path: Path,
@@ -86,7 +84,7 @@ def test_an_interrupted_run_goes_on(
     assert "another run: losses.token 4.0 -> 1.0, seed 0 -> 1; take" in one_line()
     assert main(*arguments, "-o", out) == 0
     assert f"resuming the run in {out}" in capsys.readouterr().out
-    finished = sorted([*written, PREVIOUS])
+    finished = sorted([*WRITTEN, PREVIOUS])
     assert files_in(out) == finished
     before = (out / "model.safetensors").read_bytes()
     assert main(*arguments, "-o", out, "--resume") == 0  # finished: there is nothing left to do
@@ -98,8 +96,6 @@ def test_an_interrupted_run_goes_on(
 
 
 def test_a_full_disk_is_one_line(
-    files_in: FilesIn,
-    written: list[str],
     saved: Path,
     flat: Path,
     tmp_path: Path,
@@ -143,7 +139,7 @@ def test_a_full_disk_is_one_line(
         assert not list(out.glob(".dynamicvit-*"))
         assert not (out / "model.safetensors").exists()
     assert main(*arguments) == 0
-    assert files_in(out) == sorted([*written, PREVIOUS])
+    assert files_in(out) == sorted([*WRITTEN, PREVIOUS])
 
 
 def test_interrupted_before_the_first_step(
@@ -235,7 +231,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 
 def test_images_that_cannot_be_read_at_all(
-    files_in: FilesIn, saved: Path, flat: Path, tmp_path: Path, main: Main, one_line: Line
+    saved: Path, flat: Path, tmp_path: Path, main: Main, one_line: Line
 ) -> None:
     """Found while reading; a folder that was there before stays, without anything of the run."""
     for path in flat.iterdir():
@@ -275,9 +271,7 @@ def test_a_usage_error_is_one_line(main: Main, one_line: Line) -> None:
         assert "many" not in words or "'many'" in line  # the value is named
 
 
-def test_an_output_among_the_images(
-    files_in: FilesIn, saved: Path, flat: Path, main: Main, one_line: Line
-) -> None:
+def test_an_output_among_the_images(saved: Path, flat: Path, main: Main, one_line: Line) -> None:
     """It would be an image folder of the next run."""
     before = files_in(flat)
     for output in (flat, flat / "run"):
