@@ -183,11 +183,12 @@ def main() -> None:
                 _fail(_usage(error), error.exit_code)  # pyright: ignore[reportAttributeAccessIssue]
             # Imported here: only a command, which has imported the package, raises one.
             from dynamicvit.errors import InputError
+            from dynamicvit.utils.words import first_line
 
             if isinstance(error, InputError | OSError):
                 _fail(str(error), 2)
             if isinstance(error, MemoryError) or re.search(_NO_MEMORY, str(error)):
-                _fail(f"out of memory ({_first(error)}): give smaller batches or images", 2)
+                _fail(f"out of memory ({first_line(error)}): give smaller batches or images", 2)
             _fail(_unforeseen(error), UNFORESEEN)
 
 
@@ -214,11 +215,6 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _first(error: BaseException) -> str:
-    """An error's first line, or its name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _unforeseen(error: BaseException) -> str:

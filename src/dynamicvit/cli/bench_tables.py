@@ -22,6 +22,7 @@ from dynamicvit.evaluation.bench import (
     Spread,
     Times,
 )
+from dynamicvit.utils.words import percent
 
 
 def print_heading(console: Console, report: BenchReport, name: str, weights: str) -> None:
@@ -100,8 +101,8 @@ def print_times(console: Console, rows: Sequence[BenchRow]) -> None:
         "type": lambda line: line.precision,
         "": lambda line: line.network,
     }
-    for percent in PERCENTILES:
-        columns[f"p{percent}\nms"] = partial(_milliseconds, percent)
+    for each in PERCENTILES:
+        columns[f"p{each}\nms"] = partial(_milliseconds, each)
     columns["img/s"] = lambda line: f"{line.row.batch_size / line.times.spread.median:.4g}"
     if any(line.over_reference for line in lines):
         columns["× dense eager fp32\n[quartiles]"] = lambda line: _ratio(line.over_reference)
@@ -170,7 +171,7 @@ def _milliseconds(percent: int, line: _Line) -> str:
 
 
 def _of_macs(line: _Line) -> str:
-    return f"{100 * line.realized:.0f} %" if line.realized else ""
+    return percent(line.realized, 0) if line.realized else ""
 
 
 def _ratio(spread: Spread | None) -> str:

@@ -8,6 +8,7 @@ from itertools import groupby
 from rich.table import Table
 
 from dynamicvit.comparison import BATCH_SIZES, Line
+from dynamicvit.utils.words import percent
 
 
 def results_table(lines: Sequence[Line]) -> Table:
@@ -87,4 +88,4 @@ def _choosing(line: Line, size: int) -> str:
     if timing is None:
         return "-"
     share = timing.choosing_share
-    return f"{timing.choosing_ms:.2f} ms" + ("" if share is None else f", {100 * share:.0f} %")
+    return f"{timing.choosing_ms:.2f} ms" + ("" if share is None else f", {percent(share, 0)}")

@@ -18,6 +18,7 @@ from dynamicvit.demo import experiment
 from dynamicvit.demo.experiment import Row, Size
 from dynamicvit.plots import save
 from dynamicvit.training import Progress
+from dynamicvit.utils.words import percent
 
 _PICTURE = "demo.png"
 
@@ -48,7 +49,7 @@ def demo(
     table: list[Row] = [experiment.dense_row(size, seed)]
     say(
         console,
-        f"dense: {100 * table[0].top1:.1f} % of {size.score_scenes:,} fresh scenes read right, "
+        f"dense: {percent(table[0].top1)} of {size.score_scenes:,} fresh scenes read right, "
         f"{table[0].gmacs:.3f} GMACs a scene",
     )
     for name in ("dynamicvit", "random"):
@@ -93,10 +94,10 @@ def _table(rows: list[Row], size: Size, seed: int) -> Table:
         table.add_row(
             row.name,
             "-" if row.keep_ratio is None else f"{row.keep_ratio}",
-            f"{100 * row.top1:.1f} %",
+            percent(row.top1),
             f"{row.gmacs:.3f}",
             "1" if row.speedup is None else f"{row.speedup:.2f}",
-            f"{100 * row.digit_kept:.0f} %",
-            f"{100 * row.background_kept:.0f} %",
+            percent(row.digit_kept, 0),
+            percent(row.background_kept, 0),
         )
     return table

@@ -17,6 +17,7 @@ from dynamicvit.training import Training
 from dynamicvit.training.memory import Memory, available_memory
 from dynamicvit.training.plan import Group, Plan
 from dynamicvit.training.recipes import dump_recipe
+from dynamicvit.utils.words import percent
 
 
 def describe_run(console: Console, training: Training) -> None:
@@ -62,7 +63,7 @@ def _schedule(plan: Plan, method: str) -> list[str]:
     height, width = plan.image_size
     lines = [f"{plan.num_patches} patches of an image of {height}x{width}"]
     for stage, kept in zip(plan.schedule.stages, plan.kept, strict=True):
-        lines.append(f"{kept} ({100 * kept / plan.num_patches:.1f} %) kept from block {stage} on")
+        lines.append(f"{kept} ({percent(kept / plan.num_patches)}) kept from block {stage} on")
     dropped = fate(method, plan.schedule.policy)
     return [*lines, f"the others {dropped}"] if plan.kept else lines
 

@@ -62,6 +62,7 @@ from dynamicvit.evaluation.tables import check_suffix
 from dynamicvit.runtimes import ExportedModel
 from dynamicvit.utils.distributed import launched_precision, launched_processes
 from dynamicvit.utils.precision import autocast_dtype, precision_name
+from dynamicvit.utils.words import percent
 
 #: Skipped images that are listed; all are in the JSON, and in the warnings.
 _LISTED = 10
@@ -250,7 +251,7 @@ def _print(
         ("agreement with dense", result.agreement),
     ):
         if share is not None:
-            table.add_row(name, f"{100 * share:.2f} %")
+            table.add_row(name, percent(share, 2))
     table.add_row("images", str(result.images))
     table.add_row("images/s, reading included", f"{result.images_per_second:.1f}")
     if result.skipped:

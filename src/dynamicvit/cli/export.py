@@ -41,6 +41,7 @@ from dynamicvit.runtimes import (
     is_exported,
 )
 from dynamicvit.runtimes import export as export_model
+from dynamicvit.utils.words import percent
 
 _FILE, _INT8 = "File", "Int8"
 
@@ -211,11 +212,11 @@ def _lines(made: Exported) -> list[str]:
     lines = [
         f"int8, calibrated on {made.calibrated_on}",
         f"compared on {made.compared_on}, {found.images} images:",
-        f"  {100 * found.answers:.1f} % of the answers are PyTorch's",
+        f"  {percent(found.answers)} of the answers are PyTorch's",
     ]
     if found.kept:
         shares = " / ".join(f"{100 * share:.1f}" for share in found.kept)
         lines.append(f"  the same patches kept as in PyTorch: {shares} %")
     if found.top1 is not None and found.model_top1 is not None:
-        lines.append(f"  top-1 {100 * found.top1:.2f} %, in PyTorch {100 * found.model_top1:.2f} %")
+        lines.append(f"  top-1 {percent(found.top1, 2)}, in PyTorch {percent(found.model_top1, 2)}")
     return [*lines, f"layers in float: {made.in_words}"]

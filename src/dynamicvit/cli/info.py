@@ -30,6 +30,7 @@ from dynamicvit.costs import DENSE, resolve_image_size, schedule_macs
 from dynamicvit.data.class_names import known_class_names, short_name
 from dynamicvit.runtimes import ExportedModel, is_exported, load_exported
 from dynamicvit.utils.fields import read_json
+from dynamicvit.utils.words import percent
 
 #: Class names that are printed; all are in the JSON.
 _LISTED = 10
@@ -172,7 +173,7 @@ def _lines(about: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("method", about["method"]))
     if macs is not None:
         dense = about["dense_macs"]
-        share = f", {100 * macs / dense:.0f} % of the dense {dense / 1e9:.2f}"
+        share = f", {percent(macs / dense, 0)} of the dense {dense / 1e9:.2f}"
         lines.append(("GMACs", f"{macs / 1e9:.2f}{share if about['stages'] else ''}"))
     lines += [("untrained", part) for part in about.get("untrained", ())]
     lines += [("training", line) for line in _trained(about.get("training"))]
@@ -193,6 +194,6 @@ def _trained(training: dict[str, Any] | None) -> list[str]:
     lines = [f"{training['images']:,} images in {training['steps']:,} steps, taught by "]
     lines[0] += training["teacher"]
     if top1 is not None:
-        beside = "" if dense is None else f", dense {100 * dense:.2f} %"
-        lines.append(f"held-out top-1 {100 * top1:.2f} %{beside}")
+        beside = "" if dense is None else f", dense {percent(dense, 2)}"
+        lines.append(f"held-out top-1 {percent(top1, 2)}{beside}")
     return lines

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from dynamicvit.cli.console import LineNowAndThen, print_error, say
 from dynamicvit.streaming import Answer, Change, Event, Missed, Tally, UnreadableFrame
+from dynamicvit.utils.words import percent
 
 #: Seconds between updates.
 _REFRESH = 0.25
@@ -73,7 +74,7 @@ class View:
         best = answer.classes[0]
         state = (
             f"frame {answer.index}, {self._tally.recent_rate:.1f} a second, {dropped} dropped, "
-            f"{answer.level}: {best.name} ({100 * best.probability:.0f} %)"
+            f"{answer.level}: {best.name} ({percent(best.probability, 0)})"
         )
         recent = {part: self._tally.recent(part) for part in _PARTS}
         if self._live is not None:
@@ -106,7 +107,7 @@ def print_summary(console: Console, source: str, summary: dict[str, Any]) -> Non
         share = summary["within_target"]
         say(
             console,
-            f"{100 * share:.1f} % within the target; {levels}; {summary['changes']} changes",
+            f"{percent(share)} within the target; {levels}; {summary['changes']} changes",
         )
 
 

@@ -53,6 +53,7 @@ from dynamicvit.errors import InputError, UntrainedWarning
 from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
 from dynamicvit.training.checkpoint import BEST
 from dynamicvit.training.output import check_output
+from dynamicvit.utils.words import percent
 
 _RUN = "The run"
 
@@ -278,7 +279,7 @@ class _Bar:
 
 def _on_held_out(measure: str, share: float) -> str:
     what = {"top1": "top-1", "agreement": "agreement with the dense model"}[measure]
-    return f"held-out {what} {100 * share:.2f} %"
+    return f"held-out {what} {percent(share, 2)}"
 
 
 def _left(progress: Progress) -> str:
@@ -312,10 +313,10 @@ def _say_results(report: TrainingReport, console: Console, *, fitted: bool) -> N
     share = getattr(held_out, best.measure)
     dense = report.dense_held_out
     if share is not None and dense is not None and dense.top1 is not None:
-        both = f"dense {100 * dense.top1:.2f} %, sparse {100 * share:.2f} %"
+        both = f"dense {percent(dense.top1, 2)}, sparse {percent(share, 2)}"
         what = "dense: the model that was fitted first" if fitted else "dense: as it was given"
         say(console, f"held-out top-1: {both}, of {held_out.images} images ({what})")
     elif share is not None:
         say(console, f"{_on_held_out(best.measure, share)} of {held_out.images} images")
     if share is not None and best.value is not None and best.value > share:
-        say(console, f"it was {100 * best.value:.2f} % after step {best.step}: {BEST}")
+        say(console, f"it was {percent(best.value, 2)} after step {best.step}: {BEST}")

@@ -38,6 +38,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.plots.page import merges
 from dynamicvit.plots.visualization import Visualization
 from dynamicvit.plots.visualization import visualize as draw
+from dynamicvit.utils.words import percent
 
 _OWN_PICTURE = re.compile(r"_dynamicvit(-\d+)?\.png$")
 
@@ -125,7 +126,7 @@ def _print(found: Visualization) -> None:
         typer.echo(f"  {100 * guess.probability:5.1f} %  {guess.name}")
     if found.dense_logits is not None:
         [dense] = top_classes(found.dense_logits[0], found.names, k=1)
-        typer.echo(f"  dense: {dense.name} ({100 * dense.probability:.1f} %)")
+        typer.echo(f"  dense: {dense.name} ({percent(dense.probability)})")
 
 
 def _kept(pruned: PrunedOutput) -> str:

@@ -19,6 +19,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.methods import METHODS, at_macs, method_named
+from dynamicvit.utils.words import percent
 
 #: The dense network's name among the candidates.
 DENSE_NAME = "dense"
@@ -217,8 +218,8 @@ class Row:
     given: str = ""
 
     def __str__(self) -> str:
-        top1 = "" if self.top1 is None else f"top-1 {100 * self.top1:.2f} %, "
-        return f"{top1}agreement {100 * self.agreement:.2f} %, {self.gmacs:.3f} GMACs"
+        top1 = "" if self.top1 is None else f"top-1 {percent(self.top1, 2)}, "
+        return f"{top1}agreement {percent(self.agreement, 2)}, {self.gmacs:.3f} GMACs"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dynamicvit.sparsification import sparsify
 from dynamicvit.training import Progress, Recipe, fit, load_recipe
 from dynamicvit.utils.files import temporary_folder
 from dynamicvit.utils.precision import worthwhile
+from dynamicvit.utils.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -193,7 +194,7 @@ def shortcomings(rows: list[Row]) -> list[str]:
     loss, gain = dense - ours[0.7].top1, ours[0.5].top1 - chance[0.5].top1
     found = []
     if dense < 0.9:
-        found.append(f"the dense network has top-1 {100 * dense:.1f} %, expected 90 % or more")
+        found.append(f"the dense network has top-1 {percent(dense)}, expected 90 % or more")
     if loss > 0.01:
         found.append(f"at 0.7 it loses {100 * loss:.1f} points, expected 1 or less")
     if gain < 0.05:

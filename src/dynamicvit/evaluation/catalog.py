@@ -19,6 +19,7 @@ from dynamicvit.checkpoints.timm_names import PREFIX
 from dynamicvit.costs import DENSE, costs_of, resolve_image_size
 from dynamicvit.errors import InputError
 from dynamicvit.utils.inputs import read_text
+from dynamicvit.utils.words import percent
 
 KEEP_RATIOS = (0.9, 0.8, 0.7, 0.5)
 """Those of the paper's tables."""
@@ -159,7 +160,7 @@ def _section(entry: Entry) -> str:
     dense = ["dense", _giga(entry.dense_macs), "", *[str(entry.num_patches)] * len(entry.stages)]
     rows = [dense]
     for at in entry.ratios:
-        share = f"{100 * at.macs / entry.dense_macs:.0f} %"
+        share = percent(at.macs / entry.dense_macs, 0)
         kept = map(str, at.kept)
         rows.append([f"{at.keep_ratio:g}", _giga(at.macs), share, *kept])
     if any(at.release for at in entry.ratios):

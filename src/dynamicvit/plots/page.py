@@ -16,6 +16,7 @@ from dynamicvit.data.class_names import short_name, top_classes
 from dynamicvit.errors import InputError
 from dynamicvit.plots import style
 from dynamicvit.plots.patches import after_stage, as_grid, as_rgb, is_dark, score_map
+from dynamicvit.utils.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,7 +176,7 @@ def _titles(output: PrunedOutput, stages: Sequence[int], score_stage: int) -> li
     for stage in stages:
         kept = output.kept[stage]
         rest = ", rest merged" if merges(output, stage) else ""
-        titles.append((f"stage {stage + 1}", f"{100 * kept.float().mean():.0f} % kept{rest}"))
+        titles.append((f"stage {stage + 1}", f"{percent(kept.float().mean(), 0)} kept{rest}"))
     if output.keep_scores:
         blank = ", white: dropped" if score_stage else ""  # by the stages before
         titles.append(("keep scores", f"order at stage {score_stage + 1}{blank}"))
@@ -285,7 +286,7 @@ def _short(name: str) -> str:
 def _percent(share: float) -> str:
     """A fraction with enough digits to differ from 0 and 1."""
     digits = 0 if 0.0995 <= share <= 0.995 else 1 if share >= 0.00995 else 2
-    return f"{100 * share:.{digits}f} %"
+    return percent(share, digits)
 
 
 def _check(

@@ -29,6 +29,7 @@ from dynamicvit.runtimes.int8 import LEAST_AGREEMENT, fewest_in_float, most_sens
 from dynamicvit.runtimes.registry import FORMATS, format_of
 from dynamicvit.utils.files import atomic_folder
 from dynamicvit.utils.renamed import renamed_arguments
+from dynamicvit.utils.words import percent
 
 #: Images to order the layers by.
 _ORDERED_ON = 32
@@ -224,10 +225,10 @@ def _export_int8(
             )
         file, in_float, agreement = found
         if agreement.least < least_agreement:
-            kept = "".join(f", {100 * share:.1f} %" for share in agreement.kept)
+            kept = "".join(f", {percent(share)}" for share in agreement.kept)
             raise ExportMismatchError(
-                f"{100 * agreement.answers:.1f} % of the answers and of the patches kept at each "
-                f"stage{kept} are the model's, less than {100 * least_agreement:.0f} %: calibrate "
+                f"{percent(agreement.answers)} of the answers and of the patches kept at each "
+                f"stage{kept} are the model's, less than {percent(least_agreement, 0)}: calibrate "
                 "on images of the kind that the file will see"
             )
         for part in file.parent.iterdir():

@@ -23,6 +23,11 @@ def first_line(error: BaseException, limit: int = 200) -> str:
     return f"{sentences}." if stop else f"{line[:limit].rpartition(' ')[0] or line[:limit]}…"
 
 
+def percent(share: float, digits: int = 1) -> str:
+    """A fraction in percent: ``"97.2 %"``."""
+    return f"{100 * share:.{digits}f} %"
+
+
 _shortly = reprlib.Repr()
 _shortly.maxstring = _shortly.maxother = _shortly.maxlong = 60
 _shortly.maxlevel = 3
