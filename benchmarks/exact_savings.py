@@ -177,7 +177,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
-    model = sparsify(timm.create_model(args.model), args.keep_ratio, policy="removed").eval()
+    model = sparsify(
+        timm.create_model(args.model), args.keep_ratio, policy="removed", method="dynamicvit"
+    ).eval()
     Console(width=110).print(table_of(model, args.batch_size, args.samples, args.threads))
 
 

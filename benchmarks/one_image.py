@@ -135,7 +135,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     backbone = timm.create_model(options.model).eval()
-    pruned = sparsify(backbone, options.keep_ratio, policy="removed").eval()
+    pruned = sparsify(backbone, options.keep_ratio, policy="removed", method="dynamicvit").eval()
     if options.tile is not None:
         pruned.keep_ratio = tiled_keep_ratios(pruned, options.tile)
     dense = DynamicViT(backbone, DENSE, []).eval()

@@ -123,7 +123,9 @@ def main() -> None:
     models = {
         policy: DynamicViT(backbone, schedule, [Oracle() for _ in schedule.stages])
         for policy in get_args(Policy)
-        for schedule in [sparsify(backbone, options.keep_ratio, policy=policy).schedule]
+        for schedule in [
+            sparsify(backbone, options.keep_ratio, policy=policy, method="dynamicvit").schedule
+        ]
     }
     teacher = dense_teacher(models["removed"].eval())
     data = ImageData(options.data).with_transform(

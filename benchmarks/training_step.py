@@ -48,7 +48,7 @@ class Step:
         dtype = PRECISIONS[precision]
         self.autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
         self.dense = dense_network(pixels, device).train()
-        model = sparsify(dense_network(pixels, device), KEPT, policy="removed")
+        model = sparsify(dense_network(pixels, device), KEPT, policy="removed", method="dynamicvit")
         self.model: DynamicViT = model.to(device).train()
         self.objective = TrainingObjective(self.model)
         self.optimizers = {

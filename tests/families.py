@@ -78,7 +78,15 @@ class Family:
         **kwargs: Any,
     ) -> DynamicViT:
         """The backbone with prediction modules whose scores are well apart, in eval mode."""
-        model = core_of(sparsify(self.backbone(depth, seed, **kwargs), keep_ratio, stages, policy))
+        model = core_of(
+            sparsify(
+                self.backbone(depth, seed, **kwargs),
+                keep_ratio,
+                stages,
+                policy,
+                method="dynamicvit",
+            )
+        )
         assert isinstance(model, DynamicViT)
         randomize(model.predictors, seed + 1)
         for predictor in model.predictors:  # of every image some are kept and some dropped

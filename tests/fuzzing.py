@@ -43,7 +43,11 @@ PHOTO = Image.new("RGB", (40, 30), "gray")
 def timm_model() -> DynamicViT:
     """A tiny DynamicViT of timm's."""
     small = {"depth": 2, "embed_dim": 16, "num_heads": 2, "img_size": 32, "num_classes": 3}
-    made = core_of(sparsify(timm.create_model("vit_tiny_patch16_224", **small), 0.7, (0, 1)))
+    made = core_of(
+        sparsify(
+            timm.create_model("vit_tiny_patch16_224", **small), 0.7, (0, 1), method="dynamicvit"
+        )
+    )
     assert isinstance(made, DynamicViT)
     return made.eval()
 
@@ -58,7 +62,7 @@ def transformers_model(sparse: bool = True) -> nn.Module:
         **small, num_attention_heads=2, image_size=32, patch_size=16, id2label={0: "a", 1: "b"}
     )
     dense = ViTForImageClassification(config)
-    return core_of(sparsify(dense, 0.7, (0, 1) if sparse else ())).eval()
+    return core_of(sparsify(dense, 0.7, (0, 1) if sparse else (), method="dynamicvit")).eval()
 
 
 def use(model: Any, folder: Path, random: Random | None = None) -> None:

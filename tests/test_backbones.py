@@ -123,7 +123,7 @@ def network() -> Network:
 @torch.no_grad()
 def test_the_abstract_methods_are_enough(network: Network) -> None:
     images = torch.randn(3, 1, 16, 16)
-    model = sparsify(network, 1.0).eval()
+    model = sparsify(network, 1.0, method="dynamicvit").eval()
     assert type(model) is DynamicViT
     assert_agree(model(images), network(images))
     assert (model.num_classes, model.num_features, model.in_chans) == (3, 16, 1)
@@ -137,12 +137,12 @@ def test_the_abstract_methods_are_enough(network: Network) -> None:
 
 @pytest.mark.parametrize("keep_ratio", [0.3, 1.0])
 def test_macs_by_the_contracts_own_answers(network: Network, keep_ratio: float) -> None:
-    model = sparsify(network, keep_ratio)
+    model = sparsify(network, keep_ratio, method="dynamicvit")
     assert schedule_macs(model, model.schedule) == count_macs(model)
 
 
 def test_checkpointing_by_the_contracts_own_answer(network: Network) -> None:
-    model, calls = sparsify(network), []
+    model, calls = sparsify(network, method="dynamicvit"), []
     network.blocks[0].norm.register_forward_hook(lambda *_: calls.append(1))
     model.set_grad_checkpointing()
     model.train()(torch.randn(2, 1, 16, 16)).logits.sum().backward()
@@ -150,7 +150,7 @@ def test_checkpointing_by_the_contracts_own_answer(network: Network) -> None:
 
 
 def test_what_the_contract_refuses_until_a_family_answers(network: Network, tmp_path: Any) -> None:
-    model = sparsify(network)
+    model = sparsify(network, method="dynamicvit")
     with pytest.raises(InputError, match="networks of this test: the classifier can't be replaced"):
         model.reset_classifier(5)
     with pytest.raises(InputError, match="drop_path must be 0"):
@@ -166,11 +166,11 @@ def test_what_the_contract_refuses_until_a_family_answers(network: Network, tmp_
 
 def test_a_family_is_unknown_until_it_is_registered(known: list[type[Backbone]]) -> None:
     with pytest.raises(UnsupportedBackboneError, match=r"Network is not supported.*timm Vision"):
-        sparsify(Network())
+        sparsify(Network(), method="dynamicvit")
     register_backbone(NetworkBackbone)
     assert isinstance(backbone_for(Network()), NetworkBackbone)
     with pytest.raises(UnsupportedBackboneError, match="families: networks of this test"):
-        sparsify(nn.Linear(3, 3))
+        sparsify(nn.Linear(3, 3), method="dynamicvit")
 
 
 def test_a_later_family_goes_first_and_registering_again_replaces(
@@ -216,7 +216,7 @@ def test_a_pruned_network_is_told_by_its_tensors() -> None:
         block.mlp.fc1.weight = nn.Parameter(block.mlp.fc1.weight[:50, :36])
         block.mlp.fc2.weight = nn.Parameter(block.mlp.fc2.weight[:36, :50])
     backbone.head.weight = nn.Parameter(backbone.head.weight[:, :36])
-    model = sparsify(backbone, 1.0).eval()
+    model = sparsify(backbone, 1.0, method="dynamicvit").eval()
     assert (model.bound.width, model.num_features) == (36, 36)
     assert_agree(model(images), backbone(images))
     model.keep_ratio = 0.5
@@ -226,4 +226,4 @@ def test_a_pruned_network_is_told_by_its_tensors() -> None:
     assert count_macs(model) < count_macs(DEIT.sparse(0.5))
     backbone.blocks[0].attn.num_heads = 5
     with pytest.raises(UnsupportedBackboneError, match="48 channels, which 5 heads"):
-        sparsify(backbone)
+        sparsify(backbone, method="dynamicvit")

@@ -156,7 +156,7 @@ class TestSettings:
 class TestBench:
     def test_what_runs(self):
         """Which network, on which images, in which mode and precision, is timed; in which order."""
-        model = sparsify(tiny(), stages=[1]).train()
+        model = sparsify(tiny(), stages=[1], method="dynamicvit").train()
         model.backbone.blocks[0].eval()
         seen = []
 
@@ -198,7 +198,7 @@ class TestBench:
         with_clocks(monkeypatch, Clock(2.0, 2.0, 20.0, 20.0), Clock(1.0, 1.0, 10.0, 10.0))
         told = []
         [measured] = bench(
-            sparsify(tiny()),
+            sparsify(tiny(), method="dynamicvit"),
             batch_sizes=[1],
             precisions=["fp32"],
             samples=4,
@@ -212,22 +212,26 @@ class TestBench:
         clocks = [Clock(4.0, 8.0), Clock(3.0, 6.0), Clock(2.0, 4.0), Clock(1.0, 2.0)]
         with_clocks(monkeypatch, *clocks)
         plan = {"batch_sizes": [1], "samples": 2}
-        rows = bench(sparsify(tiny()), precisions=["bf16", "fp32"], **plan).rows
+        rows = bench(
+            sparsify(tiny(), method="dynamicvit"), precisions=["bf16", "fp32"], **plan
+        ).rows
         for measured in rows:
             assert measured.reference is rows[1].dense
             assert measured.reference.seconds == (2.0, 4.0)
 
         with_clocks(monkeypatch, Clock(4.0, 8.0), Clock(3.0, 6.0), Clock(9.0, 18.0))
-        [measured] = bench(sparsify(tiny()), precisions=["bf16"], **plan)
+        [measured] = bench(sparsify(tiny(), method="dynamicvit"), precisions=["bf16"], **plan)
         assert measured.reference == Times((9.0, 18.0))
         assert measured.speedup.median == pytest.approx(4 / 3)
 
         with_clocks(monkeypatch, Clock(4.0, 8.0), Clock(3.0, 6.0))
-        [measured] = bench(sparsify(tiny()), precisions=["bf16"], reference=False, **plan)
+        [measured] = bench(
+            sparsify(tiny(), method="dynamicvit"), precisions=["bf16"], reference=False, **plan
+        )
         assert measured.reference is None
 
     def test_macs_of_what_is_timed(self):
-        model = sparsify(tiny(in_chans=1))
+        model = sparsify(tiny(in_chans=1), method="dynamicvit")
         dense = tiny(in_chans=1, depth=8)
         plan = {"batch_sizes": [1], "precisions": ["fp32"], "samples": 2, "threads": 1}
         [own] = bench(model, **plan)
@@ -238,7 +242,7 @@ class TestBench:
 
     def test_fewer_tokens_are_faster(self):
         """So few are kept that no noise hides it."""
-        model = sparsify(tiny(embed_dim=128), 0.01, stages=[0])
+        model = sparsify(tiny(embed_dim=128), 0.01, stages=[0], method="dynamicvit")
         [measured] = bench(model, batch_sizes=[16], precisions=["fp32"], samples=3, threads=1)
         assert measured.speedup.median > 1.5
 
@@ -258,11 +262,11 @@ class TestBench:
     )
     def test_bad_plan(self, plan, message):
         with pytest.raises(InputError, match=message):
-            bench(sparsify(tiny()), **plan)
+            bench(sparsify(tiny(), method="dynamicvit"), **plan)
 
     def test_weights_of_another_precision(self):
         with pytest.raises(InputError, match="bfloat16"):
-            bench(sparsify(tiny()).bfloat16())
+            bench(sparsify(tiny(), method="dynamicvit").bfloat16())
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +274,10 @@ def peaks() -> dict[bool, MemoryRow]:
     """Two shapes at which pruned must be smaller, measured from a far larger process."""
     ballast = b"x" * (1 << 30)  # a child that inherits this peak would show no difference
     backbone = tiny(img_size=224, embed_dim=48)
-    models = {False: sparsify(backbone, 0.3, [0], "removed"), True: sparsify(backbone, 0.5)}
+    models = {
+        False: sparsify(backbone, 0.3, [0], "removed", method="dynamicvit"),
+        True: sparsify(backbone, 0.5, method="dynamicvit"),
+    }
     with ThreadPoolExecutor(2) as both:
         rows = both.map(
             lambda graph: peak_memory(models[graph], 64, graph=graph, threads=1), models
@@ -292,7 +299,7 @@ class TestMemory:
         assert peaks[False].dense.inference < 0.5 * peaks[True].dense.inference
 
     def test_a_model_that_cannot_be_pickled(self):
-        model = sparsify(tiny())
+        model = sparsify(tiny(), method="dynamicvit")
         model.note = lambda: None
         with pytest.raises(InputError, match="lambda"):
             peak_memory(model)

@@ -31,14 +31,14 @@ SHORT = ("--images", 4, "--set", "batch_size=2", "--workers", 0, "--threads", 1)
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that its folder describes: by its name in timm and what differs."""
     folder = tmp_path_factory.mktemp("model")
-    sparsify(DEIT.backbone()).save_pretrained(folder)
+    sparsify(DEIT.backbone(), method="dynamicvit").save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("siglip")
-    sparsify(BY_NAME["siglip"].backbone()).save_pretrained(folder)
+    sparsify(BY_NAME["siglip"].backbone(), method="dynamicvit").save_pretrained(folder)
     return folder
 
 

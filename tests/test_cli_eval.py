@@ -40,7 +40,7 @@ def model() -> DynamicViT:
         num_classes=6,
     )
     torch.nn.init.normal_(backbone.head.weight)
-    return sparsify(backbone, keep_ratio=0.7, policy="removed").eval()
+    return sparsify(backbone, keep_ratio=0.7, policy="removed", method="dynamicvit").eval()
 
 
 @pytest.fixture(scope="module")

@@ -247,6 +247,6 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_untrained_prediction_modules_are_reported(
     clip: Path, tmp_path: Path, command: Main, capsys
 ) -> None:
-    sparsify(DEIT.backbone(depth=2), stages=[1]).save_pretrained(tmp_path)
+    sparsify(DEIT.backbone(depth=2), stages=[1], method="dynamicvit").save_pretrained(tmp_path)
     assert command("stream", clip, "-m", tmp_path, "--fps", 0) == 0
     assert "untrained" in capsys.readouterr().err

@@ -30,7 +30,7 @@ def model() -> DynamicViT:
     backbone = VisionTransformer(
         img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=7
     )
-    model = sparsify(backbone, keep_ratio=0.7)
+    model = sparsify(backbone, keep_ratio=0.7, method="dynamicvit")
     for predictor in model.predictors:
         torch.nn.init.normal_(predictor.mlp[-1].bias)  # as if trained
     return model

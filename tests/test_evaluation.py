@@ -177,7 +177,7 @@ def test_a_dynamicvit_against_its_own_dense_output() -> None:
     batches = [
         Batch(part, label) for part, label in zip(images.split(3), answers.split(3), strict=True)
     ]
-    model = sparsify(backbone, keep_ratio=1.0).train()
+    model = sparsify(backbone, keep_ratio=1.0, method="dynamicvit").train()
     whole = evaluate(model, batches, dense=model.backbone)
     assert (whole.top1, whole.agreement, whole.dense_top1) == (1, 1, 1)
     assert model.training

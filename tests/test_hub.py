@@ -35,7 +35,7 @@ def small(
 ) -> DynamicViT:
     torch.manual_seed(0)
     backbone = timm.create_model(name, **{**SMALL, **kwargs})
-    return sparsify(backbone, keep_ratio=0.5, policy=policy).eval()
+    return sparsify(backbone, keep_ratio=0.5, policy=policy, method="dynamicvit").eval()
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -327,7 +327,7 @@ def test_a_backbone_under_a_name_that_is_not_its_own(
     backbone.pretrained_cfg = timm.get_pretrained_cfg("deit_tiny_patch16_224").to_dict()
     folder = tmp_path / "new"
     with pytest.raises(InputError, match=f"deit_tiny_patch16_224 with.*{message}") as error:
-        sparsify(backbone).save_pretrained(folder)
+        sparsify(backbone, method="dynamicvit").save_pretrained(folder)
     assert "\n" not in str(error.value)
     assert not folder.exists()  # nothing half-written
 
@@ -339,7 +339,7 @@ def test_a_hand_built_backbone(saved: Path, cfg: dict[str, Any] | None) -> None:
         backbone.pretrained_cfg = cfg
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     with pytest.raises(InputError, match=r"VisionTransformer .*create_model"):
-        sparsify(backbone).save_pretrained(saved)
+        sparsify(backbone, method="dynamicvit").save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 

@@ -58,7 +58,7 @@ def sparse(
     family: HFFamily = VIT, keep_ratio: float = 0.6, policy: Policy = "removed", **kwargs: Any
 ) -> Any:
     """A transformers model with prediction modules that tell patches apart, in eval mode."""
-    model = sparsify(family.backbone(**kwargs), keep_ratio, policy=policy)
+    model = sparsify(family.backbone(**kwargs), keep_ratio, policy=policy, method="dynamicvit")
     randomize(model.dynamicvit.predictors, 1)
     return model
 
@@ -74,19 +74,19 @@ def interpolated(family: HFFamily) -> dict[str, bool]:
 @torch.no_grad()
 def test_it_gives_what_the_dense_model_gives(family: HFFamily) -> None:
     backbone, images = family.backbone(), family.images()
-    model = sparsify(backbone, 1.0)
+    model = sparsify(backbone, 1.0, method="dynamicvit")
     assert isinstance(model, DynamicViTForImageClassification)
     assert isinstance(model, transformers.PreTrainedModel)
     assert isinstance(model.dynamicvit, DynamicViT)
     assert model.dynamicvit.backbone is backbone
     assert not model.training, "as the dense model was"
-    assert sparsify(family.backbone().train()).training
+    assert sparsify(family.backbone().train(), method="dynamicvit").training
     output = model(images, **interpolated(family))
     assert isinstance(output, ImageClassifierOutput)
     assert_agree(output.logits, family.dense(backbone, images))
     assert output.loss is None
     with pytest.raises(InputError, match="DynamicViT already"):
-        sparsify(model)
+        sparsify(model, method="dynamicvit")
 
 
 @torch.no_grad()
@@ -176,7 +176,7 @@ def test_macs() -> None:
 @torch.no_grad()
 def test_other_sizes_are_taken_when_asked(name: str) -> None:
     family = BY_NAME[name]
-    model, images = sparsify(family.backbone(), 1.0), family.images()
+    model, images = sparsify(family.backbone(), 1.0, method="dynamicvit"), family.images()
     with pytest.raises(InputError, match=r"64x80, but this model takes 48x48 .*interpolate_pos"):
         model(images)
     with pytest.raises(InputError, match="interpolate_pos"):
@@ -192,7 +192,7 @@ def test_other_sizes_are_taken_when_asked(name: str) -> None:
 
 def test_sizes_that_can_not_be() -> None:
     backbone = VIT.backbone()
-    model = sparsify(backbone)
+    model = sparsify(backbone, method="dynamicvit")
     with pytest.raises(InputError, match=r"32x80, but this backbone takes 64x80 .*square"):
         model(torch.randn(1, 3, 32, 80), interpolate_pos_encoding=True)
     with pytest.raises(InputError, match="at least 16x16"):
@@ -233,7 +233,7 @@ def test_in_training_the_loss_is_the_papers() -> None:
     teacher = VIT.backbone(seed=7)
     model.distil_from(teacher)
     assert all(parameter.requires_grad for parameter in teacher.parameters()), "a copy is frozen"
-    dense = weigh_patches(sparsify(teacher).dynamicvit, images)
+    dense = weigh_patches(sparsify(teacher, method="dynamicvit").dynamicvit, images)
     expected = dynamicvit_loss(output, ratios, labels=labels, teacher=dense).total
     assert_agree(trained(model, images, labels).loss, expected)
     model.loss_weights = LossWeights(classification=0)
@@ -305,7 +305,7 @@ def test_teachers_that_do_not_fit() -> None:
     with pytest.raises(UnsupportedBackboneError, match="Linear"):
         model.distil_from(nn.Linear(3, 3))
     other = VIT.backbone()
-    sparsify(other).dynamicvit.reset_classifier(3)
+    sparsify(other, method="dynamicvit").dynamicvit.reset_classifier(3)
     with pytest.raises(InputError, match=r"the teacher has 3 classes, .* 7"):
         model.distil_from(other)
     with pytest.raises(InputError, match=r"the teacher has \(8, 10\) patches, .*\(4, 5\)"):
@@ -780,16 +780,16 @@ def test_what_is_refused() -> None:
     backbone = VIT.backbone()
     for other in (Own(backbone.config), backbone.vit):
         with pytest.raises(UnsupportedBackboneError, match=r"not supported.*transformers ViT"):
-            sparsify(other)
+            sparsify(other, method="dynamicvit")
     backbone.vit.layers[2].attention.scaling = 0.5
     with pytest.raises(UnsupportedBackboneError, match=r"attention scale 0\.5"):
-        sparsify(backbone)
+        sparsify(backbone, method="dynamicvit")
     backbone.vit.layers[1].attention = nn.Identity()
     with pytest.raises(UnsupportedBackboneError, match="attention class Identity"):
-        sparsify(backbone)
+        sparsify(backbone, method="dynamicvit")
     backbone.vit.layers[0] = nn.Identity()
     with pytest.raises(UnsupportedBackboneError, match="block class Identity"):
-        sparsify(backbone)
+        sparsify(backbone, method="dynamicvit")
 
 
 def test_the_classes_that_are_named_before_transformers_is_imported() -> None:
@@ -811,5 +811,7 @@ def test_the_oldest_version_is_the_extras() -> None:
 
 
 def test_timms_models_stay_timms() -> None:
-    model = sparsify(timm.create_model("deit_tiny_patch16_224", depth=4, embed_dim=48))
+    model = sparsify(
+        timm.create_model("deit_tiny_patch16_224", depth=4, embed_dim=48), method="dynamicvit"
+    )
     assert type(model) is DynamicViT

@@ -70,7 +70,7 @@ def trained(name: str) -> nn.Module:
 
 
 def sparse(backbone: nn.Module, keep_ratio: float = 0.7) -> DynamicViT:
-    model = sparsify(backbone, keep_ratio)
+    model = sparsify(backbone, keep_ratio, method="dynamicvit")
     randomize(model.predictors, seed=1)
     return model.eval()
 
@@ -92,7 +92,7 @@ def decisions(batch: int, num_patches: int, stages: int = 3, share: float = 0.6)
 def test_macs_of_large_networks(name: str) -> None:
     backbone = on_meta(name)
     with torch.device("meta"):
-        model = sparsify(backbone, 0.7)
+        model = sparsify(backbone, 0.7, method="dynamicvit")
     dense = count_macs(backbone)
     assert dense == pytest.approx(LARGE[name] * 1e9, rel=0.005)
     assert count_macs(model) < 0.67 * dense
@@ -106,7 +106,7 @@ def test_the_law_at_full_width(name: str) -> None:
     """Two blocks as wide as the real ones, and as many patches; depth adds nothing to the law."""
     backbone = on_meta(name, depth=2, num_classes=NUM_CLASSES, weight_init="skip")
     backbone = randomize(backbone.to_empty(device="cpu")).eval()
-    model = sparsify(backbone, 0.5, stages=[1]).eval()
+    model = sparsify(backbone, 0.5, stages=[1], method="dynamicvit").eval()
     picture = images(OWN_SIZE)
     num_patches = backbone.patch_embed.num_patches
     given = decisions(1, num_patches, stages=1, share=0.3)
@@ -187,7 +187,9 @@ def test_survivors_lie_where_their_pixels_are() -> None:
 @pytest.mark.parametrize(("side", "rho"), [(384, 0.7), (384, 0.5), (512, 0.7)])
 def test_macs_at_another_size(side: int, rho: float) -> None:
     with torch.device("meta"):
-        model = sparsify(timm.create_model("deit_small_patch16_224", depth=4), rho)
+        model = sparsify(
+            timm.create_model("deit_small_patch16_224", depth=4), rho, method="dynamicvit"
+        )
     set_image_size(model, side)
     assert schedule_macs(model, model.schedule) == count_macs(model)
     assert schedule_macs(model, DENSE) == count_macs(model.backbone)
@@ -200,7 +202,7 @@ def test_macs_at_another_size(side: int, rho: float) -> None:
 def test_the_keep_ratio_for_a_budget_at_another_size(name: str, side: int) -> None:
     """Attention weighs more among many patches, so the same share of the cost keeps more."""
     with torch.device("meta"):
-        model = sparsify(timm.create_model(name, depth=4))
+        model = sparsify(timm.create_model(name, depth=4), method="dynamicvit")
     before = keep_ratio_for(model, fraction=0.6)
     set_image_size(model, side)
     limit = 0.6 * count_macs(model.backbone)

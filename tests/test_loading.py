@@ -91,7 +91,7 @@ def test_dense_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_sparse_state_dict_from_a_file(tmp_path: Path) -> None:
-    original = sparsify(dense(), keep_ratio=0.5, stages=[1, 3]).eval()
+    original = sparsify(dense(), keep_ratio=0.5, stages=[1, 3], method="dynamicvit").eval()
     torch.save(original.state_dict(), tmp_path / "sparse.pth")
     images = torch.randn(2, 3, 32, 32)
     given = {"checkpoint": tmp_path / "sparse.pth", "policy": "merged"}
@@ -106,7 +106,7 @@ def test_a_sparse_state_dict_from_a_file(tmp_path: Path) -> None:
 
 
 def test_a_saved_folder(tmp_path: Path) -> None:
-    original = sparsify(dense(), keep_ratio=0.5, stages=[1, 3]).eval()
+    original = sparsify(dense(), keep_ratio=0.5, stages=[1, 3], method="dynamicvit").eval()
     original.save_pretrained(tmp_path / "saved")
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(load(tmp_path / "saved")(images), original(images))
@@ -125,7 +125,7 @@ def test_a_saved_folder(tmp_path: Path) -> None:
 def test_what_becomes_of_dropped_tokens_is_the_models_own(tmp_path: Path) -> None:
     assert load(NAME, pretrained=False).policy == "merged"
     assert load(NAME, pretrained=False, method="evit").policy == "removed"
-    sparsify(dense(), policy="removed").save_pretrained(tmp_path)
+    sparsify(dense(), policy="removed", method="dynamicvit").save_pretrained(tmp_path)
     for arguments in ({}, {"keep_ratio": 0.3, "num_classes": 4}):
         assert load(tmp_path, **arguments).policy == "removed"
     assert load(tmp_path, policy="merged").policy == "merged"
@@ -137,7 +137,7 @@ def test_what_becomes_of_dropped_tokens_is_the_models_own(tmp_path: Path) -> Non
 def test_weights_without_their_config_keep_policy_method_and_schedule(
     tmp_path: Path, policy: Policy
 ) -> None:
-    original = sparsify(dense(), 0.5, stages=[1, 3], policy=policy).eval()
+    original = sparsify(dense(), 0.5, stages=[1, 3], policy=policy, method="dynamicvit").eval()
     original.save_pretrained(tmp_path)
     images = torch.randn(2, 3, 32, 32)
     model = load(NAME, checkpoint=tmp_path / "model.safetensors")
@@ -149,7 +149,9 @@ def test_weights_without_their_config_keep_policy_method_and_schedule(
     torch.save({**state, "recipe": recipe}, tmp_path / "run.pt")
     assert load(NAME, checkpoint=tmp_path / "run.pt").schedule == original.schedule
     other = "merged" if policy == "removed" else "removed"
-    sparsify(dense(), 0.5, stages=[1, 3], policy=other).save_pretrained(tmp_path / "other")
+    sparsify(dense(), 0.5, stages=[1, 3], policy=other, method="dynamicvit").save_pretrained(
+        tmp_path / "other"
+    )
     assert load(tmp_path / "other", checkpoint=tmp_path / "run.pt").policy == policy
     # A plain state dict can't say it.
     torch.save(original.state_dict(), tmp_path / "plain.pth")
@@ -183,7 +185,10 @@ def test_a_released_file(tmp_path: Path) -> None:
     assert load(path, keep_ratio=0.3, num_classes=9).keep_ratio == 0.3
     with pytest.raises(InputError, match="3 prediction modules, but 2 stages"):
         load(path, stages=[1, 2])
-    for other, kind in ((dense(), "a dense network"), (sparsify(dense()), "own state dict")):
+    for other, kind in (
+        (dense(), "a dense network"),
+        (sparsify(dense(), method="dynamicvit"), "own state dict"),
+    ):
         save_file(other.state_dict(), path)
         with pytest.raises(InputError, match=f"{kind}.* give its timm name"):
             load(path)
@@ -247,10 +252,12 @@ def test_another_image_size() -> None:
 
 
 def test_a_size_that_the_backbone_pads() -> None:
-    model = sparsify(timm.create_model(NAME, dynamic_img_size=True, dynamic_img_pad=True))
+    model = sparsify(
+        timm.create_model(NAME, dynamic_img_size=True, dynamic_img_pad=True), method="dynamicvit"
+    )
     assert set_image_size(model, (50, 70)) == (50, 70)
     assert model.forward_pruned(torch.randn(1, 3, 50, 70)).grid == (4, 5)
-    strict = sparsify(timm.create_model(NAME, dynamic_img_pad=True))
+    strict = sparsify(timm.create_model(NAME, dynamic_img_pad=True), method="dynamicvit")
     with pytest.raises(InputError, match="16x16"):
         set_image_size(strict, (50, 70))
 
@@ -354,7 +361,9 @@ def test_an_unfinished_run_is_no_model(tmp_path: Path) -> None:
 def test_a_run_gives_the_dense_model_it_was_made_from(tmp_path: Path) -> None:
     original = dense()
     DynamicViT(original, DENSE, []).save_pretrained(tmp_path / "run" / "dense")
-    sparsify(dense(), keep_ratio=0.5, stages=[1, 3]).save_pretrained(tmp_path / "run")
+    sparsify(dense(), keep_ratio=0.5, stages=[1, 3], method="dynamicvit").save_pretrained(
+        tmp_path / "run"
+    )
     images = torch.randn(2, 3, 32, 32)
     for folder in (tmp_path / "run", tmp_path / "run" / "dense"):
         torch.testing.assert_close(load_dense(NAME, folder)(images), original(images))
@@ -388,7 +397,7 @@ def test_a_dense_network_of_any_family_has_the_classes_of_its_checkpoint(
 
 def test_a_model_that_drops_tokens_is_not_dense(tmp_path: Path) -> None:
     saved = tmp_path / "saved"
-    sparsify(dense()).save_pretrained(saved)
+    sparsify(dense(), method="dynamicvit").save_pretrained(saved)
     for name, told in (
         (f"dynamicvit_{NAME}", rf"drops tokens.* {NAME}$"),
         ("deit-s-0.7", "drops tokens.* deit_small_patch16_224$"),
@@ -409,7 +418,7 @@ def test_a_classifier_of_transformers_is_taken_if_it_is_dense(tmp_path: Path) ->
     assert teacher.num_classes == NUM_CLASSES
     with pytest.raises(InputError, match=r"x\.pth"):
         load_dense(str(tmp_path / "dense"), "x.pth")
-    sparsify(original).save_pretrained(tmp_path / "sparse")
+    sparsify(original, method="dynamicvit").save_pretrained(tmp_path / "sparse")
     with pytest.raises(InputError, match="sparse drops tokens"):
         load_dense(str(tmp_path / "sparse"))
 

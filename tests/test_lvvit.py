@@ -180,7 +180,7 @@ def test_one_size_unless_told_otherwise() -> None:
     with pytest.raises(AssertionError, match=r"32x48, .* 32x40"):
         model(images(32, 48))
     with pytest.raises(InputError, match=r"32x48, .* 32x40"):
-        sparsify(model).eval()(images(32, 48))
+        sparsify(model, method="dynamicvit").eval()(images(32, 48))
 
 
 @torch.no_grad()
@@ -199,7 +199,7 @@ def test_sizes_that_vary() -> None:
 def test_a_size_that_is_set_later_interpolates_positions() -> None:
     model = small()
     varying = small(dynamic_img_size=True)
-    assert set_image_size(sparsify(model), (48, 32)) == (48, 32)
+    assert set_image_size(sparsify(model, method="dynamicvit"), (48, 32)) == (48, 32)
     assert model.pos_embed.shape == (1, 1 + 6 * 4, 24)
     assert_agree(model(images(48, 32)), varying(images(48, 32)))
 
@@ -208,7 +208,7 @@ def test_a_size_that_is_set_later_interpolates_positions() -> None:
 def test_patches_that_are_not_square() -> None:
     model = small(patch_size=(8, 10))
     assert model.forward_features(images()).shape == (2, 1 + 4 * 4, 24)
-    assert sparsify(model, 0.5).eval().forward_pruned(images()).grid == (4, 4)
+    assert sparsify(model, 0.5, method="dynamicvit").eval().forward_pruned(images()).grid == (4, 4)
 
 
 def test_sizes_that_can_not_be() -> None:
@@ -244,7 +244,7 @@ def test_fresh_classifiers() -> None:
     with pytest.raises(InputError, match="global_pool='map'"):
         small(global_pool="map")
     with pytest.raises(InputError, match=r"global_pool='avg' .*token"):
-        sparsify(small()).reset_classifier(3, "avg")
+        sparsify(small(), method="dynamicvit").reset_classifier(3, "avg")
 
 
 def test_timms_features_only() -> None:
@@ -271,7 +271,7 @@ def test_arguments_of_timms_own() -> None:
     assert dropping.forward_features(images()).shape == (2, 1 + 10, 24)
     assert dropping(images()).shape == (2, NUM_CLASSES)
     with pytest.raises(UnsupportedBackboneError, match="dropped twice"):
-        sparsify(dropping)
+        sparsify(dropping, method="dynamicvit")
 
 
 # ---------------------------------------------------------------- as a DynamicViT
@@ -310,7 +310,7 @@ def test_other_families_train_their_logits() -> None:
 
 @torch.no_grad()
 def test_batch_norms_keep_their_statistics_while_the_rest_trains() -> None:
-    model = sparsify(small().train())
+    model = sparsify(small().train(), method="dynamicvit")
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [norm.running_mean.clone() for norm in norms]
     model(images())  # in train() as it was made
@@ -326,7 +326,7 @@ def test_batch_norms_keep_their_statistics_while_the_rest_trains() -> None:
 @pytest.mark.parametrize("arguments", [{}, {"in_chans": 1, "residual_divisor": 1.5}])
 @torch.no_grad()
 def test_saved_and_loaded(tmp_path: Path, arguments: dict[str, Any]) -> None:
-    model = sparsify(small(**arguments), keep_ratio=0.6).eval()
+    model = sparsify(small(**arguments), keep_ratio=0.6, method="dynamicvit").eval()
     model.save_pretrained(tmp_path)
     loaded = DynamicViT.from_pretrained(tmp_path)
     batch = images(channels=model.in_chans)

@@ -27,7 +27,7 @@ sparsify = partial(dynamicvit.sparsify, policy="removed")  # as published number
 @pytest.fixture(scope="module")
 def deit_small() -> nn.Module:
     with torch.device("meta"):
-        return sparsify(timm.create_model("deit_small_patch16_224"), 0.7)
+        return sparsify(timm.create_model("deit_small_patch16_224"), 0.7, method="dynamicvit")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ class TestCounted:
     def test_deit_small_at_384_pixels(self, keep_ratio, giga):
         with torch.device("meta"):
             backbone = timm.create_model("deit_small_patch16_224", img_size=384)
-            model = sparsify(backbone, keep_ratio)
+            model = sparsify(backbone, keep_ratio, method="dynamicvit")
         assert count_macs(backbone) == pytest.approx(15.49e9, rel=0.005)
         assert count_macs(model) == pytest.approx(giga * 1e9, rel=0.005)
 
@@ -69,20 +69,20 @@ class TestCounted:
     )
     def test_lvvit(self, name, dense, pruned):
         with torch.device("meta"):
-            model = sparsify(timm.create_model(name))
+            model = sparsify(timm.create_model(name), method="dynamicvit")
         assert count_macs(model.backbone) == pytest.approx(dense * 1e9, rel=0.005)
         for keep_ratio, giga in pruned.items():
             model.keep_ratio = keep_ratio
             assert count_macs(model) == pytest.approx(giga * 1e9, rel=0.005)
 
     def test_follows_the_budget_of_the_moment(self):
-        model = sparsify(tiny(), 0.9)
+        model = sparsify(tiny(), 0.9, method="dynamicvit")
         before = count_macs(model)
         model.keep_ratio = 0.5
         assert count_macs(model) < before
 
     def test_leaves_the_model_alone(self):
-        model = sparsify(tiny()).train()
+        model = sparsify(tiny(), method="dynamicvit").train()
         before = {name: value.clone() for name, value in model.state_dict().items()}
         count_macs(model)
         assert model.training
@@ -91,7 +91,7 @@ class TestCounted:
         assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
     def test_in_other_modes(self):
-        model = sparsify(tiny())
+        model = sparsify(tiny(), method="dynamicvit")
         expected = count_macs(model)
         with torch.inference_mode():
             assert count_macs(model) == expected
@@ -103,7 +103,7 @@ class TestCounted:
 
     def test_size_the_backbone_refuses(self):
         with pytest.raises(InputError, match=r"384x384.*224x224"):
-            count_macs(sparsify(tiny()), 384)
+            count_macs(sparsify(tiny(), method="dynamicvit"), 384)
 
     def test_meta_copy_keeps_ties_and_holds_no_weights(self):
         module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
@@ -124,7 +124,7 @@ class TestExecuted:
 
     @pytest.mark.parametrize("stages", [(), (1,), (2, 3)])
     def test_what_is_left_out(self, stages):
-        model = sparsify(tiny(), 0.5, stages)
+        model = sparsify(tiny(), 0.5, stages, method="dynamicvit")
         width, held = 32, int(196 * 0.5 ** len(stages)) + 1
         linear, pairs = (12 - 2) * width**2, 2 * width * held  # keys and values are for all
         spared = (linear + pairs) * (held - 1)
@@ -132,7 +132,7 @@ class TestExecuted:
 
     @pytest.mark.parametrize("pool", ["avg", "map"])
     def test_a_head_that_reads_everything(self, pool):
-        model = sparsify(tiny(global_pool=pool, class_token=False), 0.7)
+        model = sparsify(tiny(global_pool=pool, class_token=False), 0.7, method="dynamicvit")
         assert executed_macs(model) == count_macs(model)
 
     def test_any_module(self):
@@ -145,25 +145,27 @@ class TestByParts:
         [([0], 0.5), ([3], 0.1), ([1, 2], [0.6, 0.6]), ([0, 1, 2, 3], 0.8), ([1, 3], 1.0)],
     )
     def test_any_schedule(self, stages, keep_ratio):
-        model = sparsify(tiny(), keep_ratio, stages)
+        model = sparsify(tiny(), keep_ratio, stages, method="dynamicvit")
         counted = count_macs(model)
         assert schedule_macs(model, model.schedule) == counted
         assert schedule_macs(model.backbone, model.schedule) == counted
 
     @pytest.mark.parametrize("pool", ["avg", "avgmax", "map", "token"])
     def test_any_pool(self, pool):
-        model = sparsify(tiny(global_pool=pool, class_token=pool == "token"), 0.7)
+        model = sparsify(
+            tiny(global_pool=pool, class_token=pool == "token"), 0.7, method="dynamicvit"
+        )
         assert schedule_macs(model, model.schedule) == count_macs(model)
 
     def test_another_size_and_shape(self):
-        model = sparsify(tiny(dynamic_img_size=True), 0.7)
+        model = sparsify(tiny(dynamic_img_size=True), 0.7, method="dynamicvit")
         assert schedule_macs(model, model.schedule, (160, 320)) == count_macs(model, (160, 320))
 
     @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "lvvit_t"])
     def test_padded_images(self, name):
         with torch.device("meta"):
             backbone = timm.create_model(name, depth=4, dynamic_img_size=True, dynamic_img_pad=True)
-            model = sparsify(backbone, 0.7)
+            model = sparsify(backbone, 0.7, method="dynamicvit")
         assert schedule_macs(model, model.schedule, (165, 170)) == count_macs(model, (165, 170))
 
     def test_a_stage_outside_the_depth(self):
@@ -209,7 +211,7 @@ class TestBudget:
         assert keep_ratio_for(deit_small, fraction=1.0) < 1.0
 
     def test_own_stages(self):
-        model = sparsify(tiny(), 0.7, stages=[1])
+        model = sparsify(tiny(), 0.7, stages=[1], method="dynamicvit")
         rho = keep_ratio_for(model, fraction=0.8)
         assert rho == keep_ratio_for(model.backbone, fraction=0.8, stages=[1])
         assert rho != keep_ratio_for(model.backbone, fraction=0.8)
@@ -217,7 +219,10 @@ class TestBudget:
         assert count_macs(model) <= 0.8 * count_macs(model.backbone)
 
     def test_comparing_tokens_is_paid_from_it(self):
-        gone, merged = (sparsify(tiny(), 0.7, policy=dropped) for dropped in ("removed", "merged"))
+        gone, merged = (
+            sparsify(tiny(), 0.7, policy=dropped, method="dynamicvit")
+            for dropped in ("removed", "merged")
+        )
         rho = keep_ratio_for(merged, fraction=0.8)
         assert rho < keep_ratio_for(gone, fraction=0.8)
         dense = count_macs(merged.backbone)
@@ -228,7 +233,7 @@ class TestBudget:
         assert count_macs(merged) > 0.8 * dense
 
     def test_less_than_one_token_costs(self):
-        model = sparsify(tiny(), 0.7)
+        model = sparsify(tiny(), 0.7, method="dynamicvit")
         least = schedule_macs(model, Schedule.for_depth(4, 1e-4))
         with pytest.raises(InputError, match=f"still costs {least / 1e9:.3g} GMACs"):
             keep_ratio_for(model, macs=least - 1)

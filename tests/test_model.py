@@ -354,7 +354,7 @@ def test_a_backbone_that_no_family_covers(reason: str) -> None:
     """The error names the class and lists the families; nothing was changed."""
     backbone = UNSUPPORTED[reason]()
     with pytest.raises(UnsupportedBackboneError, match=re.escape(reason)) as caught:
-        sparsify(backbone)
+        sparsify(backbone, method="dynamicvit")
     message = str(caught.value)
     assert f"{type(backbone).__module__}.{type(backbone).__qualname__} is not supported" in message
     for family in ("VisionTransformer (ViT, DeiT", "Eva (EVA, EVA-02, DINOv3)", "Beit (BEiT"):
@@ -364,9 +364,9 @@ def test_a_backbone_that_no_family_covers(reason: str) -> None:
 
 def test_what_is_no_dense_model() -> None:
     with pytest.raises(InputError, match="DynamicViT already: set its keep_ratio"):
-        sparsify(DEIT.sparse())
+        sparsify(DEIT.sparse(), method="dynamicvit")
     with pytest.raises(InputError, match="got 'deit_small_patch16_224'"):
-        sparsify("deit_small_patch16_224")
+        sparsify("deit_small_patch16_224", method="dynamicvit")
 
 
 # ---------------------------------------------------------------- training

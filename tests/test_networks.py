@@ -21,15 +21,15 @@ from dynamicvit.core.networks import (
 def test_the_size_a_network_was_built_for() -> None:
     small = VisionTransformer(img_size=(32, 48), patch_size=8, embed_dim=32, depth=4, num_heads=2)
     small.pretrained_cfg = {"input_size": (3, 96, 64)}  # what its weights were trained at
-    assert own_image_size(small) == own_image_size(sparsify(small)) == (32, 48)
+    assert own_image_size(small) == own_image_size(sparsify(small, method="dynamicvit")) == (32, 48)
     small.patch_embed.img_size = None
-    assert own_image_size(small) == own_image_size(sparsify(small)) == (96, 64)
+    assert own_image_size(small) == own_image_size(sparsify(small, method="dynamicvit")) == (96, 64)
     assert own_image_size(nn.Linear(1, 1)) == (224, 224)
 
 
 def test_the_channels_of_its_images() -> None:
     gray = VisionTransformer(in_chans=1, patch_size=16, embed_dim=32, depth=4, num_heads=2)
-    assert image_channels(gray) == image_channels(sparsify(gray)) == 1
+    assert image_channels(gray) == image_channels(sparsify(gray, method="dynamicvit")) == 1
     unknown = nn.Conv2d(5, 1, 1)
     assert image_channels(unknown) == 3, "as timm supposes"
     unknown.in_chans = 5
@@ -38,7 +38,7 @@ def test_the_channels_of_its_images() -> None:
 
 def test_what_is_inside() -> None:
     dense = VisionTransformer(patch_size=16, embed_dim=32, depth=4, num_heads=2)
-    model = sparsify(dense)
+    model = sparsify(dense, method="dynamicvit")
     wrapped = torch.compile(model, backend="eager")
     around = nn.Module()
     around.dynamicvit = model

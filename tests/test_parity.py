@@ -55,7 +55,7 @@ class Golden:
         )
 
     def student(self) -> DynamicViT:
-        model = sparsify(self.backbone(), keep_ratio=0.7, policy="removed")
+        model = sparsify(self.backbone(), keep_ratio=0.7, policy="removed", method="dynamicvit")
         model.load_state_dict(rename_released(self.part("student.")))
         return model.eval()
 

@@ -47,7 +47,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     Image.fromarray(pixels).save("photo.jpg")
     return {
         "images": torch.randn(2, 3, 64, 64),
-        "model": sparsify(backbone(), 0.7),
+        "model": sparsify(backbone(), 0.7, method="dynamicvit"),
         "recipe": ["images=4", "batch_size=2"],
         "small": SMALL,
     }
@@ -178,7 +178,7 @@ def test_streaming_and_tiles(names: dict[str, Any], capsys: pytest.CaptureFixtur
 
 def test_predict(names: dict[str, Any]) -> None:
     pytest.importorskip("pyarrow")
-    sparsify(backbone(), 0.7).save_pretrained("runs/mine")
+    sparsify(backbone(), 0.7, method="dynamicvit").save_pretrained("runs/mine")
     run("docs/predict.md", names, {})
     assert names["found"].images == len(names["best"]) + 1 == 9
     assert len(Path("photos.csv").read_text().splitlines()) == 10

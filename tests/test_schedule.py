@@ -78,8 +78,8 @@ def test_a_keep_ratio_that_can_not_be(ratio: Any) -> None:
     with pytest.raises(InputError, match=message):
         Schedule((3, 6), (1.0, ratio))
     with pytest.raises(InputError, match=message):
-        sparsify(DEIT.backbone(), keep_ratio=ratio)
-    model = sparsify(DEIT.backbone(), keep_ratio=0.6)
+        sparsify(DEIT.backbone(), keep_ratio=ratio, method="dynamicvit")
+    model = sparsify(DEIT.backbone(), keep_ratio=0.6, method="dynamicvit")
     with pytest.raises(InputError, match=message):
         model.keep_ratio = ratio
     assert model.keep_ratio == 0.6
@@ -95,7 +95,7 @@ def test_another_number_of_ratios_than_stages() -> None:
         Schedule.for_depth(12, [0.5, 0.4])
     with pytest.raises(InputError, match="need 3 keep ratios, got 0"):
         Schedule.for_depth(12, [])
-    model = sparsify(DEIT.backbone())
+    model = sparsify(DEIT.backbone(), method="dynamicvit")
     with pytest.raises(InputError, match="need 3 keep ratios, got 1"):
         model.keep_ratio = [0.5]
 

@@ -132,7 +132,7 @@ def test_an_old_name_says_the_new_one(old: str, new: str) -> None:
 @pytest.mark.parametrize("name", ["dropped", "sampler", "leave", "stem"])
 def test_an_old_attribute_says_the_new_one(name: str) -> None:
     """Read or set: a value that nothing looks at would change nothing, and say nothing."""
-    model = dynamicvit.sparsify(DEIT.backbone())
+    model = dynamicvit.sparsify(DEIT.backbone(), method="dynamicvit")
     with pytest.raises(InputError, match=f"{name} is now"):
         getattr(model, name)
     with pytest.raises(InputError, match=f"{name} is now"):
@@ -149,7 +149,7 @@ def test_old_outputs_and_arguments_say_the_new_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="log_odds is now keep_scores"):
         masked.log_odds  # noqa: B018
     with pytest.raises(InputError, match=r'sparsify.dropped=. is now policy="removed"'):
-        dynamicvit.sparsify(backbone, dropped="gone")  # pyright: ignore[reportCallIssue]
+        dynamicvit.sparsify(backbone, dropped="gone", method="dynamicvit")  # pyright: ignore[reportCallIssue]
     with pytest.raises(InputError, match=r"export.check_on=. is now validation="):
         dynamicvit.export(model, tmp_path / "a.onnx", check_on="photos")
 

@@ -33,7 +33,7 @@ def test_every_stage_fills_whole_tiles(family: Family) -> None:
 def test_deit_at_its_published_ratio() -> None:
     """137, 96 and 67 patches and a class token become 144, 96 and 64 rows, for the same MACs."""
     with torch.device("meta"):
-        model = sparsify(timm.create_model("deit_small_patch16_224"), 0.7)
+        model = sparsify(timm.create_model("deit_small_patch16_224"), 0.7, method="dynamicvit")
     before = count_macs(model)
     model.keep_ratio = tiled_keep_ratios(model)
     assert model.schedule.kept(196) == (143, 95, 63)
@@ -78,7 +78,9 @@ def test_tokens_that_a_stage_adds_are_counted(shapes: nn.Module) -> None:
 
 
 def test_another_image_size_has_other_counts() -> None:
-    model = sparsify(timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True), 0.7).eval()
+    model = sparsify(
+        timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True), 0.7, method="dynamicvit"
+    ).eval()
     model.keep_ratio = tiled_keep_ratios(model, 16, (160, 256))
     with torch.no_grad():
         output = model.forward_pruned(torch.randn(1, 3, 160, 256))

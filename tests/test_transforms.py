@@ -19,7 +19,7 @@ from pictures import truncated_jpeg
 
 @pytest.fixture(scope="module")
 def deit() -> torch.nn.Module:
-    return sparsify(timm.create_model("deit_tiny_patch16_224", depth=4))
+    return sparsify(timm.create_model("deit_tiny_patch16_224", depth=4), method="dynamicvit")
 
 
 def test_eval_transform_is_timms_with_the_models_settings(deit: torch.nn.Module) -> None:
@@ -41,7 +41,7 @@ def test_the_size_is_the_models_unless_given(make) -> None:
     image = Image.new("RGB", (90, 70))
     small = VisionTransformer(img_size=(32, 48), patch_size=8, embed_dim=32, depth=4, num_heads=2)
     assert make(small)(image).shape == (3, 32, 48)
-    assert make(sparsify(small))(image).shape == (3, 32, 48)
+    assert make(sparsify(small, method="dynamicvit"))(image).shape == (3, 32, 48)
     assert make(small, 64)(image).shape == (3, 64, 64)
     assert make(small, (40, 16))(image).shape == (3, 40, 16)
     with pytest.raises(InputError, match="got 0"):

@@ -216,7 +216,7 @@ def test_dense_weights_as_other_tools_write_them(
 
 @torch.no_grad()
 def test_a_wrapped_sparse_model(tmp_path: Path) -> None:
-    sparse = sparsify(timm.create_model("test_vit", num_classes=5), 0.6).eval()
+    sparse = sparsify(timm.create_model("test_vit", num_classes=5), 0.6, method="dynamicvit").eval()
     nn.init.normal_(sparse.predictors[0].mlp[4].weight)
     torch.save({"state_dict": under("model", sparse.state_dict())}, tmp_path / "last.ckpt")
     file = tmp_path / "last.ckpt"

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from dynamicvit.transformers import DynamicViTForImageClassification
 
 
-DEFAULT_METHOD, DEFAULT_KEEP_RATIO = "dynamicvit", 0.7
-"""What a model gets where nobody says otherwise, here and in every command."""
+DEFAULT_METHOD, DEFAULT_KEEP_RATIO = "lookahead", 0.7
+"""What a model gets where nobody says otherwise, here and in every command but ``train``."""
 
 KeepRatio = float | Sequence[float]
 Stages = Sequence[int] | None
@@ -63,17 +63,17 @@ def sparsify(
 ) -> DynamicViT | DynamicViTForImageClassification:
     """Turn a vision transformer into one that drops patch tokens.
 
-    The paper's prediction modules are fresh: fine-tune the result, or load its weights. Used before
-    that, it warns (:class:`~dynamicvit.UntrainedWarning`). Of
-    :data:`~dynamicvit.methods.METHODS` those that work untrained can be used at once.
+    By default by look-ahead merging, which can be used at once. The paper's prediction modules
+    (``method="dynamicvit"``) are fresh: fine-tune the result, or load its weights. Used before
+    that, it warns (:class:`~dynamicvit.UntrainedWarning`).
 
     Args:
         model: a supported vision transformer; used as it is, not copied.
-        keep_ratio: ρ, from which the stages keep ρ, ρ², ρ³, ... of the original patches; or one
-            ratio for each stage. For a method with stages of its own ("lookahead", "tome",
-            "downsample"): what holds about as many tokens, on average over the blocks, as that.
-        stages: indices of the blocks before which tokens are dropped; by default at 1/4, 2/4 and
-            3/4 of the depth, or the method's own.
+        keep_ratio: ρ, from which the paper's three stages keep ρ, ρ², ρ³ of the original patches;
+            or one ratio for each stage. A method with stages of its own ("lookahead", "tome",
+            "downsample") holds about as many tokens, on average over the blocks, as that.
+        stages: indices of the blocks before which tokens are dropped, for a method that has none of
+            its own; by default at 1/4, 2/4 and 3/4 of the depth.
         policy: what becomes of dropped tokens: ``"merged"`` into the kept token that is most like
             each, which costs a little and loses far less, or ``"removed"``, as in the papers. By
             default DynamicViT merges and the other methods do as published.

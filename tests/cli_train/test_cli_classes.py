@@ -220,7 +220,7 @@ def test_an_untrained_classifier_teaches_nobody_without_a_word(
     said = capsys.readouterr()
     assert "the classifier of 4 classes is untrained" in said.out
     assert not said.err
-    model = sparsify(DEIT.backbone())
+    model = sparsify(DEIT.backbone(), method="dynamicvit")
     model.reset_classifier(NUM_CLASSES)
     with pytest.warns(UntrainedWarning, match=f"{NUM_CLASSES} classes") as told:
         TrainingObjective(model)

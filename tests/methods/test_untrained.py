@@ -68,7 +68,7 @@ class TestItIsSaid:
     def test_of_a_model_of_transformers(self) -> None:
         family = BY_NAME["hf_vit"]
         with pytest.warns(UntrainedWarning):
-            sparsify(family.backbone()).eval()(family.images())
+            sparsify(family.backbone(), method="dynamicvit").eval()(family.images())
 
 
 class TestItIsNotSaid:

@@ -33,7 +33,7 @@ def model() -> DynamicViT:
     backbone = VisionTransformer(
         img_size=(32, 48), patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=5
     )
-    return sparsify(backbone, keep_ratio=0.7, policy="removed").eval()
+    return sparsify(backbone, keep_ratio=0.7, policy="removed", method="dynamicvit").eval()
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_no_stages_no_classes(images: Tensor, tmp_path: Path) -> None:
     backbone = VisionTransformer(
         img_size=(32, 48), patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=0
     )
-    dense = sparsify(backbone, keep_ratio=[], stages=[]).eval()
+    dense = sparsify(backbone, keep_ratio=[], stages=[], method="dynamicvit").eval()
     drawn = visualize(dense, images).figure
     assert len(drawn.axes) == 2
     save(drawn, tmp_path / "dense.png")

@@ -85,7 +85,7 @@ def test_any_family_teaches(name: str) -> None:
 def test_transformers_models_teach() -> None:
     family = BY_NAME["hf_deit"]
     backbone = family.backbone()
-    model = core_of(sparsify(backbone))
+    model = core_of(sparsify(backbone, method="dynamicvit"))
     teacher, images = ExternalTeacher(DenseNetwork(model), shallow()), family.images()
     size = model.pretrained_cfg["input_size"][1:]
     assert teacher.size == tuple(size)

@@ -91,7 +91,7 @@ def peak(name: str, batch: int = 12) -> tuple[int, int]:
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)  # gives back what is not in use
     recipe = load_recipe(name)
     backbone = timm.create_model("deit_tiny_patch16_224", depth=4, num_classes=10)
-    model = sparsify(backbone, policy=recipe.policy or "removed")
+    model = sparsify(backbone, policy=recipe.policy or "removed", method="dynamicvit")
     memory = estimate_memory(model, recipe, batch)
     objective = objective_of(model.train(), recipe)
     images, labels = torch.randn(batch, 3, 224, 224), torch.zeros(batch, dtype=torch.long)

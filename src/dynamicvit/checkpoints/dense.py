@@ -24,8 +24,8 @@ from dynamicvit.checkpoints.runs import DENSE_FOLDER
 from dynamicvit.checkpoints.timm_names import PREFIX
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork, core_of
+from dynamicvit.costs import DENSE
 from dynamicvit.errors import InputError
-from dynamicvit.sparsification import sparsify
 from dynamicvit.utils.connection import hub_if_reachable
 from dynamicvit.utils.inputs import read_text
 from dynamicvit.utils.optional import need
@@ -74,7 +74,7 @@ def load_dense(
         network = saved_classifier(path)
         if isinstance(network, DynamicViT):
             raise InputError(f"{name} drops tokens; give the folder of a dense network")
-        return DenseNetwork(core_of(sparsify(network))).eval()
+        return DenseNetwork(DynamicViT(network, DENSE, [])).eval()
     if path.exists() and not is_model(name):
         raise InputError(
             f"{name} is not a folder of a transformers model; give timm's name of the network, and "

@@ -46,10 +46,10 @@ def described(weights: Weights) -> Description:
         raise InputError(f"{weights.source}: schedule must be a mapping, got {shortened(schedule)}")
     ratios, stages = schedule.get("keep_ratios", schedule.get("keep_ratio")), schedule.get("stages")
     known = "policy" in schedule or "dropped" in schedule
-    method = values.get("method") or ("dynamicvit" if values else None)
+    method = values.get("method") or "dynamicvit"
     return Description(
         # Without the module that a recipe may name: a file imports nothing.
-        method=method and method.rpartition(":")[2],
+        method=method.rpartition(":")[2],
         policy=policy_in(schedule) if known else None,
         keep_ratio=tuple(ratios) if isinstance(ratios, list) else ratios,
         stages=None if stages is None else tuple(stages),

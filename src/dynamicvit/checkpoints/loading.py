@@ -55,6 +55,7 @@ def load(
     stages: Sequence[int] | None = None,
     policy: Policy | None = None,
     method: str | None = None,
+    default_method: str = DEFAULT_METHOD,
     num_classes: int | None = None,
     pretrained: bool = True,
 ) -> DynamicViT:
@@ -64,13 +65,13 @@ def load(
         name_or_path: one of
 
             - a folder that ``save_pretrained`` wrote, of this library or of a classifier of
-              transformers (a dense one is sparsified, with fresh prediction modules);
+              transformers (a dense one is sparsified);
             - ``user/name`` or ``hf-hub:user/name`` on the Hugging Face Hub, with such a folder of
               this library;
             - a checkpoint that the paper's authors released, such as ``deit-s-0.7``, which is
               downloaded once; or a file in their format;
-            - timm's name of a vision transformer, with or without ``dynamicvit_`` in front: the
-              dense network is built and sparsified, with fresh prediction modules.
+            - timm's name of a vision transformer: the dense network is built and sparsified; with
+              ``dynamicvit_`` in front, with prediction modules, which are fresh.
         checkpoint: a file of weights, which replace the model's own; for a timm name, dense ones or
             those of a DynamicViT.
         keep_ratio: ρ, or one ratio for each stage; by default what the model was saved with, or
@@ -80,6 +81,7 @@ def load(
         policy: what becomes of dropped tokens; by default what the weights were trained for, or
             :func:`~dynamicvit.sparsify`'s default.
         method: how a dense network chooses tokens, likewise; a saved model has its own.
+        default_method: what a dense network gets where neither ``method`` nor weights say.
         num_classes: if the weights have another number, the classifier is fresh.
         pretrained: whether a timm name without a checkpoint gets timm's pretrained weights,
             downloaded if need be; otherwise they are random.
@@ -134,7 +136,7 @@ def load(
         )
     else:
         keep_ratio = keep_ratio or said.keep_ratio or DEFAULT_KEEP_RATIO
-        made = sparsify(network, keep_ratio, stages, policy, method or DEFAULT_METHOD)
+        made = sparsify(network, keep_ratio, stages, policy, method or default_method)
         model = core_of(made)
         assert isinstance(model, DynamicViT)
     if weights is not None:

@@ -65,7 +65,7 @@ def _entry_point(backbone: str) -> Callable[..., nn.Module]:
         features = backbone_args.pop("features_only", False)
         indices = backbone_args.pop("out_indices", 3)
         dense = timm.create_model(backbone, pretrained=pretrained, **backbone_args)
-        sparse = sparsify(dense, keep_ratio, stages, policy)
+        sparse = sparsify(dense, keep_ratio, stages, policy, "dynamicvit")
         return FeatureGetterNet(sparse, indices) if features else sparse
 
     create.__name__ = create.__qualname__ = f"{PREFIX}{backbone}"

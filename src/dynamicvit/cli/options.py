@@ -92,7 +92,7 @@ Method = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="How a dense model chooses tokens: dynamicvit (default), lookahead, tome, ...",
+        help="How a dense model chooses tokens: lookahead (train: dynamicvit), tome, ...",
     ),
 ]
 Tile = Annotated[

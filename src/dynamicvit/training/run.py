@@ -326,12 +326,13 @@ def _student(recipe: Recipe, checkpoint: str | Path | None, pretrained: bool) ->
         stages=recipe.stages,
         policy=recipe.policy,  # also of a model that had another: it learns who should stay now
         method=recipe.method,
+        default_method="dynamicvit",
         pretrained=pretrained,
     )
     if not model.schedule.stages and not recipe.asks_external_teacher:
         raise InputError(
-            f"{recipe.model} with method {recipe.method} has no stage that drops tokens: give it "
-            "another network as --teacher, or compare methods with `dynamicvit compare`"
+            f"{recipe.model} with method {model.method.name} has no stage that drops tokens: give "
+            "it another network as --teacher, or compare methods with `dynamicvit compare`"
         )
     return model
 

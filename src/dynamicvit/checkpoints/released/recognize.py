@@ -89,7 +89,7 @@ class Recognized:
             pretrained_cfg_overlay={"crop_pct": CROP_PCT},
             **args,
         )
-        model = sparsify(backbone, self.keep_ratio, self.stages, policy="removed")
+        model = sparsify(backbone, self.keep_ratio, self.stages, "removed", "dynamicvit")
         source = f"{self.weights.source}: does not fit {self.name}"
         load_exactly(model, rename_released(self.weights.tensors), source, spoken=released_name)
         return model.eval()
