@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dynamicvit.backbones import Backbone
 from dynamicvit.core.decisions import Sampler, gumbel_sampler
 from dynamicvit.core.merging import discounted, join, likeness, most_alike
-from dynamicvit.core.schedule import Policy, Schedule
+from dynamicvit.core.schedule import Policy, Schedule, keep_ratio_among, nearest
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens, top_k
 
@@ -109,11 +109,6 @@ class Method(nn.Module, ABC):
         return ()
 
     @classmethod
-    def has_own_schedules(cls) -> bool:
-        """Whether :meth:`schedules` gives any."""
-        return cls.schedules.__func__ is not Method.schedules.__func__  # type: ignore[attr-defined]
-
-    @classmethod
     def schedule(
         cls,
         bound: Backbone,
@@ -140,9 +135,15 @@ class Method(nn.Module, ABC):
         options = [own for own in all_of_them if stages is None or len(stages) == len(own.stages)]
         if not options or isinstance(keep_ratio, Sequence):
             return Schedule.for_depth(depth, keep_ratio, stages, policy)
-        share = Schedule.for_depth(depth, keep_ratio).mean_kept(depth)
-        nearest = min(options, key=lambda own: abs(own.mean_kept(depth) - share))
-        return replace(nearest, policy=policy)
+        return replace(nearest(options, depth, keep_ratio), policy=policy)
+
+    @classmethod
+    def keep_ratio_of(cls, bound: Backbone, schedule: Schedule) -> float | None:
+        """The number that :meth:`schedule` turns into this schedule, or ``None``."""
+        options = cls.schedules(bound)
+        if not options:
+            return schedule.keep_ratio
+        return keep_ratio_among(options, len(bound.blocks), schedule)
 
     @property
     def is_fresh(self) -> bool:

@@ -110,13 +110,12 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
 
     @property
     def keep_ratio(self) -> float | None:
-        """ρ; ``None`` when the stages' ratios are not ρ, ρ², ρ³, ... (see :attr:`keep_ratios`), or
-        the method has a schedule of its own.
+        """ρ; ``None`` where no ρ gives the stages' ratios (see :attr:`keep_ratios`).
 
         Set it to change the budget of the same model: a number for ρ, a sequence for one ratio per
         stage, both as :func:`~dynamicvit.sparsify` takes them.
         """
-        return None if self.method.has_own_schedules() else self._schedule.keep_ratio
+        return self.method.keep_ratio_of(self.bound, self._schedule)
 
     @keep_ratio.setter
     def keep_ratio(self, keep_ratio: float | Sequence[float]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Literal, get_args
 
@@ -75,7 +76,7 @@ class Schedule:
                 growing ratios, or another number of ratios than stages.
         """
         if stages is None:
-            stages = [depth * quarter // 4 for quarter in (1, 2, 3)]
+            stages = _quarters(depth)
             if depth < 4:
                 raise InputError(f"{depth} blocks are too few for default stages: give stages")
         stages = check_stages(stages, depth)
@@ -96,13 +97,44 @@ class Schedule:
 
     def mean_kept(self, depth: int) -> float:
         """Share of the patches that a block holds, on average over the ``depth`` blocks."""
-        first, last = (0, *self.stages), (*self.stages, depth)
-        spans = zip(first, last, (1.0, *self.keep_ratios), strict=True)
-        return sum((end - start) * ratio for start, end, ratio in spans) / depth
+        return _mean_kept(depth, self.stages, self.keep_ratios)
 
     def kept(self, num_patches: int) -> tuple[int, ...]:
         """How many of ``num_patches`` are left after each stage."""
         return tuple(kept_count(num_patches, ratio) for ratio in self.keep_ratios)
+
+
+def nearest(options: Sequence[Schedule], depth: int, keep_ratio: float) -> Schedule:
+    """Of a method's own schedules, the one that holds as many tokens as the paper's at this ρ.
+
+    On average over the blocks; what the paper's are is said for 1 to 3 blocks too.
+    """
+    share = _mean_kept(depth, _quarters(depth), geometric(keep_ratio, 3))
+    return min(options, key=lambda own: abs(own.mean_kept(depth) - share))
+
+
+def keep_ratio_among(options: Sequence[Schedule], depth: int, schedule: Schedule) -> float | None:
+    """The ρ of at most four digits to which a schedule is :func:`nearest`; ``None`` without one."""
+    share, smallest = schedule.mean_kept(depth), 1e-4
+
+    def mean_kept(step: int) -> float:
+        return _mean_kept(depth, _quarters(depth), geometric(smallest * step, 3))
+
+    found = smallest * (1 + bisect_left(range(1, 10_000), share, key=mean_kept))
+    for digits in range(1, 5):
+        ratio = max(round(found, digits), smallest)
+        if replace(nearest(options, depth, ratio), policy=schedule.policy) == schedule:
+            return ratio
+    return None
+
+
+def _quarters(depth: int) -> list[int]:
+    return [depth * quarter // 4 for quarter in (1, 2, 3)]
+
+
+def _mean_kept(depth: int, stages: Sequence[int], keep_ratios: Sequence[float]) -> float:
+    spans = zip((0, *stages), (*stages, depth), (1.0, *keep_ratios), strict=True)
+    return sum((end - start) * ratio for start, end, ratio in spans) / depth
 
 
 def geometric(keep_ratio: float, num_stages: int) -> tuple[float, ...]:
