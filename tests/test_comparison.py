@@ -302,7 +302,7 @@ class TestTiming:
 
 
 def row(method: str, seed: int | None, top1: float | None = 0.5, fraction: float = 0.6) -> Row:
-    return Row(method, fraction, fraction, 0.8, seed, 8, top1, 0.9, 100)
+    return Row(method, fraction, fraction, 0.8, seed, 8, top1, 0.9, 0.1, 100)
 
 
 def timed(size: int, speedup: float) -> Timing:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dynamicvit
@@ -43,6 +44,13 @@ class Always(nn.Module):
         return self.logits.expand(len(images), -1)
 
 
+class Double(nn.Module):
+    """Twice the logits."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 2 * images
+
+
 def spelling(*rankings: list[int]) -> Tensor:
     """Images ``(B, 3, 1, classes)`` that spell rankings of classes."""
     return torch.tensor(rankings).float()[:, None, None, :].repeat(1, 3, 1, 1)
@@ -74,6 +82,18 @@ def test_agreement_with_a_dense_model() -> None:
     assert result.dense_top1 == 1 / 5
     assert result.top1 == 2 / 5
     assert evaluate(Oracle(), BATCHES, dense=Always(0)).agreement == 4 / 5
+
+
+def test_divergence_is_as_torch_has_it() -> None:
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).split([2, 3])
+    batches = [Batch(each, torch.zeros(len(each), dtype=torch.long)) for each in logits]
+    given, dense = torch.cat(logits).log_softmax(1), (2 * torch.cat(logits)).log_softmax(1)
+    wanted = F.kl_div(given, dense, reduction="batchmean", log_target=True)
+    found = evaluate(nn.Identity(), batches, dense=Double())
+    assert found.divergence == pytest.approx(wanted.item(), rel=1e-5)
+    assert found.agreement == 1
+    assert evaluate(nn.Identity(), batches, dense=nn.Identity()).divergence == 0
+    assert evaluate(nn.Identity(), batches).divergence is None
 
 
 def test_images_without_labels_count_for_agreement_only() -> None:

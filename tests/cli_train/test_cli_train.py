@@ -155,7 +155,9 @@ def test_where_the_end_is_not_the_best_it_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shares = [0.75, 0.25]
-    result = EvaluationResult(None, None, None, None, images=4, labeled=0, skipped=(), seconds=1.0)
+    result = EvaluationResult(
+        None, None, None, None, None, images=4, labeled=0, skipped=(), seconds=1.0
+    )
     monkeypatch.setattr(
         HeldOut, "evaluate", lambda *_: dataclasses.replace(result, agreement=shares.pop(0))
     )

@@ -85,7 +85,7 @@ class TestSparsify:
 
     @pytest.mark.parametrize("name", METHODS)
     def test_the_keep_ratio_it_has_can_be_set(self, name: str) -> None:
-        """``None``, the method's own schedule, or ρ; a narrow network has no stage to set."""
+        """Setting what is read changes nothing; a narrow network has no stage to set."""
         model = sparsify(DEIT.backbone(), 0.6, method=name)
         before = model.schedule
         assert model.method is METHODS[name]
@@ -94,9 +94,18 @@ class TestSparsify:
                 model.keep_ratio = 0.5
             return
         model.keep_ratios = model.keep_ratios
-        if model.keep_ratio is not None:
-            model.keep_ratio = model.keep_ratio
         assert model.schedule == before
+        model.keep_ratio = model.keep_ratio
+        assert model.schedule == before
+
+    @pytest.mark.parametrize("name", ["lookahead", "tome"])
+    def test_the_keep_ratio_that_was_set_is_read(self, name: str) -> None:
+        """In networks of any depth, those too shallow for the paper's three stages too."""
+        for depth in (2, 3, 8):
+            model = sparsify(DEIT.backbone(depth), 0.7, method=name)
+            assert model.keep_ratio == 0.7
+        model.keep_ratios = (0.9, *model.keep_ratios[1:])
+        assert model.keep_ratio is None
 
     @pytest.mark.parametrize("name", ["tomee", "", "nowhere_at_all:tome"])
     def test_a_name_that_is_not_there(self, name: str) -> None:

@@ -252,6 +252,8 @@ def _print(
     ):
         if share is not None:
             table.add_row(name, percent(share, 2))
+    if result.divergence is not None:
+        table.add_row("KL divergence from dense", f"{result.divergence:.4f}")
     table.add_row("images", str(result.images))
     table.add_row("images/s, reading included", f"{result.images_per_second:.1f}")
     if result.skipped:

@@ -14,7 +14,7 @@ from torch import nn
 from dynamicvit.utils.files import write_text
 
 #: Of what is computed here; a change of meaning makes old rows be computed anew.
-FORMAT = 2
+FORMAT = 3
 
 
 class Cache:

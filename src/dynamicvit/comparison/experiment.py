@@ -275,6 +275,7 @@ class Experiment:
             amp_dtype=self._autocast,
         )
         assert result.agreement is not None
+        assert result.divergence is not None
         macs, dense_macs = count_macs(model), schedule_macs(self.backbone, DENSE)
         return Row(
             method=entry.name,
@@ -285,6 +286,7 @@ class Experiment:
             images=images,
             top1=result.top1,
             agreement=result.agreement,
+            divergence=result.divergence,
             evaluated=result.images,
             given=self._given(entry.candidate).get("given", ""),
         )

@@ -202,6 +202,7 @@ class Row:
         images: seen in training.
         top1: share of the labeled images, or ``None`` without labels.
         agreement: share of the images on which the dense network says the same.
+        divergence: KL divergence from the dense network's answers, in nats.
         evaluated: images that were evaluated.
         given: of a model that was trained before, what tells its weights from others.
     """
@@ -214,12 +215,14 @@ class Row:
     images: int
     top1: float | None
     agreement: float
+    divergence: float
     evaluated: int
     given: str = ""
 
     def __str__(self) -> str:
         top1 = "" if self.top1 is None else f"top-1 {percent(self.top1, 2)}, "
-        return f"{top1}agreement {percent(self.agreement, 2)}, {self.gmacs:.3f} GMACs"
+        answers = f"agreement {percent(self.agreement, 2)}, KL {self.divergence:.4f}"
+        return f"{top1}{answers}, {self.gmacs:.3f} GMACs"
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,7 @@ class Line:
         top1_spread: standard deviation over the seeds; ``None`` with fewer than two.
         agreement: mean over the seeds.
         agreement_spread: likewise.
+        divergence: mean over the seeds, in nats.
         seeds: how many.
         images: seen in training.
         timings: by batch size.
@@ -251,6 +255,7 @@ class Line:
     top1_spread: float | None
     agreement: float
     agreement_spread: float | None
+    divergence: float
     seeds: int
     images: int
     timings: Mapping[int, Timing]
@@ -303,6 +308,7 @@ def _line(rows: Sequence[Row], timings: Mapping[int, Timing]) -> Line:
         top1_spread=stdev(labeled) if len(labeled) > 1 else None,
         agreement=mean(agreed),
         agreement_spread=stdev(agreed) if len(agreed) > 1 else None,
+        divergence=mean(row.divergence for row in rows),
         seeds=len(rows),
         images=first.images,
         timings=timings,

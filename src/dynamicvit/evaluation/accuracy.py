@@ -30,6 +30,8 @@ class EvaluationResult:
         top5: the same for the five highest logits, or for all if there are fewer classes.
         agreement: share of all images on which the dense model has the same highest logit;
             ``None`` without a dense model.
+        divergence: KL divergence of the model's probabilities from the dense model's, in nats, mean
+            of all images; 0 where they are the same, ``None`` without a dense model.
         dense_top1: top-1 of the dense model; ``None`` without one, or without labels.
         images: number of images counted.
         labeled: number of them with a label.
@@ -40,6 +42,7 @@ class EvaluationResult:
     top1: float | None
     top5: float | None
     agreement: float | None
+    divergence: float | None
     dense_top1: float | None
     images: int
     labeled: int
@@ -169,11 +172,11 @@ def dense_self(model: nn.Module) -> DenseNetwork:
 
 
 class _Counts:
-    """Sums over the batches; integers, so their order does not matter."""
+    """Sums over the batches."""
 
     def __init__(self) -> None:
         self.images = self.labeled = self.top1 = self.top5 = self.dense_top1 = self.agreed = 0
-        self.compared = False
+        self.divergence, self.compared = 0.0, False
         self.skipped: tuple[str, ...] = ()
 
     def add(self, logits: Tensor, labels: Tensor, dense_logits: Tensor | None) -> None:
@@ -197,6 +200,7 @@ class _Counts:
         dense_best = _best_first(dense_logits)[:, 0]
         self.agreed += int((dense_best == best[:, 0]).sum())
         self.dense_top1 += int((dense_best == labels).sum())
+        self.divergence += float(_divergence(logits, dense_logits).sum())
 
     def add_up(self, processes: Processes) -> None:
         """Add the counts of the other processes."""
@@ -204,6 +208,7 @@ class _Counts:
         own = torch.tensor([getattr(self, name) for name in names], device=processes.device)
         for name, count in zip(names, processes.sum(own).tolist(), strict=True):
             setattr(self, name, count)
+        self.divergence = sum(processes.gather(self.divergence))
         self.compared = any(processes.gather(self.compared))
         self.skipped = tuple(path for part in processes.gather(self.skipped) for path in part)
 
@@ -219,12 +224,19 @@ class _Counts:
             top1=share(self.top1, self.labeled),
             top5=share(self.top5, self.labeled),
             agreement=share(self.agreed, self.images) if self.compared else None,
+            divergence=self.divergence / self.images if self.compared else None,
             dense_top1=share(self.dense_top1, self.labeled) if self.compared else None,
             images=self.images,
             labeled=self.labeled,
             skipped=self.skipped,
             seconds=seconds,
         )
+
+
+def _divergence(logits: Tensor, dense_logits: Tensor) -> Tensor:
+    """``(B,)``: of the probabilities of logits ``(B, classes)`` from the dense ones."""
+    given, dense = (each.float().log_softmax(dim=1) for each in (logits, dense_logits))
+    return (dense.exp() * (dense - given)).sum(dim=1)
 
 
 def _best_first(logits: Tensor) -> Tensor:
