@@ -52,7 +52,8 @@ def cells(text: str) -> list[list[str]]:
 
 
 def test_table():
-    result = run("--keep-ratio", "0.5", "--batch-size", "2", "--precision", "bf16")
+    words = ("--method", "dynamicvit", "--keep-ratio", "0.5")
+    result = run(*words, "--batch-size", "2", "--precision", "bf16")
     assert result.exit_code == 0, result.output
     for part in (
         "test_vit (random",
@@ -74,7 +75,8 @@ def test_table():
 def test_whole_tiles():
     """100 patches at half, a quarter and an eighth: 50 to 47, 25 to 31 and 12 to 15 beside the
     class token."""
-    assert measured("--keep-ratio", "0.5", "--tile", "16")["keep_ratios"] == [0.47, 0.31, 0.15]
+    words = ("--method", "dynamicvit", "--keep-ratio", "0.5", "--tile", "16")
+    assert measured(*words)["keep_ratios"] == [0.47, 0.31, 0.15]
 
 
 #: A batch of four in two runtimes, with a reference that is slower than both.
@@ -140,7 +142,7 @@ def test_a_reference_that_is_a_row_is_printed_once(capsys):
 
 
 def test_json_on_standard_output_is_only_json():
-    numbers = measured("--keep-ratio", "0.5")
+    numbers = measured("--keep-ratio", "0.5", "--method", "dynamicvit")
     assert numbers["keep_ratios"] == [0.5, 0.25, 0.125]
     assert numbers["weights"] == "random"
     assert numbers["threads"] == 1
@@ -210,7 +212,7 @@ def test_a_method_that_merges_is_not_said_to_remove():
 
 
 def test_a_saved_model(tmp_path):
-    model = load("test_vit", keep_ratio=0.4, pretrained=False)
+    model = load("test_vit", keep_ratio=0.4, method="dynamicvit", pretrained=False)
     model.policy = "merged"
     model.save_pretrained(tmp_path / "model")
     result = run("--model", str(tmp_path / "model"), "--json", str(tmp_path / "bench.json"))

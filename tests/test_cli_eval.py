@@ -272,7 +272,8 @@ def test_two_processes_count_each_image_once_and_one_of_them_prints(
     assert not other
     found, alone = json.loads(out.read_text()), numbers(*words)
     assert (found["images"], found["processes"], alone["processes"]) == (10, 2, 1)
-    own = {"processes": 0, "seconds": 0, "images_per_second": 0}
+    assert found["divergence"] == pytest.approx(alone["divergence"])  # in another order
+    own = {"processes": 0, "seconds": 0, "images_per_second": 0, "divergence": 0}
     assert found | own == alone | own
 
 

@@ -186,6 +186,7 @@ def test_with_a_real_model_and_its_options(
 ) -> None:
     out = tmp_path / "out"
     words = ("-m", "deit_tiny_patch16_224", "--no-pretrained", "--keep-ratio", 0.5, "-o", out)
+    words += ("--method", "dynamicvit")
     assert main(photos / "dog.jpg", *words) == 0
     printed = capsys.readouterr()
     assert "kept 98, 49, 24 of 196 patches" in printed.out

@@ -640,7 +640,7 @@ def test_a_folder_is_a_model_for_every_command(tmp_path: Path) -> None:
 
     dense = VIT.backbone()
     dense.save_pretrained(tmp_path / "dense")
-    core = load(tmp_path / "dense", keep_ratio=1.0, stages=[2])
+    core = load(tmp_path / "dense", keep_ratio=1.0, stages=[2], method="dynamicvit")
     assert core.schedule.stages == (2,)
     assert_agree(core(images), dense(images).logits)
     assert "label_names" not in core.pretrained_cfg, "nobody named them"

@@ -60,10 +60,13 @@ def test_a_timm_name_with_random_weights() -> None:
         assert isinstance(model, DynamicViT)
         assert not model.training
         assert not model.backbone.training
+        assert model.method.name == (
+            "dynamicvit" if name.startswith("dynamicvit_") else "lookahead"
+        )
         assert model.keep_ratio == 0.7
         assert model.schedule.stages == (1, 2, 3)
         assert model.num_classes == 3
-    model = load(NAME, pretrained=False, keep_ratio=[0.9, 0.3], stages=[0, 2])
+    model = load(NAME, pretrained=False, keep_ratio=[0.9, 0.3], stages=[0, 2], method="dynamicvit")
     assert model.schedule.keep_ratios == (0.9, 0.3)
     assert model.schedule.stages == (0, 2)
 
@@ -123,7 +126,7 @@ def test_a_saved_folder(tmp_path: Path) -> None:
 
 
 def test_what_becomes_of_dropped_tokens_is_the_models_own(tmp_path: Path) -> None:
-    assert load(NAME, pretrained=False).policy == "merged"
+    assert load(NAME, pretrained=False, method="dynamicvit").policy == "merged"
     assert load(NAME, pretrained=False, method="evit").policy == "removed"
     sparsify(dense(), policy="removed", method="dynamicvit").save_pretrained(tmp_path)
     for arguments in ({}, {"keep_ratio": 0.3, "num_classes": 4}):
@@ -495,7 +498,7 @@ def test_missing_weights_are_listed_under_the_files_own_names(tmp_path: Path) ->
     path, state = tmp_path / "part.pth", released_file(tmp_path / "released.pth")
     state["norm.w"] = state.pop("norm.weight")
     assert refused(state, path).endswith("missing norm.weight; unexpected norm.w")
-    ours = load(NAME, pretrained=False).state_dict()
+    ours = load("dynamicvit_" + NAME, pretrained=False).state_dict()
     del ours["backbone.norm.bias"]
     assert refused(ours, path, policy="merged").endswith("missing backbone.norm.bias")
 

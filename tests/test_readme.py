@@ -59,7 +59,7 @@ def test_the_readme(names: dict[str, Any]) -> None:
         pytest.importorskip(package)
     changed = {
         '"deit_small_patch16_224", pretrained=True': '"deit_tiny_patch16_224", **small',
-        '"deit_small_patch16_224")': "sparsify(backbone), overrides=recipe, workers=0)",
+        '"deit_small_patch16_224")': "sparsify(backbone, method='dynamicvit'), overrides=recipe, workers=0)",
         "dense=True)": "dense=True, workers=0)",
         '"model.onnx")': '"model.pt2")',  # written faster
         'calibrate="photos")': 'calibrate="photos", calibration_images=4, least_agreement=0)',

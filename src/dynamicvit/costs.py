@@ -13,12 +13,13 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from dynamicvit.backbones import Backbone, backbone_for
 from dynamicvit.core.method import Method
@@ -112,16 +113,35 @@ def _meta_images(twin: nn.Module, channels: int, height: int, width: int) -> Ten
 
 def _count(run: Callable[[], object]) -> int:
     """MACs of what runs on the meta device."""
-    # The flop counter misses fused attention on the CPU in some releases of torch. The math
-    # backend takes attention apart into matrix products, which every release counts.
+    # Torch has no formula for fused attention on the CPU in some releases. The math backend takes
+    # attention apart into matrix products, which every release counts.
     with (
         torch.inference_mode(False),
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
+        _Flops() as counter,
     ):
         run()
-    return counter.get_total_flops() // 2
+    return counter.total // 2
+
+
+class _Flops(TorchDispatchMode):
+    """Adds up torch's formulas; its own counter would watch modules too, those of all threads."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs, formula = kwargs or {}, flop_registry.get(func.overloadpacket)
+        if formula is None:
+            with self:  # what it is made of may have one
+                made_of = func.decompose(*args, **kwargs)
+            if made_of is not NotImplemented:
+                return made_of
+        out = func(*args, **kwargs)
+        self.total += 0 if formula is None else formula(*args, **kwargs, out_val=out)
+        return out
 
 
 def meta_copy(model: _Module) -> _Module:
@@ -224,7 +244,7 @@ def schedule_macs(model: nn.Module, schedule: Schedule, image_size: ImageSize = 
 
 
 def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) -> Costs:
-    """Measure the parts of a network, each in three runs of one image on the meta device.
+    """Measure the parts of a network, each kind in three runs of one image on the meta device.
 
     Args:
         model: see :func:`schedule_macs`.
@@ -239,6 +259,8 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
     embedded: list[Tokens] = []
     embed = _count(lambda: embedded.append(bound.embed(images)))
     [tokens] = embedded
+
+    kinds: dict[object, Cost] = {}
 
     def held(num_patches: int, added: int = 0) -> Tokens:
         """So many patch tokens, somewhere in the grid, and prefix tokens that were added."""
@@ -256,7 +278,12 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
             came = replace(came, index=None, grid=(1, num_patches))
             return _count(lambda: method.prune(came, max(1, num_patches // 2), policy))
 
-        return _fitted(run, step=2)  # token merging treats every second token differently
+        # Token merging treats every second token differently.
+        return kinds.setdefault((_structure(method), added), _fitted(run, step=2))
+
+    def block_cost(i: int) -> Cost:
+        cost = _fitted(lambda n: _count(lambda: bound.run(i, held(n))))
+        return kinds.setdefault(_structure(bound.blocks[i]), cost)
 
     methods, policy = _methods(twin, bound, num_stages)
     stages = twin.schedule.stages if isinstance(twin, DynamicViT) else ()
@@ -266,16 +293,26 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
         num_patches=tokens.num_patches,
         num_prefix=tokens.num_prefix,
         embed=embed,
-        blocks=tuple(
-            _fitted(lambda n, i=i: _count(lambda: bound.run(i, held(n))))
-            for i in range(len(bound.blocks))
-        ),
+        blocks=tuple(block_cost(i) for i in range(len(bound.blocks))),
         stages=tuple(
             stage_cost(method, block, sum(adds[:stage]))
             for stage, (method, block) in enumerate(zip(methods, before, strict=True))
         ),
         adds=adds,
         head=_fitted(lambda n: _count(lambda: bound.head(bound.finish(held(n))))),
+    )
+
+
+def _structure(module: nn.Module) -> tuple[object, ...]:
+    """What modules that cost the same have in common: classes, shapes, numbers and names."""
+    plain = (bool, int, float, str)
+    return tuple(
+        (
+            type(part),
+            *(tuple(weight.shape) for weight in part.parameters(recurse=False)),
+            *((key, value) for key, value in vars(part).items() if isinstance(value, plain)),
+        )
+        for part in module.modules()
     )
 
 

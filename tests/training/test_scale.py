@@ -79,7 +79,9 @@ def test_each_image_is_counted_once_by_all(together: Path, tmp_path: Path) -> No
     assert (expected["images"], len(expected["skipped"])) == (8, 3)
     for rank in range(2):
         result = json.loads((together / f"result{rank}.json").read_text())
-        assert result | {"seconds": 0} == expected | {"seconds": 0}
+        assert result["divergence"] == pytest.approx(expected["divergence"])  # in another order
+        own = {"seconds": 0, "divergence": 0}
+        assert result | own == expected | own
 
 
 def test_torch_shards_the_objective_in_a_loop_of_ones_own(together: Path, tmp_path: Path) -> None:

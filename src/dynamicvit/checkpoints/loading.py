@@ -34,6 +34,7 @@ from dynamicvit.checkpoints.released import (
     recognize,
 )
 from dynamicvit.checkpoints.runs import refuse_unfinished
+from dynamicvit.checkpoints.timm_names import PREFIX
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import backbone_of, core_of
 from dynamicvit.core.schedule import Policy
@@ -136,6 +137,7 @@ def load(
         )
     else:
         keep_ratio = keep_ratio or said.keep_ratio or DEFAULT_KEEP_RATIO
+        default_method = "dynamicvit" if name.startswith(PREFIX) else default_method
         made = sparsify(network, keep_ratio, stages, policy, method or default_method)
         model = core_of(made)
         assert isinstance(model, DynamicViT)
