@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
 
 import torch
@@ -13,6 +12,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import image_channels, own_image_size
 from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
+from dynamicvit.utils.tensors import fingerprint
 
 
 class ExternalTeacher(nn.Module):
@@ -67,12 +67,7 @@ class ExternalTeacher(nn.Module):
     @cached_property
     def fingerprint(self) -> str:
         """Tells one set of weights from another."""
-        digest = hashlib.sha256()
-        for name, value in self.network.state_dict().items():
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-            flat = value.detach().cpu().contiguous().flatten()
-            digest.update(flat.view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return fingerprint(self.network.state_dict())
 
 
 def _normalization(model: nn.Module) -> tuple[Tensor, Tensor]:
