@@ -131,7 +131,9 @@ def rewrite(file: Path, change: Callable[[dict, dict], object]) -> None:
         lambda tensors, said: tensors.popitem(),
         lambda tensors, said: tensors.update(other=torch.ones(1)),
         lambda tensors, said: tensors.update({"predictors.0.norm.bias": torch.ones(3)}),
-        lambda tensors, said: tensors.update({"predictors.0.norm.bias": torch.full((48,), float("inf"))}),
+        lambda tensors, said: tensors.update(
+            {"predictors.0.norm.bias": torch.ones(48) / 0}
+        ),
         lambda tensors, said: said.pop("backbone"),
         lambda tensors, said: said.pop("method"),
         lambda tensors, said: said.pop("schedule"),
