@@ -16,8 +16,9 @@ from torch import nn
 from dynamicvit import DynamicViT, InputError, load, sparsify
 from dynamicvit.checkpoints.addon import ADDON_NAME, save_addon
 from dynamicvit.core.networks import DenseNetwork
-from families import BY_NAME, DEIT, Family
+from families import BY_NAME, DEIT, Family, randomize
 from pictures import noise_folders
+from real import ImageNet
 
 Main = Callable[..., int]
 
@@ -52,6 +53,18 @@ def test_a_copy_of_the_backbone_becomes_the_model(family: Family, tmp_path: Path
         assert torch.equal(made(images), model(images))
         assert torch.equal(family.dense(made.backbone, images), dense)
         assert torch.equal(DenseNetwork(made)(images), dense)
+
+
+def test_that_of_a_real_network_takes_less_than_a_megabyte(tmp_path: Path) -> None:
+    real = ImageNet("deit", 4)
+    model = sparsify(copy.deepcopy(real.backbone))
+    randomize(model.predictors)
+    save_addon(model, tmp_path / ADDON_NAME)
+    assert (tmp_path / ADDON_NAME).stat().st_size < 1e6
+    made = load(real.backbone, addon=tmp_path / ADDON_NAME)
+    with torch.no_grad():
+        assert torch.equal(made(real.images), model.eval()(real.images))
+        assert torch.equal(made.backbone(real.images), real.dense)
 
 
 def test_it_holds_the_modules_alone_and_says_of_what(addon: Path) -> None:
@@ -131,9 +144,7 @@ def rewrite(file: Path, change: Callable[[dict, dict], object]) -> None:
         lambda tensors, said: tensors.popitem(),
         lambda tensors, said: tensors.update(other=torch.ones(1)),
         lambda tensors, said: tensors.update({"predictors.0.norm.bias": torch.ones(3)}),
-        lambda tensors, said: tensors.update(
-            {"predictors.0.norm.bias": torch.ones(48) / 0}
-        ),
+        lambda tensors, said: tensors.update({"predictors.0.norm.bias": torch.ones(48) / 0}),
         lambda tensors, said: said.pop("backbone"),
         lambda tensors, said: said.pop("method"),
         lambda tensors, said: said.pop("schedule"),
