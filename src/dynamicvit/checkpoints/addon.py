@@ -142,7 +142,7 @@ def open_addon(path: str | Path) -> AddOn:
         raise InputError(f"{path} is a damaged add-on: {problem}")
     size = of["image_size"]
     try:
-        schedule = schedule_in(about)
+        schedule, _ = schedule_in(about), registered_method(about["method"])
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return AddOn(
