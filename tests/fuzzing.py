@@ -21,6 +21,7 @@ from torch import nn
 
 from damage import ODD, as_json, damaged, damaged_bytes
 from dynamicvit import DynamicViT, load, sparsify
+from dynamicvit.checkpoints.addon import ADDON_NAME, save_addon
 from dynamicvit.checkpoints.dense import fill
 from dynamicvit.checkpoints.description import described
 from dynamicvit.checkpoints.saving import save_as_it_came
@@ -104,13 +105,17 @@ def safetensors(path: Path) -> tuple[dict[str, Any], bytes]:
     return json.loads(content[8 : 8 + size]), content[8 + size :]
 
 
-def of_header(place: Path, metadata: dict[str, str], name: str | None) -> Subject:
-    """A file of weights with damage in its header or its metadata."""
+def of_header(place: Path, is_addon: bool) -> Subject:
+    """A file of weights, or an add-on, with damage in its header or its metadata."""
     folder = place / "model"
-    timm_model().save_pretrained(folder)
+    model = timm_model()
+    model.save_pretrained(folder)
     path = folder / "model.safetensors"
+    if is_addon:
+        path = place / ADDON_NAME
+        save_addon(model, path)
     header, data = safetensors(path)
-    said = {key: json.loads(value) for key, value in header["__metadata__"].items()} | metadata
+    said = {key: json.loads(value) for key, value in header["__metadata__"].items()}
 
     def read(random: Random) -> None:
         act = random.randrange(5)
@@ -125,6 +130,9 @@ def of_header(place: Path, metadata: dict[str, str], name: str | None) -> Subjec
             changed = damaged_bytes(json.dumps(header).encode(), random)
         size = len(changed) if random.randrange(9) else random.choice([0, 7, 2**40, 2**64 - 1])
         path.write_bytes(struct.pack("<Q", size) + changed + data)
+        if is_addon:
+            use(load(folder, addon=path), folder, random)
+            return
         described(open_weights(path))
         if not random.randrange(10):
             use(load(folder), folder, random)
@@ -451,7 +459,8 @@ SUBJECTS: dict[str, Callable[[Path], Subject]] = {
         "preprocessor_config.json",
         ("image_processor_type", "auto_map", "crop_size", "size_divisor"),
     ),
-    "header": lambda place: of_header(place, {}, None),
+    "header": lambda place: of_header(place, is_addon=False),
+    "addon": lambda place: of_header(place, is_addon=True),
     "tensors": of_tensors,
     "description": of_description,
     "names": of_names,

@@ -59,7 +59,8 @@ def test_the_readme(names: dict[str, Any]) -> None:
         pytest.importorskip(package)
     changed = {
         '"deit_small_patch16_224", pretrained=True': '"deit_tiny_patch16_224", **small',
-        '"deit_small_patch16_224")': "sparsify(backbone, method='dynamicvit'), overrides=recipe, workers=0)",
+        '"deit_small_patch16_224")': "sparsify(backbone, 0.7, method='dynamicvit'), "
+        "overrides=recipe, workers=0)",
         "dense=True)": "dense=True, workers=0)",
         '"model.onnx")': '"model.pt2")',  # written faster
         'calibrate="photos")': 'calibrate="photos", calibration_images=4, least_agreement=0)',
@@ -78,6 +79,9 @@ def test_training(names: dict[str, Any]) -> None:
     changed = {
         '"deit_small_patch16_224", pretrained=True': '"deit_tiny_patch16_224", **small',
         '"deit_small_patch16_224", overrides=["images=4000"]': "model, overrides=recipe, workers=0",
+        '"deit_small_patch16_224", recipe': "model, overrides=recipe, workers=0, recipe",
+        'load("deit_small_patch16_224"': "load(model.backbone",
+        "load(backbone": "load(model.backbone",
     }
     loader = [(names["images"], torch.tensor([0, -1]))]
     run(
@@ -87,6 +91,7 @@ def test_training(names: dict[str, Any]) -> None:
     assert by_hand["total"] > by_hand["classification"] > 0
     assert [step["loss/total"] > 0 for step in steps] == [True, True]
     assert DynamicViT.from_pretrained("runs/mine").keep_ratio == 0.7
+    assert Path("runs/frozen/addon.safetensors").stat().st_size < 1e5
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of timm's own code

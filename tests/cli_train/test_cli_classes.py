@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dynamicvit import DynamicViT, UntrainedWarning, sparsify
+from dynamicvit import DynamicViT, InputError, UntrainedWarning, load, sparsify
+from dynamicvit.checkpoints.addon import ADDON_NAME
 from dynamicvit.data.class_names import known_class_names
 from dynamicvit.training import TrainingObjective, dense, loop, run
 from dynamicvit.training.checkpoint import load_checkpoint
@@ -265,3 +266,20 @@ def test_a_folder_of_transformers_gives_one(
     best = transformers.pipeline("image-classification", model=str(out))(image, top_k=3)
     expected = [logits[["ant", "Bee", "cow"].index(each["label"])].item() for each in best]
     assert [each["score"] for each in best] == pytest.approx(expected, abs=0.02)
+
+
+def test_prediction_modules_alone_are_for_the_model_that_was_fitted(
+    two_blocks: Path, own: Path, tmp_path: Path, main: Main
+) -> None:
+    out = tmp_path / "out"
+    words = ("-m", two_blocks, *BOTH, "--freeze-backbone")
+    assert main("train", own, "-o", out, *words) == 0
+    fitted, sparse = (DynamicViT.from_pretrained(folder) for folder in (out / "dense", out))
+    assert not torch.equal(
+        fitted.backbone.norm.weight, DynamicViT.from_pretrained(two_blocks).backbone.norm.weight
+    )
+    made, images = load(out / "dense", addon=out / ADDON_NAME), DEIT.images()
+    assert torch.equal(made(images), sparse(images))
+    assert torch.equal(made.forward_dense(images).logits, fitted.forward_dense(images).logits)
+    with pytest.raises(InputError, match="SHA-256"):
+        load(two_blocks, addon=out / ADDON_NAME)

@@ -40,7 +40,7 @@ def described(weights: Weights) -> Description:
         return Description("dynamicvit", "removed", stages=stages and tuple(stages))
     if not is_sparse(weights):
         return Description()
-    values = _values(weights)
+    values = values_of(weights)
     schedule = values.get("schedule", values)  # a recipe has them at its top
     if not isinstance(schedule, dict):
         raise InputError(f"{weights.source}: schedule must be a mapping, got {shortened(schedule)}")
@@ -56,7 +56,12 @@ def described(weights: Weights) -> Description:
     )
 
 
-def _values(weights: Weights) -> Mapping[str, Any]:
+def values_of(weights: Weights) -> Mapping[str, Any]:
+    """What the header says of method, schedule and, of an add-on, its backbone.
+
+    Raises:
+        InputError: for anything but checked fields of JSON.
+    """
     source = f"{weights.source}: its metadata"
     values = parse_json(weights.metadata.get(DESCRIPTION, "{}"), source, MOST_OF_RECIPES)
     if not isinstance(values, dict):

@@ -13,6 +13,7 @@ from timm.models import is_model
 from torch import nn
 
 from dynamicvit.backbones import backbone_for
+from dynamicvit.checkpoints.addon import is_addon, open_addon
 from dynamicvit.checkpoints.dense import (
     FILE_SUFFIXES,
     classes_of,
@@ -49,9 +50,10 @@ _EXPORTED_SUFFIXES = (".onnx", ".xml", ".pt2")
 
 
 def load(
-    name_or_path: str | Path,
+    name_or_path: str | Path | nn.Module,
     *,
     checkpoint: str | Path | None = None,
+    addon: str | Path | None = None,
     keep_ratio: float | Sequence[float] | None = None,
     stages: Sequence[int] | None = None,
     policy: Policy | None = None,
@@ -72,9 +74,12 @@ def load(
             - a checkpoint that the paper's authors released, such as ``deit-s-0.7``, which is
               downloaded once; or a file in their format;
             - timm's name of a vision transformer: the dense network is built and sparsified; with
-              ``dynamicvit_`` in front, with prediction modules, which are fresh.
+              ``dynamicvit_`` in front, with prediction modules, which are fresh;
+            - a network itself, for an add-on.
         checkpoint: a file of weights, which replace the model's own; for a timm name, dense ones or
             those of a DynamicViT.
+        addon: a file that training with a frozen backbone wrote: its prediction modules, method and
+            schedule go around the backbone of that name, whose own weights stay as they are.
         keep_ratio: ρ, or one ratio for each stage; by default what the model was saved with, or
             :func:`~dynamicvit.sparsify`'s default. For a file in the authors' format it comes from
             here, the file's metadata, or its name (``dynamic-vit_384_r0.7.pth``).
@@ -91,9 +96,19 @@ def load(
         The model in ``eval()``.
 
     Raises:
-        InputError: for an unknown name, weights of another architecture or method, or that don't
-            say which policy they were trained for, a broken file, or a failed download.
+        InputError: for an unknown name, an add-on of another backbone, weights of another
+            architecture or method, or that don't say which policy they were trained for, a broken
+            file, or a failed download.
     """
+    if addon is not None:
+        added, base = open_addon(addon), name_or_path
+        if not isinstance(base, nn.Module):
+            base = load(base, checkpoint=checkpoint, policy=policy, pretrained=pretrained)
+        model = added.put_on(backbone_of(base))
+        _check_trained_for(added.source, model, method, stages)
+        return _as_asked(model, keep_ratio, policy, num_classes)
+    if isinstance(name_or_path, nn.Module):
+        raise InputError("a network is for an add-on (addon=FILE); sparsify takes it without one")
     name, path = str(name_or_path), Path(name_or_path)
     if path.suffix.lower() in _EXPORTED_SUFFIXES:
         raise InputError(
@@ -101,6 +116,10 @@ def load(
             "model"
         )
     weights = None if checkpoint is None else open_weights(checkpoint)
+    if weights is not None and is_addon(weights):
+        raise InputError(
+            f"{weights.source} is an add-on: give it as addon (--addon), not checkpoint"
+        )
     said = Description() if weights is None else described(weights)
     method, policy = method or said.method, policy or said.policy
     stages = said.stages if stages is None else stages
@@ -129,7 +148,6 @@ def load(
     if isinstance(network, DynamicViT):
         model = network
         _check_trained_for(name, model, method, stages)
-        model.policy = policy or model.policy
     elif weights is not None and policy is None:
         raise InputError(
             f"{weights.source} does not say what becomes of dropped tokens: give its model's "
@@ -143,11 +161,8 @@ def load(
         assert isinstance(model, DynamicViT)
     if weights is not None:
         fill(model, weights, name)
-    if keep_ratio is not None and isinstance(network, DynamicViT):
-        model.keep_ratio = keep_ratio
-    if num_classes is not None and num_classes != model.num_classes:
-        model.reset_classifier(num_classes)
-    return model.eval()
+    asked = keep_ratio if isinstance(network, DynamicViT) else None
+    return _as_asked(model, asked, policy, num_classes)
 
 
 def set_image_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -181,6 +196,21 @@ def set_drop_path(model: DynamicViT, rate: float) -> None:
         InputError: if the backbone has no stochastic depth.
     """
     model.bound.set_drop_path(torch.linspace(0, rate, model.depth).tolist())
+
+
+def _as_asked(
+    model: DynamicViT,
+    keep_ratio: float | Sequence[float] | None,
+    policy: Policy | None,
+    num_classes: int | None,
+) -> DynamicViT:
+    """The model with what was asked for in place of its own, in ``eval()``."""
+    model.policy = policy or model.policy
+    if keep_ratio is not None:
+        model.keep_ratio = keep_ratio
+    if num_classes is not None and num_classes != model.num_classes:
+        model.reset_classifier(num_classes)
+    return model.eval()
 
 
 def _check_trained_for(

@@ -22,6 +22,7 @@ from dynamicvit.cli.console import (
 from dynamicvit.cli.inference import load_at_budget, refuse_fixed
 from dynamicvit.cli.options import (
     COST,
+    AddOn,
     Checkpoint,
     ImageSizeOption,
     JsonFile,
@@ -82,6 +83,7 @@ def bench_command(
         Path | None, typer.Option(help=f"Draw the table: {', '.join(_PLOTS)}.", readable=False)
     ] = None,
     checkpoint: Checkpoint = None,
+    addon: AddOn = None,
     tile: Tile = None,
     image_size: ImageSizeOption = None,
     seconds: Annotated[
@@ -112,8 +114,8 @@ def bench_command(
 ) -> None:
     """Time a model dense and pruned, in turn, and print the speed-up with its spread.
 
-    A model given by timm's name has random weights, unless there is a --checkpoint: that changes
-    neither times nor MACs.
+    A model given by timm's name has random weights, unless there is a --checkpoint or
+    --addon: that changes neither times nor MACs.
 
     Example: dynamicvit bench --model runs/mine --runtime eager --runtime openvino
     """
@@ -136,6 +138,7 @@ def bench_command(
     if is_exported(name):
         fixed = {
             "--checkpoint": checkpoint,
+            "--addon": addon,
             "--keep-ratio": keep_ratio,
             "--tile": tile,
             "--macs": macs,
@@ -154,18 +157,19 @@ def bench_command(
         model, size = load_at_budget(
             name,
             checkpoint=checkpoint,
+            addon=addon,
             keep_ratio=keep_ratio,
             policy=policy,
             method=method,
             tile=tile,
             macs=macs,
             image_size=size,
-            pretrained=False,
+            pretrained=addon is not None,  # it has to be that of its own weights
         )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model.to(device)
         saved = "/" in name or Path(name).exists() or is_release(name)
-        if checkpoint is None and not saved:
+        if checkpoint is None and addon is None and not saved:
             weights = "random"
         plan |= {
             "batch_sizes": batch_size or BATCH_SIZES,

@@ -29,6 +29,7 @@ from dynamicvit.cli.options import (
     COST,
     IMAGES,
     WEIGHTS,
+    AddOn,
     Checkpoint,
     ClassMapOption,
     CropPct,
@@ -73,6 +74,7 @@ def eval_command(
     model_name: ModelOrFile = None,
     released: Released = None,
     checkpoint: Checkpoint = None,
+    addon: AddOn = None,
     keep_ratio: KeepRatio = None,
     policy: Policy = None,
     method: Method = None,
@@ -143,6 +145,7 @@ def eval_command(
     model, size = load_for_inference(
         model_name,
         checkpoint=checkpoint,
+        addon=addon,
         keep_ratio=keep_ratio,
         policy=policy,
         method=method,
@@ -195,6 +198,7 @@ def eval_command(
     settings: dict[str, Any] = {
         "model": model_name,
         "checkpoint": checkpoint and str(checkpoint),
+        "addon": addon and str(addon),
         "dense": str(dense_checkpoint or "the same weights, every patch kept") if other else None,
         "dense_checkpoint": dense_checkpoint and str(dense_checkpoint),
         "data": str(data),

@@ -11,6 +11,7 @@ from rich.console import Console
 from dynamicvit.cli.console import check_file, print_error, say, say_left_out
 from dynamicvit.cli.inference import load_at_budget, refuse_with_dense, say_if_untrained
 from dynamicvit.cli.options import (
+    AddOn,
     Checkpoint,
     ClassMapOption,
     ClassNames,
@@ -78,6 +79,7 @@ def export(
         ),
     ] = None,
     checkpoint: Checkpoint = None,
+    addon: AddOn = None,
     no_pretrained: NoPretrained = False,
     tile: Tile = None,
     image_size: ImageSizeOption = None,
@@ -141,6 +143,7 @@ def export(
     model, size = load_at_budget(
         chosen_model(model_name, released),
         checkpoint=checkpoint,
+        addon=addon,
         keep_ratio=keep_ratio,
         policy=policy,
         method=method,

@@ -19,6 +19,7 @@ def load_at_budget(
     name: str,
     *,
     checkpoint: Path | None = None,
+    addon: Path | None = None,
     keep_ratio: float | None = None,
     policy: Policy | None = None,
     method: str | None = None,
@@ -32,6 +33,7 @@ def load_at_budget(
     Args:
         name: as for :func:`~dynamicvit.checkpoints.loading.load`.
         checkpoint: likewise.
+        addon: likewise.
         keep_ratio: likewise.
         policy: likewise.
         method: likewise.
@@ -51,6 +53,7 @@ def load_at_budget(
     model = load(
         name,
         checkpoint=checkpoint,
+        addon=addon,
         keep_ratio=keep_ratio,
         policy=policy,
         method=method,
@@ -70,6 +73,7 @@ def load_for_inference(
     name: str,
     *,
     checkpoint: Path | None = None,
+    addon: Path | None = None,
     keep_ratio: float | None = None,
     policy: Policy | None = None,
     method: str | None = None,
@@ -87,6 +91,7 @@ def load_for_inference(
         model, size = load_at_budget(
             name,
             checkpoint=checkpoint,
+            addon=addon,
             keep_ratio=keep_ratio,
             policy=policy,
             method=method,
@@ -98,6 +103,7 @@ def load_for_inference(
         return model, size
     fixed = {
         "--checkpoint": checkpoint,
+        "--addon": addon,
         "--keep-ratio": keep_ratio,
         "--policy": policy,
         "--method": method,

@@ -13,6 +13,7 @@ from dynamicvit.checkpoints.loading import load
 from dynamicvit.cli.console import check_json, percents, say, write_json
 from dynamicvit.cli.inference import refuse_fixed
 from dynamicvit.cli.options import (
+    AddOn,
     Checkpoint,
     JsonFile,
     ModelArgument,
@@ -23,6 +24,7 @@ from dynamicvit.cli.options import (
 )
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import backbone_name
 from dynamicvit.core.registry import fate
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.core.teacher import has_fresh_classifier
@@ -41,6 +43,7 @@ def info(
     model_name: ModelOrFile = None,
     released: Released = None,
     checkpoint: Checkpoint = None,
+    addon: AddOn = None,
     json_file: JsonFile = None,
 ) -> None:
     """Say what MODEL is: backbone, classes, schedule, MACs, training, preprocessing.
@@ -53,12 +56,12 @@ def info(
     if path.is_file() and (path.parent / CONFIG_NAME).is_file():  # the config says what it is
         path = path.parent
     if is_exported(model_name):
-        refuse_fixed(model_name, {"--checkpoint": checkpoint})
+        refuse_fixed(model_name, {"--checkpoint": checkpoint, "--addon": addon})
         about = _of_file(load_exported(path))
     else:
         name = path if path.exists() else model_name
-        has_weights = path.exists() or checkpoint is not None
-        model = load(name, checkpoint=checkpoint, pretrained=False)
+        has_weights = path.exists() or checkpoint is not None or addon is not None
+        model = load(name, checkpoint=checkpoint, addon=addon, pretrained=addon is not None)
         about = _of_model(model, path, has_weights)
     console = Console(stderr=json_file == "-")
     say(console, model_name)
@@ -87,10 +90,8 @@ def _of_model(model: DynamicViT, path: Path, has_weights: bool) -> dict[str, Any
     grid = model.bound.grid(height, width)
     patches = grid[0] * grid[1]
     fresh = [method.is_fresh for method in model.predictors]
-    config = getattr(model.backbone, "config", None)
     return {
-        "backbone": model.pretrained_cfg.get("architecture")
-        or getattr(config, "model_type", type(model.backbone).__name__),
+        "backbone": backbone_name(model.backbone),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         **_classes(model),
         **_schedule(model.schedule, model.schedule.kept(patches), grid),

@@ -70,6 +70,15 @@ Checkpoint = Annotated[
         help="Weights for the model: .safetensors or .pth.", readable=False, rich_help_panel=WEIGHTS
     ),
 ]
+AddOn = Annotated[
+    Path | None,
+    typer.Option(
+        "--addon",
+        help="Prediction modules for a dense model: addon.safetensors of train --freeze-backbone.",
+        readable=False,
+        rich_help_panel=WEIGHTS,
+    ),
+]
 NoPretrained = Annotated[
     bool,
     typer.Option(

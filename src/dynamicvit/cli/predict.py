@@ -19,6 +19,7 @@ from dynamicvit.cli.console import (
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
     COST,
+    AddOn,
     Checkpoint,
     CropPct,
     ImageSizeOption,
@@ -62,6 +63,7 @@ def predict_command(
     model_name: ModelOrFile = None,
     released: Released = None,
     checkpoint: Checkpoint = None,
+    addon: AddOn = None,
     keep_ratio: KeepRatio = None,
     policy: Policy = None,
     method: Method = None,
@@ -96,6 +98,7 @@ def predict_command(
     model, size = load_for_inference(
         model_name,
         checkpoint=checkpoint,
+        addon=addon,
         keep_ratio=keep_ratio,
         policy=policy,
         method=method,

@@ -12,15 +12,14 @@ from dynamicvit.training.recipes import recipe_keys, recipe_names
 
 RECIPE = "Recipe"
 
-RecipeOption = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help=f"One of {', '.join(recipe_names())}; or a YAML file, which may change one of them: "
-        "`base: small_data`.",
-        rich_help_panel=RECIPE,
-    ),
-]
+_RECIPE = typer.Option(
+    metavar="NAME",
+    help=f"One of {', '.join(recipe_names())}; or a YAML file, which may change one of them: "
+    "`base: small_data`.",
+    rich_help_panel=RECIPE,
+)
+RecipeOption = Annotated[str, _RECIPE]
+RecipeIfAny = Annotated[str | None, _RECIPE]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

@@ -17,6 +17,7 @@ from rich.console import Console
 from dynamicvit.cli.console import StoppedError, check_json, say_left_out
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
+    AddOn,
     Checkpoint,
     CropPct,
     ImageSizeOption,
@@ -58,6 +59,7 @@ def stream_command(
     model_names: Models = None,
     released: Released = None,
     checkpoint: Checkpoint = None,
+    addon: AddOn = None,
     fps: Annotated[
         float | None,
         typer.Option(
@@ -108,11 +110,13 @@ def stream_command(
     size = parse_image_size(image_size)
     check_json(lines_file)
     use_threads(threads)
-    _check_choice(model_names, released, checkpoint, keep_ratio, target)
+    files = {"--checkpoint": checkpoint, "--addon": addon}
+    _check_choice(model_names, released, files, keep_ratio, target)
     source = open_frames(source_name, fps)
     models, size = _load(
         model_names or [chosen_model(None, released)],
         checkpoint=checkpoint,
+        addon=addon,
         image_size=size,
         precision=precision,
         policy=policy,
@@ -157,7 +161,7 @@ def stream_command(
 def _check_choice(
     models: list[str] | None,
     released: str | None,
-    checkpoint: Path | None,
+    files: dict[str, Path | None],
     keep_ratios: list[float] | None,
     target: float | None,
 ) -> None:
@@ -165,8 +169,9 @@ def _check_choice(
     check_one_model(models[0] if models else None, released)
     models, keep_ratios = models or [], keep_ratios or []
     several = len(models) > 1
-    if several and checkpoint is not None:
-        raise InputError(f"--checkpoint {checkpoint} is for one model, got {', '.join(models)}")
+    for option, file in files.items():
+        if several and file is not None:
+            raise InputError(f"{option} {file} is for one model, got {', '.join(models)}")
     if several and keep_ratios:
         raise InputError(
             f"--keep-ratio {keep_ratios[0]} is for one model, got {', '.join(models)}: each has "

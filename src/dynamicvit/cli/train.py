@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import TaskID
 
+from dynamicvit.checkpoints.addon import ADDON_NAME
 from dynamicvit.checkpoints.runs import DENSE_FOLDER, holds_run
 from dynamicvit.cli.console import (
     LineNowAndThen,
@@ -28,6 +29,7 @@ from dynamicvit.cli.options import (
     COST,
     IMAGES,
     WEIGHTS,
+    AddOn,
     Checkpoint,
     ClassMapOption,
     ClassNames,
@@ -47,7 +49,7 @@ from dynamicvit.cli.options import (
     parse_image_size,
     use_threads,
 )
-from dynamicvit.cli.recipe_options import Overrides, RecipeOption, with_options
+from dynamicvit.cli.recipe_options import Overrides, RecipeIfAny, with_options
 from dynamicvit.core.teacher import has_fresh_classifier
 from dynamicvit.errors import InputError, UntrainedWarning
 from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
@@ -70,7 +72,15 @@ def train(
     keep_ratio: KeepRatio = None,
     policy: Policy = None,
     method: Method = None,
-    recipe: RecipeOption = "small_data",
+    freeze_backbone: Annotated[
+        bool,
+        typer.Option(
+            "--freeze-backbone",
+            help="Train the prediction modules alone, in minutes (recipe frozen): the backbone "
+            f"stays as it is, and {ADDON_NAME} is for any copy of it.",
+        ),
+    ] = False,
+    recipe: RecipeIfAny = None,
     overrides: Overrides = None,
     unlabeled: Unlabeled = None,
     teacher: Annotated[
@@ -86,6 +96,7 @@ def train(
     ] = False,
     released: Released = None,
     checkpoint: Checkpoint = None,
+    addon: AddOn = None,
     no_pretrained: NoPretrained = False,
     teacher_checkpoint: Annotated[
         Path | None,
@@ -169,6 +180,8 @@ def train(
             raise InputError(f"--output {output} is among the images of {folder}: choose another")
     said = {"keep_ratio": keep_ratio, "policy": policy, "method": method}
     said["image_size"] = parse_image_size(image_size)
+    said["freeze_backbone"] = freeze_backbone or None
+    recipe = recipe or ("frozen" if freeze_backbone else "small_data")
     values = load_recipe(recipe, with_options(overrides, said))
     if model_name is None and released is None and values.model is None:
         raise InputError(f"recipe {recipe} names no model: give --model, or --released")
@@ -183,6 +196,7 @@ def train(
         chosen_model(model_name, released) if named else None,
         recipe=values,
         checkpoint=checkpoint,
+        addon=addon,
         pretrained=not no_pretrained,
         teacher=teacher,
         teacher_checkpoint=teacher_checkpoint,
@@ -218,6 +232,9 @@ def train(
     for source in training.sources:
         say_left_out(console, source.left_out)
     say(console, f"saved {output}: dynamicvit eval DATA --model {output}")
+    if training.recipe.freeze_backbone:
+        size = (output / ADDON_NAME).stat().st_size / 1e6
+        say(console, f"saved {output / ADDON_NAME}, {size:.1f} MB, for the backbone as --addon")
     training.processes.close()
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from dynamicvit.cli.console import check_folder, print_error, say_left_out
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
 from dynamicvit.cli.options import (
+    AddOn,
     Checkpoint,
     ClassNames,
     CropPct,
@@ -52,6 +53,7 @@ def visualize(
     model_name: ModelOrFile = None,
     released: Released = None,
     checkpoint: Checkpoint = None,
+    addon: AddOn = None,
     keep_ratio: KeepRatio = None,
     policy: Policy = None,
     method: Method = None,
@@ -81,6 +83,7 @@ def visualize(
     model, size = load_for_inference(
         model_name,
         checkpoint=checkpoint,
+        addon=addon,
         keep_ratio=keep_ratio,
         policy=policy,
         method=method,

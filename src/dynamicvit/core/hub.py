@@ -177,7 +177,7 @@ class HubMixin(
             source = _source(config.get("backbone_source", "timm"))
             method = registered_method(config.get("method", "dynamicvit"))
             with room_for([weights_file]):
-                model = cls(source.rebuild(config), _schedule_in(config), method)
+                model = cls(source.rebuild(config), schedule_in(config), method)
         except Exception as error:  # the backbone's library may raise anything
             reason = first_line(error)
             raise InputError(f"{config_file}: does not describe a model ({reason})") from error
@@ -195,12 +195,7 @@ def _config_of(model: Any) -> dict[str, Any]:
     Raises:
         InputError: if its method or backbone can't be described.
     """
-    for kind in (model.method, *map(type, model.predictors)):
-        if kind is not METHODS.get(model.method.name):
-            raise InputError(
-                f"a stage's {kind.__name__} can't be described in {CONFIG_NAME}: register_method "
-                "gives its class a name; or save the state_dict instead"
-            )
+    method = described_method(model)
     source = model.bound.source
     if not source:
         raise InputError(
@@ -212,9 +207,24 @@ def _config_of(model: Any) -> dict[str, Any]:
         "written_by": WRITER,
         "format_version": FORMAT_VERSION,
         "backbone_source": source,
-        "method": model.method.name,
+        "method": method,
         "schedule": dataclasses.asdict(model.schedule),
     }
+
+
+def described_method(model: Any) -> str:
+    """The name by which a file gives a model's method.
+
+    Raises:
+        InputError: if it has none that is registered.
+    """
+    for kind in (model.method, *map(type, model.predictors)):
+        if kind is not METHODS.get(model.method.name):
+            raise InputError(
+                f"a stage's {kind.__name__} can't be described in {CONFIG_NAME}: register_method "
+                "gives its class a name; or save the state_dict instead"
+            )
+    return model.method.name
 
 
 def _source(name: str) -> Source:
@@ -269,7 +279,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _schedule_in(config: Mapping[str, Any]) -> Schedule:
+def schedule_in(config: Mapping[str, Any]) -> Schedule:
+    """The schedule that a config or a header says.
+
+    Raises:
+        InputError: if it says none, or one that can't be.
+    """
     schedule = config.get("schedule")
     if not isinstance(schedule, dict):
         raise InputError(f"schedule must be a mapping, got {shortened(schedule)}")

@@ -33,6 +33,13 @@ def backbone_of(model: nn.Module) -> nn.Module:
     return core.backbone if isinstance(core, DynamicViT) else core
 
 
+def backbone_name(backbone: nn.Module) -> str:
+    """What a backbone is called: its name at timm, its kind at transformers, else its class."""
+    architecture = (getattr(backbone, "pretrained_cfg", None) or {}).get("architecture")
+    kind = getattr(getattr(backbone, "config", None), "model_type", None)
+    return architecture or kind or type(backbone).__name__
+
+
 class DenseNetwork(nn.Module):
     """The dense network inside a DynamicViT, run by its own library's code.
 

@@ -16,14 +16,19 @@ from dynamicvit.errors import UntrainedWarning
 from dynamicvit.layers.tokens import Tokens
 
 
-def dense_teacher(model: DynamicViT) -> DynamicViT:
+def dense_teacher(model: DynamicViT, *, shared: bool = False) -> DynamicViT:
     """A frozen copy of the backbone as it is now, with the model's stages and nothing learned.
 
     Ask it by :func:`ask`, :func:`weigh_patches` or :func:`weigh_some`.
+
+    Args:
+        model: whose backbone it is.
+        shared: take the backbone itself, which is then frozen, in place of a copy.
     """
     unused = [GivenDecisions() for _ in model.schedule.stages]
     schedule = replace(model.schedule, policy="removed")  # what a patch is worth if it is lost
-    teacher = DynamicViT(copy.deepcopy(model.backbone), schedule, unused)
+    backbone = model.bound if shared else copy.deepcopy(model.backbone)
+    teacher = DynamicViT(backbone, schedule, unused)
     return teacher.eval().requires_grad_(False)
 
 

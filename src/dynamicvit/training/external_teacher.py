@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynamicvit.checkpoints.dense import load_dense
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import image_channels, own_image_size
 from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
+from dynamicvit.training.recipe import Recipe
+from dynamicvit.utils.tensors import fingerprint
 
 
 class ExternalTeacher(nn.Module):
@@ -67,12 +70,30 @@ class ExternalTeacher(nn.Module):
     @cached_property
     def fingerprint(self) -> str:
         """Tells one set of weights from another."""
-        digest = hashlib.sha256()
-        for name, value in self.network.state_dict().items():
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-            flat = value.detach().cpu().contiguous().flatten()
-            digest.update(flat.view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return fingerprint(self.network.state_dict())
+
+
+def teacher_for(
+    student: DynamicViT, recipe: Recipe, checkpoint: str | Path | None, pretrained: bool
+) -> ExternalTeacher | None:
+    """The other network that a recipe names, if a loss looks at it.
+
+    Args:
+        student: whom it will teach.
+        recipe: of the run.
+        checkpoint: a file of its weights.
+        pretrained: whether it gets timm's weights without one.
+
+    Raises:
+        InputError: for weights without a name, and as
+            :func:`~dynamicvit.checkpoints.dense.load_dense` and :class:`ExternalTeacher`.
+    """
+    name = recipe.teacher.model
+    if name is None and checkpoint is not None:
+        raise InputError(f"teacher checkpoint {checkpoint}: name its network as the teacher")
+    if name is None or not recipe.asks_external_teacher:
+        return None
+    return ExternalTeacher(load_dense(name, checkpoint, pretrained=pretrained), student)
 
 
 def _normalization(model: nn.Module) -> tuple[Tensor, Tensor]:

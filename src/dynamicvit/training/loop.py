@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from timm.utils import ModelEmaV3
 
 from dynamicvit.checkpoints.runs import holds_run
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.costs import costs_of
 from dynamicvit.data import Batch, ReaderError
 from dynamicvit.errors import InputError
+from dynamicvit.training.averages import averages_of
 from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.finite import (
     MAX_BAD_STEPS,
@@ -134,7 +134,7 @@ def fit(
     optimizer = create_optimizer(model, recipe)
     steps = total_steps(recipe, loader)
     rate = LearningRate(optimizer, recipe, steps)
-    ema = averaged(model, recipe.ema) if recipe.ema else None
+    ema = averages_of(model, recipe)
     if processes.count > 1:
         loader.set_share(processes.rank, processes.count)
 
@@ -274,14 +274,6 @@ def until_reader_dies(found: Iterator[Batch]) -> Iterator[tuple[Batch, str | Non
             yield batch, None
     except ReaderError as error:
         yield Batch(torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64)), str(error)
-
-
-def averaged(model: DynamicViT, decay: float) -> ModelEmaV3:
-    """The exponential average of the weights.
-
-    At first over about the last tenth of the steps so far: the untrained modules fade at once.
-    """
-    return ModelEmaV3(model, decay=decay, use_warmup=True, warmup_gamma=10.0, warmup_power=1.0)
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def estimate_memory(
         precision: dtype of autocast, or none for full precision.
     """
     batch_size = recipe.batch_size if batch_size is None else batch_size
-    was_training = model.training
+    was_training, learned = model.training, [p.requires_grad for p in model.parameters()]
     model.to(device).train()
     objective = objective_of(model, recipe, teacher, device).to(device)
     try:
@@ -91,11 +91,14 @@ def estimate_memory(
     finally:
         model.train(was_training)
         model.zero_grad(set_to_none=True)
-    weights = _bytes(_tensors(model))
+        for parameter, learns in zip(model.parameters(), learned, strict=True):
+            parameter.requires_grad_(learns)
+    weights, own = _bytes(_tensors(model)), {id(tensor) for tensor in _tensors(model)}
+    averaged = _bytes(_tensors(model.predictors)) if recipe.freeze_backbone else weights
     return Memory(
         weights=weights,
-        teacher=_bytes(_teachers_tensors(objective)),
-        averaged=weights if recipe.ema else 0,
+        teacher=_bytes(t for t in _teachers_tensors(objective) if id(t) not in own),
+        averaged=averaged if recipe.ema else 0,
         gradients=gradients,
         optimizer=_MOMENTS * gradients,
         activations=one + (batch_size - 1) * (two - one),

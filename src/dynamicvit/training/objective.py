@@ -39,9 +39,9 @@ class TrainingObjective(nn.Module):
         for images, labels in loader:
             objective(images, labels).total.backward()
 
-    The dense teacher is a frozen copy of the backbone as it is now. Teachers move with the
-    objective, but are neither among its parameters nor in its state dict. A part without a weight
-    is not computed, and a teacher that no part needs is not kept.
+    The dense teacher is a frozen copy of the backbone as it is now; a frozen backbone is its own.
+    Teachers move with the objective, but are neither among its parameters nor in its state dict. A
+    part without a weight is not computed, and a teacher that no part needs is not kept.
 
     Args:
         model: the student.
@@ -52,6 +52,9 @@ class TrainingObjective(nn.Module):
         share_first_blocks: run the blocks before the first stage once for teacher and student, and
             leave them as they are: where nothing has been dropped yet, the dense weights are right.
         guided: share of the images that the guidance loss looks at.
+        freeze_backbone: the prediction modules alone learn. The backbone itself then is the dense
+            teacher, so no copy is in memory, and no gradient of its weights is computed; it stays
+            in ``eval()``.
         distillation: the loss of the logits, of :mod:`dynamicvit.core.losses`.
         label_smoothing: of targets that are class indices.
 
@@ -72,6 +75,7 @@ class TrainingObjective(nn.Module):
         masking: Masking = "full",
         share_first_blocks: bool = False,
         guided: float = 1.0,
+        freeze_backbone: bool = False,
         distillation: Distillation = distillation_loss,
         label_smoothing: float = 0.0,
     ) -> None:
@@ -85,6 +89,7 @@ class TrainingObjective(nn.Module):
         self.masking: Masking = masking
         self.share_first_blocks = share_first_blocks and bool(model.schedule.stages)
         self.guided = guided
+        self.freeze_backbone = freeze_backbone
         self.distillation = distillation
         self.label_smoothing = label_smoothing
         external = teacher if weights.distillation else None
@@ -92,8 +97,12 @@ class TrainingObjective(nn.Module):
         by_dense = by_dense or (weights.distillation and external is None)
         if weights.guidance or (weights.distillation and external is None):
             warn_if_fresh_classifier(model)
+        if freeze_backbone:
+            _check_learns(model)
+            model.backbone.requires_grad_(False).eval()
         # In a tuple, so that they are no submodules.
-        self._teachers = dense_teacher(model) if by_dense else None, external
+        dense = dense_teacher(model, shared=freeze_backbone) if by_dense else None
+        self._teachers = dense, external
 
     @property
     def dense_teacher(self) -> DynamicViT | None:
@@ -109,6 +118,13 @@ class TrainingObjective(nn.Module):
     def teachers(self) -> list[nn.Module]:
         """Those that there are."""
         return [each for each in self._teachers if each is not None]
+
+    def train(self, mode: bool = True) -> TrainingObjective:
+        """The student in ``train()``; a frozen backbone stays in ``eval()``, as its own teacher."""
+        super().train(mode)
+        if self.freeze_backbone:
+            self.model.backbone.eval()
+        return self
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Losses:
         """Each part of the loss, and the weighted total to call ``backward`` on.
@@ -203,9 +219,19 @@ def objective_of(
         masking=recipe.masking,
         share_first_blocks=recipe.share_first_blocks,
         guided=recipe.guided,
+        freeze_backbone=recipe.freeze_backbone,
         distillation=recipe.teacher.distillation(),
         label_smoothing=recipe.augment.smoothing,
     )
+
+
+def _check_learns(model: DynamicViT) -> None:
+    """Refuse a model of which nothing is left to learn without its backbone."""
+    if not any(parameter.requires_grad for parameter in model.predictors.parameters()):
+        raise InputError(
+            f"method {model.method.name!r} has no weights of its own, so nothing learns with a "
+            "frozen backbone: take method dynamicvit, or let the backbone learn"
+        )
 
 
 def _every_so_many(first: int, count: int, share: float) -> Tensor:

@@ -20,7 +20,7 @@ def create_optimizer(model: DynamicViT, recipe: Recipe) -> Optimizer:
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         part, _, rest = name.partition(".")
-        if part == "backbone" and rest in recipe.frozen:
+        if part == "backbone" and (recipe.freeze_backbone or rest in recipe.frozen):
             parameter.requires_grad_(False)
         if not parameter.requires_grad:
             continue

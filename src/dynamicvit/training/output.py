@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dynamicvit.checkpoints.addon import ADDON_NAME
 from dynamicvit.checkpoints.runs import DENSE_FOLDER, LOG_NAME, NEWEST, holds_run
 from dynamicvit.core.hub import MODEL_FILES
 from dynamicvit.core.model import DynamicViT
@@ -48,14 +49,14 @@ def check_output(folder: Path, resume: bool = False) -> bool:
         raise InputError(f"{str(folder)!a} is no name in UTF-8: give a folder of another") from None
     refuse_owned(folder)
     if holds_run(folder) or holds_run(folder / DENSE_FOLDER):
-        _check_files(folder, (REPORT_NAME, CURVES_NAME))
+        _check_files(folder, (ADDON_NAME, REPORT_NAME, CURVES_NAME))
         check_set(folder / MODEL_FILES[0], MODEL_FILES[1:])  # weights of transformers have no mark
         return True
     if resume:
         raise InputError(f"{folder} holds no {NEWEST} to go on from")
     if (folder / "model.safetensors").exists():
         raise InputError(f"{folder} holds a model: choose another folder")
-    names = (RECIPE_NAME, *MODEL_FILES, REPORT_NAME, CURVES_NAME)
+    names = (RECIPE_NAME, *MODEL_FILES, ADDON_NAME, REPORT_NAME, CURVES_NAME)
     _check_files(folder, names)
     if not is_ours(folder / RECIPE_NAME):
         _check_files(folder, (BEST, DAMAGED, LOG_NAME))

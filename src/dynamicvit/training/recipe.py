@@ -163,6 +163,8 @@ class Recipe(Strict):
         batch_size: images in a step.
         learning_rate: of the prediction modules, at its peak.
         backbone_lr_scale: the backbone's share of it.
+        freeze_backbone: only the prediction modules learn; the backbone stays as it is, to the bit,
+            and is its own dense teacher.
         backbone_frozen: share of the run in which the backbone does not learn (5 of 30 epochs).
         warmup: share of the run in which the learning rate rises.
         min_learning_rate: where the cosine ends.
@@ -205,6 +207,7 @@ class Recipe(Strict):
     batch_size: int = Field(1024, gt=0)
     learning_rate: float = Field(1e-3, gt=0)
     backbone_lr_scale: float = Field(0.01, ge=0)
+    freeze_backbone: bool = False
     backbone_frozen: float = Field(5 / 30, ge=0, le=1)
     warmup: float = Field(5 / 30, ge=0, lt=1)
     min_learning_rate: float = Field(1e-6, ge=0)
@@ -241,6 +244,9 @@ class Recipe(Strict):
             raise ValueError(
                 "share_first_blocks needs drop_path 0: the teacher must not see dropped paths"
             )
+        if self.freeze_backbone and (self.drop_path or self.fresh):
+            what = "fresh parameters" if self.fresh else f"drop_path {self.drop_path}"
+            raise ValueError(f"{what}: these are for a backbone that learns; freeze_backbone is on")
         if self.masking in ("lagged", *NO_GRADIENT) and self.decisions == "independent":
             raise ValueError(
                 f"masking: {self.masking} needs decisions that keep as many tokens of each image: "

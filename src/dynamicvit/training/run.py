@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import ConcatDataset
 
-from dynamicvit.checkpoints.dense import load_dense
+from dynamicvit.checkpoints.addon import ADDON_NAME, backbone_fingerprint, save_addon
 from dynamicvit.checkpoints.loading import load, set_drop_path, set_image_size
 from dynamicvit.checkpoints.runs import holds_run
 from dynamicvit.checkpoints.saving import save_as_it_came
@@ -23,7 +23,7 @@ from dynamicvit.data import Loader, eval_transform, split, train_transform
 from dynamicvit.errors import InputError
 from dynamicvit.training.classes import classes_for, sources_of
 from dynamicvit.training.dense import HOLD_OUT, fit_dense, plan_dense
-from dynamicvit.training.external_teacher import ExternalTeacher
+from dynamicvit.training.external_teacher import teacher_for
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.log import TENSORBOARD_FOLDER, Progress, TensorBoard
 from dynamicvit.training.loop import fit, total_steps
@@ -81,6 +81,7 @@ class Training:
         recipe: a built-in one, a YAML file, or its values.
         overrides: of the recipe's values, as ``key=value``.
         checkpoint: a file of weights for the model.
+        addon: prediction modules for the model, of an earlier run with a frozen backbone.
         pretrained: whether timm's names get timm's weights.
         teacher: a network by timm's name, whose logits are distilled; by default the recipe's,
             or the dense model.
@@ -124,6 +125,7 @@ class Training:
         recipe: str | Path | Recipe = "small_data",
         overrides: Sequence[str] = (),
         checkpoint: str | Path | None = None,
+        addon: str | Path | None = None,
         pretrained: bool = True,
         teacher: str | None = None,
         teacher_checkpoint: str | Path | None = None,
@@ -163,7 +165,8 @@ class Training:
             )
         else:
             values = values.model_copy(update={"model": str(named)})
-            self.model = _student(values, checkpoint, pretrained and not plan_only)
+            wanted = pretrained and (not plan_only or addon is not None)
+            self.model = _student(values, checkpoint, addon, wanted)
         images = self.sources[0] if self.sources else None
         self.classes = classes_for(images, self.model, values, class_map, num_classes, class_names)
         self._fresh = self.classes.give_to(self.model)
@@ -171,13 +174,15 @@ class Training:
         if self.classes.are_fitted and not values.hold_out:
             values = values.model_copy(update={"hold_out": HOLD_OUT})
         self.recipe = values
+        # Before its positions are resized: that can be repeated, but not everywhere to the bit.
+        self._weights = backbone_fingerprint(self.model.backbone) if values.freeze_backbone else ""
         if values.image_size is not None:
             set_image_size(self.model, values.image_size)
         if values.drop_path:
             set_drop_path(self.model, values.drop_path)
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
-        self.teacher = _teacher(self.model, values, teacher_checkpoint, not plan_only)
+        self.teacher = teacher_for(self.model, values, teacher_checkpoint, not plan_only)
         self.loader: Loader | None = None
         self.held_out: Loader | None = None
         self._workers = workers
@@ -282,7 +287,9 @@ class Training:
                     **how,
                 )
             if held_out is not None:
-                dense = copy.deepcopy(DenseNetwork(self.model)).to(self.processes.device)
+                dense = DenseNetwork(self.model)
+                dense = dense if self.recipe.freeze_backbone else copy.deepcopy(dense)
+                dense.to(self.processes.device)
                 if self.class_map is None:  # then the dense network, as it is now, is right
                     held_out = replace(held_out, dense=dense)
             with TensorBoard(output / TENSORBOARD_FOLDER) as board:
@@ -312,16 +319,22 @@ class Training:
             raise
         if is_main:
             save_as_it_came(self.model, output)
+            if self.recipe.freeze_backbone:
+                weights = None if self.classes.are_fitted else self._weights
+                save_addon(self.model, output / ADDON_NAME, weights)
             write_report(report, self.model, self.recipe.teacher, self.teacher_checkpoint, output)
             draw_run(output)
         return report
 
 
-def _student(recipe: Recipe, checkpoint: str | Path | None, pretrained: bool) -> DynamicViT:
+def _student(
+    recipe: Recipe, checkpoint: str | Path | None, addon: str | Path | None, pretrained: bool
+) -> DynamicViT:
     assert recipe.model is not None
     model = load(
         recipe.model,
         checkpoint=checkpoint,
+        addon=addon,
         keep_ratio=recipe.keep_ratio,
         stages=recipe.stages,
         policy=recipe.policy,  # also of a model that had another: it learns who should stay now
@@ -335,15 +348,3 @@ def _student(recipe: Recipe, checkpoint: str | Path | None, pretrained: bool) ->
             "it another network as --teacher, or compare methods with `dynamicvit compare`"
         )
     return model
-
-
-def _teacher(
-    student: DynamicViT, recipe: Recipe, checkpoint: str | Path | None, pretrained: bool
-) -> ExternalTeacher | None:
-    """The other network that the recipe names, if a loss looks at it."""
-    name = recipe.teacher.model
-    if name is None and checkpoint is not None:
-        raise InputError(f"teacher checkpoint {checkpoint}: name its network as the teacher")
-    if name is None or not recipe.asks_external_teacher:
-        return None
-    return ExternalTeacher(load_dense(name, checkpoint, pretrained=pretrained), student)

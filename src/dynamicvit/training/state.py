@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from dynamicvit.checkpoints.runs import LOG_NAME
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import EvaluationResult
+from dynamicvit.training.averages import Averages
 from dynamicvit.training.checkpoint import (
     MisfitError,
     cannot_write,
@@ -96,7 +96,7 @@ class RunState:
         objective: TrainingObjective,
         *,
         optimizer: torch.optim.Optimizer,
-        ema: ModelEmaV3 | None,
+        ema: Averages | None,
         scaler: torch.amp.GradScaler,
         steps: int,
         epoch_steps: int,
@@ -281,7 +281,9 @@ class RunState:
 
     def _parts(self) -> dict[str, nn.Module]:
         averaged = None if self.ema is None else self.ema.module
-        parts = {"model": self.model, "teacher": self.objective.dense_teacher, "ema": averaged}
+        # A frozen backbone is the teacher itself.
+        teacher = None if self.recipe.freeze_backbone else self.objective.dense_teacher
+        parts = {"model": self.model, "teacher": teacher, "ema": averaged}
         return {name: part for name, part in parts.items() if part is not None}
 
     @property

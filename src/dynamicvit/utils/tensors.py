@@ -1,7 +1,8 @@
-"""Tensors of files, checked before they are used: plain ones with finite values."""
+"""Tensors of files, checked before they are used (plain, finite); what tells them apart."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import torch
@@ -42,6 +43,16 @@ def check_tensors(tensors: Mapping[str, Tensor], source: str) -> None:
             f"{source}: its weights are not finite: {broken}; take a checkpoint from before the "
             f"training diverged"
         )
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values: tells one set of weights from another."""
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _held(tensor: Tensor) -> int:
