@@ -70,8 +70,11 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Gives the file of ``exports.small`` in a format, written once."""
-    write = cache(partial(exports.write, tmp_path_factory.mktemp("exported")))
+    """Gives the file of ``exports.small`` in a format, written once; tests must not change it."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exported"
+    folder.mkdir(exist_ok=True)
+    write = cache(partial(exports.write, folder))
     return lambda name, policy="removed", batch=None: write(name, policy, batch)
 
 

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -45,8 +46,13 @@ def write(folder: Path, name: str, policy: Policy, batch: int | None) -> Path:
     """The file of :func:`small` in a format; skips without the format's packages."""
     for package in NEEDED.get(name, ()):
         pytest.importorskip(package)
-    path = folder / f"{policy}-{batch}{FORMATS[name].suffix}"
-    FORMATS[name].write(*traced(policy, batch), path)
+    file = f"{policy}-{batch}{FORMATS[name].suffix}"
+    path = folder / file
+    with FileLock(
+        folder / f"lock-{file}"
+    ):  # of the processes that run tests the first one writes it
+        if not path.exists():
+            FORMATS[name].write(*traced(policy, batch), path)
     return path
 
 

@@ -225,6 +225,16 @@ FEW = [BY_NAME[name] for name in ("deit", "registers", "siglip", "eva02_split", 
 
 few_families = pytest.mark.parametrize("family", FEW, ids=lambda family: family.name)
 
+#: Those in every run, all with ``-m every_family``.
+few_families_or_all = pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family in FEW else pytest.mark.every_family)
+        for family in FAMILIES
+    ],
+    ids=lambda family: family.name,
+)
+
 
 @torch.no_grad()
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:

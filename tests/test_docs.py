@@ -82,7 +82,6 @@ def test_the_row_passes(
         "keeps_another_number",
         "gradients_of_the_weights",
         "parts_add_up",
-        "one_graph",
         "autocast",
         "grad_checkpointing",
         "weighing_changes_nothing",

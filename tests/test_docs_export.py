@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from dynamicvit.data import eval_transform
-from dynamicvit.runtimes import FORMATS
+from dynamicvit.runtimes import FORMATS, load_exported
 from dynamicvit.runtimes.description import describe
 from dynamicvit.runtimes.graph import trace
 from exports import NEEDED, ignore_deprecations
@@ -34,11 +34,16 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> No
     exif[0x0112] = 6  # taken with the camera on its side
     photo = Image.fromarray(load_sample_image("china.jpg")).resize((333, 217))
     photo.save("photo.jpg", exif=exif)
-    model = DEIT.sparse(depth=2, stages=(0, 1), img_size=64)
+    # The second stage drops nothing: its patches are the first one's, under a name of their own.
+    model = DEIT.sparse((0.5, 0.5), depth=2, stages=(0, 1), img_size=64)
     description = describe(model, crop_pct=0.875)
     program = trace(model, description)
     for name in ("onnx", "openvino", "torch"):
-        FORMATS[name].write(program, description, Path(f"model{FORMATS[name].suffix}"))
+        file = Path(f"model{FORMATS[name].suffix}")
+        FORMATS[name].write(program, description, file)
+        _, first, second = load_exported(file).outputs(torch.randn(3, 3, 64, 64))
+        assert first.shape == (3, 8)
+        assert torch.equal(first, second)
     expected_input = eval_transform(model, crop_pct=0.875)(Image.open("photo.jpg"))[None]
     expected = model.forward_pruned(expected_input)
     names: dict[str, Any] = {}

@@ -25,7 +25,7 @@ from families import BY_NAME, NUM_CLASSES, Family, assert_agree, each_family
 SHARES = (0.0, 0.05, 0.3, 0.7, 1.0)
 
 #: For each family.
-EXAMPLES = 12
+EXAMPLES = 8
 
 
 @cache

@@ -16,7 +16,16 @@ from dynamicvit.layers.tokens import Tokens
 from dynamicvit.methods import LookAhead, at_macs
 from dynamicvit.methods.class_attention import class_attention
 from dynamicvit.methods.tome import match, merge
-from families import BY_NAME, DEIT, HF_FAMILIES, Family, assert_agree, each_family, few_families
+from families import (
+    BY_NAME,
+    DEIT,
+    HF_FAMILIES,
+    Family,
+    assert_agree,
+    each_family,
+    few_families,
+    few_families_or_all,
+)
 from real import ImageNet
 
 RATIOS = (0.7, 0.5, 0.3)
@@ -114,7 +123,7 @@ def test_both_paths_are_the_same(family: Family) -> None:
         assert_agree(model(images[i : i + 1]), pruned.logits[i : i + 1])
 
 
-@each_family
+@few_families_or_all
 def test_macs_by_parts_are_those_counted(family: Family) -> None:
     model = looking_ahead(family)
     assert schedule_macs(model, model.schedule) == count_macs(model)
@@ -144,7 +153,7 @@ def test_under_autocast() -> None:
 @pytest.mark.parametrize("network", ["deit", "augreg"])
 @torch.no_grad()
 def test_real_answers_change_far_less_than_by_merging_the_most_alike(network: str) -> None:
-    real = ImageNet(network, images=96)
+    real = ImageNet(network, images=48)
 
     def moved(method: str) -> Tensor:
         model = at_macs(method, real.backbone, 0.48).eval()
