@@ -12,6 +12,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Schedule
+from dynamicvit.core.schedule_file import ScheduleFile
 from dynamicvit.costs import count_macs, schedule_macs
 from dynamicvit.errors import InputError, UnsupportedBackboneError, UntrainedWarning
 from dynamicvit.sparsification import sparsify
@@ -31,6 +32,7 @@ __all__ = [
     "PredictionModule",
     "PrunedOutput",
     "Schedule",
+    "ScheduleFile",
     "TrainingObjective",
     "UnsupportedBackboneError",
     "UntrainedWarning",

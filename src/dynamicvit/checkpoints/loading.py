@@ -37,9 +37,10 @@ from dynamicvit.checkpoints.runs import refuse_unfinished
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import backbone_of, core_of
 from dynamicvit.core.schedule import Policy
+from dynamicvit.core.schedule_file import ScheduleFile, ScheduleSource
 from dynamicvit.costs import resolve_image_size
 from dynamicvit.errors import InputError
-from dynamicvit.sparsification import DEFAULT_KEEP_RATIO, DEFAULT_METHOD, sparsify
+from dynamicvit.sparsification import DEFAULT_KEEP_RATIO, sparsify
 from dynamicvit.utils.weights import open_weights
 
 _HUB_PREFIX = "hf-hub:"
@@ -57,6 +58,7 @@ def load(
     method: str | None = None,
     num_classes: int | None = None,
     pretrained: bool = True,
+    schedule: ScheduleSource | None = None,
 ) -> DynamicViT:
     """A DynamicViT by any name that the commands take as ``--model``.
 
@@ -83,6 +85,9 @@ def load(
         num_classes: if the weights have another number, the classifier is fresh.
         pretrained: whether a timm name without a checkpoint gets timm's pretrained weights,
             downloaded if need be; otherwise they are random.
+        schedule: in place of ``keep_ratio``, ``stages`` and ``policy``, as for
+            :func:`~dynamicvit.sparsify`; its method must be the model's, unless ``method`` is given
+            too.
 
     Returns:
         The model in ``eval()``.
@@ -97,9 +102,19 @@ def load(
             f"{name} is an exported file, for eval, predict, bench, visualize and stream; give its "
             "model"
         )
+    found = None if schedule is None else ScheduleFile.of(schedule)
+    if found is not None:
+        for other, value in (("keep_ratio", keep_ratio), ("policy", policy), ("stages", stages)):
+            if value is not None:
+                raise InputError(f"{other} {value}: {found.source} says that too, give one")
     weights = None if checkpoint is None else open_weights(checkpoint)
     said = Description() if weights is None else described(weights)
+    any_method = method is not None  # of a schedule's file: the user knows better
     method, policy = method or said.method, policy or said.policy
+    own_method = method
+    if found is not None:
+        own_method, policy = method or found.method, policy or found.schedule.policy
+        keep_ratio = DEFAULT_KEEP_RATIO  # until the model is whole, and the schedule set
     stages = said.stages if stages is None else stages
     crop = {}
     if weights is not None and is_released(weights.tensors):
@@ -121,7 +136,7 @@ def load(
         network = timm.create_model(
             timm_name(name), num_classes=classes_of(weights), pretrained_cfg_overlay=crop
         )
-    if isinstance(network, DynamicViT) and not network.schedule.stages and method is not None:
+    if isinstance(network, DynamicViT) and not network.schedule.stages and own_method is not None:
         network = network.backbone  # a dense model that was saved as one of ours
     if isinstance(network, DynamicViT):
         model = network
@@ -134,7 +149,7 @@ def load(
         )
     else:
         keep_ratio = keep_ratio or said.keep_ratio or DEFAULT_KEEP_RATIO
-        made = sparsify(network, keep_ratio, stages, policy, method or DEFAULT_METHOD)
+        made = sparsify(network, keep_ratio, stages, policy, own_method)
         model = core_of(made)
         assert isinstance(model, DynamicViT)
     if weights is not None:
@@ -143,6 +158,8 @@ def load(
         model.keep_ratio = keep_ratio
     if num_classes is not None and num_classes != model.num_classes:
         model.reset_classifier(num_classes)
+    if found is not None:
+        _set_schedule(name, model, found, any_method)
     return model.eval()
 
 
@@ -193,6 +210,20 @@ def _check_trained_for(
             f"{name} drops tokens before blocks {model.schedule.stages}, where its prediction "
             f"modules were trained; stages can't be moved to {tuple(stages)}"
         )
+
+
+def _set_schedule(name: str, model: DynamicViT, found: ScheduleFile, any_method: bool) -> None:
+    """Give a model a schedule that was made for its depth and, unless told so, its method."""
+    found = ScheduleFile.of(found, model.depth)
+    if not any_method and found.method not in (None, model.method.name):
+        raise InputError(
+            f"{found.source}: is a schedule for method {found.method!r}; {name} chooses tokens by "
+            f"{model.method.name!r} (name that method to use it all the same)"
+        )
+    try:
+        model.schedule = found.schedule
+    except InputError as error:
+        raise InputError(f"{found.source}: {error}") from error
 
 
 # ---------------------------------------------------------------- kinds of names

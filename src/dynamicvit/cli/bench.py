@@ -30,6 +30,7 @@ from dynamicvit.cli.options import (
     ModelOrFile,
     Policy,
     Released,
+    ScheduleOption,
     Threads,
     Tile,
     chosen_model,
@@ -46,6 +47,7 @@ def bench_command(
     model_name: ModelOrFile = None,
     released: Released = None,
     keep_ratio: KeepRatio = None,
+    schedule: ScheduleOption = None,
     policy: Policy = None,
     method: Method = None,
     macs: Annotated[
@@ -137,6 +139,7 @@ def bench_command(
         fixed = {
             "--checkpoint": checkpoint,
             "--keep-ratio": keep_ratio,
+            "--schedule": schedule,
             "--tile": tile,
             "--macs": macs,
             "--image-size": image_size,
@@ -155,6 +158,7 @@ def bench_command(
             name,
             checkpoint=checkpoint,
             keep_ratio=keep_ratio,
+            schedule=schedule,
             policy=policy,
             method=method,
             tile=tile,

@@ -81,6 +81,14 @@ NoPretrained = Annotated[
 KeepRatio = Annotated[
     float | None, typer.Option(help="Share of patches to keep, ρ: the stages keep ρ, ρ², ρ³, ...")
 ]
+ScheduleOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--schedule",
+        help="In place of a keep ratio and policy: a file of dynamicvit tune.",
+        readable=False,
+    ),
+]
 Policy = Annotated[
     Literal["merged", "removed"] | None,
     typer.Option(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -24,6 +25,7 @@ from dynamicvit.cli.console import (
     say_left_out,
 )
 from dynamicvit.cli.dry_run import describe_run
+from dynamicvit.cli.inference import refuse_with_schedule
 from dynamicvit.cli.options import (
     COST,
     IMAGES,
@@ -39,6 +41,7 @@ from dynamicvit.cli.options import (
     NoPretrained,
     Policy,
     Released,
+    ScheduleOption,
     Strict,
     Threads,
     Unlabeled,
@@ -48,6 +51,7 @@ from dynamicvit.cli.options import (
     use_threads,
 )
 from dynamicvit.cli.recipe_options import Overrides, RecipeOption, with_options
+from dynamicvit.core.schedule_file import ScheduleFile
 from dynamicvit.core.teacher import has_fresh_classifier
 from dynamicvit.errors import InputError, UntrainedWarning
 from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
@@ -68,6 +72,7 @@ def train(
     ] = None,
     model_name: ModelOrRecipes = None,
     keep_ratio: KeepRatio = None,
+    schedule: ScheduleOption = None,
     policy: Policy = None,
     method: Method = None,
     recipe: RecipeOption = "small_data",
@@ -167,7 +172,12 @@ def train(
     for folder in folders:
         if output is not None and output.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"--output {output} is among the images of {folder}: choose another")
-    said = {"keep_ratio": keep_ratio, "policy": policy, "method": method}
+    refuse_with_schedule(schedule, keep_ratio=keep_ratio, policy=policy)
+    said: dict[str, Any] = {"keep_ratio": keep_ratio, "policy": policy, "method": method}
+    found = None if schedule is None else ScheduleFile.load(schedule)
+    if found is not None:
+        said |= {**asdict(found.schedule), "method": method or found.method}
+        said["keep_ratio"] = said.pop("keep_ratios")
     said["image_size"] = parse_image_size(image_size)
     values = load_recipe(recipe, with_options(overrides, said))
     if model_name is None and released is None and values.model is None:
@@ -198,6 +208,8 @@ def train(
         workers=workers,
         plan_only=dry_run,
     )
+    if found is not None:
+        ScheduleFile.of(found, training.model.depth)
     console = main_console(training.processes)
     _say_what_is_used(training, console)
     if dry_run or output is None:

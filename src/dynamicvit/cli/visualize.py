@@ -27,6 +27,7 @@ from dynamicvit.cli.options import (
     Output,
     Policy,
     Released,
+    ScheduleOption,
     chosen_model,
     parse_image_size,
 )
@@ -53,6 +54,7 @@ def visualize(
     released: Released = None,
     checkpoint: Checkpoint = None,
     keep_ratio: KeepRatio = None,
+    schedule: ScheduleOption = None,
     policy: Policy = None,
     method: Method = None,
     output: Output = Path("runs/visualize"),
@@ -82,6 +84,7 @@ def visualize(
         model_name,
         checkpoint=checkpoint,
         keep_ratio=keep_ratio,
+        schedule=schedule,
         policy=policy,
         method=method,
         image_size=size,

@@ -183,6 +183,7 @@ FIELDS: dict[str, Kind] = {
     "keep_ratios": each(_SHARE, 0, MOST_BLOCKS),
     "keep_ratio": either(_SHARE, each(_SHARE, 0, MOST_BLOCKS)),
     "policy": one_of("removed", "merged"),
+    "num_patches": whole(1, MOST_TOKENS),
     # of exported files alone
     "model": TEXT,
     "version": TEXT,
