@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dynamicvit.plots import visualize
     from dynamicvit.runtimes import export
     from dynamicvit.training import TrainingObjective, train
+    from dynamicvit.tuning import tune
 
 __all__ = [
     "DynamicViT",
@@ -48,6 +49,7 @@ __all__ = [
     "sparsify",
     "tiled_keep_ratios",
     "train",
+    "tune",
     "visualize",
 ]
 
@@ -61,6 +63,7 @@ _LATER = {
     "predict": "dynamicvit.evaluation",
     "train": "dynamicvit.training",
     "TrainingObjective": "dynamicvit.training",
+    "tune": "dynamicvit.tuning",
     "visualize": "dynamicvit.plots",
 }
 

@@ -110,9 +110,9 @@ def sparsify(
         method, chosen = method or found.method, found.schedule
     method = method or DEFAULT_METHOD
     kind = method_named(method)
+    if chosen is not None and not kind.takes_any_schedule:
+        raise InputError(f"method {method} can't drop tokens by a schedule that is given")
     if kind is Narrow:
-        if chosen is not None:
-            raise InputError("a narrow network drops no tokens, so it takes no schedule")
         shares = Schedule.for_depth(len(bound.blocks), keep_ratio, stages)
         return at_macs(method, model, shares.mean_kept(len(bound.blocks)))
     if chosen is None:
