@@ -28,7 +28,6 @@ from dynamicvit.cli.options import (
     CropPct,
     ImageSizeOption,
     JsonFile,
-    Method,
     Model,
     ModelArgument,
     NoPretrained,
@@ -93,7 +92,12 @@ def tune_command(
     released: Released = None,
     checkpoint: Checkpoint = None,
     no_pretrained: NoPretrained = False,
-    method: Method = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="How a dense model chooses tokens: lookahead (default), tome, ..."
+        ),
+    ] = None,
     policy: Policy = None,
     images: Annotated[
         int, typer.Option(help="Images drawn from DATA.", rich_help_panel=IMAGES)

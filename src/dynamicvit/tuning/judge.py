@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import check_finite
 from dynamicvit.evaluation.predictions import fingerprint
 from dynamicvit.tuning.space import Counts, Space
-from dynamicvit.utils.fields import read_json
+from dynamicvit.utils.fields import MOST_NUMBER, number, read_json
 from dynamicvit.utils.files import write_text
 from dynamicvit.utils.outputs import WRITER
 
@@ -75,7 +76,7 @@ class Notebook:
         found = read_json(path)
         known = isinstance(found, dict) and found.get("format_version") == _FORMAT_VERSION
         sound = known and all(isinstance(found.get(key), dict) for key in _CONTENT)
-        if not sound:
+        if not sound or not _are_sound(found["tried"], found["times"]):
             raise InputError(f"{path}: is no record of dynamicvit tune; delete it to begin again")
         for key, value in self.settings.items():
             if found["settings"].get(key) != value:
@@ -95,6 +96,39 @@ class Notebook:
 
 
 _CONTENT = ("settings", "tried", "times")
+_NUMBER, _TIME = number(0, MOST_NUMBER).holds, number(0, MOST_NUMBER, above=True).holds
+
+
+def _are_sound(tried: dict[str, Any], times: dict[str, Any]) -> bool:
+    """Whether a record's verdicts and times are of the kinds that are written."""
+    if not all(re.fullmatch(r"[a-z-]+ \d{1,9}(,\d{1,9})*", key) for key in tried):
+        return False
+    if not all(
+        isinstance(v, list) and len(v) == 2 and all(map(_NUMBER, v)) for v in tried.values()
+    ):
+        return False
+    for each in times.values():
+        if not isinstance(each, dict):
+            return False
+        if each.keys() == {"dense", "pruned"}:
+            sound = all(map(_TIME, each.values()))
+        else:
+            curves = each.get("curves")
+            sound = (
+                each.keys() == {"fixed", "curves", "blocks", "stage"}
+                and _NUMBER(each["fixed"])
+                and isinstance(curves, dict)
+                and isinstance(each["blocks"], list)
+                and all(isinstance(curve, dict) and curve for curve in curves.values())
+                and all(count.isdecimal() for curve in curves.values() for count in curve)
+                and all(_NUMBER(value) for curve in curves.values() for value in curve.values())
+                and all(
+                    isinstance(n, str) and n in curves for n in [*each["blocks"], each["stage"]]
+                )
+            )
+        if not sound:
+            return False
+    return True
 
 
 class Judge:
