@@ -234,12 +234,14 @@ class Hunt:
         if not self.target.is_time:
             network = self.judge.network(self.space.counts_of(best.schedule))
             return best, count_macs(network, self.size)
-        chosen, scale, predicted, measured = best, 1.0, best.cost, 0.0
+        chosen, scale = best, 1.0
+        runs: list[tuple[Tried, float]] = []
         for _ in range(_CORRECTIONS + 1):
             predicted = scale * chosen.cost
             measured = self.clock.measured(self.space.counts_of(chosen.schedule))
             amounts = (self.target.amount(each, self.batch_size) for each in (measured, predicted))
             self.tell("measured {}, predicted {}".format(*amounts))
+            runs.append((replace(chosen, cost=predicted), measured))
             if 1 - CLOSE < measured / limit <= 1.0:
                 break
             scale = measured / chosen.cost
@@ -247,4 +249,5 @@ class Hunt:
             if again.schedule == chosen.schedule:
                 break
             chosen = again
-        return replace(chosen, cost=predicted), measured
+        # The one that comes nearest to the limit from below, or else the fastest.
+        return min(runs, key=lambda run: (run[1] > limit, abs(limit - run[1])))

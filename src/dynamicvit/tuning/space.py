@@ -67,9 +67,10 @@ class Space:
     def counts(self, shape: Shape, scale: float) -> Counts:
         """What a shape keeps at a scale."""
         held, kept = self.num_patches, []
-        for total in accumulate(shape):
-            least = held - held // 2 if self.halves else 1
-            held = min(held, max(least, round(self.num_patches * exp(-scale * total)), 1))
+        for part, total in zip(shape, accumulate(shape), strict=True):
+            if part:
+                least = held - held // 2 if self.halves else 1
+                held = min(held, max(least, round(self.num_patches * exp(-scale * total)), 1))
             kept.append(held)
         return tuple(kept)
 
