@@ -30,6 +30,7 @@ COMMANDS = {
     "predict": ("predict:predict_command", "Classes and kept shares of images, as a table."),
     "bench": ("bench:bench_command", "Time a model dense and pruned, in turn."),
     "compare": ("compare:compare", "Compare DynamicViT with other methods on your model and data."),
+    "tune": ("tune:tune_command", "Find where and how much to drop for a target."),
     "visualize": ("visualize:visualize", "Show which patches of an image a model keeps."),
     "export": ("export:export", "Write a model as a file for other runtimes, and check it."),
     "stream": ("stream:stream_command", "Classify a video, a camera or a folder frame by frame."),

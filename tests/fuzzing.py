@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from damage import ODD, as_json, damaged, damaged_bytes
-from dynamicvit import DynamicViT, load, sparsify
+from dynamicvit import DynamicViT, Schedule, ScheduleFile, load, sparsify
 from dynamicvit.checkpoints.addon import ADDON_NAME, save_addon
 from dynamicvit.checkpoints.dense import fill
 from dynamicvit.checkpoints.description import described
@@ -34,6 +34,9 @@ from dynamicvit.runtimes.description import Description, describe
 from dynamicvit.runtimes.exported import ExportedModel
 from dynamicvit.training import load_recipe
 from dynamicvit.training.recipes import dump_recipe, recipe_keys
+from dynamicvit.tuning.judge import Notebook, Verdict
+from dynamicvit.tuning.price import price_in_seconds
+from dynamicvit.tuning.space import Space
 from dynamicvit.utils.weights import open_weights
 
 Subject = Callable[[Random], None]
@@ -277,6 +280,48 @@ def of_names(place: Path) -> Subject:
     return read
 
 
+def of_schedule(place: Path) -> Subject:
+    """A file of a schedule."""
+    path = place / "schedule.json"
+    ScheduleFile(Schedule((0, 1), (0.7, 0.3), "merged"), 2, "tome", 4, {"kl": 0.1}).save(path)
+    original = path.read_bytes()
+    tree = json.loads(original)
+
+    def read(random: Random) -> None:
+        whole = random.randrange(5)
+        changed = as_json(damaged(tree, random)).encode() if whole else None
+        path.write_bytes(changed or damaged_bytes(original, random))
+        sparsify(timm_model().backbone, schedule=path, method="dynamicvit")
+
+    return read
+
+
+def of_record(place: Path) -> Subject:
+    """A record of a search for a schedule."""
+    path = place / "tried.json"
+    times = {
+        "parts": {"fixed": 0.1, "curves": {"a": {"1": 0.1}}, "blocks": ["a"], "stage": "a"},
+        "whole": {"dense": 0.2, "pruned": 0.1},
+    }
+    made = Notebook(path, {"seed": 0})
+    made.verdicts, made.times = {"search 3,2": [0.1, 0.9]}, times
+    made.save()
+    original = path.read_bytes()
+    tree = json.loads(original)
+
+    def read(random: Random) -> None:
+        whole = random.randrange(5)
+        changed = as_json(damaged(tree, random)).encode() if whole else None
+        path.write_bytes(changed or damaged_bytes(original, random))
+        found = Notebook(path, {"seed": 0})
+        assert all(Verdict(*each).kl >= 0 for each in found.verdicts.values())
+        if "parts" in found.times:
+            space = Space((1,), 3, "removed", movable=True, halves=False)
+            price_in_seconds(space, found.times["parts"])((2,))
+
+    return read
+
+
 YAML_WORDS = (
     *("2024-01-01", "2024-01-01 10:00:00", "12:30:45", "0x1F", "0o17", "1_000", "1e3", "1.5e300"),
     *(".nan", ".inf", "-.inf", "~", "null", "yes", "no", "on", "!!binary aGk=", "!!python/none"),
@@ -435,6 +480,8 @@ def of_recipe(place: Path) -> Subject:
 
 
 SUBJECTS: dict[str, Callable[[Path], Subject]] = {
+    "schedule": of_schedule,
+    "record": of_record,
     "timm config": lambda place: of_folder(
         place,
         timm_model(),

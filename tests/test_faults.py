@@ -56,6 +56,12 @@ CASES = {
         "run",
         ("recipe.yaml", "log.jsonl", "report.json", "curves.png", "config.json"),
     ),
+    "tune": Case(
+        ("tune", "model", "--data", "photos", "--macs", "60%"),
+        "--output",
+        "run",
+        ("schedule.json", "frontier.png", "tried.json"),
+    ),
     "convert": Case(("convert", "w.pth"), "--out", "run", MODEL_FILES),
     "visualize": Case(
         ("visualize", "photos/cat/0.png", *MODEL), "--output", "run", ("0_dynamicvit.png",)

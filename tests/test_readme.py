@@ -173,6 +173,14 @@ def test_comparison(names: dict[str, Any]) -> None:
     assert Path("comparison", "comparison.csv").is_file()
 
 
+def test_tuning(names: dict[str, Any]) -> None:
+    names["model"] = sparsify(backbone(), 0.7, method="lookahead")
+    changed = {'"photos", macs=0.6': "torch.randn(32, 3, 64, 64), macs=0.8, evaluations=3"}
+    found = run("docs/tuning.md", names | {"torch": torch}, changed)["found"]
+    made = sparsify(backbone(), schedule="schedule.json", method="dynamicvit")
+    assert made.schedule == found.schedule
+
+
 def test_streaming_and_tiles(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     run("docs/performance.md", names, {})
     assert isinstance(names["model"], DynamicViT)

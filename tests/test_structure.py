@@ -32,7 +32,7 @@ ROOMS = (
     ("sparsification",),
     ("checkpoints", "data"),
     ("plots", "evaluation", "runtimes"),
-    ("streaming", "training"),
+    ("streaming", "training", "tuning"),
     ("comparison", "demo"),
     ("cli",),
 )

@@ -12,6 +12,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Schedule
+from dynamicvit.core.schedule_file import ScheduleFile
 from dynamicvit.costs import count_macs, schedule_macs
 from dynamicvit.errors import InputError, UnsupportedBackboneError, UntrainedWarning
 from dynamicvit.sparsification import sparsify
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from dynamicvit.plots import visualize
     from dynamicvit.runtimes import export
     from dynamicvit.training import TrainingObjective, train
+    from dynamicvit.tuning import tune
 
 __all__ = [
     "DynamicViT",
@@ -31,6 +33,7 @@ __all__ = [
     "PredictionModule",
     "PrunedOutput",
     "Schedule",
+    "ScheduleFile",
     "TrainingObjective",
     "UnsupportedBackboneError",
     "UntrainedWarning",
@@ -46,6 +49,7 @@ __all__ = [
     "sparsify",
     "tiled_keep_ratios",
     "train",
+    "tune",
     "visualize",
 ]
 
@@ -59,6 +63,7 @@ _LATER = {
     "predict": "dynamicvit.evaluation",
     "train": "dynamicvit.training",
     "TrainingObjective": "dynamicvit.training",
+    "tune": "dynamicvit.tuning",
     "visualize": "dynamicvit.plots",
 }
 

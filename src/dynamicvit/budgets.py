@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,6 +15,7 @@ from dynamicvit.core.networks import core_of
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.costs import ImageSize, costs_of, resolve_image_size
 from dynamicvit.errors import InputError
+from dynamicvit.utils.words import shortened
 
 #: Keep ratios for a budget are whole multiples of this.
 RATIO_STEP = 1e-4
@@ -77,6 +79,25 @@ def parse_budget(text: str | float) -> Budget:
     if number > 1:
         raise InputError(hint)
     return Budget(fraction=number)
+
+
+#: In its unit.
+MOST_LATENCY = 1e6
+_LATENCY = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
+
+
+def parse_latency(text: str | None) -> float | None:
+    """Seconds from ``20ms`` or ``0.5s``.
+
+    Raises:
+        InputError: for any other text, and for zero.
+    """
+    if text is None:
+        return None
+    found = _LATENCY.fullmatch(text.strip())
+    if found is None or not 0 < float(found[1]) <= MOST_LATENCY:
+        raise InputError(f"a latency is positive and written 20ms or 0.5s, got {shortened(text)}")
+    return float(found[1]) * {"ms": 1e-3, "s": 1.0}[found[2]]
 
 
 def keep_ratio_for(

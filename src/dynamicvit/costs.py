@@ -276,7 +276,8 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
                 came = bound.run(block - 1, came, keep_heads=True)
             # As if these were all: a method may need the whole grid.
             came = replace(came, index=None, grid=(1, num_patches))
-            return _count(lambda: method.prune(came, max(1, num_patches // 2), policy))
+            left = num_patches - num_patches // 2  # as few as merging leaves in one round
+            return _count(lambda: method.prune(came, left, policy))
 
         # Token merging treats every second token differently.
         return kinds.setdefault((_structure(method), added), _fitted(run, step=2))

@@ -11,6 +11,7 @@ from dynamicvit.backbones import backbone_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of
 from dynamicvit.core.schedule import Policy, Schedule
+from dynamicvit.core.schedule_file import ScheduleFile, ScheduleSource
 from dynamicvit.errors import InputError
 from dynamicvit.methods import Narrow, at_macs, method_named, own_schedules
 from dynamicvit.utils.renamed import renamed_arguments
@@ -39,7 +40,8 @@ def sparsify(
     keep_ratio: KeepRatio = DEFAULT_KEEP_RATIO,
     stages: Stages = None,
     policy: Policy | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
+    schedule: ScheduleSource | None = None,
 ) -> DynamicViTForImageClassification: ...
 
 
@@ -49,7 +51,8 @@ def sparsify(
     keep_ratio: KeepRatio = DEFAULT_KEEP_RATIO,
     stages: Stages = None,
     policy: Policy | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
+    schedule: ScheduleSource | None = None,
 ) -> DynamicViT: ...
 
 
@@ -59,7 +62,8 @@ def sparsify(
     keep_ratio: KeepRatio = DEFAULT_KEEP_RATIO,
     stages: Stages = None,
     policy: Policy | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
+    schedule: ScheduleSource | None = None,
 ) -> DynamicViT | DynamicViTForImageClassification:
     """Turn a vision transformer into one that drops patch tokens.
 
@@ -78,7 +82,10 @@ def sparsify(
             each, which costs a little and loses far less, or ``"removed"``, as in the papers. By
             default DynamicViT merges and the other methods do as published.
         method: how tokens are chosen or combined: a name in :data:`~dynamicvit.methods.METHODS`.
-            "narrow" drops none: it copies the network, narrower by as much work.
+            "narrow" drops none: it copies the network, narrower by as much work. By default
+            "lookahead", or what the schedule's file says.
+        schedule: in place of ``keep_ratio``, ``stages`` and ``policy``: where and how much to drop,
+            or a file of that (:class:`~dynamicvit.ScheduleFile`), as ``dynamicvit tune`` writes it.
 
     Returns:
         A :class:`~dynamicvit.DynamicViT`; for a model of Hugging Face transformers, one of
@@ -93,13 +100,26 @@ def sparsify(
         raise InputError(f"sparsify takes a model, as timm.create_model makes it, got {model!r}")
     if isinstance(core_of(model), DynamicViT):
         raise InputError("the model is a DynamicViT already: set its keep_ratio instead")
-    kind, bound = method_named(method), backbone_for(model)
+    if schedule is not None:
+        for name, value in (("stages", stages), ("policy", policy)):
+            if value is not None:
+                raise InputError(f"{name} {value}: the schedule says that already, give one")
+    bound, chosen = backbone_for(model), None
+    if schedule is not None:
+        found = ScheduleFile.of(schedule, len(bound.blocks))
+        method, chosen = method or found.method, found.schedule
+    method = method or DEFAULT_METHOD
+    kind = method_named(method)
+    if chosen is not None and not kind.takes_any_schedule:
+        raise InputError(f"method {method} can't drop tokens by a schedule that is given")
     if kind is Narrow:
-        schedule = Schedule.for_depth(len(bound.blocks), keep_ratio, stages)
-        return at_macs(method, model, schedule.mean_kept(len(bound.blocks)))
-    own_schedules(method, bound, stages)
-    schedule = kind.schedule(bound, keep_ratio, stages, policy)
-    sparse = DynamicViT(bound, schedule, kind)
+        shares = Schedule.for_depth(len(bound.blocks), keep_ratio, stages)
+        return at_macs(method, model, shares.mean_kept(len(bound.blocks)))
+    if chosen is None:
+        if not isinstance(keep_ratio, Sequence):
+            own_schedules(method, bound, stages)
+        chosen = kind.schedule(bound, keep_ratio, stages, policy)
+    sparse = DynamicViT(bound, chosen, kind)
     if bound.source != "transformers":
         return sparse
     from dynamicvit.transformers import DynamicViTForImageClassification

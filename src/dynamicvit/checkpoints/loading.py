@@ -39,6 +39,7 @@ from dynamicvit.checkpoints.timm_names import PREFIX
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import backbone_of, core_of
 from dynamicvit.core.schedule import Policy
+from dynamicvit.core.schedule_file import ScheduleFile, ScheduleSource
 from dynamicvit.costs import resolve_image_size
 from dynamicvit.errors import InputError
 from dynamicvit.sparsification import DEFAULT_KEEP_RATIO, DEFAULT_METHOD, sparsify
@@ -61,6 +62,7 @@ def load(
     default_method: str = DEFAULT_METHOD,
     num_classes: int | None = None,
     pretrained: bool = True,
+    schedule: ScheduleSource | None = None,
 ) -> DynamicViT:
     """A DynamicViT by any name that the commands take as ``--model``.
 
@@ -91,6 +93,9 @@ def load(
         num_classes: if the weights have another number, the classifier is fresh.
         pretrained: whether a timm name without a checkpoint gets timm's pretrained weights,
             downloaded if need be; otherwise they are random.
+        schedule: in place of ``keep_ratio``, ``stages`` and ``policy``, as for
+            :func:`~dynamicvit.sparsify`; its method must be the model's, unless ``method`` is given
+            too.
 
     Returns:
         The model in ``eval()``.
@@ -100,13 +105,19 @@ def load(
             architecture or method, or that don't say which policy they were trained for, a broken
             file, or a failed download.
     """
+    found = None if schedule is None else ScheduleFile.of(schedule)
+    if found is not None:
+        for other, value in (("keep_ratio", keep_ratio), ("policy", policy), ("stages", stages)):
+            if value is not None:
+                raise InputError(f"{other} {value}: {found.source} says that too, give one")
     if addon is not None:
         added, base = open_addon(addon), name_or_path
         if not isinstance(base, nn.Module):
             base = load(base, checkpoint=checkpoint, policy=policy, pretrained=pretrained)
         model = added.put_on(backbone_of(base))
         _check_trained_for(added.source, model, method, stages)
-        return _as_asked(model, keep_ratio, policy, num_classes)
+        model = _as_asked(model, keep_ratio, policy, num_classes)
+        return model if found is None else _with_schedule(added.source, model, found, False)
     if isinstance(name_or_path, nn.Module):
         raise InputError("a network is for an add-on (addon=FILE); sparsify takes it without one")
     name, path = str(name_or_path), Path(name_or_path)
@@ -121,7 +132,12 @@ def load(
             f"{weights.source} is an add-on: give it as addon (--addon), not checkpoint"
         )
     said = Description() if weights is None else described(weights)
+    any_method = method is not None  # of a schedule's file: the user knows better
     method, policy = method or said.method, policy or said.policy
+    own_method = method
+    if found is not None:
+        own_method, policy = method or found.method, policy or found.schedule.policy
+        keep_ratio = DEFAULT_KEEP_RATIO  # until the model is whole, and the schedule set
     stages = said.stages if stages is None else stages
     crop = {}
     if weights is not None and is_released(weights.tensors):
@@ -143,7 +159,7 @@ def load(
         network = timm.create_model(
             timm_name(name), num_classes=classes_of(weights), pretrained_cfg_overlay=crop
         )
-    if isinstance(network, DynamicViT) and not network.schedule.stages and method is not None:
+    if isinstance(network, DynamicViT) and not network.schedule.stages and own_method is not None:
         network = network.backbone  # a dense model that was saved as one of ours
     if isinstance(network, DynamicViT):
         model = network
@@ -156,13 +172,14 @@ def load(
     else:
         keep_ratio = keep_ratio or said.keep_ratio or DEFAULT_KEEP_RATIO
         default_method = "dynamicvit" if name.startswith(PREFIX) else default_method
-        made = sparsify(network, keep_ratio, stages, policy, method or default_method)
+        made = sparsify(network, keep_ratio, stages, policy, own_method or default_method)
         model = core_of(made)
         assert isinstance(model, DynamicViT)
     if weights is not None:
         fill(model, weights, name)
     asked = keep_ratio if isinstance(network, DynamicViT) else None
-    return _as_asked(model, asked, policy, num_classes)
+    model = _as_asked(model, asked, policy, num_classes)
+    return model if found is None else _with_schedule(name, model, found, any_method)
 
 
 def set_image_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -227,6 +244,23 @@ def _check_trained_for(
             f"{name} drops tokens before blocks {model.schedule.stages}, where its prediction "
             f"modules were trained; stages can't be moved to {tuple(stages)}"
         )
+
+
+def _with_schedule(
+    name: str, model: DynamicViT, found: ScheduleFile, any_method: bool
+) -> DynamicViT:
+    """The model with a schedule that was made for its depth and, unless told so, its method."""
+    found = ScheduleFile.of(found, model.depth)
+    if not any_method and found.method not in (None, model.method.name):
+        raise InputError(
+            f"{found.source}: is a schedule for method {found.method!r}; {name} chooses tokens by "
+            f"{model.method.name!r} (name that method to use it all the same)"
+        )
+    try:
+        model.schedule = found.schedule
+    except InputError as error:
+        raise InputError(f"{found.source}: {error}") from error
+    return model
 
 
 # ---------------------------------------------------------------- kinds of names

@@ -10,11 +10,14 @@ from rich.console import Console
 
 from dynamicvit.checkpoints.released import Recognized, download, recognize, release_of
 from dynamicvit.cli.console import check_folder, percents, say
-from dynamicvit.cli.options import KeepRatio, Released
+from dynamicvit.cli.inference import refuse_with_schedule
+from dynamicvit.cli.options import KeepRatio, Released, ScheduleOption
 from dynamicvit.core.hub import MODEL_FILES
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.schedule_file import ScheduleFile
 from dynamicvit.costs import DENSE, schedule_macs
 from dynamicvit.errors import InputError
+from dynamicvit.sparsification import DEFAULT_KEEP_RATIO
 
 
 def convert(
@@ -32,6 +35,7 @@ def convert(
     ] = None,
     released: Released = None,
     keep_ratio: KeepRatio = None,
+    schedule: ScheduleOption = None,
     num_heads: Annotated[
         int | None, typer.Option(help="Attention heads; for a size that the paper lacks.")
     ] = None,
@@ -54,9 +58,14 @@ def convert(
     if (file is None) == (released is None):
         raise InputError("give either the checkpoint's FILE or --released NAME")
     release = None if released is None else release_of(released)
+    refuse_with_schedule(schedule, keep_ratio=keep_ratio)
+    shares = None if schedule is None else ScheduleFile.load(schedule)
     source = file if release is None else download(release.name)
-    found = recognize(source, keep_ratio, num_heads, residual_divisor=residual_divisor, ema=ema)
+    ratio = keep_ratio if shares is None else DEFAULT_KEEP_RATIO  # the schedule replaces it
+    found = recognize(source, ratio, num_heads, residual_divisor=residual_divisor, ema=ema)
     model = found.build()
+    if shares is not None:
+        model.schedule = ScheduleFile.of(shares, model.depth).schedule
     _report(Console(), found, model)
     model.save_pretrained(output)
     typer.echo(f"saved {output}: dynamicvit eval DATA --model {output}")

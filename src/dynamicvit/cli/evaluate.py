@@ -43,6 +43,7 @@ from dynamicvit.cli.options import (
     Policy,
     Precision,
     Released,
+    ScheduleOption,
     Strict,
     Threads,
     Tile,
@@ -76,6 +77,7 @@ def eval_command(
     checkpoint: Checkpoint = None,
     addon: AddOn = None,
     keep_ratio: KeepRatio = None,
+    schedule: ScheduleOption = None,
     policy: Policy = None,
     method: Method = None,
     tile: Tile = None,
@@ -125,7 +127,9 @@ def eval_command(
     """
     check_one_model(model_name, released)
     if dense:
-        refuse_with_dense(keep_ratio=keep_ratio, policy=policy, method=method, tile=tile)
+        refuse_with_dense(
+            keep_ratio=keep_ratio, schedule=schedule, policy=policy, method=method, tile=tile
+        )
     if save_kept is not None:
         check_suffix(save_kept, KEPT_SUFFIXES)
         check_file("--save-kept", save_kept)
@@ -147,6 +151,7 @@ def eval_command(
         checkpoint=checkpoint,
         addon=addon,
         keep_ratio=keep_ratio,
+        schedule=schedule,
         policy=policy,
         method=method,
         tile=tile,
@@ -217,8 +222,7 @@ def eval_command(
     }
     if processes.is_main and not dense:
         say_if_untrained(model_name, model)
-    schedule = None if dense else model.schedule
-    _print(console, settings, schedule, result)
+    _print(console, settings, None if dense else model.schedule, result)
     say_left_out(console, images.left_out)
     if processes.is_main:
         rate = {"images_per_second": result.images_per_second}

@@ -24,6 +24,7 @@ from dynamicvit.cli.options import (
     NoPretrained,
     Policy,
     Released,
+    ScheduleOption,
     Tile,
     check_one_model,
     chosen_model,
@@ -58,6 +59,7 @@ def export(
     model_name: Model = None,
     released: Released = None,
     keep_ratio: KeepRatio = None,
+    schedule: ScheduleOption = None,
     policy: Policy = None,
     method: Method = None,
     dense: Annotated[
@@ -137,7 +139,9 @@ def export(
     model_name = one_name(model_argument, model_name)
     check_one_model(model_name, released)
     if dense:
-        refuse_with_dense(keep_ratio=keep_ratio, policy=policy, method=method, tile=tile)
+        refuse_with_dense(
+            keep_ratio=keep_ratio, schedule=schedule, policy=policy, method=method, tile=tile
+        )
     if is_exported(model_name):
         raise InputError(f"{model_name} is an exported file: give the model it was made from")
     model, size = load_at_budget(
@@ -145,6 +149,7 @@ def export(
         checkpoint=checkpoint,
         addon=addon,
         keep_ratio=keep_ratio,
+        schedule=schedule,
         policy=policy,
         method=method,
         tile=tile,

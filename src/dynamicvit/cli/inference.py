@@ -27,6 +27,7 @@ def load_at_budget(
     macs: str | None = None,
     image_size: tuple[int, int] | None = None,
     pretrained: bool = True,
+    schedule: Path | None = None,
 ) -> tuple[DynamicViT, tuple[int, int]]:
     """A model at a budget, and its image size.
 
@@ -41,6 +42,7 @@ def load_at_budget(
         macs: in place of a keep ratio, for :func:`~dynamicvit.budgets.parse_budget`.
         image_size: height and width; by default the model's own.
         pretrained: as for ``load``.
+        schedule: likewise, in place of a keep ratio and a policy.
 
     Raises:
         InputError: for values that these refuse, and options that exclude each other.
@@ -49,6 +51,7 @@ def load_at_budget(
         raise InputError(f"--keep-ratio {keep_ratio} and --macs {macs} are both budgets: give one")
     if macs is not None and tile is not None:
         raise InputError(f"--tile {tile} may round up, and --macs {macs} is a limit: give one")
+    refuse_with_schedule(schedule, keep_ratio=keep_ratio, macs=macs, policy=policy, tile=tile)
     budget = None if macs is None else parse_budget(macs)
     model = load(
         name,
@@ -58,6 +61,7 @@ def load_at_budget(
         policy=policy,
         method=method,
         pretrained=pretrained,
+        schedule=schedule,
     )
     size = set_image_size(model, image_size)
     if budget is not None:
@@ -81,6 +85,7 @@ def load_for_inference(
     image_size: tuple[int, int] | None = None,
     precision: str = "fp32",
     pretrained: bool = True,
+    schedule: Path | None = None,
 ) -> tuple[DynamicViT | ExportedModel, tuple[int, int]]:
     """A model, by :func:`load_at_budget`, or an exported file in a precision, and its image size.
 
@@ -98,6 +103,7 @@ def load_for_inference(
             tile=tile,
             image_size=image_size,
             pretrained=pretrained,
+            schedule=schedule,
         )
         model.warns_untrained = False  # say_if_untrained does
         return model, size
@@ -108,6 +114,7 @@ def load_for_inference(
         "--policy": policy,
         "--method": method,
         "--tile": tile,
+        "--schedule": schedule,
     }
     refuse_fixed(name, fixed)
     exported = load_exported(name, precision)
@@ -141,6 +148,18 @@ def refuse_with_dense(**options: object) -> None:
         option = f"--{name.replace('_', '-')}"
         if value is not None:
             raise InputError(f"{option} {value}: --dense keeps every patch")
+
+
+def refuse_with_schedule(schedule: Path | None, **options: object) -> None:
+    """Refuse options of how much is dropped where ``--schedule`` says that.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name, value in options.items():
+        if schedule is not None and value not in (None, []):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} {value} and --schedule {schedule}: give one")
 
 
 def say_if_untrained(name: str, model: PrunedClassifier) -> None:

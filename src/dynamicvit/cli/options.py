@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import torch
 import typer
 
+from dynamicvit.budgets import parse_latency as parse_latency
 from dynamicvit.checkpoints.released import RELEASES, download, release_of
 from dynamicvit.errors import InputError
 from dynamicvit.utils.fields import MOST_SIDE
@@ -89,6 +90,14 @@ NoPretrained = Annotated[
 ]
 KeepRatio = Annotated[
     float | None, typer.Option(help="Share of patches to keep, ρ: the stages keep ρ, ρ², ρ³, ...")
+]
+ScheduleOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--schedule",
+        help="In place of a keep ratio and policy: a file of dynamicvit tune.",
+        readable=False,
+    ),
 ]
 Policy = Annotated[
     Literal["merged", "removed"] | None,
@@ -217,25 +226,6 @@ def parse_image_size(text: str | None) -> tuple[int, int] | None:
             f"{shortened(text)}"
         )
     return sides[0], sides[-1]
-
-
-#: In its unit.
-MOST_LATENCY = 1e6
-_LATENCY = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
-
-
-def parse_latency(text: str | None) -> float | None:
-    """Seconds from ``20ms`` or ``0.5s``.
-
-    Raises:
-        InputError: for any other text, and for zero.
-    """
-    if text is None:
-        return None
-    found = _LATENCY.fullmatch(text.strip())
-    if found is None or not 0 < float(found[1]) <= MOST_LATENCY:
-        raise InputError(f"a latency is positive and written 20ms or 0.5s, got {shortened(text)}")
-    return float(found[1]) * {"ms": 1e-3, "s": 1.0}[found[2]]
 
 
 def use_threads(threads: int | None) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dynamicvit.core.schedule_file import ScheduleFile
 from dynamicvit.errors import InputError
 from dynamicvit.training.recipes import recipe_keys, recipe_names
 
@@ -56,3 +57,14 @@ def with_options(overrides: Sequence[str] | None, options: Mapping[str, Any]) ->
 
 def _yaml(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def schedule_values(found: ScheduleFile, method: str | None) -> dict[str, Any]:
+    """The values of a recipe that a schedule's file says; a method that was named goes first."""
+    schedule = found.schedule
+    return {
+        "stages": list(schedule.stages),
+        "keep_ratio": list(schedule.keep_ratios),
+        "policy": schedule.policy,
+        "method": method or found.method,
+    }

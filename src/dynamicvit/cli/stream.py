@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from dynamicvit.cli.console import StoppedError, check_json, say_left_out
-from dynamicvit.cli.inference import load_for_inference, say_if_untrained
+from dynamicvit.cli.inference import load_for_inference, refuse_with_schedule, say_if_untrained
 from dynamicvit.cli.options import (
     AddOn,
     Checkpoint,
@@ -27,6 +27,7 @@ from dynamicvit.cli.options import (
     Policy,
     Precision,
     Released,
+    ScheduleOption,
     Threads,
     check_one_model,
     chosen_model,
@@ -80,6 +81,7 @@ def stream_command(
             f"(by default {', '.join(map(str, RATIOS))})."
         ),
     ] = None,
+    schedule: ScheduleOption = None,
     policy: Policy = None,
     method: Method = None,
     queue: Annotated[
@@ -112,6 +114,7 @@ def stream_command(
     use_threads(threads)
     files = {"--checkpoint": checkpoint, "--addon": addon}
     _check_choice(model_names, released, files, keep_ratio, target)
+    refuse_with_schedule(schedule, keep_ratio=keep_ratio, target_latency=target_latency)
     source = open_frames(source_name, fps)
     models, size = _load(
         model_names or [chosen_model(None, released)],
@@ -119,6 +122,7 @@ def stream_command(
         addon=addon,
         image_size=size,
         precision=precision,
+        schedule=schedule,
         policy=policy,
         method=method,
         pretrained=not no_pretrained,

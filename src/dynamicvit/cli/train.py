@@ -25,6 +25,7 @@ from dynamicvit.cli.console import (
     say_left_out,
 )
 from dynamicvit.cli.dry_run import describe_run
+from dynamicvit.cli.inference import refuse_with_schedule
 from dynamicvit.cli.options import (
     COST,
     IMAGES,
@@ -41,6 +42,7 @@ from dynamicvit.cli.options import (
     NoPretrained,
     Policy,
     Released,
+    ScheduleOption,
     Strict,
     Threads,
     Unlabeled,
@@ -49,7 +51,8 @@ from dynamicvit.cli.options import (
     parse_image_size,
     use_threads,
 )
-from dynamicvit.cli.recipe_options import Overrides, RecipeIfAny, with_options
+from dynamicvit.cli.recipe_options import Overrides, RecipeIfAny, schedule_values, with_options
+from dynamicvit.core.schedule_file import ScheduleFile
 from dynamicvit.core.teacher import has_fresh_classifier
 from dynamicvit.errors import InputError, UntrainedWarning
 from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
@@ -70,6 +73,7 @@ def train(
     ] = None,
     model_name: ModelOrRecipes = None,
     keep_ratio: KeepRatio = None,
+    schedule: ScheduleOption = None,
     policy: Policy = None,
     method: Method = None,
     freeze_backbone: Annotated[
@@ -178,9 +182,11 @@ def train(
     for folder in folders:
         if output is not None and output.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"--output {output} is among the images of {folder}: choose another")
+    refuse_with_schedule(schedule, keep_ratio=keep_ratio, policy=policy)
+    found = None if schedule is None else ScheduleFile.load(schedule)
     said = {"keep_ratio": keep_ratio, "policy": policy, "method": method}
-    said["image_size"] = parse_image_size(image_size)
-    said["freeze_backbone"] = freeze_backbone or None
+    said |= {} if found is None else schedule_values(found, method)
+    said |= {"image_size": parse_image_size(image_size), "freeze_backbone": freeze_backbone or None}
     recipe = recipe or ("frozen" if freeze_backbone else "small_data")
     values = load_recipe(recipe, with_options(overrides, said))
     if model_name is None and released is None and values.model is None:
@@ -212,6 +218,8 @@ def train(
         workers=workers,
         plan_only=dry_run,
     )
+    if found is not None:
+        ScheduleFile.of(found, training.model.depth)
     console = main_console(training.processes)
     _say_what_is_used(training, console)
     if dry_run or output is None:

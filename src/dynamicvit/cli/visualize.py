@@ -28,6 +28,7 @@ from dynamicvit.cli.options import (
     Output,
     Policy,
     Released,
+    ScheduleOption,
     chosen_model,
     parse_image_size,
 )
@@ -55,6 +56,7 @@ def visualize(
     checkpoint: Checkpoint = None,
     addon: AddOn = None,
     keep_ratio: KeepRatio = None,
+    schedule: ScheduleOption = None,
     policy: Policy = None,
     method: Method = None,
     output: Output = Path("runs/visualize"),
@@ -85,6 +87,7 @@ def visualize(
         checkpoint=checkpoint,
         addon=addon,
         keep_ratio=keep_ratio,
+        schedule=schedule,
         policy=policy,
         method=method,
         image_size=size,

@@ -90,6 +90,8 @@ class Method(nn.Module, ABC):
     looks_back: bool = False
     #: Whether the first token must be a class token.
     needs_class_token: ClassVar[bool] = False
+    #: Whether it can drop any number of tokens before any block.
+    takes_any_schedule: ClassVar[bool] = True
     #: How many prefix tokens it adds.
     adds: int = 0
 

@@ -96,8 +96,31 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
 
     @property
     def schedule(self) -> Schedule:
-        """Where and how much is dropped."""
+        """Where and how much is dropped, and what becomes of it.
+
+        Set it to change all of that. The stages of prediction modules stay where they were trained;
+        those of a method without weights can be anywhere.
+        """
         return self._schedule
+
+    @schedule.setter
+    def schedule(self, schedule: Schedule) -> None:
+        schedule = Schedule.for_depth(
+            self.depth, schedule.keep_ratios, schedule.stages, schedule.policy
+        )
+        if schedule.stages != self._schedule.stages:
+            if any(method.state_dict() and not method.is_fresh for method in self.methods):
+                raise InputError(
+                    f"stages can't be moved from {self._schedule.stages} to {schedule.stages}: "
+                    f"{self.method.name or self.method.__name__} was trained where they are"
+                )
+            weights, moved = (
+                next(self.backbone.parameters()),
+                DynamicViT(self.bound, schedule, self.method),
+            )
+            self.predictors = moved.predictors.to(weights.device, weights.dtype)
+            self.predictors.train(self.training)
+        self._schedule = schedule
 
     @property
     def keep_ratios(self) -> tuple[float, ...]:

@@ -128,7 +128,7 @@ def predict(
             settings = {
                 "sources": [str(part.root) for part in data],
                 "images": len(parts),
-                "model": _fingerprint(model, device),
+                "model": fingerprint(model, device),
                 "stages": model.schedule.stages,
                 "keep_ratios": model.schedule.keep_ratios,
                 "policy": model.schedule.policy,
@@ -257,7 +257,7 @@ def _resume(draft: Draft, data: Sequence[ImageData], loader: Loader, processes: 
     return done
 
 
-def _fingerprint(model: nn.Module, device: torch.device | str) -> str:
+def fingerprint(model: nn.Module, device: torch.device | str) -> str:
     """Tells weights apart: a checksum of them; of an exported file, of an answer."""
     values = [value for value in model.state_dict().values() if value is not None]
     if not values:

@@ -38,6 +38,8 @@ class Downsampling(Combination):
     teacher's tokens of its patches.
     """
 
+    takes_any_schedule = False
+
     @classmethod
     def schedules(cls, bound: Backbone) -> list[Schedule]:
         """One for each block before which it may happen."""

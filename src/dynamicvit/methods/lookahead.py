@@ -24,7 +24,7 @@ from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens, rows_of
 from dynamicvit.methods.class_attention import class_attention
-from dynamicvit.methods.tome import match, merge
+from dynamicvit.methods.tome import match, merge, merged_at_once
 
 #: One in so many blocks lies before the first stage: blocks 0 and 1 of 12.
 FIRST = 6
@@ -82,11 +82,16 @@ class LookAhead(Combination):
         return list(options)
 
     def combine(self, tokens: Tokens, count: int) -> Tokens:
-        """The tokens after the pairs by which least is missed have merged."""
-        held = tokens.num_patches
-        number = min(held - count, held // 2)
-        if number <= 0:
-            return tokens
+        """The tokens after the pairs by which least is missed have merged.
+
+        In rounds of at most half of them; the schedules that budgets choose from need one.
+        """
+        while (number := merged_at_once(tokens, count)) > 0:
+            tokens = self._round(tokens, number)
+        return tokens
+
+    def _round(self, tokens: Tokens, number: int) -> Tokens:
+        """The tokens after so many pairs have merged."""
         features, worth, order = tokens.patches, self._worth(tokens), _order(tokens)
         if order is not None:
             features = rows_of(features, order)
@@ -99,8 +104,8 @@ class LookAhead(Combination):
     @torch.no_grad()
     def _worth(self, tokens: Tokens) -> Tensor | None:
         """``(B, M)``: logarithm of the class token's attention, mean of the heads."""
-        if not self.bound.has_class_token:
-            return None
+        if not self.bound.has_class_token or (self.looks_back and tokens.heads is None):
+            return None  # after a round, heads are those of other tokens
         if self.looks_back:
             share = class_attention(tokens)
             share = share if tokens.size is None else share * tokens.size

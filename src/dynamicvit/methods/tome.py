@@ -55,15 +55,13 @@ class TokenMerging(Combination):
         return list(dict.fromkeys(_merged(num_patches, stages, n / len(stages)) for n in totals))
 
     def combine(self, tokens: Tokens, count: int) -> Tokens:
-        """The tokens after the most alike pairs have merged."""
-        held = tokens.num_patches
-        number = min(held - count, held // 2)
-        if number <= 0:
-            return tokens
-        assert tokens.heads is not None  # the model runs a block before each stage that looks back
-        key = tokens.heads.key.mean(dim=1)[:, tokens.num_prefix :]
-        alike = cosines(key, bipartite=True)
-        return merge(tokens, *match(alike, number))
+        """The tokens after the most alike pairs have merged, in rounds of at most half of them."""
+        while (number := merged_at_once(tokens, count)) > 0:
+            features = tokens.patches  # of a second round: merged tokens have no keys yet
+            if tokens.heads is not None:
+                features = tokens.heads.key.mean(dim=1)[:, tokens.num_prefix :]
+            tokens = merge(tokens, *match(cosines(features, bipartite=True), number))
+        return tokens
 
 
 def _merged(num_patches: int, stages: Sequence[int], each: float) -> Schedule:
@@ -73,6 +71,12 @@ def _merged(num_patches: int, stages: Sequence[int], each: float) -> Schedule:
         held = max(num_patches - round(each * number), held - held // 2)
         kept.append(held)
     return Schedule(tuple(stages), tuple(k / num_patches for k in kept))
+
+
+def merged_at_once(tokens: Tokens, count: int) -> int:
+    """How many tokens merge in a round that should leave ``count``, at least 1: at most half."""
+    held = tokens.num_patches
+    return min(held - max(1, count), held // 2)
 
 
 def match(alike: Tensor, number: int, worth: Tensor | None = None) -> tuple[Tensor, Tensor]:

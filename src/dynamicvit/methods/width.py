@@ -29,6 +29,8 @@ from dynamicvit.errors import InputError
 class Narrow(Method):
     """A structural control, which has no stages: the network itself is another (:func:`narrow`)."""
 
+    takes_any_schedule = False
+
     @classmethod
     def schedule(cls, *_: object, **__: object) -> Schedule:
         """None.

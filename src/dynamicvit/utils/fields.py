@@ -184,6 +184,7 @@ FIELDS: dict[str, Kind] = {
     "keep_ratio": either(_SHARE, each(_SHARE, 0, MOST_BLOCKS)),
     "policy": one_of("removed", "merged"),
     "fingerprint": TEXT,
+    "num_patches": whole(1, MOST_TOKENS),
     # of exported files alone
     "model": TEXT,
     "version": TEXT,
