@@ -107,8 +107,8 @@ def sparsify(
     bound, chosen = backbone_for(model), None
     if schedule is not None:
         found = ScheduleFile.of(schedule, len(bound.blocks))
-        method, chosen = method or found.method, found.schedule
-    method = method or DEFAULT_METHOD
+        method, chosen = found.method if method is None else method, found.schedule
+    method = DEFAULT_METHOD if method is None else method
     kind = method_named(method)
     if chosen is not None and not kind.takes_any_schedule:
         raise InputError(f"method {method} can't drop tokens by a schedule that is given")

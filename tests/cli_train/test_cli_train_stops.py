@@ -173,6 +173,7 @@ def test_ctrl_c_in_a_terminal(saved: Path, flat: Path, tmp_path: Path) -> None:
         log = out / "log.jsonl"
         while process.is_alive() and not (log.exists() and log.read_text()):
             process.join(0.02)
+        assert process.is_alive(), said.read_text()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
         process.join(60)
     finally:
