@@ -50,3 +50,10 @@ def test_other_work_on_the_cpu_is_no_emulation(
 
 def test_a_layer_is_timed() -> None:
     assert 0 < precision._seconds(torch.float32) < 1
+
+
+def test_it_is_found_out_in_inference_too() -> None:
+    """A backward pass is timed, which inference mode forbids."""
+    precision._emulates_bf16.cache_clear()
+    with torch.inference_mode():
+        assert precision.worthwhile(torch.bfloat16, "cpu") in (torch.bfloat16, None)

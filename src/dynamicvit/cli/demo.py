@@ -85,7 +85,7 @@ def _table(rows: list[Row], size: Size, seed: int) -> Table:
     table = Table(
         title=f"{size.score_scenes:,} fresh scenes, seed {seed}",
         caption="ρ: share of the patches that each of three stages keeps of those before it\n"
-        "times as fast: as dense, at batch 32\n"
+        f"times as fast: as dense, at batch {experiment.BATCH_SIZE}\n"
         "digit, rest: share of the digit's patches, and of all others, kept to the end",
     )
     for heading in ("", "ρ", "top-1", "GMACs", "times as fast", "digit", "rest"):

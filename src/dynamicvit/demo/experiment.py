@@ -18,7 +18,7 @@ from dynamicvit.plots import draw
 from dynamicvit.sparsification import sparsify
 from dynamicvit.training import Progress, Recipe, fit, load_recipe
 from dynamicvit.utils.files import temporary_folder
-from dynamicvit.utils.precision import worthwhile
+from dynamicvit.utils.precision import autocast, worthwhile
 from dynamicvit.utils.words import percent
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TRAINED_RATIO = 0.7
 RATIOS = (0.9, 0.7, 0.5)
 SHOWN = 4  # scenes, in the picture
+BATCH_SIZE = 16  # of timings
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Row:
         keep_ratio: ρ; None for the dense network.
         top1: in [0, 1].
         gmacs: of one image, prediction modules included.
-        speedup: throughput relative to dense at batch 32, median of pairs; None for dense.
+        speedup: throughput relative to dense at :data:`BATCH_SIZE`, median of pairs; None for dense.
         digit_kept: fraction of the digit's patches that the last stage keeps.
         background_kept: fraction of the other patches.
     """
@@ -135,7 +136,8 @@ def score(model: DynamicViT, size: Size, seed: int) -> tuple[float, float, float
     for start in range(0, size.score_scenes, 100):
         stop = min(start + 100, size.score_scenes)
         scene = Scenes("score", seed=seed).batch(range(start, stop))
-        output = model.forward_pruned(scene.images)
+        with autocast("cpu", worthwhile(torch.bfloat16, "cpu")):
+            output = model.forward_pruned(scene.images)
         kept = output.kept[-1]
         right += int((output.logits.argmax(dim=1) == scene.labels).sum())
         digit += int(scene.digit_patches.sum())
@@ -161,7 +163,7 @@ def rows(model: DynamicViT, name: str, size: Size, seed: int) -> Iterator[Row]:
         top1, digit, background = score(model, size, seed)
         (timing,) = bench(
             model,
-            batch_sizes=(32,),
+            batch_sizes=(BATCH_SIZE,),
             precisions=("fp32",),
             threads=torch.get_num_threads(),
             seconds=size.bench_seconds,

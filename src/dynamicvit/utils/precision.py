@@ -85,6 +85,8 @@ def _emulates_bf16(device_type: str) -> bool:
     return device_type == "cpu" and _bf16_takes_longer()
 
 
+@torch.inference_mode(False)  # whatever the caller is in: a backward pass is timed
+@torch.enable_grad()
 def _bf16_takes_longer() -> bool:
     """By the shortest of times in turn; a verdict for float32 needs more of them."""
     short = full = math.inf
@@ -106,7 +108,6 @@ def _seconds(dtype: torch.dtype) -> float:
     inputs = torch.ones(_SIZE, _SIZE, dtype=dtype, requires_grad=True)
     weight = torch.ones(_SIZE, _SIZE, dtype=dtype, requires_grad=True)
     gradient = torch.ones(_SIZE, _SIZE, dtype=dtype)
-    with torch.enable_grad():
-        began = time.perf_counter()
-        F.linear(inputs, weight).backward(gradient)
-        return time.perf_counter() - began
+    began = time.perf_counter()
+    F.linear(inputs, weight).backward(gradient)
+    return time.perf_counter() - began
