@@ -60,7 +60,7 @@ class Row:
         keep_ratio: ρ; None for the dense network.
         top1: in [0, 1].
         gmacs: of one image, prediction modules included.
-        speedup: throughput relative to dense at :data:`BATCH_SIZE`, median of pairs; None for dense.
+        speedup: throughput relative to dense, median of pairs; None for dense.
         digit_kept: fraction of the digit's patches that the last stage keeps.
         background_kept: fraction of the other patches.
     """
