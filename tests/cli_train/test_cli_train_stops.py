@@ -16,7 +16,7 @@ import torch
 import dynamicvit.cli
 from dynamicvit import DynamicViT
 from dynamicvit.checkpoints.runs import PREVIOUS
-from dynamicvit.training import loop, run
+from dynamicvit.training import loop, run, student
 from memory import TINY
 from processes import FORKS
 from run_folders import WRITTEN, files_in
@@ -148,7 +148,7 @@ def test_interrupted_before_the_first_step(
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "load", interrupt)
+    monkeypatch.setattr(student, "load", interrupt)
     assert main("train", flat, "-m", saved, "-o", tmp_path / "out", *TINY) == 130
     assert one_line() == "interrupted; nothing half-written is left, run it again"
     assert not (tmp_path / "out").exists()
@@ -252,7 +252,7 @@ def test_no_permission_to_write(
         return not (mode & os.W_OK and Path(path) == tmp_path)
 
     monkeypatch.setattr(os, "access", access)
-    monkeypatch.setattr(run, "load", None)  # refused before the work
+    monkeypatch.setattr(student, "load", None)  # refused before the work
     assert main("train", flat, "-m", saved, "-o", tmp_path / "new" / "out") == 2
     assert f"no permission to write in {tmp_path}" in one_line()
     assert not (tmp_path / "new").exists()

@@ -145,3 +145,14 @@ def test_a_run_in_one_call(
     with pytest.raises(InputError, match="names no model"):
         train(images, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_dense_network_becomes_one_that_learns_what_to_drop(tmp_path: Path) -> None:
+    images = noise_folders(tmp_path / "images", classes=NUM_CLASSES, each=2)
+    overrides = ("images=4", "batch_size=4", "hold_out=0", "keep_ratio=0.6")
+    network = DEIT.backbone()
+    train(images, tmp_path / "out", network, overrides=overrides, workers=0, device="cpu")
+    loaded = DynamicViT.from_pretrained(tmp_path / "out")
+    assert (loaded.method.name, loaded.keep_ratio) == ("dynamicvit", 0.6)
+    with pytest.raises(InputError, match="has its own weights: leave"):
+        train(images, tmp_path / "new", network, checkpoint="weights.pth")

@@ -120,10 +120,12 @@ def join(tokens: Tokens, dropped: Tensor, into: Tensor, keep_length: bool = Fals
     # token that nothing joins: it is not rounded at every stage.
     own, theirs = size / total, moved / total.gather(1, into)
     own, theirs = own[..., None], theirs[..., None]
-    joined = _added(patches * own, into, patches * theirs)
+    rows = patches
+    if keep_length:  # a feature more: the mean of lengths is that of the features
+        rows = torch.cat([patches, patches.norm(dim=-1, keepdim=True)], dim=-1)
+    joined = _added(rows * own, into, rows * theirs)
     if keep_length:
-        length = patches.norm(dim=-1, keepdim=True)
-        length = _added(length * own, into, length * theirs)
+        joined, length = joined[..., :-1], joined[..., -1:]
         joined = joined * (length / joined.norm(dim=-1, keepdim=True).clamp(min=1e-6))
     joined = joined.to(patches.dtype)
     here = torch.arange(into.shape[1], device=into.device).expand_as(into)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import ConcatDataset
 
 from dynamicvit.checkpoints.addon import ADDON_NAME, backbone_fingerprint, save_addon
-from dynamicvit.checkpoints.loading import load, set_drop_path, set_image_size
+from dynamicvit.checkpoints.loading import set_drop_path, set_image_size
 from dynamicvit.checkpoints.runs import holds_run
 from dynamicvit.checkpoints.saving import save_as_it_came
-from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.data import Loader, eval_transform, split, train_transform
 from dynamicvit.errors import InputError
@@ -32,6 +32,7 @@ from dynamicvit.training.plan import Plan, measured_plan
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.recipes import load_recipe
 from dynamicvit.training.state import TrainingReport
+from dynamicvit.training.student import student_for
 from dynamicvit.utils.distributed import launched_precision, launched_processes
 from dynamicvit.utils.lock import owned
 from dynamicvit.utils.precision import autocast_dtype
@@ -40,7 +41,7 @@ from dynamicvit.utils.precision import autocast_dtype
 def train(
     data: str | Path,
     output: str | Path,
-    model: str | Path | DynamicViT | None = None,
+    model: str | Path | nn.Module | None = None,
     *,
     resume: bool = False,
     force: bool = False,
@@ -77,7 +78,8 @@ class Training:
     Args:
         data: where the images are, see docs/data.md; ``None`` for a plan without.
         model: a name or folder as :func:`~dynamicvit.checkpoints.loading.load` takes it, by
-            default the recipe's; or a model, whose own budget, stages and policy then count.
+            default the recipe's; a dense network; or a model that drops tokens, whose own budget,
+            stages and policy then count.
         recipe: a built-in one, a YAML file, or its values.
         overrides: of the recipe's values, as ``key=value``.
         checkpoint: a file of weights for the model.
@@ -120,7 +122,7 @@ class Training:
     def __init__(
         self,
         data: str | Path | None,
-        model: str | Path | DynamicViT | None = None,
+        model: str | Path | nn.Module | None = None,
         *,
         recipe: str | Path | Recipe = "small_data",
         overrides: Sequence[str] = (),
@@ -158,15 +160,8 @@ class Training:
             raise InputError("the recipe names no model: give one")
         self.sources = [] if data is None else sources_of(data, values, unlabeled, strict)
         torch.manual_seed(values.seed)
-        if isinstance(named, DynamicViT):
-            self.model = named
-            values = values.model_copy(
-                update={"keep_ratio": named.schedule.keep_ratios, "stages": named.schedule.stages}
-            )
-        else:
-            values = values.model_copy(update={"model": str(named)})
-            wanted = pretrained and (not plan_only or addon is not None)
-            self.model = _student(values, checkpoint, addon, wanted)
+        wanted = pretrained and (not plan_only or addon is not None)
+        self.model, values = student_for(named, values, checkpoint, addon, wanted)
         images = self.sources[0] if self.sources else None
         self.classes = classes_for(images, self.model, values, class_map, num_classes, class_names)
         self._fresh = self.classes.give_to(self.model)
@@ -325,26 +320,3 @@ class Training:
             write_report(report, self.model, self.recipe.teacher, self.teacher_checkpoint, output)
             draw_run(output)
         return report
-
-
-def _student(
-    recipe: Recipe, checkpoint: str | Path | None, addon: str | Path | None, pretrained: bool
-) -> DynamicViT:
-    assert recipe.model is not None
-    model = load(
-        recipe.model,
-        checkpoint=checkpoint,
-        addon=addon,
-        keep_ratio=recipe.keep_ratio,
-        stages=recipe.stages,
-        policy=recipe.policy,  # also of a model that had another: it learns who should stay now
-        method=recipe.method,
-        default_method="dynamicvit",
-        pretrained=pretrained,
-    )
-    if not model.schedule.stages and not recipe.asks_external_teacher:
-        raise InputError(
-            f"{recipe.model} with method {model.method.name} has no stage that drops tokens: give "
-            "it another network as --teacher, or compare methods with `dynamicvit compare`"
-        )
-    return model

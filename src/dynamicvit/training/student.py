@@ -1,0 +1,67 @@
+"""The model that a run trains: loaded by its name, or made of a network that is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from dynamicvit.checkpoints.loading import load
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import core_of
+from dynamicvit.errors import InputError
+from dynamicvit.sparsification import DEFAULT_KEEP_RATIO, sparsify
+from dynamicvit.training.recipe import Recipe
+
+#: How a dense network chooses tokens where a recipe does not say.
+TRAINED_METHOD = "dynamicvit"
+
+
+def student_for(
+    named: str | Path | nn.Module,
+    recipe: Recipe,
+    checkpoint: str | Path | None,
+    addon: str | Path | None,
+    pretrained: bool,
+) -> tuple[DynamicViT, Recipe]:
+    """The model, and the recipe with what it says of it.
+
+    Args:
+        named: a name or folder; a dense network; or a model, whose own schedule then counts.
+        recipe: of the run.
+        checkpoint: a file of weights, for a name.
+        addon: prediction modules, for a name or a dense network.
+        pretrained: as for :func:`~dynamicvit.load`.
+
+    Raises:
+        InputError: for a model that can't be had, or drops no tokens and has no teacher.
+    """
+    given = core_of(named) if isinstance(named, nn.Module) else None
+    if isinstance(given, DynamicViT):
+        said = {"keep_ratio": given.schedule.keep_ratios, "stages": given.schedule.stages}
+        return given, recipe.model_copy(update=said)
+    if isinstance(named, nn.Module) and addon is None:
+        if checkpoint is not None:
+            raise InputError(f"a network has its own weights: leave checkpoint {checkpoint} out")
+        ratio, method = recipe.keep_ratio or DEFAULT_KEEP_RATIO, recipe.method or TRAINED_METHOD
+        made = core_of(sparsify(named, ratio, recipe.stages, recipe.policy, method))
+        assert isinstance(made, DynamicViT)
+        return made, recipe
+    name = type(named).__name__ if isinstance(named, nn.Module) else str(named)
+    model = load(
+        named,
+        checkpoint=checkpoint,
+        addon=addon,
+        keep_ratio=recipe.keep_ratio,
+        stages=recipe.stages,
+        policy=recipe.policy,  # also of a model that had another: it learns who should stay now
+        method=recipe.method,
+        default_method=TRAINED_METHOD,
+        pretrained=pretrained,
+    )
+    if not model.schedule.stages and not recipe.asks_external_teacher:
+        raise InputError(
+            f"{name} with method {model.method.name} has no stage that drops tokens: give it "
+            "another network as --teacher, or compare methods with `dynamicvit compare`"
+        )
+    return model, recipe.model_copy(update={"model": name})
