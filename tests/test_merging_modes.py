@@ -75,7 +75,7 @@ def test_grad_checkpointing_gives_the_same_gradients(family: Family, masking: An
 
 # Where a graph breaks, torch looks at gradients of what it hands on.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-@both_leaves
+@pytest.mark.parametrize("masking", ["compact"])  # tests/test_model.py compiles the other
 def test_compiled_training(masking: Any) -> None:
     learner, images = Learner(DEIT, masking, depth=2, stages=[1]), DEIT.images()
     expected = learned(learner, images)

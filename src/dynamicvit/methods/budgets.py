@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 from torch import nn
 
@@ -88,6 +89,7 @@ def _narrow_at(backbone: nn.Module, fraction: float) -> DynamicViT:
     shapes = meta_copy(backbone)
     budget = fraction * schedule_macs(backbone, DENSE)
 
+    @cache
     def cost(width: int) -> int:
         return schedule_macs(narrow(shapes, width), DENSE)
 
