@@ -42,13 +42,13 @@ def test_damage_is_refused_in_one_line_or_harmless(
     )
     @given(random=st.randoms(use_true_random=False))
     def damage(random: Random) -> None:
-        began = time.monotonic()
+        began = time.process_time()
         try:
             subject(random)
         except InputError as error:
             refused.append(str(error))
         assert len("".join(refused[-1:])) < LONGEST_MESSAGE
-        assert time.monotonic() - began < SECONDS
+        assert time.process_time() - began < SECONDS
 
     damage()
     assert refused, "of so much damage some must be seen"
