@@ -10,6 +10,7 @@ from torch import nn
 from dynamicvit.backbones import backbone_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of
+from dynamicvit.core.per_image import PerImage, check_compares_images
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.schedule_file import ScheduleFile, ScheduleSource
 from dynamicvit.errors import InputError
@@ -42,6 +43,7 @@ def sparsify(
     policy: Policy | None = None,
     method: str | None = None,
     schedule: ScheduleSource | None = None,
+    per_image: bool = False,
 ) -> DynamicViTForImageClassification: ...
 
 
@@ -53,6 +55,7 @@ def sparsify(
     policy: Policy | None = None,
     method: str | None = None,
     schedule: ScheduleSource | None = None,
+    per_image: bool = False,
 ) -> DynamicViT: ...
 
 
@@ -64,6 +67,7 @@ def sparsify(
     policy: Policy | None = None,
     method: str | None = None,
     schedule: ScheduleSource | None = None,
+    per_image: bool = False,
 ) -> DynamicViT | DynamicViTForImageClassification:
     """Turn a vision transformer into one that drops patch tokens.
 
@@ -86,6 +90,9 @@ def sparsify(
             "lookahead", or what the schedule's file says.
         schedule: in place of ``keep_ratio``, ``stages`` and ``policy``: where and how much to drop,
             or a file of that (:class:`~dynamicvit.ScheduleFile`), as ``dynamicvit tune`` writes it.
+        per_image: easy images keep fewer tokens and hard ones more, as many on average as the
+            schedule says; ``model.calibrate(images)`` finds out how many. For a method whose keep
+            scores compare images, as "dynamicvit", "class-attention" and "evit".
 
     Returns:
         A :class:`~dynamicvit.DynamicViT`; for a model of Hugging Face transformers, one of
@@ -112,6 +119,8 @@ def sparsify(
     kind = method_named(method)
     if chosen is not None and not kind.takes_any_schedule:
         raise InputError(f"method {method} can't drop tokens by a schedule that is given")
+    if per_image:
+        check_compares_images(kind)
     if kind is Narrow:
         shares = Schedule.for_depth(len(bound.blocks), keep_ratio, stages)
         return at_macs(method, model, shares.mean_kept(len(bound.blocks)))
@@ -120,6 +129,7 @@ def sparsify(
             own_schedules(method, bound, stages)
         chosen = kind.schedule(bound, keep_ratio, stages, policy)
     sparse = DynamicViT(bound, chosen, kind)
+    sparse.per_image = PerImage() if per_image else None
     if bound.source != "transformers":
         return sparse
     from dynamicvit.transformers import DynamicViTForImageClassification

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from dynamicvit.core.per_image import PerImage, described, per_image_in
 from dynamicvit.core.registry import METHODS, registered_method
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
@@ -99,6 +100,7 @@ class HubMixin(
 
     backbone: nn.Module
     predictors: nn.ModuleList
+    per_image: PerImage | None
 
     def save_pretrained(
         self, save_directory: str | Path, *, config: Any = None, **kwargs: Any
@@ -178,6 +180,7 @@ class HubMixin(
             method = registered_method(config.get("method", "dynamicvit"))
             with room_for([weights_file]):
                 model = cls(source.rebuild(config), schedule_in(config), method)
+            model.per_image = per_image_in(config)
         except Exception as error:  # the backbone's library may raise anything
             reason = first_line(error)
             raise InputError(f"{config_file}: does not describe a model ({reason})") from error
@@ -209,6 +212,7 @@ def _config_of(model: Any) -> dict[str, Any]:
         "backbone_source": source,
         "method": method,
         "schedule": dataclasses.asdict(model.schedule),
+        **({} if model.per_image is None else {"per_image": described(model.per_image)}),
     }
 
 

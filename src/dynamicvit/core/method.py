@@ -92,6 +92,8 @@ class Method(nn.Module, ABC):
     needs_class_token: ClassVar[bool] = False
     #: Whether it can drop any number of tokens before any block.
     takes_any_schedule: ClassVar[bool] = True
+    #: Whether its keep scores compare the tokens of different images.
+    compares_images: ClassVar[bool] = False
     #: How many prefix tokens it adds.
     adds: int = 0
 
@@ -199,6 +201,8 @@ class Choice(Method):
     For the same decisions both paths go on with the same tokens.
     """
 
+    compares_images = True
+
     @abstractmethod
     def keep_scores(self, tokens: Tokens) -> Tensor:
         """``(B, M)``: log-odds of keeping each patch token; their order says who is kept."""
@@ -222,7 +226,7 @@ class Choice(Method):
     ) -> tuple[Tokens, Tensor | None]:
         """The k best by keep score go on (Section 3.4)."""
         scores = own = self.keep_scores(tokens)
-        alike = _alike(tokens, policy)
+        alike = alike_in(tokens, policy)
         if alike is not None:
             scores = discounted(scores, alike)
         if count >= tokens.num_patches and not self.adds:
@@ -232,7 +236,7 @@ class Choice(Method):
 
     def prune_to(self, tokens: Tokens, position: Tensor, policy: Policy = "removed") -> Tokens:
         """Those at the given positions go on."""
-        return self._kept(tokens, position, None, _alike(tokens, policy))
+        return self._kept(tokens, position, None, alike_in(tokens, policy))
 
     def _kept(
         self, tokens: Tokens, position: Tensor, keep_scores: Tensor | None, alike: Tensor | None
@@ -244,14 +248,14 @@ class Choice(Method):
         joined = tokens
         if alike is not None:
             joined = join(tokens, dropped, most_alike(alike, dropped < 0.5))
-        return _with_summary(joined.keep(position), self.summary(tokens, dropped, keep_scores))
+        return with_summary(joined.keep(position), self.summary(tokens, dropped, keep_scores))
 
     def mask(self, tokens: Tokens, count: int, policy: Policy, draw: Draw) -> Masked:
         """Dropped tokens are hidden from attention (Section 3.4), which keeps shapes fixed."""
         before = tokens.decision
         if before is None:
             before = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
-        alike, own, reported = _alike(tokens, policy), None, None
+        alike, own, reported = alike_in(tokens, policy), None, None
         if draw.given is None:
             kept = before.detach() > 0.5
             scores = own = self.keep_scores(tokens)
@@ -274,7 +278,7 @@ class Choice(Method):
             after = after.compact(before)
         elif draw.masking == "compact":
             after = after.compact(decision).unmasked()
-        after = _with_summary(after, self.summary(tokens, before - decision, own))
+        after = with_summary(after, self.summary(tokens, before - decision, own))
         return Masked(after, tokens.to_grid(decision), reported, tokens.places())
 
 
@@ -331,12 +335,12 @@ class Combination(Method):
         return Masked(after, after.to_grid(held), None)
 
 
-def _alike(tokens: Tokens, policy: Policy) -> Tensor | None:
+def alike_in(tokens: Tokens, policy: Policy) -> Tensor | None:
     """How like each other tokens are, where there are any and that matters."""
     return likeness(tokens) if policy == "merged" and tokens.num_patches else None
 
 
-def _with_summary(tokens: Tokens, summary: Tensor | None) -> Tokens:
+def with_summary(tokens: Tokens, summary: Tensor | None) -> Tokens:
     """Further prefix tokens, behind those that are there."""
     if summary is None:
         return tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -16,6 +16,7 @@ from dynamicvit.backbones import Backbone, backbone_for
 from dynamicvit.core.hub import HubMixin
 from dynamicvit.core.method import Method
 from dynamicvit.core.paths import Paths
+from dynamicvit.core.per_image import PerImage, calibrated
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.timm_surface import TimmSurface
@@ -39,6 +40,8 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
 
     Attributes:
         bound: the backbone with what its family says of it.
+        per_image: what gives each image a number of tokens of its own (:meth:`calibrate`); ``None``
+            for the same number for all.
         warns_untrained: whether the next inference says so if nobody has trained the scores.
 
     Raises:
@@ -66,6 +69,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         for predictor, block in zip(predictors, schedule.stages, strict=True):
             self._check_method(predictor, block)
         self.predictors = nn.ModuleList(predictors)
+        self.per_image: PerImage | None = None
         self.warns_untrained = True
         self._freeze_statistics()
 
@@ -153,6 +157,24 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
     @policy.setter
     def policy(self, policy: Policy) -> None:
         self._schedule = replace(self._schedule, policy=policy)
+
+    def calibrate(self, images: Tensor | Iterable[Tensor], cap: float | None = None) -> None:
+        """From now on give each image a number of tokens of its own, the schedule's on average.
+
+        A stage then keeps the patches whose keep score passes a threshold, which is the same for
+        every image. The mean is that of these images, at any keep ratio that is set later. Training
+        is as ever, and ``model.per_image = None`` gives all images the same number again.
+
+        Args:
+            images: some hundreds of the kind that will come, without labels:
+                ``(n, channels, height, width)`` or batches of that, normalized.
+            cap: no image keeps more than so many times the mean at a stage; by default any number.
+
+        Raises:
+            InputError: for a method whose scores don't compare images, too few images, images of
+                a size that the model does not take, or a cap below 1.
+        """
+        self.per_image = calibrated(self, images, cap)
 
     dropped = Renamed('policy, "removed" or "merged"')
     sampler = Renamed("an argument: forward_masked(sampler=)")

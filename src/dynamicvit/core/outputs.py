@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Grid, Tokens
 from dynamicvit.utils.renamed import Renamed
 
@@ -85,7 +87,8 @@ class PrunedOutput:
         groups: for each stage ``(B, N)``, the position among the held patch tokens of the one that
             each patch is part of, -1 for none. Empty when the decisions were given.
         kept_index: for each stage ``(B, K)``, index of each kept patch in the grid, in the tokens'
-            order, which ascends. Empty when the decisions were given.
+            order, which ascends. Empty when the decisions were given, or images keep different
+            numbers of patches.
         full_map: ``(B, *grid, C)``, as in :class:`MaskedOutput`.
     """
 
@@ -97,4 +100,76 @@ class PrunedOutput:
     kept_index: tuple[Tensor, ...] = ()
     full_map: Tensor | None = None
 
+    @classmethod
+    def of(
+        cls, report: list[StageReport], logits: Tensor, grid: Grid, full_map: Tensor | None
+    ) -> PrunedOutput:
+        """From what the stages did by their own choice."""
+        equal = all(len(stage.left) == 1 for stage in report)
+        return cls(
+            logits,
+            kept=tuple(stage.kept() for stage in report),
+            keep_scores=tuple(stage.scored() for stage in report if stage.keep_scores),
+            grid=grid,
+            groups=tuple(stage.groups() for stage in report),
+            kept_index=tuple(stage.left[0].kept_index() for stage in report) if equal else (),
+            full_map=full_map,
+        )
+
     survived = Renamed("kept; kept_index has what was kept, the patches by number")
+
+
+@dataclass
+class StageReport:
+    """What a stage of the pruned path did to the parts of a batch.
+
+    Attributes:
+        came: the parts that came to it.
+        keep_scores: of each of them ``(B', N)``, if it scores tokens.
+        left: the parts that went on.
+    """
+
+    came: list[Tokens] = field(default_factory=list)
+    keep_scores: list[Tensor] = field(default_factory=list)
+    left: list[Tokens] = field(default_factory=list)
+
+    def note(self, came: Tokens, left: list[Tokens], keep_scores: Tensor | None) -> None:
+        """Add what became of one part."""
+        self.came.append(came)
+        self.left += left
+        if keep_scores is not None:
+            self.keep_scores.append(came.to_grid(keep_scores, fill=float("-inf")))
+
+    def kept(self) -> Tensor:
+        """``(B, N)`` bool, as in :class:`PrunedOutput`."""
+        return in_order(self.left, [part.kept() for part in self.left])
+
+    def scored(self) -> Tensor:
+        """``(B, N)`` keep scores, as in :class:`PrunedOutput`."""
+        return in_order(self.came, self.keep_scores)
+
+    def groups(self) -> Tensor:
+        """``(B, N)``, as in :class:`PrunedOutput`."""
+        return in_order(self.left, [part.membership() for part in self.left])
+
+
+def in_order(parts: list[Tokens], values: list[Tensor]) -> Tensor:
+    """Values of the parts' images as one tensor, in the order of the batch."""
+    if len(parts) == 1:
+        return values[0]
+    images = [part.images for part in parts if part.images is not None]
+    return torch.cat(values)[torch.cat(images).argsort()]
+
+
+def only_part(parts: list[Tokens]) -> Tokens:
+    """The tokens of a batch whose images all hold as many.
+
+    Raises:
+        InputError: if they don't.
+    """
+    if len(parts) > 1:
+        raise InputError(
+            f"the images keep {len(parts)} different numbers of tokens, which are no one tensor: "
+            "give one image at a time, or set model.per_image to None"
+        )
+    return parts[0]

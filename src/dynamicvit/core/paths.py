@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import get_args
 
@@ -18,7 +19,15 @@ from torch import Tensor, nn
 from dynamicvit.backbones import Backbone
 from dynamicvit.core.decisions import Sampler, check_decisions, gumbel_sampler
 from dynamicvit.core.method import Draw, Masking
-from dynamicvit.core.outputs import DenseOutput, MaskedOutput, PrunedOutput
+from dynamicvit.core.outputs import (
+    DenseOutput,
+    MaskedOutput,
+    PrunedOutput,
+    StageReport,
+    in_order,
+    only_part,
+)
+from dynamicvit.core.per_image import PerImage
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.layers.attention import through_backbone
@@ -35,11 +44,13 @@ class Paths:
     Attributes:
         bound: the backbone with what its family says of it.
         predictors: the method of each stage.
+        per_image: what gives each image a number of tokens of its own, or ``None``.
     """
 
     bound: Backbone
     _schedule: Schedule
     predictors: nn.ModuleList
+    per_image: PerImage | None
     training: bool
     warns_untrained: bool
 
@@ -120,16 +131,11 @@ class Paths:
             full_map: whether the output has one.
         """
         tokens = self._first(images, full_map)
-        scores, after = [], []
+        report = [StageReport() for _ in self.predictors]
         if decisions is not None:
             check_decisions(decisions, len(self.predictors), (tokens.x.shape[0], tokens.grid_size))
             drawn = (decision > 0.5 for decision in decisions)
             given = tuple(accumulate(drawn, torch.logical_and))
-
-        def prune(stage: int, tokens: Tokens, count: int) -> list[Tokens]:
-            [pruned] = self._prune(stage, tokens, count, scores)
-            after.append(pruned)
-            return [pruned]
 
         def prune_to(stage: int, tokens: Tokens, count: int) -> Iterator[Tokens]:
             del count
@@ -139,17 +145,13 @@ class Paths:
                 yield self.predictors[stage].prune_to(part, position, self._schedule.policy)
 
         stop = self._depth if full_map else self._depth - 1
-        parts = self._walk(tokens, prune if decisions is None else prune_to, stop)
+        choose = partial(self._prune, report=report) if decisions is None else prune_to
+        parts = self._walk(tokens, choose, stop)
         finished = [self.bound.finish(part) for part in parts] if full_map else None
-        return PrunedOutput(
-            self._answer(parts),
-            kept=tuple(left.kept() for left in after) if decisions is None else given,
-            keep_scores=tuple(scores),
-            grid=tokens.grid,
-            groups=tuple(left.membership() for left in after),
-            kept_index=tuple(left.kept_index() for left in after),
-            full_map=finished and _in_order(parts, [part.full_map() for part in finished]),
-        )
+        full = finished and in_order(parts, [part.full_map() for part in finished])
+        if decisions is not None:
+            return PrunedOutput(self._answer(parts), given, (), tokens.grid, full_map=full)
+        return PrunedOutput.of(report, self._answer(parts), tokens.grid, full)
 
     @through_backbone
     def forward_dense(self, images: Tensor | Tokens) -> DenseOutput:
@@ -176,8 +178,8 @@ class Paths:
         """
         if self.training:
             return self.forward_masked(images).features
-        [tokens] = self._walk(self.first_blocks(images), self._prune, self._depth)
-        return self.bound.finish(tokens)
+        parts = self._walk(self.first_blocks(images), self._prune, self._depth)
+        return self.bound.finish(only_part(parts))
 
     @through_backbone
     def first_blocks(self, images: Tensor) -> Tokens:
@@ -239,15 +241,20 @@ class Paths:
         return parts
 
     def _prune(
-        self, stage: int, tokens: Tokens, count: int, scores: list[Tensor] | None = None
+        self, stage: int, tokens: Tokens, count: int, report: list[StageReport] | None = None
     ) -> list[Tokens]:
-        """The pruned path's stage; the keep scores are added to a list."""
+        """The pruned path's stage; it is noted in its report."""
         if self.warns_untrained and count < tokens.num_patches:
             self._warn_if_untrained(tokens.x)
-        pruned, keep_scores = self.predictors[stage].prune(tokens, count, self._schedule.policy)
-        if scores is not None and keep_scores is not None:
-            scores.append(tokens.to_grid(keep_scores, fill=float("-inf")))
-        return [pruned]
+        method = self.predictors[stage]
+        if self.per_image is None or tokens.x.is_meta:  # without values only the mean is known
+            pruned, keep_scores = method.prune(tokens, count, self._schedule.policy)
+            left = [pruned]
+        else:
+            left, keep_scores = self.per_image.prune(self._schedule, stage, method, tokens)
+        if report is not None:
+            report[stage].note(tokens, left, keep_scores)
+        return left
 
     def _answer(self, parts: list[Tokens]) -> Tensor:
         """Logits of the pruned path; of the last block, if it has not run, what the head reads."""
@@ -257,7 +264,8 @@ class Paths:
             done = [self.bound.run_last(*parts)]
         else:
             done = self.bound.run_packed(self._depth - 1, parts)
-        return _in_order(parts, [self.bound.head(self.bound.finish(part)) for part in done])
+        logits = [self.bound.head(self.bound.finish(part)) for part in done]
+        return logits[0] if len(parts) == 1 else in_order(parts, logits)
 
     def _first(self, images: Tensor | Tokens, remember: bool) -> Tokens:
         tokens = images if isinstance(images, Tokens) else self.first_blocks(images)
@@ -290,11 +298,3 @@ def _zeroed(tokens: Tokens) -> Tokens:
     decision = tokens.over_all(tokens.decision)
     x = tokens.x if decision is None else tokens.x * decision[..., None].to(tokens.x.dtype)
     return replace(tokens, x=x, decision=None)
-
-
-def _in_order(parts: list[Tokens], values: list[Tensor]) -> Tensor:
-    """Values of the parts' images as one tensor, in the order of the batch."""
-    if len(parts) == 1:
-        return values[0]
-    images = [part.images for part in parts if part.images is not None]
-    return torch.cat(values)[torch.cat(images).argsort()]

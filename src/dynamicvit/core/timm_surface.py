@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from dynamicvit.core.method import Combination
+from dynamicvit.core.outputs import only_part
 from dynamicvit.errors import InputError
 from dynamicvit.layers.attention import through_backbone
 from dynamicvit.layers.tokens import Tokens
@@ -119,7 +120,8 @@ class TimmSurface:
             prefixes.append(tokens.x[:, : tokens.num_prefix])
 
         stop = max(wanted) + 1 if stop_early else depth
-        tokens = self._walk(self._embed(images).remembering(), self._prune, stop, note=note)[0]
+        first = self._embed(images).remembering()
+        tokens = only_part(self._walk(first, self._prune, stop, note=note))
         features = None if intermediates_only else self.bound.finish(tokens).x
         with_prefix = return_prefix_tokens and self.num_prefix_tokens > 0
         if output_dict:

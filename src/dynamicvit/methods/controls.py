@@ -28,6 +28,7 @@ class RandomScores(Choice):
     """Every token has the same chance, drawn anew each call. A control, not a method to use."""
 
     works_untrained = True
+    compares_images = False
 
     def keep_scores(self, tokens: Tokens) -> Tensor:
         """Log-odds of uniform random probabilities."""
@@ -44,6 +45,8 @@ class StaticRanking(Choice):
     Args:
         grid: rows and columns of patches of the images that it learns from.
     """
+
+    compares_images = False
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()

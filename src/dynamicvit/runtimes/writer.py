@@ -138,6 +138,11 @@ def export(
     kind.check_options(options)
     if dense:
         model = without_stages(model)
+    if model.per_image is not None:
+        raise InputError(
+            "an exported graph keeps the same number of tokens of every image, and this model has "
+            "a budget per image: export the mean counts (model.per_image = None)"
+        )
     about = describe(model, image_size=image_size, batch=batch, crop_pct=crop_pct)
     kind.ready(precision)
     if precision == "fp32":

@@ -20,6 +20,7 @@ from dynamicvit.core.losses import LossWeights, dynamicvit_loss
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import own_image_size
 from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
+from dynamicvit.core.per_image import described, per_image_in
 from dynamicvit.core.prediction import PredictionModule, init_weights
 from dynamicvit.core.registry import registered_method
 from dynamicvit.core.schedule import Policy, Schedule
@@ -81,6 +82,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
             backbone = classifier_from(config.backbone_config)
             schedule = Schedule(tuple(config.stages), tuple(config.keep_ratios), config.policy)
             dynamicvit = DynamicViT(backbone, schedule, registered_method(config.method))
+            dynamicvit.per_image = per_image_in(vars(config))
         else:
             for module in dynamicvit.modules():
                 module._is_hf_initialized = True  # or post_init would initialize it again
@@ -295,6 +297,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
         Names on disk are those in memory, from which Trainer resumes and loads its best model.
         """
         self._note_schedule()
+        self.config.per_image = described(self.dynamicvit.per_image)
         return super().save_pretrained(save_directory, **{"save_original_format": False, **kwargs})
 
 
