@@ -36,6 +36,10 @@ SHARES = 64
 #: many run together, and few would with every number.
 STEPS = 24
 
+#: Share of the way from the mean to the number that passes the threshold. All of the way, images
+#: with few such tokens lose more than the others gain (docs/results.md).
+SPREAD = 0.5
+
 #: Halvings of the range of scores in which a threshold lies: to float32's precision.
 _HALVINGS = 30
 
@@ -89,7 +93,8 @@ class PerImage:
         came, mean = mean_counts(schedule, stage, tokens.grid_size)
         above = (scores >= self.threshold(stage, mean / came)).sum(dim=1)
         held, most = scores.shape[1], _most(mean, tokens.grid_size, self.cap)
-        counts = counted(above, *above.new_tensor([held, most]), tokens.grid_size)
+        limits = above.new_tensor([mean, held, most])
+        counts = counted(above, *limits, tokens.grid_size)
         return kept_parts(method, tokens, counts, scores, own, alike), scores
 
     def threshold(self, stage: int, share: float) -> float:
@@ -101,19 +106,22 @@ class PerImage:
         return table[below] + max(at - below, 0.0) * (table[below + 1] - table[below])
 
 
-def counted(above: Tensor, held: Tensor, most: Tensor, grid_size: int) -> Tensor:
+def counted(above: Tensor, mean: Tensor, held: Tensor, most: Tensor, grid_size: int) -> Tensor:
     """How many tokens images keep, one at least.
 
     Args:
         above: how many pass the threshold; integers of any shape.
+        mean: how many go on in the mean.
         held: how many there are.
         most: the cap.
         grid_size: N.
     """
     step = max(1, grid_size // STEPS)
-    stepped = (above + step // 2) // step * step
-    # Those who keep all keep all, whatever the steps are.
-    stepped = torch.where(above == held, above, stepped)
+    wanted = mean + SPREAD * (above - mean)
+    # A quarter less: halves of patches would lie midway between two steps and tip either way.
+    stepped = (((wanted - 0.25) / step + 0.5).floor() * step).long()
+    # Who would keep all keeps all, whatever the steps are.
+    stepped = torch.where((above >= held) | (wanted >= held), held, stepped)
     return torch.minimum(stepped, torch.minimum(held, most)).clamp(min=1)
 
 
@@ -238,7 +246,7 @@ def _thresholds(
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         above = longest - torch.searchsorted(ranked, middle.expand(len(ranked), -1).contiguous())
-        many = counted(above, held, most, grid_size).float().mean(dim=0) > means
+        many = counted(above, means, held, most, grid_size).float().mean(dim=0) > means
         low, high = torch.where(many, middle, low), torch.where(many, high, middle)
     return tuple(high.tolist())
 
