@@ -37,7 +37,7 @@ def plot_speed(rows: Sequence[BenchRow], title: str = "") -> Figure:
             if row.batch_size == size:
                 _draw(axes, row, settings.index((row.runtime, row.precision)))
         style.dress(axes, f"batch {size}", x=unit, grid=False)
-        axes.set_xlim(0, 1.5 * axes.dataLim.x1)  # room for the numbers
+        axes.set_xlim(0, 1.75 * axes.dataLim.x1)  # room for the numbers, unclear ones too
         if related:
             axes.axvline(1.0, color=style.FAINT, linewidth=0.8, linestyle=":")
     first = panels[0]
