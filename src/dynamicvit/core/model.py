@@ -162,8 +162,10 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         """From now on give each image a number of tokens of its own, the schedule's on average.
 
         A stage then keeps the patches whose keep score passes a threshold, which is the same for
-        every image. The mean is that of these images, at any keep ratio that is set later. Training
-        is as ever, and ``model.per_image = None`` gives all images the same number again.
+        every image; an image keeps halfway between the mean and as many. The mean is that of these
+        images at the keep ratio of the moment. At one that is set later, the stages after the first
+        miss it by some percent: calibrate again. Training is as ever, and
+        ``model.per_image = None`` gives all images the same number again.
 
         Args:
             images: some hundreds of the kind that will come, without labels:

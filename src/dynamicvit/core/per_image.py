@@ -1,7 +1,8 @@
 """A budget per image: easy images keep fewer tokens, hard ones more, the schedule's on average.
 
-A stage keeps the patches whose keep score passes a threshold instead of the k best. Thresholds are
-found on images without labels. They are kept as a table, so that any keep ratio has its own.
+At a stage an image keeps, instead of k, halfway between k and the number of its patches whose keep
+score passes a threshold. Thresholds are found on images without labels, and kept as a table of
+shares, so that every keep ratio has one: exact at the one of the calibration, near at others.
 """
 
 from __future__ import annotations
