@@ -181,8 +181,9 @@ def test_a_sparse_model_is_not_taken_for_dense_without_a_word(
     assert "not dense: it drops tokens (dynamicvit, merged)" in capsys.readouterr().out
 
 
-def test_without_training(run: Main, tmp_path: Path) -> None:
+def test_without_training(run: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--no-train", "--no-timing") == 0
+    assert "not dense" not in capsys.readouterr().out
     assert [line["method"] for line in table(tmp_path)] == [
         "dense", "random", "class-attention", "evit", "tome", "lookahead",
     ]  # fmt: skip

@@ -123,7 +123,12 @@ def compare(
         check_target(output / CSV_NAME, "--output", start=CSV_START)
     use_threads(threads)
     console = Console()
-    model = load(model_name, checkpoint=checkpoint, pretrained=not no_pretrained)
+    model = load(
+        model_name,
+        checkpoint=checkpoint,
+        pretrained=not no_pretrained,
+        default_method="dynamicvit",  # fresh: a dense network is told from one that was saved
+    )
     try:
         with progress_bar(console) as bar:
             lines = run_comparison(

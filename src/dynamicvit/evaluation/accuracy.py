@@ -224,7 +224,8 @@ class _Counts:
             top1=share(self.top1, self.labeled),
             top5=share(self.top5, self.labeled),
             agreement=share(self.agreed, self.images) if self.compared else None,
-            divergence=self.divergence / self.images if self.compared else None,
+            # Never negative, but by rounding.
+            divergence=max(0.0, self.divergence / self.images) if self.compared else None,
             dense_top1=share(self.dense_top1, self.labeled) if self.compared else None,
             images=self.images,
             labeled=self.labeled,
