@@ -280,11 +280,11 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
             return _count(lambda: method.prune(came, left, policy))
 
         # Token merging treats every second token differently.
-        return kinds.setdefault((_structure(method), added), _fitted(run, step=2))
+        return kinds.setdefault((structure_of(method), added), _fitted(run, step=2))
 
     def block_cost(i: int) -> Cost:
         cost = _fitted(lambda n: _count(lambda: bound.run(i, held(n))))
-        return kinds.setdefault(_structure(bound.blocks[i]), cost)
+        return kinds.setdefault(structure_of(bound.blocks[i]), cost)
 
     methods, policy = _methods(twin, bound, num_stages)
     stages = twin.schedule.stages if isinstance(twin, DynamicViT) else ()
@@ -304,7 +304,7 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
     )
 
 
-def _structure(module: nn.Module) -> tuple[object, ...]:
+def structure_of(module: nn.Module) -> tuple[object, ...]:
     """What modules that cost the same have in common: classes, shapes, numbers and names."""
     plain = (bool, int, float, str)
     return tuple(

@@ -28,6 +28,7 @@ from dynamicvit.cli.options import (
     CropPct,
     ImageSizeOption,
     JsonFile,
+    Method,
     Model,
     ModelArgument,
     NoPretrained,
@@ -92,12 +93,7 @@ def tune_command(
     released: Released = None,
     checkpoint: Checkpoint = None,
     no_pretrained: NoPretrained = False,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="How a dense model chooses tokens: lookahead (default), tome, ..."
-        ),
-    ] = None,
+    method: Method = None,
     policy: Policy = None,
     images: Annotated[
         int, typer.Option(help="Images drawn from DATA.", rich_help_panel=IMAGES)

@@ -15,6 +15,7 @@ from dynamicvit.core.method import Combination
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import eval_mode, untrained_on_purpose
 from dynamicvit.core.schedule import Schedule
+from dynamicvit.costs import structure_of
 from dynamicvit.evaluation.bench import time_in_turn
 from dynamicvit.evaluation.bench.machine import torch_threads
 from dynamicvit.evaluation.bench.plan import Setting, load_file, network_file
@@ -72,7 +73,7 @@ def measure_parts(
 ) -> dict[str, Any]:
     """Time each kind of block, the stages and the rest in turn, and give the medians.
 
-    Blocks of the same shape are one kind, and timed once.
+    Blocks of the same structure are one kind, and timed once.
 
     Args:
         model: whose method is timed at its first stage.
@@ -90,7 +91,7 @@ def measure_parts(
     with eval_mode(model), untrained_on_purpose(model), torch_threads(threads):
         embedded: Any = run(lambda: bound.embed(images))
         counts = points(embedded.num_patches, embedded.num_prefix)
-        kinds = [_kind(block) for block in bound.blocks[:-1]]
+        kinds = [structure_of(block) for block in bound.blocks[:-1]]
         names = {kind: f"block {kinds.index(kind)}" for kind in kinds}
         method, at = model.methods[0], model.schedule.stages[0]
         for count in counts:
@@ -209,11 +210,6 @@ def _prepared(
         file = network_file(network, name, runtime, setting.precision, (height, width), folder)
         network = load_file(file, runtime, setting.precision)
     return runtime.prepare(network, images, setting.precision)
-
-
-def _kind(block: nn.Module) -> tuple[Any, ...]:
-    """What blocks of the same cost have in common."""
-    return type(block), tuple(tuple(weight.shape) for weight in block.parameters())
 
 
 def _merges(model: DynamicViT) -> bool:
