@@ -68,6 +68,12 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     return run
 
 
+@pytest.fixture
+def native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 is taken where it is asked for, on processors that emulate it too."""
+    monkeypatch.setattr("dynamicvit.utils.precision._emulates_bf16", lambda device_type: False)
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Gives the file of ``exports.small`` in a format, written once; tests must not change it."""

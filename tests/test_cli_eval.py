@@ -114,6 +114,7 @@ def test_a_model_that_merges(model: DynamicViT, folder: Path, tmp_path: Path, nu
     assert numbers(folder, "--model", tmp_path / "merging", "--dense")["policy"] is None
 
 
+@pytest.mark.usefixtures("native_bf16")
 def test_image_size_crop_and_precision(
     model: DynamicViT, saved: Path, folder: Path, numbers: Callable[..., dict], monkeypatch
 ) -> None:
@@ -286,6 +287,7 @@ def test_random_weights_are_the_main_processs(
     assert [type(model) for model in made_equal] == [DynamicViT]
 
 
+@pytest.mark.usefixtures("native_bf16")
 def test_the_precision_that_accelerate_asks_for(
     saved: Path, folder: Path, main: Main, numbers, one_line, monkeypatch
 ) -> None:

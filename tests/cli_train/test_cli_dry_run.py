@@ -118,6 +118,7 @@ def test_it_prints_the_recipe_as_it_is_resolved(plan: Callable[..., str], two_bl
     )
 
 
+@pytest.mark.usefixtures("native_bf16")
 def test_passes_and_half_precision_need_less_memory(
     plan: Callable[..., str], two_blocks: Path
 ) -> None:

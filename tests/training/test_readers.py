@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -57,6 +58,10 @@ def starved() -> None:
     raise MemoryError
 
 
+def disconnected() -> None:
+    raise ConnectionResetError
+
+
 def no_shared_memory() -> None:
     raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left")
 
@@ -81,11 +86,11 @@ def test_training_is_saved_and_goes_on_to_the_same_bits(
     fit(whole, loader(images, pixels, 0), small(), tmp_path / "whole")
     folder = tmp_path / "run"
     with pytest.raises(ReaderError) as error:
-        fit(model, loader(images, deadly(3 * BATCH, how)), small(), folder)
+        fit(model, loader(images, deadly(5 * BATCH, how)), small(), folder)  # read after a step
     assert "a process that reads images died (" in str(error.value)
     assert f"{folder} is saved, the same command resumes" in str(error.value)
     assert "\n" not in str(error.value)
-    assert 1 <= load_checkpoint(folder / NEWEST)["counters"]["step"] <= 3
+    assert 1 <= load_checkpoint(folder / NEWEST)["counters"]["step"] <= 5
     model = shallow()
     fit(model, loader(images, pixels), small(), folder, resume=True)
     for name, value in whole.state_dict().items():
@@ -108,6 +113,16 @@ def test_while_held_out_images_are_read(images: Path, tmp_path: Path) -> None:
 def test_evaluation_is_one_line(images: Path) -> None:
     with pytest.raises(ReaderError, match=r"died \(.*\): take fewer --workers"):
         evaluate(shallow(), loader(images, deadly(9, killed)), dense=shallow())
+
+
+def test_a_death_is_told_once(images: Path) -> None:
+    """A batch is lost with its reader before torch has seen its end, which is a signal."""
+    with pytest.raises(ReaderError) as error:
+        list(loader(images, deadly(9, disconnected)))
+    assert error.tb is not None, "what holds the iterator"
+    for reader in multiprocessing.active_children():
+        reader.kill()
+        os.waitid(os.P_PID, reader.pid or 0, os.WEXITED | os.WNOWAIT)  # torch looks before join()
 
 
 def test_a_death_waits_for_the_next_batch(images: Path) -> None:

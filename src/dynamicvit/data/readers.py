@@ -53,13 +53,16 @@ def batches_of(loader: DataLoader[T]) -> Iterator[T]:
         with _readable(), _signals:
             batches = iter(loader)
         _started.update(dict.fromkeys(getattr(batches, "_workers", ()), os.getpid()))
-        while True:
-            try:
-                with _readable(), _signals:
-                    batch = next(batches)
-            except StopIteration:
-                return
-            yield batch
+        try:
+            while True:
+                try:
+                    with _readable(), _signals:
+                        batch = next(batches)
+                except StopIteration:
+                    return
+                yield batch
+        finally:  # or the end of the other readers would raise the error again, anywhere
+            batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 #: Processes that read, and the process that started each.
