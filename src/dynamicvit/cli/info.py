@@ -174,8 +174,9 @@ def _lines(about: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("method", about["method"]))
     if macs is not None:
         dense = about["dense_macs"]
-        share = f", {percent(macs / dense, 0)} of the dense {dense / 1e9:.2f}"
-        lines.append(("GMACs", f"{macs / 1e9:.2f}{share if about['stages'] else ''}"))
+        digits = 2 if dense >= 1e8 else 4
+        share = f", {percent(macs / dense, 0)} of the dense {dense / 1e9:.{digits}f}"
+        lines.append(("GMACs", f"{macs / 1e9:.{digits}f}{share if about['stages'] else ''}"))
     lines += [("untrained", part) for part in about.get("untrained", ())]
     lines += [("training", line) for line in _trained(about.get("training"))]
     channels, height, width = about["input_size"]

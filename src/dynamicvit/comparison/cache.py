@@ -8,9 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from dynamicvit.utils.files import write_text
 
 #: Of what is computed here; a change of meaning makes old rows be computed anew.
@@ -66,13 +63,3 @@ def identity(parts: Mapping[str, Any]) -> str:
     """A hash of JSON values; the order of keys does not matter."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def weights_identity(network: nn.Module) -> str:
-    """A hash of a network's parameters and buffers, by name, shape and value."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        plain = value.detach().cpu().contiguous().flatten()
-        digest.update(plain.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

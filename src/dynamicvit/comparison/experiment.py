@@ -16,12 +16,7 @@ from torch.utils.data import ConcatDataset
 
 from dynamicvit._version import __version__
 from dynamicvit.checkpoints.runs import holds_run
-from dynamicvit.comparison.cache import (
-    FORMAT,
-    Cache,
-    identity,
-    weights_identity,
-)
+from dynamicvit.comparison.cache import FORMAT, Cache, identity
 from dynamicvit.comparison.remembered import Remembered
 from dynamicvit.comparison.rows import Candidate, Entry, Row
 from dynamicvit.comparison.timing import Timing, time_method
@@ -34,6 +29,7 @@ from dynamicvit.evaluation.accuracy import evaluate
 from dynamicvit.evaluation.bench import processor_name
 from dynamicvit.training import ExternalTeacher, Progress, Recipe, fit, load_recipe
 from dynamicvit.utils.precision import autocast_dtype
+from dynamicvit.utils.tensors import fingerprint
 
 
 @dataclass
@@ -202,7 +198,8 @@ class Experiment:
         if candidate is None or candidate.saved is None:
             return {}
         if candidate.saved not in self._saved:
-            self._saved[candidate.saved] = weights_identity(candidate.build(self.backbone, 1.0))
+            built = candidate.build(self.backbone, 1.0)
+            self._saved[candidate.saved] = fingerprint(built.state_dict())
         return {"given": self._saved[candidate.saved]}
 
     def _is_current(self, value: Mapping[str, Any]) -> bool:
@@ -212,7 +209,7 @@ class Experiment:
 
     @cached_property
     def _weights(self) -> str:
-        return weights_identity(self.backbone)
+        return fingerprint(self.backbone.state_dict())
 
     def _train(
         self,

@@ -200,7 +200,7 @@ class _Counts:
         dense_best = _best_first(dense_logits)[:, 0]
         self.agreed += int((dense_best == best[:, 0]).sum())
         self.dense_top1 += int((dense_best == labels).sum())
-        self.divergence += float(_divergence(logits, dense_logits).sum())
+        self.divergence += float(kl_divergence(logits, dense_logits).sum())
 
     def add_up(self, processes: Processes) -> None:
         """Add the counts of the other processes."""
@@ -234,9 +234,9 @@ class _Counts:
         )
 
 
-def _divergence(logits: Tensor, dense_logits: Tensor) -> Tensor:
-    """``(B,)``: of the probabilities of logits ``(B, classes)`` from the dense ones."""
-    given, dense = (each.float().log_softmax(dim=1) for each in (logits, dense_logits))
+def kl_divergence(logits: Tensor, dense_logits: Tensor) -> Tensor:
+    """``(B,)``: of the probabilities of logits ``(B, classes)`` from the dense ones, in nats."""
+    given, dense = (each.double().log_softmax(dim=1) for each in (logits, dense_logits))
     return (dense.exp() * (dense - given)).sum(dim=1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from dynamicvit.evaluation.tables import check_suffix
 from dynamicvit.runtimes import is_exported, load_exported
 from dynamicvit.utils.distributed import Processes
 from dynamicvit.utils.precision import autocast
+from dynamicvit.utils.tensors import fingerprint
 
 Row = dict[str, Any]
 Images = str | os.PathLike[str] | ImageData
@@ -128,7 +128,7 @@ def predict(
             settings = {
                 "sources": [str(part.root) for part in data],
                 "images": len(parts),
-                "model": fingerprint(model, device),
+                "model": weights_of(model, device),
                 "stages": model.schedule.stages,
                 "keep_ratios": model.schedule.keep_ratios,
                 "policy": model.schedule.policy,
@@ -257,16 +257,12 @@ def _resume(draft: Draft, data: Sequence[ImageData], loader: Loader, processes: 
     return done
 
 
-def fingerprint(model: nn.Module, device: torch.device | str) -> str:
-    """Tells weights apart: a checksum of them; of an exported file, of an answer."""
-    values = [value for value in model.state_dict().values() if value is not None]
+def weights_of(model: nn.Module, device: torch.device | str) -> str:
+    """Tells weights apart: their fingerprint; of an exported file, that of an answer."""
+    values = {name: value for name, value in model.state_dict().items() if value is not None}
     if not values:
         size = model.pretrained_cfg["input_size"]
         random = torch.Generator().manual_seed(0)
         answer = model(torch.randn(1, *size, generator=random).to(device))
-        values = [(answer.float() * 1000).round()]
-    checksum = 0
-    for value in values:
-        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        checksum = zlib.crc32(content.numpy(), checksum)
-    return f"weights {checksum:08x}"
+        values = {"answer": (answer.float() * 1000).round()}
+    return f"weights {fingerprint(values)[:8]}"

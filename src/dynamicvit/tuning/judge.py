@@ -18,8 +18,8 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork, eval_mode
 from dynamicvit.data import ImageData, Loader, eval_transform, images_digest
 from dynamicvit.errors import InputError
-from dynamicvit.evaluation.accuracy import check_finite
-from dynamicvit.evaluation.predictions import fingerprint
+from dynamicvit.evaluation.accuracy import check_finite, kl_divergence
+from dynamicvit.evaluation.predictions import weights_of
 from dynamicvit.tuning.space import Counts, Space
 from dynamicvit.utils.fields import MOST_NUMBER, number, read_json
 from dynamicvit.utils.files import write_text
@@ -185,21 +185,20 @@ class Judge:
             dense = self._dense[part]
             given = _answers(self.network(counts), self.images[part])
         check_finite(given, "the model")
-        kl = (dense.exp() * (dense - given)).sum(dim=1).mean()
+        kl = kl_divergence(given, dense).mean()
         same = (dense.argmax(dim=1) == given.argmax(dim=1)).double().mean()
         return Verdict(float(kl), float(same))
 
 
 def _answers(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """``(B, classes)``: log-probabilities in double precision."""
-    found = [network(batch).double().log_softmax(dim=1) for batch in images.split(_BATCH)]
-    return torch.cat(found)
+    """Logits ``(B, classes)``."""
+    return torch.cat([network(batch) for batch in images.split(_BATCH)])
 
 
 def settings_of(model: DynamicViT, space: Space, digest: str, seed: int) -> dict[str, Any]:
     """What verdicts depend on, for a :class:`Notebook`."""
     device = next(model.parameters()).device
-    weights = fingerprint(model, device)
+    weights = weights_of(model, device)
     return {
         "weights": weights,
         "method": model.method.name,
