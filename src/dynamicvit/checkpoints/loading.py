@@ -43,7 +43,7 @@ from dynamicvit.core.schedule_file import ScheduleFile, ScheduleSource
 from dynamicvit.costs import resolve_image_size
 from dynamicvit.errors import InputError
 from dynamicvit.sparsification import DEFAULT_KEEP_RATIO, DEFAULT_METHOD, sparsify
-from dynamicvit.utils.weights import open_weights
+from dynamicvit.utils.weights import Weights, open_weights
 
 _HUB_PREFIX = "hf-hub:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -139,26 +139,10 @@ def load(
         own_method, policy = method or found.method, policy or found.schedule.policy
         keep_ratio = DEFAULT_KEEP_RATIO  # until the model is whole, and the schedule set
     stages = said.stages if stages is None else stages
-    crop = {}
     if weights is not None and is_released(weights.tensors):
         keep_ratio, _ = find_keep_ratio(keep_ratio, read_metadata(weights), weights.source)
-        crop = {"crop_pct": CROP_PCT}  # as the released code evaluates; its files don't say
-    if path.is_file() or is_release(name):
-        file = path if path.is_file() else download(name)
-        network = recognize(file, keep_ratio, stages=stages).build()
-    elif is_transformers(path):
-        network = saved_classifier(path)
-    elif _is_saved(path) or _on_hub(name):
-        refuse_unfinished(path)
-        network = DynamicViT.from_pretrained(name.removeprefix(_HUB_PREFIX))
-    elif weights is None or not is_sparse(weights):
-        hint = "; or random ones with pretrained=False (--no-pretrained)"
-        network = timm_network(timm_name(name), weights, num_classes, pretrained, hint)
-        weights = None  # the network has them
-    else:
-        network = timm.create_model(
-            timm_name(name), num_classes=classes_of(weights), pretrained_cfg_overlay=crop
-        )
+    network, whole = _named(name, weights, keep_ratio, stages, num_classes, pretrained)
+    weights = None if whole else weights
     if isinstance(network, DynamicViT) and not network.schedule.stages and own_method is not None:
         network = network.backbone  # a dense model that was saved as one of ours
     if isinstance(network, DynamicViT):
@@ -180,6 +164,35 @@ def load(
     asked = keep_ratio if isinstance(network, DynamicViT) else None
     model = _as_asked(model, asked, policy, num_classes)
     return model if found is None else _with_schedule(name, model, found, any_method)
+
+
+def _named(
+    name: str,
+    weights: Weights | None,
+    keep_ratio: float | Sequence[float] | None,
+    stages: Sequence[int] | None,
+    num_classes: int | None,
+    pretrained: bool,
+) -> tuple[nn.Module, bool]:
+    """The network of a name, a DynamicViT or a dense one; and whether it has the weights given."""
+    path = Path(name)
+    if path.is_file() or is_release(name):
+        file = path if path.is_file() else download(name)
+        return recognize(file, keep_ratio, stages=stages).build(), weights is None
+    if is_transformers(path):
+        return saved_classifier(path), weights is None
+    if _is_saved(path) or _on_hub(name):
+        refuse_unfinished(path)
+        return DynamicViT.from_pretrained(name.removeprefix(_HUB_PREFIX)), weights is None
+    if weights is None or not is_sparse(weights):
+        hint = "; or random ones with pretrained=False (--no-pretrained)"
+        return timm_network(timm_name(name), weights, num_classes, pretrained, hint), True
+    # As the released code evaluates; its files don't say.
+    crop = {"crop_pct": CROP_PCT} if is_released(weights.tensors) else {}
+    classes = classes_of(weights)
+    return timm.create_model(
+        timm_name(name), num_classes=classes, pretrained_cfg_overlay=crop
+    ), False
 
 
 def set_image_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
