@@ -51,6 +51,36 @@ def test_every_image_is_answered_as_alone_and_as_the_masked_path_does(
         assert torch.equal(groups.amax(dim=1) + 1, kept.sum(dim=1))
 
 
+@few_families
+@pytest.mark.parametrize("policy", ["removed", "merged"])
+@torch.no_grad()
+def test_images_that_hold_as_many_run_together(
+    family: Family, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever they come from; when all do, as an even batch."""
+    model, images = family.sparse(stages=(0, 1, 2), depth=3, policy=policy), family.images(4)
+    counts = [(9, 9, 3), (8, 6, 3), (7, 6, 3), (6, 6, 3)]
+    order = torch.arange(family.num_patches)
+    given = [torch.stack([(order < each[stage]).float() for each in counts]) for stage in range(3)]
+    packed, whole, run = [], [], type(model.bound).run_last
+    monkeypatch.setattr(model.bound, "run_packed", _noting(packed, model.bound.run_packed))
+    monkeypatch.setattr(
+        model.bound, "run_last", lambda part: whole.append(part.images) or run(model.bound, part)
+    )
+    found = model.forward_pruned(images, given)
+    assert [sorted(len(part.x) for part in parts) for parts in packed] == [[1, 1, 1, 1], [1, 3]]
+    assert whole == [None]
+    for image in range(4):
+        alone = model.forward_pruned(
+            images[image : image + 1], [each[image : image + 1] for each in given]
+        )
+        assert_agree(found.logits[image : image + 1], alone.logits)
+
+
+def _noting(calls: list, run):
+    return lambda i, parts: calls.append(parts) or run(i, parts)
+
+
 @torch.no_grad()
 def test_the_mean_is_the_schedules_at_any_ratio() -> None:
     model, images = calibrated(), DEIT.images(IMAGES)

@@ -287,8 +287,8 @@ class Backbone(Settings, ABC):
             placed = self.placed(i, (query, key, value), part)
             bias = proportional(placed.bias, part.over_all(part.size), placed.query.dtype)
             heads.append(placed._replace(bias=bias))
-        attended = [out.transpose(0, 1).flatten(1, 2) for out in packed_attention(heads)]
-        x = self.after_attention(block, rows, torch.cat(attended, dim=1)[None])[0].split(split)
+        attended = packed_attention(heads).transpose(0, 1)[None]
+        x = self.after_attention(block, rows, attended)[0].split(split)
         done = iter(rest.unflatten(0, size) for rest, size in zip(x, sizes, strict=True))
         return [
             replace(part, x=next(done) if part.x.shape[1] else part.x, block=i + 1, heads=None)

@@ -27,7 +27,7 @@ from dynamicvit.core.outputs import (
     in_order,
     only_part,
 )
-from dynamicvit.core.per_image import PerImage
+from dynamicvit.core.per_image import PerImage, joined
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.layers.attention import through_backbone
@@ -137,8 +137,7 @@ class Paths:
             drawn = (decision > 0.5 for decision in decisions)
             given = tuple(accumulate(drawn, torch.logical_and))
 
-        def prune_to(stage: int, tokens: Tokens, count: int) -> Iterator[Tokens]:
-            del count
+        def prune_to(stage: int, tokens: Tokens, _count: int) -> Iterator[Tokens]:
             kept = given[stage] if tokens.images is None else given[stage][tokens.images]
             kept = kept if tokens.index is None else kept.gather(1, tokens.index)
             for part, position in tokens.by_count(kept):
@@ -215,6 +214,7 @@ class Paths:
             parts = self._run(parts, block, looks_back, zeroed, note)
             count = kept_count(tokens.grid_size, ratio)
             parts = [left for part in parts for left in at_stage(stage, part.remembered(), count)]
+            parts = parts if len(parts) == 1 else joined(parts)
         return self._run(parts, stop, False, zeroed, note)
 
     def _run(

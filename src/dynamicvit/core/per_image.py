@@ -168,6 +168,40 @@ def kept_parts(
     return [part.keep(position) for part, position in tokens.by_count(kept)]
 
 
+def joined(parts: Iterable[Tokens]) -> list[Tokens]:
+    """Parts that hold as many tokens as one: each part of a batch attends by itself."""
+    alike: dict[tuple[int, int, int], list[Tokens]] = {}
+    for part in parts:
+        alike.setdefault((part.num_patches, part.num_prefix, part.added), []).append(part)
+    found = [same[0] if len(same) == 1 else _joined(same) for same in alike.values()]
+    if len(found) == 1 and found[0].images is not None:  # the whole batch again
+        return [replace(found[0].select(found[0].images.argsort()), images=None)]
+    return found
+
+
+def _joined(parts: list[Tokens]) -> Tokens:
+    def all_of(values: Iterable[Tensor | None]) -> Tensor | None:
+        found = [value for value in values if value is not None]
+        return torch.cat(found) if found else None
+
+    sizes = all_of(part.size for part in parts)
+    if sizes is not None and any(part.size is None for part in parts):
+        whole = (part.x.new_ones(part.patches.shape[:2]) for part in parts)
+        each = zip(parts, whole, strict=True)
+        sizes = all_of(one if part.size is None else part.size for part, one in each)
+    groups = any(part.groups is not None for part in parts)
+    return replace(
+        parts[0],
+        x=torch.cat([part.x for part in parts]),
+        index=torch.cat([part.kept_index() for part in parts]),
+        size=sizes,
+        groups=torch.cat([part.membership() for part in parts]) if groups else None,
+        dropped=all_of(part.dropped for part in parts),
+        images=all_of(part.images for part in parts),
+        heads=None,
+    )
+
+
 def mean_counts(schedule: Schedule, stage: int, num_patches: int) -> tuple[int, int]:
     """How many patches come to a stage on average, and how many go on."""
     counts = (num_patches, *schedule.kept(num_patches))

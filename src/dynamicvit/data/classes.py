@@ -231,7 +231,8 @@ def label_of_target(target: str, class_map: Mapping[str, int] | None) -> int:
         return class_map[target]
     if class_map is None and target.isdecimal():
         return int(target)
-    raise InputError(f"its class {target!r} is not in the class map")
+    number = "; classes that are numbers need none" if class_map and target.isdecimal() else ""
+    raise InputError(f"its class {target!r} is not in the class map{number}")
 
 
 def _check_range(labels: Sequence[int], num_classes: int, origin: str = "the class map") -> None:

@@ -125,7 +125,7 @@ class ImageData(Dataset["Sample | Unreadable"]):
             try:
                 label = label_of_target(target, self._class_map)
             except InputError as error:  # a class map that does not fit
-                return Unreadable(self.path(index), one_line(error), fatal=True)
+                return Unreadable("", f"{self.path(index)}: {one_line(error)}", fatal=True)
         return Sample(self.transform(image), label, self.path(index))
 
     def path(self, index: int) -> str:

@@ -96,7 +96,7 @@ def proportional(bias: Tensor | None, size: Tensor | None, dtype: torch.dtype) -
     return logs if bias is None else bias + logs
 
 
-def packed_attention(parts: Sequence[Heads]) -> list[Tensor]:
+def packed_attention(parts: Sequence[Heads]) -> Tensor:
     """Attention within each image of a batch whose images hold different numbers of tokens.
 
     On a GPU in half precision all images run in one kernel for sequences of any length; else each
@@ -106,17 +106,19 @@ def packed_attention(parts: Sequence[Heads]) -> list[Tensor]:
         parts: of each the heads ``(B', H, T', D)``.
 
     Returns:
-        For each part ``(B', H, T', D)``.
+        ``(R, H, D)``, the rows of all images, part by part.
     """
     query = parts[0].query
     half = query.dtype in (torch.float16, torch.bfloat16)
     plain = all(part.bias is None for part in parts)
     if query.is_cuda and half and plain and find_spec("torch.nn.attention.varlen"):
         return _varlen_attention(parts)
-    return [softmax_attention(q, k, v, bias=bias) for q, k, v, bias in parts]
+    attended = (softmax_attention(q, k, v, bias=bias) for q, k, v, bias in parts)
+    # Attention writes its results token by token: putting them together is one copy.
+    return torch.cat([out.transpose(1, 2).flatten(0, 1) for out in attended])
 
 
-def _varlen_attention(parts: Sequence[Heads]) -> list[Tensor]:
+def _varlen_attention(parts: Sequence[Heads]) -> Tensor:
     """The same by torch's attention for sequences of any length (CUDA, half precision)."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -130,10 +132,8 @@ def _varlen_attention(parts: Sequence[Heads]) -> list[Tensor]:
     )
     longest = int(lengths.max())
     out = varlen_attn(query, key, value, ends, ends, longest, longest)
-    rows = out.split([batch * length for batch, length in shapes])
-    return [
-        row.unflatten(0, shape).transpose(1, 2) for row, shape in zip(rows, shapes, strict=True)
-    ]
+    assert isinstance(out, Tensor)  # a pair where sums of exponentials are asked for
+    return out
 
 
 # ---------------------------------------------------------------- query, key and value
