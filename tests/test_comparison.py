@@ -349,6 +349,8 @@ class TestLines:
             "dynamicvit-merged", "tome, untrained", "tome"]  # fmt: skip
         assert "hollow" in axes.get_title(loc="left"), "tome is there untrained too"
         assert ("top-1" in axes.get_ylabel()) == labeled
+        left, right = axes.get_xlim()
+        assert right - left >= 0.2 * max(line.gmacs for line in lines if not line.is_dense)
         [axes] = accuracy_over_throughput(lines, 32).axes
         shown = [text.get_text() for text in axes.texts]
         assert sorted(shown) == ["dense", "dynamicvit-merged"], (

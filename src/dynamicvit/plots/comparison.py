@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: Lines below this fraction of the best are only named, as they would compress the others.
 _LEAST_SHARE = 0.6
 
+#: Share of the largest value that the horizontal axis spans at least: equal costs look equal.
+_LEAST_SPAN = 0.2
+
 #: What the ablations leave something out of.
 _WHOLE = "dynamicvit-removed"
 
@@ -152,6 +155,9 @@ def _figure(lines: Sequence[Line], position: Callable[[Line], float | None], tit
             ends[name] = (shown[-1][0], heights[-1])
     style.dress(axes, x=title, y=_measure(has_labels))
     axes.margins(x=0.06, y=0.08)
+    left, right = axes.get_xlim()
+    room = max(0.0, _LEAST_SPAN * right - (right - left)) / 2
+    axes.set_xlim(left - room, right + room)
     for line in lines:
         if line.is_dense:
             height = _accuracy(line, has_labels)
