@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynamicvit import DynamicViT, InputError
+from dynamicvit import DynamicViT, InputError, sparsify
+from dynamicvit.core.networks import core_of
 from dynamicvit.data import UNLABELED, Batch, ImageData
 from dynamicvit.runtimes import (
     FORMATS,
@@ -249,6 +250,21 @@ def batches(count: int, labels: list[int]) -> list[Batch]:
         Batch(torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64), skipped=("bad.png",)),
         Batch(images[2:], torch.tensor(labels[2:])),
     ]
+
+
+@torch.no_grad()
+def test_where_tokens_combine_the_answers_alone_agree() -> None:
+    """A file may merge the first of two tokens into the second, or the second into the first."""
+    model = core_of(sparsify(DEIT.backbone(), 0.5, method="lookahead"))
+    assert isinstance(model, DynamicViT)
+    model.eval()
+
+    def swap(found: list[Tensor]) -> list[Tensor]:
+        found[1:] = [places.flip(1) * 0 for places in found[1:]]
+        return found
+
+    found = Reference(model, batches(4, [UNLABELED] * 4)).agreement(changed(model, swap))
+    assert (found.answers, found.kept, found.least) == (1.0, (), 1.0)
 
 
 @torch.no_grad()

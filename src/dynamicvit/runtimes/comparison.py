@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dynamicvit.core.classifier import PrunedClassifier
+from dynamicvit.core.method import Combination
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.data import UNLABELED, Batch
@@ -111,7 +112,8 @@ class Agreement:
     Attributes:
         images: number of images.
         answers: share of them with the same highest logit.
-        kept: for each stage, the share of the model's kept patches that the file kept too.
+        kept: for each stage, the share of the model's kept patches that the file kept too. Empty
+            where tokens are combined: which of two gives its place says nothing of the answer.
         labeled: number of images with a label.
         top1: of the file on those; ``None`` without labels.
         model_top1: of the model on those.
@@ -145,9 +147,10 @@ class Reference:
         batches: read once for the model and once for each file.
     """
 
-    def __init__(self, model: PrunedClassifier, batches: Iterable[Batch]) -> None:
+    def __init__(self, model: DynamicViT, batches: Iterable[Batch]) -> None:
         self._batches = batches
         self._own = [_run(model, batch.images) for batch in batches if len(batch)]
+        self._chooses = not any(isinstance(each, Combination) for each in model.methods)
 
     @torch.inference_mode()
     def agreement(self, exported: PrunedClassifier) -> Agreement:
@@ -168,7 +171,8 @@ class Reference:
             right += int((given == batch.labels)[has_label].sum())
             own_right += int((answers == batch.labels)[has_label].sum())
             both = [(a & b).sum(1) / a.sum(1) for a, b in zip(own_kept, their_kept, strict=True)]
-            kept = kept + torch.stack([share.sum() for share in both]) if both else kept
+            if both and self._chooses:
+                kept = kept + torch.stack([share.sum() for share in both])
         if not images:
             raise InputError("no readable image to compare the int8 file on")
         return Agreement(

@@ -230,11 +230,12 @@ def _export_int8(
             )
         file, in_float, agreement = found
         if agreement.least < least_agreement:
-            kept = "".join(f", {percent(share)}" for share in agreement.kept)
+            shares = ", ".join(percent(share) for share in agreement.kept)
+            kept = shares and f", and of the patches kept at each stage {shares}"
             raise ExportMismatchError(
-                f"{percent(agreement.answers)} of the answers and of the patches kept at each "
-                f"stage{kept} are the model's, less than {percent(least_agreement, 0)}: calibrate "
-                "on images of the kind that the file will see"
+                f"{percent(agreement.answers)} of the answers{kept} are the model's, less than "
+                f"{percent(least_agreement, 0)}: calibrate on images of the kind that the file "
+                "will see"
             )
         for part in file.parent.iterdir():
             part.replace(draft / part.name)
