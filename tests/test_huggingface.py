@@ -751,6 +751,21 @@ def test_images_are_prepared_as_the_saved_processor_does(
     assert torch.equal(again, ours)
 
 
+@pytest.mark.parametrize("resample", range(-1, 9))
+def test_every_way_to_resize_is_taken_or_refused(resample: int, tmp_path: Path) -> None:
+    """Newer Pillows have more of them than timm takes."""
+    BY_NAME["hf_deit"].backbone().save_pretrained(tmp_path)
+    processor(48, 48).save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({**said, "resample": resample}))
+    if 0 <= resample <= 5:
+        assert eval_transform(load(tmp_path))(photograph()).shape == (3, 48, 48)
+    else:
+        with pytest.raises(InputError, match=r"preprocessor_config\.json"):
+            load(tmp_path)
+
+
 @pytest.mark.filterwarnings("ignore:.pin_memory:UserWarning")  # on machines without a GPU
 def test_the_page_does_what_it_says(tmp_path: Path) -> None:
     """With a small model in place of the one that would be downloaded."""

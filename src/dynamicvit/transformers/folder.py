@@ -24,7 +24,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import backbone_of
 from dynamicvit.errors import InputError
 from dynamicvit.transformers import DynamicViTForImageClassification
-from dynamicvit.utils.fields import check_fields, read_json
+from dynamicvit.utils.fields import RESAMPLING, check_fields, read_json
 from dynamicvit.utils.files import atomic_folder
 from dynamicvit.utils.memory import room_for
 from dynamicvit.utils.outputs import WRITER
@@ -108,7 +108,7 @@ def image_processing(processor: Any) -> dict[str, Any]:
     size, crop = processor.size, processor.crop_size
     side = size.height or size.shortest_edge
     if processor.do_resize and side:
-        described["interpolation"] = Resampling(int(processor.resample)).name.lower()
+        described["interpolation"] = RESAMPLING[int(processor.resample)]
         described["crop_mode"] = "squash" if size.height else "center"
         described["crop_pct"] = crop.height / side if processor.do_center_crop else 1.0
     return described

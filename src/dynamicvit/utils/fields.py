@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL.Image import Resampling
-
 from dynamicvit.errors import InputError
 from dynamicvit.utils.inputs import read_text
 from dynamicvit.utils.words import first_line, shortened
@@ -138,13 +136,16 @@ _OPTIONAL_SIDE = either(_SIDE, Kind("null", lambda value: value is None))
 _EPSILON = number(0, 1)
 _COUNT = either(Kind("null", lambda value: value is None), whole(0, 1 << 62))
 
+#: How images are resized, in the order of Pillow's numbers: newer ones have more than timm takes.
+RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+
 FIELDS: dict[str, Kind] = {
     # timm's pretrained_cfg, and the metadata of exported files
     "architecture": TEXT,
     "num_classes": whole(0, MOST_CLASSES),
     **dict.fromkeys(("input_size", "test_input_size", "min_input_size"), _IMAGE),
     **dict.fromkeys(("crop_pct", "test_crop_pct"), CROP),
-    "interpolation": one_of(*(each.name.lower() for each in Resampling), "random"),
+    "interpolation": one_of(*RESAMPLING),
     "crop_mode": one_of("center", "squash", "border"),
     **dict.fromkeys(("mean", "image_mean"), each(number(-1000, 1000), 1, MOST_CHANNELS)),
     **dict.fromkeys(("std", "image_std"), each(number(1e-6, 1e6), 1, MOST_CHANNELS)),
@@ -172,7 +173,7 @@ FIELDS: dict[str, Kind] = {
     # transformers' image processors
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_center_crop"), SWITCH),
     **dict.fromkeys(("size", "crop_size"), _SIZES),
-    "resample": whole(0, max(Resampling)),
+    "resample": whole(0, len(RESAMPLING) - 1),
     "rescale_factor": number(1e-6, 1e6),
     "image_processor_type": TEXT,
     # DynamicViT's
