@@ -12,7 +12,7 @@ from dynamicvit.core.decisions import best_k_sampler
 from dynamicvit.core.method import Choice
 from dynamicvit.costs import count_macs, schedule_macs
 from dynamicvit.layers.tokens import Heads, Tokens
-from dynamicvit.methods import ClassAttention, EViT, RandomScores, StaticRanking
+from dynamicvit.methods import TPS, ClassAttention, DiffRate, EViT, RandomScores, StaticRanking
 from dynamicvit.methods.class_attention import class_attention
 from families import BY_NAME, DEIT, Family, assert_agree, randomize
 
@@ -24,6 +24,8 @@ STAGES = {
     "static": lambda grid: randomize(StaticRanking(grid)),
     "class-attention": lambda grid: ClassAttention(),
     "evit": lambda grid: EViT(),
+    "tps": lambda grid: TPS(),
+    "diffrate": lambda grid: DiffRate(),
 }
 RATIOS = (0.7, 0.5, 0.3)
 

@@ -116,7 +116,7 @@ def join(
 ) -> Tokens:
     """The tokens after some have become part of others; all are still held.
 
-    A token becomes the mean of its patches, and counts for as many in attention. What tokens become is
+    A token becomes the mean of its patches, and counts for as many. What tokens become is
     differentiable in the tokens and in ``dropped``; how many they count for has no gradient.
 
     Args:

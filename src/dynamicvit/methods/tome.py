@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dynamicvit.backbones import Backbone
-from dynamicvit.core.merging import cosines, join, missed
 from dynamicvit.core.combination import Combination
+from dynamicvit.core.merging import cosines, join, missed
 from dynamicvit.core.registry import register_method
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
