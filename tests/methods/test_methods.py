@@ -107,7 +107,7 @@ class TestSparsify:
         for depth in (2, 3, 8):
             model = sparsify(DEIT.backbone(depth), 0.9, method=name)
             assert model.keep_ratio == 0.9
-        model.keep_ratios = (1.0, *model.keep_ratios[1:])
+        model.keep_ratios = (*model.keep_ratios[:-1], 0.1)
         assert model.keep_ratio is None
 
     @pytest.mark.parametrize("name", ["tomee", "", "nowhere_at_all:tome"])

@@ -40,6 +40,9 @@ RATES = (
 #: Schedules that budgets choose from: so many between one of the published rates and the next.
 STEPS = 200
 
+#: Sizes have logarithms.
+_LEAST = 1e-3
+
 #: The smallest budget has the last rates to this power.
 LAST_POWER = 10
 
@@ -97,7 +100,7 @@ class DiffRate(ClassAttention):
         host = most_alike(alike, kept)
         cosine = alike.gather(2, host[..., None])[..., 0]
         size = torch.ones_like(cosine) if tokens.size is None else tokens.size
-        size = torch.where(kept, size, size * cosine.clamp(min=0.0))
+        size = torch.where(kept, size, size * cosine.clamp(min=_LEAST))
         return join(
             replace(tokens, size=size), dropped * ~pruned, host, weight=torch.ones_like(size)
         )
