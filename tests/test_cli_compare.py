@@ -185,7 +185,8 @@ def test_without_training(run: Main, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run("--no-train", "--no-timing") == 0
     assert "not dense" not in capsys.readouterr().out
     assert [line["method"] for line in table(tmp_path)] == [
-        "dense", "random", "class-attention", "evit", "tome", "lookahead",
+        "dense", "random", "class-attention", "evit", "tps", "diffrate", "tome", "mctf",
+        "lookahead",
     ]  # fmt: skip
     assert not (tmp_path / "out" / "runs").exists()
 
@@ -215,7 +216,7 @@ def test_methods_that_a_backbone_can_not_have(
     assert "left out class-attention: ClassAttention" in said
     assert "left out narrow" in said
     assert [line["method"] for line in table(tmp_path)] == [
-        "dense", "random", "tome", "lookahead",
+        "dense", "random", "tome", "mctf", "lookahead",
     ]  # fmt: skip
     assert run(*arguments, "--methods", "random,class-attention") == 2
     assert "class-attention: ClassAttention" in capsys.readouterr().err

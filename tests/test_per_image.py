@@ -140,10 +140,11 @@ def test_transformers_models_keep_it_too(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(images).logits, model(images).logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["evit", "tps", "diffrate"])
 @torch.no_grad()
-def test_methods_that_look_back_and_leave_a_summary() -> None:
+def test_methods_that_look_back_and_leave_something(method: str) -> None:
     images = DEIT.images(IMAGES)
-    model = sparsify(DEIT.backbone(), 0.7, method="evit", per_image=True).eval()
+    model = sparsify(DEIT.backbone(), 0.7, method=method, per_image=True).eval()
     assert isinstance(model, DynamicViT)
     model.calibrate(images.split(40))
     pruned = model.forward_pruned(images[:5])
@@ -152,7 +153,7 @@ def test_methods_that_look_back_and_leave_a_summary() -> None:
         assert_agree(model(images[image : image + 1]), pruned.logits[image : image + 1])
 
 
-@pytest.mark.parametrize("method", ["lookahead", "tome", "random", "static", "narrow"])
+@pytest.mark.parametrize("method", ["lookahead", "tome", "mctf", "random", "static", "narrow"])
 def test_methods_whose_scores_compare_no_images_are_refused(method: str) -> None:
     with pytest.raises(InputError, match=method):
         sparsify(DEIT.backbone(), 0.7, method=method, per_image=True)

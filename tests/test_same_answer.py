@@ -32,16 +32,19 @@ pytestmark = ignore_deprecations
 #: Without positions, so that equal patches are equal tokens.
 NOWHERE = Family("nowhere", "vit_tiny_patch16_224", {"pos_embed": "none"})
 
+#: Methods with stages of their own.
+OWN = ("lookahead", "diffrate", "tome", "mctf", "downsample")
+
 #: Methods whose answer is the image's alone, and their policies.
 BOTH = get_args(Policy)
 METHODS = [(name, policy) for name in ("dynamicvit", "class-attention", "evit") for policy in BOTH]
-METHODS += [(name, "removed") for name in ("static", "lookahead", "tome", "downsample")]
+METHODS += [(name, "removed") for name in ("static", "tps", *OWN)]
 
 
 def model_of(method: str, policy: Policy, family: Family) -> DynamicViT:
     if method == "dynamicvit":
         return family.sparse(depth=2, stages=(0, 1), policy=policy)
-    own = method in ("lookahead", "tome", "downsample")
+    own = method in OWN
     stages = None if own else (1, 2)
     made = sparsify(family.backbone(4 if own else 3), 0.7, stages, policy, method=method)
     model = core_of(made)

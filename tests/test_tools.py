@@ -151,7 +151,7 @@ def test_weights_may_be_elsewhere(name: str, policy: Policy) -> None:
     assert all(value.is_meta for value in model.parameters())
 
 
-@pytest.mark.parametrize("method", ["static", "evit", "tome", "lookahead"])
+@pytest.mark.parametrize("method", ["static", "evit", "tome", "mctf", "lookahead"])
 @torch.no_grad()
 def test_weights_of_other_methods_may_be_elsewhere(method: str) -> None:
     model, images = sparsify(DEIT.backbone(), 0.6, method=method).eval(), DEIT.images()
@@ -179,7 +179,8 @@ def test_a_profiler_sees_the_blocks() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # the exporter's own, of what it does to a trace
 @pytest.mark.parametrize(
-    ("method", "opset"), [("dynamicvit", 14), ("tome", 18), ("lookahead", 14), ("lookahead", 18)]
+    ("method", "opset"),
+    [("dynamicvit", 14), ("tome", 18), ("mctf", 18), ("lookahead", 14), ("lookahead", 18)],
 )
 @torch.no_grad()
 def test_the_older_onnx_exporter(method: str, opset: int, tmp_path: Path) -> None:

@@ -77,7 +77,9 @@ class TestSpace:
         assert space.fit(space.bent(1.0), price, 0.01 * price.dense) is None
 
 
-@pytest.mark.parametrize("method", ["lookahead", "tome", "evit", "class-attention"])
+@pytest.mark.parametrize(
+    "method", ["lookahead", "tome", "mctf", "evit", "tps", "diffrate", "class-attention"]
+)
 @pytest.mark.parametrize("counts", [(20, 14, 14, 9, 6), (16, 16, 10, 8, 7), (12, 8, 5, 4, 2)])
 def test_macs_are_predicted_exactly(method: str, counts: Counts) -> None:
     model = sparsify(DEIT.backbone(depth=6), method=method).eval()

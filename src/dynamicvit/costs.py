@@ -274,8 +274,8 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
             came = held(num_patches, added)
             if method.looks_back:
                 came = bound.run(block - 1, came, keep_heads=True)
-            # As if these were all: a method may need the whole grid.
-            came = replace(came, index=None, grid=(1, num_patches))
+            if not method.takes_any_schedule:  # it needs a whole grid: as if these were all
+                came = replace(came, index=None, grid=(1, num_patches))
             left = num_patches - num_patches // 2  # as few as merging leaves in one round
             return _count(lambda: method.prune(came, left, policy))
 

@@ -79,7 +79,7 @@ def sparsify(
         model: a supported vision transformer; used as it is, not copied.
         keep_ratio: ρ, from which the paper's three stages keep ρ, ρ², ρ³ of the original patches;
             or one ratio for each stage. A method with stages of its own ("lookahead", "tome",
-            "downsample") holds about as many tokens, on average over the blocks, as that.
+            "diffrate" and others) holds about as many tokens, on average over the blocks, as that.
         stages: indices of the blocks before which tokens are dropped, for a method that has none of
             its own; by default at 1/4, 2/4 and 3/4 of the depth.
         policy: what becomes of dropped tokens: ``"merged"`` into the kept token that is most like

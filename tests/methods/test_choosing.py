@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from dynamicvit.core.decisions import best_k_sampler
 from dynamicvit.core.method import Choice
 from dynamicvit.costs import count_macs, schedule_macs
 from dynamicvit.layers.tokens import Heads, Tokens
-from dynamicvit.methods import ClassAttention, EViT, RandomScores, StaticRanking
+from dynamicvit.methods import TPS, ClassAttention, DiffRate, EViT, RandomScores, StaticRanking
 from dynamicvit.methods.class_attention import class_attention
 from families import BY_NAME, DEIT, Family, assert_agree, randomize
 
@@ -24,6 +26,8 @@ STAGES = {
     "static": lambda grid: randomize(StaticRanking(grid)),
     "class-attention": lambda grid: ClassAttention(),
     "evit": lambda grid: EViT(),
+    "tps": lambda grid: TPS(),
+    "diffrate": lambda grid: DiffRate(),
 }
 RATIOS = (0.7, 0.5, 0.3)
 
@@ -115,6 +119,16 @@ class TestClassAttention:
     def test_it_is_a_row_of_the_attention(self) -> None:
         tokens = seen(prefix=2)
         torch.testing.assert_close(class_attention(tokens), whole_row(tokens))
+
+    def test_a_merged_token_gets_what_its_patches_get(self) -> None:
+        tokens = seen()
+        held = torch.tensor([0, 1, 1, 2, 2, 2, 3, 4, 5, 6])
+        repeated = [part[:, :, held] for part in tokens.heads[:3]]
+        apart = replace(tokens, x=tokens.x[:, held], heads=Heads(*repeated))
+        size = torch.tensor([2.0, 3.0, 1.0, 1.0, 1.0, 1.0]).expand(2, -1)
+        each = class_attention(apart)
+        sums = [each[:, :2].sum(1), each[:, 2:5].sum(1), *each[:, 5:].unbind(1)]
+        assert_agree(class_attention(replace(tokens, size=size)), torch.stack(sums, dim=1))
 
     def test_the_model_hands_it_what_the_block_saw(self) -> None:
         """Against timm's own attention, unfused, which passes its weights through a dropout."""

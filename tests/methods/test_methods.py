@@ -33,9 +33,12 @@ class TestSparsify:
     def test_a_keep_ratio_is_about_the_same_work(self, name: str) -> None:
         backbone = DEIT.backbone(depth=12)
         macs = [count_macs(sparsify(backbone, 0.6, method=m)) for m in ("dynamicvit", name)]
-        assert macs[1] / macs[0] == pytest.approx(1, abs=0.15)
+        # To ask the coming block for its attention is a good part of that block.
+        assert macs[1] / macs[0] == pytest.approx(1, abs=0.25 if name == "mctf" else 0.15)
 
-    @pytest.mark.parametrize("name", ["evit", "static", "lookahead", "tome", "downsample"])
+    @pytest.mark.parametrize(
+        "name", ["evit", "static", "lookahead", "diffrate", "tome", "mctf", "downsample"]
+    )
     def test_the_budget_is_a_property(self, name: str) -> None:
         model = sparsify(DEIT.backbone(depth=8), 0.9, method=name)
         macs = count_macs(model)
@@ -52,12 +55,12 @@ class TestSparsify:
         model = sparsify(DEIT.backbone(), (0.5, 0.25), (1, 3), "merged", method="class-attention")
         assert model.schedule == Schedule((1, 3), (0.5, 0.25), "merged")
 
-    @pytest.mark.parametrize("name", ["lookahead", "tome", "downsample"])
+    @pytest.mark.parametrize("name", ["lookahead", "diffrate", "tome", "mctf", "downsample"])
     def test_stages_of_its_own(self, name: str) -> None:
         with pytest.raises(InputError, match=rf"{name}.*\(1, 2\)"):
             sparsify(DEIT.backbone(), 0.7, stages=(1, 2), method=name)
 
-    @pytest.mark.parametrize("name", ["evit", "lookahead", "tome"])
+    @pytest.mark.parametrize("name", ["evit", "tps", "lookahead", "diffrate", "tome", "mctf"])
     @torch.no_grad()
     def test_a_model_of_transformers(self, name: str, tmp_path: Path) -> None:
         if not HF_FAMILIES:
@@ -98,13 +101,13 @@ class TestSparsify:
         model.keep_ratio = model.keep_ratio
         assert model.schedule == before
 
-    @pytest.mark.parametrize("name", ["lookahead", "tome"])
+    @pytest.mark.parametrize("name", ["lookahead", "diffrate", "tome", "mctf"])
     def test_the_keep_ratio_that_was_set_is_read(self, name: str) -> None:
         """In networks of any depth, those too shallow for the paper's three stages too."""
         for depth in (2, 3, 8):
             model = sparsify(DEIT.backbone(depth), 0.9, method=name)
             assert model.keep_ratio == 0.9
-        model.keep_ratios = (1.0, *model.keep_ratios[1:])
+        model.keep_ratios = (*model.keep_ratios[:-1], 0.1)
         assert model.keep_ratio is None
 
     @pytest.mark.parametrize("name", ["tomee", "", "nowhere_at_all:tome"])
@@ -133,7 +136,7 @@ def test_near_its_budget(name: str) -> None:
     assert not model.training
 
 
-@pytest.mark.parametrize("name", ["downsample", "tome", "narrow"])
+@pytest.mark.parametrize("name", ["downsample", "tome", "mctf", "diffrate", "narrow"])
 def test_nothing_is_nearer(name: str) -> None:
     """What is found for a method's own MACs is that very model."""
     backbone = DEIT.backbone()

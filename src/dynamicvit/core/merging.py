@@ -72,13 +72,24 @@ def discounted(keep_scores: Tensor, alike: Tensor, kept: Tensor | None = None) -
     Returns:
         ``(B, M)`` log-odds.
     """
-    ahead = keep_scores[:, None, :] - keep_scores[:, :, None]
-    here = torch.arange(keep_scores.shape[1], device=keep_scores.device)
-    better = (ahead > LEAST_ODDS) | ((ahead > -LEAST_ODDS) & (here < here[:, None]))
+    better = has_better(keep_scores)
     if kept is not None:
         better = better & kept[:, None, :]
     nearest = alike.masked_fill(~better, -1.0).amax(dim=-1)
     return keep_scores + missed(nearest)
+
+
+def has_better(keep_scores: Tensor) -> Tensor:
+    """``(B, M, M)`` bool: for each token, which others have better odds.
+
+    Of tokens with equal odds the first one counts as the better, in every runtime.
+
+    Args:
+        keep_scores: ``(B, M)`` log-odds.
+    """
+    ahead = keep_scores[:, None, :] - keep_scores[:, :, None]
+    here = torch.arange(keep_scores.shape[1], device=keep_scores.device)
+    return (ahead > LEAST_ODDS) | ((ahead > -LEAST_ODDS) & (here < here[:, None]))
 
 
 def missed(nearest: Tensor) -> Tensor:
@@ -96,7 +107,13 @@ def most_alike(alike: Tensor, kept: Tensor) -> Tensor:
     return alike.masked_fill(~kept[:, None, :], float("-inf")).argmax(dim=-1)
 
 
-def join(tokens: Tokens, dropped: Tensor, into: Tensor, keep_length: bool = False) -> Tokens:
+def join(
+    tokens: Tokens,
+    dropped: Tensor,
+    into: Tensor,
+    keep_length: bool = False,
+    weight: Tensor | None = None,
+) -> Tokens:
     """The tokens after some have become part of others; all are still held.
 
     A token becomes the mean of its patches, and counts for as many. What tokens become is
@@ -108,17 +125,21 @@ def join(tokens: Tokens, dropped: Tensor, into: Tensor, keep_length: bool = Fals
         into: ``(B, M)`` positions of those others; those of kept tokens mean nothing.
         keep_length: as long as its patches on average, not as their mean, which is shorter: what
             blocks add to it then turns it no further than it would turn them.
+        weight: ``(B, M)``, what each token counts for in the mean; by default its patches.
 
     Returns:
         Tokens in which the dropped ones are as they were, and no patch's.
     """
     patches = tokens.patches
     size = torch.ones_like(dropped) if tokens.size is None else tokens.size
-    moved = dropped * size
-    total = _added(size[..., None], into, moved[..., None])[..., 0]
+    now_size = total = _added(size[..., None], into, (dropped * size)[..., None])[..., 0]
+    if weight is None:
+        weight = size
+    else:
+        total = _added(weight[..., None], into, (dropped * weight)[..., None])[..., 0]
     # Sums of many shares need more than half precision. They are 1 together, and exactly 1 for a
     # token that nothing joins: it is not rounded at every stage.
-    own, theirs = size / total, moved / total.gather(1, into)
+    own, theirs = weight / total, dropped * weight / total.gather(1, into)
     own, theirs = own[..., None], theirs[..., None]
     rows = patches
     if keep_length:  # a feature more: the mean of lengths is that of the features
@@ -133,7 +154,7 @@ def join(tokens: Tokens, dropped: Tensor, into: Tensor, keep_length: bool = Fals
     return replace(
         tokens,
         x=torch.cat([tokens.x[:, : tokens.num_prefix], joined], dim=1),
-        size=total.detach(),
+        size=now_size.detach(),
         groups=regroup(tokens.membership(), now),
         heads=None,
     )

@@ -74,7 +74,8 @@ class Masked(NamedTuple):
 class Method(nn.Module, ABC):
     """What happens to the tokens at a stage; a module for each stage, with weights or without.
 
-    A method of one's own derives from :class:`Choice` or :class:`Combination`, and
+    A method of one's own derives from :class:`Choice` or from
+    :class:`~dynamicvit.core.combination.Combination`, and
     :func:`~dynamicvit.methods.register_method` gives it a name.
     """
 
@@ -94,6 +95,8 @@ class Method(nn.Module, ABC):
     takes_any_schedule: ClassVar[bool] = True
     #: Whether its keep scores compare the tokens of different images.
     compares_images: ClassVar[bool] = False
+    #: Whether dropped tokens become part of kept ones by a rule of its own, whatever the policy.
+    merges: ClassVar[bool] = False
     #: How many prefix tokens it adds.
     adds: int = 0
 
@@ -221,14 +224,50 @@ class Choice(Method):
         del tokens, dropped, keep_scores
         return None
 
+    def alike(self, tokens: Tokens, policy: Policy) -> Tensor | None:
+        """How like each other tokens are, where there are any and that matters."""
+        merge = policy == "merged" or self.merges
+        return likeness(tokens) if merge and tokens.num_patches else None
+
+    def ranked(
+        self, keep_scores: Tensor, alike: Tensor | None, kept: Tensor | None = None
+    ) -> Tensor:
+        """``(B, M)`` by which tokens are ranked: discounted where the policy merges dropped ones.
+
+        Args:
+            keep_scores: of these tokens.
+            alike: of :meth:`alike`.
+            kept: ``(B, M)`` bool, which tokens there are; by default all.
+        """
+        by_policy = alike is not None and not self.merges
+        return discounted(keep_scores, alike, kept) if by_policy else keep_scores
+
+    def absorb(
+        self,
+        tokens: Tokens,
+        dropped: Tensor,
+        kept: Tensor,
+        alike: Tensor,
+        keep_scores: Tensor | None,
+    ) -> Tokens:
+        """The tokens after the dropped ones have become part of kept ones; all are still held.
+
+        Args:
+            tokens: those that came to the stage.
+            dropped: ``(B, M)``, 1 for a token that is dropped here; differentiable.
+            kept: ``(B, M)`` bool, those that go on.
+            alike: of :meth:`alike`.
+            keep_scores: of these tokens, where they were asked for.
+        """
+        del keep_scores
+        return join(tokens, dropped, most_alike(alike, kept))
+
     def prune(
         self, tokens: Tokens, count: int, policy: Policy = "removed"
     ) -> tuple[Tokens, Tensor | None]:
         """The k best by keep score go on (Section 3.4)."""
-        scores = own = self.keep_scores(tokens)
-        alike = alike_in(tokens, policy)
-        if alike is not None:
-            scores = discounted(scores, alike)
+        own, alike = self.keep_scores(tokens), self.alike(tokens, policy)
+        scores = self.ranked(own, alike)
         if count >= tokens.num_patches and not self.adds:
             return tokens, scores
         position = top_k(scores, min(count, tokens.num_patches))
@@ -236,7 +275,7 @@ class Choice(Method):
 
     def prune_to(self, tokens: Tokens, position: Tensor, policy: Policy = "removed") -> Tokens:
         """Those at the given positions go on."""
-        return self._kept(tokens, position, None, alike_in(tokens, policy))
+        return self._kept(tokens, position, None, self.alike(tokens, policy))
 
     def _kept(
         self, tokens: Tokens, position: Tensor, keep_scores: Tensor | None, alike: Tensor | None
@@ -247,7 +286,7 @@ class Choice(Method):
         dropped = dropped.scatter(1, position, 0.0)
         joined = tokens
         if alike is not None:
-            joined = join(tokens, dropped, most_alike(alike, dropped < 0.5))
+            joined = self.absorb(tokens, dropped, dropped < 0.5, alike, keep_scores)
         return with_summary(joined.keep(position), self.summary(tokens, dropped, keep_scores))
 
     def mask(self, tokens: Tokens, count: int, policy: Policy, draw: Draw) -> Masked:
@@ -255,14 +294,12 @@ class Choice(Method):
         before = tokens.decision
         if before is None:
             before = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
-        alike, own, reported = alike_in(tokens, policy), None, None
+        alike, own, reported = self.alike(tokens, policy), None, None
         if draw.given is None:
             kept = before.detach() > 0.5
-            scores = own = self.keep_scores(tokens)
+            own = self.keep_scores(tokens)
             reported = tokens.to_grid(own.masked_fill(~kept, float("-inf")), fill=float("-inf"))
-            if alike is not None:
-                scores = discounted(own, alike, kept)
-            drawn = draw.sampler(scores, before, count)
+            drawn = draw.sampler(self.ranked(own, alike, kept), before, count)
         else:
             drawn = draw.given.to(before.dtype)
             # Without the rounding error, which the pruned path does not see; gradients stay.
@@ -271,9 +308,10 @@ class Choice(Method):
         decision = drawn * before
         if draw.masking in NO_GRADIENT:
             decision = decision.detach()
-        after = replace(tokens, decision=decision)
+        after = tokens
         if alike is not None:
-            after = join(after, before - decision, most_alike(alike, decision > 0.5))
+            after = self.absorb(tokens, before - decision, decision > 0.5, alike, own)
+        after = replace(after, decision=decision)
         if draw.masking == "lagged":
             after = after.compact(before)
         elif draw.masking == "compact":
@@ -292,52 +330,6 @@ class GivenDecisions(Choice):
             InputError: always.
         """
         raise InputError("this model scores no tokens: give it decisions")
-
-
-class Combination(Method):
-    """Several tokens become one, by a rule that is the same in training and at inference.
-
-    There are no decisions: what is reported in their place is which patches give the tokens that
-    go on their places (``Tokens.index``); which patches those are made of is in ``Tokens.groups``.
-    """
-
-    @abstractmethod
-    def combine(self, tokens: Tokens, count: int) -> Tokens:
-        """Fewer tokens.
-
-        Args:
-            tokens: those that come to the stage.
-            count: how many patch tokens should go on.
-        """
-
-    def prune(
-        self, tokens: Tokens, count: int, policy: Policy = "removed"
-    ) -> tuple[Tokens, Tensor | None]:
-        """The combined tokens; no scores."""
-        del policy
-        return self.combine(tokens, count), None
-
-    def prune_to(self, tokens: Tokens, position: Tensor, policy: Policy = "removed") -> Tokens:
-        """None.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(f"{type(self).__name__} combines tokens: it takes no decisions")
-
-    def mask(self, tokens: Tokens, count: int, policy: Policy, draw: Draw) -> Masked:
-        """The same tokens as in the pruned path."""
-        del policy
-        if draw.given is not None:
-            raise InputError(f"{type(self).__name__} combines tokens: it takes no decisions")
-        after = self.combine(tokens, count)
-        held = after.x.new_ones(after.patches.shape[:2], dtype=torch.float32)
-        return Masked(after, after.to_grid(held), None)
-
-
-def alike_in(tokens: Tokens, policy: Policy) -> Tensor | None:
-    """How like each other tokens are, where there are any and that matters."""
-    return likeness(tokens) if policy == "merged" and tokens.num_patches else None
 
 
 def with_summary(tokens: Tokens, summary: Tensor | None) -> Tokens:

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynamicvit.core.merging import discounted, join, most_alike
-from dynamicvit.core.method import Choice, Method, alike_in, with_summary
+from dynamicvit.core.method import Choice, Method, with_summary
 from dynamicvit.core.registry import METHODS
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.errors import InputError
@@ -133,8 +132,8 @@ def _most(mean: float, grid_size: int, cap: float | None) -> int:
 def scored(method: Method, tokens: Tokens, policy: Policy) -> tuple[Tensor, Tensor, Tensor | None]:
     """The keep scores that decide, those of the method itself, and how alike the tokens are."""
     assert isinstance(method, Choice)
-    own, alike = method.keep_scores(tokens), alike_in(tokens, policy)
-    return own if alike is None else discounted(own, alike), own, alike
+    own, alike = method.keep_scores(tokens), method.alike(tokens, policy)
+    return method.ranked(own, alike), own, alike
 
 
 def kept_parts(
@@ -158,12 +157,13 @@ def kept_parts(
     assert isinstance(method, Choice)
     order = scores.argsort(dim=1, descending=True, stable=True)
     kept = order.argsort(dim=1) < counts[:, None]
-    tokens = replace(tokens, heads=tokens.heads if method.adds else None)
-    if alike is not None or method.adds:
+    looked_at = method.adds or alike is not None
+    tokens = replace(tokens, heads=tokens.heads if looked_at else None)
+    if looked_at:
         dropped = (~kept).to(torch.float32)
         summary = method.summary(tokens, dropped, own)
         if alike is not None:
-            tokens = join(tokens, dropped, most_alike(alike, kept))
+            tokens = method.absorb(tokens, dropped, kept, alike, own)
         tokens = replace(with_summary(tokens, summary), heads=None)
     return [part.keep(position) for part, position in tokens.by_count(kept)]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
-from dynamicvit.core.method import Combination, Method
+from dynamicvit.core.method import Method
 from dynamicvit.core.schedule import Policy
 from dynamicvit.errors import InputError
 from dynamicvit.utils.plugins import import_plugin, load_plugins
@@ -59,7 +59,7 @@ def fate(method: str | None, policy: Policy) -> str:
         method: its name; of an unknown one the policy alone tells.
         policy: for dropped tokens.
     """
-    if issubclass(METHODS.get(method or "", Method), Combination):
+    if METHODS.get(method or "", Method).merges:
         return "merge into kept ones"
     return "are removed" if policy == "removed" else "merge into the most alike kept ones"
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from dynamicvit.core.method import Combination
 from dynamicvit.core.outputs import only_part
 from dynamicvit.errors import InputError
 from dynamicvit.layers.attention import through_backbone
@@ -46,9 +45,7 @@ class TimmSurface:
                 masked: it does not say how much each token counts.
         """
         if not isinstance(features, Tokens):
-            merges = self.policy == "merged" or any(
-                isinstance(m, Combination) for m in self.methods
-            )
+            merges = self.policy == "merged" or any(m.merges for m in self.methods)
             if self.bound.reads is None and (merges or self.training):
                 raise InputError(
                     "a plain tensor does not say how much each token counts in the pool: give what "

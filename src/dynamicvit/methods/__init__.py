@@ -12,14 +12,20 @@ from dynamicvit.core.registry import METHODS, method_named, register_method
 from dynamicvit.methods.controls import RandomScores, StaticRanking
 from dynamicvit.methods.downsampling import Downsampling
 from dynamicvit.methods.class_attention import ClassAttention, EViT
+from dynamicvit.methods.squeezing import TPS
+from dynamicvit.methods.diffrate import DiffRate
 from dynamicvit.methods.tome import TokenMerging
+from dynamicvit.methods.mctf import MCTF
 from dynamicvit.methods.lookahead import LookAhead
 from dynamicvit.methods.width import Narrow, narrow
 from dynamicvit.methods.budgets import at_macs, own_schedules
 
 __all__ = [
+    "MCTF",
     "METHODS",
+    "TPS",
     "ClassAttention",
+    "DiffRate",
     "Downsampling",
     "EViT",
     "LookAhead",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dynamicvit.core.method import Choice
 from dynamicvit.core.registry import register_method
+from dynamicvit.layers.attention import proportional
 from dynamicvit.layers.masked_attention import decided_softmax
 from dynamicvit.layers.tokens import Tokens
 
@@ -64,6 +65,8 @@ class EViT(ClassAttention):
 def class_attention(tokens: Tokens) -> Tensor:
     """``(B, M)``: attention of the first token to each patch in the block before, mean of heads.
 
+    A token that is made of several patches gets what they all get.
+
     Args:
         tokens: as they left a block, with what its attention worked on; dropped ones get nothing.
     """
@@ -71,8 +74,10 @@ def class_attention(tokens: Tokens) -> Tensor:
     assert heads is not None  # the model runs a block before each stage that looks back
     query = heads.query[:, :, :1] * heads.query.shape[-1] ** -0.5
     logits = query @ heads.key.transpose(-2, -1)
-    if heads.bias is not None:
-        logits = logits + heads.bias[..., :1, :]
+    bias = None if heads.bias is None else heads.bias[..., :1, :]
+    bias = proportional(bias, tokens.over_all(tokens.size), logits.dtype)
+    if bias is not None:
+        logits = logits + bias
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     decision = tokens.over_all(tokens.decision)
     if decision is None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynamicvit.backbones import Backbone
-from dynamicvit.core.method import Combination
+from dynamicvit.core.combination import Combination
 from dynamicvit.core.registry import register_method
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError

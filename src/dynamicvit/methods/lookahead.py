@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from dynamicvit.backbones import Backbone
+from dynamicvit.core.combination import Combination
 from dynamicvit.core.merging import cosines
-from dynamicvit.core.method import Combination
 from dynamicvit.core.registry import register_method
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
@@ -108,7 +108,6 @@ class LookAhead(Combination):
             return None  # after a round, heads are those of other tokens
         if self.looks_back:
             share = class_attention(tokens)
-            share = share if tokens.size is None else share * tokens.size
         else:
             products = self.bound.first_products(self.bound.blocks[tokens.block], tokens.x)
             products = products.to(torch.promote_types(products.dtype, torch.float32))

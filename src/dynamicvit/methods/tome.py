@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dynamicvit.backbones import Backbone
+from dynamicvit.core.combination import Combination
 from dynamicvit.core.merging import cosines, join, missed
-from dynamicvit.core.method import Combination
 from dynamicvit.core.registry import register_method
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
@@ -48,7 +48,7 @@ class TokenMerging(Combination):
         """
         stages = range(1, len(bound.blocks))
         if not stages:
-            raise InputError("tome looks at the block before: it needs 2 blocks or more, got 1")
+            raise InputError(f"{cls.name} needs a network of 2 blocks or more, got 1")
         num_patches = prod(bound.grid(*bound.image_size))
         # Every total that can be told apart, up to half of all tokens each time.
         totals = range(num_patches // 2 * len(stages) + 1)
@@ -99,7 +99,13 @@ def match(alike: Tensor, number: int, worth: Tensor | None = None) -> tuple[Tens
     return 2 * pairs, 2 * partner.gather(1, pairs) + 1
 
 
-def merge(tokens: Tokens, merging: Tensor, into: Tensor, keep_length: bool = False) -> Tokens:
+def merge(
+    tokens: Tokens,
+    merging: Tensor,
+    into: Tensor,
+    keep_length: bool = False,
+    weight: Tensor | None = None,
+) -> Tokens:
     """The tokens after some have become part of others.
 
     Args:
@@ -107,6 +113,7 @@ def merge(tokens: Tokens, merging: Tensor, into: Tensor, keep_length: bool = Fal
         merging: ``(B, R)`` positions of those that merge, each once.
         into: ``(B, R)`` positions of the ones that they become part of, which are kept.
         keep_length: see :func:`~dynamicvit.core.merging.join`.
+        weight: likewise, ``(B, M)``.
 
     Returns:
         The kept tokens, each the mean of its patches, in image order.
@@ -117,4 +124,4 @@ def merge(tokens: Tokens, merging: Tensor, into: Tensor, keep_length: bool = Fal
     partner = torch.zeros_like(merged, dtype=torch.long).scatter(1, merging, into)
     here = torch.arange(held, device=merging.device)
     kept = (here + held * merged).sort(dim=1).values[:, : held - merging.shape[1]].long()
-    return join(tokens, merged, partner, keep_length).keep(kept)
+    return join(tokens, merged, partner, keep_length, weight).keep(kept)

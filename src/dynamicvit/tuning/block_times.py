@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynamicvit.core.method import Combination
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import eval_mode, untrained_on_purpose
 from dynamicvit.core.schedule import Schedule
@@ -214,7 +213,7 @@ def _prepared(
 
 def _merges(model: DynamicViT) -> bool:
     """Whether tokens have sizes after a stage, which attention then takes into account."""
-    return model.policy == "merged" or issubclass(model.method, Combination)
+    return model.policy == "merged" or model.method.merges
 
 
 def _held(tokens: Tokens, count: int, merged: bool) -> Tokens:

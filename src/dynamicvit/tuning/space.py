@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import exp, log, prod
 
-from dynamicvit.core.method import Combination
+from dynamicvit.core.combination import Combination
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.errors import InputError
