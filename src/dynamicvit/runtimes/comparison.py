@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynamicvit.core.classifier import PrunedClassifier
-from dynamicvit.core.method import Combination
+from dynamicvit.core.combination import Combination
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.data import UNLABELED, Batch
