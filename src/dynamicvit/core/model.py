@@ -179,9 +179,10 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         if self.warns_untrained:  # looked up once, not for every view
             self.warns_untrained = any(method.is_fresh for method in self.methods)
         view = object.__new__(type(self))
+        vars(view).update(vars(self), _modules=dict(self._modules))
         # What hides a method of the class is bound to this object, and so to its budget.
-        own = {k: v for k, v in vars(self).items() if not hasattr(type(self), k)}
-        vars(view).update(own, _modules=dict(self._modules))
+        for name in [k for k, v in vars(self).items() if callable(v) and hasattr(type(self), k)]:
+            del vars(view)[name]
         if isinstance(budget, Schedule):
             view.schedule = budget
         else:
