@@ -57,7 +57,7 @@ def test_a_step_keeps_what_its_budget_says_and_is_held_to_it(masking: str) -> No
         torch.testing.assert_close(losses.ratio, expected)
         assert losses.ratio < 1 / DEIT.num_patches**2  # less than a patch
         torch.testing.assert_close(
-            losses.total, reference(batch.images, batch.labels).total, atol=1e-4, rtol=0
+            losses.total, reference(batch.images, batch.labels).total, atol=1e-5, rtol=1e-4
         )
         seen.add(schedule)
     assert len(seen) == 4
