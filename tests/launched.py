@@ -28,7 +28,7 @@ STEPS = 8
 #: Name, recipe, images in a batch (not the same for each process, or none for one of them).
 RUNS: Sequence[tuple[str, Recipe, int]] = (
     ("paper", paper("epochs=2", "backbone_frozen=0", "backbone_lr_scale=1", *PLAIN), 5),
-    ("guided", small("backbone_lr_scale=1", *PLAIN, steps=STEPS), 4),
+    ("guided", small("backbone_lr_scale=1", "budgets=[0.4,0.9]", *PLAIN, steps=STEPS), 4),
     ("lagged", paper("epochs=2", "decisions=top-k", "masking=lagged", "clip_grad=1", *PLAIN), 4),
     ("one image", paper("epochs=2", "ema=0.9", *PLAIN), 1),
 )

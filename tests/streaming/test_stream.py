@@ -78,7 +78,8 @@ def machine(clock: Clock, *costs: float) -> list[Level]:
             clock.now += cost
             return torch.eye(4)[index] * 5
 
-        return Level("m", Schedule((1,), (0.9 - 0.1 * index,)), classify)
+        ratio = 0.9 - 0.1 * index
+        return Level("m", Schedule((1,), (ratio,)), classify, ratio)
 
     return [level(index, cost) for index, cost in enumerate(costs)]
 

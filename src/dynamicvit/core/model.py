@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.timm_surface import TimmSurface
 from dynamicvit.errors import InputError, UntrainedWarning
 from dynamicvit.utils.renamed import Renamed
+
+#: Schedules of keep ratios that a model keeps.
+_MOST_KNOWN = 256
 
 
 class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
@@ -71,6 +74,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         self.predictors = nn.ModuleList(predictors)
         self.per_image: PerImage | None = None
         self.warns_untrained = True
+        self._known: dict[tuple[Any, ...], Schedule] = {}
         self._freeze_statistics()
 
     @property
@@ -146,8 +150,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
 
     @keep_ratio.setter
     def keep_ratio(self, keep_ratio: float | Sequence[float]) -> None:
-        now = self._schedule
-        self._schedule = self.method.schedule(self.bound, keep_ratio, now.stages, now.policy)
+        self._schedule = self._schedule_at(keep_ratio)
 
     @property
     def policy(self) -> Policy:
@@ -157,6 +160,48 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
     @policy.setter
     def policy(self, policy: Policy) -> None:
         self._schedule = replace(self._schedule, policy=policy)
+
+    def at(self, budget: float | Sequence[float] | Schedule) -> DynamicViT:
+        """The model at another budget: a view that shares every weight; this one keeps its own.
+
+        A view costs microseconds and no memory, so each request can have one, in any thread:
+        ``model.at(0.5)(images)``. Make it in the mode that it should run in: ``train()`` and
+        ``eval()`` change the shared modules. It runs as it is written, not as
+        ``model.compile()`` or a hook on the whole model has changed this one.
+
+        Args:
+            budget: a keep ratio, or one for each stage, as :attr:`keep_ratio` takes them; or a
+                schedule, as :attr:`schedule` does.
+
+        Raises:
+            InputError: as setting those.
+        """
+        if self.warns_untrained:  # looked up once, not for every view
+            self.warns_untrained = any(method.is_fresh for method in self.methods)
+        view = object.__new__(type(self))
+        vars(view).update(vars(self), _modules=dict(self._modules))
+        # What hides a method of the class is bound to this object, and so to its budget.
+        for name in [k for k, v in vars(self).items() if callable(v) and hasattr(type(self), k)]:
+            del vars(view)[name]
+        if isinstance(budget, Schedule):
+            view.schedule = budget
+        else:
+            view.keep_ratio = budget
+        return view
+
+    def _schedule_at(self, keep_ratio: float | Sequence[float]) -> Schedule:
+        """What a keep ratio means here; the last are kept, as some methods choose among many."""
+        now = self._schedule
+        if not isinstance(keep_ratio, float):
+            return self.method.schedule(self.bound, keep_ratio, now.stages, now.policy)
+        key = keep_ratio, now.stages, now.policy, self.bound.image_size
+        found = self._known.get(key)
+        if found is None:
+            found = self.method.schedule(self.bound, keep_ratio, now.stages, now.policy)
+            if len(self._known) == _MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = found
+        return found
 
     def calibrate(self, images: Tensor | Iterable[Tensor], cap: float | None = None) -> None:
         """From now on give each image a number of tokens of its own, the schedule's on average.

@@ -32,16 +32,13 @@ class Level:
         model: its name.
         schedule: its stages and keep ratios.
         classify: from ``(1, C, H, W)`` to logits ``(classes,)``, float32 on the CPU.
+        keep_ratio: ρ; None where no ρ gives the stages' ratios.
     """
 
     model: str
     schedule: Schedule
     classify: Callable[[Tensor], Tensor]
-
-    @property
-    def keep_ratio(self) -> float | None:
-        """ρ, if the stages' ratios are ρ, ρ², ρ³, ...; else None."""
-        return self.schedule.keep_ratio
+    keep_ratio: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -89,7 +86,7 @@ def levels_of(
         _check_same(first_name, first, name, model)
     run = partial(_classify, device=device, precision=precision)
     if not keep_ratios:
-        levels = [Level(name, each.schedule, partial(run, each)) for name, each in models.items()]
+        levels = [_level(name, each, run) for name, each in models.items()]
     elif others:
         raise InputError(
             f"keep ratio {keep_ratios[0]} is for one model, got {len(models)}: each has its own"
@@ -97,7 +94,8 @@ def levels_of(
     elif not isinstance(first, DynamicViT):
         raise InputError(f"the keep ratio of {first_name} is fixed: omit --keep-ratio")
     else:
-        levels = [_at(first_name, first, ratio, run) for ratio in dict.fromkeys(keep_ratios)]
+        ratios = dict.fromkeys(keep_ratios)
+        levels = [_level(first_name, first.at(ratio), run, ratio) for ratio in ratios]
     return sorted(levels, key=lambda level: -fmean(level.schedule.keep_ratios or (1.0,)))
 
 
@@ -125,15 +123,11 @@ def costs_of(
     return [max(shortest[index:]) for index in range(len(shortest))]
 
 
-def _at(name: str, model: DynamicViT, ratio: float, run: Callable[..., Tensor]) -> Level:
-    own = model.schedule
-    schedule = Schedule.for_depth(model.depth, ratio, own.stages, own.policy)
-
-    def classify(images: Tensor) -> Tensor:
-        model.keep_ratio = ratio
-        return run(model, images)
-
-    return Level(name, schedule, classify)
+def _level(
+    name: str, model: PrunedClassifier, run: Callable[..., Tensor], ratio: float | None = None
+) -> Level:
+    schedule = model.schedule
+    return Level(name, schedule, partial(run, model), ratio or schedule.keep_ratio)
 
 
 @torch.inference_mode()

@@ -121,6 +121,11 @@ def fit(
         raise InputError("there is nothing to train on: the loader has no batch of images")
     if accumulate < 1:
         raise InputError(f"accumulate is at least 1 pass, got {accumulate}")
+    if compiled and recipe.budgets is not None:
+        raise InputError(
+            f"budgets {list(recipe.budgets)}: every budget would be compiled anew; leave --compile "
+            "out, or set budgets=null"
+        )
     # The model has the say, and the run's recipe tells what was done.
     says = {"policy": model.policy, "method": model.method.name or None}
     recipe = recipe.model_copy(update=says)

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import image_channels
 from dynamicvit.costs import resolve_image_size
+from dynamicvit.training.budgets import Budgets
 from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.objective import TrainingObjective, objective_of
 from dynamicvit.training.recipe import Recipe
@@ -83,7 +84,11 @@ def estimate_memory(
     batch_size = recipe.batch_size if batch_size is None else batch_size
     was_training, learned = model.training, [p.requires_grad for p in model.parameters()]
     model.to(device).train()
-    objective = objective_of(model, recipe, teacher, device).to(device)
+    student = model
+    if recipe.budgets is not None:  # the greatest needs the most
+        student = model.at(Budgets(model, *recipe.budgets).schedule(recipe.budgets[1]))
+        recipe = recipe.model_copy(update={"budgets": None})
+    objective = objective_of(student, recipe, teacher, device).to(device)
     try:
         # The first makes the gradients, which are there from then on.
         _, one, two = (_held(objective, n, device, precision) for n in (1, 1, 2))

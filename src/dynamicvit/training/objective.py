@@ -24,6 +24,7 @@ from dynamicvit.core.outputs import DenseOutput, MaskedOutput
 from dynamicvit.core.teacher import ask, dense_teacher, warn_if_fresh_classifier, weigh_some
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens
+from dynamicvit.training.budgets import Budgets
 from dynamicvit.training.draws import SAMPLERS, SplitDraws
 from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.recipe import Recipe
@@ -57,12 +58,21 @@ class TrainingObjective(nn.Module):
             in ``eval()``.
         distillation: the loss of the logits, of :mod:`dynamicvit.core.losses`.
         label_smoothing: of targets that are class indices.
+        budgets: least and greatest keep ratio that steps are spread over, so that one model serves
+            any budget between them (:class:`~dynamicvit.training.budgets.Budgets`); by default
+            every step has the model's own.
 
     Attributes:
         model: the student.
         weights: of the parts; guidance has none where no ranking is learned.
         dense_teacher: the backbone's dense self; ``None`` where no part needs it.
         external_teacher: the other network; ``None`` where there is none or distillation is off.
+        budgets: of the steps; ``None`` where there is one.
+        step: number of the next call, which says its budget.
+
+    Raises:
+        InputError: for budgets that the model can't have, or with decisions that keep as many
+            tokens at every budget (:func:`~dynamicvit.core.decisions.gumbel_sampler`).
     """
 
     def __init__(
@@ -78,6 +88,7 @@ class TrainingObjective(nn.Module):
         freeze_backbone: bool = False,
         distillation: Distillation = distillation_loss,
         label_smoothing: float = 0.0,
+        budgets: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         weights = LossWeights() if weights is None else weights
@@ -92,6 +103,13 @@ class TrainingObjective(nn.Module):
         self.freeze_backbone = freeze_backbone
         self.distillation = distillation
         self.label_smoothing = label_smoothing
+        self.budgets = None if budgets is None else Budgets(model, *budgets)
+        self.step = 0
+        if budgets is not None and getattr(sampler, "sampler", sampler) is gumbel_sampler:
+            raise InputError(
+                f"budgets {list(budgets)} need a sampler that keeps as many tokens as a budget "
+                "says: best_k_sampler or gumbel_top_k_sampler"
+            )
         external = teacher if weights.distillation else None
         by_dense = weights.token or weights.feature or weights.guidance
         by_dense = by_dense or (weights.distillation and external is None)
@@ -148,10 +166,12 @@ class TrainingObjective(nn.Module):
         """
         start = self._first_blocks(images) if self.share_first_blocks else images
         taught, logits = self._ask(images, start, first)
-        output = self.run_student(start)
+        student = self._student()
+        output = self._run(student, start)
+        self.step += 1
         losses = dynamicvit_loss(
             output,
-            self.model.schedule.keep_ratios,
+            student.keep_ratios,
             labels=targets,
             teacher=taught,
             teacher_logits=logits,
@@ -163,7 +183,14 @@ class TrainingObjective(nn.Module):
 
     def run_student(self, images: Tensor | Tokens) -> MaskedOutput:
         """The student's masked path alone."""
-        return self.model.forward_masked(images, sampler=self.sampler, masking=self.masking)
+        return self._run(self._student(), images)
+
+    def _student(self) -> DynamicViT:
+        """The model at the budget of the next step."""
+        return self.model if self.budgets is None else self.model.at(self.budgets.at(self.step))
+
+    def _run(self, student: DynamicViT, images: Tensor | Tokens) -> MaskedOutput:
+        return student.forward_masked(images, sampler=self.sampler, masking=self.masking)
 
     def _first_blocks(self, images: Tensor) -> Tokens:
         """The tokens before the first stage, for student and dense teacher alike."""
@@ -222,6 +249,7 @@ def objective_of(
         freeze_backbone=recipe.freeze_backbone,
         distillation=recipe.teacher.distillation(),
         label_smoothing=recipe.augment.smoothing,
+        budgets=recipe.budgets,
     )
 
 

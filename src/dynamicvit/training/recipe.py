@@ -152,6 +152,8 @@ class Recipe(Strict):
     Attributes:
         model: timm's name of the backbone; a command's ``--model`` goes first.
         keep_ratio: ρ, or one ratio for each stage.
+        budgets: least and greatest ρ that training steps are spread over, for one model that serves
+            any budget between them; by default every step has keep_ratio.
         stages: block indices; by default at 1/4, 2/4 and 3/4 of the depth.
         method: how a dense model chooses tokens, a name in :data:`~dynamicvit.methods.METHODS`; by
             default what the model was saved with, and "dynamicvit" for a new one.
@@ -198,6 +200,7 @@ class Recipe(Strict):
 
     model: str | None = None
     keep_ratio: float | tuple[float, ...] = 0.7
+    budgets: tuple[float, float] | None = None
     stages: tuple[int, ...] | None = None
     method: str | None = None
     policy: Policy | None = None
@@ -252,6 +255,17 @@ class Recipe(Strict):
                 f"masking: {self.masking} needs decisions that keep as many tokens of each image: "
                 "top-k or best-k"
             )
+        if self.budgets is not None:
+            least, greatest = self.budgets
+            if not 0 < least <= greatest <= 1:
+                raise ValueError(
+                    f"budgets must be two keep ratios in (0, 1], ascending, got {self.budgets}"
+                )
+            if self.decisions == "independent":
+                raise ValueError(
+                    "budgets need decisions that keep as many tokens as a budget says: top-k or "
+                    "best-k, got independent"
+                )
         if self.stages == ():
             raise ValueError("stages: at least one is needed to drop anything")
         if self.masking in NO_GRADIENT and not self.losses.guidance:

@@ -21,6 +21,7 @@ from dynamicvit.checkpoints.saving import save_as_it_came
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.data import Loader, eval_transform, split, train_transform
 from dynamicvit.errors import InputError
+from dynamicvit.training.budgets import Budgets
 from dynamicvit.training.classes import classes_for, sources_of
 from dynamicvit.training.dense import HOLD_OUT, fit_dense, plan_dense
 from dynamicvit.training.external_teacher import teacher_for
@@ -168,6 +169,8 @@ class Training:
         self.class_map = self.classes.class_map
         if self.classes.are_fitted and not values.hold_out:
             values = values.model_copy(update={"hold_out": HOLD_OUT})
+        if values.budgets is not None:
+            Budgets(self.model, *values.budgets)  # refuses those that the model can't have
         self.recipe = values
         # Before its positions are resized: that can be repeated, but not everywhere to the bit.
         self._weights = backbone_fingerprint(self.model.backbone) if values.freeze_backbone else ""

@@ -146,6 +146,7 @@ class Step:
         draws = self._objective.sampler
         assert isinstance(draws, SplitDraws)
         draws.begin(seed_of(self.recipe.seed, split.step), first, split.total)
+        self._objective.step = split.step
         return first
 
     @property
