@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dynamicvit import DynamicViT, InputError, Schedule
 from dynamicvit.backbones import backbone_for
+from dynamicvit.core.combination import match, merge
 from dynamicvit.core.losses import token_loss
 from dynamicvit.core.merging import cosines
 from dynamicvit.core.teacher import ask, dense_teacher
@@ -17,7 +18,6 @@ from dynamicvit.costs import DENSE, count_macs, schedule_macs
 from dynamicvit.layers.attention import proportional, softmax_attention
 from dynamicvit.layers.tokens import Heads, Tokens
 from dynamicvit.methods import Downsampling, TokenMerging
-from dynamicvit.methods.tome import match, merge
 from families import BY_NAME, DEIT, Family, assert_agree, few_families
 
 RATIOS = (0.7, 0.5, 0.3)

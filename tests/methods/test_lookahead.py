@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, Schedule, count_macs, sparsify
 from dynamicvit.backbones import backbone_for
+from dynamicvit.core.combination import match, merge
 from dynamicvit.core.merging import cosines
 from dynamicvit.costs import schedule_macs
 from dynamicvit.layers.tokens import Tokens
 from dynamicvit.methods import LookAhead, at_macs
 from dynamicvit.methods.class_attention import class_attention
-from dynamicvit.methods.tome import match, merge
 from families import (
     BY_NAME,
     DEIT,

@@ -10,6 +10,7 @@ import torch
 
 from dynamicvit import DynamicViT, Schedule, count_macs
 from dynamicvit.backbones import backbone_for
+from dynamicvit.core.combination import merge
 from dynamicvit.core.merging import likeness
 from dynamicvit.costs import schedule_macs
 from dynamicvit.layers.tokens import Heads, Tokens
@@ -17,7 +18,6 @@ from dynamicvit.methods import MCTF, TPS, DiffRate
 from dynamicvit.methods.class_attention import class_attention
 from dynamicvit.methods.diffrate import PRUNED, RATES
 from dynamicvit.methods.mctf import match_both_ways
-from dynamicvit.methods.tome import merge
 from families import BY_NAME, DEIT, Family, assert_agree, each_family, few_families
 
 

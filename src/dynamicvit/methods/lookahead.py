@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from dynamicvit.backbones import Backbone
-from dynamicvit.core.combination import Combination
+from dynamicvit.core.combination import Combination, match, merge, merged_at_once
 from dynamicvit.core.merging import cosines
 from dynamicvit.core.registry import register_method
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens, rows_of
 from dynamicvit.methods.class_attention import class_attention
-from dynamicvit.methods.tome import match, merge, merged_at_once
 
 #: One in so many blocks lies before the first stage: blocks 0 and 1 of 12.
 FIRST = 6

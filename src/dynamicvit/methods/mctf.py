@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from dynamicvit.backbones import Backbone
+from dynamicvit.core.combination import merge, merged_at_once
 from dynamicvit.core.merging import cosines
 from dynamicvit.core.registry import register_method
 from dynamicvit.layers.attention import proportional
 from dynamicvit.layers.tokens import Tokens, top_k
-from dynamicvit.methods.tome import TokenMerging, merge, merged_at_once
+from dynamicvit.methods.tome import TokenMerging
 
 #: Powers of the three criteria (Section 4.1): likeness, informativeness and size.
 SIMILARITY, INFORMATIVENESS, SIZE = 1.0, 1 / 20, 1 / 40

@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-import torch
-from torch import Tensor
-
 from dynamicvit.backbones import Backbone
-from dynamicvit.core.combination import Combination
-from dynamicvit.core.merging import cosines, join, missed
+from dynamicvit.core.combination import Combination, match, merge, merged_at_once
+from dynamicvit.core.merging import cosines
 from dynamicvit.core.registry import register_method
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
-from dynamicvit.layers.tokens import Tokens, top_k
+from dynamicvit.layers.tokens import Tokens
 
 
 @register_method(
@@ -71,57 +68,3 @@ def _merged(num_patches: int, stages: Sequence[int], each: float) -> Schedule:
         held = max(num_patches - round(each * number), held - held // 2)
         kept.append(held)
     return Schedule(tuple(stages), tuple(k / num_patches for k in kept))
-
-
-def merged_at_once(tokens: Tokens, count: int) -> int:
-    """How many tokens merge in a round that should leave ``count``, at least 1: at most half."""
-    held = tokens.num_patches
-    return min(held - max(1, count), held // 2)
-
-
-def match(alike: Tensor, number: int, worth: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Which tokens become part of which others.
-
-    Tokens at even positions choose the token at an odd position that is most like them; of these
-    pairs the most alike merge.
-
-    Args:
-        alike: ``(B, ⌈M/2⌉, ⌊M/2⌋)``, cosines of the even ones with the odd ones.
-        number: how many merge into another, at most M / 2.
-        worth: ``(B, M)``, logarithm of what each token is worth; the pairs that then merge are
-            those by which least is missed (:func:`~dynamicvit.core.merging.missed`).
-
-    Returns:
-        ``(B, number)`` positions of those that merge, and of the ones that they become part of.
-    """
-    nearest, partner = alike.max(dim=-1)
-    pairs = top_k(nearest if worth is None else -worth[:, ::2] - missed(nearest), number)
-    return 2 * pairs, 2 * partner.gather(1, pairs) + 1
-
-
-def merge(
-    tokens: Tokens,
-    merging: Tensor,
-    into: Tensor,
-    keep_length: bool = False,
-    weight: Tensor | None = None,
-) -> Tokens:
-    """The tokens after some have become part of others.
-
-    Args:
-        tokens: M patch tokens.
-        merging: ``(B, R)`` positions of those that merge, each once.
-        into: ``(B, R)`` positions of the ones that they become part of, which are kept.
-        keep_length: see :func:`~dynamicvit.core.merging.join`.
-        weight: likewise, ``(B, M)``.
-
-    Returns:
-        The kept tokens, each the mean of its patches, in image order.
-    """
-    held = tokens.num_patches
-    merged = tokens.x.new_zeros(tokens.patches.shape[:2], dtype=torch.float32)
-    merged = merged.scatter(1, merging, 1.0)
-    partner = torch.zeros_like(merged, dtype=torch.long).scatter(1, merging, into)
-    here = torch.arange(held, device=merging.device)
-    kept = (here + held * merged).sort(dim=1).values[:, : held - merging.shape[1]].long()
-    return join(tokens, merged, partner, keep_length, weight).keep(kept)
