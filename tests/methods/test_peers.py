@@ -16,7 +16,7 @@ from dynamicvit.costs import schedule_macs
 from dynamicvit.layers.tokens import Heads, Tokens
 from dynamicvit.methods import MCTF, TPS, DiffRate
 from dynamicvit.methods.class_attention import class_attention
-from dynamicvit.methods.diffrate import PRUNED, RATES
+from dynamicvit.methods.diffrate import LEAST_SIZE, PRUNED, RATES
 from dynamicvit.methods.mctf import match_both_ways
 from families import BY_NAME, DEIT, Family, assert_agree, each_family, few_families
 
@@ -69,7 +69,7 @@ class TestDiffRate:
                 assert all(cosines[image, i, left.index[image]].argmax() == place for i in joins)
                 mean = tokens.patches[image, [host, *joins]].mean(dim=0)
                 assert_agree(left.patches[image, place], mean)
-                size = 1 + sum(max(cosines[image, i, host].item(), 0) for i in joins)
+                size = 1 + sum(max(cosines[image, i, host].item(), LEAST_SIZE) for i in joins)
                 assert left.size[image, place].item() == pytest.approx(size, abs=1e-5)
 
     def test_the_published_rates_are_among_its_schedules(self) -> None:

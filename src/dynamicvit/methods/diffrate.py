@@ -41,7 +41,7 @@ RATES = (
 STEPS = 200
 
 #: Sizes have logarithms.
-_LEAST = 1e-3
+LEAST_SIZE = 1e-3
 
 #: The smallest budget has the last rates to this power.
 LAST_POWER = 10
@@ -100,7 +100,7 @@ class DiffRate(ClassAttention):
         host = most_alike(alike, kept)
         cosine = alike.gather(2, host[..., None])[..., 0]
         size = torch.ones_like(cosine) if tokens.size is None else tokens.size
-        size = torch.where(kept, size, size * cosine.clamp(min=_LEAST))
+        size = torch.where(kept, size, size * cosine.clamp(min=LEAST_SIZE))
         return join(
             replace(tokens, size=size), dropped * ~pruned, host, weight=torch.ones_like(size)
         )
