@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from dynamicvit.training import pace
+from dynamicvit.utils.words import duration
 
 Main = Callable[..., int]
 
@@ -116,6 +117,11 @@ def test_it_prints_the_recipe_as_it_is_resolved(plan: Callable[..., str], two_bl
         "removed",
         str(two_blocks),
     )
+
+
+def test_a_run_that_never_ends_has_a_time_too(plan: Callable[..., str], two_blocks: Path) -> None:
+    assert "days" in plan("-m", two_blocks, "--set", "images=999999999999")
+    assert duration(1e300).startswith("925925925 days")
 
 
 @pytest.mark.usefixtures("native_bf16")

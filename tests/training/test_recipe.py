@@ -129,6 +129,8 @@ def test_overrides_reach_into_parts_and_replace_the_length() -> None:
         ("image_size=yes", "image_size: .*got True"),
         ("stages=[no, 2]", "stages: .*got .*False"),
         ("seed={}", "seed: .*integer.*got {}"),
+        ("learning_rate=1e300", r"learning_rate: .*up to 1e\+30, got 1e\+300"),
+        ("images=123456789012345678901234567890", r"images: .*up to 1e\+12, got 1.23457e\+29"),
     ],
 )
 def test_bad_values_are_named(override: str, message: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import asdict
-from datetime import timedelta
 
 from rich.console import Console
 
@@ -17,7 +16,7 @@ from dynamicvit.training import Training
 from dynamicvit.training.memory import Memory, available_memory
 from dynamicvit.training.plan import Group, Plan
 from dynamicvit.training.recipes import dump_recipe
-from dynamicvit.utils.words import percent
+from dynamicvit.utils.words import duration, percent
 
 
 def describe_run(console: Console, training: Training) -> None:
@@ -135,8 +134,8 @@ def _time(plan: Plan) -> list[str]:
     if dense is not None and dense.pace is not None:
         lines[0] = f"{dense.pace.step_seconds:.2f} s a step of the dense model, then {lines[0]}"
     if plan.steps is not None:
-        whole = timedelta(seconds=round(_seconds(plan) + (_seconds(dense) if dense else 0.0)))
-        lines[0] = f"about {whole}, without evaluation: {lines[0]}"
+        whole = _seconds(plan) + (_seconds(dense) if dense else 0.0)
+        lines[0] = f"about {duration(whole)}, without evaluation: {lines[0]}"
     if pace.read_seconds is not None and pace.read_seconds > pace.step_seconds:
         lines.append(f"reading takes longer, {pace.read_seconds:.2f} s a step: more --workers")
     return lines

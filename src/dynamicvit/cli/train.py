@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,7 +57,7 @@ from dynamicvit.errors import InputError, UntrainedWarning
 from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
 from dynamicvit.training.checkpoint import BEST
 from dynamicvit.training.output import check_output
-from dynamicvit.utils.words import percent
+from dynamicvit.utils.words import duration, percent
 
 _RUN = "The run"
 
@@ -311,7 +310,7 @@ def _left(progress: Progress) -> str:
     """The time left, should the rest run as fast as this."""
     images_a_step = progress.images / (progress.step + 1)
     seconds = (progress.steps - progress.step - 1) * images_a_step / progress.images_per_second
-    return f"{timedelta(seconds=round(seconds))} left"
+    return f"{duration(seconds)} left"
 
 
 def _how_to_go_on(output: Path) -> str:
@@ -325,7 +324,7 @@ def _say_results(report: TrainingReport, console: Console, *, fitted: bool) -> N
     say(
         console,
         f"trained on {report.images:,} images ({report.steps:,} whole steps) in "
-        f"{timedelta(seconds=round(report.seconds))}, {report.images / report.seconds:.1f} "
+        f"{duration(report.seconds)}, {report.images / report.seconds:.1f} "
         f"images/s" + (f"; patches kept in training: {kept} %" if any(report.kept) else ""),
     )
     if report.skipped:

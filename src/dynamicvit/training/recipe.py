@@ -23,6 +23,7 @@ from dynamicvit.core.losses import (
 )
 from dynamicvit.core.method import NO_GRADIENT, Masking
 from dynamicvit.core.schedule import Policy
+from dynamicvit.utils.fields import MOST_COUNT, MOST_OF_RECIPES
 
 Decisions = Literal["independent", "top-k", "best-k"]
 
@@ -40,6 +41,17 @@ class Strict(BaseModel):
         values = value if isinstance(value, list | tuple) else (value,)
         if not is_switch and any(isinstance(each, bool) for each in values):
             raise ValueError(f"takes no true or false (nor yes, no, on or off), got {value}")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_counted(cls, value: Any) -> Any:
+        """Refuse numbers beyond float32, and whole ones that nobody counts to."""
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, int | float):
+                most = MOST_COUNT if isinstance(each, int) else MOST_OF_RECIPES
+                if abs(each) > most:
+                    raise ValueError(f"must be a number up to {most:g}, got {each:g}")
         return value
 
 

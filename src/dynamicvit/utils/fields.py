@@ -23,8 +23,8 @@ MOST_CLASSES, MOST_CHANNELS, MOST_TOKENS = 1 << 20, 1 << 10, 1 << 20
 MOST_NUMBER, DEEPEST, MOST_VALUES = 1 << 24, 32, 1 << 20
 
 
-#: Of a recipe, where images are counted, and float32 ends.
-MOST_OF_RECIPES = 1e30
+#: Of a recipe: where float32 ends, and what images, epochs and steps are counted to.
+MOST_OF_RECIPES, MOST_COUNT = 1e30, 10**12
 
 
 class Kind(NamedTuple):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
+from datetime import timedelta
+
+#: Of a duration: Python's own end at a milliard days.
+_MOST_SECONDS = 8e13
 
 
 def first_few(what: str, names: Sequence[str], limit: int = 3) -> str:
@@ -12,6 +16,11 @@ def first_few(what: str, names: Sequence[str], limit: int = 3) -> str:
         return ""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f"{what} {', '.join(names[:limit])}{more}"
+
+
+def duration(seconds: float) -> str:
+    """Days, hours, minutes and seconds."""
+    return str(timedelta(seconds=round(min(seconds, _MOST_SECONDS))))
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
