@@ -130,6 +130,17 @@ def test_sources_of_every_kind(saved: Path, folder: Path, tmp_path: Path, main: 
     assert len(names) == 13
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_name_that_is_no_utf8_is_escaped(
+    suffix: str, saved: Path, folder: Path, tmp_path: Path, main: Main
+) -> None:
+    odd = os.fsdecode(os.fsencode(folder) + b"/\xff.png")
+    write_image(Path(odd), 9)
+    out = tmp_path / f"odd{suffix}"
+    assert main(folder, "-m", saved, "-o", out) == 0
+    assert f"{folder}/\\udcff.png" in [row["image"] for row in read(out)]
+
+
 def test_an_exported_file(exported: Callable[..., Path], tmp_path: Path, main: Main) -> None:
     folder = noise_folders(tmp_path / "images", classes=1, each=3, size=(64, 80))
     out = tmp_path / "out.jsonl"

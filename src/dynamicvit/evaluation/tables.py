@@ -47,12 +47,19 @@ def write_table(
         path: its suffix names the format.
         columns: the columns in order, each ``"string"``, ``"int"``, ``"float"``, or ``"bools"``
             for a list (in Parquet only).
-        rows: values by column; a column that is missing or None is empty.
+        rows: values by column; a column that is missing or None is empty. Bytes of a file's name
+            that are no UTF-8 are written as escapes, as no format has room for them.
     """
+    rows = ({name: _as_text(value) for name, value in row.items()} for row in rows)
     suffix = Path(path).suffix.lower()
     write = {".csv": _write_csv, ".jsonl": _write_json_lines, ".parquet": _write_parquet}[suffix]
     with atomic_write(path, start=STARTS.get(suffix, b"")) as draft:
         write(draft, columns, rows)
+
+
+def _as_text(value: Any) -> Any:
+    text = isinstance(value, str)
+    return value.encode("utf-8", "backslashreplace").decode() if text else value
 
 
 def _write_csv(path: Path, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
