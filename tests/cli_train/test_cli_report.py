@@ -77,6 +77,21 @@ def test_every_step_is_in_the_log_in_tensorboard_and_in_the_picture(
     assert imread(out / "curves.png").ndim == 3
 
 
+def test_info_says_how_it_was_trained(
+    run: Callable[..., int], command: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--set", "images=8") == 0
+    out = tmp_path / "out"
+    capsys.readouterr()
+    assert command("info", out) == 0
+    assert "8 images in 2 steps, taught by the dense model" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    for odd in ({"training": {"images": "x"}}, {**report, "held_out": [1]}, [], {"teacher": 1}):
+        (out / "report.json").write_text(json.dumps(odd))
+        assert command("info", out) == 0
+        assert "taught by" not in capsys.readouterr().out
+
+
 def test_a_line_says_how_far_how_fast_and_how_long(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from dynamicvit.core.teacher import has_fresh_classifier
 from dynamicvit.costs import DENSE, resolve_image_size, schedule_macs
 from dynamicvit.data.class_names import known_class_names, short_name
 from dynamicvit.runtimes import ExportedModel, is_exported, load_exported
-from dynamicvit.utils.fields import read_json
+from dynamicvit.utils.inputs import read_text
 from dynamicvit.utils.words import percent
 
 #: Class names that are printed; all are in the JSON.
@@ -135,18 +136,24 @@ def _input(model: Any, size: tuple[int, int, int]) -> dict[str, Any]:
 def _training(folder: Path) -> dict[str, Any] | None:
     """The report of the run that made a folder; ``None`` without one that can be read."""
     try:
-        report = read_json(folder / "report.json")
-        training = report["training"]
+        report = json.loads(read_text(folder / "report.json"))
+        training, self_taught = report["training"], bool(report["keep_ratios"])
         return {
-            "images": training["images"],
-            "steps": training["steps"],
-            "held_out_top1": (report.get("held_out") or {}).get("top1"),
-            "dense_held_out_top1": (report.get("dense_held_out") or {}).get("top1"),
-            "teacher": report["teacher"]["model"]
-            or ("the dense model" if report["keep_ratios"] else "labels"),
+            "images": int(training["images"]),
+            "steps": int(training["steps"]),
+            "held_out_top1": _top1(report.get("held_out")),
+            "dense_held_out_top1": _top1(report.get("dense_held_out")),
+            "teacher": str(
+                report["teacher"]["model"] or ("the dense model" if self_taught else "labels")
+            ),
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except Exception:  # of a file that may say anything
         return None
+
+
+def _top1(held_out: dict[str, Any] | None) -> float | None:
+    top1 = (held_out or {}).get("top1")
+    return None if top1 is None else float(top1)
 
 
 def _lines(about: dict[str, Any]) -> list[tuple[str, str]]:
