@@ -101,6 +101,7 @@ def test_what_the_launcher_asks_in_vain_is_refused(
         launched_processes("cpu")
 
 
+@pytest.mark.usefixtures("native_bf16")
 def test_fp16_on_a_cpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="fp16 needs a GPU"):
         fit(DEIT.sparse(), Memory(), small(), tmp_path / "out", precision=torch.float16)
