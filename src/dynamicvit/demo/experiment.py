@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,7 +48,7 @@ class Size:
     random_ratios: tuple[float, ...]
 
 
-SHORT = Size(train_scenes=1_920, score_scenes=1_000, bench_seconds=1.5, random_ratios=(0.7, 0.5))
+SHORT = Size(train_scenes=1_280, score_scenes=1_000, bench_seconds=1.5, random_ratios=(0.7, 0.5))
 LONG = Size(train_scenes=9_984, score_scenes=2_000, bench_seconds=4.0, random_ratios=RATIOS)
 
 
@@ -123,8 +124,13 @@ def fine_tune(
     plan = recipe(size, seed)
     loader = SceneLoader(Scenes("train", seed=seed + 1), size.train_scenes, plan.batch_size)
     with temporary_folder() as folder:
-        precision = worthwhile(torch.bfloat16, "cpu")
-        fit(model, loader, plan, folder, precision=precision, on_step=on_step)
+        fit(model, loader, plan, folder, precision=_precision(), on_step=on_step)
+
+
+@cache
+def _precision() -> torch.dtype | None:
+    """bfloat16 where it pays; where it does not, that is said once."""
+    return worthwhile(torch.bfloat16, "cpu")
 
 
 @torch.inference_mode()
@@ -136,7 +142,7 @@ def score(model: DynamicViT, size: Size, seed: int) -> tuple[float, float, float
     for start in range(0, size.score_scenes, 100):
         stop = min(start + 100, size.score_scenes)
         scene = Scenes("score", seed=seed).batch(range(start, stop))
-        with autocast("cpu", worthwhile(torch.bfloat16, "cpu")):
+        with autocast("cpu", _precision()):
             output = model.forward_pruned(scene.images)
         kept = output.kept[-1]
         right += int((output.logits.argmax(dim=1) == scene.labels).sum())
