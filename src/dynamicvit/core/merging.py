@@ -107,6 +107,14 @@ def most_alike(alike: Tensor, kept: Tensor) -> Tensor:
     return alike.masked_fill(~kept[:, None, :], float("-inf")).argmax(dim=-1)
 
 
+def sizes_of(tokens: Tokens) -> Tensor:
+    """``(B, M)``: how many patches each held token is made of."""
+    if tokens.size is not None:
+        return tokens.size
+    wide = torch.promote_types(tokens.x.dtype, torch.float32)
+    return tokens.x.new_ones(tokens.patches.shape[:2], dtype=wide)
+
+
 def join(
     tokens: Tokens,
     dropped: Tensor,
@@ -131,7 +139,7 @@ def join(
         Tokens in which the dropped ones are as they were, and no patch's.
     """
     patches = tokens.patches
-    size = torch.ones_like(dropped) if tokens.size is None else tokens.size
+    size = sizes_of(tokens)
     now_size = total = _added(size[..., None], into, (dropped * size)[..., None])[..., 0]
     if weight is None:
         weight = size

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynamicvit.core.merging import sizes_of
 from dynamicvit.core.method import Choice, Method, with_summary
 from dynamicvit.core.registry import METHODS
 from dynamicvit.core.schedule import Policy, Schedule
@@ -184,18 +185,14 @@ def _joined(parts: list[Tokens]) -> Tokens:
         found = [value for value in values if value is not None]
         return torch.cat(found) if found else None
 
-    sizes = all_of(part.size for part in parts)
-    if sizes is not None and any(part.size is None for part in parts):
-        whole = (part.x.new_ones(part.patches.shape[:2]) for part in parts)
-        each = zip(parts, whole, strict=True)
-        sizes = all_of(one if part.size is None else part.size for part, one in each)
-    groups = any(part.groups is not None for part in parts)
+    sized = any(part.size is not None for part in parts)
+    grouped = any(part.groups is not None for part in parts)
     return replace(
         parts[0],
         x=torch.cat([part.x for part in parts]),
         index=torch.cat([part.kept_index() for part in parts]),
-        size=sizes,
-        groups=torch.cat([part.membership() for part in parts]) if groups else None,
+        size=torch.cat([sizes_of(part) for part in parts]) if sized else None,
+        groups=torch.cat([part.membership() for part in parts]) if grouped else None,
         dropped=all_of(part.dropped for part in parts),
         images=all_of(part.images for part in parts),
         heads=None,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dynamicvit.backbones import Backbone
-from dynamicvit.core.merging import has_better, join, most_alike
+from dynamicvit.core.merging import has_better, join, most_alike, sizes_of
 from dynamicvit.core.registry import register_method
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
@@ -99,7 +99,7 @@ class DiffRate(ClassAttention):
         pruned = here & (behind < (PRUNED * here.sum(dim=1, keepdim=True)).round())
         host = most_alike(alike, kept)
         cosine = alike.gather(2, host[..., None])[..., 0]
-        size = torch.ones_like(cosine) if tokens.size is None else tokens.size
+        size = sizes_of(tokens)
         size = torch.where(kept, size, size * cosine.clamp(min=LEAST_SIZE))
         return join(
             replace(tokens, size=size), dropped * ~pruned, host, weight=torch.ones_like(size)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dynamicvit.backbones import Backbone
 from dynamicvit.core.combination import merge, merged_at_once
-from dynamicvit.core.merging import cosines
+from dynamicvit.core.merging import cosines, sizes_of
 from dynamicvit.core.registry import register_method
 from dynamicvit.layers.attention import proportional
 from dynamicvit.layers.tokens import Tokens, top_k
@@ -63,7 +63,7 @@ class MCTF(TokenMerging):
             near = (1 + cosines(tokens.patches, bipartite=True)).clamp(min=1e-6) / 2
             attraction = SIMILARITY * near.log() - cost[:, ::2, None] - cost[:, None, 1::2]
             pairs = match_both_ways(attraction, number)
-            tokens = merge(tokens, *pairs, weight=received * _sizes(tokens))
+            tokens = merge(tokens, *pairs, weight=received * sizes_of(tokens))
         return tokens
 
     @torch.no_grad()
@@ -77,11 +77,6 @@ class MCTF(TokenMerging):
         weights = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)
         received = weights.mean(dim=(1, 2))[:, tokens.num_prefix :]
         return received.clamp(min=torch.finfo(received.dtype).tiny)
-
-
-def _sizes(tokens: Tokens) -> Tensor:
-    ones = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
-    return ones if tokens.size is None else tokens.size
 
 
 def match_both_ways(attraction: Tensor, number: int) -> tuple[Tensor, Tensor]:
