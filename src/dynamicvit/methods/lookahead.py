@@ -1,11 +1,12 @@
 """Look-ahead merging: merge what the coming block will miss least. Needs no training and no data.
 
-Tokens are paired and merged as in token merging (:mod:`dynamicvit.methods.tome`), with five
+Tokens are paired and merged as in token merging (:mod:`dynamicvit.methods.tome`), with six
 differences. A pair merges by what would be missed: how far its token moves, and how much attention
 the class token is about to pay to it in the block that comes, which the block's own weights tell
 before it runs. Likeness is that of the tokens themselves, not of keys. The halves that are paired
-alternate along rows and columns in turn. A merged token stays as long as its patches were. And each
-stage leaves a share of the tokens, a larger one at the first stages.
+alternate along rows and columns in turn. In the mean that a merged token is, a patch counts by the
+root of that attention. The mean stays as long as its patches were. And each stage leaves a share of
+the tokens, a larger one at the first stages.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from dynamicvit.backbones import Backbone
 from dynamicvit.core.combination import Combination, match, merge, merged_at_once
-from dynamicvit.core.merging import cosines
+from dynamicvit.core.merging import cosines, sizes_of
 from dynamicvit.core.registry import register_method
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
@@ -91,18 +92,21 @@ class LookAhead(Combination):
 
     def _round(self, tokens: Tokens, number: int) -> Tokens:
         """The tokens after so many pairs have merged."""
-        features, worth, order = tokens.patches, self._worth(tokens), _order(tokens)
+        features, share, order = tokens.patches, self._share(tokens), _order(tokens)
+        worth = weight = None
+        if share is not None:
+            worth, weight = share.log(), (share * sizes_of(tokens)).sqrt()
         if order is not None:
             features = rows_of(features, order)
             worth = None if worth is None else worth.gather(1, order)
         pairs = match(cosines(features, bipartite=True), number, worth)
         if order is not None:
             pairs = order.gather(1, pairs[0]), order.gather(1, pairs[1])
-        return merge(tokens, *pairs, keep_length=True)
+        return merge(tokens, *pairs, keep_length=True, weight=weight)
 
     @torch.no_grad()
-    def _worth(self, tokens: Tokens) -> Tensor | None:
-        """``(B, M)``: logarithm of the class token's attention, mean of the heads."""
+    def _share(self, tokens: Tokens) -> Tensor | None:
+        """``(B, M)``: the class token's attention to each patch token, mean of the heads."""
         if not self.bound.has_class_token or (self.looks_back and tokens.heads is None):
             return None  # after a round, heads are those of other tokens
         if self.looks_back:
@@ -113,7 +117,7 @@ class LookAhead(Combination):
             size = tokens.over_all(tokens.size)
             products = products if size is None else products + size.log()[:, None]
             share = products.softmax(dim=-1).mean(dim=1)[:, tokens.num_prefix :]
-        return share.clamp(min=torch.finfo(share.dtype).tiny).log()
+        return share.clamp(min=torch.finfo(share.dtype).tiny)
 
 
 def _order(tokens: Tokens) -> Tensor | None:
