@@ -24,10 +24,9 @@ from dynamicvit.core.outputs import (
     MaskedOutput,
     PrunedOutput,
     StageReport,
-    in_order,
-    only_part,
 )
-from dynamicvit.core.per_image import PerImage, joined
+from dynamicvit.core.parts import by_count, in_order, joined, only_part
+from dynamicvit.core.per_image import PerImage
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.layers.attention import through_backbone
@@ -99,20 +98,8 @@ class Paths:
 
         walked = self._walk(tokens, mask, self._depth, zeroed=masking == "zeroed")
         features = self.bound.finish(*walked)
-        logits, pooled, loss_logits, patch_logits = self.bound.answers(features)
-        scored = [stage for stage in report if stage.keep_scores is not None]
-        return MaskedOutput(
-            logits,
-            features,
-            decisions=tuple(stage.decision for stage in report),
-            keep_scores=tuple(stage.keep_scores for stage in scored),
-            grid=tokens.grid,
-            pooled=pooled,
-            loss_logits=loss_logits,
-            patch_logits=patch_logits,
-            places=tuple(stage.places for stage in scored),
-            full_map=features.full_map() if full_map else None,
-        )
+        full = features.full_map() if full_map else None
+        return MaskedOutput.of(report, features, self.bound.answers(features), full)
 
     @through_backbone
     def forward_pruned(
@@ -140,7 +127,7 @@ class Paths:
         def prune_to(stage: int, tokens: Tokens, _count: int) -> Iterator[Tokens]:
             kept = given[stage] if tokens.images is None else given[stage][tokens.images]
             kept = kept if tokens.index is None else kept.gather(1, tokens.index)
-            for part, position in tokens.by_count(kept):
+            for part, position in by_count(tokens, kept):
                 yield self.predictors[stage].prune_to(part, position, self._schedule.policy)
 
         stop = self._depth if full_map else self._depth - 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import floor, prod
 from typing import NamedTuple
@@ -243,25 +242,6 @@ class Tokens:
             heads=heads,
             images=some(self.images),
         )
-
-    def by_count(self, kept: Tensor) -> Iterator[tuple[Tokens, Tensor]]:
-        """Parts of the batch whose images keep the same number of tokens.
-
-        Args:
-            kept: ``(B, M)`` bool.
-
-        Yields:
-            The tokens of a part, and ``(B', K)`` positions of the kept ones, ascending.
-        """
-        counts = kept.sum(dim=1)
-        numbers = counts.unique().tolist()
-        tokens = self
-        if len(numbers) > 1 and self.images is None:
-            tokens = replace(self, images=torch.arange(self.x.shape[0], device=self.x.device))
-        for number in numbers:
-            rows = counts == number
-            part = tokens if len(numbers) == 1 else tokens.select(rows)
-            yield part, kept[rows].nonzero()[:, 1].reshape(len(part.x), number)
 
     def compact(self, kept: Tensor) -> Tokens:
         """Let the tokens that are not kept leave memory, as far as rows of equal length allow.
