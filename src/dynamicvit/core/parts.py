@@ -10,7 +10,35 @@ from torch import Tensor
 
 from dynamicvit.core.merging import sizes_of
 from dynamicvit.errors import InputError
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.layers.tokens import Heads, Tokens
+
+
+def select(tokens: Tokens, images: Tensor) -> Tokens:
+    """The tokens of some images of the batch.
+
+    Args:
+        tokens: of the batch.
+        images: ``(B',)`` their positions here, or ``(B,)`` bool.
+    """
+
+    def some(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[images]
+
+    heads = tokens.heads
+    if heads is not None:
+        bias = heads.bias if heads.bias is None or len(heads.bias) == 1 else heads.bias[images]
+        heads = Heads(*(part[images] for part in heads[:3]), bias)
+    return replace(
+        tokens,
+        x=tokens.x[images],
+        index=some(tokens.index),
+        decision=some(tokens.decision),
+        size=some(tokens.size),
+        groups=some(tokens.groups),
+        dropped=some(tokens.dropped),
+        heads=heads,
+        images=some(tokens.images),
+    )
 
 
 def by_count(tokens: Tokens, kept: Tensor) -> Iterator[tuple[Tokens, Tensor]]:
@@ -29,7 +57,7 @@ def by_count(tokens: Tokens, kept: Tensor) -> Iterator[tuple[Tokens, Tensor]]:
         tokens = replace(tokens, images=torch.arange(tokens.x.shape[0], device=tokens.x.device))
     for number in numbers:
         rows = counts == number
-        part = tokens if len(numbers) == 1 else tokens.select(rows)
+        part = tokens if len(numbers) == 1 else select(tokens, rows)
         yield part, kept[rows].nonzero()[:, 1].reshape(len(part.x), number)
 
 
@@ -40,7 +68,7 @@ def joined(parts: Iterable[Tokens]) -> list[Tokens]:
         alike.setdefault((part.num_patches, part.num_prefix, part.added), []).append(part)
     found = [same[0] if len(same) == 1 else _joined(same) for same in alike.values()]
     if len(found) == 1 and found[0].images is not None:  # the whole batch again
-        return [replace(found[0].select(found[0].images.argsort()), images=None)]
+        return [replace(select(found[0], found[0].images.argsort()), images=None)]
     return found
 
 
@@ -49,12 +77,13 @@ def _joined(parts: list[Tokens]) -> Tokens:
         found = [value for value in values if value is not None]
         return torch.cat(found) if found else None
 
+    dropped = any(part.index is not None for part in parts)
     sized = any(part.size is not None for part in parts)
     grouped = any(part.groups is not None for part in parts)
     return replace(
         parts[0],
         x=torch.cat([part.x for part in parts]),
-        index=torch.cat([part.kept_index() for part in parts]),
+        index=torch.cat([part.kept_index() for part in parts]) if dropped else None,
         size=torch.cat([sizes_of(part) for part in parts]) if sized else None,
         groups=torch.cat([part.membership() for part in parts]) if grouped else None,
         dropped=all_of(part.dropped for part in parts),

@@ -62,7 +62,7 @@ class Paths:
         """
         if self.training:
             return self.forward_masked(images)
-        return self._answer(self._walk(self.first_blocks(images), self._prune, self._depth - 1))
+        return self._answer(self._walk(self.first_blocks(images), self._prune, self._stop))
 
     @through_backbone
     def forward_masked(
@@ -130,7 +130,7 @@ class Paths:
             for part, position in by_count(tokens, kept):
                 yield self.predictors[stage].prune_to(part, position, self._schedule.policy)
 
-        stop = self._depth if full_map else self._depth - 1
+        stop = self._depth if full_map else self._stop
         choose = partial(self._prune, report=report) if decisions is None else prune_to
         parts = self._walk(tokens, choose, stop)
         finished = [self.bound.finish(part) for part in parts] if full_map else None
@@ -192,7 +192,9 @@ class Paths:
         note: Callable[[Tokens], None] | None = None,
     ) -> list[Tokens]:
         """The tokens after the stages and blocks before ``stop``; ``note`` sees each block's."""
-        parts = [tokens]
+        restored_at = self._schedule.restored_at(self._depth)
+        restores = restored_at is not None and tokens.block <= restored_at <= stop
+        parts = [tokens.remembering() if restores and tokens.dropped is None else tokens]
         schedule = zip(self._schedule.stages, self._schedule.keep_ratios, strict=True)
         for stage, (block, ratio) in enumerate(schedule):
             if block > stop:
@@ -202,6 +204,9 @@ class Paths:
             count = kept_count(tokens.grid_size, ratio)
             parts = [left for part in parts for left in at_stage(stage, part.remembered(), count)]
             parts = parts if len(parts) == 1 else joined(parts)
+        if restores:
+            parts = self._run(parts, restored_at, False, zeroed, note)
+            parts = joined(part.restored() for part in parts)
         return self._run(parts, stop, False, zeroed, note)
 
     def _run(
@@ -261,6 +266,11 @@ class Paths:
     @property
     def _depth(self) -> int:
         return len(self.bound.blocks)
+
+    @property
+    def _stop(self) -> int:
+        """Where inference goes on for the tokens that the head reads alone (:meth:`_answer`)."""
+        return self._depth if self.bound.reads is None else self._depth - 1
 
     def _embed(self, images: Tensor) -> Tokens:
         """All tokens of a batch that was checked."""
