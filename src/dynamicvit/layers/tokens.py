@@ -163,7 +163,7 @@ class Tokens:
         if self.dropped is None:
             return self
         now = rows_of(self.patches, self.membership().clamp(min=0))
-        here = (self.membership() >= 0)[..., None]
+        here = (self.membership() > -1)[..., None]  # TensorRT has no >=
         if self.decision is not None:  # 0 or 1: a mean of two is one of them, with a gradient
             share = self._decided(self.decision)[..., None].to(now.dtype)
             now = share * now + (1 - share) * self.dropped
