@@ -47,7 +47,9 @@ def test_maps_where_nothing_is_dropped_are_the_backbones(family: Family) -> None
 
 
 @each_family
-@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")  # timm's, for BeiT
+@pytest.mark.filterwarnings(  # timm's, of BeiT's relative biases
+    "ignore:Using a non-tuple sequence:UserWarning", "ignore:.*searchsorted:UserWarning"
+)
 @torch.no_grad()
 def test_any_size_and_ratio_of_sides(family: Family) -> None:
     """Positions are interpolated as the dense network does it; the law and the costs hold."""
