@@ -88,7 +88,7 @@ def test_at_the_end_all_patches_are_pooled() -> None:
     assert_agree(pooled, averaging.backbone().fc_norm(whole.mean(dim=1)))
     assert_agree(model(images), model.bound.classifier(pooled))
     classed = bypassing(DEIT, None)
-    removed = classed.at(replace(classed.schedule, policy="removed"))
+    removed = classed.at(replace(classed.schedule, policy="removed", restore_before=None))
     assert_agree(classed(DEIT.images()), removed(DEIT.images()))
 
 
@@ -131,10 +131,14 @@ def test_any_budget_of_the_same_model() -> None:
     assert view.schedule == replace(model.schedule, keep_ratios=(0.4, 0.4**2))
     model.keep_ratio = 0.4
     assert torch.equal(view(images), model(images))
+    model.policy = "merged"
+    assert model.schedule.restore_before == BACK
+    model.policy = "bypassed"
     model.keep_ratio = 1.0
     assert_agree(model(images), model.backbone(images))
-    model.policy = "removed"
-    assert model.schedule.restore_before is None
+    for policy, back in (("removed", None), ("bypassed", model.depth), ("merged", None)):
+        model.policy = policy  # type: ignore[assignment]
+        assert model.schedule.restore_before == back
 
 
 @few_families
@@ -201,9 +205,9 @@ def test_a_folder_says_where_tokens_come_back(tmp_path: Path) -> None:
     assert loaded.schedule == model.schedule
     assert_agree(loaded(images), model(images))
     said = json.loads((tmp_path / "config.json").read_text())
-    del said["schedule"]["restore_before"]  # of an older version
+    del said["schedule"]["restore_before"]
     (tmp_path / "config.json").write_text(json.dumps(said))
-    assert DynamicViT.from_pretrained(tmp_path).schedule.restore_before is None
+    assert DynamicViT.from_pretrained(tmp_path).schedule.restore_before == model.depth, "the end"
     weights = open_weights(tmp_path / "model.safetensors")
     assert described(weights).restore_before == BACK
 
@@ -245,7 +249,7 @@ def test_a_model_of_transformers(tmp_path: Path) -> None:
     [
         ((1, 2), "removed", 3, "removed"),
         ((1, 2), "bypassed", 2, "2"),
-        ((1, 2), "bypassed", 4, "4"),
+        ((1, 2), "bypassed", 5, "5"),
         ((1, 2), "merged", "3", "'3'"),
         ((1, 2), "bypassed", True, "True"),
         ((), "bypassed", -1, "-1"),

@@ -215,15 +215,15 @@ class Costs:
         at = dict(
             zip(schedule.stages, zip(counts, self.stages, self.adds, strict=True), strict=True)
         )
-        restored_at = schedule.restored_at(len(self.blocks))
+        back = schedule.restore_before
         for i, block in enumerate(self.blocks):
-            held = self.num_patches if i == restored_at else held
+            held = self.num_patches if i == back else held
             if i in at:
                 count, stage, adds = at[i]
                 total += stage(held)
                 held, added = count, added + adds
             total += block(held + added)
-        return total + self.head(held if restored_at is None else self.num_patches)
+        return total + self.head(held if back is None else self.num_patches)
 
 
 def schedule_macs(model: nn.Module, schedule: Schedule, image_size: ImageSize = None) -> int:

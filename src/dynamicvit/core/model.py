@@ -158,8 +158,10 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
     @policy.setter
     def policy(self, policy: Policy) -> None:
         self._check_policy(policy)
-        back = None if policy == "removed" else self._schedule.restore_before
-        self._schedule = replace(self._schedule, policy=policy, restore_before=back)
+        back = self._schedule.restore_before
+        back = None if policy == "removed" or back == self.depth else back
+        changed = replace(self._schedule, policy=policy, restore_before=back)
+        self._schedule = changed.checked(self.depth)
 
     def at(self, budget: float | Sequence[float] | Schedule) -> DynamicViT:
         """The model at another budget: a view that shares every weight; this one keeps its own.

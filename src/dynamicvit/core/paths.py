@@ -192,7 +192,7 @@ class Paths:
         note: Callable[[Tokens], None] | None = None,
     ) -> list[Tokens]:
         """The tokens after the stages and blocks before ``stop``; ``note`` sees each block's."""
-        restored_at = self._schedule.restored_at(self._depth)
+        restored_at = self._schedule.restore_before
         restores = restored_at is not None and tokens.block <= restored_at <= stop
         parts = [tokens.remembering() if restores and tokens.dropped is None else tokens]
         schedule = zip(self._schedule.stages, self._schedule.keep_ratios, strict=True)
@@ -270,7 +270,8 @@ class Paths:
     @property
     def _stop(self) -> int:
         """Where inference goes on for the tokens that the head reads alone (:meth:`_answer`)."""
-        return self._depth if self.bound.reads is None else self._depth - 1
+        at_the_end = self._schedule.restore_before == self._depth
+        return self._depth if at_the_end and self.bound.reads is None else self._depth - 1
 
     def _embed(self, images: Tensor) -> Tokens:
         """All tokens of a batch that was checked."""

@@ -30,8 +30,9 @@ class Schedule:
         keep_ratios: share of the original N patches kept from that stage on; never growing.
         policy: what becomes of the tokens that the prediction modules drop.
         restore_before: index of the first block that runs on every patch again, after the last
-            stage: bypassed tokens come back, and each patch of a merged one gets a copy of it.
-            ``None``: bypassed tokens come back after the last block, merged ones stay merged.
+            stage; the depth for none, at the end. Bypassed tokens come back there, and each patch
+            of a merged one gets a copy of it. ``None``: merged tokens stay merged, and bypassed
+            ones come back at the end, which :meth:`for_depth` says by the depth.
     """
 
     stages: tuple[int, ...]
@@ -96,8 +97,10 @@ class Schedule:
             ratios = tuple(float(ratio) for ratio in keep_ratio)
         else:
             ratios = geometric(keep_ratio, len(stages))
+        if restore_before is None and policy == "bypassed":
+            restore_before = depth
         if restore_before is not None:
-            [restore_before] = check_stages([restore_before], depth, "restore_before")
+            [restore_before] = check_stages([restore_before], depth + 1, "restore_before")
         return cls(stages, ratios, policy, restore_before)
 
     def checked(self, depth: int) -> Schedule:
@@ -118,15 +121,6 @@ class Schedule:
         rho = self.keep_ratios[0]
         same = zip(self.keep_ratios, geometric(rho, len(self.keep_ratios)), strict=True)
         return rho if all(math.isclose(a, b) for a, b in same) else None
-
-    def restored_at(self, depth: int) -> int | None:
-        """The block before which dropped tokens come back, ``depth`` for the end; ``None``: never.
-
-        Args:
-            depth: number of blocks.
-        """
-        at_the_end = depth if self.policy == "bypassed" else None
-        return at_the_end if self.restore_before is None else self.restore_before
 
     def mean_kept(self, depth: int) -> float:
         """Share of the patches that a block holds, on average over the ``depth`` blocks.
