@@ -17,8 +17,11 @@ from dynamicvit.checkpoints.addon import save_addon
 from dynamicvit.checkpoints.description import described
 from dynamicvit.costs import count_macs, schedule_macs
 from dynamicvit.runtimes.description import Description, describe
+from dynamicvit.training.recipes import load_recipe
+from dynamicvit.training.student import student_for
 from dynamicvit.utils.weights import open_weights
 from families import BY_NAME, DEIT, Family, assert_agree, each_family, few_families
+from pictures import noise_folders
 
 BACK = 3
 """Block before which tokens come back, of four."""
@@ -158,6 +161,7 @@ def test_images_that_keep_different_numbers(family: Family, policy: str) -> None
     assert_agree(model.forward_masked(images, given, full_map=True).full_map, pruned.full_map)
     for image in range(6):
         alone = model.forward_pruned(images[image : image + 1], full_map=True)
+        assert isinstance(pruned.full_map, Tensor)
         assert_agree(alone.logits, pruned.logits[image : image + 1])
         assert_agree(alone.full_map, pruned.full_map[image : image + 1])
 
@@ -289,3 +293,24 @@ def test_combined_tokens_can_be_patches_again() -> None:
     assert maps[3].shape == (2, DEIT.num_patches, 48)
     assert model.forward_tokens(images).size is None
     assert count_macs(model, DEIT.size) == schedule_macs(model, model.schedule, DEIT.size)
+
+
+def test_training_says_where_tokens_come_back(tmp_path: Path) -> None:
+    """From the recipe to the model that was trained, and to one that goes on from it."""
+    noise_folders(tmp_path / "photos", classes=7, each=2)
+    said = ["images=4", "batch_size=2", "stages=[1,2]", "policy=bypassed", f"restore_before={BACK}"]
+    data, output = tmp_path / "photos", tmp_path / "run"
+    dynamicvit.train(data, output, DEIT.backbone(), overrides=said, workers=0)
+    made = dynamicvit.load(str(output))
+    assert (made.policy, made.schedule.restore_before) == ("bypassed", BACK)
+    recipe = load_recipe("small_data", ["model=none"])
+    again, of_model = student_for(made, recipe, None, None, pretrained=False)
+    assert (again, of_model.restore_before) == (made, BACK)
+    with pytest.raises(InputError, match="removed"):
+        student_for(
+            DEIT.backbone(),
+            load_recipe("small_data", ["policy=removed", "restore_before=3", "stages=[1,2]"]),
+            None,
+            None,
+            pretrained=False,
+        )
