@@ -276,6 +276,11 @@ def test_methods_that_combine_tokens_have_none_to_bypass(method: str) -> None:
     assert model.policy != "bypassed"
 
 
+def test_a_narrow_network_has_no_tokens_to_bypass() -> None:
+    with pytest.raises(InputError, match="narrow drops none"):
+        sparsify(DEIT.backbone(), policy="bypassed", method="narrow")
+
+
 @torch.no_grad()
 def test_combined_tokens_can_be_patches_again() -> None:
     """Gathered back: each patch gets a copy of the token that it is part of."""
