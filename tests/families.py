@@ -8,8 +8,10 @@ One table, :data:`FAMILIES`; a test that takes ``family`` runs once for each row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,6 +25,21 @@ from dynamicvit.core.networks import core_of
 from dynamicvit.core.schedule import Policy
 
 NUM_CLASSES = 7
+
+_BUILT: dict[str, nn.Module] = {}
+
+
+def built_once(build: Callable[..., nn.Module]) -> Callable[..., Any]:
+    """A copy of what was built for the same arguments: building takes most of a small test."""
+
+    @wraps(build)
+    def get(*args: Any, **kwargs: Any) -> nn.Module:
+        key = f"{build.__qualname__} {args} {kwargs}"
+        if key not in _BUILT:
+            _BUILT[key] = build(*args, **kwargs)
+        return deepcopy(_BUILT[key])
+
+    return get
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,7 @@ class Family:
         """N."""
         return self.grid[0] * self.grid[1]
 
+    @built_once
     def backbone(self, depth: int = 4, seed: int = 0, **kwargs: Any) -> nn.Module:
         """The dense network in eval mode, 48 wide, with random weights; dropout only if named."""
         small = dict(embed_dim=48, num_heads=3, depth=depth, num_classes=NUM_CLASSES)
@@ -68,6 +86,7 @@ class Family:
                     module.p = 0.0
         return randomize(backbone, seed).eval()
 
+    @built_once
     def sparse(
         self,
         keep_ratio: float | Sequence[float] = 0.7,
@@ -127,6 +146,7 @@ class HFFamily(Family):
 
     native: int | None = None
 
+    @built_once
     def backbone(self, depth: int = 4, seed: int = 0, **kwargs: Any) -> nn.Module:
         import transformers
 

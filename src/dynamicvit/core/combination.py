@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from dynamicvit.core.merging import join, missed
+from dynamicvit.core.merging import added, missed, sizes_of
 from dynamicvit.core.method import Draw, Masked, Method
 from dynamicvit.core.schedule import Policy
 from dynamicvit.errors import InputError
-from dynamicvit.layers.tokens import Tokens, top_k
+from dynamicvit.layers.tokens import Tokens, regroup, rows_of, top_k
 
 
 class Combination(Method):
@@ -96,16 +97,48 @@ def merge(
         tokens: M patch tokens.
         merging: ``(B, R)`` positions of those that merge, each once.
         into: ``(B, R)`` positions of the ones that they become part of, which are kept.
-        keep_length: see :func:`~dynamicvit.core.merging.join`.
-        weight: likewise, ``(B, M)``.
+        keep_length: as long as its patches on average, not as their mean, which is shorter: what
+            blocks add to it then turns it no further than it would turn them.
+        weight: ``(B, M)``, what each token counts for in the mean; by default its patches.
 
     Returns:
         The kept tokens, each the mean of its patches, in image order.
     """
-    held = tokens.num_patches
-    merged = tokens.x.new_zeros(tokens.patches.shape[:2], dtype=torch.float32)
-    merged = merged.scatter(1, merging, 1.0)
-    partner = torch.zeros_like(merged, dtype=torch.long).scatter(1, merging, into)
-    here = torch.arange(held, device=merging.device)
-    kept = (here + held * merged).sort(dim=1).values[:, : held - merging.shape[1]].long()
-    return join(tokens, merged, partner, keep_length, weight).keep(kept)
+    size = sizes_of(tokens)
+    # Counted as floats and sorted as numbers that all differ: every runtime can do that.
+    here = torch.arange(tokens.num_patches, device=merging.device)
+    gone = torch.zeros_like(size).scatter(1, merging, 1.0)
+    number = tokens.num_patches - merging.shape[1]
+    kept = (here + tokens.num_patches * gone).sort(dim=1).values[:, :number].long()
+    place = ((1 - gone).cumsum(dim=1) - 1).long()  # of the kept ones among themselves
+    host = place.gather(1, into)
+
+    def summed(values: Tensor) -> Tensor:
+        """``(B, K)``: of each kept token and all that become part of it."""
+        theirs = values.gather(1, merging)[..., None]
+        return added(values.gather(1, kept)[..., None], host, theirs)[..., 0]
+
+    after = replace(tokens, size=None, groups=None).keep(kept)
+    leaving = rows_of(tokens.x, merging + tokens.num_prefix)
+    weight = size if weight is None else weight
+    total = summed(weight)
+    # Shares are 1 together, and exactly 1 for a token that nothing joins: it is not rounded at
+    # every stage.
+    own = (weight.gather(1, kept) / total)[..., None]
+    theirs = (weight.gather(1, merging) / total.gather(1, host))[..., None]
+    joined = added(after.patches * own, host, leaving * theirs)
+    if keep_length:
+        length = added(lengths(after.patches) * own, host, lengths(leaving) * theirs)
+        joined = joined * (length / lengths(joined).clamp(min=1e-6))
+    prefix = after.x[:, : tokens.num_prefix]
+    return replace(
+        after,
+        x=torch.cat([prefix, joined.to(prefix.dtype)], dim=1),
+        size=(total if weight is size else summed(size)).detach(),
+        groups=regroup(tokens.membership(), place.scatter(1, merging, host)),
+    )
+
+
+def lengths(x: Tensor) -> Tensor:
+    """``(B, M, 1)``: Euclidean norm of each row."""
+    return x.norm(dim=-1, keepdim=True)

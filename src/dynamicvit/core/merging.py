@@ -119,7 +119,6 @@ def join(
     tokens: Tokens,
     dropped: Tensor,
     into: Tensor,
-    keep_length: bool = False,
     weight: Tensor | None = None,
 ) -> Tokens:
     """The tokens after some have become part of others; all are still held.
@@ -131,8 +130,6 @@ def join(
         tokens: M patch tokens.
         dropped: ``(B, M)``, 1 for a token that becomes part of another, which is kept; else 0.
         into: ``(B, M)`` positions of those others; those of kept tokens mean nothing.
-        keep_length: as long as its patches on average, not as their mean, which is shorter: what
-            blocks add to it then turns it no further than it would turn them.
         weight: ``(B, M)``, what each token counts for in the mean; by default its patches.
 
     Returns:
@@ -140,22 +137,15 @@ def join(
     """
     patches = tokens.patches
     size = sizes_of(tokens)
-    now_size = total = _added(size[..., None], into, (dropped * size)[..., None])[..., 0]
+    now_size = total = added(size[..., None], into, (dropped * size)[..., None])[..., 0]
     if weight is None:
         weight = size
     else:
-        total = _added(weight[..., None], into, (dropped * weight)[..., None])[..., 0]
+        total = added(weight[..., None], into, (dropped * weight)[..., None])[..., 0]
     # Sums of many shares need more than half precision. They are 1 together, and exactly 1 for a
     # token that nothing joins: it is not rounded at every stage.
     own, theirs = weight / total, dropped * weight / total.gather(1, into)
-    own, theirs = own[..., None], theirs[..., None]
-    rows = patches
-    if keep_length:  # a feature more: the mean of lengths is that of the features
-        rows = torch.cat([patches, patches.norm(dim=-1, keepdim=True)], dim=-1)
-    joined = _added(rows * own, into, rows * theirs)
-    if keep_length:
-        joined, length = joined[..., :-1], joined[..., -1:]
-        joined = joined * (length / joined.norm(dim=-1, keepdim=True).clamp(min=1e-6))
+    joined = added(patches * own[..., None], into, patches * theirs[..., None])
     joined = joined.to(patches.dtype)
     here = torch.arange(into.shape[1], device=into.device).expand_as(into)
     now = torch.where(dropped > 0.5, into, here)
@@ -168,7 +158,7 @@ def join(
     )
 
 
-def _added(x: Tensor, position: Tensor, rows: Tensor) -> Tensor:
+def added(x: Tensor, position: Tensor, rows: Tensor) -> Tensor:
     """``(B, M, C)`` after rows ``(B, R, C)`` have been added at positions ``(B, R)``.
 
     Whole rows at a time, seven times faster on a CPU than number by number; but not every runtime
