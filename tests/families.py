@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from importlib.util import find_spec
 from typing import Any
@@ -94,6 +94,7 @@ class Family:
         depth: int = 4,
         seed: int = 0,
         policy: Policy = "removed",
+        restore_before: int | None = None,
         **kwargs: Any,
     ) -> DynamicViT:
         """The backbone with prediction modules whose scores are well apart, in eval mode."""
@@ -107,6 +108,7 @@ class Family:
             )
         )
         assert isinstance(model, DynamicViT)
+        model.schedule = replace(model.schedule, restore_before=restore_before)
         randomize(model.predictors, seed + 1)
         for predictor in model.predictors:  # of every image some are kept and some dropped
             predictor.mlp[-1].weight.data *= 0.3

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
-from dynamicvit import InputError
+from dynamicvit import DynamicViT, InputError, count_macs
+from dynamicvit.costs import schedule_macs
 from families import BY_NAME, DEIT, Family, assert_agree, each_family
+
+
+def dense_states(model: DynamicViT, images: Tensor) -> Sequence[Tensor]:
+    """``(B, P + N, C)`` after each block, as transformers gives them."""
+    seen: list[Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda *args: seen.append(args[-1])) for block in model.blocks
+    ]
+    model.bound.dense(images)
+    for hook in hooks:
+        hook.remove()
+    return seen
 
 
 @each_family
@@ -18,12 +33,48 @@ def test_maps_where_nothing_is_dropped_are_the_backbones(family: Family) -> None
     maps = model.forward_intermediates(images, intermediates_only=True)
     assert [tuple(map.shape) for map in maps] == [(2, 48, *family.grid)] * model.depth
     if not hasattr(model.backbone, "forward_intermediates"):  # transformers'
+        states = dense_states(model, images)
+        assert len(states) == len(maps)
+        for mine, right in zip(maps, states, strict=True):
+            patches = right[:, model.num_prefix_tokens :]
+            assert_agree(mine.flatten(2).transpose(1, 2), patches)
         return
     for norm in (False, True):
         ours = model.forward_intermediates(images, norm=norm, intermediates_only=True)
         theirs = model.backbone.forward_intermediates(images, norm=norm, intermediates_only=True)
         for mine, right in zip(ours, theirs, strict=True):
             assert_agree(mine, right)
+
+
+@each_family
+@pytest.mark.filterwarnings(  # timm's, of BeiT's relative biases
+    "ignore:Using a non-tuple sequence:UserWarning", "ignore:.*searchsorted:UserWarning"
+)
+@torch.no_grad()
+def test_any_size_and_ratio_of_sides(family: Family) -> None:
+    """Positions are interpolated as the dense network does it; the law and the costs hold."""
+    grid = 3, 7
+    size = grid[0] * family.patch, grid[1] * family.patch
+    square = {"image_size": 4 * family.patch} if family.name == "hf_vit" else {}
+    model = family.sparse(0.6, stages=(1, 2), policy="bypassed", restore_before=3, **square)
+    model.bound.set_image_size(*size)
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    decisions = [
+        (torch.rand(2, 21, generator=torch.Generator().manual_seed(seed)) < 0.6).float()
+        for seed in (1, 2)
+    ]
+    masked = model.forward_masked(images, decisions, full_map=True)
+    pruned = model.forward_pruned(images, decisions, full_map=True)
+    assert pruned.full_map.shape[1:3] == grid
+    assert_agree(masked.logits, pruned.logits)
+    assert_agree(masked.full_map, pruned.full_map)
+    whole = model.at(1.0)
+    assert_agree(whole(images), model.bound.dense(images))
+    maps = whole.forward_intermediates(images, intermediates_only=True)
+    assert [tuple(map.shape[2:]) for map in maps] == [grid] * 4
+    for mine, right in zip(maps, dense_states(model, images), strict=True):
+        assert_agree(mine.flatten(2).transpose(1, 2), right[:, model.num_prefix_tokens :])
+    assert count_macs(model, size) == schedule_macs(model, model.schedule, size)
 
 
 @pytest.mark.parametrize("policy", ["removed", "merged"])

@@ -34,11 +34,20 @@ def backbone(name: str, depth: int) -> nn.Module:
 
 
 def sparse(
-    name: str, depth: int, stages: tuple[int, ...], policy: Policy = "removed"
+    name: str,
+    depth: int,
+    stages: tuple[int, ...],
+    policy: Policy = "removed",
+    restore_before: int | None = None,
 ) -> DynamicViT:
     """Decisions are given, so ratios and prediction modules play no part."""
-    ratios = (0.5,) * len(stages)
-    return DynamicViT(backbone(name, depth), Schedule(stages, ratios, policy)).eval()
+    schedule = Schedule(
+        stages,
+        (0.5,) * len(stages),
+        policy,
+        None if policy == "removed" else restore_before,
+    )
+    return DynamicViT(backbone(name, depth), schedule).eval()
 
 
 whatever_becomes_of_them = pytest.mark.parametrize("policy", get_args(Policy))
@@ -52,10 +61,14 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @st.composite
-def cases(draw: st.DrawFn, family: Family) -> tuple[int, tuple[int, ...], list[Tensor], int]:
-    """A depth, stages, decisions for each stage, and a seed."""
+def cases(
+    draw: st.DrawFn, family: Family
+) -> tuple[int, tuple[int, ...], int | None, list[Tensor], int]:
+    """A depth, stages, where dropped tokens come back, decisions for each stage, and a seed."""
     depth = draw(st.integers(1, 5))
     stages = tuple(sorted(draw(st.sets(st.integers(0, depth - 1), max_size=3))))
+    later = range(max(stages, default=-1) + 1, depth)
+    restore_before = draw(st.sampled_from([None, *later]))
     batch = draw(st.integers(1, 4))
     seed = draw(st.integers(0, 2**16))
     # How much an image keeps differs from image to image and from stage to stage.
@@ -67,7 +80,7 @@ def cases(draw: st.DrawFn, family: Family) -> tuple[int, tuple[int, ...], list[T
         .float()
         for row in shares
     ]  # fmt: skip
-    return depth, stages, decisions, seed
+    return depth, stages, restore_before, decisions, seed
 
 
 @each_family
@@ -84,10 +97,10 @@ def test_masked_and_pruned_logits_agree(family: Family, policy: Policy) -> None:
     @hypothesis.seed(zlib.crc32(family.name.encode()))
     @given(cases(family))
     @torch.no_grad()
-    def holds(case: tuple[int, tuple[int, ...], list[Tensor], int]) -> None:
-        depth, stages, decisions, seed = case
+    def holds(case: tuple[int, tuple[int, ...], int | None, list[Tensor], int]) -> None:
+        depth, stages, restore_before, decisions, seed = case
         batch = len(decisions[0]) if decisions else 2
-        model = sparse(family.name, depth, stages, policy)
+        model = sparse(family.name, depth, stages, policy, restore_before)
         images = family.images(batch, seed)
         masked = model.forward_masked(images, decisions, full_map=True)
         pruned = model.forward_pruned(images, decisions, full_map=True)
@@ -102,12 +115,19 @@ def test_masked_and_pruned_logits_agree(family: Family, policy: Policy) -> None:
 
 
 @each_family
-@whatever_becomes_of_them
+@pytest.mark.parametrize(
+    ("policy", "restore_before"),
+    [*((policy, None) for policy in get_args(Policy)), ("merged", 3), ("bypassed", 3)],
+)
 @pytest.mark.usefixtures("form")
 @torch.no_grad()
-def test_every_image_of_the_batch_keeps_another_number(family: Family, policy: Policy) -> None:
+def test_every_image_of_the_batch_keeps_another_number(
+    family: Family, policy: Policy, restore_before: int | None
+) -> None:
     """None, one, half and all, in one batch and for every family whatever hypothesis draws."""
-    model, images = sparse(family.name, 4, (1, 3), policy), family.images(4)
+    stages = (1, 3) if restore_before is None else (1, 2)
+    model = sparse(family.name, 4, stages, policy, restore_before)
+    images = family.images(4)
     first = torch.zeros(4, family.num_patches)
     first[1, 7] = 1
     first[2, ::2] = 1
@@ -136,7 +156,7 @@ def test_the_surviving_tokens_agree_and_not_only_the_logits(family: Family, poli
     pruned = model.forward_tokens(images)
     masked = model.forward_masked(images, [kept.float() for kept in survived]).features
     prefix = model.num_prefix_tokens
-    rows = pruned.index[..., None].expand(-1, -1, pruned.x.shape[-1])
+    rows = pruned.kept_index()[..., None].expand(-1, -1, pruned.x.shape[-1])
     held = torch.cat([masked.x[:, :prefix], masked.patches.gather(1, rows)], dim=1)
     assert_agree(held, pruned.x)
 

@@ -136,10 +136,19 @@ def test_features(names: dict[str, Any]) -> None:
         '"dynamicvit_deit_small_patch16_224", pretrained=True': (
             '"dynamicvit_deit_tiny_patch16_224", **small'
         ),
+        '"deit_small_patch16_224", pretrained=True': '"deit_tiny_patch16_224", img_size=64',
+        'backbone="dynamicvit_deit_small_patch16_224"': (
+            'backbone="dynamicvit_deit_tiny_patch16_224"'
+        ),
+        "num_labels=19": "num_labels=19, hidden_size=8",
     }
     names["model"].eval()
     made = run("docs/features.md", names, changed)
     model, tokens = names["model"], made["tokens"]
+    assert made["restored"].shape == (2, 4, 4, 192)
+    assert [tuple(each.shape[2:]) for each in made["wide"]] == [(4, 6)] * 12
+    assert made["logits"].shape == made["segmented"].shape == (2, 19, 64, 64)
+    assert made["upernet"].backbone._backbone.model is made["restoring"]
     classifier = model.get_classifier()
     assert torch.allclose(classifier(made["embeddings"]), model(names["images"]), atol=1e-5)
     kept = int(model.forward_pruned(names["images"]).kept[-1][0].sum())

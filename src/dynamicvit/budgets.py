@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from torch import nn
@@ -13,6 +13,7 @@ from dynamicvit.backbones import backbone_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of
 from dynamicvit.core.prediction import PredictionModule
+from dynamicvit.core.schedule import Schedule
 from dynamicvit.costs import ImageSize, costs_of, resolve_image_size
 from dynamicvit.errors import InputError
 from dynamicvit.utils.words import shortened
@@ -128,15 +129,17 @@ def keep_ratio_for(
     budget = Budget(macs, fraction)
     inner = core_of(model)
     bound = inner.bound if isinstance(inner, DynamicViT) else backbone_for(inner)
-    schedule = PredictionModule.schedule
+    schedule, own = PredictionModule.schedule, Schedule((), ())
     if stages is None and isinstance(inner, DynamicViT):
-        schedule, stages = inner.method.schedule, inner.schedule.stages
+        schedule, own = inner.method.schedule, inner.schedule
+        stages = own.stages
     stages = schedule(bound, 1.0, stages).stages
     costs = costs_of(model, len(stages), image_size)
     limit = budget.of(costs.dense)
 
     def cost(step: int) -> int:
-        return costs.total(schedule(bound, step * RATIO_STEP, stages))
+        made = schedule(bound, step * RATIO_STEP, stages, own.policy)
+        return costs.total(replace(made, restore_before=own.restore_before))
 
     top = round(1 / RATIO_STEP)
     if cost(top) <= limit:

@@ -215,13 +215,15 @@ class Costs:
         at = dict(
             zip(schedule.stages, zip(counts, self.stages, self.adds, strict=True), strict=True)
         )
+        back = schedule.restore_before
         for i, block in enumerate(self.blocks):
+            held = self.num_patches if i == back else held
             if i in at:
                 count, stage, adds = at[i]
                 total += stage(held)
                 held, added = count, added + adds
             total += block(held + added)
-        return total + self.head(held)
+        return total + self.head(held if back is None else self.num_patches)
 
 
 def schedule_macs(model: nn.Module, schedule: Schedule, image_size: ImageSize = None) -> int:
@@ -239,7 +241,7 @@ def schedule_macs(model: nn.Module, schedule: Schedule, image_size: ImageSize = 
     """
     costs = costs_of(model, len(schedule.stages), image_size)
     if schedule.stages:
-        schedule = Schedule.for_depth(len(costs.blocks), schedule.keep_ratios, schedule.stages)
+        schedule = schedule.checked(len(costs.blocks))
     return costs.total(schedule)
 
 

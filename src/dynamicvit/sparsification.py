@@ -83,8 +83,9 @@ def sparsify(
         stages: indices of the blocks before which tokens are dropped, for a method that has none of
             its own; by default at 1/4, 2/4 and 3/4 of the depth.
         policy: what becomes of dropped tokens: ``"merged"`` into the kept token that is most like
-            each, which costs a little and loses far less, or ``"removed"``, as in the papers. By
-            default DynamicViT merges and the other methods do as published.
+            each, which costs a little and loses far less; ``"removed"``, as in the papers; or
+            ``"bypassed"``, back in its place at the end. By default DynamicViT merges and the
+            other methods do as published.
         method: how tokens are chosen or combined: a name in :data:`~dynamicvit.methods.METHODS`.
             "narrow" drops none: it copies the network, narrower by as much work. By default
             "lookahead", or what the schedule's file says.
@@ -123,7 +124,7 @@ def sparsify(
         check_compares_images(kind)
     if kind is Narrow:
         shares = Schedule.for_depth(len(bound.blocks), keep_ratio, stages)
-        return at_macs(method, model, shares.mean_kept(len(bound.blocks)))
+        return at_macs(method, model, shares.mean_kept(len(bound.blocks)), policy=policy)
     if chosen is None:
         if not isinstance(keep_ratio, Sequence):
             own_schedules(method, bound, stages)

@@ -25,12 +25,14 @@ class Description:
         policy: for dropped tokens.
         keep_ratio: ρ, or one ratio for each stage.
         stages: block indices.
+        restore_before: block before which dropped tokens come back.
     """
 
     method: str | None = None
     policy: Policy | None = None
     keep_ratio: float | tuple[float, ...] | None = None
     stages: tuple[int, ...] | None = None
+    restore_before: int | None = None
 
 
 def described(weights: Weights) -> Description:
@@ -53,6 +55,7 @@ def described(weights: Weights) -> Description:
         policy=policy_in(schedule) if known else None,
         keep_ratio=tuple(ratios) if isinstance(ratios, list) else ratios,
         stages=None if stages is None else tuple(stages),
+        restore_before=schedule.get("restore_before"),
     )
 
 

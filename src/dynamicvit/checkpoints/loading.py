@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import timm
@@ -151,7 +152,8 @@ def load(
     elif weights is not None and policy is None:
         raise InputError(
             f"{weights.source} does not say what becomes of dropped tokens: give its model's "
-            'folder, or the policy that it was trained for, "merged" or "removed" (--policy)'
+            'folder, or the policy that it was trained for, "merged", "removed" or "bypassed" '
+            "(--policy)"
         )
     else:
         keep_ratio = keep_ratio or said.keep_ratio or DEFAULT_KEEP_RATIO
@@ -159,6 +161,8 @@ def load(
         made = sparsify(network, keep_ratio, stages, policy, own_method or default_method)
         model = core_of(made)
         assert isinstance(model, DynamicViT)
+        if said.restore_before is not None and policy == said.policy:
+            model.schedule = replace(model.schedule, restore_before=said.restore_before)
     if weights is not None:
         fill(model, weights, name)
     asked = keep_ratio if isinstance(network, DynamicViT) else None

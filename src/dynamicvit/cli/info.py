@@ -124,6 +124,7 @@ def _schedule(schedule: Schedule, kept: Any, grid: tuple[int, ...]) -> dict[str,
         "kept": list(kept),
         "keep_ratios": list(schedule.keep_ratios),
         "policy": schedule.policy if schedule.stages else None,
+        "restore_before": schedule.restore_before,
     }
 
 
@@ -174,7 +175,10 @@ def _lines(about: dict[str, Any]) -> list[tuple[str, str]]:
         stages = ", ".join(map(str, about["stages"]))
         of = f"of {about['patches']} patches ({percents(about['keep_ratios'])})"
         lines.append(("schedule", f"{kept} {of} from blocks {stages} on"))
-        lines.append(("policy", f"the others {fate(about['method'], about['policy'])}"))
+        dropped = fate(about["method"], about["policy"])
+        back = about["restore_before"]
+        again = "" if back is None else f"; from block {back} on all patches are there"
+        lines.append(("policy", f"the others {dropped}{again}"))
     else:
         lines.append(("schedule", f"all {about['patches']} patches kept: no stages"))
     if about.get("method"):

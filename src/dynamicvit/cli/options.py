@@ -100,7 +100,7 @@ ScheduleOption = Annotated[
     ),
 ]
 Policy = Annotated[
-    Literal["merged", "removed"] | None,
+    Literal["merged", "removed", "bypassed"] | None,
     typer.Option(
         help="What becomes of dropped tokens; by default what the model was trained for, for a "
         "dense model what its method does: merged for dynamicvit."

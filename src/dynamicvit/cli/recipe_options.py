@@ -66,5 +66,6 @@ def schedule_values(found: ScheduleFile, method: str | None) -> dict[str, Any]:
         "stages": list(schedule.stages),
         "keep_ratio": list(schedule.keep_ratios),
         "policy": schedule.policy,
+        "restore_before": schedule.restore_before,
         "method": method or found.method,
     }

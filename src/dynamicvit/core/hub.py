@@ -295,7 +295,12 @@ def schedule_in(config: Mapping[str, Any]) -> Schedule:
     for key in ("stages", "keep_ratios"):
         if schedule.get(key) is None:
             raise InputError(f"schedule.{key} must be a list of numbers, and is missing")
-    return Schedule(tuple(schedule["stages"]), tuple(schedule["keep_ratios"]), policy_in(schedule))
+    return Schedule(
+        tuple(schedule["stages"]),
+        tuple(schedule["keep_ratios"]),
+        policy_in(schedule),
+        schedule.get("restore_before"),
+    )
 
 
 def policy_in(config: Mapping[str, Any]) -> Any:

@@ -61,9 +61,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         super().__init__()
         self.bound = backbone_for(backbone)
         self.backbone: nn.Module = self.bound.module
-        self._schedule = Schedule.for_depth(
-            self.depth, schedule.keep_ratios, schedule.stages, schedule.policy
-        )
+        self._schedule = schedule.checked(self.depth)
         self._without_stages = predictors if isinstance(predictors, type) else PredictionModule
         if isinstance(predictors, type):
             predictors = [predictors.for_stage(self.bound) for _ in schedule.stages]
@@ -72,6 +70,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         for predictor, block in zip(predictors, schedule.stages, strict=True):
             self._check_method(predictor, block)
         self.predictors = nn.ModuleList(predictors)
+        self._check_policy(schedule.policy)
         self.per_image: PerImage | None = None
         self.warns_untrained = True
         self._known: dict[tuple[Any, ...], Schedule] = {}
@@ -113,9 +112,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
 
     @schedule.setter
     def schedule(self, schedule: Schedule) -> None:
-        schedule = Schedule.for_depth(
-            self.depth, schedule.keep_ratios, schedule.stages, schedule.policy
-        )
+        schedule = schedule.checked(self.depth)
         if schedule.stages != self._schedule.stages:
             if any(method.state_dict() and not method.is_fresh for method in self.methods):
                 raise InputError(
@@ -128,6 +125,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
             )
             self.predictors = moved.predictors.to(weights.device, weights.dtype)
             self.predictors.train(self.training)
+        self._check_policy(schedule.policy)
         self._schedule = schedule
 
     @property
@@ -159,7 +157,11 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
-        self._schedule = replace(self._schedule, policy=policy)
+        self._check_policy(policy)
+        back = self._schedule.restore_before
+        back = None if policy == "removed" or back == self.depth else back
+        changed = replace(self._schedule, policy=policy, restore_before=back)
+        self._schedule = changed.checked(self.depth)
 
     def at(self, budget: float | Sequence[float] | Schedule) -> DynamicViT:
         """The model at another budget: a view that shares every weight; this one keeps its own.
@@ -192,6 +194,13 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
     def _schedule_at(self, keep_ratio: float | Sequence[float]) -> Schedule:
         """What a keep ratio means here; the last are kept, as some methods choose among many."""
         now = self._schedule
+        found = self._without_restoring(keep_ratio)
+        if now.restore_before is None:
+            return found
+        return replace(found, restore_before=now.restore_before)
+
+    def _without_restoring(self, keep_ratio: float | Sequence[float]) -> Schedule:
+        now = self._schedule
         if not isinstance(keep_ratio, float):
             return self.method.schedule(self.bound, keep_ratio, now.stages, now.policy)
         key = keep_ratio, now.stages, now.policy, self.bound.image_size
@@ -223,7 +232,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         """
         self.per_image = calibrated(self, images, cap)
 
-    dropped = Renamed('policy, "removed" or "merged"')
+    dropped = Renamed('policy, "removed", "merged" or "bypassed"')
     sampler = Renamed("an argument: forward_masked(sampler=)")
     leave = Renamed("an argument: forward_masked(masking=)")
     stem = Renamed("first_blocks, which gives Tokens")
@@ -263,6 +272,14 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
                 'or choose a method that needs no training, as sparsify(..., method="lookahead")',
                 UntrainedWarning,
                 stacklevel=frames_to_the_caller(),
+            )
+
+    def _check_policy(self, policy: Policy) -> None:
+        if policy == "bypassed" and any(method.merges for method in self.methods):
+            name = self.method.name or self.method.__name__
+            raise InputError(
+                f"policy 'bypassed' is for methods that drop tokens, as dynamicvit; {name} makes "
+                "them part of others"
             )
 
     def _check_method(self, predictor: Method, block: int) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from dynamicvit.errors import InputError
+from dynamicvit.core.parts import in_order
 from dynamicvit.layers.tokens import Grid, Tokens
 from dynamicvit.utils.renamed import Renamed
+
+if TYPE_CHECKING:
+    from dynamicvit.backbones.base import Answers
+    from dynamicvit.core.method import Masked
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,25 @@ class MaskedOutput:
     patch_logits: Tensor | None = None
     places: tuple[Tensor | None, ...] = ()
     full_map: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, report: list[Masked], features: Tokens, answers: Answers, full_map: Tensor | None
+    ) -> MaskedOutput:
+        """From what the stages did, and what the network says."""
+        scored = [stage for stage in report if stage.keep_scores is not None]
+        return cls(
+            answers.logits,
+            features,
+            decisions=tuple(stage.decision for stage in report),
+            keep_scores=tuple(s.keep_scores for s in scored if s.keep_scores is not None),
+            grid=features.grid,
+            pooled=answers.pooled,
+            loss_logits=answers.loss_logits,
+            patch_logits=answers.patch_logits,
+            places=tuple(stage.places for stage in scored),
+            full_map=full_map,
+        )
 
     log_odds = Renamed("keep_scores")
 
@@ -151,25 +174,3 @@ class StageReport:
     def groups(self) -> Tensor:
         """``(B, N)``, as in :class:`PrunedOutput`."""
         return in_order(self.left, [part.membership() for part in self.left])
-
-
-def in_order(parts: list[Tokens], values: list[Tensor]) -> Tensor:
-    """Values of the parts' images as one tensor, in the order of the batch."""
-    if len(parts) == 1:
-        return values[0]
-    images = [part.images for part in parts if part.images is not None]
-    return torch.cat(values)[torch.cat(images).argsort()]
-
-
-def only_part(parts: list[Tokens]) -> Tokens:
-    """The tokens of a batch whose images all hold as many.
-
-    Raises:
-        InputError: if they don't.
-    """
-    if len(parts) > 1:
-        raise InputError(
-            f"the images keep {len(parts)} different numbers of tokens, which are no one tensor: "
-            "give one image at a time, or set model.per_image to None"
-        )
-    return parts[0]

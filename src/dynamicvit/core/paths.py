@@ -24,10 +24,9 @@ from dynamicvit.core.outputs import (
     MaskedOutput,
     PrunedOutput,
     StageReport,
-    in_order,
-    only_part,
 )
-from dynamicvit.core.per_image import PerImage, joined
+from dynamicvit.core.parts import by_count, in_order, joined, only_part
+from dynamicvit.core.per_image import PerImage
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.layers.attention import through_backbone
@@ -63,7 +62,7 @@ class Paths:
         """
         if self.training:
             return self.forward_masked(images)
-        return self._answer(self._walk(self.first_blocks(images), self._prune, self._depth - 1))
+        return self._answer(self._walk(self.first_blocks(images), self._prune, self._stop))
 
     @through_backbone
     def forward_masked(
@@ -99,20 +98,8 @@ class Paths:
 
         walked = self._walk(tokens, mask, self._depth, zeroed=masking == "zeroed")
         features = self.bound.finish(*walked)
-        logits, pooled, loss_logits, patch_logits = self.bound.answers(features)
-        scored = [stage for stage in report if stage.keep_scores is not None]
-        return MaskedOutput(
-            logits,
-            features,
-            decisions=tuple(stage.decision for stage in report),
-            keep_scores=tuple(stage.keep_scores for stage in scored),
-            grid=tokens.grid,
-            pooled=pooled,
-            loss_logits=loss_logits,
-            patch_logits=patch_logits,
-            places=tuple(stage.places for stage in scored),
-            full_map=features.full_map() if full_map else None,
-        )
+        full = features.full_map() if full_map else None
+        return MaskedOutput.of(report, features, self.bound.answers(features), full)
 
     @through_backbone
     def forward_pruned(
@@ -140,10 +127,10 @@ class Paths:
         def prune_to(stage: int, tokens: Tokens, _count: int) -> Iterator[Tokens]:
             kept = given[stage] if tokens.images is None else given[stage][tokens.images]
             kept = kept if tokens.index is None else kept.gather(1, tokens.index)
-            for part, position in tokens.by_count(kept):
+            for part, position in by_count(tokens, kept):
                 yield self.predictors[stage].prune_to(part, position, self._schedule.policy)
 
-        stop = self._depth if full_map else self._depth - 1
+        stop = self._depth if full_map else self._stop
         choose = partial(self._prune, report=report) if decisions is None else prune_to
         parts = self._walk(tokens, choose, stop)
         finished = [self.bound.finish(part) for part in parts] if full_map else None
@@ -205,7 +192,9 @@ class Paths:
         note: Callable[[Tokens], None] | None = None,
     ) -> list[Tokens]:
         """The tokens after the stages and blocks before ``stop``; ``note`` sees each block's."""
-        parts = [tokens]
+        restored_at = self._schedule.restore_before
+        restores = restored_at is not None and tokens.block <= restored_at <= stop
+        parts = [tokens.remembering() if restores and tokens.dropped is None else tokens]
         schedule = zip(self._schedule.stages, self._schedule.keep_ratios, strict=True)
         for stage, (block, ratio) in enumerate(schedule):
             if block > stop:
@@ -215,6 +204,9 @@ class Paths:
             count = kept_count(tokens.grid_size, ratio)
             parts = [left for part in parts for left in at_stage(stage, part.remembered(), count)]
             parts = parts if len(parts) == 1 else joined(parts)
+        if restores:
+            parts = self._run(parts, restored_at, False, zeroed, note)
+            parts = joined(part.restored() for part in parts)
         return self._run(parts, stop, False, zeroed, note)
 
     def _run(
@@ -274,6 +266,12 @@ class Paths:
     @property
     def _depth(self) -> int:
         return len(self.bound.blocks)
+
+    @property
+    def _stop(self) -> int:
+        """Where inference goes on for the tokens that the head reads alone (:meth:`_answer`)."""
+        at_the_end = self._schedule.restore_before == self._depth
+        return self._depth if at_the_end and self.bound.reads is None else self._depth - 1
 
     def _embed(self, images: Tensor) -> Tokens:
         """All tokens of a batch that was checked."""

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynamicvit.core.merging import sizes_of
 from dynamicvit.core.method import Choice, Method, with_summary
+from dynamicvit.core.parts import by_count
 from dynamicvit.core.registry import METHODS
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.errors import InputError
@@ -166,37 +166,7 @@ def kept_parts(
         if alike is not None:
             tokens = method.absorb(tokens, dropped, kept, alike, own)
         tokens = replace(with_summary(tokens, summary), heads=None)
-    return [part.keep(position) for part, position in tokens.by_count(kept)]
-
-
-def joined(parts: Iterable[Tokens]) -> list[Tokens]:
-    """Parts that hold as many tokens as one: each part of a batch attends by itself."""
-    alike: dict[tuple[int, int, int], list[Tokens]] = {}
-    for part in parts:
-        alike.setdefault((part.num_patches, part.num_prefix, part.added), []).append(part)
-    found = [same[0] if len(same) == 1 else _joined(same) for same in alike.values()]
-    if len(found) == 1 and found[0].images is not None:  # the whole batch again
-        return [replace(found[0].select(found[0].images.argsort()), images=None)]
-    return found
-
-
-def _joined(parts: list[Tokens]) -> Tokens:
-    def all_of(values: Iterable[Tensor | None]) -> Tensor | None:
-        found = [value for value in values if value is not None]
-        return torch.cat(found) if found else None
-
-    sized = any(part.size is not None for part in parts)
-    grouped = any(part.groups is not None for part in parts)
-    return replace(
-        parts[0],
-        x=torch.cat([part.x for part in parts]),
-        index=torch.cat([part.kept_index() for part in parts]),
-        size=torch.cat([sizes_of(part) for part in parts]) if sized else None,
-        groups=torch.cat([part.membership() for part in parts]) if grouped else None,
-        dropped=all_of(part.dropped for part in parts),
-        images=all_of(part.images for part in parts),
-        heads=None,
-    )
+    return [part.keep(position) for part, position in by_count(tokens, kept)]
 
 
 def mean_counts(schedule: Schedule, stage: int, num_patches: int) -> tuple[int, int]:

@@ -61,7 +61,8 @@ def fate(method: str | None, policy: Policy) -> str:
     """
     if METHODS.get(method or "", Method).merges:
         return "merge into kept ones"
-    return "are removed" if policy == "removed" else "merge into the most alike kept ones"
+    words = {"removed": "are removed", "bypassed": "skip blocks and come back to their places"}
+    return words.get(policy, "merge into the most alike kept ones")
 
 
 def method_named(name: str) -> type[Method]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Literal, get_args
 
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import kept_count
 
-Policy = Literal["removed", "merged"]
+Policy = Literal["removed", "merged", "bypassed"]
 """What becomes of dropped tokens.
 
 ``"removed"``: nothing, as in the paper. ``"merged"``: each becomes part of the kept token that is
-most like it (:mod:`dynamicvit.core.merging`).
+most like it (:mod:`dynamicvit.core.merging`). ``"bypassed"``: each waits as it is and comes back to
+its place before a later block, or after the last one (Bergner et al., "Token Cropr", CVPR 2025).
 """
 
 
@@ -28,11 +29,16 @@ class Schedule:
         stages: indices of the blocks before which tokens are dropped, ascending.
         keep_ratios: share of the original N patches kept from that stage on; never growing.
         policy: what becomes of the tokens that the prediction modules drop.
+        restore_before: index of the first block that runs on every patch again, after the last
+            stage; the depth for none, at the end. Bypassed tokens come back there, and each patch
+            of a merged one gets a copy of it. ``None``: merged tokens stay merged, and bypassed
+            ones come back at the end, which :meth:`for_depth` says by the depth.
     """
 
     stages: tuple[int, ...]
     keep_ratios: tuple[float, ...]
     policy: Policy = "removed"
+    restore_before: int | None = None
 
     def __post_init__(self) -> None:
         if self.policy == "gone":
@@ -54,6 +60,8 @@ class Schedule:
                     f"keep ratios are shares of the original patches and can't grow from stage to "
                     f"stage, got {self.keep_ratios}"
                 )
+        if self.restore_before is not None:
+            self._check_restore(self.restore_before)
 
     @classmethod
     def for_depth(
@@ -62,6 +70,7 @@ class Schedule:
         keep_ratio: float | Sequence[float] = 0.7,
         stages: Sequence[int] | None = None,
         policy: Policy = "removed",
+        restore_before: int | None = None,
     ) -> Schedule:
         """The schedule of a network with ``depth`` blocks.
 
@@ -70,10 +79,12 @@ class Schedule:
             keep_ratio: ρ, from which the stages keep ρ, ρ², ρ³, ...; or one ratio for each stage.
             stages: block indices; by default 1/4, 2/4 and 3/4 of the depth (3, 6, 9 of 12).
             policy: what becomes of dropped tokens.
+            restore_before: the block before which they come back.
 
         Raises:
             InputError: for a stage outside the depth or given twice, a ratio outside (0, 1],
-                growing ratios, or another number of ratios than stages.
+                growing ratios, another number of ratios than stages, or a block to restore before
+                that is outside the depth or not after the last stage.
         """
         if stages is None:
             stages = _quarters(depth)
@@ -83,8 +94,24 @@ class Schedule:
         if isinstance(keep_ratio, Sequence) and not isinstance(keep_ratio, str):
             for ratio in keep_ratio:
                 check_keep_ratio(ratio)
-            return cls(stages, tuple(float(ratio) for ratio in keep_ratio), policy)
-        return cls(stages, geometric(keep_ratio, len(stages)), policy)
+            ratios = tuple(float(ratio) for ratio in keep_ratio)
+        else:
+            ratios = geometric(keep_ratio, len(stages))
+        if restore_before is None and policy == "bypassed":
+            restore_before = depth
+        if restore_before is not None:
+            [restore_before] = check_stages([restore_before], depth + 1, "restore_before")
+        return cls(stages, ratios, policy, restore_before)
+
+    def checked(self, depth: int) -> Schedule:
+        """The same schedule, in plain numbers.
+
+        Raises:
+            InputError: if it does not fit a network of so many blocks, as :meth:`for_depth`.
+        """
+        return Schedule.for_depth(
+            depth, self.keep_ratios, self.stages, self.policy, self.restore_before
+        )
 
     @property
     def keep_ratio(self) -> float | None:
@@ -96,12 +123,28 @@ class Schedule:
         return rho if all(math.isclose(a, b) for a, b in same) else None
 
     def mean_kept(self, depth: int) -> float:
-        """Share of the patches that a block holds, on average over the ``depth`` blocks."""
+        """Share of the patches that a block holds, on average over the ``depth`` blocks.
+
+        As if none came back: by this number schedules of other stages are compared.
+        """
         return _mean_kept(depth, self.stages, self.keep_ratios)
 
     def kept(self, num_patches: int) -> tuple[int, ...]:
         """How many of ``num_patches`` are left after each stage."""
         return tuple(kept_count(num_patches, ratio) for ratio in self.keep_ratios)
+
+    def _check_restore(self, block: int) -> None:
+        if self.policy == "removed":
+            raise InputError(
+                f"restore_before {block!r}: removed tokens don't come back, those of policy "
+                "'bypassed' or 'merged' do"
+            )
+        number = isinstance(block, Integral) and not isinstance(block, bool)
+        if not number or block <= max(self.stages, default=-1):
+            raise InputError(
+                f"restore_before is a block after the last of the stages {self.stages}, "
+                f"got {block!r}"
+            )
 
 
 def nearest(options: Sequence[Schedule], depth: int, keep_ratio: float) -> Schedule:
@@ -123,7 +166,8 @@ def keep_ratio_among(options: Sequence[Schedule], depth: int, schedule: Schedule
     found = smallest * (1 + bisect_left(range(1, 10_000), share, key=mean_kept))
     for digits in range(1, 5):
         ratio = max(round(found, digits), smallest)
-        if replace(nearest(options, depth, ratio), policy=schedule.policy) == schedule:
+        found_there = nearest(options, depth, ratio)
+        if (found_there.stages, found_there.keep_ratios) == (schedule.stages, schedule.keep_ratios):
             return ratio
     return None
 
@@ -150,12 +194,12 @@ def check_keep_ratio(keep_ratio: float) -> None:
         raise InputError(f"a keep ratio is a number in (0, 1], got {keep_ratio!r}")
 
 
-def check_stages(stages: Sequence[int], depth: int) -> tuple[int, ...]:
+def check_stages(stages: Sequence[int], depth: int, name: str = "stage") -> tuple[int, ...]:
     """The stages as a tuple of int, or ``InputError`` if they are not blocks of this depth."""
     if isinstance(stages, str) or not isinstance(stages, Iterable):
         raise InputError(f"stages are a sequence of block indices, got {stages!r}")
     stages = tuple(stages)
     for stage in stages:
         if not isinstance(stage, Integral) or isinstance(stage, bool) or not 0 <= stage < depth:
-            raise InputError(f"stage {stage!r} is not a block index: 0 to {depth - 1} exist")
+            raise InputError(f"{name} {stage!r} is not a block index: 0 to {depth - 1} exist")
     return tuple(int(stage) for stage in stages)

@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 
 #: What a file must have, and what it may have besides.
 _NEEDED = ("format_version", "depth", "stages", "keep_ratios", "policy", "method")
-_OPTIONAL = ("written_by", "num_patches", "found_for")
+_OPTIONAL = ("written_by", "num_patches", "found_for", "restore_before")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class ScheduleFile:
         Raises:
             InputError: for a path that can't be written.
         """
+        back = self.schedule.restore_before
         about = {
             "written_by": WRITER,
             "format_version": FORMAT_VERSION,
@@ -57,6 +58,7 @@ class ScheduleFile:
             "stages": list(self.schedule.stages),
             "keep_ratios": list(self.schedule.keep_ratios),
             "policy": self.schedule.policy,
+            **({} if back is None else {"restore_before": back}),
             "method": self.method,
             "found_for": dict(self.found_for),
         }
@@ -90,7 +92,8 @@ class ScheduleFile:
             raise InputError(f"{path}: found_for must be a mapping, got {shortened(found_for)}")
         try:
             schedule = Schedule.for_depth(
-                values["depth"], values["keep_ratios"], values["stages"], values["policy"]
+                *(values[key] for key in ("depth", "keep_ratios", "stages", "policy")),
+                values.get("restore_before"),
             )
         except InputError as error:
             raise InputError(f"{path}: {error}") from error

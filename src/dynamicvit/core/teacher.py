@@ -12,6 +12,7 @@ from torch import Tensor
 from dynamicvit.core.method import GivenDecisions
 from dynamicvit.core.model import DynamicViT, frames_to_the_caller
 from dynamicvit.core.outputs import DenseOutput
+from dynamicvit.core.parts import select
 from dynamicvit.errors import UntrainedWarning
 from dynamicvit.layers.tokens import Tokens
 
@@ -26,7 +27,9 @@ def dense_teacher(model: DynamicViT, *, shared: bool = False) -> DynamicViT:
         shared: take the backbone itself, which is then frozen, in place of a copy.
     """
     unused = [GivenDecisions() for _ in model.schedule.stages]
-    schedule = replace(model.schedule, policy="removed")  # what a patch is worth if it is lost
+    schedule = model.schedule
+    if schedule.policy == "merged":  # what a patch is worth if it is lost
+        schedule = replace(schedule, policy="removed", restore_before=None)
     backbone = model.bound if shared else copy.deepcopy(model.backbone)
     teacher = DynamicViT(backbone, schedule, unused)
     return teacher.eval().requires_grad_(False)
@@ -120,9 +123,9 @@ def weigh_some(teacher: DynamicViT, images: Tensor | Tokens, chosen: Tensor) -> 
         tokens = images if isinstance(images, Tokens) else teacher.first_blocks(images)
     parts = []
     if chosen.any():
-        parts.append(weigh_patches(teacher, tokens.select(chosen)))
+        parts.append(weigh_patches(teacher, select(tokens, chosen)))
     if not chosen.all():
-        parts.append(ask(teacher, tokens.select(~chosen)))
+        parts.append(ask(teacher, select(tokens, ~chosen)))
     places = torch.cat([chosen.nonzero(), (~chosen).nonzero()]).squeeze(1).argsort()
 
     def together(tensors: list[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from dynamicvit.core.outputs import only_part
+from dynamicvit.core.parts import only_part
 from dynamicvit.errors import InputError
 from dynamicvit.layers.attention import through_backbone
 from dynamicvit.layers.tokens import Tokens

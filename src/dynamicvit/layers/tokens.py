@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import floor, prod
 from typing import NamedTuple
@@ -164,10 +163,11 @@ class Tokens:
         if self.dropped is None:
             return self
         now = rows_of(self.patches, self.membership().clamp(min=0))
-        here = self.membership() >= 0
-        if self.decision is not None:
-            here = here & (self._decided(self.decision) > 0.5)
-        return replace(self, dropped=torch.where(here[..., None], now, self.dropped))
+        here = (self.membership() > -1)[..., None]  # TensorRT has no >=
+        if self.decision is not None:  # 0 or 1: a mean of two is one of them, with a gradient
+            share = self._decided(self.decision)[..., None].to(now.dtype)
+            now = share * now + (1 - share) * self.dropped
+        return replace(self, dropped=torch.where(here, now, self.dropped))
 
     def full_map(self) -> Tensor:
         """Every patch in its place: ``(B, *grid, C)``, differentiable.
@@ -184,13 +184,26 @@ class Tokens:
         assert whole is not None
         return whole.unflatten(1, self.grid)
 
+    def restored(self) -> Tokens:
+        """The same tokens, all N of the grid: each patch in its place as in :meth:`full_map`.
+
+        None of them is dropped, and each is one patch.
+
+        Raises:
+            ValueError: as :meth:`full_map`.
+        """
+        whole = self.full_map().flatten(1, len(self.grid))
+        x = torch.cat([self.x[:, : self.num_prefix], whole], dim=1)
+        gone = dict.fromkeys(("index", "decision", "size", "groups", "dropped", "heads"))
+        return replace(self, x=x, **gone)
+
     def _decided(self, values: Tensor) -> Tensor:
         """``(B, N)`` of the token that each patch is part of, from ``(B, M)``."""
         if not self.num_patches:
             return values.new_zeros(self.x.shape[0], self.grid_size)
         return values.gather(1, self.membership().clamp(min=0))
 
-    # ---------------------------------------------------------------- fewer tokens, fewer images
+    # ---------------------------------------------------------------- fewer tokens
 
     def keep(self, position: Tensor) -> Tokens:
         """Keep the prefix and some of the patch tokens; the others are removed.
@@ -217,51 +230,6 @@ class Tokens:
         return replace(
             self, x=x, index=index, decision=decision, size=size, groups=groups, heads=None
         )
-
-    def select(self, images: Tensor) -> Tokens:
-        """The tokens of some images of the batch.
-
-        Args:
-            images: ``(B',)`` their positions here, or ``(B,)`` bool.
-        """
-
-        def some(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[images]
-
-        heads = self.heads
-        if heads is not None:
-            bias = heads.bias if heads.bias is None or len(heads.bias) == 1 else heads.bias[images]
-            heads = Heads(*(part[images] for part in heads[:3]), bias)
-        return replace(
-            self,
-            x=self.x[images],
-            index=some(self.index),
-            decision=some(self.decision),
-            size=some(self.size),
-            groups=some(self.groups),
-            dropped=some(self.dropped),
-            heads=heads,
-            images=some(self.images),
-        )
-
-    def by_count(self, kept: Tensor) -> Iterator[tuple[Tokens, Tensor]]:
-        """Parts of the batch whose images keep the same number of tokens.
-
-        Args:
-            kept: ``(B, M)`` bool.
-
-        Yields:
-            The tokens of a part, and ``(B', K)`` positions of the kept ones, ascending.
-        """
-        counts = kept.sum(dim=1)
-        numbers = counts.unique().tolist()
-        tokens = self
-        if len(numbers) > 1 and self.images is None:
-            tokens = replace(self, images=torch.arange(self.x.shape[0], device=self.x.device))
-        for number in numbers:
-            rows = counts == number
-            part = tokens if len(numbers) == 1 else tokens.select(rows)
-            yield part, kept[rows].nonzero()[:, 1].reshape(len(part.x), number)
 
     def compact(self, kept: Tensor) -> Tokens:
         """Let the tokens that are not kept leave memory, as far as rows of equal length allow.

@@ -52,6 +52,8 @@ def at_macs(
     kind = method_named(method)
     if not 0 < fraction < 1:
         raise InputError(f"a share of the dense MACs is between 0 and 1, got {fraction}")
+    if kind is Narrow and policy == "bypassed":
+        raise InputError(f"policy 'bypassed' is for methods that drop tokens; {method} drops none")
     if kind is Narrow:
         return _narrow_at(backbone, fraction)
     bound = backbone_for(backbone)

@@ -47,6 +47,7 @@ class Description:
         policy: for dropped tokens.
         precision: "int8" if layers compute in it, else "fp32".
         method: by which tokens are chosen or combined; ``None`` in files of 0.1.0.
+        restore_before: index of the first block that runs on every patch again, or ``None``.
     """
 
     model: str | None
@@ -67,6 +68,7 @@ class Description:
     policy: Policy = "removed"
     precision: Literal["fp32", "int8"] = "fp32"
     method: str | None = None
+    restore_before: int | None = None
 
     @property
     def outputs(self) -> list[str]:
@@ -76,7 +78,7 @@ class Description:
     @property
     def schedule(self) -> Schedule:
         """Where and how much is dropped."""
-        return Schedule(self.stages, self.keep_ratios, self.policy)
+        return Schedule(self.stages, self.keep_ratios, self.policy, self.restore_before)
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -188,6 +190,7 @@ def describe(
         kept=tuple(model.schedule.kept(grid[0] * grid[1])),
         policy=model.schedule.policy,
         method=model.method.name or None,
+        restore_before=model.schedule.restore_before,
     )
 
 

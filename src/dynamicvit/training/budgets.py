@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
@@ -84,4 +86,4 @@ class Budgets:
 
     def _raised(self, power: float) -> Schedule:
         ratios = tuple(ratio**power for ratio in self._own.keep_ratios)
-        return Schedule(self._own.stages, ratios, self._own.policy)
+        return replace(self._own, keep_ratios=ratios)

@@ -169,8 +169,11 @@ class Recipe(Strict):
         stages: block indices; by default at 1/4, 2/4 and 3/4 of the depth.
         method: how a dense model chooses tokens, a name in :data:`~dynamicvit.methods.METHODS`; by
             default what the model was saved with, and "dynamicvit" for a new one.
-        policy: what becomes of dropped tokens: "removed", or "merged" into the most alike kept one;
-            by default what the model was saved with, and the method's own for a new one.
+        policy: what becomes of dropped tokens: "removed", "merged" into the most alike kept one, or
+            "bypassed"; by default what the model was saved with, and the method's own for a new
+            one.
+        restore_before: index of the block before which bypassed tokens come back, and merged ones
+            are patches again; by default after the last block, and never.
         image_size: side in pixels, or height and width; by default the model's own.
         epochs: how long; or
         images: the number of images to see instead of epochs.
@@ -216,6 +219,7 @@ class Recipe(Strict):
     stages: tuple[int, ...] | None = None
     method: str | None = None
     policy: Policy | None = None
+    restore_before: int | None = Field(None, ge=0)
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     epochs: int | None = Field(None, gt=0)
     images: int | None = Field(None, gt=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -38,7 +39,9 @@ def student_for(
     """
     given = core_of(named) if isinstance(named, nn.Module) else None
     if isinstance(given, DynamicViT):
-        said = {"keep_ratio": given.schedule.keep_ratios, "stages": given.schedule.stages}
+        own = given.schedule
+        said = {"keep_ratio": own.keep_ratios, "stages": own.stages}
+        said |= {"restore_before": own.restore_before}
         return given, recipe.model_copy(update=said)
     if isinstance(named, nn.Module) and addon is None:
         if checkpoint is not None:
@@ -46,7 +49,7 @@ def student_for(
         ratio, method = recipe.keep_ratio or DEFAULT_KEEP_RATIO, recipe.method or TRAINED_METHOD
         made = core_of(sparsify(named, ratio, recipe.stages, recipe.policy, method))
         assert isinstance(made, DynamicViT)
-        return made, recipe
+        return _restoring(made, recipe), recipe
     name = type(named).__name__ if isinstance(named, nn.Module) else str(named)
     model = load(
         named,
@@ -64,4 +67,11 @@ def student_for(
             f"{name} with method {model.method.name} has no stage that drops tokens: give it "
             "another network as --teacher, or compare methods with `dynamicvit compare`"
         )
-    return model, recipe.model_copy(update={"model": name})
+    return _restoring(model, recipe), recipe.model_copy(update={"model": name})
+
+
+def _restoring(model: DynamicViT, recipe: Recipe) -> DynamicViT:
+    """The model whose dropped tokens come back where the recipe says so."""
+    if recipe.restore_before is not None:
+        model.schedule = replace(model.schedule, restore_before=recipe.restore_before)
+    return model

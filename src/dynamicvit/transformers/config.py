@@ -24,12 +24,13 @@ class DynamicViTConfig(PretrainedConfig):
         backbone_config: the dense model's, or its dictionary with ``model_type``; ViT's by default.
         keep_ratios: for each stage, the share of the original patches that it keeps.
         stages: indices of the blocks before which tokens are dropped.
-        policy: for dropped tokens, "removed" or "merged".
+        policy: for dropped tokens, "removed", "merged" or "bypassed".
         method: a name in :data:`~dynamicvit.methods.METHODS`.
+        restore_before: index of the first block that runs on every patch again, or ``None``.
         **kwargs: of :class:`transformers.PretrainedConfig`.
 
     Raises:
-        InputError: for invalid ratios, stages or policy.
+        InputError: for invalid ratios, stages, policy or block to restore before.
     """
 
     model_type = "dynamicvit"
@@ -41,6 +42,7 @@ class DynamicViTConfig(PretrainedConfig):
         stages: Sequence[int] = (),
         policy: Policy = "removed",
         method: str = "dynamicvit",
+        restore_before: int | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(backbone_config, PretrainedConfig):
@@ -48,7 +50,7 @@ class DynamicViTConfig(PretrainedConfig):
             backbone_config = AutoConfig.for_model(description.pop("model_type"), **description)
         if "dropped" in kwargs:  # from version 0.1.0
             policy = policy_in({"dropped": kwargs.pop("dropped")})
-        schedule = Schedule(tuple(stages), tuple(keep_ratios), policy)
+        schedule = Schedule(tuple(stages), tuple(keep_ratios), policy, restore_before)
         # First, and not by __setattr__, which looks the other keys up in it.
         self.__dict__["backbone_config"] = backbone_config
         num_labels = kwargs.pop("num_labels", None)
@@ -57,6 +59,7 @@ class DynamicViTConfig(PretrainedConfig):
         self.keep_ratios = list(schedule.keep_ratios)
         self.stages = list(schedule.stages)
         self.policy = schedule.policy
+        self.restore_before = schedule.restore_before
         self.method = method
         if num_labels is not None:
             self.num_labels = num_labels

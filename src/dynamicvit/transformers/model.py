@@ -80,7 +80,12 @@ class DynamicViTForImageClassification(PreTrainedModel):
         super().__init__(config)
         if dynamicvit is None:
             backbone = classifier_from(config.backbone_config)
-            schedule = Schedule(tuple(config.stages), tuple(config.keep_ratios), config.policy)
+            schedule = Schedule(
+                tuple(config.stages),
+                tuple(config.keep_ratios),
+                config.policy,
+                config.restore_before,
+            )
             dynamicvit = DynamicViT(backbone, schedule, registered_method(config.method))
             dynamicvit.per_image = per_image_in(vars(config))
         else:
@@ -106,6 +111,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
             schedule.stages,
             schedule.policy,
             core.method.name,
+            schedule.restore_before,
         )
         return cls(config, core).train(core.backbone.training)
 
@@ -144,6 +150,7 @@ class DynamicViTForImageClassification(PreTrainedModel):
         self.config.keep_ratios = list(self.dynamicvit.schedule.keep_ratios)
         self.config.stages = list(self.dynamicvit.schedule.stages)
         self.config.policy = self.dynamicvit.schedule.policy
+        self.config.restore_before = self.dynamicvit.schedule.restore_before
 
     # ---------------------------------------------------------------- forward
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.schedule import Schedule
 from dynamicvit.costs import count_macs
 from dynamicvit.errors import InputError
 from dynamicvit.tuning.clock import Clock
@@ -102,7 +101,7 @@ class Hunt:
     def _everywhere(self) -> DynamicViT:
         """The model with each stage of the space."""
         stages = self.space.stages
-        whole = Schedule(stages, (1.0,) * len(stages), self.model.policy)
+        whole = replace(self.model.schedule, stages=stages, keep_ratios=(1.0,) * len(stages))
         kind = self.model.method if self.space.movable else self.model.methods
         return DynamicViT(self.model.bound, whole, kind).eval()
 

@@ -204,6 +204,7 @@ def settings_of(model: DynamicViT, space: Space, digest: str, seed: int) -> dict
         "method": model.method.name,
         "policy": space.policy,
         "stages": list(space.stages),
+        "restore_before": space.restore_before,
         "patches": space.num_patches,
         "data": digest,
         "seed": seed,

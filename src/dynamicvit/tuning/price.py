@@ -44,6 +44,7 @@ class Parts:
         total, held, added = self.fixed, self.space.num_patches, 0
         places = {stage: place for place, stage in enumerate(self.space.stages)}
         for i, block in enumerate(self.blocks):
+            held = self.space.num_patches if i == self.space.restore_before else held
             place = places.get(i)
             if place is not None and (counts[place] < held or not self.space.movable):
                 total += self.stages[place](held)

@@ -39,6 +39,7 @@ class Space:
         policy: what becomes of dropped tokens.
         movable: whether a stage that drops nothing is left out; prediction modules stay.
         halves: whether a stage leaves at least half of the tokens that come.
+        restore_before: block before which dropped tokens come back.
     """
 
     stages: tuple[int, ...]
@@ -46,6 +47,7 @@ class Space:
     policy: Policy
     movable: bool
     halves: bool
+    restore_before: int | None = None
 
     @classmethod
     def of(cls, model: DynamicViT, image_size: tuple[int, int]) -> Space:
@@ -60,9 +62,12 @@ class Space:
             raise InputError("the model has no stages: nothing to tune")
         movable = not any(method.state_dict() for method in model.methods)
         first = min(1, *model.schedule.stages)
-        stages = tuple(range(first, model.depth)) if movable else model.schedule.stages
+        back = model.schedule.restore_before
+        last = model.depth if back is None else back
+        stages = tuple(range(first, last)) if movable else model.schedule.stages
         patches = prod(model.bound.grid(*image_size))
-        return cls(stages, patches, model.policy, movable, issubclass(model.method, Combination))
+        halves = issubclass(model.method, Combination)
+        return cls(stages, patches, model.policy, movable, halves, back)
 
     def counts(self, shape: Shape, scale: float) -> Counts:
         """What a shape keeps at a scale."""
@@ -88,7 +93,7 @@ class Space:
             if count < held or not self.movable
         ]
         stages, ratios = zip(*kept, strict=True) if kept else ((), ())
-        return Schedule(stages, ratios, self.policy)
+        return Schedule(stages, ratios, self.policy, self.restore_before)
 
     def shape_of(self, counts: Counts) -> Shape:
         """The shape whose multiples these counts are among; of what drops nothing, an even one."""

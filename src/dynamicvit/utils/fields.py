@@ -183,7 +183,8 @@ FIELDS: dict[str, Kind] = {
     "stages": each(whole(0, MOST_BLOCKS), 0, MOST_BLOCKS),
     "keep_ratios": each(_SHARE, 0, MOST_BLOCKS),
     "keep_ratio": either(_SHARE, each(_SHARE, 0, MOST_BLOCKS)),
-    "policy": one_of("removed", "merged"),
+    "policy": one_of("removed", "merged", "bypassed"),
+    "restore_before": whole(0, MOST_BLOCKS),
     "fingerprint": TEXT,
     "num_patches": whole(1, MOST_TOKENS),
     # of exported files alone
