@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import timm
@@ -23,6 +23,9 @@ from dynamicvit.core.networks import core_of
 from dynamicvit.core.schedule import Policy
 
 NUM_CLASSES = 7
+
+#: What can become of tokens that are dropped; the maps of tests/maps.py drop none.
+POLICIES = tuple(policy for policy in get_args(Policy) if policy != "cheap")
 
 
 @dataclass(frozen=True)

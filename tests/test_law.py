@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from functools import cache
-from typing import get_args
 
 import hypothesis
 import pytest
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from dynamicvit import DynamicViT, Schedule
 from dynamicvit.core.schedule import Policy
 from dynamicvit.layers import masked_attention
-from families import BY_NAME, NUM_CLASSES, Family, assert_agree, each_family
+from families import BY_NAME, NUM_CLASSES, POLICIES, Family, assert_agree, each_family
 
 SHARES = (0.0, 0.05, 0.3, 0.7, 1.0)
 
@@ -41,7 +40,7 @@ def sparse(
     return DynamicViT(backbone(name, depth), Schedule(stages, ratios, policy)).eval()
 
 
-whatever_becomes_of_them = pytest.mark.parametrize("policy", get_args(Policy))
+whatever_becomes_of_them = pytest.mark.parametrize("policy", POLICIES)
 
 
 @pytest.fixture(params=["attention by size", "fused attention"])

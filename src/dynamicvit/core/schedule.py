@@ -12,11 +12,12 @@ from typing import Literal, get_args
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import kept_count
 
-Policy = Literal["removed", "merged"]
+Policy = Literal["removed", "merged", "cheap"]
 """What becomes of dropped tokens.
 
 ``"removed"``: nothing, as in the paper. ``"merged"``: each becomes part of the kept token that is
-most like it (:mod:`dynamicvit.core.merging`).
+most like it (:mod:`dynamicvit.core.merging`). ``"cheap"``: it stays and takes a cheap path, for
+networks whose maps stay whole (:mod:`dynamicvit.core.spatial`).
 """
 
 
@@ -101,7 +102,8 @@ class Schedule:
 
     def kept(self, num_patches: int) -> tuple[int, ...]:
         """How many of ``num_patches`` are left after each stage."""
-        return tuple(kept_count(num_patches, ratio) for ratio in self.keep_ratios)
+        policy = self.policy
+        return tuple(kept_count(num_patches, ratio, policy) for ratio in self.keep_ratios)
 
 
 def nearest(options: Sequence[Schedule], depth: int, keep_ratio: float) -> Schedule:
