@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import timm
@@ -25,6 +25,9 @@ from dynamicvit.core.networks import core_of
 from dynamicvit.core.schedule import Policy
 
 NUM_CLASSES = 7
+
+#: What can become of tokens that are dropped; the maps of tests/maps.py drop none.
+POLICIES = tuple(policy for policy in get_args(Policy) if policy != "cheap")
 
 _BUILT: dict[str, nn.Module] = {}
 

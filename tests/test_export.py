@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ from dynamicvit.runtimes.images import MAX_IMAGES, own_pictures, sample_pictures
 from dynamicvit.runtimes.pytorch import has_compiler
 from dynamicvit.utils.outputs import is_ours, rules
 from exports import NEEDED, changed, ignore_deprecations, small, traced
-from families import DEIT, FAMILIES, Family, assert_agree
+from families import DEIT, FAMILIES, POLICIES, Family, assert_agree
 from pictures import write_image
 
 pytestmark = ignore_deprecations
@@ -78,7 +78,7 @@ each_format = pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
 
 
 @each_format
-@pytest.mark.parametrize("policy", get_args(Policy))
+@pytest.mark.parametrize("policy", POLICIES)
 @torch.no_grad()
 def test_a_file_does_what_the_model_does(name: str, policy: Policy, exported: Files) -> None:
     file, model = load_exported(exported(name, policy=policy)), small(policy)
@@ -163,7 +163,7 @@ def test_bfloat16_if_the_runtime_has_it(name: str, exported: Files) -> None:
             marks=() if (family.name, policy) in ALWAYS else pytest.mark.every_family,
         )
         for family in FAMILIES
-        for policy in get_args(Policy)
+        for policy in POLICIES
     ],
 )
 def test_every_family_in_onnx(family: Family, policy: Policy, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_every_family_in_onnx(family: Family, policy: Policy, tmp_path: Path) ->
             assert types[node.output[0]] != onnx.TensorProto.BOOL
 
 
-@pytest.mark.parametrize("policy", get_args(Policy))
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_stage_is_no_more_than_it_must_be(policy: Policy, exported: Files) -> None:
     """For one image in int8 the small operations of a stage cost as much as it saves elsewhere.
 

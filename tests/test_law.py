@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from functools import cache
-from typing import get_args
 
 import hypothesis
 import pytest
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from dynamicvit import DynamicViT, Schedule
 from dynamicvit.core.schedule import Policy
 from dynamicvit.layers import masked_attention
-from families import BY_NAME, NUM_CLASSES, Family, assert_agree, each_family
+from families import BY_NAME, NUM_CLASSES, POLICIES, Family, assert_agree, each_family
 
 SHARES = (0.0, 0.05, 0.3, 0.7, 1.0)
 
@@ -50,7 +49,7 @@ def sparse(
     return DynamicViT(backbone(name, depth), schedule).eval()
 
 
-whatever_becomes_of_them = pytest.mark.parametrize("policy", get_args(Policy))
+whatever_becomes_of_them = pytest.mark.parametrize("policy", POLICIES)
 
 
 @pytest.fixture(params=["attention by size", "fused attention"])
@@ -117,7 +116,7 @@ def test_masked_and_pruned_logits_agree(family: Family, policy: Policy) -> None:
 @each_family
 @pytest.mark.parametrize(
     ("policy", "restore_before"),
-    [*((policy, None) for policy in get_args(Policy)), ("merged", 3), ("bypassed", 3)],
+    [*((policy, None) for policy in POLICIES), ("merged", 3), ("bypassed", 3)],
 )
 @pytest.mark.usefixtures("form")
 @torch.no_grad()

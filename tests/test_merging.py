@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
@@ -13,10 +12,9 @@ from dynamicvit.core.decisions import best_k_sampler
 from dynamicvit.core.merging import discounted, join, likeness, most_alike
 from dynamicvit.core.method import Masking
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.schedule import Policy
 from dynamicvit.layers.tokens import Tokens, top_k
 from dynamicvit.methods.tome import TokenMerging
-from families import DEIT, Family, assert_agree, few_families
+from families import DEIT, POLICIES, Family, assert_agree, few_families
 
 
 def some(held: int = 6, width: int = 48, batch: int = 2, prefix: int = 1) -> Tokens:
@@ -197,7 +195,7 @@ def test_a_dropped_patch_lives_on() -> None:
         decision[0, 7] = 0
     other = images.clone()
     other[0, :, 16:32, 32:48] += 1.0  # patch 7 of 4 × 5
-    for dropped in get_args(Policy):
+    for dropped in POLICIES:
         back = 3 if dropped == "bypassed" else None
         model = DEIT.sparse(0.9, stages=(0, 1, 2), policy=dropped, restore_before=back)
         before, after = (model.forward_pruned(x, keep_most).logits for x in (images, other))

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from dynamicvit.runtimes import FORMATS, Description
 from dynamicvit.runtimes.description import describe
 from dynamicvit.runtimes.graph import trace
 from exports import NEEDED, ignore_deprecations
-from families import BY_NAME, DEIT, Family, assert_agree, randomize
+from families import BY_NAME, DEIT, POLICIES, Family, assert_agree, randomize
 
 pytestmark = ignore_deprecations
 
@@ -36,7 +36,7 @@ NOWHERE = Family("nowhere", "vit_tiny_patch16_224", {"pos_embed": "none"})
 OWN = ("lookahead", "diffrate", "tome", "mctf", "downsample")
 
 #: Methods whose answer is the image's alone, and their policies.
-BOTH = get_args(Policy)
+BOTH = POLICIES
 METHODS = [(name, policy) for name in ("dynamicvit", "class-attention", "evit") for policy in BOTH]
 METHODS += [(name, "removed") for name in ("static", "tps", *OWN)]
 

@@ -8,15 +8,14 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 
 import dynamicvit
 from dynamicvit import sparsify
-from dynamicvit.core.schedule import Policy
-from families import DEIT
+from families import DEIT, POLICIES
 
 ROOT = Path(dynamicvit.__file__).parent
 
@@ -108,7 +107,7 @@ def test_files_are_short_and_the_front_is_small() -> None:
     assert len(loop.read_text(encoding="utf-8").splitlines()) <= 300, "the way of an image"
 
 
-@pytest.mark.parametrize("which", [*get_args(Policy), "default"])
+@pytest.mark.parametrize("which", [*POLICIES, "default"])
 def test_an_image_passes_through_eight_files(which: str) -> None:
     made = {"default": lambda: sparsify(DEIT.backbone()).eval()}
     model = made.get(which, lambda: DEIT.sparse(policy=which))()  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Schedule
+from dynamicvit.core.spatial import least_keep_ratio, method_for
 from dynamicvit.costs import ImageSize, costs_of, resolve_image_size
 from dynamicvit.errors import InputError
 from dynamicvit.utils.words import shortened
@@ -129,10 +130,11 @@ def keep_ratio_for(
     budget = Budget(macs, fraction)
     inner = core_of(model)
     bound = inner.bound if isinstance(inner, DynamicViT) else backbone_for(inner)
-    schedule, own = PredictionModule.schedule, Schedule((), ())
+    kind, own = method_for(PredictionModule, bound), Schedule((), ())
     if stages is None and isinstance(inner, DynamicViT):
-        schedule, own = inner.method.schedule, inner.schedule
+        kind, own = inner.method, inner.schedule
         stages = own.stages
+    schedule = kind.schedule
     stages = schedule(bound, 1.0, stages).stages
     costs = costs_of(model, len(stages), image_size)
     limit = budget.of(costs.dense)
@@ -144,12 +146,13 @@ def keep_ratio_for(
     top = round(1 / RATIO_STEP)
     if cost(top) <= limit:
         return 1.0
-    if cost(1) > limit:
+    least = 1 + round(least_keep_ratio(kind, len(stages)) / RATIO_STEP)
+    if cost(least) > limit:
         raise InputError(
             f"a budget of {limit / 1e9:.3g} GMACs is too small: with one token kept at stages "
-            f"{stages} an image still costs {cost(1) / 1e9:.3g} GMACs"
+            f"{stages} an image still costs {cost(least) / 1e9:.3g} GMACs"
         )
-    low, high = 1, top  # cost(low) fits and cost(high) does not; the cost never falls with ρ
+    low, high = least, top  # cost(low) fits and cost(high) does not; the cost never falls with ρ
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) <= limit else (low, middle)

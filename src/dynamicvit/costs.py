@@ -13,15 +13,12 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-from dynamicvit.backbones import Backbone, backbone_for
+from dynamicvit.backbones import Backbone, Hierarchical, backbone_for
 from dynamicvit.core.method import Method
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import (
@@ -33,8 +30,11 @@ from dynamicvit.core.networks import (
 )
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Policy, Schedule
+from dynamicvit.core.spatial import SpatialPrediction
 from dynamicvit.errors import InputError
+from dynamicvit.layers.maps import Map
 from dynamicvit.layers.tokens import Tokens
+from dynamicvit.utils.flops import counted_macs
 
 #: No stage: the backbone's own dense network.
 DENSE = Schedule((), ())
@@ -97,7 +97,7 @@ def _counted(
     height, width = resolve_image_size(model, image_size)
     twin = _twin(model)
     images = _meta_images(twin, image_channels(model), height, width)
-    return _count(lambda: run(twin, images))
+    return counted_macs(lambda: run(twin, images))
 
 
 def _twin(model: nn.Module) -> nn.Module:
@@ -109,39 +109,6 @@ def _meta_images(twin: nn.Module, channels: int, height: int, width: int) -> Ten
     weights = (parameter.dtype for parameter in twin.parameters() if parameter.is_floating_point())
     dtype = next(weights, torch.float32)
     return torch.empty(1, channels, height, width, dtype=dtype, device="meta")
-
-
-def _count(run: Callable[[], object]) -> int:
-    """MACs of what runs on the meta device."""
-    # Torch has no formula for fused attention on the CPU in some releases. The math backend takes
-    # attention apart into matrix products, which every release counts.
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-        _Flops() as counter,
-    ):
-        run()
-    return counter.total // 2
-
-
-class _Flops(TorchDispatchMode):
-    """Adds up torch's formulas; its own counter would watch modules too, those of all threads."""
-
-    total = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs, formula = kwargs or {}, flop_registry.get(func.overloadpacket)
-        if formula is None:
-            with self:  # what it is made of may have one
-                made_of = func.decompose(*args, **kwargs)
-            if made_of is not NotImplemented:
-                return made_of
-        out = func(*args, **kwargs)
-        self.total += 0 if formula is None else formula(*args, **kwargs, out_val=out)
-        return out
 
 
 def meta_copy(model: _Module) -> _Module:
@@ -259,13 +226,15 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
     bound = twin.bound if isinstance(twin, DynamicViT) else backbone_for(twin)
     images = _meta_images(twin, bound.in_chans, height, width)
     embedded: list[Tokens] = []
-    embed = _count(lambda: embedded.append(bound.embed(images)))
+    embed = counted_macs(lambda: embedded.append(bound.embed(images)))
     [tokens] = embedded
 
     kinds: dict[object, Cost] = {}
 
     def held(num_patches: int, added: int = 0) -> Tokens:
         """So many patch tokens, somewhere in the grid, and prefix tokens that were added."""
+        if isinstance(tokens, Map):  # of a map that stays whole, so many on the slow path
+            return tokens.directed(tokens.kept_index()[:, :num_patches], cheap)
         prefix = tokens.num_prefix + added
         x = tokens.x.new_empty(1, prefix + num_patches, tokens.x.shape[2])
         index = x.new_empty(1, num_patches, dtype=torch.long)
@@ -279,16 +248,17 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
             if not method.takes_any_schedule:  # it needs a whole grid: as if these were all
                 came = replace(came, index=None, grid=(1, num_patches))
             left = num_patches - num_patches // 2  # as few as merging leaves in one round
-            return _count(lambda: method.prune(came, left, policy))
+            return counted_macs(lambda: method.prune(came, left, policy))
 
         # Token merging treats every second token differently.
         return kinds.setdefault((structure_of(method), added), _fitted(run, step=2))
 
     def block_cost(i: int) -> Cost:
-        cost = _fitted(lambda n: _count(lambda: bound.run(i, held(n))))
+        cost = _fitted(lambda n: counted_macs(lambda: bound.run(i, held(n))))
         return kinds.setdefault(structure_of(bound.blocks[i]), cost)
 
     methods, policy = _methods(twin, bound, num_stages)
+    cheap = _cheap_paths(bound) if isinstance(bound, Hierarchical) else None
     stages = twin.schedule.stages if isinstance(twin, DynamicViT) else ()
     before = stages if len(stages) == num_stages else (0,) * num_stages
     adds = tuple(method.adds for method in methods)
@@ -302,7 +272,7 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
             for stage, (method, block) in enumerate(zip(methods, before, strict=True))
         ),
         adds=adds,
-        head=_fitted(lambda n: _count(lambda: bound.head(bound.finish(held(n))))),
+        head=_fitted(lambda n: counted_macs(lambda: bound.head(bound.finish(held(n))))),
     )
 
 
@@ -324,7 +294,17 @@ def _methods(model: nn.Module, bound: Backbone, num_stages: int) -> tuple[Sequen
     if isinstance(model, DynamicViT) and len(model.predictors) == num_stages:
         return list(model.methods), model.policy
     with torch.device("meta"):
+        if isinstance(bound, Hierarchical):
+            return [
+                SpatialPrediction(bound.width, bound.eps, {}) for _ in range(num_stages)
+            ], "cheap"
         return [PredictionModule(bound.width) for _ in range(num_stages)], "removed"
+
+
+def _cheap_paths(bound: Hierarchical) -> nn.ModuleDict:
+    """One for each block."""
+    with torch.device("meta"):
+        return nn.ModuleDict({str(i): bound.cheap_path() for i in range(len(bound.blocks))})
 
 
 def _fitted(count: Callable[[int], int], step: int = 1) -> Cost:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Protocol, overload
 
 from torch import nn
 
-from dynamicvit.backbones import backbone_for
+from dynamicvit.backbones import Hierarchical, backbone_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of
 from dynamicvit.core.per_image import PerImage, check_compares_images
+from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.schedule_file import ScheduleFile, ScheduleSource
+from dynamicvit.core.spatial import method_for
 from dynamicvit.errors import InputError
 from dynamicvit.methods import Narrow, at_macs, method_named, own_schedules
 from dynamicvit.utils.renamed import renamed_arguments
@@ -116,8 +118,9 @@ def sparsify(
     if schedule is not None:
         found = ScheduleFile.of(schedule, len(bound.blocks))
         method, chosen = found.method if method is None else method, found.schedule
-    method = DEFAULT_METHOD if method is None else method
-    kind = method_named(method)
+    if method is None:
+        method = PredictionModule.name if isinstance(bound, Hierarchical) else DEFAULT_METHOD
+    kind = method_for(method_named(method), bound)
     if chosen is not None and not kind.takes_any_schedule:
         raise InputError(f"method {method} can't drop tokens by a schedule that is given")
     if per_image:

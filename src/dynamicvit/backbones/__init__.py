@@ -9,8 +9,11 @@ from torch import nn
 
 from dynamicvit.backbones.base import Answers, Backbone
 from dynamicvit.backbones.beit import BeitBackbone
+from dynamicvit.backbones.convnext import ConvNeXtBackbone
 from dynamicvit.backbones.eva import EvaBackbone
+from dynamicvit.backbones.hierarchical import Hierarchical
 from dynamicvit.backbones.lvvit import LVViTBackbone
+from dynamicvit.backbones.swin import SwinBackbone, SwinV2Backbone
 from dynamicvit.backbones.timm_vit import DistilledBackbone, ViTBackbone
 from dynamicvit.errors import UnsupportedBackboneError
 from dynamicvit.utils.plugins import load_plugins
@@ -20,6 +23,7 @@ __all__ = [
     "OPTIONAL",
     "Answers",
     "Backbone",
+    "Hierarchical",
     "backbone_for",
     "register_backbone",
 ]
@@ -45,6 +49,9 @@ BUILT_IN: tuple[type[Backbone], ...] = (
     EvaBackbone,
     BeitBackbone,
     LVViTBackbone,
+    ConvNeXtBackbone,
+    SwinBackbone,
+    SwinV2Backbone,
 )
 """Families of what the package's own requirements bring."""
 

@@ -72,8 +72,8 @@ def _input_and_labels(backbone: Any) -> dict[str, Any]:
     """timm's ``pretrained_cfg`` for the backbone as it is now, without sources of weights."""
     cfg = {k: v for k, v in backbone.pretrained_cfg.items() if k != "state_dict"}
     cfg = filter_pretrained_cfg(cfg, remove_source=True, remove_null=True)
-    embed = backbone.patch_embed
-    if embed.strict_img_size and embed.img_size is not None:
+    embed = getattr(backbone, "patch_embed", None)  # a ConvNeXt has none, and takes any size
+    if embed is not None and embed.strict_img_size and embed.img_size is not None:
         size = (_in_chans(embed), *embed.img_size)
         if size != tuple(cfg["input_size"]):
             cfg["input_size"] = size

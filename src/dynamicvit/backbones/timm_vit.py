@@ -23,6 +23,16 @@ from dynamicvit.layers.tokens import Tokens
 POOLS = ("token", "avg", "avgmax", "max", "map")
 
 
+def fresh_classifier(module: Any, num_classes: int, pool: str | None) -> None:
+    """timm's ``reset_classifier``, with fresh layers initialized as timm initializes networks."""
+    old = set(module.modules())
+    module.reset_classifier(num_classes, pool)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and layer not in old:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+
 class TimmBackbone(Backbone):
     """Pre-norm blocks; a family adds its classes, its embedding, and what its block has of its own.
 
@@ -243,12 +253,7 @@ class TimmBackbone(Backbone):
                 raise InputError(
                     f"global_pool={pool!r} is not available here: one of {', '.join(possible)} is"
                 )
-        old = set(self.module.modules())
-        self.module.reset_classifier(num_classes, pool)
-        for layer in self.module.modules():
-            if isinstance(layer, nn.Linear) and layer not in old:  # as timm initializes networks
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        fresh_classifier(self.module, num_classes, pool)
 
     def can_pool(self, kind: str) -> bool:
         """Whether ``reset_classifier`` can give the network this pool."""

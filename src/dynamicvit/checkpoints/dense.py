@@ -17,9 +17,9 @@ from dynamicvit.checkpoints.released import (
     is_release,
     is_released,
     known_network,
-    released_name,
-    rename_released,
+    under_our_names,
 )
+from dynamicvit.checkpoints.released.spatial import spatial_layout
 from dynamicvit.checkpoints.runs import DENSE_FOLDER
 from dynamicvit.checkpoints.timm_names import PREFIX
 from dynamicvit.core.model import DynamicViT
@@ -35,8 +35,8 @@ from dynamicvit.utils.words import first_line
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 """Endings of files of weights."""
 
-#: Layers with one output per class; the second is distilled DeiT's.
-_CLASSIFIERS = ("head", "head_dist")
+#: Layers with one output per class; distilled DeiT has a second, ConvNeXt and Swin the third.
+_CLASSIFIERS = ("head", "head_dist", "head.fc")
 #: Before the names of the dense network in ours, and in many a module that was trained.
 _BACKBONE = "backbone."
 
@@ -198,8 +198,8 @@ def fill(module: nn.Module, weights: Weights, name: str) -> None:
     if not isinstance(module, DynamicViT) and all(name.startswith(_BACKBONE) for name in tensors):
         tensors = {name.removeprefix(_BACKBONE): value for name, value in tensors.items()}
     ours = any(name.startswith(("backbone.", "predictors.")) for name in tensors)
-    if isinstance(module, DynamicViT) and not ours:
-        tensors, spoken = rename_released(tensors), released_name
+    if not ours and (isinstance(module, DynamicViT) or spatial_layout(tensors) is not None):
+        tensors, spoken = under_our_names(tensors, module)
     try:
         load_exactly(module, tensors, f"{weights.source}: does not fit {name}", spoken)
     except InputError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dynamicvit.checkpoints.dense import is_sparse
 from dynamicvit.checkpoints.released import is_released, read_metadata
+from dynamicvit.checkpoints.released.spatial import spatial_layout
 from dynamicvit.core.hub import DESCRIPTION, policy_in
 from dynamicvit.core.schedule import Policy
 from dynamicvit.errors import InputError
@@ -39,7 +40,8 @@ def described(weights: Weights) -> Description:
     """What a file says: our safetensors' header, a checkpoint's recipe, or the authors' format."""
     if is_released(weights.tensors):
         stages = read_metadata(weights).get("stages")
-        return Description("dynamicvit", "removed", stages=stages and tuple(stages))
+        policy = "removed" if spatial_layout(weights.tensors) is None else "cheap"
+        return Description("dynamicvit", policy, stages=stages and tuple(stages))
     if not is_sparse(weights):
         return Description()
     values = values_of(weights)

@@ -43,7 +43,7 @@ from dynamicvit.core.schedule import Policy
 from dynamicvit.core.schedule_file import ScheduleFile, ScheduleSource
 from dynamicvit.costs import resolve_image_size
 from dynamicvit.errors import InputError
-from dynamicvit.sparsification import DEFAULT_KEEP_RATIO, DEFAULT_METHOD, sparsify
+from dynamicvit.sparsification import DEFAULT_KEEP_RATIO, sparsify
 from dynamicvit.utils.weights import Weights, open_weights
 
 _HUB_PREFIX = "hf-hub:"
@@ -60,7 +60,7 @@ def load(
     stages: Sequence[int] | None = None,
     policy: Policy | None = None,
     method: str | None = None,
-    default_method: str = DEFAULT_METHOD,
+    default_method: str | None = None,
     num_classes: int | None = None,
     pretrained: bool = True,
     schedule: ScheduleSource | None = None,
@@ -90,7 +90,8 @@ def load(
         policy: what becomes of dropped tokens; by default what the weights were trained for, or
             :func:`~dynamicvit.sparsify`'s default.
         method: how a dense network chooses tokens, likewise; a saved model has its own.
-        default_method: what a dense network gets where neither ``method`` nor weights say.
+        default_method: what a dense network gets where neither ``method`` nor weights say; by
+            default :func:`~dynamicvit.sparsify`'s.
         num_classes: if the weights have another number, the classifier is fresh.
         pretrained: whether a timm name without a checkpoint gets timm's pretrained weights,
             downloaded if need be; otherwise they are random.

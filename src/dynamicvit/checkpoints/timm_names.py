@@ -38,6 +38,12 @@ BACKBONES = (
     "vit_large_patch16_224",
     "vit_large_patch16_384",
     "vit_huge_patch14_224",
+    "convnext_tiny",
+    "convnext_small",
+    "convnext_base",
+    "swin_tiny_patch4_window7_224",
+    "swin_small_patch4_window7_224",
+    "swin_base_patch4_window7_224",
 )
 """timm's names of the backbones: the paper's, and larger ones. ``sparsify`` takes many more."""
 

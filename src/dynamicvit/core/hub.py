@@ -22,6 +22,7 @@ from torch import nn
 from dynamicvit.core.per_image import PerImage, described, per_image_in
 from dynamicvit.core.registry import METHODS, registered_method
 from dynamicvit.core.schedule import Schedule
+from dynamicvit.core.spatial import method_for
 from dynamicvit.errors import InputError
 from dynamicvit.utils.connection import hub_if_reachable
 from dynamicvit.utils.fields import read_json
@@ -223,7 +224,8 @@ def described_method(model: Any) -> str:
         InputError: if it has none that is registered.
     """
     for kind in (model.method, *map(type, model.predictors)):
-        if kind is not METHODS.get(model.method.name):
+        registered = METHODS.get(model.method.name)
+        if registered is None or kind is not method_for(registered, model.bound):
             raise InputError(
                 f"a stage's {kind.__name__} can't be described in {CONFIG_NAME}: register_method "
                 "gives its class a name; or save the state_dict instead"

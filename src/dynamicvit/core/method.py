@@ -107,6 +107,11 @@ class Method(nn.Module, ABC):
         return cls()
 
     @classmethod
+    def for_stages(cls, bound: Backbone, stages: Sequence[int]) -> list[Method]:
+        """Fresh modules, one for each stage."""
+        return [cls.for_stage(bound) for _ in stages]
+
+    @classmethod
     def schedules(cls, bound: Backbone) -> Sequence[Schedule]:
         """All schedules that it can have, where it does not drop ρ, ρ², ρ³, ... at a few stages.
 

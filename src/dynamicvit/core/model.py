@@ -19,6 +19,7 @@ from dynamicvit.core.paths import Paths
 from dynamicvit.core.per_image import PerImage, calibrated
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Policy, Schedule
+from dynamicvit.core.spatial import check_policy, method_for
 from dynamicvit.core.timm_surface import TimmSurface
 from dynamicvit.errors import InputError, UntrainedWarning
 from dynamicvit.utils.renamed import Renamed
@@ -62,9 +63,11 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         self.bound = backbone_for(backbone)
         self.backbone: nn.Module = self.bound.module
         self._schedule = schedule.checked(self.depth)
-        self._without_stages = predictors if isinstance(predictors, type) else PredictionModule
+        check_policy(schedule, self.bound)
+        kind = predictors if isinstance(predictors, type) else PredictionModule
+        self._without_stages = kind = method_for(kind, self.bound)
         if isinstance(predictors, type):
-            predictors = [predictors.for_stage(self.bound) for _ in schedule.stages]
+            predictors = kind.for_stages(self.bound, schedule.stages)
         if len(predictors) != len(schedule.stages):
             raise InputError(f"{len(schedule.stages)} stages, but {len(predictors)} predictors")
         for predictor, block in zip(predictors, schedule.stages, strict=True):
@@ -113,6 +116,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
     @schedule.setter
     def schedule(self, schedule: Schedule) -> None:
         schedule = schedule.checked(self.depth)
+        check_policy(schedule, self.bound)
         if schedule.stages != self._schedule.stages:
             if any(method.state_dict() and not method.is_fresh for method in self.methods):
                 raise InputError(
@@ -161,6 +165,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         back = self._schedule.restore_before
         back = None if policy == "removed" or back == self.depth else back
         changed = replace(self._schedule, policy=policy, restore_before=back)
+        check_policy(changed, self.bound)
         self._schedule = changed.checked(self.depth)
 
     def at(self, budget: float | Sequence[float] | Schedule) -> DynamicViT:
@@ -286,6 +291,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         name = type(predictor).__name__
         if not isinstance(predictor, Method):
             raise InputError(f"predictors are Methods (dynamicvit.core.method), got a {name}")
+        method_for(type(predictor), self.bound)
         if predictor.looks_back and block == 0:
             raise InputError(f"{name} looks at the block before, but stage 0 has none")
         if predictor.needs_class_token and not self.bound.has_class_token:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dynamicvit.core.merging import sizes_of
 from dynamicvit.errors import InputError
+from dynamicvit.layers.maps import Map
 from dynamicvit.layers.tokens import Heads, Tokens
 
 
@@ -49,8 +50,12 @@ def by_count(tokens: Tokens, kept: Tensor) -> Iterator[tuple[Tokens, Tensor]]:
         kept: ``(B, M)`` bool, which of them go on.
 
     Yields:
-        The tokens of a part, and ``(B', K)`` positions of the kept ones, ascending.
+        The tokens of a part, and ``(B', K)`` positions of the kept ones, ascending. A map, which
+        none leaves, is one part with ``kept`` as it is.
     """
+    if isinstance(tokens, Map):
+        yield tokens, kept
+        return
     counts = kept.sum(dim=1)
     numbers = counts.unique().tolist()
     if len(numbers) > 1 and tokens.images is None:

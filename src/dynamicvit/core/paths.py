@@ -121,8 +121,8 @@ class Paths:
         report = [StageReport() for _ in self.predictors]
         if decisions is not None:
             check_decisions(decisions, len(self.predictors), (tokens.x.shape[0], tokens.grid_size))
-            drawn = (decision > 0.5 for decision in decisions)
-            given = tuple(accumulate(drawn, torch.logical_and))
+            made = (decision > 0.5 for decision in decisions)
+            given = tuple(made if self._schedule.policy == "cheap" else accumulate(made, torch.mul))
 
         def prune_to(stage: int, tokens: Tokens, _count: int) -> Iterator[Tokens]:
             kept = given[stage] if tokens.images is None else given[stage][tokens.images]
@@ -201,7 +201,7 @@ class Paths:
                 break
             looks_back = self.predictors[stage].looks_back
             parts = self._run(parts, block, looks_back, zeroed, note)
-            count = kept_count(tokens.grid_size, ratio)
+            count = kept_count(tokens.grid_size, ratio, self._schedule.policy)
             parts = [left for part in parts for left in at_stage(stage, part.remembered(), count)]
             parts = parts if len(parts) == 1 else joined(parts)
         if restores:

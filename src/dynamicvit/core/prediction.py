@@ -14,6 +14,7 @@ from dynamicvit.core.method import Choice, Method
 from dynamicvit.core.registry import register_method
 from dynamicvit.errors import InputError
 from dynamicvit.layers.attention import is_plain, is_watched
+from dynamicvit.layers.maps import CheapPath
 from dynamicvit.layers.pooling import masked_mean
 from dynamicvit.layers.tokens import Tokens
 from dynamicvit.utils.weights import current_names
@@ -69,7 +70,7 @@ class PredictionModule(Choice):
     @property
     def is_fresh(self) -> bool:
         """Whether all biases are zero: the first step of training, or loaded weights, move them."""
-        parts = set(map(type, self.modules()))
+        parts = set(map(type, self.modules())) - {CheapPath, nn.ModuleDict}
         if parts != {type(self), nn.LayerNorm, nn.Linear, nn.Sequential, nn.GELU}:
             return False  # with an adapter or quantized
         biases = [value for name, value in self.named_parameters() if name.endswith("bias")]

@@ -12,12 +12,14 @@ from typing import Literal, get_args
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import kept_count
 
-Policy = Literal["removed", "merged", "bypassed"]
+Policy = Literal["removed", "merged", "bypassed", "cheap"]
 """What becomes of dropped tokens.
 
 ``"removed"``: nothing, as in the paper. ``"merged"``: each becomes part of the kept token that is
 most like it (:mod:`dynamicvit.core.merging`). ``"bypassed"``: each waits as it is and comes back to
 its place before a later block, or after the last one (Bergner et al., "Token Cropr", CVPR 2025).
+``"cheap"``: it stays and takes a cheap path, for networks whose maps stay whole
+(:mod:`dynamicvit.core.spatial`).
 """
 
 
@@ -131,7 +133,8 @@ class Schedule:
 
     def kept(self, num_patches: int) -> tuple[int, ...]:
         """How many of ``num_patches`` are left after each stage."""
-        return tuple(kept_count(num_patches, ratio) for ratio in self.keep_ratios)
+        policy = self.policy
+        return tuple(kept_count(num_patches, ratio, policy) for ratio in self.keep_ratios)
 
     def _check_restore(self, block: int) -> None:
         if self.policy == "removed":

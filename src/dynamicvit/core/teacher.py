@@ -26,12 +26,11 @@ def dense_teacher(model: DynamicViT, *, shared: bool = False) -> DynamicViT:
         model: whose backbone it is.
         shared: take the backbone itself, which is then frozen, in place of a copy.
     """
-    unused = [GivenDecisions() for _ in model.schedule.stages]
     schedule = model.schedule
     if schedule.policy == "merged":  # what a patch is worth if it is lost
         schedule = replace(schedule, policy="removed", restore_before=None)
     backbone = model.bound if shared else copy.deepcopy(model.backbone)
-    teacher = DynamicViT(backbone, schedule, unused)
+    teacher = DynamicViT(backbone, schedule, GivenDecisions)
     return teacher.eval().requires_grad_(False)
 
 

@@ -73,7 +73,9 @@ class Entry:
 def entry_for(backbone: str) -> Entry:
     """Size and cost of one of :data:`~dynamicvit.checkpoints.timm_names.BACKBONES`."""
     with torch.device("meta"):
-        model = timm.create_model(f"{PREFIX}{backbone}", policy="removed")
+        model = timm.create_model(f"{PREFIX}{backbone}")
+    if model.policy == "merged":
+        model.policy = "removed"
     costs = costs_of(model, len(model.schedule.stages))
     ratios = []
     released = {(row.architecture.model, row.keep_ratio): row for row in RELEASES.values()}
@@ -130,9 +132,12 @@ The models that `timm.create_model("{PREFIX}…", keep_ratio=ρ)` builds by name
 A GMAC is 10⁹ multiply-adds (two FLOPs each) for one image. The prediction modules are counted,
 which published figures leave out, and dropped tokens are removed, as published: merging, the
 default, adds one to two percent. "Dense" is the backbone alone. Other sizes (`img_size=…`), other
-stages, and any other backbone of the families below cost what `dynamicvit bench` says. Released is
-what `--released NAME` loads: checkpoints of [the paper](https://arxiv.org/abs/2106.02034)'s
-authors, with the top-1 accuracy on ImageNet-1k that they report."""
+stages, and any other backbone of the families below cost what `dynamicvit bench` says. The patches
+of ConvNeXt and Swin are the positions of the third stage's map, of which the others take a cheap
+path ([hierarchical.md](hierarchical.md)); blocks are that stage's, and prediction modules hold the
+cheap paths. Released is what `--released NAME` loads: checkpoints of
+[the paper](https://arxiv.org/abs/2106.02034)'s authors, with the top-1 accuracy on ImageNet-1k that
+they report."""
 
 
 def _overview(entries: Sequence[Entry]) -> str:

@@ -17,7 +17,7 @@ from dynamicvit.utils.inputs import read_text
 from dynamicvit.utils.words import first_line, shortened
 
 #: Far above any model: what is larger would take all memory, or minutes, before it fails.
-MOST_BLOCKS, MOST_WIDTH, MOST_SIDE = 1000, 1 << 16, 1 << 14
+MOST_BLOCKS, MOST_WIDTH, MOST_SIDE, MOST_STAGES = 1000, 1 << 16, 1 << 14, 16
 MOST_CLASSES, MOST_CHANNELS, MOST_TOKENS = 1 << 20, 1 << 10, 1 << 20
 #: Of anything: a number, how deep values are nested, and how many there are.
 MOST_NUMBER, DEEPEST, MOST_VALUES = 1 << 24, 32, 1 << 20
@@ -155,7 +155,10 @@ FIELDS: dict[str, Kind] = {
     "fixed_input_size": SWITCH,
     # arguments of timm.create_model
     "depth": _BLOCKS,
-    **dict.fromkeys(("embed_dim", "num_heads", "stem_width"), _WIDTH),
+    **dict.fromkeys(("embed_dim", "num_heads"), either(_WIDTH, each(_WIDTH, 1, MOST_STAGES))),
+    "stem_width": _WIDTH,
+    "depths": each(_BLOCKS, 1, MOST_STAGES),
+    "dims": each(_WIDTH, 1, MOST_STAGES),
     **dict.fromkeys(("img_size", "patch_size", "image_size"), _PAIR),
     "in_chans": _CHANNELS,
     "mlp_ratio": number(0, 1000, above=True),
@@ -183,7 +186,7 @@ FIELDS: dict[str, Kind] = {
     "stages": each(whole(0, MOST_BLOCKS), 0, MOST_BLOCKS),
     "keep_ratios": each(_SHARE, 0, MOST_BLOCKS),
     "keep_ratio": either(_SHARE, each(_SHARE, 0, MOST_BLOCKS)),
-    "policy": one_of("removed", "merged", "bypassed"),
+    "policy": one_of("removed", "merged", "bypassed", "cheap"),
     "restore_before": whole(0, MOST_BLOCKS),
     "fingerprint": TEXT,
     "num_patches": whole(1, MOST_TOKENS),

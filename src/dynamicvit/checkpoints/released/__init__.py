@@ -3,8 +3,6 @@
 from dynamicvit.checkpoints.released.downloads import download
 from dynamicvit.checkpoints.released.layouts import (
     is_released,
-    known_network,
-    released_name,
     rename_released,
 )
 from dynamicvit.checkpoints.released.recognize import (
@@ -14,6 +12,7 @@ from dynamicvit.checkpoints.released.recognize import (
     read_metadata,
     recognize,
 )
+from dynamicvit.checkpoints.released.spatial import known_network, under_our_names
 from dynamicvit.checkpoints.released.zoo import RELEASES, Release, is_release, release_of
 
 __all__ = [
@@ -29,6 +28,6 @@ __all__ = [
     "read_metadata",
     "recognize",
     "release_of",
-    "released_name",
     "rename_released",
+    "under_our_names",
 ]

@@ -89,7 +89,7 @@ def count(names: Collection[str], part: str) -> int:
 
 def is_released(names: Collection[str]) -> bool:
     """Whether a state dict uses the released implementation's names for prediction modules."""
-    return any(name.startswith("score_predictor.") for name in names)
+    return any(name.startswith(("score_predictor.", "layers.2.score_predictor.")) for name in names)
 
 
 def rename_released(tensors: Mapping[str, T]) -> dict[str, T]:
@@ -225,7 +225,7 @@ class Known(NamedTuple):
         return f"{name}, for images of {self.image_size} px"
 
 
-def known_network(tensors: Mapping[str, Tensor]) -> Known | None:
+def known_vit(tensors: Mapping[str, Tensor]) -> Known | None:
     """The backbone of the paper's tables with these names and shapes; ``None`` without one.
 
     Args:

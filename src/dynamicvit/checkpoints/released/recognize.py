@@ -11,17 +11,15 @@ from typing import Any
 
 import timm
 
-from dynamicvit.checkpoints.released.layouts import (
-    Layout,
-    Shapes,
+from dynamicvit.checkpoints.released.layouts import Layout, Shapes, is_released
+from dynamicvit.checkpoints.released.spatial import (
+    SpatialShapes,
     known_network,
-    released_name,
-    rename_released,
+    placed_stages,
+    spatial_layout,
+    under_our_names,
 )
-from dynamicvit.checkpoints.released.zoo import (
-    ARCHITECTURES,
-    keep_ratio_in,
-)
+from dynamicvit.checkpoints.released.zoo import ARCHITECTURES, keep_ratio_in
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
@@ -31,7 +29,12 @@ from dynamicvit.utils.weights import Weights, load_exactly, open_weights, weight
 from dynamicvit.utils.words import first_few, shortened
 
 #: timm's network for sizes that the paper lacks, by layout.
-_BUILT_FROM = {"DeiT": "deit_small_patch16_224", "LV-ViT": "lvvit_s"}
+_BUILT_FROM = {
+    "DeiT": "deit_small_patch16_224",
+    "LV-ViT": "lvvit_s",
+    "ConvNeXt": "convnext_tiny",
+    "Swin": "swin_tiny_patch4_window7_224",
+}
 #: Channels per head in every DeiT.
 _HEAD_WIDTH = 64
 #: The authors evaluate the center 224 px of 256; timm's crop for DeiT is larger.
@@ -62,7 +65,7 @@ class Recognized:
     """
 
     weights: Weights
-    shapes: Shapes
+    shapes: Shapes | SpatialShapes
     num_heads: int
     residual_divisor: float
     keep_ratio: float | Sequence[float]
@@ -81,7 +84,9 @@ class Recognized:
             InputError: if a tensor's shape does not fit the others.
         """
         known, layout = self.shapes.architecture, self.shapes.layout
-        args = self.shapes.backbone_args() | {"num_heads": self.num_heads}
+        args = self.shapes.backbone_args()
+        if isinstance(self.shapes, Shapes):
+            args["num_heads"] = self.num_heads
         if layout == "LV-ViT":
             args["residual_divisor"] = self.residual_divisor
         backbone = timm.create_model(
@@ -89,9 +94,11 @@ class Recognized:
             pretrained_cfg_overlay={"crop_pct": CROP_PCT},
             **args,
         )
-        model = sparsify(backbone, self.keep_ratio, self.stages, "removed", "dynamicvit")
+        policy = "removed" if isinstance(self.shapes, Shapes) else "cheap"
+        model = sparsify(backbone, self.keep_ratio, self.stages, policy, "dynamicvit")
         source = f"{self.weights.source}: does not fit {self.name}"
-        load_exactly(model, rename_released(self.weights.tensors), source, spoken=released_name)
+        tensors, spoken = under_our_names(self.weights.tensors, model)
+        load_exactly(model, tensors, source, spoken)
         return model.eval()
 
 
@@ -130,6 +137,16 @@ def recognize(
         weights = open_weights(path_or_state_dict, ema)
     else:
         weights = weights_in(path_or_state_dict, "the state dict", ema=ema)
+    spatial = spatial_layout(weights.tensors)
+    if spatial is not None:
+        if not is_released(weights.tensors):
+            raise _dense_network(weights)
+        said = read_metadata(weights)
+        sizes = SpatialShapes.read(weights.tensors, spatial, weights.source)
+        where = placed_stages(sizes, stages or said.get("stages"), weights.source)
+        return Recognized(
+            weights, sizes, 0, 1.0, *find_keep_ratio(keep_ratio, said, weights.source), where
+        )
     layout = _pruned_layout(weights)
     shapes = Shapes.read(weights.tensors, layout, weights.source)
     said = read_metadata(weights)
@@ -225,10 +242,17 @@ def _pruned_layout(weights: Weights) -> Layout:
         raise InputError("; ".join(part for part in parts if part))
     if layout.pruned:
         return layout
-    known = known_network(tensors)
+    raise _dense_network(weights)
+
+
+def _dense_network(weights: Weights) -> InputError:
+    known, source = known_network(weights.tensors), weights.source
     name = known and known.architecture.timm_name(known.image_size)
     example = f" (--model {name} --checkpoint {source})" if name else ""
-    raise InputError(f"{source}: is a dense network, without score_predictor; {instead}{example}")
+    return InputError(
+        f"{source}: is a dense network, without score_predictor; give its timm name, and this file "
+        f"as its checkpoint{example}"
+    )
 
 
 # ---------------------------------------------------------------- what shapes don't tell

@@ -13,7 +13,7 @@ from timm.models import get_pretrained_cfg, is_model
 import dynamicvit.backbones.networks  # noqa: F401 (timm finds LV-ViT by name)
 from dynamicvit.errors import InputError
 
-LayoutName = Literal["DeiT", "LV-ViT"]
+LayoutName = Literal["DeiT", "LV-ViT", "ConvNeXt", "Swin"]
 
 PROJECT_PAGE = "https://github.com/raoyongming/DynamicViT"
 """The authors' page, which links their files."""
@@ -27,9 +27,9 @@ class Architecture:
         name: as in the tables.
         model: timm's name, or one that :mod:`dynamicvit.backbones.networks` adds.
         layout: the naming of its parameters.
-        width: C.
-        depth: number of blocks.
-        num_heads: H.
+        width: C; of ConvNeXt and Swin that of the third stage.
+        depth: number of blocks, of all stages.
+        num_heads: H; 0 for ConvNeXt, and for Swin, where each stage has its own.
         residual_divisor: what each residual branch is divided by.
     """
 
@@ -61,7 +61,16 @@ LVVIT_S = Architecture("LV-ViT-S", "lvvit_s", "LV-ViT", 384, 16, 6, 2.0)
 LVVIT_M = Architecture("LV-ViT-M", "lvvit_m", "LV-ViT", 512, 20, 8, 2.0)
 LVVIT_L = Architecture("LV-ViT-L", "lvvit_l", "LV-ViT", 768, 24, 12, 3.0)
 
-ARCHITECTURES = (DEIT_TI, DEIT_256, DEIT_S, DEIT_B, LVVIT_T, LVVIT_S, LVVIT_M, LVVIT_L)
+CONVNEXT_T = Architecture("ConvNeXt-T", "convnext_tiny", "ConvNeXt", 384, 18, 0)
+CONVNEXT_S = Architecture("ConvNeXt-S", "convnext_small", "ConvNeXt", 384, 36, 0)
+CONVNEXT_B = Architecture("ConvNeXt-B", "convnext_base", "ConvNeXt", 512, 36, 0)
+SWIN_T = Architecture("Swin-T", "swin_tiny_patch4_window7_224", "Swin", 384, 12, 0)
+SWIN_S = Architecture("Swin-S", "swin_small_patch4_window7_224", "Swin", 384, 24, 0)
+SWIN_B = Architecture("Swin-B", "swin_base_patch4_window7_224", "Swin", 512, 24, 0)
+
+VITS = (DEIT_TI, DEIT_256, DEIT_S, DEIT_B, LVVIT_T, LVVIT_S, LVVIT_M, LVVIT_L)
+HIERARCHICAL = (CONVNEXT_T, CONVNEXT_S, CONVNEXT_B, SWIN_T, SWIN_S, SWIN_B)
+ARCHITECTURES = (*VITS, *HIERARCHICAL)
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ class Release:
         architecture: of its backbone.
         keep_ratio: ρ, with which it was trained.
         top1: published accuracy on ImageNet-1k, in percent.
-        gmacs: published cost of an image, without the prediction modules.
+        gmacs: published cost of an image.
         url: of the file.
         mirror: a page with the same file, for a browser.
     """
@@ -103,6 +112,15 @@ _ROWS = (
     (LVVIT_S, 0.5, 81.97, 3.7, "635cb172312749e39cf2", "1kPe3MhtYHNdG7natrU20xcAqodO6-Z58"),
     (LVVIT_S, 0.7, 83.08, 4.6, "d732a3511dd64db598e1", "1dNloEsuEiTi592SdM_ELC36kOJ7aaF-3"),
     (LVVIT_M, 0.7, 83.82, 8.5, "b8d1efdfc41d4777903e", "1dNab1B5ZOTVNpnpO6H1TsXKFM8BAlA3I"),
+    (CONVNEXT_T, 0.7, 81.59, 3.6, "95b2daf7593a42f48baa", "1Jdp5Xi5E3teBm6zfXqAE681XiszrwqCe"),
+    (CONVNEXT_T, 0.9, 82.06, 3.9, "030c6b8268104c16a666", "1AHh4kQ_zecKhDzm4bvcZxdl0SoJA3K4Q"),
+    (CONVNEXT_S, 0.7, 82.57, 5.8, "293972cc7d8c4adaac23", "155I0ixZzLFLn9xqZtQML5lXt0QWiQaak"),
+    (CONVNEXT_S, 0.9, 83.12, 6.8, "64c4ed5ab02d45998bf6", "1xFvhSXua2w2m1tr3WFA_d8MH3wEGgRhN"),
+    (CONVNEXT_B, 0.7, 83.45, 10.2, "1e3a861f272142c38bbc", "1epwmGKOEfqjU-WITgrB9VXTWhCu6pcgG"),
+    (CONVNEXT_B, 0.9, 83.96, 11.9, "9b4c8df7b30d410bba75", "1lQLXnxETK6hpsx2Tcv3q1HtRjLI21epl"),
+    (SWIN_T, 0.7, 80.91, 4.0, "6a3d0de592f04d77a2fa", "1BFlCvXedgttyj8n9smcNphE7NLOy99ig"),
+    (SWIN_S, 0.7, 83.21, 6.9, "86b58132f354495590d0", "1gveNkt5aCzjb5CX_DaGq_XJRvvxruxmy"),
+    (SWIN_B, 0.7, 83.43, 12.1, "ea260248adc040929970", "1sJctKZxdIH0zHwTekWmmCns_1AOeFzeN"),
 )
 
 RELEASES = {
@@ -116,7 +134,7 @@ RELEASES = {
         for *row, file, mirror in _ROWS
     )
 }
-"""Every released checkpoint of the NeurIPS paper, by its name."""
+"""Every released checkpoint of the NeurIPS paper and of its journal version, by its name."""
 
 #: The authors' own names for their files: dynamic-vit_384_r0.7.pth, dynamic-vit_lv-m_r0.7.pth.
 _AUTHORS_NAME = re.compile(r"dynamic-vit_[\w-]+_r(0\.\d+)")

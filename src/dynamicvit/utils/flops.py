@@ -1,0 +1,44 @@
+"""MACs of what runs, by torch's formulas for its operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+
+def counted_macs(run: Callable[[], object]) -> int:
+    """MACs of what runs on the meta device."""
+    # Torch has no formula for fused attention on the CPU in some releases. The math backend takes
+    # attention apart into matrix products, which every release counts.
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        _Flops() as counter,
+    ):
+        run()
+    return counter.total // 2
+
+
+class _Flops(TorchDispatchMode):
+    """Adds up torch's formulas; its own counter would watch modules too, those of all threads."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs, formula = kwargs or {}, flop_registry.get(func.overloadpacket)
+        if formula is None:
+            with self:  # what it is made of may have one
+                made_of = func.decompose(*args, **kwargs)
+            if made_of is not NotImplemented:
+                return made_of
+        out = func(*args, **kwargs)
+        self.total += 0 if formula is None else formula(*args, **kwargs, out_val=out)
+        return out
