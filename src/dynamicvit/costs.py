@@ -286,6 +286,10 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
         cost = _fitted(lambda n: _count(lambda: bound.run(i, held(n))))
         return kinds.setdefault(structure_of(bound.blocks[i]), cost)
 
+    def head_cost(n: int) -> int:
+        read = twin.forward_head if isinstance(twin, DynamicViT) else bound.head
+        return _count(lambda: read(bound.finish(replace(held(n), dropped=tokens.patches))))
+
     methods, policy = _methods(twin, bound, num_stages)
     stages = twin.schedule.stages if isinstance(twin, DynamicViT) else ()
     before = stages if len(stages) == num_stages else (0,) * num_stages
@@ -300,7 +304,7 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
             for stage, (method, block) in enumerate(zip(methods, before, strict=True))
         ),
         adds=adds,
-        head=_fitted(lambda n: _count(lambda: bound.head(bound.finish(held(n))))),
+        head=_fitted(head_cost),
     )
 
 

@@ -189,6 +189,27 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
             view.keep_ratio = budget
         return view
 
+    def like(
+        self,
+        backbone: nn.Module | Backbone,
+        schedule: Schedule,
+        predictors: Sequence[Method] | type[Method] = (),
+    ) -> DynamicViT:
+        """A model for the same task: with another schedule or method, or on a copied backbone.
+
+        What the answer is read with is the backbone's own here; a subclass that has more shares it.
+
+        Args:
+            backbone: this one's, which is then shared; or a copy of it.
+            schedule: as for the class.
+            predictors: likewise.
+        """
+        return DynamicViT(backbone, schedule, predictors)
+
+    def dense(self, images: Tensor) -> Tensor:
+        """Logits of the dense network, as its own library computes them."""
+        return self.bound.dense(images)
+
     def _schedule_at(self, keep_ratio: float | Sequence[float]) -> Schedule:
         """What a keep ratio means here; the last are kept, as some methods choose among many."""
         now = self._schedule

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynamicvit.backbones import Backbone, backbone_for
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import UnsupportedBackboneError
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -44,7 +45,7 @@ class DenseNetwork(nn.Module):
     """The dense network inside a DynamicViT, run by its own library's code.
 
     Args:
-        model: the DynamicViT; its backbone is shared, not copied.
+        model: the DynamicViT; its weights are shared, not copied.
 
     Attributes:
         num_classes: of its classifier.
@@ -53,13 +54,16 @@ class DenseNetwork(nn.Module):
 
     def __init__(self, model: DynamicViT) -> None:
         super().__init__()
-        self.backbone = model.backbone
+        for name, part in model.named_children():
+            if name != "predictors":
+                self.add_module(name, part)
         self.num_classes, self.pretrained_cfg = model.num_classes, model.pretrained_cfg
-        self._bound = model.bound
+        # In a tuple: what it holds of modules is named above.
+        self._alone = (model.like(model.bound, Schedule((), ())),)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, classes)``, also where the library's own output is more than a tensor."""
-        return self._bound.dense(images)
+        """The model's logits, also where the library's own output is more than a tensor."""
+        return self._alone[0].dense(images)
 
 
 def bound_of(model: nn.Module) -> Backbone | None:

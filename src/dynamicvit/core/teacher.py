@@ -27,8 +27,8 @@ def dense_teacher(model: DynamicViT, *, shared: bool = False) -> DynamicViT:
     """
     unused = [GivenDecisions() for _ in model.schedule.stages]
     schedule = replace(model.schedule, policy="removed")  # what a patch is worth if it is lost
-    backbone = model.bound if shared else copy.deepcopy(model.backbone)
-    teacher = DynamicViT(backbone, schedule, unused)
+    of = model if shared else copy.deepcopy(model)
+    teacher = of.like(of.bound, schedule, unused)
     return teacher.eval().requires_grad_(False)
 
 
@@ -89,7 +89,7 @@ def weigh_patches(teacher: DynamicViT, images: Tensor | Tokens) -> DenseOutput:
             for _ in teacher.schedule.stages
         ]
         output = teacher.forward_masked(tokens, everything)
-        answer = output.logits.float().log_softmax(dim=-1).amax(dim=-1)
+        answer = output.logits.float().log_softmax(dim=1).amax(dim=1)
         slopes = torch.autograd.grad(answer.sum(), everything)
     patch_logits = output.patch_logits
     return DenseOutput(

@@ -107,7 +107,7 @@ def _parts(
         num_workers=workers,
         drop_last=True,
     )
-    return DynamicViT(model.backbone, DENSE, []), values, loader
+    return model.like(model.bound, DENSE), values, loader
 
 
 def fit_dense(
