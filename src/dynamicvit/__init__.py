@@ -13,6 +13,7 @@ from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.core.schedule_file import ScheduleFile
+from dynamicvit.core.segmenter import Segmenter, post_process_semantic_segmentation, segmenter
 from dynamicvit.costs import count_macs, schedule_macs
 from dynamicvit.errors import InputError, UnsupportedBackboneError, UntrainedWarning
 from dynamicvit.sparsification import sparsify
@@ -34,6 +35,7 @@ __all__ = [
     "PrunedOutput",
     "Schedule",
     "ScheduleFile",
+    "Segmenter",
     "TrainingObjective",
     "UnsupportedBackboneError",
     "UntrainedWarning",
@@ -44,8 +46,10 @@ __all__ = [
     "keep_ratio_for",
     "load",
     "load_dense",
+    "post_process_semantic_segmentation",
     "predict",
     "schedule_macs",
+    "segmenter",
     "sparsify",
     "tiled_keep_ratios",
     "train",

@@ -17,7 +17,7 @@ from dynamicvit.layers.tokens import Tokens
 
 T = TypeVar("T")
 
-#: From logits ``(B, classes)`` of student and teacher to a scalar; or ``(B, classes, h, w)``, a map.
+#: From logits ``(B, classes)`` of student and teacher, or ``(B, classes, h, w)``, to a scalar.
 Distillation = Callable[[Tensor, Tensor], Tensor]
 
 #: Keeps a share of nothing finite; any importance that ranks patches is far larger.

@@ -37,7 +37,7 @@ def has_fresh_classifier(model: DynamicViT) -> bool:
 
     Without a bias, or a classifier, nothing tells.
     """
-    bias = getattr(model.bound.classifier, "bias", None)
+    bias = getattr(model.get_classifier(), "bias", None)
     return bias is not None and not bias.is_meta and not bool(bias.detach().any())
 
 

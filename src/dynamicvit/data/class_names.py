@@ -93,7 +93,7 @@ def set_class_names(model: DynamicViT, names: Sequence[str]) -> None:
         InputError: if the number of names differs from the model's classes.
     """
     check_class_names(names, model.num_classes)
-    model.bound.set_class_names(names)
+    model.set_class_names(names)
 
 
 def check_class_names(names: Sequence[str], num_classes: int) -> None:
