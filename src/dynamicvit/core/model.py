@@ -206,6 +206,10 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         """
         return DynamicViT(backbone, schedule, predictors)
 
+    def blank_labels(self, images: Tensor) -> Tensor:
+        """Labels of class 0, as training would get them for these images: ``(B,)`` here."""
+        return torch.zeros(len(images), dtype=torch.long, device=images.device)
+
     def dense(self, images: Tensor) -> Tensor:
         """Logits of the dense network, as its own library computes them."""
         return self.bound.dense(images)

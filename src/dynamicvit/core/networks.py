@@ -61,6 +61,11 @@ class DenseNetwork(nn.Module):
         # In a tuple: what it holds of modules is named above.
         self._alone = (model.like(model.bound, Schedule((), ())),)
 
+    @property
+    def bound(self) -> Backbone:
+        """The backbone with what its family says of it."""
+        return self._alone[0].bound
+
     def forward(self, images: Tensor) -> Tensor:
         """The model's logits, also where the library's own output is more than a tensor."""
         return self._alone[0].dense(images)
@@ -69,7 +74,7 @@ class DenseNetwork(nn.Module):
 def bound_of(model: nn.Module) -> Backbone | None:
     """The bound backbone of a DynamicViT, or of a dense network; ``None`` of an unsupported one."""
     core = core_of(model)
-    if isinstance(core, DynamicViT):
+    if isinstance(core, DynamicViT | DenseNetwork):
         return core.bound
     try:
         return backbone_for(core)

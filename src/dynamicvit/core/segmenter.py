@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -127,6 +128,11 @@ class Segmenter(DynamicViT, pipeline_tag="image-segmentation"):
         """The logits where nothing is dropped."""
         output = super().forward_dense(images)
         return replace(output, **self._read(output.features.full_map()))
+
+    def blank_labels(self, images: Tensor) -> Tensor:
+        """``(B, height, width)`` of class 0."""
+        shape = (len(images), *images.shape[2:])
+        return torch.zeros(shape, dtype=torch.long, device=images.device)
 
     def dense(self, images: Tensor) -> Tensor:
         """Logits ``(B, classes, rows, columns)`` where nothing is dropped."""

@@ -63,8 +63,8 @@ class MaskData(ImageData):
         source = find_pairs(root)
         if source is None and labeled:
             raise InputError(
-                f"{root} has no masks: give a folder that holds images and {MASKS[0]}, or a Hugging "
-                "Face data set with a column of masks (hfds/PLACE@SPLIT)"
+                f"{root} has no masks: give a folder that holds images and {MASKS[0]}, or a data "
+                "set of Hugging Face with a column of masks (hfds/PLACE@SPLIT)"
             )
         if source is None:
             source = Unpaired(open_source(root))
@@ -72,7 +72,8 @@ class MaskData(ImageData):
         self.joint: JointTransform = transform or _plain
         self._source: Pairs = source
         self.labeled = labeled and source.labeled
-        self.class_word, self.classes, self.empty_classes = f"names in {CLASSES}", source.classes, ()
+        self.class_word, self.classes = f"names in {CLASSES}", source.classes
+        self.empty_classes = ()
         self.left_out, self.block_names = source.left_out, source.block_names
         self.ignore_index, self.reduce_labels = ignore_index, reduce_labels
         self.num_classes = len(self.classes) or None
@@ -91,8 +92,9 @@ class MaskData(ImageData):
         if mask is None:
             mask = torch.full((image.height, image.width), UNLABELED)
         elif mask.shape != (image.height, image.width):
-            found = f"{mask.shape[1]}x{mask.shape[0]} pixels, its image {image.width}x{image.height}"
-            return Unreadable("", f"{self._source.mask_path(row)}: is {found}", fatal=True)
+            rows, columns = mask.shape
+            sizes = f"{columns}x{rows} pixels, its image {image.width}x{image.height}"
+            return Unreadable("", f"{self._source.mask_path(row)} is {sizes}", fatal=True)
         elif not (mask != UNLABELED).any():
             return Unreadable(self.path(index), "every pixel of its mask is ignored", self.strict)
         return Sample(*self.joint(image, mask), self.path(index))

@@ -113,7 +113,9 @@ def evaluate_segmentation(
                 skipped += batch.skipped
                 if len(batch):
                     held = batch.to(device)
-                    maps = [_map(each, held.images[0], held.labels, window, stride) for each in models]
+                    maps = [
+                        _map(each, held.images[0], held.labels, window, stride) for each in models
+                    ]
                     for count, found in zip(counts, maps, strict=True):
                         count.add(found, held.labels)
                     agreed += int((maps[0] == maps[-1]).sum())

@@ -245,4 +245,4 @@ def _pieces(batch: Batch, passes: int) -> list[Batch]:
 
 def _placeholder(model: DynamicViT, device: torch.device) -> Batch:
     images = torch.zeros(1, image_channels(model), *own_image_size(model), device=device)
-    return Batch(images, torch.zeros(1, dtype=torch.long, device=device))
+    return Batch(images, model.blank_labels(images))

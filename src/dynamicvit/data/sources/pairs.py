@@ -234,6 +234,6 @@ def _check_sizes(image: Path, mask: Path) -> None:
             size = size[::-1]
         if size != found:
             raise InputError(
-                f"{mask} is {found[0]}x{found[1]} pixels, its image {size[0]}x{size[1]}: a mask has "
-                "its image's size"
+                f"{mask} is {found[0]}x{found[1]} pixels, its image {size[0]}x{size[1]}; give a "
+                "mask of its image's size"
             )
