@@ -21,7 +21,7 @@ from dynamicvit.sparsification import sparsify
 if TYPE_CHECKING:
     from dynamicvit.checkpoints.dense import load_dense
     from dynamicvit.checkpoints.loading import load
-    from dynamicvit.evaluation import evaluate, predict
+    from dynamicvit.evaluation import evaluate, evaluate_segmentation, predict
     from dynamicvit.plots import visualize
     from dynamicvit.runtimes import export
     from dynamicvit.training import TrainingObjective, train
@@ -42,6 +42,7 @@ __all__ = [
     "__version__",
     "count_macs",
     "evaluate",
+    "evaluate_segmentation",
     "export",
     "keep_ratio_for",
     "load",
@@ -61,6 +62,7 @@ __all__ = [
 # None has the name of a module in this folder, which would take the function's place once imported.
 _LATER = {
     "evaluate": "dynamicvit.evaluation",
+    "evaluate_segmentation": "dynamicvit.evaluation",
     "export": "dynamicvit.runtimes",
     "load": "dynamicvit.checkpoints.loading",
     "load_dense": "dynamicvit.checkpoints.dense",

@@ -253,7 +253,7 @@ def _say_what_is_used(training: Training, console: Console) -> None:
         say(console, f"teacher {recipe.teacher.model} is not asked: losses.distillation is 0")
     if training.class_map is not None:
         say(console, f"class map: {training.class_map.origin}")
-    if training.classes.are_fitted:
+    if training.classes.are_fitted and not training.dense_only:
         say(
             console,
             f"the weights have other classes: first the dense model is fitted to these "

@@ -49,6 +49,7 @@ class DenseNetwork(nn.Module):
 
     Attributes:
         num_classes: of its classifier.
+        task: of the model.
         pretrained_cfg: timm's description of it.
     """
 
@@ -58,6 +59,7 @@ class DenseNetwork(nn.Module):
             if name != "predictors":
                 self.add_module(name, part)
         self.num_classes, self.pretrained_cfg = model.num_classes, model.pretrained_cfg
+        self.task = model.task
         # In a tuple: what it holds of modules is named above.
         self._alone = (model.like(model.bound, Schedule((), ())),)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from dynamicvit.evaluation.windows import sliding_windows
 from dynamicvit.utils.distributed import Processes
 from dynamicvit.utils.optional import need
 from dynamicvit.utils.precision import autocast
+from dynamicvit.utils.words import percent
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,18 @@ class SegmentationResult:
     labeled: int
     skipped: tuple[str, ...]
     seconds: float
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """What a table shows: names and values."""
+        for name, share in (
+            ("mIoU", self.miou),
+            ("dense mIoU", self.dense_miou),
+            ("agreement with dense", self.agreement),
+        ):
+            if share is not None:
+                yield name, percent(share, 2)
+        for name, share in self.iou.items():
+            yield f"  {name}", "-" if share is None else percent(share, 2)
 
     @property
     def images_per_second(self) -> float:
