@@ -82,12 +82,14 @@ class MaskData(ImageData):
 
     def __getitem__(self, index: int) -> Sample | Unreadable:
         row = int(self._rows[index])
+        reading = ""
         try:
             image = decode(self._source.read(row), getattr(self.joint, "mode", "RGB"))
+            reading = f"{self._source.mask_path(row)}: "
             mask = self._mask(row) if self.labeled else None
-        except InputError as error:  # a mask that fits neither image nor classes
-            return Unreadable("", f"{self._source.mask_path(row)}: {one_line(error)}", fatal=True)
-        except Exception as error:
+        except Exception as error:  # broken files raise errors of any kind
+            if isinstance(error, InputError):  # a mask of other classes, or a server that is gone
+                return Unreadable("", reading + one_line(error), fatal=True)
             return Unreadable(self.path(index), one_line(error), self.strict)
         if mask is None:
             mask = torch.full((image.height, image.width), UNLABELED)
@@ -101,7 +103,8 @@ class MaskData(ImageData):
 
     def files(self, index: int) -> list[str]:
         """What an image is read from: itself and its mask."""
-        return [self.path(index), self._source.mask_path(int(self._rows[index]))]
+        mask = [self._source.mask_path(int(self._rows[index]))] if self.labeled else []
+        return [self.path(index), *mask]
 
     def with_joint_transform(self, transform: JointTransform) -> MaskData:
         """The same images and masks with another transform."""

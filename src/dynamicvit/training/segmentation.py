@@ -86,6 +86,9 @@ class Segmentation(Task):
             raise InputError(f"class map {class_map}: masks name classes by index; leave it out")
         if recipe.freeze_backbone:
             raise InputError("freeze_backbone: segmentation models learn as a whole; leave it out")
+        labels = images is not None and images.labeled
+        if images is not None and not labels and not _segments(model):
+            raise InputError(f"{images.root} has no masks, which a fresh head needs")
         names = () if images is None else images.classes
         if class_names is not None:
             names = tuple(read_class_names(class_names))
@@ -98,11 +101,8 @@ class Segmentation(Task):
         if names:
             check_class_names(names, count)
         is_fresh = not _segments(model) or not _has(model, names, count)
-        labels = images is not None and images.labeled
         if is_fresh and images is not None and not labels:
-            raise InputError(
-                f"{images.root} has no masks, which a fresh head of {count} classes needs"
-            )
+            raise InputError(f"{images.root} has no masks, which {count} fresh classes need")
         origin = ClassMap({name: i for i, name in enumerate(names)}, f"{count} classes of masks")
         read = labels and (is_fresh or self.dense or _uses_masks(recipe))
         return Classes(count, origin if read else None, tuple(names) or None, is_fresh)

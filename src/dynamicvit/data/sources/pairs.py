@@ -226,14 +226,15 @@ def _mask_column(images: HuggingFace) -> str | None:
 
 def _check_sizes(image: Path, mask: Path) -> None:
     """Compare the sizes in two files' headers; broken files are named when they are read."""
+    size = found = (0, 0)
     with suppress(OSError, SyntaxError, ValueError), Image.open(image) as one:
-        size = one.size
         with Image.open(mask) as other:
             found = other.size
+        size = one.size
         if size != found and one.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED:
             size = size[::-1]
-        if size != found:
-            raise InputError(
-                f"{mask} is {found[0]}x{found[1]} pixels, its image {size[0]}x{size[1]}; give a "
-                "mask of its image's size"
-            )
+    if size != found and 0 not in size:
+        raise InputError(
+            f"{mask} is {found[0]}x{found[1]} pixels, its image {size[0]}x{size[1]}; give a "
+            "mask of its image's size"
+        )
