@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from dynamicvit.backbones import Backbone, backbone_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
-from dynamicvit.errors import UnsupportedBackboneError
+from dynamicvit.errors import InputError, UnsupportedBackboneError
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -82,6 +82,24 @@ def bound_of(model: nn.Module) -> Backbone | None:
         return backbone_for(core)
     except UnsupportedBackboneError:
         return None
+
+
+def check_classifies(model: Any, what: str, whose: str = "the model") -> None:
+    """Refuse a model that does not give one class an image.
+
+    Args:
+        model: anything with ``num_classes``.
+        what: it is needed for.
+        whose: the model is.
+
+    Raises:
+        InputError: for one without a classifier, or for segmentation.
+    """
+    task = getattr(core_of(model), "task", "classification")
+    if task != "classification":
+        raise InputError(f"{whose} is for {task}: {what} takes classifiers")
+    if model.num_classes < 1:
+        raise InputError(f"{whose} has no classifier: {what} takes classifiers")
 
 
 def own_image_size(model: nn.Module) -> tuple[int, int]:
