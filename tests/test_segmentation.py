@@ -5,24 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 pytest.importorskip("torchmetrics")
 
 from dynamicvit import InputError, Segmenter, count_macs, load, segmenter, sparsify
 from dynamicvit.core.losses import classification_loss, distillation_loss
-from dynamicvit.data import Batch, MaskData, joint_eval_transform
+from dynamicvit.data import Batch, MaskData, eval_transform, joint_eval_transform
 from dynamicvit.evaluation import evaluate, evaluate_segmentation
 from dynamicvit.evaluation.windows import sliding_windows
+from dynamicvit.plots.maps import overlay
 from dynamicvit.training import Training, TrainingObjective, load_recipe, train
+from dynamicvit.training.held_out import Measure
 from dynamicvit.training.objective import objective_of
 from dynamicvit.training.step import Split, Step
 from dynamicvit.utils.distributed import Processes
+from dynamicvit.utils.words import MEASURES
 from families import DEIT, randomize
 from masks import NAMES, write_scenes
 from pictures import noise_folders
@@ -350,3 +355,53 @@ def test_a_plan_of_segmentation(scenes: Path, saved: Path) -> None:
     assert training.recipe.task == "segmentation"
     assert not training.fits_dense
     assert training.plan().num_patches == 4
+
+
+def test_every_measure_has_words() -> None:
+    assert set(MEASURES) == set(get_args(Measure))
+
+
+def test_a_picture_of_the_map(
+    scenes: Path, saved: Path, tmp_path: Path, command: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = scenes / "images" / "0.png"
+    arguments = ("visualize", picture, "-m", saved, "--method", "tome", "-o", tmp_path)
+    assert command(*arguments, "--keep-ratio", "0.5") == 0
+    assert (tmp_path / "0_dynamicvit.png").is_file()
+    said = capsys.readouterr().out
+    model, transform = dense(), eval_transform(dense())
+    sparse = sparsify(model, 0.5, method="tome").eval()
+    found = sparse(transform(Image.open(picture).convert("RGB"))[None])[0].argmax(0)
+    shares = found.flatten().bincount(minlength=3) / found.numel()
+    assert f"{100 * float(shares.max()):5.1f} %  {NAMES[int(shares.argmax())]}" in said
+
+
+def test_overlays_paint_classes_and_name_them() -> None:
+    pytest.importorskip("matplotlib")
+    images, logits = torch.rand(1, 3, 32, 32), torch.full((1, 3, 4, 4), -5.0)
+    logits[:, 0] = 0.0
+    logits[:, 2, :, 2:] = 9.0
+    found = overlay("ours", images, logits, NAMES)
+    assert found.title == ("ours", "2 classes")
+    assert torch.equal(found.pictures[:, :, :, :12], images[:, :, :, :12])  # the first class
+    assert (found.pictures[:, :, :, 20:] - images[:, :, :, 20:]).abs().mean() > 0.05
+    [[(column, _, name)]] = found.words
+    assert name == "bar"
+    assert column >= 16
+
+
+@pytest.mark.parametrize("what", ["predict", "export", "tune", "stream", "compare"])
+def test_what_takes_classifiers_says_so(
+    what: str, saved: Path, scenes: Path, tmp_path: Path, command: Main,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    images = scenes / "images"
+    arguments = {
+        "predict": (images, "-o", tmp_path / "rows.csv"),
+        "export": ("-o", tmp_path / "model.pt2"),
+        "tune": ("--data", images, "--macs", "0.5", "-o", tmp_path / "s.json"),
+        "stream": (images,),
+        "compare": ("--data", images, "-o", tmp_path / "compare"),
+    }[what]
+    assert command(what, *arguments, "-m", saved) == 2
+    assert "is for segmentation" in " ".join(capsys.readouterr().err.split())

@@ -8,10 +8,7 @@ from rich.progress import TaskID
 from dynamicvit.cli.console import LineNowAndThen, progress_bar, say
 from dynamicvit.training import Progress, TrainingReport
 from dynamicvit.training.checkpoint import BEST
-from dynamicvit.utils.words import duration, percent
-
-#: Measures on held-out images, in words.
-_MEASURES = {"top1": "top-1", "miou": "mIoU", "agreement": "agreement with the dense model"}
+from dynamicvit.utils.words import MEASURES, duration, percent
 
 
 class Bar:
@@ -50,7 +47,7 @@ class Bar:
 
 
 def _on_held_out(measure: str, share: float) -> str:
-    return f"held-out {_MEASURES[measure]} {percent(share, 2)}"
+    return f"held-out {MEASURES[measure]} {percent(share, 2)}"
 
 
 def _left(progress: Progress) -> str:
@@ -81,7 +78,7 @@ def say_results(report: TrainingReport, console: Console, *, fitted: bool) -> No
     if share is not None and dense is not None:
         both = f"dense {percent(dense, 2)}, sparse {percent(share, 2)}"
         what = "dense: the model that was fitted first" if fitted else "dense: as it was given"
-        name = _MEASURES[best.measure]
+        name = MEASURES[best.measure]
         say(console, f"held-out {name}: {both}, of {held_out.images} images ({what})")
     elif share is not None:
         say(console, f"{_on_held_out(best.measure, share)} of {held_out.images} images")
