@@ -24,7 +24,7 @@ ROOMS = (
     ("errors", "_version"),
     ("utils",),
     ("layers",),
-    ("backbones",),
+    ("backbones", "heads"),
     ("core",),
     ("costs",),
     ("budgets", "methods"),

@@ -13,6 +13,7 @@ from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
 from dynamicvit.core.prediction import PredictionModule
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.core.schedule_file import ScheduleFile
+from dynamicvit.core.segmenter import Segmenter, post_process_semantic_segmentation, segmenter
 from dynamicvit.costs import count_macs, schedule_macs
 from dynamicvit.errors import InputError, UnsupportedBackboneError, UntrainedWarning
 from dynamicvit.sparsification import sparsify
@@ -20,7 +21,7 @@ from dynamicvit.sparsification import sparsify
 if TYPE_CHECKING:
     from dynamicvit.checkpoints.dense import load_dense
     from dynamicvit.checkpoints.loading import load
-    from dynamicvit.evaluation import evaluate, predict
+    from dynamicvit.evaluation import evaluate, evaluate_segmentation, predict
     from dynamicvit.plots import visualize
     from dynamicvit.runtimes import export
     from dynamicvit.training import TrainingObjective, train
@@ -34,18 +35,22 @@ __all__ = [
     "PrunedOutput",
     "Schedule",
     "ScheduleFile",
+    "Segmenter",
     "TrainingObjective",
     "UnsupportedBackboneError",
     "UntrainedWarning",
     "__version__",
     "count_macs",
     "evaluate",
+    "evaluate_segmentation",
     "export",
     "keep_ratio_for",
     "load",
     "load_dense",
+    "post_process_semantic_segmentation",
     "predict",
     "schedule_macs",
+    "segmenter",
     "sparsify",
     "tiled_keep_ratios",
     "train",
@@ -57,6 +62,7 @@ __all__ = [
 # None has the name of a module in this folder, which would take the function's place once imported.
 _LATER = {
     "evaluate": "dynamicvit.evaluation",
+    "evaluate_segmentation": "dynamicvit.evaluation",
     "export": "dynamicvit.runtimes",
     "load": "dynamicvit.checkpoints.loading",
     "load_dense": "dynamicvit.checkpoints.dense",

@@ -257,6 +257,10 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
         cost = _fitted(lambda n: counted_macs(lambda: bound.run(i, held(n))))
         return kinds.setdefault(structure_of(bound.blocks[i]), cost)
 
+    def head_cost(n: int) -> int:
+        read = twin.forward_head if isinstance(twin, DynamicViT) else bound.head
+        return counted_macs(lambda: read(bound.finish(replace(held(n), dropped=tokens.patches))))
+
     methods, policy = _methods(twin, bound, num_stages)
     cheap = _cheap_paths(bound) if isinstance(bound, Hierarchical) else None
     stages = twin.schedule.stages if isinstance(twin, DynamicViT) else ()
@@ -272,7 +276,7 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
             for stage, (method, block) in enumerate(zip(methods, before, strict=True))
         ),
         adds=adds,
-        head=_fitted(lambda n: counted_macs(lambda: bound.head(bound.finish(held(n))))),
+        head=_fitted(head_cost),
     )
 
 

@@ -78,7 +78,8 @@ def sparsify(
     that, it warns (:class:`~dynamicvit.UntrainedWarning`).
 
     Args:
-        model: a supported vision transformer; used as it is, not copied.
+        model: a supported vision transformer, or a dense model of this library
+            (:func:`~dynamicvit.segmenter`); used as it is, not copied.
         keep_ratio: ρ, from which the paper's three stages keep ρ, ρ², ρ³ of the original patches;
             or one ratio for each stage. A method with stages of its own ("lookahead", "tome",
             "diffrate" and others) holds about as many tokens, on average over the blocks, as that.
@@ -108,8 +109,11 @@ def sparsify(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"sparsify takes a model, as timm.create_model makes it, got {model!r}")
-    if isinstance(core_of(model), DynamicViT):
-        raise InputError("the model is a DynamicViT already: set its keep_ratio instead")
+    dense = core_of(model)
+    if isinstance(dense, DynamicViT):
+        if dense.schedule.stages:
+            raise InputError("the model is a DynamicViT already: set its keep_ratio instead")
+        model = dense.backbone
     if schedule is not None:
         for name, value in (("stages", stages), ("policy", policy)):
             if value is not None:
@@ -125,6 +129,8 @@ def sparsify(
         raise InputError(f"method {method} can't drop tokens by a schedule that is given")
     if per_image:
         check_compares_images(kind)
+    if kind is Narrow and isinstance(dense, DynamicViT):
+        raise InputError("method narrow copies a network; give that, not a model around it")
     if kind is Narrow:
         shares = Schedule.for_depth(len(bound.blocks), keep_ratio, stages)
         return at_macs(method, model, shares.mean_kept(len(bound.blocks)), policy=policy)
@@ -132,6 +138,8 @@ def sparsify(
         if not isinstance(keep_ratio, Sequence):
             own_schedules(method, bound, stages)
         chosen = kind.schedule(bound, keep_ratio, stages, policy)
+    if isinstance(dense, DynamicViT):  # a dense segmentation model gives a sparse one
+        return dense.like(bound, chosen, kind)
     sparse = DynamicViT(bound, chosen, kind)
     sparse.per_image = PerImage() if per_image else None
     if bound.source != "transformers":

@@ -145,9 +145,8 @@ def load(
         keep_ratio, _ = find_keep_ratio(keep_ratio, read_metadata(weights), weights.source)
     network, whole = _named(name, weights, keep_ratio, stages, num_classes, pretrained)
     weights = None if whole else weights
-    if isinstance(network, DynamicViT) and not network.schedule.stages and own_method is not None:
-        network = network.backbone  # a dense model that was saved as one of ours
-    if isinstance(network, DynamicViT):
+    keeps = isinstance(network, DynamicViT) and (network.schedule.stages or not own_method)
+    if keeps:  # or a dense model of ours that is to stay so
         model = network
         _check_trained_for(name, model, method, stages)
     elif weights is not None and policy is None:
@@ -166,7 +165,7 @@ def load(
             model.schedule = replace(model.schedule, restore_before=said.restore_before)
     if weights is not None:
         fill(model, weights, name)
-    asked = keep_ratio if isinstance(network, DynamicViT) else None
+    asked = keep_ratio if keeps else None
     model = _as_asked(model, asked, policy, num_classes)
     return model if found is None else _with_schedule(name, model, found, any_method)
 

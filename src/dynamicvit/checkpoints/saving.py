@@ -21,7 +21,7 @@ def save_as_it_came(model: DynamicViT, folder: Path) -> None:
     Raises:
         InputError: if the model can't be described, or the folder can't be written.
     """
-    if model.bound.source == "transformers":
+    if model.bound.source == "transformers" and model.task == "classification":
         need("dynamicvit.transformers.folder", "transformers").save_classifier(model, folder)
     else:
         model.save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ from dynamicvit.cli.console import (
     say_left_out,
     write_json,
 )
+from dynamicvit.cli.evaluated import evaluated_for, for_model
 from dynamicvit.cli.inference import load_for_inference, refuse_with_dense, say_if_untrained
 from dynamicvit.cli.options import (
     COST,
@@ -56,15 +58,14 @@ from dynamicvit.cli.options import (
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.registry import fate
 from dynamicvit.core.schedule import Schedule
-from dynamicvit.data import ImageData, class_map_for
 from dynamicvit.errors import InputError
-from dynamicvit.evaluation.accuracy import EvaluationResult, dense_self, evaluate
+from dynamicvit.evaluation import EvaluationResult, SegmentationResult
+from dynamicvit.evaluation.accuracy import dense_self
 from dynamicvit.evaluation.kept import SUFFIXES as KEPT_SUFFIXES
 from dynamicvit.evaluation.tables import check_suffix
 from dynamicvit.runtimes import ExportedModel
 from dynamicvit.utils.distributed import launched_precision, launched_processes
 from dynamicvit.utils.precision import autocast_dtype, precision_name
-from dynamicvit.utils.words import percent
 
 #: Skipped images that are listed; all are in the JSON, and in the warnings.
 _LISTED = 10
@@ -95,7 +96,18 @@ def eval_command(
             rich_help_panel=WEIGHTS,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in a batch.", rich_help_panel=COST)] = 32,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Images in a batch, by default 32.", rich_help_panel=COST),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Pixels from window to window of a segmentation model; by default its side.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
     precision: Precision = "fp32",
     class_map: ClassMapOption = None,
     unlabeled: Annotated[
@@ -120,6 +132,7 @@ def eval_command(
 ) -> None:
     """Evaluate MODEL on the images of DATA: top-1, top-5, agreement with the dense model.
 
+    Of a segmentation model mIoU and the IoU of each class, single-scale, by sliding windows.
     Each readable image counts once; unreadable ones are listed. Several processes, started by
     torch.distributed.run or accelerate launch, share the images of each batch.
 
@@ -141,9 +154,18 @@ def eval_command(
     processes = launched_processes("cuda" if torch.cuda.is_available() else "cpu")
     dtype = launched_precision(autocast_dtype(precision), processes.device)
     console = main_console(processes, stderr=json_file == "-")
-    images = ImageData(data, labeled=False if unlabeled else None, strict=strict)
     compare_dense = compare_dense or dense_checkpoint is not None
-    if not images.labeled and not compare_dense:
+    options = {
+        "class_map": class_map,
+        "crop_pct": crop_pct,
+        "batch_size": batch_size,
+        "save_kept": save_kept,
+        "dense_checkpoint": dense_checkpoint,
+        "stride": stride,
+        "compare_dense": compare_dense,
+    }
+    found = evaluated_for(data, unlabeled, strict, options)
+    if not found.images.labeled and not compare_dense:
         raise InputError(f"{data} has no labels: add --compare-dense, for agreement")
     model_name = chosen_model(model_name, released)
     model, size = load_for_inference(
@@ -159,6 +181,7 @@ def eval_command(
         precision=precision,
         pretrained=not no_pretrained,
     )
+    found = for_model(found, model, model_name, options)
     if model.num_classes < 1:
         raise InputError(f"{model_name} has no classifier to evaluate")
     if dense_checkpoint is None:
@@ -172,11 +195,10 @@ def eval_command(
             )
         other = load_dense(architecture, dense_checkpoint)
         set_image_size(other, size)
-    origin = None
-    if images.labeled:
-        chosen = class_map_for(images, model, class_map)
-        images, origin = images.with_class_map(chosen.index), chosen.origin
+    origin = found.fit(model, class_map)
+    if origin is not None:
         say(console, f"class map: {origin}")
+    images, network = found.images, dense_self(model) if dense else model
     model.to(processes.device)
     processes.equalize(model)  # untrained weights differ
     with progress_bar(main_console(processes, stderr=True)) as bar:
@@ -187,18 +209,16 @@ def eval_command(
             speed = bar.tasks[0].speed
             bar.update(task, note="" if speed is None else f"{speed:.1f} images/s")
 
-        result = evaluate(
-            dense_self(model) if dense else model,
-            images,
-            dense=other,
+        given = {name: options[name] for name in found.takes if options[name] is not None}
+        result = found.evaluate(
+            network,
+            dense=other or None,
             image_size=size,
-            crop_pct=crop_pct,
-            batch_size=batch_size,
             workers=workers,
             amp_dtype=dtype,
             progress=advance,
             processes=processes,
-            save_kept=save_kept,
+            **given,
         )
     settings: dict[str, Any] = {
         "model": model_name,
@@ -215,19 +235,23 @@ def eval_command(
         "image_size": size,
         "crop_pct": crop_pct or resolve_model_data_config(model)["crop_pct"],
         "precision": precision_name(dtype),
-        "batch_size": batch_size,
+        "batch_size": batch_size or found.batch_size,
+        "stride": stride,
         "device": processes.device.type,
         "processes": processes.count,
         "torch": torch.__version__,
     }
     if processes.is_main and not dense:
         say_if_untrained(model_name, model)
-    _print(console, settings, None if dense else model.schedule, result)
+    rows = [*result.rows(), *found.rows(network, size)]
+    _print(console, settings, None if dense else model.schedule, result, rows)
     say_left_out(console, images.left_out)
     if processes.is_main:
+        cost = found.cost(network, size)
         rate = {"images_per_second": result.images_per_second}
         write_json(
-            json_file, {**settings, **asdict(result), **rate, "left_out": list(images.left_out)}
+            json_file,
+            {**settings, **asdict(result), **rate, **cost, "left_out": list(images.left_out)},
         )
     processes.close()
 
@@ -240,7 +264,8 @@ def _print(
     console: Console,
     settings: dict[str, Any],
     schedule: Schedule | None,
-    result: EvaluationResult,
+    result: EvaluationResult | SegmentationResult,
+    rows: Iterable[tuple[str, str]],
 ) -> None:
     kept = "dense"
     if schedule is not None and schedule.stages:
@@ -252,16 +277,8 @@ def _print(
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
-    for name, share in (
-        ("top-1", result.top1),
-        ("top-5", result.top5),
-        ("dense top-1", result.dense_top1),
-        ("agreement with dense", result.agreement),
-    ):
-        if share is not None:
-            table.add_row(name, percent(share, 2))
-    if result.divergence is not None:
-        table.add_row("KL divergence from dense", f"{result.divergence:.4f}")
+    for row in rows:
+        table.add_row(*row)
     table.add_row("images", str(result.images))
     table.add_row("images/s, reading included", f"{result.images_per_second:.1f}")
     if result.skipped:

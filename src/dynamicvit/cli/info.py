@@ -33,7 +33,7 @@ from dynamicvit.costs import DENSE, resolve_image_size, schedule_macs
 from dynamicvit.data.class_names import known_class_names, short_name
 from dynamicvit.runtimes import ExportedModel, is_exported, load_exported
 from dynamicvit.utils.inputs import read_text
-from dynamicvit.utils.words import percent
+from dynamicvit.utils.words import MEASURES, percent
 
 #: Class names that are printed; all are in the JSON.
 _LISTED = 10
@@ -142,8 +142,10 @@ def _training(folder: Path) -> dict[str, Any] | None:
         return {
             "images": int(training["images"]),
             "steps": int(training["steps"]),
-            "held_out_top1": _top1(report.get("held_out")),
-            "dense_held_out_top1": _top1(report.get("dense_held_out")),
+            "held_out_top1": _measured(report.get("held_out"), "top1"),
+            "dense_held_out_top1": _measured(report.get("dense_held_out"), "top1"),
+            "held_out_miou": _measured(report.get("held_out"), "miou"),
+            "dense_held_out_miou": _measured(report.get("dense_held_out"), "miou"),
             "teacher": str(
                 report["teacher"]["model"] or ("the dense model" if self_taught else "labels")
             ),
@@ -152,9 +154,9 @@ def _training(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _top1(held_out: dict[str, Any] | None) -> float | None:
-    top1 = (held_out or {}).get("top1")
-    return None if top1 is None else float(top1)
+def _measured(held_out: dict[str, Any] | None, measure: str) -> float | None:
+    found = (held_out or {}).get(measure)
+    return None if found is None else float(found)
 
 
 def _lines(about: dict[str, Any]) -> list[tuple[str, str]]:
@@ -203,10 +205,11 @@ def _lines(about: dict[str, Any]) -> list[tuple[str, str]]:
 def _trained(training: dict[str, Any] | None) -> list[str]:
     if training is None:
         return []
-    top1, dense = training["held_out_top1"], training["dense_held_out_top1"]
     lines = [f"{training['images']:,} images in {training['steps']:,} steps, taught by "]
     lines[0] += training["teacher"]
-    if top1 is not None:
-        beside = "" if dense is None else f", dense {percent(dense, 2)}"
-        lines.append(f"held-out top-1 {percent(top1, 2)}{beside}")
+    for measure in ("top1", "miou"):
+        share, dense = training[f"held_out_{measure}"], training[f"dense_held_out_{measure}"]
+        if share is not None:
+            beside = "" if dense is None else f", dense {percent(dense, 2)}"
+            lines.append(f"held-out {MEASURES[measure]} {percent(share, 2)}{beside}")
     return lines

@@ -10,16 +10,13 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import TaskID
 
 from dynamicvit.checkpoints.addon import ADDON_NAME
 from dynamicvit.checkpoints.runs import DENSE_FOLDER, holds_run
 from dynamicvit.cli.console import (
-    LineNowAndThen,
     StoppedError,
     check_folder,
     main_console,
-    progress_bar,
     say,
     say_left_out,
 )
@@ -51,13 +48,13 @@ from dynamicvit.cli.options import (
     use_threads,
 )
 from dynamicvit.cli.recipe_options import Overrides, RecipeIfAny, schedule_values, with_options
+from dynamicvit.cli.train_view import Bar, say_results
 from dynamicvit.core.schedule_file import ScheduleFile
 from dynamicvit.core.teacher import has_fresh_classifier
 from dynamicvit.errors import InputError, UntrainedWarning
-from dynamicvit.training import Progress, Training, TrainingReport, load_recipe
-from dynamicvit.training.checkpoint import BEST
+from dynamicvit.training import Training, load_recipe
 from dynamicvit.training.output import check_output
-from dynamicvit.utils.words import duration, percent
+from dynamicvit.training.tasks import default_recipe
 
 _RUN = "The run"
 
@@ -94,6 +91,10 @@ def train(
             "the dense MODEL.",
         ),
     ] = None,
+    dense: Annotated[
+        bool,
+        typer.Option("--dense", help="Fit the dense model alone, by labels: nothing is dropped."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
     ] = False,
@@ -164,7 +165,7 @@ def train(
     """Fine-tune MODEL with the dense model as its teacher, or with --teacher another network.
 
     If DATA has other classes than the weights, the dense model is fitted to them first, and then
-    teaches.
+    teaches. With --dense that is all. Images with a mask each are segmented (docs/segmentation.md).
 
     Writes a folder that `eval`, `bench`, `visualize` and `from_pretrained` read, with the resolved
     recipe, a log of every step, its curves (PNG, TensorBoard) and a report. The same command
@@ -186,7 +187,7 @@ def train(
     said = {"keep_ratio": keep_ratio, "policy": policy, "method": method}
     said |= {} if found is None else schedule_values(found, method)
     said |= {"image_size": parse_image_size(image_size), "freeze_backbone": freeze_backbone or None}
-    recipe = recipe or ("frozen" if freeze_backbone else "small_data")
+    recipe = recipe or default_recipe(data, freeze_backbone)
     values = load_recipe(recipe, with_options(overrides, said))
     if model_name is None and released is None and values.model is None:
         raise InputError(f"recipe {recipe} names no model: give --model, or --released")
@@ -215,6 +216,7 @@ def train(
         compiled=compiled,
         strict=strict,
         workers=workers,
+        dense=dense,
         plan_only=dry_run,
     )
     if found is not None:
@@ -230,12 +232,12 @@ def train(
     if goes_on:
         say(console, f"resuming the run in {output}")
     try:
-        with warnings.catch_warnings(), _Bar(console, training.classes.are_fitted) as show:
+        with warnings.catch_warnings(), Bar(console, training.classes.are_fitted) as show:
             warnings.simplefilter("ignore", UntrainedWarning)  # said above
             report = training.run(output, resume=resume, force=force, on_step=show)
     except KeyboardInterrupt as stop:
         raise StoppedError(_how_to_go_on(output), getattr(stop, "signum", signal.SIGINT)) from None
-    _say_results(report, console, fitted=training.classes.are_fitted)
+    say_results(report, console, fitted=training.classes.are_fitted)
     for source in training.sources:
         say_left_out(console, source.left_out)
     say(console, f"saved {output}: dynamicvit eval DATA --model {output}")
@@ -251,7 +253,7 @@ def _say_what_is_used(training: Training, console: Console) -> None:
         say(console, f"teacher {recipe.teacher.model} is not asked: losses.distillation is 0")
     if training.class_map is not None:
         say(console, f"class map: {training.class_map.origin}")
-    if training.classes.are_fitted:
+    if training.classes.are_fitted and not training.dense_only:
         say(
             console,
             f"the weights have other classes: first the dense model is fitted to these "
@@ -266,81 +268,7 @@ def _say_what_is_used(training: Training, console: Console) -> None:
         )
 
 
-class _Bar:
-    """Shows each step: in a bar on a terminal, elsewhere in a line now and then."""
-
-    def __init__(self, console: Console, dense_first: bool = False) -> None:
-        self.console, self.dense_first = console, dense_first
-        self.bar = progress_bar(console, transient=False)
-        self.lines = LineNowAndThen(console)
-        self.task: TaskID | None = None
-        self.part = ""
-
-    def __enter__(self) -> _Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
-
-    def __call__(self, progress: Progress) -> None:
-        """Show a step; of the dense model, if it is fitted first, in a bar of its own."""
-        part = ("sparse" if progress.kept else "dense") if self.dense_first else ""
-        if part != self.part or self.task is None:
-            title = part or "training"
-            self.part, self.task = part, self.bar.add_task(title, total=None, note="")
-        which = f"{part}: " if part else ""
-        kept = "/".join(f"{share:.2f}" for share in progress.kept)
-        note = f"{progress.images_per_second:.1f} images/s loss {progress.losses['total']:.3f}" + (
-            f" kept {kept}" if kept else ""
-        )
-        done = progress.step + 1
-        self.bar.update(self.task, total=progress.steps, completed=done, note=note)
-        self.lines.say(f"{which}step {done} of {progress.steps}, {note}, {_left(progress)}")
-        for measure, share in progress.held_out.items():
-            say(self.console, f"{which}{_on_held_out(measure, share)} after step {done}")
-
-
-def _on_held_out(measure: str, share: float) -> str:
-    what = {"top1": "top-1", "agreement": "agreement with the dense model"}[measure]
-    return f"held-out {what} {percent(share, 2)}"
-
-
-def _left(progress: Progress) -> str:
-    """The time left, should the rest run as fast as this."""
-    images_a_step = progress.images / (progress.step + 1)
-    seconds = (progress.steps - progress.step - 1) * images_a_step / progress.images_per_second
-    return f"{duration(seconds)} left"
-
-
 def _how_to_go_on(output: Path) -> str:
     if holds_run(output) or holds_run(output / DENSE_FOLDER):
         return f"interrupted; {output} is saved, the same command resumes"
     return "interrupted before there was anything to save; the same command starts anew"
-
-
-def _say_results(report: TrainingReport, console: Console, *, fitted: bool) -> None:
-    kept = " / ".join(f"{100 * share:.1f}" for share in report.kept)
-    say(
-        console,
-        f"trained on {report.images:,} images ({report.steps:,} whole steps) in "
-        f"{duration(report.seconds)}, {report.images / report.seconds:.1f} "
-        f"images/s" + (f"; patches kept in training: {kept} %" if any(report.kept) else ""),
-    )
-    if report.skipped:
-        say(console, f"left out {len(report.skipped)} unreadable images")
-    if report.bad_steps:
-        say(console, f"left out {report.bad_steps} steps that were not finite")
-    best, held_out = report.best, report.held_out
-    if held_out is None:
-        return
-    share = getattr(held_out, best.measure)
-    dense = report.dense_held_out
-    if share is not None and dense is not None and dense.top1 is not None:
-        both = f"dense {percent(dense.top1, 2)}, sparse {percent(share, 2)}"
-        what = "dense: the model that was fitted first" if fitted else "dense: as it was given"
-        say(console, f"held-out top-1: {both}, of {held_out.images} images ({what})")
-    elif share is not None:
-        say(console, f"{_on_held_out(best.measure, share)} of {held_out.images} images")
-    if share is not None and best.value is not None and best.value > share:
-        say(console, f"it was {percent(best.value, 2)} after step {best.step}: {BEST}")

@@ -32,7 +32,7 @@ from dynamicvit.comparison.rows import (
     write_csv,
 )
 from dynamicvit.comparison.timing import BATCH_SIZES, Timing
-from dynamicvit.core.networks import backbone_of
+from dynamicvit.core.networks import backbone_of, check_classifies
 from dynamicvit.data.folders import left_out_in_words
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.bench import available_cores
@@ -166,6 +166,7 @@ def compare(
     progress, tell = progress or (lambda _: None), tell or (lambda _: None)
     if seconds <= 0:
         raise InputError(f"seconds are positive, got {seconds}")
+    check_classifies(model, "compare")
     _check_overrides(overrides)
     chosen = candidates(methods)
     evaluated, fine_tuned_on = sources_of(data, validation, unlabeled, train, strict)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
@@ -77,6 +78,9 @@ class Source(NamedTuple):
 _MODULES = {"timm": "dynamicvit.backbones.timm_config", "transformers": "dynamicvit.backbones.hf"}
 _SOURCES: dict[str, Source] = {}
 
+#: Where the classes are that answer something else than one class an image.
+_TASKS = {"segmentation": ("dynamicvit.core.segmenter", "Segmenter")}
+
 
 def register_source(
     name: str,
@@ -98,6 +102,9 @@ class HubMixin(
     """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` for a class that is built from
     ``(backbone, schedule, method)`` and has ``backbone``, ``schedule`` and ``predictors``.
     """
+
+    #: What the model answers, by its name in ``config.json``.
+    task: ClassVar[str] = "classification"
 
     backbone: nn.Module
     predictors: nn.ModuleList
@@ -171,16 +178,31 @@ class HubMixin(
             revision=revision,
         )
 
+    def _own_config(self) -> dict[str, Any]:
+        """What a subclass has beside backbone, schedule and method."""
+        return {}
+
+    @classmethod
+    def _from_config(
+        cls: type[T], config: Mapping[str, Any], backbone: nn.Module, schedule: Any, method: Any
+    ) -> T:
+        """The model, with any weights; ``config`` has what :meth:`_own_config` gave."""
+        del config
+        return cls(backbone, schedule, method)
+
     @classmethod
     def _from_pretrained(cls: type[T], *, model_id: str, **download: Any) -> T:
         config_file = _fetch(model_id, CONFIG_NAME, download)
         weights_file = _fetch(model_id, SAFETENSORS_SINGLE_FILE, download)
         config = _read_config(config_file)
+        kind = _class_for(config.get("task", HubMixin.task), cls, config_file)
         try:
             source = _source(config.get("backbone_source", "timm"))
             method = registered_method(config.get("method", "dynamicvit"))
             with room_for([weights_file]):
-                model = cls(source.rebuild(config), schedule_in(config), method)
+                model = kind._from_config(
+                    config, source.rebuild(config), schedule_in(config), method
+                )
             model.per_image = per_image_in(config)
         except Exception as error:  # the backbone's library may raise anything
             reason = first_line(error)
@@ -208,6 +230,8 @@ def _config_of(model: Any) -> dict[str, Any]:
         )
     return {
         **_source(source).describe(model.backbone),
+        **({} if model.task == HubMixin.task else {"task": model.task}),
+        **model._own_config(),
         "written_by": WRITER,
         "format_version": FORMAT_VERSION,
         "backbone_source": source,
@@ -231,6 +255,18 @@ def described_method(model: Any) -> str:
                 "gives its class a name; or save the state_dict instead"
             )
     return model.method.name
+
+
+def _class_for(task: Any, asked: type[T], config_file: Path) -> type[T]:
+    """The class of a task's models, a subclass of the one that was asked for."""
+    if task == asked.task:
+        return asked
+    if task in _TASKS:
+        module, name = _TASKS[task]
+        found = getattr(import_module(module), name)
+        if issubclass(found, asked):
+            return found
+    raise InputError(f"{config_file}: is a model for {task}; {asked.__name__} is for {asked.task}")
 
 
 def _source(name: str) -> Source:

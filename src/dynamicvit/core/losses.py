@@ -17,7 +17,7 @@ from dynamicvit.layers.tokens import Tokens
 
 T = TypeVar("T")
 
-#: From logits ``(B, classes)`` of student and teacher to a scalar.
+#: From logits ``(B, classes)`` of student and teacher, or ``(B, classes, h, w)``, to a scalar.
 Distillation = Callable[[Tensor, Tensor], Tensor]
 
 #: Keeps a share of nothing finite; any importance that ranks patches is far larger.
@@ -72,13 +72,13 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
     """KL divergence of the student's class probabilities from the teacher's (Eq. 14).
 
     Args:
-        logits: ``(B, classes)``.
+        logits: ``(B, classes)``, or ``(B, classes, h, w)`` whose mean is over the places too.
         teacher_logits: likewise.
         temperature: T, by which both are divided: above 1 the unlikely classes weigh more. The
             divergence is multiplied by T², for its gradients shrink by that (Hinton et al.,
             arXiv 1503.02531, Section 2); the paper has 1.
     """
-    soft, taught = (each.float() / temperature for each in (logits, teacher_logits))
+    soft, taught = (each.float().movedim(1, -1) / temperature for each in (logits, teacher_logits))
     return temperature**2 * divergence(soft, taught).mean()
 
 
@@ -88,10 +88,10 @@ def hard_distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     That is how DeiT learns from a convolutional network.
 
     Args:
-        logits: ``(B, classes)``.
+        logits: ``(B, classes)``, or ``(B, classes, h, w)``.
         teacher_logits: likewise. Of ones that are not finite there is no likeliest: that gives NaN.
     """
-    loss = F.cross_entropy(logits.float(), teacher_logits.argmax(dim=-1))
+    loss = F.cross_entropy(logits.float(), teacher_logits.argmax(dim=1))
     return loss.masked_fill(~teacher_logits.isfinite().all(), float("nan"))
 
 
@@ -165,16 +165,20 @@ def dynamicvit_loss(
 def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy (Eq. 12), averaged over all images; those without a label count as zero.
 
-    So an image weighs the same whatever batch it lies in, and a batch may hold no label at all.
+    So an image weighs the same whatever batch it lies in, and a batch may hold no label at all. Of
+    a map the same holds for each pixel.
 
     Args:
-        logits: ``(B, classes)``.
+        logits: ``(B, classes)``; or a map ``(B, classes, h, w)``, of patches as a rule.
         labels: ``(B,)`` class indices, negative for images without a label; or ``(B, classes)``
-            probabilities (of timm's mixup), zero throughout for those.
+            probabilities (of timm's mixup), zero throughout for those; or of a map ``(B, H, W)``
+            indices of the pixels, to whose size the logits are interpolated.
         label_smoothing: applies to indices; probabilities have theirs already.
     """
     if labels.ndim == 2:
         return SoftTargetCrossEntropy()(logits.float(), labels)
+    if logits.ndim == 4:
+        logits = F.interpolate(logits.float(), labels.shape[1:], mode="bilinear")
     known = labels >= 0
     loss = F.cross_entropy(
         logits.float(), labels * known, label_smoothing=label_smoothing, reduction="none"

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from dynamicvit.backbones import Backbone, backbone_for
 from dynamicvit.core.hub import HubMixin
@@ -196,6 +197,31 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
             view.keep_ratio = budget
         return view
 
+    def like(
+        self,
+        backbone: nn.Module | Backbone,
+        schedule: Schedule,
+        predictors: Sequence[Method] | type[Method] = (),
+    ) -> DynamicViT:
+        """A model for the same task: with another schedule or method, or on a copied backbone.
+
+        What the answer is read with is the backbone's own here; a subclass that has more shares it.
+
+        Args:
+            backbone: this one's, which is then shared; or a copy of it.
+            schedule: as for the class.
+            predictors: likewise.
+        """
+        return DynamicViT(backbone, schedule, predictors)
+
+    def blank_labels(self, images: Tensor) -> Tensor:
+        """Labels of class 0, as training would get them for these images: ``(B,)`` here."""
+        return torch.zeros(len(images), dtype=torch.long, device=images.device)
+
+    def dense(self, images: Tensor) -> Tensor:
+        """Logits of the dense network, as its own library computes them."""
+        return self.bound.dense(images)
+
     def _schedule_at(self, keep_ratio: float | Sequence[float]) -> Schedule:
         """What a keep ratio means here; the last are kept, as some methods choose among many."""
         now = self._schedule
@@ -244,7 +270,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
 
     # ---------------------------------------------------------------- the mode
 
-    def train(self, mode: bool = True) -> DynamicViT:
+    def train(self, mode: bool = True) -> Self:
         """Training or inference; the statistics of batch norms stay the pretrained ones.
 
         The released code lets LV-ViT's stem collect new ones. With frozen ones teacher and student

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from dynamicvit.backbones import Backbone, backbone_for
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.errors import UnsupportedBackboneError
+from dynamicvit.core.schedule import Schedule
+from dynamicvit.errors import InputError, UnsupportedBackboneError
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -44,33 +45,61 @@ class DenseNetwork(nn.Module):
     """The dense network inside a DynamicViT, run by its own library's code.
 
     Args:
-        model: the DynamicViT; its backbone is shared, not copied.
+        model: the DynamicViT; its weights are shared, not copied.
 
     Attributes:
         num_classes: of its classifier.
+        task: of the model.
         pretrained_cfg: timm's description of it.
     """
 
     def __init__(self, model: DynamicViT) -> None:
         super().__init__()
-        self.backbone = model.backbone
+        for name, part in model.named_children():
+            if name != "predictors":
+                self.add_module(name, part)
         self.num_classes, self.pretrained_cfg = model.num_classes, model.pretrained_cfg
-        self._bound = model.bound
+        self.task = model.task
+        # In a tuple: what it holds of modules is named above.
+        self._alone = (model.like(model.bound, Schedule((), ())),)
+
+    @property
+    def bound(self) -> Backbone:
+        """The backbone with what its family says of it."""
+        return self._alone[0].bound
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, classes)``, also where the library's own output is more than a tensor."""
-        return self._bound.dense(images)
+        """The model's logits, also where the library's own output is more than a tensor."""
+        return self._alone[0].dense(images)
 
 
 def bound_of(model: nn.Module) -> Backbone | None:
     """The bound backbone of a DynamicViT, or of a dense network; ``None`` of an unsupported one."""
     core = core_of(model)
-    if isinstance(core, DynamicViT):
+    if isinstance(core, DynamicViT | DenseNetwork):
         return core.bound
     try:
         return backbone_for(core)
     except UnsupportedBackboneError:
         return None
+
+
+def check_classifies(model: Any, what: str, whose: str = "the model") -> None:
+    """Refuse a model that does not give one class an image.
+
+    Args:
+        model: anything with ``num_classes``.
+        what: it is needed for.
+        whose: the model is.
+
+    Raises:
+        InputError: for one without a classifier, or for segmentation.
+    """
+    task = getattr(core_of(model), "task", "classification")
+    if task != "classification":
+        raise InputError(f"{whose} is for {task}: {what} takes classifiers")
+    if model.num_classes < 1:
+        raise InputError(f"{whose} has no classifier: {what} takes classifiers")
 
 
 def own_image_size(model: nn.Module) -> tuple[int, int]:

@@ -29,8 +29,8 @@ def dense_teacher(model: DynamicViT, *, shared: bool = False) -> DynamicViT:
     schedule = model.schedule
     if schedule.policy == "merged":  # what a patch is worth if it is lost
         schedule = replace(schedule, policy="removed", restore_before=None)
-    backbone = model.bound if shared else copy.deepcopy(model.backbone)
-    teacher = DynamicViT(backbone, schedule, GivenDecisions)
+    of = model if shared else copy.deepcopy(model)
+    teacher = of.like(of.bound, schedule, GivenDecisions)
     return teacher.eval().requires_grad_(False)
 
 
@@ -39,7 +39,7 @@ def has_fresh_classifier(model: DynamicViT) -> bool:
 
     Without a bias, or a classifier, nothing tells.
     """
-    bias = getattr(model.bound.classifier, "bias", None)
+    bias = getattr(model.get_classifier(), "bias", None)
     return bias is not None and not bias.is_meta and not bool(bias.detach().any())
 
 
@@ -91,7 +91,7 @@ def weigh_patches(teacher: DynamicViT, images: Tensor | Tokens) -> DenseOutput:
             for _ in teacher.schedule.stages
         ]
         output = teacher.forward_masked(tokens, everything)
-        answer = output.logits.float().log_softmax(dim=-1).amax(dim=-1)
+        answer = output.logits.float().log_softmax(dim=1).amax(dim=1)
         slopes = torch.autograd.grad(answer.sum(), everything)
     patch_logits = output.patch_logits
     return DenseOutput(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -172,6 +173,10 @@ class TimmSurface:
             InputError: for a pool that the backbone does not have.
         """
         self.bound.reset_classifier(num_classes, global_pool)
+
+    def set_class_names(self, names: Sequence[str] | None) -> None:
+        """Say how the classes are called, in class order; ``None`` if nobody knows."""
+        self.bound.set_class_names(names)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone."""

@@ -21,6 +21,8 @@ from dynamicvit.data.classes import (
 from dynamicvit.data.decoding import read_image
 from dynamicvit.data.identity import images_digest
 from dynamicvit.data.images import ImageData, Sample, Unreadable, split
+from dynamicvit.data.joint import joint_eval_transform, joint_train_transform
+from dynamicvit.data.masks import MaskData, has_masks
 from dynamicvit.data.readers import ReaderError
 from dynamicvit.data.sources import UNLABELED
 from dynamicvit.data.transforms import eval_transform, train_transform
@@ -31,6 +33,7 @@ __all__ = [
     "ClassMap",
     "ImageData",
     "Loader",
+    "MaskData",
     "NoReadableImageError",
     "OtherClassesError",
     "Prediction",
@@ -40,8 +43,11 @@ __all__ = [
     "class_map_for",
     "class_names",
     "eval_transform",
+    "has_masks",
     "imagenet_class_map",
     "images_digest",
+    "joint_eval_transform",
+    "joint_train_transform",
     "read_class_names",
     "read_image",
     "set_class_names",

@@ -33,7 +33,8 @@ class Batch:
 
     Attributes:
         images: ``(B, C, H, W)`` of the readable images; ``(0, 3, 0, 0)`` if none is.
-        labels: ``(B,)`` int64, :data:`~dynamicvit.data.UNLABELED` for images without one.
+        labels: ``(B,)`` int64, :data:`~dynamicvit.data.UNLABELED` for images without one; or
+            masks ``(B, H, W)`` of them.
         skipped: paths of the unreadable images.
         paths: of the images; empty if unknown.
         reasons: why each of ``skipped`` is unreadable; empty if unknown.
@@ -243,11 +244,12 @@ def _collate(samples: Sequence[Sample | Unreadable]) -> tuple[Batch, list[Unread
     images = torch.stack([each.image for each in good]) if good else torch.empty(0, 3, 0, 0)
     if get_worker_info() is not None:  # here a lack of memory is an error; in torch's thread a hang
         images.share_memory_()
-    labels = torch.tensor([each.label for each in good], dtype=torch.int64)
+    labels = [torch.as_tensor(each.label, dtype=torch.int64) for each in good]
+    targets = torch.stack(labels) if good else torch.empty(0, dtype=torch.int64)
     skipped, paths = (tuple(each.path for each in some) for some in (failures, good))
     reasons = tuple(each.reason for each in failures)
     places = tuple(place for place, each in enumerate(samples) if isinstance(each, Sample))
-    return Batch(images, labels, skipped, paths, reasons, places), failures
+    return Batch(images, targets, skipped, paths, reasons, places), failures
 
 
 def _leave_interrupts_to_parent(_: int) -> None:

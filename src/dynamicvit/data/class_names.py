@@ -93,7 +93,7 @@ def set_class_names(model: DynamicViT, names: Sequence[str]) -> None:
         InputError: if the number of names differs from the model's classes.
     """
     check_class_names(names, model.num_classes)
-    model.bound.set_class_names(names)
+    model.set_class_names(names)
 
 
 def check_class_names(names: Sequence[str], num_classes: int) -> None:
@@ -121,16 +121,20 @@ def top_classes(logits: Tensor, names: Sequence[str], k: int = 5) -> list[Predic
     """The k most probable classes of one image, best first; fewer if there are fewer.
 
     Args:
-        logits: ``(classes,)``.
+        logits: ``(classes,)``; or a map ``(classes, rows, columns)``, of which a class's share of
+            the places counts.
         names: of the classes.
         k: how many.
 
     Raises:
         InputError: if the number of names differs.
     """
-    if logits.shape != (len(names),):
+    if logits.ndim not in (1, 3) or len(logits) != len(names):
         raise InputError(f"{len(names)} class names, but logits of shape {tuple(logits.shape)}")
-    best = logits.float().softmax(dim=-1).sort(descending=True, stable=True)
+    shares = logits.float().softmax(dim=0)
+    if logits.ndim == 3:
+        shares = logits.argmax(dim=0).flatten().bincount(minlength=len(names)) / logits[0].numel()
+    best = shares.sort(descending=True, stable=True)
     return [
         Prediction(index, names[index], probability)
         for index, probability in zip(

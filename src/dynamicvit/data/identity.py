@@ -27,7 +27,7 @@ def images_digest(sources: Sequence[ImageData]) -> str:
         digest.update(np.asarray(source.labels, dtype="<i8").tobytes())
         chosen = np.unique(np.linspace(0, len(source) - 1, min(len(source), SAMPLED)).round())
         # Shards count by themselves: they may lie elsewhere, and images are named inside.
-        paths = source.block_names or [source.path(int(index)) for index in chosen]
+        paths = source.block_names or [file for i in chosen for file in source.files(int(i))]
         # In one file, such as a tar, images have no size of their own: the file's counts.
         for path in [*paths, *(source.block_names or [str(source.root)])]:
             size = os.path.getsize(path) if os.path.isfile(path) else -1

@@ -22,10 +22,13 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class Sample(NamedTuple):
-    """An image ``(C, H, W)``, its class index or :data:`UNLABELED`, and its path."""
+    """An image ``(C, H, W)``, its class index or :data:`UNLABELED`, and its path.
+
+    In place of the index a mask ``(H, W)`` of them.
+    """
 
     image: Tensor
-    label: int
+    label: int | Tensor
     path: str = ""
 
 
@@ -131,6 +134,10 @@ class ImageData(Dataset["Sample | Unreadable"]):
     def path(self, index: int) -> str:
         """An image's file; in a tar, the tar's path and the member's name."""
         return self._source.path(int(self._rows[index]))
+
+    def files(self, index: int) -> list[str]:
+        """What an image is read from."""
+        return [self.path(index)]
 
     def with_transform(self, transform: Transform) -> ImageData:
         """The same images with another transform."""

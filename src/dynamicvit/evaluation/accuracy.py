@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import DenseNetwork, eval_mode
+from dynamicvit.core.networks import DenseNetwork, core_of, eval_mode
 from dynamicvit.data import UNLABELED, Batch, ImageData, Loader, class_map_for, eval_transform
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.kept import KeptPatches
 from dynamicvit.utils.distributed import Processes
 from dynamicvit.utils.precision import autocast
+from dynamicvit.utils.words import percent
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,19 @@ class EvaluationResult:
     labeled: int
     skipped: tuple[str, ...]
     seconds: float
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """What a table shows: names and values."""
+        for name, share in (
+            ("top-1", self.top1),
+            ("top-5", self.top5),
+            ("dense top-1", self.dense_top1),
+            ("agreement with dense", self.agreement),
+        ):
+            if share is not None:
+                yield name, percent(share, 2)
+        if self.divergence is not None:
+            yield "KL divergence from dense", f"{self.divergence:.4f}"
 
     @property
     def images_per_second(self) -> float:
@@ -102,6 +116,8 @@ def evaluate(
     """
     if isinstance(model, str | os.PathLike):
         model = load(model)
+    if getattr(core_of(model), "task", "classification") != "classification":
+        raise InputError("the model gives maps, not one class an image: evaluate_segmentation")
     if getattr(model, "num_classes", None) == 0:
         raise InputError("the model has no classifier to evaluate")
     if isinstance(dense, bool):

@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset
 
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.classifier import PrunedClassifier
-from dynamicvit.core.networks import eval_mode
+from dynamicvit.core.networks import check_classifies, eval_mode
 from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.data import (
     Batch,
@@ -107,8 +107,7 @@ def predict(
     if isinstance(model, str | os.PathLike):
         model = load_exported(model) if is_exported(model) else load(model)
     assert isinstance(model, nn.Module)
-    if model.num_classes < 1:
-        raise InputError("the model has no classifier to predict with")
+    check_classifies(model, "predict")
     if device is None:
         own = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         device = own if processes is None else processes.device

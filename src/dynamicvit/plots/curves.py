@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynamicvit.plots import style
+from dynamicvit.utils.words import MEASURES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,8 +93,7 @@ def _held_out(axes: Axes, steps: Sequence[Step]) -> None:
     (name,) = steps[0]["held_out"]
     percent = [100 * step["held_out"][name] for step in steps]
     axes.plot([step["step"] for step in steps], percent, "o-", color=style.INK, markersize=4)
-    what = {"top1": "top-1", "agreement": "agreement with the dense model"}[name]
-    _dress(axes, f"held-out images: {what} (%)")
+    _dress(axes, f"held-out images: {MEASURES[name]} (%)")
 
 
 def _dress(axes: Axes, title: str, scale: str = "linear") -> None:

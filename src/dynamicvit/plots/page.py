@@ -15,6 +15,7 @@ from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.data.class_names import short_name, top_classes
 from dynamicvit.errors import InputError
 from dynamicvit.plots import style
+from dynamicvit.plots.maps import Overlay
 from dynamicvit.plots.patches import after_stage, as_grid, as_rgb, is_dark, score_map
 from dynamicvit.utils.words import percent
 
@@ -45,6 +46,7 @@ def draw(
     dense_logits: Tensor | None = None,
     score_stage: int = 0,
     show_merged: bool = False,
+    overlays: Sequence[Overlay] = (),
 ) -> Figure:
     """Draw the patches that a model keeps of each image.
 
@@ -63,6 +65,7 @@ def draw(
         dense_logits: ``(B, classes)`` of the dense model, to print its predictions too.
         score_stage: stage of the map, from 0; patches dropped before it are blank.
         show_merged: draw merged patches as paler copies of the kept patch that they are part of.
+        overlays: further columns, of maps (:func:`dynamicvit.plots.maps.overlay`).
 
     Returns:
         A figure; write it with :func:`dynamicvit.plots.style.save`.
@@ -76,11 +79,11 @@ def draw(
     stages = shown_stages(len(output.kept))
     page = _Page(
         captions=_captions(output, method, names, labels, dense_logits),
-        columns=1 + len(stages) + has_scores,
+        columns=1 + len(stages) + len(overlays) + has_scores,
         aspect=images.shape[2] / images.shape[3],
         has_bar=has_scores,
     )
-    for column, title in enumerate(_titles(output, stages, score_stage)):
+    for column, title in enumerate(_titles(output, stages, score_stage, overlays)):
         page.title(column, *title)
     for row, image in enumerate(images):
         _show(page.cell(row, 0), image)
@@ -92,6 +95,11 @@ def draw(
             _show(axes, after_stage(image, kept, groups, output.grid))
             line = style.INK if is_dark(image) else "white"
             _outline(axes, as_grid(kept, output.grid), images.shape[2], images.shape[3], line)
+        for column, each in enumerate(overlays, start=1 + len(stages)):
+            axes = page.cell(row, column)
+            _show(axes, each.pictures[row])
+            for x, y, word in each.words[row]:
+                style.word(axes, x, y, word)
         if has_scores:
             scores = score_map(output.keep_scores[score_stage][row].detach().cpu(), output.grid)
             _show_scores(page.cell(row, page.columns - 1), page.bar(row), scores)
@@ -170,13 +178,16 @@ def shown_stages(count: int) -> list[int]:
     return [round(place * (count - 1) / max(1, number - 1)) for place in range(number)]
 
 
-def _titles(output: PrunedOutput, stages: Sequence[int], score_stage: int) -> list[tuple[str, str]]:
+def _titles(
+    output: PrunedOutput, stages: Sequence[int], score_stage: int, overlays: Sequence[Overlay]
+) -> list[tuple[str, str]]:
     rows, columns = output.grid
     titles = [("input", f"{rows * columns} patches")]
     for stage in stages:
         kept = output.kept[stage]
         rest = ", rest merged" if merges(output, stage) else ""
         titles.append((f"stage {stage + 1}", f"{percent(kept.float().mean(), 0)} kept{rest}"))
+    titles += [each.title for each in overlays]
     if output.keep_scores:
         blank = ", white: dropped" if score_stage else ""  # by the stages before
         titles.append(("keep scores", f"order at stage {score_stage + 1}{blank}"))

@@ -120,6 +120,17 @@ def dress(
     axes.tick_params(which="both", labelsize=SMALL, color=FAINT, labelcolor=INK)
 
 
+def word(axes: Axes, x: float, y: float, text: str) -> None:
+    """A small word on a picture, legible on any color."""
+    from matplotlib.patheffects import withStroke
+
+    around = [withStroke(linewidth=1.5, foreground="white")]
+    axes.text(
+        x, y, text, size=6, color=INK, ha="center", va="center", path_effects=around,
+        parse_math=False, clip_on=True,
+    )  # fmt: skip
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> tuple[Path, ...]:
     """Write a figure in the format of the path's ending; without one, as PNG and PDF.
 

@@ -18,6 +18,7 @@ from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.data import class_names, eval_transform, read_image
 from dynamicvit.data.transforms import image_config
 from dynamicvit.plots import style
+from dynamicvit.plots.maps import overlay
 from dynamicvit.plots.page import draw
 from dynamicvit.runtimes import ExportedModel
 
@@ -33,7 +34,7 @@ class Visualization(NamedTuple):
     Attributes:
         figure: write it with :meth:`save`.
         output: of the pruned path.
-        dense_logits: ``(B, classes)``; None for an exported file, which has no dense path.
+        dense_logits: ``(B, classes)``, or a map; None for an exported file, without a dense path.
         names: of the classes; empty for a backbone without a classifier.
     """
 
@@ -91,11 +92,17 @@ def visualize(
         images.new_tensor(value).reshape(-1, 1, 1)
         for value in mean_std or (config["mean"], config["std"])
     )
+    pictures, method = (images * std + mean).clamp(0, 1), _method_of(model) or "pruned"
+    overlays = []
+    if output.logits.ndim == 4:  # a map says its classes itself
+        maps = {method: output.logits} | ({} if dense_logits is None else {"dense": dense_logits})
+        overlays = [overlay(whose, pictures, each, names) for whose, each in maps.items()]
     figure = draw(
-        (images * std + mean).clamp(0, 1),
+        pictures,
         output,
-        method=_method_of(model) or "pruned",
-        names=names or None,
+        method=method,
+        names=None if overlays else names or None,
+        overlays=overlays,
         labels=labels,
         dense_logits=dense_logits,
         score_stage=score_stage,

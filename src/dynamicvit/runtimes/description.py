@@ -10,6 +10,7 @@ from typing import Any, Literal
 from dynamicvit._version import __version__
 from dynamicvit.core.hub import policy_in
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import check_classifies
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.costs import ImageSize, resolve_image_size
 from dynamicvit.data.class_names import known_class_names
@@ -166,8 +167,7 @@ def describe(
         raise InputError(f"batch {batch}: give at least 1 image")
     if crop_pct is not None and not CROP.holds(crop_pct):
         raise InputError(f"crop_pct {crop_pct}: give {CROP.words}")
-    if model.num_classes < 1:
-        raise InputError("the model has no classifier: only classifiers are exported")
+    check_classifies(model, "export")
     config = image_config(model, image_size)
     height, width = resolve_image_size(model, image_size)
     grid = model.bound.grid(height, width)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import check_classifies
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.data import class_names
 from dynamicvit.data.transforms import image_config
@@ -74,8 +75,7 @@ def levels_of(
     """
     (first_name, first), *others = models.items()
     for name, model in models.items():
-        if model.num_classes < 1:
-            raise InputError(f"{name} has no classifier")
+        check_classifies(model, "stream", name)
         batch = model.description.batch if isinstance(model, ExportedModel) else None
         if batch not in (None, 1):
             raise InputError(

@@ -31,7 +31,7 @@ class Averages:
         self.module: nn.Module = self._ema.module
         if freeze_backbone:
             averaged = [*self._ema.module.children()]
-            self.module = DynamicViT(model.bound, model.schedule, averaged).eval()
+            self.module = model.like(model.bound, model.schedule, averaged).eval()
 
     def update(self, model: DynamicViT, step: int) -> None:
         """Take the weights after a step into the averages."""

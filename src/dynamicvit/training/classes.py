@@ -45,7 +45,7 @@ class Classes:
         if self.is_fresh:
             model.reset_classifier(self.count)
         if self.is_fresh or self.names is not None:
-            model.bound.set_class_names(self.names)
+            model.set_class_names(self.names)
         parameters = model.backbone.named_parameters()
         return tuple(name for name, parameter in parameters if id(parameter) not in old)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from dynamicvit.checkpoints.runs import DENSE_FOLDER, holds_run
+from dynamicvit.checkpoints.loading import set_drop_path
+from dynamicvit.checkpoints.runs import holds_run
 from dynamicvit.checkpoints.saving import save_as_it_came
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.costs import DENSE
-from dynamicvit.data import ImageData, Loader, train_transform
+from dynamicvit.data import ImageData, Loader
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.log import TENSORBOARD_FOLDER, Progress, TensorBoard
 from dynamicvit.training.loop import fit, total_steps
@@ -20,6 +21,7 @@ from dynamicvit.training.output import draw_run, write_report
 from dynamicvit.training.plan import Plan, measured_plan
 from dynamicvit.training.recipe import AugmentRecipe, LossRecipe, Recipe, TeacherRecipe
 from dynamicvit.training.state import TrainingReport
+from dynamicvit.training.tasks import task_of
 from dynamicvit.utils.distributed import Processes
 
 #: Images of a run that are held out where a dense model is fitted and the recipe holds out none.
@@ -47,10 +49,16 @@ def recipe_for(recipe: Recipe, images: int, fresh: Sequence[str]) -> Recipe:
         batch_size=min(dense.batch_size, images),
         learning_rate=dense.learning_rate,
         backbone_lr_scale=dense.backbone_lr_scale,
-        backbone_frozen=dense.head_alone,
-        warmup=0.1,
+        backbone_frozen=dense.head_alone if fresh else 0.0,
+        optimizer=dense.optimizer,
+        lr_decay=dense.lr_decay,
+        weight_decay=dense.weight_decay,
+        warmup=dense.warmup,
+        drop_path=dense.drop_path,
         clip_grad=1.0,
         ema=None,
+        task=recipe.task,
+        segmentation=recipe.segmentation,
         losses=LossRecipe(classification=1, distillation=0, token=0, ratio=0),
         teacher=TeacherRecipe(),
         augment=AugmentRecipe(
@@ -100,21 +108,21 @@ def _parts(
     """The dense network inside a model, its recipe and its batches."""
     values = recipe_for(recipe, len(images), fresh)
     loader = Loader(
-        images.with_transform(train_transform(model, **values.augment.transform_arguments())),
+        task_of(recipe).for_training(images, model, values),
         values.batch_size,
         shuffle=True,
         seed=recipe.seed,
         num_workers=workers,
         drop_last=True,
     )
-    return DynamicViT(model.backbone, DENSE, []), values, loader
+    return model.like(model.bound, DENSE), values, loader
 
 
 def fit_dense(
     model: DynamicViT,
     images: ImageData,
     recipe: Recipe,
-    output: Path,
+    folder: Path,
     *,
     fresh: Sequence[str],
     held_out: HeldOut | None,
@@ -128,13 +136,11 @@ def fit_dense(
 ) -> TrainingReport:
     """Fit the dense network inside a model to the classes of images, in place.
 
-    Goes on with what the folder ``dense`` of the run holds, and leaves the dense model there.
-
     Args:
         model: whose classifier is fresh.
         images: labeled by the model's classes.
         recipe: of the whole run.
-        output: folder of the run.
+        folder: of this part: what it holds is gone on with, and it gets the dense model.
         fresh: names of the classifier's parameters in the backbone.
         held_out: images to evaluate on.
         workers: processes that read images.
@@ -149,8 +155,9 @@ def fit_dense(
         InputError: as ``fit`` does.
         Interrupted: likewise.
     """
-    folder = output / DENSE_FOLDER
     dense, values, loader = _parts(model, images, recipe, fresh, workers)
+    if values.drop_path or recipe.drop_path:
+        set_drop_path(model, values.drop_path)
     with TensorBoard(folder / TENSORBOARD_FOLDER) as board:
         report = fit(
             dense,
@@ -166,6 +173,8 @@ def fit_dense(
             compiled=compiled,
             on_step=board.after(on_step),
         )
+    if values.drop_path or recipe.drop_path:
+        set_drop_path(model, recipe.drop_path)
     if processes.is_main:
         save_as_it_came(dense, folder)
         write_report(report, dense, values.teacher, None, folder)

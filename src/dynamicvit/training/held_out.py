@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from dynamicvit.data import Batch
-from dynamicvit.evaluation.accuracy import EvaluationResult, evaluate
+from dynamicvit.evaluation.accuracy import evaluate
 from dynamicvit.utils.distributed import Processes
 
 #: A run of more epochs evaluates after every other one, or after fewer.
 MAX_EVALUATIONS = 50
 
-Measure = Literal["top1", "agreement"]
+Measure = Literal["top1", "miou", "agreement"]
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,12 @@ class HeldOut:
         batches: the images in a fixed order; with ``set_share`` where several processes train.
         dense: the network whose answers count as right where images have no labels; None where
             they have.
+        num_images: how many there are; 0 if unknown.
     """
 
     batches: Iterable[Batch]
     dense: nn.Module | None = None
+    num_images: int = 0
 
     @property
     def measure(self) -> Measure:
@@ -40,7 +42,7 @@ class HeldOut:
 
     def evaluate(
         self, model: nn.Module, processes: Processes, precision: torch.dtype | None
-    ) -> EvaluationResult:
+    ) -> Any:
         """How right the model is on the pruned path, in all processes the same; draws nothing."""
         return evaluate(
             model,
@@ -51,7 +53,7 @@ class HeldOut:
             processes=processes,
         )
 
-    def score(self, result: EvaluationResult) -> dict[str, float]:
+    def score(self, result: Any) -> dict[str, float]:
         """The measure and its value in 0..1; empty if no image has a label."""
         value = getattr(result, self.measure)
         return {} if value is None else {self.measure: value}
@@ -71,8 +73,8 @@ class Best:
     """The best checkpoint so far.
 
     Attributes:
-        measure: ``"top1"`` or ``"agreement"`` on held-out images, the higher the better; or
-            ``"loss"``, the mean training loss since the checkpoint before, the lower the better.
+        measure: ``"top1"``, ``"miou"`` or ``"agreement"`` on held-out images, the higher the
+            better; or ``"loss"``, the mean training loss since the checkpoint before, the lower.
         value: of the best one; None before there is one.
         step: how many steps it has made.
     """

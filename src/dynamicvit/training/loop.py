@@ -115,7 +115,8 @@ def fit(
         ReaderError: if a process that reads images died, after saving.
         Interrupted: on SIGINT (Ctrl-C) or SIGTERM, after saving.
     """
-    if not model.schedule.stages and teacher is None and not recipe.fresh:
+    by_labels = recipe.fresh or recipe.losses.classification
+    if not model.schedule.stages and teacher is None and not by_labels:
         raise InputError("there is nothing to train: the schedule has no stage")
     if not len(loader):
         raise InputError("there is nothing to train on: the loader has no batch of images")

@@ -133,7 +133,7 @@ def _held(
     model = objective.model
     images = torch.randn(num_images, image_channels(model), *resolve_image_size(model))
     images = images.to(device)
-    targets = torch.zeros(num_images, dtype=torch.long, device=device)
+    targets = model.blank_labels(images)
     there = [*_tensors(model), *_teachers_tensors(objective), *_gradients(model), images]
     autocast = torch.autocast(images.device.type, precision, enabled=precision is not None)
     with _Held(there) as held:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from timm.optim import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.poly_lr import PolyLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.training.recipe import Recipe
 
+#: Power of the polynomial decay of segmentation models.
+POLY = 0.9
+
 
 def create_optimizer(model: DynamicViT, recipe: Recipe) -> Optimizer:
-    """AdamW over four groups: prediction modules and backbone, each with and without decay.
+    """AdamW or SGD over four groups: prediction modules and backbone, each with and without decay.
 
     A fresh classifier is in two of its own, at the full rate.
     """
     spared = model.no_weight_decay()
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        part, _, rest = name.partition(".")
+        # What is read with beside the backbone, as a segmentation head, learns as the backbone.
+        part = "predictors" if name.startswith("predictors.") else "backbone"
+        rest = name.removeprefix("backbone.")
         if part == "backbone" and (recipe.freeze_backbone or rest in recipe.frozen):
             parameter.requires_grad_(False)
         if not parameter.requires_grad:
@@ -37,13 +46,13 @@ def create_optimizer(model: DynamicViT, recipe: Recipe) -> Optimizer:
             }
             for (part, decay), parameters in groups.items()
         ],
-        opt="adamw",
+        opt=recipe.optimizer,
         lr=recipe.learning_rate,
     )
 
 
 class LearningRate:
-    """Warm-up and cosine for each step, and the backbone's frozen start.
+    """Warm-up and decay for each step, and the backbone's frozen start.
 
     Args:
         optimizer: of :func:`create_optimizer`.
@@ -55,7 +64,10 @@ class LearningRate:
         warmup = round(recipe.warmup * steps)
         self.optimizer = optimizer
         self.frozen_steps = round(recipe.backbone_frozen * steps)
-        self.cosine = CosineLRScheduler(
+        kind: Any = CosineLRScheduler
+        if recipe.lr_decay == "poly":
+            kind = partial(PolyLRScheduler, power=POLY)
+        self.decay = kind(
             optimizer,
             t_initial=max(2, steps - warmup),
             lr_min=min(recipe.min_learning_rate, recipe.learning_rate),
@@ -67,7 +79,7 @@ class LearningRate:
 
     def set(self, step: int) -> None:
         """Set the rates for a step, counted from 0."""
-        self.cosine.step_update(step)
+        self.decay.step_update(step)
         if step < self.frozen_steps:
             for group in self.optimizer.param_groups:
                 if group["name"] == "backbone":

@@ -84,8 +84,8 @@ def time_steps(
         step = Step(objective, recipe, Processes(device), precision=precision)
         optimizer = create_optimizer(student, recipe)
         shape = (images, image_channels(model), *resolve_image_size(model))
-        labels = torch.zeros(images, dtype=torch.long)
-        batch = Batch(torch.randn(shape), labels).to(device)
+        noise = torch.randn(shape)
+        batch = Batch(noise, model.blank_labels(noise)).to(device)
 
         def run() -> None:
             step.backward(batch, Split(0, 0, images))

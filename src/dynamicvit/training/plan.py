@@ -111,7 +111,7 @@ def plan_of(model: DynamicViT, recipe: Recipe, steps: int | None) -> Plan:
     length = None
     if steps is not None:
         rate = LearningRate(optimizer, recipe, steps)
-        length = Steps(steps, rate.cosine.warmup_t, rate.frozen_steps)
+        length = Steps(steps, rate.decay.warmup_t, rate.frozen_steps)
     return Plan(
         image_size=resolve_image_size(model),
         num_patches=num_patches,

@@ -9,6 +9,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PositiveFloat,
     PositiveInt,
     ValidationInfo,
     field_validator,
@@ -26,6 +27,8 @@ from dynamicvit.core.schedule import Policy
 from dynamicvit.utils.fields import MOST_COUNT, MOST_OF_RECIPES
 
 Decisions = Literal["independent", "top-k", "best-k"]
+Optimizer = Literal["adamw", "sgd"]
+Decay = Literal["cosine", "poly"]
 
 
 class Strict(BaseModel):
@@ -137,6 +140,28 @@ class AugmentRecipe(Strict):
         return self.model_dump(include={"scale", "hflip", "auto_augment", "re_prob"})
 
 
+class SegmentationRecipe(Strict):
+    """What only segmentation has; the augmentation is torchvision's.
+
+    Attributes:
+        head: of a fresh one, "linear" or "mask".
+        scale: least and greatest length that an image's short side is resized to, in crops.
+        hflip: probability of a mirror image.
+        photometric: probability of each change of brightness, contrast, saturation and hue.
+        stride: from window to window of held-out images, in pixels; by default the window's side.
+        ignore_index: of pixels without a class.
+        reduce_labels: masks count classes from 1, and 0 is no class, as in ADE20K.
+    """
+
+    head: Literal["linear", "mask"] = "linear"
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
+    hflip: float = Field(0.5, ge=0, le=1)
+    photometric: float = Field(0.5, ge=0, le=1)
+    stride: PositiveInt | None = None
+    ignore_index: int = Field(255, ge=0)
+    reduce_labels: bool = False
+
+
 class DenseRecipe(Strict):
     """How the dense model is fitted to classes that it does not have, before it is sparsified.
 
@@ -149,6 +174,11 @@ class DenseRecipe(Strict):
         learning_rate: of the classifier, at its peak.
         backbone_lr_scale: the rest's share of it.
         head_alone: share of the steps in which the classifier learns alone.
+        optimizer: as for :class:`Recipe`, like all that follow.
+        lr_decay: likewise.
+        weight_decay: likewise.
+        warmup: likewise.
+        drop_path: likewise.
     """
 
     images: int | None = Field(None, gt=0)
@@ -156,12 +186,18 @@ class DenseRecipe(Strict):
     learning_rate: float = Field(1e-3, gt=0)
     backbone_lr_scale: float = Field(0.05, ge=0)
     head_alone: float = Field(0.2, ge=0, le=1)
+    optimizer: Optimizer = "adamw"
+    lr_decay: Decay = "cosine"
+    weight_decay: float = Field(0.05, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    drop_path: float = Field(0.0, ge=0, lt=1)
 
 
 class Recipe(Strict):
     """A training run; the defaults are the released code's, as the recipe deit_small has them.
 
     Attributes:
+        task: "classification", one class an image; or "segmentation", one class a pixel.
         model: timm's name of the backbone; a command's ``--model`` goes first.
         keep_ratio: ρ, or one ratio for each stage.
         budgets: least and greatest ρ that training steps are spread over, for one model that serves
@@ -170,8 +206,7 @@ class Recipe(Strict):
         method: how a dense model chooses tokens, a name in :data:`~dynamicvit.methods.METHODS`; by
             default what the model was saved with, and "dynamicvit" for a new one.
         policy: what becomes of dropped tokens: "removed", "merged" into the most alike kept one, or
-            "bypassed"; by default what the model was saved with, and the method's own for a new
-            one.
+            "bypassed"; by default what the model was saved with, or a new one's method's own.
         restore_before: index of the block before which bypassed tokens come back, and merged ones
             are patches again; by default after the last block, and never.
         image_size: side in pixels, or height and width; by default the model's own.
@@ -184,8 +219,10 @@ class Recipe(Strict):
             and is its own dense teacher.
         backbone_frozen: share of the run in which the backbone does not learn (5 of 30 epochs).
         warmup: share of the run in which the learning rate rises.
-        min_learning_rate: where the cosine ends.
-        weight_decay: of AdamW; not for biases, norms and position embeddings.
+        min_learning_rate: where the decay ends.
+        optimizer: "adamw", or "sgd" with a momentum of 0.9.
+        lr_decay: "cosine", or "poly": by a power of 0.9, as segmentation models are trained.
+        weight_decay: not for biases, norms and position embeddings.
         clip_grad: largest gradient norm, or none.
         ema: decay of the averaged weights, which are the ones that are saved; or none.
         drop_path: stochastic depth of the backbone.
@@ -207,12 +244,14 @@ class Recipe(Strict):
         fresh: parameters of the backbone that learn at the full rate from the start: those of a
             new classifier.
         dense: how the dense model is fitted to the images' classes first, if it has others.
+        segmentation: what only segmentation has. Its crops are of the image size.
         hold_out: share of the training images to keep aside and evaluate on, after each epoch
             (in long runs after some): top-1 if they have labels, else agreement with the dense
             network. The best checkpoint is told by it.
         seed: of everything.
     """
 
+    task: Literal["classification", "segmentation"] = "classification"
     model: str | None = None
     keep_ratio: float | tuple[float, ...] = 0.7
     budgets: tuple[float, float] | None = None
@@ -230,6 +269,8 @@ class Recipe(Strict):
     backbone_frozen: float = Field(5 / 30, ge=0, le=1)
     warmup: float = Field(5 / 30, ge=0, lt=1)
     min_learning_rate: float = Field(1e-6, ge=0)
+    optimizer: Optimizer = "adamw"
+    lr_decay: Decay = "cosine"
     weight_decay: float = Field(0.05, ge=0)
     clip_grad: float | None = Field(None, gt=0)
     ema: float | None = Field(0.9999, gt=0, lt=1)
@@ -244,6 +285,7 @@ class Recipe(Strict):
     frozen: tuple[str, ...] = ("cls_token", "pos_embed")
     fresh: tuple[str, ...] = ()
     dense: DenseRecipe = DenseRecipe()
+    segmentation: SegmentationRecipe = SegmentationRecipe()
     hold_out: float = Field(0.0, ge=0, lt=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
 
@@ -282,6 +324,8 @@ class Recipe(Strict):
                     "budgets need decisions that keep as many tokens as a budget says: top-k or "
                     "best-k, got independent"
                 )
+        if self.task == "segmentation" and (self.augment.mixup or self.augment.cutmix):
+            raise ValueError("task segmentation: masks can't be mixed, so mixup and cutmix are 0")
         if self.stages == ():
             raise ValueError("stages: at least one is needed to drop anything")
         if self.masking in NO_GRADIENT and not self.losses.guidance:

@@ -16,13 +16,12 @@ from torch.utils.data import ConcatDataset
 
 from dynamicvit.checkpoints.addon import ADDON_NAME, backbone_fingerprint, save_addon
 from dynamicvit.checkpoints.loading import set_drop_path, set_image_size
-from dynamicvit.checkpoints.runs import holds_run
+from dynamicvit.checkpoints.runs import DENSE_FOLDER, holds_run
 from dynamicvit.checkpoints.saving import save_as_it_came
 from dynamicvit.core.networks import DenseNetwork
-from dynamicvit.data import Loader, eval_transform, split, train_transform
+from dynamicvit.data import Loader, split
 from dynamicvit.errors import InputError
 from dynamicvit.training.budgets import Budgets
-from dynamicvit.training.classes import classes_for, sources_of
 from dynamicvit.training.dense import HOLD_OUT, fit_dense, plan_dense
 from dynamicvit.training.external_teacher import teacher_for
 from dynamicvit.training.held_out import HeldOut
@@ -34,6 +33,7 @@ from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.recipes import load_recipe
 from dynamicvit.training.state import TrainingReport
 from dynamicvit.training.student import student_for
+from dynamicvit.training.tasks import default_recipe, task_of
 from dynamicvit.utils.distributed import launched_precision, launched_processes
 from dynamicvit.utils.lock import owned
 from dynamicvit.utils.precision import autocast_dtype
@@ -81,7 +81,8 @@ class Training:
         model: a name or folder as :func:`~dynamicvit.checkpoints.loading.load` takes it, by
             default the recipe's; a dense network; or a model that drops tokens, whose own budget,
             stages and policy then count.
-        recipe: a built-in one, a YAML file, or its values.
+        recipe: a built-in one, a YAML file, or its values; by default "segmentation" for images
+            with masks, else "small_data".
         overrides: of the recipe's values, as ``key=value``.
         checkpoint: a file of weights for the model.
         addon: prediction modules for the model, of an earlier run with a frozen backbone.
@@ -101,6 +102,7 @@ class Training:
         grad_checkpointing: less memory, a third more computation.
         compiled: use ``torch.compile``.
         strict: an unreadable image is an error.
+        dense: fit the dense model alone, by labels, and save that.
         workers: processes that read images.
         device: where to train; by default the GPU, if there is one.
         plan_only: load no weights but those of files; for :meth:`plan`.
@@ -113,7 +115,7 @@ class Training:
         classes: of the model.
         class_map: how labels lead to them; ``None`` where no label is read.
         loader: the training batches; ``None`` without data.
-        held_out: the batches kept aside, if the recipe does.
+        held_out: the images kept aside, if the recipe does.
         processes: that share the run.
 
     Raises:
@@ -125,7 +127,7 @@ class Training:
         data: str | Path | None,
         model: str | Path | nn.Module | None = None,
         *,
-        recipe: str | Path | Recipe = "small_data",
+        recipe: str | Path | Recipe | None = None,
         overrides: Sequence[str] = (),
         checkpoint: str | Path | None = None,
         addon: str | Path | None = None,
@@ -141,6 +143,7 @@ class Training:
         grad_checkpointing: bool = False,
         compiled: bool = False,
         strict: bool = False,
+        dense: bool = False,
         workers: int = 1,
         device: torch.device | str | None = None,
         plan_only: bool = False,
@@ -150,8 +153,9 @@ class Training:
         self.processes = launched_processes(device)
         self.precision = launched_precision(dtype, self.processes.device)
         self.accumulate, self.compiled = accumulate, compiled
-        self.data = data
+        self.data, self.dense_only = data, dense
         self.teacher_checkpoint = teacher_checkpoint
+        recipe = default_recipe(data) if recipe is None else recipe
         values = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe), overrides)
         if teacher is not None:
             asked = values.teacher.model_copy(update={"model": teacher})
@@ -159,15 +163,18 @@ class Training:
         named = values.model if model is None else model
         if named is None:
             raise InputError("the recipe names no model: give one")
-        self.sources = [] if data is None else sources_of(data, values, unlabeled, strict)
+        self._task = task_of(values, dense)
+        self.sources = [] if data is None else self._task.sources(data, values, unlabeled, strict)
         torch.manual_seed(values.seed)
         wanted = pretrained and (not plan_only or addon is not None)
-        self.model, values = student_for(named, values, checkpoint, addon, wanted)
-        images = self.sources[0] if self.sources else None
-        self.classes = classes_for(images, self.model, values, class_map, num_classes, class_names)
-        self._fresh = self.classes.give_to(self.model)
+        model, values = student_for(named, values, checkpoint, addon, wanted)
+        images, given = self.sources[0] if self.sources else None, (num_classes, class_names)
+        self.classes = self._task.classes(images, model, values, class_map, *given)
+        self.model, self._fresh = self._task.give(self.classes, model, values)
         self.class_map = self.classes.class_map
-        if self.classes.are_fitted and not values.hold_out:
+        if dense and self.class_map is None and data is not None:
+            raise InputError(f"{data}: a dense model is fitted by labels, and none are used here")
+        if (self.classes.are_fitted or dense) and not values.hold_out:
             values = values.model_copy(update={"hold_out": HOLD_OUT})
         if values.budgets is not None:
             Budgets(self.model, *values.budgets)  # refuses those that the model can't have
@@ -182,7 +189,7 @@ class Training:
             self.model.set_grad_checkpointing()
         self.teacher = teacher_for(self.model, values, teacher_checkpoint, not plan_only)
         self.loader: Loader | None = None
-        self.held_out: Loader | None = None
+        self.held_out: HeldOut | None = None
         self._workers = workers
         if self.sources:
             self._read(workers)
@@ -190,23 +197,27 @@ class Training:
     def _read(self, workers: int) -> None:
         """The training batches, and those held out."""
         images, *more = self.sources
-        known = self.class_map
-        images = images.without_labels() if known is None else images.with_class_map(known.index)
-        self.sources[0] = images
+        self.sources[0] = images = self._task.labeled(images, self.classes)
         if self.recipe.hold_out:
             images, kept_aside = split(images, self.recipe.hold_out, self.recipe.seed)
-            kept_aside = kept_aside.with_transform(eval_transform(self.model))
-            self.held_out = Loader(kept_aside, 32, num_workers=workers)
+            self.held_out = self._task.held_out(kept_aside, self.model, self.recipe, workers)
         self._images = images
-        transform = train_transform(self.model, **self.recipe.augment.transform_arguments())
+        augmented = [
+            self._task.for_training(each, self.model, self.recipe) for each in (images, *more)
+        ]
         self.loader = Loader(
-            ConcatDataset([source.with_transform(transform) for source in (images, *more)]),
+            ConcatDataset(augmented),
             self.recipe.batch_size,
             shuffle=True,
             seed=self.recipe.seed,
             num_workers=workers,
             drop_last=True,
         )
+
+    @property
+    def fits_dense(self) -> bool:
+        """Whether the dense model is fitted, before the sparse one or alone."""
+        return self.dense_only or self.classes.are_fitted
 
     def plan(self) -> Plan:
         """What would be done, with a device's memory and a few timed steps; nothing is written."""
@@ -223,7 +234,7 @@ class Training:
             device=self.processes.device,
             **how,
         )
-        if self.classes.are_fitted:
+        if self.fits_dense:
             how |= {"fresh": self._fresh, "workers": self._workers, "processes": self.processes}
             plan = replace(plan, dense=plan_dense(self.model, self._images, self.recipe, **how))
         return plan
@@ -265,25 +276,27 @@ class Training:
     ) -> TrainingReport:
         check_output(output, resume)
         goes_on = holds_run(output)
-        held_out = None if self.held_out is None else HeldOut(self.held_out)
-        dense, accuracy = None, None
+        held_out = self.held_out
+        dense, accuracy, report = None, None, None
         is_main = self.processes.is_main
         how: dict[str, Any] = {"force": force, "processes": self.processes}
         for name in ("precision", "accumulate", "compiled"):
             how[name] = getattr(self, name)
         try:
-            if self.classes.are_fitted:
-                fit_dense(
+            if self.fits_dense:
+                report = fit_dense(
                     self.model,
                     self._images,
                     self.recipe,
-                    output,
+                    output if self.dense_only else output / DENSE_FOLDER,
                     fresh=self._fresh,
                     workers=self._workers,
                     held_out=held_out,
                     on_step=on_step,
                     **how,
                 )
+            if self.dense_only and report is not None:
+                return report
             if held_out is not None:
                 dense = DenseNetwork(self.model)
                 dense = dense if self.recipe.freeze_backbone else copy.deepcopy(dense)

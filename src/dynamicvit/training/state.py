@@ -15,6 +15,7 @@ from dynamicvit.checkpoints.runs import LOG_NAME
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import EvaluationResult
+from dynamicvit.evaluation.segmentation import SegmentationResult
 from dynamicvit.training.averages import Averages
 from dynamicvit.training.checkpoint import (
     MisfitError,
@@ -61,8 +62,8 @@ class TrainingReport:
     skipped: tuple[str, ...]
     bad_steps: int
     best: Best
-    held_out: EvaluationResult | None = None
-    dense_held_out: EvaluationResult | None = None
+    held_out: EvaluationResult | SegmentationResult | None = None
+    dense_held_out: EvaluationResult | SegmentationResult | None = None
 
 
 class RunState:
@@ -291,7 +292,9 @@ class RunState:
         teacher = self.objective.external_teacher
         return None if teacher is None else teacher.fingerprint
 
-    def report(self, held_out: EvaluationResult | None = None) -> TrainingReport:
+    def report(
+        self, held_out: EvaluationResult | SegmentationResult | None = None
+    ) -> TrainingReport:
         """What was done, and how right the final weights are."""
         return TrainingReport(
             steps=self.step,

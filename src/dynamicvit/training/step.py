@@ -217,7 +217,7 @@ class _Pass(nn.Module):
         # Without scores there is nothing but the decisions to say what is kept.
         likely = [(odds.detach() > 0).float().mean() for odds in output.keep_scores] or drawn
         shares = torch.stack(drawn + likely) if drawn else output.logits.new_zeros(0)
-        bad = ~output.logits.detach().isfinite().all(dim=1)
+        bad = ~output.logits.detach().isfinite().flatten(1).all(dim=1)
         return losses, shares, _kept_tokens(output), bad
 
     def autocast(self, images: Tensor) -> torch.autocast:
@@ -245,4 +245,4 @@ def _pieces(batch: Batch, passes: int) -> list[Batch]:
 
 def _placeholder(model: DynamicViT, device: torch.device) -> Batch:
     images = torch.zeros(1, image_channels(model), *own_image_size(model), device=device)
-    return Batch(images, torch.zeros(1, dtype=torch.long, device=device))
+    return Batch(images, model.blank_labels(images))

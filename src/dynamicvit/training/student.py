@@ -62,6 +62,11 @@ def student_for(
         default_method=TRAINED_METHOD,
         pretrained=pretrained,
     )
+    if not model.schedule.stages and recipe.method is None and not recipe.asks_external_teacher:
+        ratio = recipe.keep_ratio or DEFAULT_KEEP_RATIO
+        made = core_of(sparsify(model, ratio, recipe.stages, recipe.policy, TRAINED_METHOD))
+        assert isinstance(made, DynamicViT)
+        model = made.eval()
     if not model.schedule.stages and not recipe.asks_external_teacher:
         raise InputError(
             f"{name} with method {model.method.name} has no stage that drops tokens: give it "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import core_of
+from dynamicvit.core.networks import check_classifies, core_of
 from dynamicvit.costs import ImageSize, resolve_image_size
 from dynamicvit.data import ImageData
 from dynamicvit.errors import InputError
@@ -140,6 +140,7 @@ def tune(
 
 def trained_or_lookahead(model: DynamicViT) -> DynamicViT:
     """The model, or if nobody has trained its scores one that merges by look-ahead instead."""
+    check_classifies(model, "tune")
     if not any(method.is_fresh for method in model.methods):
         return model
     sparse = core_of(sparsify(model.backbone, method="lookahead"))
@@ -151,6 +152,8 @@ def _sparse(model: nn.Module | str | os.PathLike[str]) -> DynamicViT:
     if isinstance(model, str | os.PathLike):
         return trained_or_lookahead(load(os.fspath(model)))
     core = core_of(model)
+    if isinstance(core, DynamicViT):
+        check_classifies(core, "tune")
     if not isinstance(core, DynamicViT):
         core = core_of(sparsify(core, method="lookahead"))
     assert isinstance(core, DynamicViT)

@@ -6,6 +6,9 @@ import reprlib
 from collections.abc import Sequence
 from datetime import timedelta
 
+#: Measures on held-out images.
+MEASURES = {"top1": "top-1", "miou": "mIoU", "agreement": "agreement with the dense model"}
+
 #: Of a duration: Python's own end at a milliard days.
 _MOST_SECONDS = 8e13
 

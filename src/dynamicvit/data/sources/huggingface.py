@@ -43,7 +43,8 @@ class HuggingFace(Source):
             except Exception as error:
                 reason = problem or one_line(error)
                 raise InputError(f"{name} can't be opened ({reason})") from error
-        image = image_column(name, data.features, datasets.Image)
+        self.data = data
+        self.image = image = image_column(name, data.features, datasets.Image)
         label, self.class_problem = class_column(name, data.features, column, datasets)
         self.labeled = label is not None or self.class_problem is not None
         if label is not None:

@@ -16,6 +16,7 @@ from dynamicvit.training.recipe import (
     DenseRecipe,
     LossRecipe,
     Recipe,
+    SegmentationRecipe,
     Strict,
     TeacherRecipe,
 )
@@ -211,4 +212,5 @@ _PARTS: dict[str, type[Strict]] = {
     "teacher": TeacherRecipe,
     "augment": AugmentRecipe,
     "dense": DenseRecipe,
+    "segmentation": SegmentationRecipe,
 }

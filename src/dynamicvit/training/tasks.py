@@ -1,0 +1,121 @@
+"""What a run does by its task: its images, classes, augmentation, and what is measured."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.data import ImageData, Loader, eval_transform, has_masks, train_transform
+from dynamicvit.errors import InputError
+from dynamicvit.training.classes import Classes, classes_for, sources_of
+from dynamicvit.training.held_out import HeldOut
+from dynamicvit.training.recipe import Recipe
+
+
+class Task(ABC):
+    """All that :class:`~dynamicvit.training.run.Training` asks of one.
+
+    Args:
+        dense: whether the run fits the dense model alone.
+    """
+
+    def __init__(self, dense: bool = False) -> None:
+        self.dense = dense
+
+    @abstractmethod
+    def sources(
+        self, root: str | Path, recipe: Recipe, unlabeled: Sequence[str | Path], strict: bool
+    ) -> list[Any]:
+        """The training images, with labels if they have any, and more without.
+
+        Raises:
+            InputError: for images that can't be had, or are for another task.
+        """
+
+    @abstractmethod
+    def classes(
+        self,
+        images: Any,
+        model: DynamicViT,
+        recipe: Recipe,
+        class_map: str | None,
+        num_classes: int | None,
+        class_names: str | Path | None,
+    ) -> Classes:
+        """The classes of a run, as :func:`~dynamicvit.training.classes.classes_for`."""
+
+    def give(
+        self, classes: Classes, model: DynamicViT, recipe: Recipe
+    ) -> tuple[DynamicViT, tuple[str, ...]]:
+        """The model with these classes, and the names of what is fresh in it."""
+        del recipe
+        return model, classes.give_to(model)
+
+    @abstractmethod
+    def labeled(self, images: Any, classes: Classes) -> Any:
+        """The images labeled by the model's classes, or without labels where none is read."""
+
+    @abstractmethod
+    def for_training(self, images: Any, model: DynamicViT, recipe: Recipe) -> Any:
+        """The images under the recipe's augmentation."""
+
+    @abstractmethod
+    def held_out(self, images: Any, model: DynamicViT, recipe: Recipe, workers: int) -> HeldOut:
+        """The images to evaluate on."""
+
+
+class Classification(Task):
+    """One class an image."""
+
+    def sources(
+        self, root: str | Path, recipe: Recipe, unlabeled: Sequence[str | Path], strict: bool
+    ) -> list[ImageData]:
+        """As :func:`~dynamicvit.training.classes.sources_of`."""
+        if has_masks(root):
+            raise InputError(f"{root} has a mask for each image: take recipe segmentation")
+        return sources_of(root, recipe, unlabeled, strict)
+
+    def classes(self, images: Any, model: DynamicViT, recipe: Recipe, *given: Any) -> Classes:
+        """As :func:`~dynamicvit.training.classes.classes_for`."""
+        if model.task != "classification":
+            raise InputError(f"the model is for {model.task}: take recipe {model.task}")
+        # A dense model is fitted by labels.
+        losses = recipe.losses.model_copy(update={"classification": 1.0})
+        recipe = recipe.model_copy(update={"losses": losses}) if self.dense else recipe
+        return classes_for(images, model, recipe, *given)
+
+    def labeled(self, images: ImageData, classes: Classes) -> ImageData:
+        """By the class map."""
+        known = classes.class_map
+        return images.without_labels() if known is None else images.with_class_map(known.index)
+
+    def for_training(self, images: ImageData, model: DynamicViT, recipe: Recipe) -> ImageData:
+        """Under timm's augmentation."""
+        return images.with_transform(train_transform(model, **recipe.augment.transform_arguments()))
+
+    def held_out(
+        self, images: ImageData, model: DynamicViT, recipe: Recipe, workers: int
+    ) -> HeldOut:
+        """In batches, whose top-1 counts."""
+        del recipe
+        batches = Loader(images.with_transform(eval_transform(model)), 32, num_workers=workers)
+        return HeldOut(batches, num_images=len(images))
+
+
+def task_of(recipe: Recipe, dense: bool = False) -> Task:
+    """The task that a recipe is for; ``dense`` as for :class:`Task`."""
+    if recipe.task == "segmentation":
+        from dynamicvit.training.segmentation import Segmentation
+
+        return Segmentation(dense)
+    return Classification(dense)
+
+
+def default_recipe(data: str | Path | None, freeze_backbone: bool = False) -> str:
+    """The recipe of a run that names none: by what the data are labeled with."""
+    if data is not None and has_masks(data):
+        return "segmentation"
+    return "frozen" if freeze_backbone else "small_data"
