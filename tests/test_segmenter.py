@@ -160,6 +160,14 @@ def test_saved_and_loaded_it_is_the_same(head: str, tmp_path: Path) -> None:
     assert "image-segmentation" in card
 
 
+@each_family
+def test_every_family_is_saved_with_a_head(family: Family, tmp_path: Path) -> None:
+    model, images = made(family), family.images()
+    model.save_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "model")(images), model(images))
+
+
 def test_a_classifier_is_no_segmenter(tmp_path: Path) -> None:
     DEIT.sparse().save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match=r"classification.*segmentation"):

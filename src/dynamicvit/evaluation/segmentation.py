@@ -214,9 +214,8 @@ class _Counts:
     """torchmetrics' confusion of classes, added up over processes."""
 
     def __init__(self, num_classes: int, device: torch.device | str) -> None:
-        from torchmetrics.classification import MulticlassJaccardIndex
-
-        self.metric = MulticlassJaccardIndex(
+        kinds = need("torchmetrics.classification", "segmentation")
+        self.metric = kinds.MulticlassJaccardIndex(
             num_classes,
             average="none",
             ignore_index=UNLABELED,
