@@ -174,6 +174,22 @@ def test_a_classifier_is_no_segmenter(tmp_path: Path) -> None:
         Segmenter.from_pretrained(tmp_path / "model")
 
 
+def test_budgets_of_its_own_for_each_image_and_for_a_view() -> None:
+    model, images = made(), torch.randn(6, 3, *DEIT.size)
+    with torch.no_grad():
+        half = model.at(0.5)(images)
+        before = model.keep_ratio
+        model.keep_ratio = 0.5
+        assert torch.equal(model(images), half)
+        model.keep_ratio = before
+        model.calibrate(torch.randn(64, 3, *DEIT.size))
+        together = model(images)
+        alone = torch.cat([model(image[None]) for image in images])
+        kept = model.forward_pruned(images).kept[0].sum(1)
+    assert len(kept.unique()) > 1
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
 def test_another_image_size_interpolates_positions() -> None:
     model = made()
     rows, columns = DEIT.grid[0] + 2, DEIT.grid[1] - 1
