@@ -72,9 +72,9 @@ def person_share(model: Segmenter, data: MaskData) -> float | None:
     window = model.bound.image_size
     data = data.with_joint_transform(joint_eval_transform(model))
     on_person = kept = 0.0
-    for image, mask, *_ in (data[index] for index in range(len(data))):
-        assert isinstance(image, torch.Tensor)
-        assert isinstance(mask, torch.Tensor)
+    for index in range(len(data)):
+        sample: Any = data[index]
+        image, mask, _ = sample
         output = model.forward_pruned(image[None, :, : window[0], : window[1]])
         person = F.interpolate((mask > 0).float()[None, None], image.shape[1:])
         person = F.adaptive_avg_pool2d(person[..., : window[0], : window[1]], output.grid)
@@ -95,7 +95,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the rows that are missing, and print all."""
-    parser = argparse.ArgumentParser(description="Make the rows that are missing, and print all.")
+    parser = argparse.ArgumentParser(description="mIoU over cost")
     parser.add_argument("data", help="training images and masks, as the commands name them")
     parser.add_argument("dense", help="folder of the dense model")
     parser.add_argument("--test", help="images that are only reported")

@@ -235,7 +235,7 @@ def test_no_permission_to_write(
         return not (mode == os.W_OK and Path(path) == tmp_path)
 
     monkeypatch.setattr(os, "access", access)
-    monkeypatch.setattr(command, "evaluate", None)  # refused before the work
+    monkeypatch.setattr("dynamicvit.cli.evaluated.evaluate", None)  # refused before the work
     assert main(folder, "--model", saved, "--json", tmp_path / "x.json") == 2
     assert "no permission" in one_line()
 

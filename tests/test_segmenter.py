@@ -160,10 +160,34 @@ def test_saved_and_loaded_it_is_the_same(head: str, tmp_path: Path) -> None:
     assert "image-segmentation" in card
 
 
+@each_family
+def test_every_family_is_saved_with_a_head(family: Family, tmp_path: Path) -> None:
+    model, images = made(family), family.images()
+    model.save_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "model")(images), model(images))
+
+
 def test_a_classifier_is_no_segmenter(tmp_path: Path) -> None:
     DEIT.sparse().save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match=r"classification.*segmentation"):
         Segmenter.from_pretrained(tmp_path / "model")
+
+
+def test_budgets_of_its_own_for_each_image_and_for_a_view() -> None:
+    model, images = made(), torch.randn(6, 3, *DEIT.size)
+    with torch.no_grad():
+        half = model.at(0.5)(images)
+        before = model.keep_ratio
+        model.keep_ratio = 0.5
+        assert torch.equal(model(images), half)
+        model.keep_ratio = before
+        model.calibrate(torch.randn(64, 3, *DEIT.size))
+        together = model(images)
+        alone = torch.cat([model(image[None]) for image in images])
+        kept = model.forward_pruned(images).kept[0].sum(1)
+    assert len(kept.unique()) > 1
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_another_image_size_interpolates_positions() -> None:

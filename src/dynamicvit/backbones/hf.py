@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from dynamicvit.backbones import register_backbone
+from dynamicvit.backbones import backbone_for, register_backbone
 from dynamicvit.backbones.hf_base import HFBackbone, describe
 from dynamicvit.backbones.hf_dinov2 import HFDinov2Backbone
 from dynamicvit.backbones.hf_siglip import HFSiglipBackbone
@@ -48,6 +48,11 @@ def rebuild(description: dict[str, Any]) -> PreTrainedModel:
     """The model that :func:`describe` described, with fresh weights."""
     config = dict(description["backbone_config"])
     kind = config.pop("model_type")
-    model: Any = classifier_from(transformers.AutoConfig.for_model(kind, **config))
+    built: Any = transformers.AutoConfig.for_model(kind, **config)
+    has_classifier = built.num_labels > 0
+    built.num_labels = max(1, built.num_labels)  # SigLIP's class wants one until it is built
+    model: Any = classifier_from(built)
+    if not has_classifier:
+        backbone_for(model).reset_classifier(0, None)
     model.image_processing = dict(description["image_processing"])
     return model

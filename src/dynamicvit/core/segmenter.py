@@ -262,7 +262,8 @@ def segmenter(model: nn.Module, num_classes: int, head: str = "linear") -> Segme
         made = Segmenter(backbone_for(model), Schedule((), ()), head=head, num_classes=num_classes)
     if made.bound.num_classes:
         made.bound.reset_classifier(0, None)
-    return made.train(model.training)
+    made.train(model.training)
+    return made
 
 
 def post_process_semantic_segmentation(

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.networks import DenseNetwork, core_of, eval_mode
 from dynamicvit.core.segmenter import Segmenter
 from dynamicvit.costs import resolve_image_size
@@ -72,7 +73,7 @@ class SegmentationResult:
 
 
 def evaluate_segmentation(
-    model: Segmenter | DenseNetwork,
+    model: Segmenter | DenseNetwork | str | os.PathLike[str],
     data: str | os.PathLike[str] | MaskData,
     *,
     dense: nn.Module | None = None,
@@ -90,7 +91,8 @@ def evaluate_segmentation(
     size: single-scale evaluation as in Segmenter's Section 4.1.
 
     Args:
-        model: as :func:`~dynamicvit.segmenter` makes it, or the dense network inside one.
+        model: as :func:`~dynamicvit.segmenter` makes it, the dense network inside one, or what
+            :func:`~dynamicvit.load` takes.
         data: a source of images and masks, or :class:`~dynamicvit.data.MaskData`.
         dense: a model to compare the maps with.
         image_size: of the window; the model's own by default.
@@ -106,6 +108,7 @@ def evaluate_segmentation(
             model's, logits that are not finite, or masks none of whose pixels are labeled.
     """
     need("torchmetrics", "segmentation")
+    model = _segmenting(load(model) if isinstance(model, str | os.PathLike) else model)
     own = next(model.parameters()).device if processes is None else processes.device
     device = own if device is None else device
     processes = Processes(device) if processes is None else processes
@@ -158,6 +161,17 @@ def evaluate_segmentation(
         skipped=skipped,
         seconds=time.perf_counter() - started,
     )
+
+
+def _segmenting(model: Any) -> Segmenter | DenseNetwork:
+    """The model, if it gives maps.
+
+    Raises:
+        InputError: if it does not.
+    """
+    if getattr(core_of(model), "task", "classification") != "segmentation":
+        raise InputError("the model classifies images: give a segmenter, or take evaluate")
+    return model
 
 
 def masks_for(root: str | os.PathLike[str], model: nn.Module, strict: bool = False) -> MaskData:
@@ -214,9 +228,8 @@ class _Counts:
     """torchmetrics' confusion of classes, added up over processes."""
 
     def __init__(self, num_classes: int, device: torch.device | str) -> None:
-        from torchmetrics.classification import MulticlassJaccardIndex
-
-        self.metric = MulticlassJaccardIndex(
+        kinds = need("torchmetrics.classification", "segmentation")
+        self.metric = kinds.MulticlassJaccardIndex(
             num_classes,
             average="none",
             ignore_index=UNLABELED,

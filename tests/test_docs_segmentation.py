@@ -1,0 +1,61 @@
+"""docs/segmentation.md does what it says, on a dozen small images."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("torchmetrics")
+
+import timm
+
+from families import DEIT
+from masks import write_scenes
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "segmentation.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+COMMANDS = [line for line in TEXT.splitlines() if line.startswith("dynamicvit ")]
+TINY = (
+    *("--set", "images=4", "--set", "batch_size=2", "--set", "dense.images=4"),
+    *("--set", "dense.batch_size=2", "--set", "dense.drop_path=0", "--workers", "0"),
+)
+MORE = {"train": TINY, "eval": ("--workers", "0"), "bench": ("--seconds", "0.1")}
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Path:
+    write_scenes(tmp_path / "STREET", 12, "train")
+    write_scenes(tmp_path / "STREET", 3, "test")
+    (tmp_path / "STREET" / "images" / "test" / "0.png").rename(tmp_path / "street.jpg")
+    (tmp_path / "STREET" / "masks" / "test" / "0.png").unlink()
+    DEIT.sparse(img_size=(32, 32)).save_pretrained(tmp_path / "vit_tiny_patch16_224")
+    return tmp_path
+
+
+def test_the_commands(
+    street: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., int]
+) -> None:
+    monkeypatch.chdir(street)
+    assert len(COMMANDS) >= 6
+    for line in COMMANDS:
+        words = shlex.split(line.replace("--image-size 384", "--image-size 32"))[1:]
+        assert command(*words, *MORE.get(words[0], ())) == 0, line
+    assert (street / "pictures" / "street_dynamicvit.png").is_file()
+
+
+def test_the_code(street: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(street)
+    small = DEIT.backbone(img_size=(32, 32))
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: small)
+    names = {"images": torch.randn(2, 3, 32, 32)}
+    for block in re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.M):
+        block = block.replace("num_classes=10", "num_classes=3").replace('"hair"', '"class 1"')
+        block = block.replace("dense=dense)", "dense=dense, workers=0)")
+        exec(compile(block, str(PAGE), "exec", dont_inherit=True), names)
+    maps = names["maps"]
+    assert [tuple(one.shape) for one in maps] == [(576, 384)] * 2  # type: ignore[attr-defined]
