@@ -98,6 +98,11 @@ class Map(Tokens):
             return super().kept_index()
         return (self.slow % self.num_patches).reshape(self.x.shape[0], -1)
 
+    def membership(self) -> Tensor:
+        """``(B, N)``: each position's own, -1 on the cheap path."""
+        here = torch.arange(self.num_patches, device=self.x.device)
+        return torch.where(self.kept(), here, -1)
+
     def by_count(self, kept: Tensor) -> Iterator[tuple[Tokens, Tensor]]:
         """One part with ``kept`` as it is: rows of all images are gathered at once."""
         yield self, kept

@@ -169,8 +169,9 @@ class Recipe(Strict):
         stages: block indices; by default at 1/4, 2/4 and 3/4 of the depth.
         method: how a dense model chooses tokens, a name in :data:`~dynamicvit.methods.METHODS`; by
             default what the model was saved with, and "dynamicvit" for a new one.
-        policy: what becomes of dropped tokens: "removed", or "merged" into the most alike kept one;
-            by default what the model was saved with, and the method's own for a new one.
+        policy: what becomes of dropped tokens: "removed", or "merged" into the most alike kept one,
+            or "cheap" of ConvNeXt and Swin; by default what the model was saved with, and the
+            method's own for a new one.
         image_size: side in pixels, or height and width; by default the model's own.
         epochs: how long; or
         images: the number of images to see instead of epochs.
