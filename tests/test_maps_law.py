@@ -197,6 +197,38 @@ def test_the_parts_add_up_to_what_is_counted(family: MapFamily) -> None:
         assert counted == dense + scores - cheap * (2 * wide * width - width * width)
 
 
+@each_map
+@torch.no_grad()
+def test_four_levels(family: MapFamily) -> None:
+    """As timm's own where nothing is cheap; the first two always, all of them whole."""
+    model, images = family.sparse(), family.images()
+    dense = model.backbone
+    for norm in (False, True):
+        final, theirs = dense.forward_intermediates(images, norm=norm)
+        sparse_final, ours = model.forward_intermediates(images, norm=norm)
+        model.keep_ratio = [1.0, 1.0, 1.0]
+        whole_final, whole = model.forward_intermediates(images, norm=norm)
+        model.keep_ratio = 0.7
+        assert sparse_final.shape == final.shape
+        assert_agree(whole_final, final)
+        for i in range(4):
+            assert_agree(whole[i], theirs[i])
+            assert ours[i].shape == theirs[i].shape
+            if i < 2:
+                assert_agree(ours[i], theirs[i])
+    channels = [info["num_chs"] for info in model.feature_info]
+    assert channels == [each.shape[1] for each in ours]
+    expected = model.forward_pruned(images)
+    assert_agree(model.forward_features(images), sparse_final)
+    assert_agree(model.forward_head(model.forward_features(images)), expected.logits)
+    [early] = model.forward_intermediates(images, [2], stop_early=True, intermediates_only=True)
+    assert_agree(early, model.forward_intermediates(images, intermediates_only=True)[2])
+    rows = model.forward_intermediates(images, [2], output_fmt="NLC", intermediates_only=True)[0]
+    assert_agree(rows, early.flatten(2).transpose(1, 2))
+    with pytest.raises(InputError, match=r"0 to 3, got \[4\]"):
+        model.forward_intermediates(images, [4])
+
+
 @few_maps
 @torch.no_grad()
 def test_under_autocast(family: MapFamily) -> None:

@@ -21,6 +21,8 @@ from families import Family, each_family
 TINY = "dynamicvit_deit_tiny_patch16_224"
 #: Where each depth puts the stages.
 STAGES = {12: (3, 6, 9), 16: (4, 8, 12), 20: (5, 10, 15), 24: (6, 12, 18), 32: (8, 16, 24)}
+#: Of ConvNeXt and Swin, by the depth of the third stage.
+STAGES_OF_MAPS = {9: (1, 2, 3), 27: (3, 6, 9), 6: (1, 2, 3), 18: (2, 4, 6)}
 SMALL_ARGS = {"depth": 4, "embed_dim": 16, "num_heads": 2, "img_size": 32}
 
 
@@ -41,11 +43,11 @@ def test_each_name_builds_its_backbone(backbone: str) -> None:
         model = timm.create_model(f"dynamicvit_{backbone}", pretrained=False)
         dense = timm.create_model(backbone)
     assert isinstance(model, DynamicViT)
-    assert model.schedule.stages == STAGES[model.depth]
+    assert model.schedule.stages == (STAGES | STAGES_OF_MAPS)[model.depth]
     assert model.keep_ratio == 0.7
     by_name = timm.get_pretrained_cfg(f"dynamicvit_{backbone}")
     assert by_name.input_size == model.pretrained_cfg["input_size"]
-    assert by_name.input_size[1:] == model.backbone.patch_embed.img_size
+    assert by_name.input_size[1:] == model.bound.image_size
     shapes = {name: value.shape for name, value in dense.state_dict().items()}
     assert shapes == {name: value.shape for name, value in model.backbone.state_dict().items()}
 

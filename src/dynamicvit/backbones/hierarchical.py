@@ -12,6 +12,7 @@ the stages before are its embedding, the fourth is part of its end.
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,6 +56,8 @@ class Hierarchical(Backbone):
     eps: ClassVar[float]
     #: A block's stochastic depths, that of :meth:`slow` last.
     drop_paths: ClassVar[tuple[str, ...]]
+
+    _note: Note | None = None
 
     @classmethod
     def claims(cls, module: nn.Module) -> bool:
@@ -102,13 +105,12 @@ class Hierarchical(Backbone):
 
     # ---------------------------------------------------------------- the way of a map
 
-    def embed(self, images: Tensor, note: Note | None = None) -> Map:
+    def embed(self, images: Tensor) -> Map:
         """The map that enters the third stage's first block."""
         x = self.stem(images)
         for level in self.levels[:THIRD]:
             x = level(x)
-            if note is not None:
-                note(self._channels_first(x))
+            self._noted(x)
         return self.tokens(self.levels[THIRD].downsample(x))
 
     def run(self, i: int, tokens: Tokens, keep_heads: bool = False) -> Map:
@@ -165,14 +167,12 @@ class Hierarchical(Backbone):
         place = torch.zeros_like(order).scatter(0, order, here)
         return torch.cat([branch, other]).index_select(0, place).reshape(x.shape)
 
-    def finish(self, tokens: Tokens, note: Note | None = None) -> Map:
+    def finish(self, tokens: Tokens) -> Map:
         """The map after the fourth stage and the final norm."""
         x = self.map_of(tokens)
-        if note is not None:
-            note(self._channels_first(x))
+        self._noted(x)
         x = self.levels[THIRD + 1](x)
-        if note is not None:
-            note(self._channels_first(x))
+        self._noted(x)
         return self.normed(x)
 
     @abstractmethod
@@ -180,9 +180,12 @@ class Hierarchical(Backbone):
         """The final map from what the fourth stage gave, in the network's own layout."""
 
     def head(self, tokens: Tokens, pre_logits: bool = False) -> Tensor:
+        return self.module.head(self.features(tokens), pre_logits=pre_logits)
+
+    def features(self, tokens: Tokens) -> Tensor:
+        """The final map as the network's own ``forward_features`` gives it."""
         assert isinstance(tokens, Map)
-        x = self.map_of(tokens) if tokens.unnormed is None else tokens.unnormed
-        return self.module.head(x, pre_logits=pre_logits)
+        return self.map_of(tokens) if tokens.unnormed is None else tokens.unnormed
 
     def norm(self, x: Tensor) -> Tensor:
         return x  # part of the end: see normed
@@ -199,8 +202,19 @@ class Hierarchical(Backbone):
         x = tokens.x.unflatten(1, tokens.grid)
         return x if self.channels_last else x.permute(0, 3, 1, 2)
 
-    def _channels_first(self, x: Tensor) -> Tensor:
+    def channels_first(self, x: Tensor) -> Tensor:
+        """A map in the network's own layout as ``(B, C, rows, columns)``."""
         return x.permute(0, 3, 1, 2) if self.channels_last else x
+
+    def noting(self, note: Note) -> Hierarchical:
+        """The same network, which from now on tells the map after each of its stages."""
+        same = copy.copy(self)
+        same._note = note
+        return same
+
+    def _noted(self, x: Tensor) -> None:
+        if self._note is not None:
+            self._note(self.channels_first(x))
 
     # ---------------------------------------------------------------- its shape
 

@@ -121,9 +121,10 @@ def possible_of(
 ) -> list[Candidate]:
     """The candidates that this network can have; one that was named must be among them."""
     words = [name.strip() for name in (asked.split(",") if isinstance(asked, str) else asked)]
-    named = [candidate_named(name).name for name in words if name not in ("all", "ablations")]
+    named = [candidate_named(name) for name in words if name not in ("all", "ablations")]
+    named = [candidate.over(backbone).name for candidate in named]
     shapes, possible = meta_copy(backbone), []
-    for candidate in chosen:
+    for candidate in dict.fromkeys(candidate.over(backbone) for candidate in chosen):
         try:
             for fraction in fractions:
                 candidate.build(shapes, fraction)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from statistics import mean, stdev
 from types import MappingProxyType
 from typing import get_args
 
 from torch import nn
 
-from dynamicvit.backbones import backbone_for
+from dynamicvit.backbones import Hierarchical, backbone_for
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.comparison.timing import Timing
 from dynamicvit.core.model import DynamicViT
@@ -53,6 +53,13 @@ class Candidate:
     def works_untrained(self) -> bool:
         """Whether it means anything before it is fine-tuned."""
         return self.saved is not None or METHODS[self.method].works_untrained
+
+    def over(self, backbone: nn.Module) -> Candidate:
+        """The same on a network whose maps stay whole, with the policy of those."""
+        if self.saved is not None or not isinstance(backbone_for(backbone), Hierarchical):
+            return self
+        name = full_name(self.method, "cheap") if self.name not in ABLATIONS else self.name
+        return replace(self, name=name, policy="cheap")
 
     def build(self, backbone: nn.Module, fraction: float) -> DynamicViT:
         """A model at the share of the dense MACs that is nearest to a budget.

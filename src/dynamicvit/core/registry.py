@@ -59,6 +59,8 @@ def fate(method: str | None, policy: Policy) -> str:
         method: its name; of an unknown one the policy alone tells.
         policy: for dropped tokens.
     """
+    if policy == "cheap":
+        return "take a cheap path"
     if METHODS.get(method or "", Method).merges:
         return "merge into kept ones"
     words = {"removed": "are removed", "bypassed": "skip blocks and come back to their places"}

@@ -144,8 +144,8 @@ def method_for(kind: type[Method], bound: Backbone) -> type[Method]:
         return kind
     if kind not in _OVER_MAPS:
         raise InputError(
-            f"method {kind.name or kind.__name__!r} drops tokens, but the maps of {bound.family} "
-            "stay whole: its methods are dynamicvit"
+            f"method {kind.name or kind.__name__!r} is not for {bound.family}, whose maps stay "
+            "whole: its method is 'dynamicvit'"
         )
     return _OVER_MAPS[kind]
 

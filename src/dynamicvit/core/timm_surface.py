@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from dynamicvit.backbones import Hierarchical
+from dynamicvit.core.levels import level_info, level_maps
 from dynamicvit.core.parts import only_part
 from dynamicvit.errors import InputError
 from dynamicvit.layers.attention import through_backbone
@@ -27,12 +30,13 @@ class TimmSurface:
         """``(B, P + K, C)``: the final tokens after the final norm, in ``eval()`` the kept ones.
 
         :meth:`forward_tokens` gives the same with what is known of them: their places, decisions
-        and sizes.
+        and sizes. Of a network whose maps stay whole the final map, as its own method gives it.
 
         Args:
             images: ``(B, channels, height, width)``.
         """
-        return self.forward_tokens(images).x
+        tokens = self.forward_tokens(images)
+        return self.bound.features(tokens) if isinstance(self.bound, Hierarchical) else tokens.x
 
     def forward_head(self, features: Tensor | Tokens, pre_logits: bool = False) -> Tensor:
         """Pool the tokens and classify: ``(B, classes)``, or ``(B, C)`` before the classifier.
@@ -45,6 +49,8 @@ class TimmSurface:
             InputError: for a plain tensor, if patches are pooled and tokens have merged or are
                 masked: it does not say how much each token counts.
         """
+        if not isinstance(features, Tokens) and isinstance(self.bound, Hierarchical):
+            features = replace(self.bound.tokens(features), unnormed=features)
         if not isinstance(features, Tokens):
             merges = self.policy == "merged" or any(m.merges for m in self.methods)
             if self.bound.reads is None and (merges or self.training):
@@ -58,7 +64,12 @@ class TimmSurface:
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """For each block its name, the width of its tokens and the pixels along a patch's side."""
+        """For each block its name, the width of its tokens and the pixels along a patch's side.
+
+        Of ConvNeXt and Swin for each of the four levels.
+        """
+        if isinstance(self.bound, Hierarchical):
+            return level_info(self.bound)
         reduction = max(self.bound.patch_size)
         return [
             {
@@ -84,7 +95,8 @@ class TimmSurface:
         """Maps of every patch after chosen blocks of the pruned path, as timm's models give them.
 
         A removed patch's place holds what it was when it was dropped, a merged one's what it
-        became part of. Each stage drops tokens as at inference.
+        became part of. Each stage drops tokens as at inference. Of ConvNeXt and Swin there are
+        four levels in place of blocks, and all positions of their maps.
 
         Args:
             images: ``(B, channels, height, width)``.
@@ -105,22 +117,27 @@ class TimmSurface:
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise InputError(f"output_fmt is NCHW or NLC, got {output_fmt!r}")
-        depth = len(self.bound.blocks)
-        wanted = _block_indices(indices, depth)
-        maps, prefixes = [], []
+        bound, prefixes = self.bound, []
+        if isinstance(bound, Hierarchical):
+            wanted = _block_indices(indices, len(bound.levels))
+            features, maps = level_maps(self, images, wanted, norm, stop_early)
+            maps = maps if output_fmt == "NCHW" else [x.flatten(2).transpose(1, 2) for x in maps]
+        else:
+            maps = []
+            wanted = _block_indices(indices, len(bound.blocks))
 
-        def note(tokens: Tokens) -> None:
-            if tokens.block - 1 not in wanted:
-                return
-            tokens = self.bound.finish(tokens) if norm else tokens
-            whole = tokens.full_map()
-            maps.append(whole.movedim(-1, 1) if output_fmt == "NCHW" else whole.flatten(1, -2))
-            prefixes.append(tokens.x[:, : tokens.num_prefix])
+            def note(tokens: Tokens) -> None:
+                if tokens.block - 1 not in wanted:
+                    return
+                tokens = bound.finish(tokens) if norm else tokens
+                whole = tokens.full_map()
+                maps.append(whole.movedim(-1, 1) if output_fmt == "NCHW" else whole.flatten(1, -2))
+                prefixes.append(tokens.x[:, : tokens.num_prefix])
 
-        stop = max(wanted) + 1 if stop_early else depth
-        first = self._embed(images).remembering()
-        tokens = only_part(self._walk(first, self._prune, stop, note=note))
-        features = None if intermediates_only else self.bound.finish(tokens).x
+            stop = max(wanted) + 1 if stop_early else len(bound.blocks)
+            first = self._embed(images).remembering()
+            tokens = only_part(self._walk(first, self._prune, stop, note=note))
+            features = None if intermediates_only else bound.finish(tokens).x
         with_prefix = return_prefix_tokens and self.num_prefix_tokens > 0
         if output_dict:
             answer: dict[str, Any] = {"image_intermediates": maps}

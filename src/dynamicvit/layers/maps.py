@@ -97,6 +97,11 @@ class Map(Tokens):
             return super().kept_index()
         return (self.slow % self.num_patches).reshape(self.x.shape[0], -1)
 
+    def membership(self) -> Tensor:
+        """``(B, N)``: each position's own, -1 on the cheap path."""
+        here = torch.arange(self.num_patches, device=self.x.device)
+        return torch.where(self.kept(), here, -1)
+
     def remembering(self) -> Map:
         """The same: nothing is dropped that would have to be remembered."""
         return self

@@ -14,6 +14,7 @@ from dynamicvit.budgets import keep_ratio_for
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.registry import method_named
 from dynamicvit.core.schedule import Policy, Schedule
+from dynamicvit.core.spatial import method_for
 from dynamicvit.costs import DENSE, costs_of, meta_copy, schedule_macs
 from dynamicvit.errors import InputError
 from dynamicvit.methods.width import Narrow, narrow
@@ -49,7 +50,7 @@ def at_macs(
         InputError: for an unknown method, a fraction outside (0, 1) or too small for the method, or
             a backbone that the method can't have.
     """
-    kind = method_named(method)
+    kind = method_for(method_named(method), backbone_for(backbone))
     if not 0 < fraction < 1:
         raise InputError(f"a share of the dense MACs is between 0 and 1, got {fraction}")
     if kind is Narrow and policy == "bypassed":

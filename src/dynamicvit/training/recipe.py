@@ -205,8 +205,8 @@ class Recipe(Strict):
         stages: block indices; by default at 1/4, 2/4 and 3/4 of the depth.
         method: how a dense model chooses tokens, a name in :data:`~dynamicvit.methods.METHODS`; by
             default what the model was saved with, and "dynamicvit" for a new one.
-        policy: what becomes of dropped tokens: "removed", "merged" into the most alike kept one, or
-            "bypassed"; by default what the model was saved with, or a new one's method's own.
+        policy: what becomes of dropped tokens: "removed", "merged" into the most alike kept one,
+            "bypassed", or "cheap" of ConvNeXt and Swin; by default the saved or the method's own.
         restore_before: index of the block before which bypassed tokens come back, and merged ones
             are patches again; by default after the last block, and never.
         image_size: side in pixels, or height and width; by default the model's own.
