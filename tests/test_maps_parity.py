@@ -7,6 +7,8 @@ prediction modules another gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -111,3 +113,33 @@ def test_weights_get_the_same_gradient_in_one_map(golden: Golden, model: Dynamic
     assert len(gradients[0]) > 100
     for name, released in gradients[0].items():
         assert (gradients[1][name] - released).norm() < 1e-3 * released.norm() + 1e-6, name
+
+
+def test_the_decision_s_slope_says_what_inference_does(golden: Golden, model: DynamicViT) -> None:
+    """Flips at inference against the derivative: well in one map, hardly in the released form."""
+    random = torch.Generator().manual_seed(0)
+    draws = [(torch.rand(3, N, generator=random) < share).float() for share in (0.7, 0.5, 0.3)]
+
+    def slopes(logits: Callable[[list[Tensor]], Tensor]) -> list[Tensor]:
+        decisions = [draw.clone().requires_grad_() for draw in draws]
+        answer = logits(decisions).log_softmax(dim=-1)[:, CLASS].sum()
+        return list(torch.autograd.grad(answer, decisions))
+
+    ours = slopes(lambda d: model.forward_masked(golden["input"], d).logits)
+    released = slopes(lambda d: two_streams.forward(model, golden["input"], d, learns=False)[0])
+
+    @torch.no_grad()
+    def answered(decisions: list[Tensor]) -> Tensor:
+        logits = model.forward_pruned(golden["input"], decisions).logits
+        return logits.log_softmax(dim=-1)[:, CLASS]
+
+    before, found = answered(draws), []
+    for position in range(0, N, 14):
+        flipped = [draw.clone() for draw in draws]
+        step = 1 - 2 * flipped[0][:, position]
+        flipped[0][:, position] += step
+        parts = (answered(flipped) - before, *(s[0][:, position] * step for s in (ours, released)))
+        found.append(torch.stack(parts))
+    change, one_map, two_maps = torch.cat(found, dim=1)
+    assert torch.corrcoef(torch.stack([change, one_map]))[0, 1] > 0.9
+    assert torch.corrcoef(torch.stack([change, two_maps]))[0, 1] < 0.6

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from dynamicvit import InputError
+from dynamicvit import InputError, sparsify
 from dynamicvit.checkpoints.timm_names import BACKBONES, PREFIX
 from dynamicvit.training import Recipe, load_recipe, recipes
 from dynamicvit.training.plan import plan_of
@@ -49,6 +49,15 @@ PUBLISHED = {
     "lvvit_s": {"model": "lvvit_s"},
     "lvvit_m": {"model": "lvvit_m"},
 }
+#: Those of the journal version (arXiv 2207.01580), all alike but for the stochastic depth.
+OF_MAPS = {
+    "convnext_tiny": 0.2,
+    "convnext_small": 0.2,
+    "convnext_base": 0.5,
+    "swin_tiny": 0.2,
+    "swin_small": 0.2,
+    "swin_base": 0.5,
+}
 #: MACs of one image with the prediction modules, dense and at the recipe's ρ.
 GMACS = {
     "deit_small": (4.60, 2.98),
@@ -63,8 +72,9 @@ OURS = {"small_data", "frozen", "segmentation", "segmenter_ade20k"}
 
 
 def test_every_model_of_the_paper_has_a_recipe() -> None:
-    assert {*recipe_names()} == {*PUBLISHED, *OURS}
-    assert {load_recipe(name).model for name in PUBLISHED} <= {*BACKBONES}
+    assert {*recipe_names()} == {*PUBLISHED, *OF_MAPS, *OURS}
+    names = (load_recipe(name).model for name in (*PUBLISHED, *OF_MAPS))
+    assert {str(name).partition(".")[0] for name in names} <= {*BACKBONES}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -73,6 +83,23 @@ def test_a_published_recipe_is_that_of_deit_s_but_for_what_was_published(name: s
     for key, value in PUBLISHED[name].items():
         expected[key] = {**expected[key], **value} if isinstance(value, dict) else value
     assert load_recipe(name).model_dump() == expected
+
+
+@pytest.mark.parametrize("name", OF_MAPS)
+def test_the_recipe_of_a_map_is_the_released_one(name: str) -> None:
+    recipe, steps = load_recipe(name), 120
+    assert (recipe.epochs, recipe.batch_size, recipe.policy) == (steps, 4096, "cheap")
+    assert (recipe.learning_rate, recipe.backbone_lr_scale) == (4e-3, 0.2)
+    assert (recipe.min_learning_rate, recipe.weight_decay, recipe.ema) == (1e-6, 0.05, 0.9999)
+    assert recipe.drop_path == OF_MAPS[name]
+    assert recipe.losses == load_recipe("deit_small", ["losses.ratio=10"]).losses
+    assert recipe.augment == load_recipe("deit_small").augment
+    with torch.device("meta"):
+        model = sparsify(timm.create_model(recipe.model), recipe.keep_ratio)
+    plan = plan_of(model, recipe, steps)
+    assert plan.steps is not None
+    assert (plan.steps.warmup, plan.steps.frozen) == (20, 5)
+    assert plan.schedule.policy == "cheap"
 
 
 @pytest.mark.parametrize("name", GMACS)

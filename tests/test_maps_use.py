@@ -1,0 +1,150 @@
+"""ConvNeXt and Swin with cheap paths where models are used: saved, trained, exported, compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import dynamicvit
+from dynamicvit import DynamicViT, InputError
+from dynamicvit.budgets import keep_ratio_for
+from dynamicvit.comparison.rows import candidate_named
+from dynamicvit.core.teacher import dense_teacher, weigh_patches
+from dynamicvit.costs import count_macs
+from dynamicvit.data import Batch
+from dynamicvit.methods import at_macs
+from dynamicvit.runtimes import load_exported
+from dynamicvit.training import fit, load_recipe
+from dynamicvit.training.student import student_for
+from exports import NEEDED, ignore_deprecations
+from families import NUM_CLASSES, assert_agree
+from maps import BY_NAME, MapFamily, each_map, few_maps
+
+
+class Memory:
+    """Twelve images of a family in batches of four."""
+
+    def __init__(self, family: MapFamily) -> None:
+        self.family = family
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """The same in every epoch."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[Batch]:
+        for seed in range(3):
+            labels = torch.tensor([seed, 1, 2, 3]) % NUM_CLASSES
+            yield Batch(self.family.images(4, seed), labels)
+
+
+@each_map
+@torch.no_grad()
+def test_saved_and_loaded(family: MapFamily, tmp_path: Path) -> None:
+    model, images = family.sparse([0.8, 0.6], [1, 3]), family.images()
+    model.save_pretrained(tmp_path)
+    again = dynamicvit.load(tmp_path)
+    assert again.schedule == model.schedule
+    assert again.bound.image_size == model.bound.image_size
+    assert torch.equal(again(images), model(images))
+    assert_agree(model.at([0.5, 0.5])(images), again.at([0.5, 0.5])(images))
+    with pytest.raises(InputError, match=r"'merged'.*'cheap'"):
+        dynamicvit.load(tmp_path, policy="merged")
+
+
+@few_maps
+@pytest.mark.parametrize("recipe", ["small_data", "convnext_tiny"])
+def test_both_recipes_train_cheap_paths_and_modules(
+    family: MapFamily, recipe: str, tmp_path: Path
+) -> None:
+    """The small-data recipe gathers in training, the paper's draws and weighs both paths."""
+    length = ["images=24", "batch_size=4", "warmup=0", "augment.mixup_prob=0"]
+    more = [] if recipe == "small_data" else ["drop_path=0", "backbone_frozen=0", "ema=null"]
+    plan = load_recipe(recipe, [*length, *more])
+    model, plan = student_for(family.backbone(), plan, None, None, False)
+    assert model.policy == "cheap"
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    report = fit(model, Memory(family), plan, tmp_path)
+    assert report.bad_steps == 0
+    after = dict(model.named_parameters())
+    still = [name for name in before if torch.equal(before[name], after[name])]
+    assert not [name for name in still if name.startswith("predictors.")]
+    assert not [name for name in still if "blocks.4" in name and ".2." in name]
+
+
+@few_maps
+def test_what_a_position_is_worth_to_the_dense_network(family: MapFamily) -> None:
+    """The size of the slope where it would lose its MLP; a teacher has no cheap paths."""
+    model, images = family.sparse(), family.images()
+    weighed = weigh_patches(dense_teacher(model), images)
+    assert_agree(weighed.logits, model.backbone(images))
+    assert weighed.importance is not None
+    for importance in weighed.importance:
+        assert importance.shape == (2, family.num_patches)
+        assert (importance > 0).all()
+
+
+@few_maps
+def test_a_budget_gives_a_keep_ratio(family: MapFamily) -> None:
+    dense = family.backbone(img_size=224) if "swin" in family.name else family.backbone()
+    model = at_macs("dynamicvit", dense, 0.97)
+    assert model.keep_ratio is not None
+    assert model.keep_ratio > 0.4
+    assert count_macs(model) <= 0.97 * count_macs(dense)
+    with pytest.raises(InputError, match="too small"):
+        keep_ratio_for(model, fraction=0.1)
+    assert candidate_named("dynamicvit").over(dense).name == "dynamicvit-cheap"
+
+
+@few_maps
+def test_compiled(family: MapFamily) -> None:
+    model, images = family.sparse(), family.images()
+    with torch.no_grad():
+        expected = model(images)
+        assert_agree(torch.compile(model, backend="aot_eager")(images), expected)
+
+
+@pytest.mark.parametrize(("of", "name"), [("convnext", "onnx"), ("swin", "openvino")])
+@ignore_deprecations
+@torch.no_grad()
+def test_exported(of: str, name: str, tmp_path: Path) -> None:
+    family = BY_NAME[of]
+    for package in NEEDED[name]:
+        pytest.importorskip(package)
+    model = family.sparse()
+    model.bound.set_image_size(*family.size)
+    file = tmp_path / f"small.{'onnx' if name == 'onnx' else 'xml'}"
+    dynamicvit.export(model, file)
+    loaded = load_exported(file)
+    for batch in (1, 3):
+        images = family.images(batch, seed=4)
+        own, theirs = model.forward_pruned(images), loaded.forward_pruned(images)
+        assert_agree(theirs.logits, own.logits, 1e-4)
+        for mine, other in zip(own.kept, theirs.kept, strict=True):
+            assert torch.equal(mine, other)
+
+
+def test_levels_by_name_and_in_upernet() -> None:
+    """timm's features_only, and a head for segmentation of transformers on top of it."""
+    small = {"depths": (1, 1, 5, 1), "dims": (8, 16, 32, 64)}
+    name, images = "dynamicvit_convnext_tiny", torch.randn(1, 3, 64, 96)
+    getter = timm.create_model(name, features_only=True, out_indices=(0, 1, 2, 3), **small)
+    maps = getter.eval()(images)
+    assert [each.shape[1] for each in maps] == getter.feature_info.channels() == [8, 16, 32, 64]
+    assert [64 // each.shape[2] for each in maps] == getter.feature_info.reduction()
+    transformers = pytest.importorskip("transformers")
+    backbone = transformers.TimmBackboneConfig(
+        backbone=name, out_indices=[0, 1, 2, 3], use_pretrained_backbone=False, features_only=True
+    )
+    config = transformers.UperNetConfig(
+        backbone_config=backbone, num_labels=5, hidden_size=32, use_auxiliary_head=False
+    )
+    network = transformers.UperNetForSemanticSegmentation(config).eval()
+    assert any(isinstance(part, DynamicViT) for part in network.modules())
+    with torch.no_grad():
+        assert network(images).logits.shape == (1, 5, 64, 96)
