@@ -14,9 +14,9 @@ from matplotlib.image import imread
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dynamicvit.cli import train as command_module
+from dynamicvit.cli import train_view
 from dynamicvit.cli.console import LineNowAndThen
-from dynamicvit.training import run as library
+from dynamicvit.training import tasks
 from dynamicvit.training.checkpoint_file import load_checkpoint
 from families import DEIT
 
@@ -39,7 +39,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Let so many of the images become NaN on their way into the network."""
 
     def prepare(images: int) -> None:
-        real = library.train_transform
+        real = tasks.train_transform
 
         def transform(*arguments, **options):
             inner = real(*arguments, **options)
@@ -50,7 +50,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
             return poisoned
 
-        monkeypatch.setattr(library, "train_transform", transform)
+        monkeypatch.setattr(tasks, "train_transform", transform)
 
     return prepare
 
@@ -96,7 +96,7 @@ def test_a_line_says_how_far_how_fast_and_how_long(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = partial(LineNowAndThen, seconds=0.0)
-    monkeypatch.setattr(command_module, "LineNowAndThen", at_once)
+    monkeypatch.setattr(train_view, "LineNowAndThen", at_once)
     assert run("--set", "images=16") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     pattern = r"step (\d) of 4, [\d.]+ images/s loss [\d.]+ kept [\d./]+, (\d:\d\d:\d\d) left"
@@ -161,7 +161,7 @@ def test_a_run_without_a_checkpoint_leaves_nothing_of_tensorboards(
             for path in (tmp_path / "images").iterdir():
                 path.write_bytes(b"no image")
 
-    monkeypatch.setattr(command_module, "LineNowAndThen", Breaking)
+    monkeypatch.setattr(train_view, "LineNowAndThen", Breaking)
     assert run("--strict", "--set", "images=16") == 2
     assert "can't be read as an image" in capsys.readouterr().err
     assert written == [True]
