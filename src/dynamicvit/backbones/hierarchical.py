@@ -154,6 +154,7 @@ class Hierarchical(Backbone):
         """Each path for its own rows."""
         assert tokens.slow is not None
         assert tokens.fast is not None
+        assert tokens.place is not None
         rows = x.reshape(-1, x.shape[-1])
         branch = rows.index_select(0, tokens.slow)
         if branch.shape[0]:  # not all norms take nothing
@@ -162,10 +163,7 @@ class Hierarchical(Backbone):
             other = branch.new_zeros(tokens.fast.shape[0], branch.shape[1])
         else:
             other = cheap(rows.index_select(0, tokens.fast)).to(branch.dtype)
-        order = torch.cat([tokens.slow, tokens.fast])
-        here = torch.arange(order.shape[0], device=order.device)
-        place = torch.zeros_like(order).scatter(0, order, here)
-        return torch.cat([branch, other]).index_select(0, place).reshape(x.shape)
+        return torch.cat([branch, other]).index_select(0, tokens.place).reshape(x.shape)
 
     def finish(self, tokens: Tokens) -> Map:
         """The map after the fourth stage and the final norm."""

@@ -47,17 +47,19 @@ class Map(Tokens):
             are not there give nothing.
         slow: ``(R,)`` rows of ``(B N, C)`` that take the slow path; ``None`` for all.
         fast: the other rows.
+        place: ``(B N)``, where each row is among the slow ones and then the others.
         unnormed: the final map before the final norm, where the head pools that.
     """
 
     cheap: nn.ModuleDict | None = None
     slow: Tensor | None = None
     fast: Tensor | None = None
+    place: Tensor | None = None
     unnormed: Tensor | None = None
 
     def masked(self, decision: Tensor, cheap: nn.ModuleDict | None) -> Map:
         """From here on the masked path: ``decision`` ``(B, N)`` says who takes the slow path."""
-        return replace(self, decision=decision, cheap=cheap, slow=None, fast=None)
+        return replace(self, decision=decision, cheap=cheap, slow=None, fast=None, place=None)
 
     def directed(self, slow: Tensor, cheap: nn.ModuleDict | None) -> Map:
         """From here on the pruned path.
@@ -71,7 +73,7 @@ class Map(Tokens):
         if slow.dtype == torch.bool:
             rows, others = (each.flatten().nonzero()[:, 0] for each in (slow, ~slow))
         elif slow.shape[1] == held:
-            rows = others = None
+            return replace(self, decision=None, cheap=cheap, slow=None, fast=None, place=None)
         else:
             here = torch.arange(held, device=slow.device)
             marks = slow.new_zeros(batch, held).scatter(1, slow, held)
@@ -81,7 +83,10 @@ class Map(Tokens):
                 flat_rows(each, held)
                 for each in (order[:, : slow.shape[1]], order[:, slow.shape[1] :])
             )
-        return replace(self, decision=None, cheap=cheap, slow=rows, fast=others)
+        order = torch.cat([rows, others])
+        here = torch.arange(batch * held, device=order.device)
+        place = torch.zeros_like(order).scatter(0, order, here)
+        return replace(self, decision=None, cheap=cheap, slow=rows, fast=others, place=place)
 
     def kept(self) -> Tensor:
         """``(B, N)`` bool: who takes the slow path."""
