@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dynamicvit import DynamicViT, InputError, Schedule, sparsify
+from dynamicvit import DynamicViT, InputError, Schedule, segmenter, sparsify
 from dynamicvit.core.decisions import best_k_sampler
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
+from dynamicvit.errors import UntrainedWarning
 from families import NUM_CLASSES, assert_agree, randomize
 from maps import BY_NAME, MapFamily, each_map, few_maps
 
@@ -227,6 +228,31 @@ def test_four_levels(family: MapFamily) -> None:
     assert_agree(rows, early.flatten(2).transpose(1, 2))
     with pytest.raises(InputError, match=r"0 to 3, got \[4\]"):
         model.forward_intermediates(images, [4])
+
+
+@few_maps
+@torch.no_grad()
+def test_a_segmentation_model_reads_the_last_level(family: MapFamily) -> None:
+    model, images = segmenter(family.sparse(), 4), family.images()
+    decisions = family.decisions()
+    masked, pruned = (
+        path(images, decisions) for path in (model.forward_masked, model.forward_pruned)
+    )
+    assert_agree(masked.logits, pruned.logits)
+    rows, columns = (side // 32 for side in family.size)
+    assert model(images).shape == (2, 4, rows, columns)
+    assert_agree(model(images), model.forward_pruned(images).logits)
+    assert model.forward_intermediates(images)[1][-1].shape == (2, model._map_width, rows, columns)
+
+
+def test_nothing_that_needs_no_training_is_named() -> None:
+    """There is nothing for maps that stay whole."""
+    network = BY_NAME["convnext"].backbone()
+    with pytest.warns(UntrainedWarning) as seen:
+        sparsify(network, 0.7).eval()(BY_NAME["convnext"].images())
+    assert "lookahead" not in str(seen[0].message)
+    with pytest.raises(InputError, match="stay whole"):
+        sparsify(network, 0.7).calibrate(BY_NAME["convnext"].images(16))
 
 
 @few_maps

@@ -9,7 +9,7 @@ import typer
 from dynamicvit.budgets import keep_ratio_for, parse_budget, tiled_keep_ratios
 from dynamicvit.checkpoints.loading import load, set_image_size
 from dynamicvit.core.classifier import PrunedClassifier
-from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.model import DynamicViT, or_untrained
 from dynamicvit.core.schedule import Policy
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import ExportedModel, is_exported, load_exported
@@ -167,6 +167,6 @@ def say_if_untrained(name: str, model: PrunedClassifier) -> None:
     if isinstance(model, DynamicViT) and any(method.is_fresh for method in model.predictors):
         typer.echo(
             f"note: what chooses the patches of {name} is untrained, so they are chosen by chance: "
-            "train it (dynamicvit train), or use --method lookahead, which needs no training",
+            f"train it (dynamicvit train){or_untrained(model.policy)}",
             err=True,
         )

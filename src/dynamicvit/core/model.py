@@ -299,8 +299,8 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         if any(method.is_fresh for method in self.methods):
             warnings.warn(
                 f"what chooses the tokens ({self.method.__name__}) is untrained, so those that are "
-                "dropped mean nothing yet: train the model (dynamicvit.train) or load its weights, "
-                'or choose a method that needs no training, as sparsify(..., method="lookahead")',
+                "dropped mean nothing yet: train the model (dynamicvit.train) or load its weights"
+                + or_untrained(self.policy),
                 UntrainedWarning,
                 stacklevel=frames_to_the_caller(),
             )
@@ -322,6 +322,11 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
             raise InputError(f"{name} looks at the block before, but stage 0 has none")
         if predictor.needs_class_token and not self.bound.has_class_token:
             raise InputError(f"{name} needs a class token; this backbone has none")
+
+
+def or_untrained(policy: Policy) -> str:
+    """What to do in place of training, where there is something; for messages."""
+    return "" if policy == "cheap" else ", or take a method that needs no training, lookahead"
 
 
 def frames_to_the_caller() -> int:

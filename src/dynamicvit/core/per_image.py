@@ -255,6 +255,11 @@ def _thresholds(
 
 def check_compares_images(method: type[Method]) -> None:
     """Raise ``InputError`` unless the keep scores of a method tell one image from another."""
+    if method.default_policy == "cheap":
+        raise InputError(
+            "a budget per image is for tokens that leave: the maps of this network stay whole, and "
+            "every image has as many positions on the slow path"
+        )
     if not method.compares_images:
         able = ", ".join(sorted(name for name, kind in METHODS.items() if kind.compares_images))
         raise InputError(

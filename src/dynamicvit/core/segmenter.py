@@ -74,7 +74,7 @@ class Segmenter(DynamicViT, pipeline_tag="image-segmentation"):
         super().__init__(backbone, schedule, predictors)
         if isinstance(head, str):
             like = next(self.backbone.parameters())
-            head = head_named(head, self.bound.width, num_classes).to(like.device, like.dtype)
+            head = head_named(head, self._map_width, num_classes).to(like.device, like.dtype)
         self.decode_head: Any = head
         self.labels = Labels()
 
@@ -162,6 +162,11 @@ class Segmenter(DynamicViT, pipeline_tag="image-segmentation"):
         full_map = features.full_map()
         return full_map if pre_logits else self.decode_head(full_map)
 
+    @property
+    def _map_width(self) -> int:
+        """Channels of the full map."""
+        return self.feature_info[-1]["num_chs"]
+
     def _read(self, full_map: Tensor | None) -> dict[str, Any]:
         """What of an output the head has the say of."""
         logits = self.decode_head(full_map)
@@ -212,7 +217,7 @@ class Segmenter(DynamicViT, pipeline_tag="image-segmentation"):
         if global_pool is not None:
             raise InputError(f"global_pool={global_pool!r}: a segmentation model does not pool")
         like = next(self.decode_head.parameters())
-        fresh = head_named(self.decode_head.name, self.bound.width, num_classes)
+        fresh = head_named(self.decode_head.name, self._map_width, num_classes)
         self.decode_head = fresh.to(like.device, like.dtype).train(self.training)
         self.set_class_names(None)
 

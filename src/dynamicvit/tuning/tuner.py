@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit.checkpoints.loading import load
-from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.model import DynamicViT, or_untrained
 from dynamicvit.core.networks import check_classifies, core_of
 from dynamicvit.costs import ImageSize, resolve_image_size
 from dynamicvit.data import ImageData
@@ -160,6 +160,6 @@ def _sparse(model: nn.Module | str | os.PathLike[str]) -> DynamicViT:
     if any(method.is_fresh for method in core.methods):
         raise InputError(
             f"what chooses the tokens ({core.method.name}) is untrained, so no schedule is better "
-            "than another: train the model, or take a method that needs no training, lookahead"
+            f"than another: train the model{or_untrained(core.policy)}"
         )
     return core
