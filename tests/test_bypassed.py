@@ -15,7 +15,9 @@ from dynamicvit import DynamicViT, InputError, Schedule, ScheduleFile, sparsify
 from dynamicvit.budgets import keep_ratio_for
 from dynamicvit.checkpoints.addon import save_addon
 from dynamicvit.checkpoints.description import described
+from dynamicvit.core.method import Choice
 from dynamicvit.costs import count_macs, schedule_macs
+from dynamicvit.layers.tokens import Tokens
 from dynamicvit.runtimes.description import Description, describe
 from dynamicvit.training.recipes import load_recipe
 from dynamicvit.training.student import student_for
@@ -319,3 +321,76 @@ def test_training_says_where_tokens_come_back(tmp_path: Path) -> None:
             None,
             pretrained=False,
         )
+
+
+# ---------------------------------------------------------------- taken up again
+
+
+class Fickle(Choice):
+    """Wants other patches at each stage: those at the other end of the image."""
+
+    reactivates = True
+
+    def __init__(self, toward: float = 1.0) -> None:
+        super().__init__()
+        self.toward = toward
+
+    def keep_scores(self, tokens: Tokens) -> Tensor:
+        place = tokens.kept_index().to(tokens.x.dtype)
+        return self.toward * (place - tokens.grid_size / 2) + tokens.patches[..., 0]
+
+
+def fickle(family: Family, restore_before: int | None) -> DynamicViT:
+    schedule = Schedule((1, 2), (0.5, 0.4), "bypassed", restore_before)
+    return DynamicViT(family.backbone(), schedule, [Fickle(), Fickle(-1.0)]).eval()
+
+
+@each_family
+@pytest.mark.parametrize("restore_before", [BACK, None])
+@torch.no_grad()
+def test_waiting_tokens_may_be_taken_up_again(family: Family, restore_before: int | None) -> None:
+    model, images = fickle(family, restore_before), family.images(3)
+    pruned = model.forward_pruned(images, full_map=True)
+    first, second = pruned.kept
+    assert (second & ~first).any(), "else it shows nothing"
+    assert [int(kept[0].sum()) for kept in pruned.kept] == [*model.schedule.kept(first.shape[1])]
+    given = [kept.float() for kept in pruned.kept]
+    masked = model.forward_masked(images, given, full_map=True)
+    for other in (masked, model.forward_pruned(images, given, full_map=True)):
+        assert_agree(other.logits, pruned.logits)
+        assert_agree(other.full_map, pruned.full_map)
+    assert_agree(model(images), pruned.logits)
+    maps = model.forward_intermediates(images, output_fmt="NLC", intermediates_only=True)
+    assert torch.equal(maps[1][~first], maps[0][~first]), "they wait as they were"
+    assert (maps[2][second] != maps[1][second]).any(dim=-1).all(), "and go on from there"
+
+
+@each_family
+@torch.no_grad()
+def test_any_decisions_that_take_tokens_up_again(family: Family) -> None:
+    """Of images that keep different numbers, none too, in every order."""
+    model, images = fickle(family, BACK), family.images(4)
+    first, second = family.decisions(4, stages=2, share=0.5)
+    first[0], second[1], second[2] = 0, 0, 1
+    masked = model.forward_masked(images, [first, second], full_map=True)
+    pruned = model.forward_pruned(images, [first, second], full_map=True)
+    assert_agree(masked.logits, pruned.logits)
+    assert_agree(masked.full_map, pruned.full_map)
+    assert all(torch.equal(a > 0.5, b) for a, b in zip(masked.decisions, pruned.kept, strict=True))
+
+
+@few_families
+def test_what_taking_tokens_up_again_costs_is_counted(family: Family) -> None:
+    model = fickle(family, BACK)
+    assert schedule_macs(model, model.schedule) == count_macs(model)
+
+
+def test_what_can_not_take_tokens_up_again() -> None:
+    class Looking(Fickle):
+        looks_back = True
+
+    schedule = Schedule((1, 2), (0.5, 0.4), "bypassed")
+    with pytest.raises(InputError, match="Looking"):
+        DynamicViT(DEIT.backbone(), schedule, Looking)
+    with pytest.raises(InputError, match="budget per image"):
+        fickle(DEIT, None).calibrate(DEIT.images(16))

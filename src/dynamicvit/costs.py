@@ -159,6 +159,7 @@ class Costs:
         stages: for each stage, what its method does there.
         adds: for each stage, how many prefix tokens its method adds.
         head: pooling and classifier.
+        reactivates: whether stages look at bypassed tokens too.
     """
 
     num_patches: int
@@ -168,6 +169,7 @@ class Costs:
     stages: tuple[Cost, ...]
     adds: tuple[int, ...]
     head: Cost
+    reactivates: bool = False
 
     @property
     def dense(self) -> int:
@@ -183,11 +185,12 @@ class Costs:
             zip(schedule.stages, zip(counts, self.stages, self.adds, strict=True), strict=True)
         )
         back = schedule.restore_before
+        again = self.reactivates and schedule.policy == "bypassed"
         for i, block in enumerate(self.blocks):
             held = self.num_patches if i == back else held
             if i in at:
                 count, stage, adds = at[i]
-                total += stage(held)
+                total += stage(self.num_patches if again else held)
                 held, added = count, added + adds
             total += block(held + added)
         return total + self.head(held if back is None else self.num_patches)
@@ -277,6 +280,7 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
         ),
         adds=adds,
         head=_fitted(head_cost),
+        reactivates=any(method.reactivates for method in methods),
     )
 
 

@@ -97,6 +97,8 @@ class Method(nn.Module, ABC):
     compares_images: ClassVar[bool] = False
     #: Whether dropped tokens become part of kept ones by a rule of its own, whatever the policy.
     merges: ClassVar[bool] = False
+    #: Whether a stage scores bypassed tokens too, all N, and may take them up again.
+    reactivates: ClassVar[bool] = False
     #: How many prefix tokens it adds.
     adds: int = 0
 

@@ -320,6 +320,8 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         method_for(type(predictor), self.bound)
         if predictor.looks_back and block == 0:
             raise InputError(f"{name} looks at the block before, but stage 0 has none")
+        if predictor.reactivates and (predictor.looks_back or predictor.adds or predictor.merges):
+            raise InputError(f"{name} reactivates: it can't look back, add tokens or merge as well")
         if predictor.needs_class_token and not self.bound.has_class_token:
             raise InputError(f"{name} needs a class token; this backbone has none")
 

@@ -1,4 +1,4 @@
-"""A batch in parts, where its images keep different numbers of tokens."""
+"""A batch in parts, where its images keep different numbers of tokens, and other views of it."""
 
 from __future__ import annotations
 
@@ -117,3 +117,10 @@ def only_part(parts: list[Tokens]) -> Tokens:
             "give one image at a time, or set model.per_image to None"
         )
     return parts[0]
+
+
+def zeroed_in(tokens: Tokens) -> Tokens:
+    """The tokens with zeros for the dropped ones, which attention then sees."""
+    decision = tokens.over_all(tokens.decision)
+    x = tokens.x if decision is None else tokens.x * decision[..., None].to(tokens.x.dtype)
+    return replace(tokens, x=x, decision=None)

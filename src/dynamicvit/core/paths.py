@@ -25,7 +25,7 @@ from dynamicvit.core.outputs import (
     PrunedOutput,
     StageReport,
 )
-from dynamicvit.core.parts import by_count, in_order, joined, only_part
+from dynamicvit.core.parts import by_count, in_order, joined, only_part, zeroed_in
 from dynamicvit.core.per_image import PerImage
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
@@ -122,7 +122,7 @@ class Paths:
         if decisions is not None:
             check_decisions(decisions, len(self.predictors), (tokens.x.shape[0], tokens.grid_size))
             made = (decision > 0.5 for decision in decisions)
-            given = tuple(made if self._schedule.policy == "cheap" else accumulate(made, torch.mul))
+            given = tuple(made if self._anew else accumulate(made, torch.mul))
 
         def prune_to(stage: int, tokens: Tokens, _count: int) -> Iterator[Tokens]:
             kept = given[stage] if tokens.images is None else given[stage][tokens.images]
@@ -194,7 +194,9 @@ class Paths:
         """The tokens after the stages and blocks before ``stop``; ``note`` sees each block's."""
         restored_at = self._schedule.restore_before
         restores = restored_at is not None and tokens.block <= restored_at <= stop
-        parts = [tokens.remembering() if restores and tokens.dropped is None else tokens]
+        again = self._anew and self._schedule.policy == "bypassed"
+        remembers = (restores or again) and tokens.dropped is None
+        parts = [tokens.remembering() if remembers else tokens]
         schedule = zip(self._schedule.stages, self._schedule.keep_ratios, strict=True)
         for stage, (block, ratio) in enumerate(schedule):
             if block > stop:
@@ -202,7 +204,8 @@ class Paths:
             looks_back = self.predictors[stage].looks_back
             parts = self._run(parts, block, looks_back, zeroed, note)
             count = kept_count(tokens.grid_size, ratio, self._schedule.policy)
-            parts = [left for part in parts for left in at_stage(stage, part.remembered(), count)]
+            come = (part.restored().remembering() if again else part.remembered() for part in parts)
+            parts = [left for part in come for left in at_stage(stage, part, count)]
             parts = parts if len(parts) == 1 else joined(parts)
         if restores:
             parts = self._run(parts, restored_at, False, zeroed, note)
@@ -222,7 +225,7 @@ class Paths:
             heads = keep_heads and i == stop - 1
             if zeroed:
                 [part] = parts
-                ran = self.bound.run(i, _zeroed(part), heads)
+                ran = self.bound.run(i, zeroed_in(part), heads)
                 parts = [replace(ran, decision=part.decision)]
             elif len(parts) == 1 or heads:
                 parts = [self.bound.run(i, part, heads) for part in parts]
@@ -268,6 +271,12 @@ class Paths:
         return len(self.bound.blocks)
 
     @property
+    def _anew(self) -> bool:
+        """Whether each stage chooses among all patches, those dropped before too."""
+        again = self._schedule.policy == "bypassed" and self.method.reactivates
+        return again or self._schedule.policy == "cheap"
+
+    @property
     def _stop(self) -> int:
         """Where inference goes on for the tokens that the head reads alone (:meth:`_answer`)."""
         at_the_end = self._schedule.restore_before == self._depth
@@ -289,10 +298,3 @@ class Paths:
             raise InputError(f"images must be {weights} like the weights, got {images.dtype}")
         self.bound.grid(images.shape[2], images.shape[3])  # refuses a size before it is embedded
         return self.bound.embed(images)
-
-
-def _zeroed(tokens: Tokens) -> Tokens:
-    """The tokens with zeros for the dropped ones, which attention then sees."""
-    decision = tokens.over_all(tokens.decision)
-    x = tokens.x if decision is None else tokens.x * decision[..., None].to(tokens.x.dtype)
-    return replace(tokens, x=x, decision=None)

@@ -260,6 +260,11 @@ def check_compares_images(method: type[Method]) -> None:
             "a budget per image is for tokens that leave: the maps of this network stay whole, and "
             "every image has as many positions on the slow path"
         )
+    if method.reactivates:
+        raise InputError(
+            f"a budget per image is for tokens that are dropped once, and {method.name} may take "
+            "them up again"
+        )
     if not method.compares_images:
         able = ", ".join(sorted(name for name, kind in METHODS.items() if kind.compares_images))
         raise InputError(

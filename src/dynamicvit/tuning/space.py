@@ -58,6 +58,10 @@ class Space:
         """
         if not model.method.takes_any_schedule:
             raise InputError(f"method {model.method.name} takes no schedule: nothing to tune")
+        if model.method.reactivates:
+            raise InputError(
+                f"method {model.method.name} may take tokens up again: nothing to tune"
+            )
         if not model.schedule.stages:
             raise InputError("the model has no stages: nothing to tune")
         movable = not any(method.state_dict() for method in model.methods)
