@@ -30,6 +30,7 @@ NUM_CLASSES = 7
 POLICIES = tuple(policy for policy in get_args(Policy) if policy != "cheap")
 
 _BUILT: dict[str, nn.Module] = {}
+_MOST_BUILT = 200
 
 
 def built_once(build: Callable[..., nn.Module]) -> Callable[..., Any]:
@@ -39,6 +40,8 @@ def built_once(build: Callable[..., nn.Module]) -> Callable[..., Any]:
     def get(*args: Any, **kwargs: Any) -> nn.Module:
         key = f"{build.__qualname__} {args} {kwargs}"
         if key not in _BUILT:
+            if len(_BUILT) == _MOST_BUILT:
+                del _BUILT[next(iter(_BUILT))]
             _BUILT[key] = build(*args, **kwargs)
         return deepcopy(_BUILT[key])
 
