@@ -50,7 +50,7 @@ def overlay(
     pictures = torch.where(found[:, None] == 0, rgb, painted)
     words = [_words(one, names or ()) for one in found]
     classes = len(found.unique())
-    return Overlay((title, f"{classes} classes"), pictures, words)
+    return Overlay((title, f"{classes} class{'es' * (classes > 1)}"), pictures, words)
 
 
 def _colors(count: int) -> Tensor:
