@@ -26,7 +26,7 @@ from typer.core import TyperCommand, TyperGroup
 COMMANDS = {
     "demo": ("demo:demo", "Find the digit: drop most of a cluttered scene and still read it."),
     "train": ("train:train", "Fine-tune a model with the dense model as its teacher, or another."),
-    "eval": ("evaluate:eval_command", "Top-1, top-5 and agreement with the dense backbone."),
+    "eval": ("evaluate:eval_command", "Top-1 and top-5, or mIoU; agreement with the dense one."),
     "predict": ("predict:predict_command", "Classes and kept shares of images, as a table."),
     "bench": ("bench:bench_command", "Time a model dense and pruned, in turn."),
     "compare": ("compare:compare", "Compare DynamicViT with other methods on your model and data."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from inspect import signature
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +40,10 @@ def generic_tests() -> Iterator[Any]:
             values = {mark.args[0]: mark.args[1] for mark in marks}
             if name.startswith("test_") and values.pop("family", None) is FAMILIES:
                 for chosen in product(*values.values()):
-                    arguments = dict(zip(values, chosen, strict=True))
+                    arguments: dict[str, Any] = {}
+                    for key, value in zip(values, chosen, strict=True):
+                        several = not isinstance(key, str)
+                        arguments |= dict(zip(key, value, strict=True)) if several else {key: value}
                     yield pytest.param(test, arguments, id="-".join([name, *map(str, chosen)]))
 
 
@@ -69,9 +73,10 @@ def test_the_family_is_not_built_in() -> None:
 
 @pytest.mark.parametrize(("test", "arguments"), list(generic_tests()))
 def test_the_row_passes(
-    family: Family, test: Callable[..., None], arguments: dict[str, Any]
+    family: Family, test: Callable[..., None], arguments: dict[str, Any], tmp_path: Path
 ) -> None:
-    test(family, **arguments)
+    folder = {"tmp_path": tmp_path} if "tmp_path" in signature(test).parameters else {}
+    test(family, **arguments, **folder)
 
 
 @pytest.mark.parametrize(

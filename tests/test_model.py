@@ -323,10 +323,8 @@ def with_pooled_places() -> nn.Module:
 
 
 UNSUPPORTED = {
-    "SwinTransformer is not supported.": lambda: timm.create_model(
-        "swin_tiny_patch4_window7_224", embed_dim=24, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)
-    ),
-    "ConvNeXt is not supported.": lambda: timm.create_model("convnext_atto"),
+    "ResNet is not supported.": lambda: timm.create_model("test_resnet"),
+    "because of its GlobalResponseNormMlp": lambda: timm.create_model("convnextv2_atto"),
     "linear.Linear is not supported.": lambda: nn.Linear(3, 3),
     "OwnTransformer is not supported.": lambda: OwnTransformer(depth=2, embed_dim=48, num_heads=3),
     "block class ParallelScalingBlock": lambda: tiny_vit(block_fn=ParallelScalingBlock),

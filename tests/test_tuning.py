@@ -245,12 +245,14 @@ def test_a_dozen_counts_fill_whole_tiles_in_turn() -> None:
 
 
 def test_few_enough_answers_change() -> None:
+    """Of the second half of the images, by which schedules are judged that the first half found."""
     model = looking_ahead()
     found = tune(model, IMAGES, max_drop=10, image_size=DEIT.size, evaluations=8)
     model.schedule = found.schedule
+    unseen = IMAGES[24:]
     with torch.no_grad():
-        same = model(IMAGES).argmax(1) == model.backbone(IMAGES).argmax(1)
-    assert float(same.float().mean()) >= 0.9
+        same = model(unseen).argmax(1) == model.backbone(unseen).argmax(1)
+    assert float(same.float().mean()) == found.best.verdict.agreement >= 0.9
     assert found.measured < found.dense_cost
 
 

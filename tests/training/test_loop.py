@@ -343,6 +343,6 @@ def test_the_run_says_what_became_of_dropped_tokens(policy: Policy, tmp_path: Pa
     recipe = small("policy=merged", steps=2)
     fit(shallow(policy=policy), Memory(), recipe, tmp_path)
     assert load_recipe(str(tmp_path / "recipe.yaml")).policy == policy
-    (other,) = set(POLICIES) - {policy}
+    other = next(each for each in POLICIES if each != policy)
     with pytest.raises(InputError, match=f"policy {policy} -> {other}"):
         fit(shallow(policy=other), Memory(), recipe, tmp_path, resume=True)

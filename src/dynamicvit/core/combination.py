@@ -119,16 +119,17 @@ def merge(
         return added(values.gather(1, kept)[..., None], host, theirs)[..., 0]
 
     after = replace(tokens, size=None, groups=None).keep(kept)
-    leaving = rows_of(tokens.x, merging + tokens.num_prefix)
     weight = size if weight is None else weight
     total = summed(weight)
-    # Shares are 1 together, and exactly 1 for a token that nothing joins: it is not rounded at
-    # every stage.
-    own = (weight.gather(1, kept) / total)[..., None]
-    theirs = (weight.gather(1, merging) / total.gather(1, host))[..., None]
-    joined = added(after.patches * own, host, leaving * theirs)
+    share = (weight.gather(1, merging) / total.gather(1, host))[..., None]
+    # By differences: a token is not rounded where nothing joins it, nor where equal ones do.
+    before = after.patches.to(share.dtype)
+    leaving = rows_of(tokens.x, merging + tokens.num_prefix).to(share.dtype)
+    there = rows_of(after.x, host + tokens.num_prefix).to(share.dtype)
+    joined = added(before, host, share * (leaving - there))
     if keep_length:
-        length = added(lengths(after.patches) * own, host, lengths(leaving) * theirs)
+        longer = lengths(leaving) - lengths(there)
+        length = added(lengths(before), host, share * longer)
         joined = joined * (length / lengths(joined).clamp(min=1e-6))
     prefix = after.x[:, : tokens.num_prefix]
     return replace(
