@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -46,9 +46,8 @@ class HeldOutMaps(HeldOut):
         self, model: nn.Module, processes: Processes, precision: torch.dtype | None
     ) -> SegmentationResult:
         """How right the maps are."""
-        model_: Any = model
         return evaluate_segmentation(
-            model_,
+            cast(Segmenter, model),
             self.batches,
             dense=self.dense,
             stride=self.stride,
