@@ -328,7 +328,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
 
 def or_untrained(policy: Policy) -> str:
     """What to do in place of training, where there is something; for messages."""
-    return "" if policy == "cheap" else ", or take a method that needs no training, lookahead"
+    return "" if policy == "cheap" else ', or take a method that needs no training, as "lookahead"'
 
 
 def frames_to_the_caller() -> int:
