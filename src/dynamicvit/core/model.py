@@ -64,7 +64,6 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         self.bound = backbone_for(backbone)
         self.backbone: nn.Module = self.bound.module
         self._schedule = schedule.checked(self.depth)
-        check_policy(schedule, self.bound)
         kind = predictors if isinstance(predictors, type) else PredictionModule
         self._without_stages = kind = method_for(kind, self.bound)
         if isinstance(predictors, type):
@@ -74,7 +73,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
         for predictor, block in zip(predictors, schedule.stages, strict=True):
             self._check_method(predictor, block)
         self.predictors = nn.ModuleList(predictors)
-        self._check_policy(schedule.policy)
+        self._check_policy(schedule)
         self.per_image: PerImage | None = None
         self.warns_untrained = True
         self._known: dict[tuple[Any, ...], Schedule] = {}
@@ -117,7 +116,7 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
     @schedule.setter
     def schedule(self, schedule: Schedule) -> None:
         schedule = schedule.checked(self.depth)
-        check_policy(schedule, self.bound)
+        self._check_policy(schedule)
         if schedule.stages != self._schedule.stages:
             if any(method.state_dict() and not method.is_fresh for method in self.methods):
                 raise InputError(
@@ -130,7 +129,6 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
             )
             self.predictors = moved.predictors.to(weights.device, weights.dtype)
             self.predictors.train(self.training)
-        self._check_policy(schedule.policy)
         self._schedule = schedule
 
     @property
@@ -162,12 +160,9 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
-        self._check_policy(policy)
         back = self._schedule.restore_before
         back = None if policy == "removed" or back == self.depth else back
-        changed = replace(self._schedule, policy=policy, restore_before=back)
-        check_policy(changed, self.bound)
-        self._schedule = changed.checked(self.depth)
+        self.schedule = replace(self._schedule, policy=policy, restore_before=back)
 
     def at(self, budget: float | Sequence[float] | Schedule) -> DynamicViT:
         """The model at another budget: a view that shares every weight; this one keeps its own.
@@ -305,8 +300,9 @@ class DynamicViT(Paths, TimmSurface, HubMixin, nn.Module):
                 stacklevel=frames_to_the_caller(),
             )
 
-    def _check_policy(self, policy: Policy) -> None:
-        if policy == "bypassed" and any(method.merges for method in self.methods):
+    def _check_policy(self, schedule: Schedule) -> None:
+        check_policy(schedule, self.bound)
+        if schedule.policy == "bypassed" and any(method.merges for method in self.methods):
             name = self.method.name or self.method.__name__
             raise InputError(
                 f"policy 'bypassed' is for methods that drop tokens, as dynamicvit; {name} makes "

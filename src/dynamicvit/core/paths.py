@@ -122,7 +122,8 @@ class Paths:
         if decisions is not None:
             check_decisions(decisions, len(self.predictors), (tokens.x.shape[0], tokens.grid_size))
             made = (decision > 0.5 for decision in decisions)
-            given = tuple(made if self._anew else accumulate(made, torch.mul))
+            anew = self._again or self._schedule.policy == "cheap"
+            given = tuple(made if anew else accumulate(made, torch.mul))
 
         def prune_to(stage: int, tokens: Tokens, _count: int) -> Iterator[Tokens]:
             kept = given[stage] if tokens.images is None else given[stage][tokens.images]
@@ -194,7 +195,7 @@ class Paths:
         """The tokens after the stages and blocks before ``stop``; ``note`` sees each block's."""
         restored_at = self._schedule.restore_before
         restores = restored_at is not None and tokens.block <= restored_at <= stop
-        again = self._anew and self._schedule.policy == "bypassed"
+        again = self._again
         remembers = (restores or again) and tokens.dropped is None
         parts = [tokens.remembering() if remembers else tokens]
         schedule = zip(self._schedule.stages, self._schedule.keep_ratios, strict=True)
@@ -271,10 +272,9 @@ class Paths:
         return len(self.bound.blocks)
 
     @property
-    def _anew(self) -> bool:
-        """Whether each stage chooses among all patches, those dropped before too."""
-        again = self._schedule.policy == "bypassed" and self.method.reactivates
-        return again or self._schedule.policy == "cheap"
+    def _again(self) -> bool:
+        """Whether each stage chooses among all patches, those that wait too."""
+        return self._schedule.policy == "bypassed" and self.method.reactivates
 
     @property
     def _stop(self) -> int:
