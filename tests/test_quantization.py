@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dynamicvit import DynamicViT, InputError, sparsify
 from dynamicvit.core.networks import core_of
-from dynamicvit.data import UNLABELED, Batch, ImageData
+from dynamicvit.data import UNLABELED, Batch, ImageData, Loader
 from dynamicvit.runtimes import (
     FORMATS,
     Agreement,
@@ -306,7 +306,8 @@ def test_calibration_and_comparison_share_no_image(tmp_path: Path) -> None:
     transform = ImageData(tmp_path, labeled=False).transform
     found = calibration_of(ImageData(tmp_path, labeled=False), transform, 300)
     assert found.origin == f"9 images of {tmp_path}"
-    held_out = torch.cat([batch.images for batch in found.held_out if len(batch)])
+    assert isinstance(found.held_out, ImageData)
+    held_out = torch.cat([batch.images for batch in Loader(found.held_out, 32) if len(batch)])
     used, others = found.images[:, 0, 0, 0].tolist(), held_out[:, 0, 0, 0].tolist()
     assert not set(used) & set(others)
     assert len(set(used)) == 9

@@ -47,6 +47,7 @@ from dynamicvit.cli.options import (
     Released,
     ScheduleOption,
     Strict,
+    Stride,
     Threads,
     Tile,
     Workers,
@@ -100,14 +101,7 @@ def eval_command(
         int | None,
         typer.Option(help="Images in a batch, by default 32.", rich_help_panel=COST),
     ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Pixels from window to window of a segmentation model; by default its side.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None,
+    stride: Stride = None,
     precision: Precision = "fp32",
     class_map: ClassMapOption = None,
     unlabeled: Annotated[

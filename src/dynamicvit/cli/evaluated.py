@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from dynamicvit.core.networks import core_of
+from dynamicvit.core.networks import segments
 from dynamicvit.costs import count_macs
 from dynamicvit.data import ImageData, MaskData, class_map_for, has_masks
 from dynamicvit.errors import InputError
@@ -17,6 +17,7 @@ from dynamicvit.evaluation import (
     evaluate_segmentation,
 )
 from dynamicvit.evaluation.segmentation import masks_for
+from dynamicvit.runtimes import ExportedModel
 
 
 class Classified:
@@ -85,13 +86,13 @@ class Segmented(Classified):
         return evaluate_segmentation(model, self.images, **how)
 
     def cost(self, model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
-        """MACs of a window."""
-        return {"macs": count_macs(model, size)}
+        """MACs of a window; a file does not tell."""
+        return {} if isinstance(model, ExportedModel) else {"macs": count_macs(model, size)}
 
     def rows(self, model: nn.Module, size: tuple[int, int]) -> list[tuple[str, str]]:
         """Likewise."""
-        macs = self.cost(model, size)["macs"]
-        return [(f"GMACs a window, {size[0]}x{size[1]}", f"{macs / 1e9:.2f}")]
+        name = f"GMACs a window, {size[0]}x{size[1]}"
+        return [(name, f"{macs / 1e9:.2f}") for macs in self.cost(model, size).values()]
 
 
 def evaluated_for(
@@ -122,10 +123,9 @@ def for_model(
         InputError: for masks and a classifier, or a segmentation model without masks if they are
             needed.
     """
-    segments = getattr(core_of(model), "task", "classification") == "segmentation"
-    if isinstance(found, Segmented) == segments:
+    if isinstance(found, Segmented) == segments(model):
         return found
-    if not segments:
+    if not segments(model):
         raise InputError(f"{found.data} has a mask for each image, and {name} classifies images")
     if not options.get("compare_dense"):
         raise InputError(

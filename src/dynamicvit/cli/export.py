@@ -76,8 +76,8 @@ def export(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Images to check the file on, labeled for int8; by default two photographs, or "
-            "other images of --calibrate.",
+            help="Images to check the file on, labeled or with masks for int8; by default two "
+            "photographs, or other images of --calibrate.",
         ),
     ] = None,
     checkpoint: Checkpoint = None,
@@ -116,17 +116,17 @@ def export(
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Points of top-1 that int8 may cost; as many layers as needed stay in float. "
-            "Without --validation, changed answers count.",
+            help="Points of top-1 or mIoU that int8 may cost; as many layers as needed stay in "
+            "float. Without --validation, changed answers count.",
             rich_help_panel=_INT8,
         ),
     ] = None,
 ) -> None:
     """Write MODEL as a file for other runtimes, and check it against PyTorch.
 
-    The file gives logits and the patches kept at each stage; labels and preprocessing are stored
-    in it. A file that differs from PyTorch is not written, and the exit code is 1; in int8 the
-    agreement is printed.
+    The file gives logits, of a segmentation model a map of them, and the patches kept at each
+    stage; labels and preprocessing are stored in it. A file that differs from PyTorch is not
+    written, and the exit code is 1; in int8 the agreement is printed.
 
     Example: dynamicvit export runs/mine -o model.onnx
     """
@@ -217,14 +217,16 @@ def _lines(made: Exported) -> list[str]:
         return lines
     found = made.agreement
     assert found is not None
+    answers = "pixels have the class that is" if made.description.map_size else "answers are"
     lines = [
         f"int8, calibrated on {made.calibrated_on}",
         f"compared on {made.compared_on}, {found.images} images:",
-        f"  {percent(found.answers)} of the answers are PyTorch's",
+        f"  {percent(found.answers)} of the {answers} PyTorch's",
     ]
     if found.kept:
         shares = " / ".join(f"{100 * share:.1f}" for share in found.kept)
         lines.append(f"  the same patches kept as in PyTorch: {shares} %")
-    if found.top1 is not None and found.model_top1 is not None:
-        lines.append(f"  top-1 {percent(found.top1, 2)}, in PyTorch {percent(found.model_top1, 2)}")
+    if found.scores is not None:
+        name, score, models = found.scores
+        lines.append(f"  {name} {percent(score, 2)}, in PyTorch {percent(models, 2)}")
     return [*lines, f"layers in float: {made.in_words}"]

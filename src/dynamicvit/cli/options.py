@@ -163,6 +163,14 @@ Precision = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="An unreadable image is an error.", rich_help_panel=IMAGES)
 ]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Pixels from window to window of a segmentation model; by default its side.",
+        rich_help_panel=IMAGES,
+    ),
+]
 Workers = Annotated[int, typer.Option(help="Processes that read images.", rich_help_panel=COST)]
 Threads = Annotated[
     int | None,

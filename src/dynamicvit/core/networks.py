@@ -50,6 +50,7 @@ class DenseNetwork(nn.Module):
     Attributes:
         num_classes: of its classifier.
         task: of the model.
+        labels: how masks name its classes, of a segmentation model.
         pretrained_cfg: timm's description of it.
     """
 
@@ -59,7 +60,7 @@ class DenseNetwork(nn.Module):
             if name != "predictors":
                 self.add_module(name, part)
         self.num_classes, self.pretrained_cfg = model.num_classes, model.pretrained_cfg
-        self.task = model.task
+        self.task, self.labels = model.task, getattr(model, "labels", None)
         # In a tuple: what it holds of modules is named above.
         self._alone = (model.like(model.bound, Schedule((), ())),)
 
@@ -84,6 +85,11 @@ def bound_of(model: nn.Module) -> Backbone | None:
         return None
 
 
+def segments(model: nn.Module) -> bool:
+    """Whether a model gives a map of classes, as an exported file of one does."""
+    return getattr(core_of(model), "task", "classification") == "segmentation"
+
+
 def check_classifies(model: Any, what: str, whose: str = "the model") -> None:
     """Refuse a model that does not give one class an image.
 
@@ -95,9 +101,8 @@ def check_classifies(model: Any, what: str, whose: str = "the model") -> None:
     Raises:
         InputError: for one without a classifier, or for segmentation.
     """
-    task = getattr(core_of(model), "task", "classification")
-    if task != "classification":
-        raise InputError(f"{whose} is for {task}: {what} takes classifiers")
+    if segments(model):
+        raise InputError(f"{whose} is for segmentation: {what} takes classifiers")
     if model.num_classes < 1:
         raise InputError(f"{whose} has no classifier: {what} takes classifiers")
 

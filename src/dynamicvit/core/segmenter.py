@@ -198,7 +198,9 @@ class Segmenter(DynamicViT, pipeline_tag="image-segmentation"):
         own = {k: v for k, v in self.bound.pretrained_cfg.items() if not k.startswith("label_")}
         names = self.labels.class_names
         named = {} if names is None else {"label_names": list(names)}
-        return {**own, "num_classes": self.num_classes, **named}
+        # As it sees an image whole: resized until it just fills the window.
+        window = {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
+        return {**own, **window, "num_classes": self.num_classes, **named}
 
     def set_class_names(self, names: Sequence[str] | None) -> None:
         """Say how the classes are called, in class order; ``None`` if nobody knows."""

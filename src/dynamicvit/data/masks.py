@@ -13,13 +13,13 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 from dynamicvit.data.decoding import decode, one_line
-from dynamicvit.data.images import ImageData, Sample, Unreadable
+from dynamicvit.data.images import ImageData, Sample, Transform, Unreadable
 from dynamicvit.data.sources import UNLABELED, open_source
 from dynamicvit.data.sources.pairs import CLASSES, MASKS, Pairs, Unpaired, find_pairs
 from dynamicvit.errors import InputError
 
 #: From an image and ``(H, W)`` class indices to both as tensors, of one size or not.
-JointTransform = Callable[[Image.Image, Tensor], tuple[Tensor, Tensor]]
+JointTransform = Callable[[Image.Image, Tensor], tuple[Tensor, Tensor | int]]
 
 #: Pillow's modes of masks: indices, with or without a palette.
 _MODES = ("1", "L", "P", "I", "I;16")
@@ -112,6 +112,17 @@ class MaskData(ImageData):
         other.joint = transform
         return other
 
+    def with_transform(self, transform: Transform) -> MaskData:
+        """The same images alone, their masks left aside, under a transform of the image."""
+        return self.without_labels().with_joint_transform(_Alone(transform))
+
+    @classmethod
+    def alone(cls, images: ImageData) -> MaskData:
+        """The images of another data set, without masks."""
+        if isinstance(images, cls):
+            return images.without_labels()
+        return cls(images.root, labeled=False, strict=images.strict).subset(images._rows)
+
     def for_classes(self, num_classes: int) -> MaskData:
         """The same images; a mask that names another class ends the run."""
         other = copy.copy(self)
@@ -154,6 +165,18 @@ class MaskData(ImageData):
                 f"{most - 1 + shift} (and {self.ignore_index} for none)"
             )
         return values
+
+
+class _Alone:
+    """A transform of the image, without its mask."""
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform, self.mode = transform, getattr(transform, "mode", "RGB")
+
+    def __call__(self, image: Image.Image, mask: Tensor) -> tuple[Tensor, int]:
+        """The image, and no label."""
+        del mask
+        return self.transform(image), UNLABELED
 
 
 def _plain(image: Image.Image, mask: Tensor) -> tuple[Tensor, Tensor]:

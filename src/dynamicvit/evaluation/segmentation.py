@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamicvit.checkpoints.loading import load
-from dynamicvit.core.networks import DenseNetwork, core_of, eval_mode
+from dynamicvit.core.networks import DenseNetwork, core_of, eval_mode, segments
 from dynamicvit.core.segmenter import Segmenter
 from dynamicvit.costs import resolve_image_size
 from dynamicvit.data import UNLABELED, Loader, MaskData, class_names, joint_eval_transform
@@ -73,7 +73,7 @@ class SegmentationResult:
 
 
 def evaluate_segmentation(
-    model: Segmenter | DenseNetwork | str | os.PathLike[str],
+    model: Segmenter | DenseNetwork | nn.Module | str | os.PathLike[str],
     data: str | os.PathLike[str] | MaskData,
     *,
     dense: nn.Module | None = None,
@@ -91,8 +91,8 @@ def evaluate_segmentation(
     size: single-scale evaluation as in Segmenter's Section 4.1.
 
     Args:
-        model: as :func:`~dynamicvit.segmenter` makes it, the dense network inside one, or what
-            :func:`~dynamicvit.load` takes.
+        model: as :func:`~dynamicvit.segmenter` makes it, the dense network inside one, an exported
+            file of one, or what :func:`~dynamicvit.load` takes.
         data: a source of images and masks, or :class:`~dynamicvit.data.MaskData`.
         dense: a model to compare the maps with.
         image_size: of the window; the model's own by default.
@@ -107,17 +107,19 @@ def evaluate_segmentation(
         InputError: without torchmetrics or a readable image; for classes that are none of the
             model's, logits that are not finite, or masks none of whose pixels are labeled.
     """
-    need("torchmetrics", "segmentation")
     model = _segmenting(load(model) if isinstance(model, str | os.PathLike) else model)
-    own = next(model.parameters()).device if processes is None else processes.device
+    weight = next(model.parameters(), torch.empty(0))  # an exported file has none
+    own = weight.device if processes is None else processes.device
     device = own if device is None else device
     processes = Processes(device) if processes is None else processes
     data = prepared(data, model) if isinstance(data, MaskData) else masks_for(data, model)
+    if data.labeled:
+        need("torchmetrics", "segmentation")
     window = resolve_image_size(model, image_size)
     data = data.with_joint_transform(joint_eval_transform(model, window))
     mine = data.subset(np.arange(processes.rank, len(data), processes.count))
     models = [model] if dense is None else [model, dense]
-    counts = [_Counts(model.num_classes, device) for _ in models]
+    counts = [_Counts(model.num_classes, device) for _ in models if data.labeled]
     agreed = pixels = images = labeled = 0
     skipped: tuple[str, ...] = ()
     amp = autocast(torch.device(device).type, amp_dtype)
@@ -132,7 +134,7 @@ def evaluate_segmentation(
                     maps = [
                         _map(each, held.images[0], held.labels, window, stride) for each in models
                     ]
-                    for count, found in zip(counts, maps, strict=True):
+                    for count, found in zip(counts, maps, strict=False):
                         count.add(found, held.labels)
                     agreed += int((maps[0] == maps[-1]).sum())
                     pixels += maps[0].numel()
@@ -163,13 +165,13 @@ def evaluate_segmentation(
     )
 
 
-def _segmenting(model: Any) -> Segmenter | DenseNetwork:
+def _segmenting(model: Any) -> Any:
     """The model, if it gives maps.
 
     Raises:
         InputError: if it does not.
     """
-    if getattr(core_of(model), "task", "classification") != "segmentation":
+    if not segments(model):
         raise InputError("the model classifies images: give a segmenter, or take evaluate")
     return model
 
@@ -186,7 +188,7 @@ def masks_for(root: str | os.PathLike[str], model: nn.Module, strict: bool = Fal
         InputError: for a model without a map of classes, or other classes.
     """
     core: Any = core_of(model)
-    if not isinstance(core, Segmenter):
+    if not segments(model):
         raise InputError(f"{root} has masks, and the model classifies images: give a segmenter")
     labels = core.labels
     data = MaskData(

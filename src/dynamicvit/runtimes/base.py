@@ -26,7 +26,7 @@ def without_stages(model: DynamicViT) -> DynamicViT:
 
     It runs the code of the pruned path, with every saving but dropped tokens.
     """
-    return DynamicViT(model.backbone, DENSE, []).eval()
+    return model.like(model.bound, DENSE).eval()
 
 
 class Runtime(ABC):

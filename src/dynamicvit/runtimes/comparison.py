@@ -111,12 +111,14 @@ class Agreement:
 
     Attributes:
         images: number of images.
-        answers: share of them with the same highest logit.
+        answers: share of them, or of their pixels, with the same highest logit.
         kept: for each stage, the share of the model's kept patches that the file kept too. Empty
             where tokens are combined: which of two gives its place says nothing of the answer.
         labeled: number of images with a label.
         top1: of the file on those; ``None`` without labels.
         model_top1: of the model on those.
+        miou: of the file; ``None`` without masks.
+        model_miou: of the model.
     """
 
     images: int
@@ -125,13 +127,25 @@ class Agreement:
     labeled: int = 0
     top1: float | None = None
     model_top1: float | None = None
+    miou: float | None = None
+    model_miou: float | None = None
+
+    @property
+    def scores(self) -> tuple[str, float, float] | None:
+        """What the labels measure, of the file and of the model; ``None`` without labels."""
+        if self.top1 is not None and self.model_top1 is not None:
+            return "top-1", self.top1, self.model_top1
+        if self.miou is not None and self.model_miou is not None:
+            return "mIoU", self.miou, self.model_miou
+        return None
 
     @property
     def drop(self) -> float:
-        """Points of top-1 lost; without labels, the most that may be lost: changed answers."""
-        if self.top1 is None or self.model_top1 is None:
+        """Points of top-1 or mIoU lost; without labels, the share of changed answers."""
+        if self.scores is None:
             return 100.0 * (1.0 - self.answers)
-        return 100.0 * (self.model_top1 - self.top1)
+        _, found, models = self.scores
+        return 100.0 * (models - found)
 
     @property
     def least(self) -> float:
@@ -159,17 +173,19 @@ class Reference:
         Raises:
             InputError: without a readable image.
         """
-        images = same = labeled = right = own_right = 0
+        images = labeled = right = own_right = 0
+        same = 0.0
         kept: Tensor | float = 0.0
         batches = (batch for batch in self._batches if len(batch))
         for batch, (answers, own_kept) in zip(batches, self._own, strict=True):
             given, their_kept = _run(exported, batch.images)
             images += len(batch)
-            same += int((given == answers).sum())
+            same += float((given == answers).reshape(len(batch), -1).double().mean(dim=1).sum())
             has_label = batch.labels != UNLABELED
-            labeled += int(has_label.sum())
-            right += int((given == batch.labels)[has_label].sum())
-            own_right += int((answers == batch.labels)[has_label].sum())
+            if has_label.any():  # maps have none here
+                labeled += int(has_label.sum())
+                right += int((given == batch.labels)[has_label].sum())
+                own_right += int((answers == batch.labels)[has_label].sum())
             both = [(a & b).sum(1) / a.sum(1) for a, b in zip(own_kept, their_kept, strict=True)]
             if both and self._chooses:
                 kept = kept + torch.stack([share.sum() for share in both])
@@ -187,6 +203,6 @@ class Reference:
 
 @torch.inference_mode()
 def _run(model: PrunedClassifier, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Answers ``(B,)``, and for each stage the kept patches, ``(B, N)`` bool."""
+    """Answers ``(B,)`` or maps of them, and for each stage the kept patches, ``(B, N)`` bool."""
     output = model.forward_pruned(images)
     return output.logits.argmax(dim=1), output.kept

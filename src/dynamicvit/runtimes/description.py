@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
+import torch
+
 from dynamicvit._version import __version__
 from dynamicvit.core.hub import policy_in
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import check_classifies
+from dynamicvit.core.networks import eval_mode, untrained_on_purpose
 from dynamicvit.core.schedule import Policy, Schedule
+from dynamicvit.core.segmenter import Labels, Segmenter
 from dynamicvit.costs import ImageSize, resolve_image_size
 from dynamicvit.data.class_names import known_class_names
 from dynamicvit.data.transforms import image_config
@@ -20,7 +23,7 @@ from dynamicvit.utils.fields import CROP, check_fields, parse_json
 from dynamicvit.utils.words import shortened
 
 #: What may be unknown.
-_OPTIONAL = {"model", "labels", "batch"}
+_OPTIONAL = {"model", "labels", "batch", "map_size"}
 #: Each format stores the description under this name, as JSON.
 KEY = "dynamicvit"
 
@@ -49,6 +52,10 @@ class Description:
         precision: "int8" if layers compute in it, else "fp32".
         method: by which tokens are chosen or combined; ``None`` in files of 0.1.0.
         restore_before: index of the first block that runs on every patch again, or ``None``.
+        task: "segmentation" where the logits are a map, else "classification".
+        map_size: rows and columns of the map; ``None`` for a classifier.
+        ignore_index: of pixels without a class in the masks of a segmentation model.
+        reduce_labels: its masks count classes from 1.
     """
 
     model: str | None
@@ -70,11 +77,25 @@ class Description:
     precision: Literal["fp32", "int8"] = "fp32"
     method: str | None = None
     restore_before: int | None = None
+    task: Literal["classification", "segmentation"] = "classification"
+    map_size: tuple[int, int] | None = None
+    ignore_index: int = 255
+    reduce_labels: bool = False
 
     @property
     def outputs(self) -> list[str]:
         """Names of the outputs."""
         return ["logits", *(f"kept_{stage + 1}" for stage in range(len(self.stages)))]
+
+    def shapes(self, batch: int) -> list[tuple[int, ...]]:
+        """Of the outputs."""
+        logits = (batch, self.num_classes, *(self.map_size or ()))
+        return [logits, *((batch, kept) for kept in self.kept)]
+
+    @property
+    def mask_labels(self) -> Labels:
+        """How masks name the classes of a segmentation model."""
+        return Labels(self.labels, self.ignore_index, self.reduce_labels)
 
     @property
     def schedule(self) -> Schedule:
@@ -135,6 +156,8 @@ class Description:
                 raise InputError(
                     f"{source}: its description has {len(given)} values of {name}, not {expected}"
                 )
+        if (self.task == "segmentation") != (self.map_size is not None):
+            raise InputError(f"{source}: its description has map_size for segmentation alone")
         if any(kept > patches for kept in self.kept):
             raise InputError(f"{source}: its description keeps {self.kept} of {patches} patches")
         try:
@@ -161,17 +184,21 @@ def describe(
 
     Raises:
         InputError: for a batch of less than one, a share outside (0, 1], an image size that the
-            model does not take, or a model without a classifier.
+            model does not take, or a model without classes.
     """
     if batch is not None and batch < 1:
         raise InputError(f"batch {batch}: give at least 1 image")
     if crop_pct is not None and not CROP.holds(crop_pct):
         raise InputError(f"crop_pct {crop_pct}: give {CROP.words}")
-    check_classifies(model, "export")
+    if crop_pct is not None and isinstance(model, Segmenter):
+        raise InputError(f"crop_pct {crop_pct}: a segmentation model sees whole images, without it")
+    if model.num_classes < 1:
+        raise InputError("the model has no classifier: export takes classifiers and segmenters")
     config = image_config(model, image_size)
     height, width = resolve_image_size(model, image_size)
     grid = model.bound.grid(height, width)
     names = known_class_names(model)
+    segments = _segmentation(model, (height, width)) if isinstance(model, Segmenter) else {}
     return Description(
         model=model.pretrained_cfg.get("architecture"),
         version=__version__,
@@ -191,7 +218,22 @@ def describe(
         policy=model.schedule.policy,
         method=model.method.name or None,
         restore_before=model.schedule.restore_before,
+        **segments,
     )
+
+
+def _segmentation(model: Segmenter, size: tuple[int, int]) -> dict[str, Any]:
+    """What is said of a segmentation model alone."""
+    like = next(model.parameters())
+    blank = torch.zeros(1, model.in_chans, *size, dtype=like.dtype, device=like.device)
+    with eval_mode(model), untrained_on_purpose(model), torch.no_grad():
+        logits = model.forward_dense(blank).logits
+    return {
+        "task": model.task,
+        "map_size": tuple(logits.shape[2:]),
+        "ignore_index": model.labels.ignore_index,
+        "reduce_labels": model.labels.reduce_labels,
+    }
 
 
 def _tupled(value: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.core.schedule import Schedule
+from dynamicvit.core.segmenter import Labels
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes.description import Description
 from dynamicvit.utils.words import first_line
@@ -35,7 +36,7 @@ class ExportedModel(nn.Module):
         self._run = run
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, classes)``.
+        """Logits ``(B, classes)``, of a segmentation model ``(B, classes, rows, columns)``.
 
         Args:
             images: ``(B, channels, height, width)``, normalized.
@@ -86,14 +87,23 @@ class ExportedModel(nn.Module):
 
     def _check(self, outputs: Sequence[Tensor], batch: int) -> None:
         """Check that the graph's outputs are those that the description says."""
-        about = self.description
-        shapes = [(batch, about.num_classes), *((batch, kept) for kept in about.kept)]
+        shapes = self.description.shapes(batch)
         if [tuple(output.shape) for output in outputs] != shapes:
             found = ", ".join(str(tuple(output.shape)) for output in outputs)
             raise InputError(
                 f"the exported file gives {found}, and its description says "
                 f"{', '.join(map(str, shapes))}: export the model again"
             )
+
+    @property
+    def task(self) -> str:
+        """What the logits are for: "classification" or "segmentation"."""
+        return self.description.task
+
+    @property
+    def labels(self) -> Labels:
+        """How masks name the classes of a segmentation model."""
+        return self.description.mask_labels
 
     @property
     def num_classes(self) -> int:

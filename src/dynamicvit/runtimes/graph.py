@@ -16,6 +16,8 @@ from dynamicvit.runtimes.description import Description
 
 #: Names of the prediction modules' layers begin so.
 PREDICTORS = "predictors."
+#: Of layers that are the model's own, not the backbone's.
+OWN = (PREDICTORS, "decode_head.")
 
 #: Operators whose second argument is a weight.
 _WEIGHTED = {"aten.linear.default", "aten.conv2d.default", "aten.convolution.default"}
@@ -31,6 +33,7 @@ class Graph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Logits ``(B, classes)``, then for each stage the kept patches, ``(B, K)`` int64.
 
+        Of a segmentation model logits ``(B, classes, rows, columns)``.
         Patches are numbered row by row, in ascending order.
 
         Args:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dynamicvit.data import UNLABELED, Batch, ImageData, Loader, Unreadable
+from dynamicvit.data import UNLABELED, Batch, ImageData, Unreadable
 from dynamicvit.errors import InputError
 from dynamicvit.utils.optional import need
 
@@ -39,13 +39,13 @@ class Calibration(NamedTuple):
 
     Attributes:
         images: ``(B, channels, height, width)``, normalized.
-        held_out: other images, in batches that can be read again.
+        held_out: other images; or in batches, where they are the same.
         origin: where the images are from, in words.
         others: where those held out are from.
     """
 
     images: Tensor
-    held_out: Loader | list[Batch]
+    held_out: ImageData | list[Batch]
     origin: str
     others: str
 
@@ -104,8 +104,7 @@ def calibration_of(source: ImageData, transform: Transform, count: int) -> Calib
     others = _spread(np.arange(len(data)), held)
     chosen = _spread(np.setdiff1d(np.arange(len(data)), others), count)
     images, origin = _read(data, chosen, "to calibrate on")
-    batches = Loader(data.subset(others), batch_size=32)
-    return Calibration(images, batches, origin, f"others of {source.root}")
+    return Calibration(images, source.subset(others), origin, f"others of {source.root}")
 
 
 def sample_calibration(transform: Transform) -> Calibration:

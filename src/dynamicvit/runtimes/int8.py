@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.runtimes.graph import PREDICTORS
+from dynamicvit.runtimes.graph import OWN
 
 #: Share of the answers, and of the kept patches of each stage, that must be the model's. DeiT-Tiny
 #: with ρ = 0.5 and removed tokens agrees with its dense self in 83 % of the answers: an int8 file
@@ -79,7 +79,7 @@ def most_sensitive_first(
     expected = model(images)
     moved = {}
     for layer in layers:
-        root = model if layer.startswith(PREDICTORS) else model.backbone
+        root = model if layer.startswith(OWN) else model.backbone
         with _in_eight_bits(root.get_submodule(layer)):
             moved[layer] = float((model(images) - expected).square().mean())
     return tuple(sorted(moved, key=moved.__getitem__, reverse=True))

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.costs import ImageSize
-from dynamicvit.data import ImageData, Loader, class_map_for, eval_transform
+from dynamicvit.data import ImageData, eval_transform
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes.base import Format, without_stages
-from dynamicvit.runtimes.comparison import Agreement, Check, ExportMismatchError, Reference, check
+from dynamicvit.runtimes.comparison import Agreement, Check, ExportMismatchError, check
 from dynamicvit.runtimes.description import Description, describe
 from dynamicvit.runtimes.graph import layers_of, prediction_layers
 from dynamicvit.runtimes.images import (
@@ -27,13 +27,13 @@ from dynamicvit.runtimes.images import (
 )
 from dynamicvit.runtimes.int8 import LEAST_AGREEMENT, fewest_in_float, most_sensitive_first
 from dynamicvit.runtimes.registry import FORMATS, format_of
+from dynamicvit.runtimes.tasks import Classified, compared_for
 from dynamicvit.utils.files import atomic_folder
 from dynamicvit.utils.renamed import renamed_arguments
 from dynamicvit.utils.words import percent
 
 #: Images to order the layers by.
 _ORDERED_ON = 32
-_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -112,16 +112,16 @@ def export(
         crop_pct: in place of the model's own in the description.
         dense: write the backbone alone, which drops nothing.
         validation: a source of images to compare on. In float32 up to 32 of them; by default two
-            photographs. In int8 all of them, labeled; by default the images of ``calibrate`` that
-            were not calibrated on.
+            photographs. In int8 all of them, labeled or with masks; by default the images of
+            ``calibrate`` that were not calibrated on.
         class_map: for the labels, as for :func:`~dynamicvit.data.class_map_for`.
         calibrate: for int8, a source of images to calibrate on, labeled or not. Only a file that
             is timed and not used (``least_agreement=0``) can do without: two photographs.
         calibration_images: number of images to calibrate on.
-        max_drop: for int8, points of top-1 that it may cost; as many layers as needed stay in
-            float. Without ``validation`` changed answers count as lost.
+        max_drop: for int8, points of top-1 or mIoU that it may cost; as many layers as needed stay
+            in float. Without ``validation`` changed answers count as lost.
         least_agreement: for int8, share of the answers, and of the kept patches of each stage, that
-            must be the model's.
+            must be the model's; of a map the share of its pixels.
         **options: of the format: ``opset`` for ONNX, 18 or later.
 
     Raises:
@@ -144,15 +144,16 @@ def export(
             "a budget per image: export the mean counts (model.per_image = None)"
         )
     about = describe(model, image_size=image_size, batch=batch, crop_pct=crop_pct)
+    transform = eval_transform(model, about.input_size[1:], about.crop_pct)
+    task = compared_for(model, transform)
     kind.ready(precision)
     if precision == "fp32":
-        own = None if validation is None else ImageData(validation, labeled=False)
+        own = None if validation is None else task.images(validation)
         return _export_float(model, path, kind, about, own, options)
-    transform = eval_transform(model, about.input_size[1:], about.crop_pct)
     images = (
         sample_calibration(transform)
         if calibrate is None
-        else calibration_of(ImageData(calibrate, labeled=False), transform, calibration_images)
+        else calibration_of(task.images(calibrate), transform, calibration_images)
     )
     if batch is not None and batch > len(images.images):
         raise InputError(
@@ -160,14 +161,9 @@ def export(
             f"no fixed batch"
         )
     if validation is not None:
-        labeled = ImageData(validation)
-        if not labeled.labeled:
-            raise InputError(f"{validation} has no labels: give labeled images to compare int8 on")
-        classes = class_map_for(labeled, model, class_map)
-        labeled = labeled.with_class_map(classes.index).with_transform(transform)
-        images = images._replace(held_out=Loader(labeled, batch_size=_BATCH), others=validation)
+        images = images._replace(held_out=task.labeled(validation, class_map), others=validation)
     about = replace(about, precision="int8")
-    return _export_int8(model, path, kind, about, images, max_drop, least_agreement, options)
+    return _export_int8(task, path, kind, about, images, max_drop, least_agreement, options)
 
 
 def _export_float(
@@ -191,7 +187,7 @@ def _export_float(
 
 
 def _export_int8(
-    model: DynamicViT,
+    task: Classified,
     path: Path,
     kind: Format,
     about: Description,
@@ -200,11 +196,12 @@ def _export_int8(
     least_agreement: float,
     options: Mapping[str, Any],
 ) -> Exported:
+    model: DynamicViT = task.model
     program = kind.trace(model, about)
     layers = layers_of(program)
     names = tuple(dict.fromkeys(layers.values()))
     always = prediction_layers(names)
-    reference = Reference(model, images.held_out)
+    reference = task.reference(images.held_out)
     with atomic_folder(path.parent, path.name) as draft, TemporaryDirectory(dir=draft) as trials:
         source = Path(trials, "float", path.name)
         source.parent.mkdir()
@@ -226,14 +223,17 @@ def _export_int8(
             found = fewest_in_float(write, lambda trial: trial[2].drop, always, order, max_drop)
         if found is None:
             raise ExportMismatchError(
-                f"costs more than {max_drop:g} points of top-1 even with every layer in float"
+                f"costs more than {max_drop:g} points even with every layer in float"
             )
         file, in_float, agreement = found
-        if agreement.least < least_agreement:
+        # Each patch of a map has its answer, kept or not.
+        least = agreement.answers if about.map_size else agreement.least
+        if least < least_agreement:
             shares = ", ".join(percent(share) for share in agreement.kept)
             kept = shares and f", and of the patches kept at each stage {shares}"
+            answers = "pixels' classes" if about.map_size else "answers"
             raise ExportMismatchError(
-                f"{percent(agreement.answers)} of the answers{kept} are the model's, less than "
+                f"{percent(agreement.answers)} of the {answers}{kept} are the model's, less than "
                 f"{percent(least_agreement, 0)}: calibrate on images of the kind that the file "
                 "will see"
             )
@@ -274,4 +274,4 @@ def _check_precision(
             if value is not None:
                 raise InputError(f"{name} {value} goes with precision int8, got {precision}")
     elif max_drop is not None and not 0 <= max_drop <= 100:
-        raise InputError(f"max_drop {max_drop}: give points of top-1, 0 to 100")
+        raise InputError(f"max_drop {max_drop}: give points, 0 to 100")

@@ -197,6 +197,11 @@ FIELDS: dict[str, Kind] = {
     "grid": each(_SIDE, 2, 2),
     "kept": each(whole(1, MOST_TOKENS), 0, MOST_BLOCKS),
     "precision": one_of("fp32", "int8"),
+    "task": one_of("classification", "segmentation"),
+    "map_size": each(_SIDE, 2, 2),
+    # of segmentation models
+    "ignore_index": whole(-MOST_NUMBER, MOST_NUMBER),
+    "reduce_labels": SWITCH,
     # the metadata of released weights
     "rho": _SHARE,
     "residual_divisor": number(0, 1e6, above=True),
