@@ -1,4 +1,4 @@
-"""`dynamicvit predict`: classes and kept shares of images, as a table."""
+"""`dynamicvit predict`: classes and kept shares of images as a table, or masks in a folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from dynamicvit.cli.console import (
     StoppedError,
     check_file,
+    check_folder,
     main_console,
     progress_bar,
     say,
@@ -32,6 +33,7 @@ from dynamicvit.cli.options import (
     Released,
     ScheduleOption,
     Strict,
+    Stride,
     Threads,
     Tile,
     Workers,
@@ -40,6 +42,7 @@ from dynamicvit.cli.options import (
     parse_image_size,
     use_threads,
 )
+from dynamicvit.evaluation.answers import TABLE
 from dynamicvit.evaluation.predictions import open_images, predict
 from dynamicvit.evaluation.tables import STARTS, check_suffix
 from dynamicvit.utils.distributed import launched_precision, launched_processes
@@ -58,7 +61,10 @@ def predict_command(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="Table to write: .csv, .jsonl or .parquet.", readable=False
+            "--output",
+            "-o",
+            help="Table to write: .csv, .jsonl or .parquet; of a segmentation model a folder.",
+            readable=False,
         ),
     ],
     model_name: ModelOrFile = None,
@@ -71,7 +77,11 @@ def predict_command(
     method: Method = None,
     tile: Tile = None,
     top: Annotated[int, typer.Option(help="Classes of each image.")] = 5,
-    batch_size: Annotated[int, typer.Option(help="Images in a batch.", rich_help_panel=COST)] = 32,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Images in a batch, by default 32.", rich_help_panel=COST),
+    ] = None,
+    stride: Stride = None,
     precision: Precision = "fp32",
     image_size: ImageSizeOption = None,
     crop_pct: CropPct = None,
@@ -82,6 +92,7 @@ def predict_command(
 ) -> None:
     """Write a row for each of IMAGES, in order: its classes, their probabilities, kept shares.
 
+    A segmentation model writes a mask for each into a folder: a PNG of class indices.
     MODEL may be an exported file. A run that was stopped resumes when the same command is given
     again. An unreadable image has a row that says why. Several processes, started by
     torch.distributed.run or accelerate launch, share the images of each batch.
@@ -90,8 +101,13 @@ def predict_command(
     """
     check_one_model(model_name, released)
     size = parse_image_size(image_size)
-    check_suffix(output)
-    check_file("--output", output, STARTS.get(output.suffix.lower(), b""))
+    is_table = bool(output.suffix) and not output.is_dir()
+    table = output if is_table else output / TABLE
+    check_suffix(table)
+    if is_table:
+        check_file("--output", output, STARTS.get(output.suffix.lower(), b""))
+    else:
+        check_folder(output)
     use_threads(threads)
     processes = launched_processes("cuda" if torch.cuda.is_available() else "cpu")
     dtype = launched_precision(autocast_dtype(precision), processes.device)
@@ -135,6 +151,7 @@ def predict_command(
             image_size=size,
             crop_pct=crop_pct,
             batch_size=batch_size,
+            stride=stride,
             workers=workers,
             amp_dtype=dtype,
             progress=advance,

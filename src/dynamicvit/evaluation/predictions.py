@@ -1,40 +1,28 @@
-"""Classes, probabilities and kept shares of images, in order, into a file."""
+"""What a model says of images, in order, into a file: classes, or a mask for each."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import ConcatDataset
 
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.classifier import PrunedClassifier
-from dynamicvit.core.networks import check_classifies, eval_mode
-from dynamicvit.core.outputs import PrunedOutput
-from dynamicvit.data import (
-    Batch,
-    ImageData,
-    Loader,
-    NoReadableImageError,
-    class_names,
-    eval_transform,
-    top_classes,
-)
+from dynamicvit.core.networks import check_classifies, eval_mode, segments
+from dynamicvit.data import Batch, ImageData, Loader, MaskData, NoReadableImageError, has_masks
 from dynamicvit.errors import InputError
-from dynamicvit.evaluation.accuracy import check_finite
+from dynamicvit.evaluation.answers import Classes, Masks, Row, table_of
 from dynamicvit.evaluation.draft import Draft
 from dynamicvit.evaluation.tables import check_suffix
-from dynamicvit.runtimes import is_exported, load_exported
+from dynamicvit.runtimes.registry import is_exported, load_exported
 from dynamicvit.utils.distributed import Processes
 from dynamicvit.utils.precision import autocast
 from dynamicvit.utils.tensors import fingerprint
 
-Row = dict[str, Any]
 Images = str | os.PathLike[str] | ImageData
 
 
@@ -46,7 +34,7 @@ class PredictResult:
         rows: one for each image, in order, by column: ``image``, ``class_1``, ``index_1``,
             ``probability_1``, ``class_2``, ..., ``kept_1`` for each stage (the share of the patches
             kept there), ``error`` (why an image can't be read, else None). Empty if they were
-            written into a file.
+            written into a file. Of a segmentation model ``image``, ``mask`` (its file), ``error``.
         images: number of images, unreadable ones counted.
         unreadable: paths of the unreadable images.
         resumed: number of images that an earlier run had done.
@@ -66,7 +54,8 @@ def predict(
     top: int = 5,
     image_size: int | tuple[int, int] | None = None,
     crop_pct: float | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
+    stride: int | None = None,
     workers: int = 1,
     strict: bool = False,
     device: torch.device | str | None = None,
@@ -76,17 +65,23 @@ def predict(
 ) -> PredictResult:
     """Classify images, in order; an unreadable one gets a row that says why.
 
+    A segmentation model writes a mask for each image instead: a PNG of class indices with a
+    palette, of the image's size, by sliding windows.
+
     With an output, rows gather in ``OUTPUT.part`` until all are there. If the run is stopped, the
     same call resumes from that file.
 
     Args:
         model: run in ``eval()``; or what :func:`~dynamicvit.load` takes, or an exported file.
         images: one or more sources, as for :class:`~dynamicvit.data.ImageData`; labels are ignored.
-        output: a ``.csv``, ``.jsonl`` or ``.parquet``, replaced when all rows are there.
+        output: a ``.csv``, ``.jsonl`` or ``.parquet``, replaced when all rows are there; of a
+            segmentation model a folder, with masks named like their images and
+            ``predictions.csv``.
         top: classes of each image; fewer if the model has fewer.
         image_size: side, or height and width, in pixels; the model's own by default.
         crop_pct: share of the short side that the center crop takes; the model's own by default.
-        batch_size: images in a batch.
+        batch_size: images in a batch, by default 32.
+        stride: of a segmentation model, from window to window in pixels; by default its side.
         workers: processes that read images; 0 reads in this one.
         strict: an unreadable image is an error.
         device: to which the model is moved; by default the model's.
@@ -96,34 +91,42 @@ def predict(
         processes: that share the images of each batch; the main one writes.
 
     Raises:
-        InputError: without a readable image; for a model without a classifier; for logits that are
-            not finite; for an output that can't be written, or was begun with another model, other
-            images or options.
+        InputError: without a readable image; for a model without classes, or an option that is not
+            for its task; for logits that are not finite; for an output that can't be written, or
+            was begun with another model, other images or options.
     """
-    if output is not None:
-        check_suffix(output)
     if top < 1:
         raise InputError(f"top is at least 1 class, got {top}")
     if isinstance(model, str | os.PathLike):
         model = load_exported(model) if is_exported(model) else load(model)
     assert isinstance(model, nn.Module)
-    check_classifies(model, "predict")
+    gives_maps = segments(model)
+    _check_options(gives_maps, crop_pct=crop_pct, batch_size=batch_size, stride=stride)
+    if not gives_maps:
+        check_classifies(model, "predict")
+    table = table_of(output, gives_maps)
+    if table is not None:
+        check_suffix(table)
     if device is None:
         own = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         device = own if processes is None else processes.device
     processes = Processes(device) if processes is None else processes
     model.to(device)
     data = open_images(images, strict)
-    transform = eval_transform(model, image_size, crop_pct)
-    parts = ConcatDataset([part.with_transform(transform) for part in data])
-    loader = Loader(parts, batch_size, num_workers=workers)
+    if gives_maps:
+        assert table is not None
+        answers: Classes | Masks = Masks(model, table.parent, image_size, stride)
+    else:
+        answers = Classes(model, top, image_size, crop_pct)
+    parts = answers.prepared(data)
+    # An image of its own size is alone in a batch.
+    loader = Loader(parts, processes.count if gives_maps else batch_size or 32, num_workers=workers)
     loader.set_share(processes.rank, processes.count)
-    names = class_names(model)
-    columns = _columns(model, min(top, len(names)))
+    columns = {"image": "string", **answers.columns, "error": "string"}
     amp = autocast(torch.device(device).type, amp_dtype)
     with eval_mode(model), torch.inference_mode(), amp:
         draft = None
-        if output is not None:
+        if table is not None:
             settings = {
                 "sources": [str(part.root) for part in data],
                 "images": len(parts),
@@ -133,10 +136,11 @@ def predict(
                 "policy": model.schedule.policy,
                 "image_size": image_size,
                 "crop_pct": crop_pct,
+                "stride": stride,
                 "precision": str(amp_dtype),
                 "columns": list(columns),
             }
-            draft = Draft(output, settings)
+            draft = Draft(table, settings)
         resumed = 0 if draft is None else _resume(draft, data, loader, processes)
         if progress is not None:
             progress(resumed)
@@ -144,7 +148,7 @@ def predict(
         # All of one process's images may be unreadable; those of all are counted below.
         with suppress(NoReadableImageError):
             for batch in loader:
-                own_rows = _rows(model, batch.to(device), names, columns, top)
+                own_rows = _rows(answers, batch.to(device), list(columns))
                 found = [row for part in processes.gather(own_rows) for row in part]
                 if draft is None:
                     rows += found
@@ -177,51 +181,33 @@ def open_images(images: Images | Sequence[Images], strict: bool = False) -> list
     several: Sequence[Images] = [images] if single else images
     if not several:
         raise InputError("no images: give a file, a folder or another source of images")
-    return [
-        each if isinstance(each, ImageData) else ImageData(each, labeled=False, strict=strict)
-        for each in several
-    ]
+    return [each if isinstance(each, ImageData) else _unlabeled(each, strict) for each in several]
 
 
-def _columns(model: PrunedClassifier, top: int) -> dict[str, str]:
-    """The columns in order, and their kinds."""
-    columns = {"image": "string"}
-    for rank in range(1, top + 1):
-        columns |= {f"class_{rank}": "string", f"index_{rank}": "int"}
-        columns[f"probability_{rank}"] = "float"
-    for stage in range(1, len(model.schedule.stages) + 1):
-        columns[f"kept_{stage}"] = "float"
-    return {**columns, "error": "string"}
+def _unlabeled(root: str | os.PathLike[str], strict: bool) -> ImageData:
+    kind = MaskData if has_masks(root) else ImageData
+    return kind(root, labeled=False, strict=strict)
 
 
-def _rows(
-    model: PrunedClassifier, batch: Batch, names: Sequence[str], columns: Iterable[str], top: int
-) -> list[Row]:
+def _check_options(gives_maps: bool, **options: object) -> None:
+    """Refuse options of the other task."""
+    for name in ("crop_pct", "batch_size") if gives_maps else ("stride",):
+        if options[name] is not None:
+            task = "segmentation models" if gives_maps else "classifiers"
+            raise InputError(f"{name} {options[name]} is not for {task}")
+
+
+def _rows(answers: Classes | Masks, batch: Batch, columns: Sequence[str]) -> list[Row]:
     """A row for each image of a batch, in order."""
     rows: list[Row] = [dict.fromkeys(columns) for _ in range(len(batch) + len(batch.skipped))]
     if len(batch):
-        output = model.forward_pruned(batch.images)
-        check_finite(output.logits, "the model")
-        answers = _answers(output, names, top)
-        for place, path, answer in zip(batch.places, batch.paths, answers, strict=True):
+        found = answers.of(batch)
+        for place, path, answer in zip(batch.places, batch.paths, found, strict=True):
             rows[place] |= {"image": path, **answer}
     unreadable = (row for row in rows if row["image"] is None)
     for row, path, reason in zip(unreadable, batch.skipped, batch.reasons, strict=True):
         row |= {"image": path, "error": reason}
     return rows
-
-
-def _answers(output: PrunedOutput, names: Sequence[str], top: int) -> Iterator[Row]:
-    """The columns between path and error, for each image."""
-    shares = [kept.float().mean(dim=1).tolist() for kept in output.kept]
-    for index, logits in enumerate(output.logits):
-        row: Row = {}
-        for rank, guess in enumerate(top_classes(logits, names, top), start=1):
-            row |= {f"class_{rank}": guess.name, f"index_{rank}": guess.index}
-            row[f"probability_{rank}"] = round(guess.probability, 6)
-        for stage, share in enumerate(shares, start=1):
-            row[f"kept_{stage}"] = round(share[index], 6)
-        yield row
 
 
 def _unreadable(rows: Sequence[Row] | Iterator[Row]) -> tuple[str, ...]:

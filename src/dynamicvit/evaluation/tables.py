@@ -16,7 +16,7 @@ from dynamicvit.utils.outputs import WRITER
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 STARTS = {
-    ".csv": b"image,(class_1,index_1|kept_1),",
+    ".csv": b"image,(class_1,index_1|kept_1|mask),",
     ".jsonl": rb'\{"image": "[^\n]*", "(class_1|kept_1)": ',
 }
 """How tables begin whose format has no room for who wrote them."""

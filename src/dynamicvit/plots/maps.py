@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from dynamicvit.data.mask_files import class_colors
 from dynamicvit.plots.patches import as_rgb
 
 #: How much of a pixel is its class's color.
@@ -45,21 +48,34 @@ def overlay(
     rgb = torch.stack([as_rgb(image.detach().float().cpu()) for image in images])
     wide = F.interpolate(logits.detach().float().cpu(), rgb.shape[2:], mode="bilinear")
     found = wide.argmax(dim=1)
-    colors = _colors(logits.shape[1])[found].movedim(-1, 1)
-    painted = torch.lerp(rgb, colors, _OPACITY)
-    pictures = torch.where(found[:, None] == 0, rgb, painted)
+    pictures = painted(rgb, found)
     words = [_words(one, names or ()) for one in found]
     classes = len(found.unique())
     return Overlay((title, f"{classes} class{'es' * (classes > 1)}"), pictures, words)
 
 
-def _colors(count: int) -> Tensor:
-    """``(classes, 3)``: those of matplotlib's tab20, the strong ones first."""
-    from matplotlib import colormaps
+def paint(picture: Image.Image, found: Tensor, names: Sequence[str] = ()) -> Image.Image:
+    """A picture under the colors of its classes, with their names.
 
-    wheel = torch.tensor(colormaps["tab20"].colors)
-    order = [*range(0, 20, 2), *range(1, 20, 2)]
-    return wheel[[order[index % 20] for index in range(count)]].float()
+    Args:
+        picture: in RGB.
+        found: ``(H, W)`` classes of its pixels.
+        names: of the classes.
+    """
+    rgb = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+    mixed = (255 * painted(rgb[None], found[None])[0]).round().to(torch.uint8)
+    shown = Image.fromarray(mixed.permute(1, 2, 0).numpy())
+    draw = ImageDraw.Draw(shown)
+    for column, row, name in _words(found, names):
+        draw.text((column, row), name, fill="white", stroke_width=2, stroke_fill="black")
+    return shown
+
+
+def painted(rgb: Tensor, found: Tensor) -> Tensor:
+    """Images ``(B, 3, H, W)`` in [0, 1] under the colors of the classes ``(B, H, W)``."""
+    colors = torch.from_numpy(class_colors(int(found.max()) + 1)).float() / 255
+    mixed = torch.lerp(rgb, colors[found].movedim(-1, 1), _OPACITY)
+    return torch.where(found[:, None] == 0, rgb, mixed)
 
 
 def _words(found: Tensor, names: Sequence[str]) -> list[tuple[int, int, str]]:
