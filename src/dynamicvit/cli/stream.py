@@ -1,4 +1,4 @@
-"""`dynamicvit stream`: classify a video, a camera or a folder of images, frame by frame."""
+"""`dynamicvit stream`: classify or segment a video, a camera or a folder, frame by frame."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dynamicvit.cli.console import StoppedError, check_json, say_left_out
+from dynamicvit.cli.console import StoppedError, check_file, check_json, say_left_out
 from dynamicvit.cli.inference import load_for_inference, refuse_with_schedule, say_if_untrained
 from dynamicvit.cli.options import (
     AddOn,
@@ -37,10 +37,12 @@ from dynamicvit.cli.options import (
 )
 from dynamicvit.cli.stream_view import View, print_summary
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import segments
 from dynamicvit.data.folders import other_files
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import ExportedModel
-from dynamicvit.streaming import RATIOS, Stream, open_frames
+from dynamicvit.streaming import RATIOS, Answer, Stream, open_frames
+from dynamicvit.streaming.overlay import VIDEOS, overlay_video
 from dynamicvit.utils.files import open_output
 from dynamicvit.utils.outputs import WRITER
 from dynamicvit.utils.precision import autocast_dtype
@@ -92,8 +94,16 @@ def stream_command(
     ] = 2,
     top: Annotated[int, typer.Option(help="Classes in each answer.", rich_help_panel="Stream")] = 1,
     lines_file: Annotated[
+        str | None, typer.Option("--json", metavar="PATH", help="Write JSON lines; - prints them.")
+    ] = None,
+    output: Annotated[
         str | None,
-        typer.Option("--json", "-o", metavar="PATH", help="Write JSON lines; - prints them."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="Likewise; ending in .mp4 or .mkv, a video of the maps of a segmentation model.",
+        ),
     ] = None,
     precision: Precision = "fp32",
     threads: Threads = None,
@@ -103,14 +113,15 @@ def stream_command(
 ) -> None:
     """Classify the frames of SOURCE in order, and drop those that come too late.
 
-    The model may be an exported file. With --target-latency, --model may be repeated, for models
+    A segmentation model gives a map of each frame; -o clip.mp4 writes them over the frames. The
+    model may be an exported file. With --target-latency, --model may be repeated, for models
     of several keep ratios.
 
     Example: dynamicvit stream video.mp4 --model runs/mine --target-latency 20ms
     """
     target = parse_latency(target_latency)
     size = parse_image_size(image_size)
-    check_json(lines_file)
+    lines_file, video = _outputs(lines_file, output)
     use_threads(threads)
     files = {"--checkpoint": checkpoint, "--addon": addon}
     _check_choice(model_names, released, files, keep_ratio, target)
@@ -127,6 +138,8 @@ def stream_command(
         method=method,
         pretrained=not no_pretrained,
     )
+    if video is not None and not segments(next(iter(models.values()))):
+        raise InputError(f"--output {video}: a video is of a segmentation model's maps")
     console = Console(stderr=lines_file == "-")
     with stop_requests() as request:
         stream = Stream(
@@ -142,10 +155,10 @@ def stream_command(
             crop_pct=crop_pct,
             stopped=lambda: bool(request.signum),
         )
-        with _writer(lines_file) as write:
+        with _writer(lines_file) as write, _drawer(video, stream) as draw:
             settings = {**stream.settings, "source": source_name, "precision": precision}
             write({"event": "start", "written_by": WRITER, **settings})
-            problem = _run(stream, write, console)
+            problem = _run(stream, write, draw, console)
             ended = "broken" if problem else "interrupted" if request.signum else "complete"
             summary = stream.summary()
             write({"event": "end", "ended": ended, **summary})
@@ -203,19 +216,46 @@ def _load(
     return models, sizes[0]
 
 
-def _run(stream: Stream, write: Write, console: Console) -> Exception | None:
-    """Write and show all events; returns the error that ended them, if any."""
+def _outputs(lines: str | None, output: str | None) -> tuple[str | None, Path | None]:
+    """Where JSON lines and the video go."""
+    video = output if output and Path(output).suffix.lower() in VIDEOS else None
+    if video is None and output is not None:
+        if lines is not None:
+            raise InputError(f"--json {lines} and --output {output} are both for JSON lines")
+        lines = output
+    check_json(lines)
+    if video is not None:
+        check_file("--output", Path(video))
+    return lines, None if video is None else Path(video)
+
+
+def _run(
+    stream: Stream, write: Write, draw: Callable[[Answer], None], console: Console
+) -> Exception | None:
+    """Write, draw and show all events; returns the error that ended them, if any."""
     try:
         # Closing ends the reading thread even if an event can't be written.
         with View(console, stream.tally) as view, closing(iter(stream)) as events:
             for event in events:
                 write(event.as_dict())
+                if isinstance(event, Answer):
+                    draw(event)
                 view.show(event, stream.dropped)
     except StoppedError:
         raise
     except Exception as error:
         return error
     return None
+
+
+@contextmanager
+def _drawer(video: Path | None, stream: Stream) -> Iterator[Callable[[Answer], None]]:
+    """A function that writes an answer's map over its frame."""
+    if video is None:
+        yield lambda answer: None
+    else:
+        with overlay_video(video, stream.rate, stream.names) as file:
+            yield file.add
 
 
 @contextmanager

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+from torch import Tensor
+
 from dynamicvit.data import Prediction
 from dynamicvit.streaming.controller import percentile
 from dynamicvit.streaming.levels import Level
@@ -36,12 +39,15 @@ class Answer:
         index: the frame's number.
         time: seconds in the stream, if known.
         name: its file, if it has its own.
-        classes: the most probable, best first.
+        classes: the most probable, best first; of a segmentation model those of the most pixels,
+            with their share as probability.
         waiting: seconds from when it was due to the classifier: reading, preparing and queueing;
             0 if frames come as fast as they are classified.
         computing: seconds in the classifier.
         level: the model and keep ratio.
         dropped: frames dropped so far.
+        map: of a segmentation model ``(H, W)`` classes of the frame's pixels.
+        picture: the frame that it is of.
     """
 
     index: int
@@ -52,6 +58,8 @@ class Answer:
     computing: float
     level: Level
     dropped: int
+    map: Tensor | None = None
+    picture: Image.Image | None = None
 
     @property
     def latency(self) -> float:
@@ -189,7 +197,8 @@ class Tally:
         self._began = clock()
         self._parts = {part: Latencies() for part in ("latency", "waiting", "computing")}
         self._levels: Counter[Level] = Counter()
-        self._recent: deque[tuple[float, Answer]] = deque(maxlen=_RECENT)
+        # Not the answers, whose pictures are large.
+        self._recent: deque[tuple[float, dict[str, float]]] = deque(maxlen=_RECENT)
 
     def add(self, event: Event) -> None:
         """Count an event."""
@@ -197,9 +206,10 @@ class Tally:
             self.frames += 1
             self._within += self._target is not None and event.latency <= self._target
             self._levels[event.level] += 1
-            self._recent.append((self._clock(), event))
+            values = {part: getattr(event, part) for part in self._parts}
+            self._recent.append((self._clock(), values))
             for part, latencies in self._parts.items():
-                latencies.add(getattr(event, part))
+                latencies.add(values[part])
         elif isinstance(event, UnreadableFrame):
             self.unreadable += 1
         elif isinstance(event, Change):
@@ -207,7 +217,7 @@ class Tally:
 
     def recent(self, part: str) -> dict[str, float]:
         """Percentiles in seconds of the last frames' "latency", "waiting" or "computing"."""
-        values = [getattr(answer, part) for _, answer in self._recent]
+        values = [each[part] for _, each in self._recent]
         return {name: percentile(values, share) for name, share in SHARES.items()} if values else {}
 
     @property

@@ -35,6 +35,7 @@ class Ready:
         due: clock time from which its latency counts; None for when the classifier takes it.
         images: ``(1, C, H, W)``, normalized; None if unreadable.
         problem: why it is unreadable.
+        picture: the frame itself, if it can be read.
     """
 
     index: int
@@ -43,6 +44,7 @@ class Ready:
     due: float | None
     images: Tensor | None
     problem: str | None = None
+    picture: Image.Image | None = None
 
 
 class Feed:
@@ -125,14 +127,14 @@ class Feed:
             self._waiting.finish()
 
     def _ready(self, frame: Frame, moment: Moment) -> Ready:
-        images, problem = None, None
+        images = problem = picture = None
         try:
             picture = frame.read()
         except InputError as error:
             problem = str(error)
         else:
             images = self._prepare(picture)
-        return Ready(frame.index, moment.time, frame.name, moment.due, images, problem)
+        return Ready(frame.index, moment.time, frame.name, moment.due, images, problem, picture)
 
 
 class Moment(NamedTuple):

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import check_classifies
+from dynamicvit.core.networks import own_image_size, segments
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.data import class_names
 from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
+from dynamicvit.evaluation.windows import sliding_windows
 from dynamicvit.runtimes import ExportedModel
 
 #: Runs of each level that warm up, and runs that are timed.
@@ -32,7 +33,8 @@ class Level:
     Attributes:
         model: its name.
         schedule: its stages and keep ratios.
-        classify: from ``(1, C, H, W)`` to logits ``(classes,)``, float32 on the CPU.
+        classify: from ``(1, C, H, W)`` to logits ``(classes,)``, float32 on the CPU; of a
+            segmentation model ``(classes, H, W)``, by windows.
         keep_ratio: ρ; None where no ρ gives the stages' ratios.
     """
 
@@ -75,7 +77,8 @@ def levels_of(
     """
     (first_name, first), *others = models.items()
     for name, model in models.items():
-        check_classifies(model, "stream", name)
+        if model.num_classes < 1:
+            raise InputError(f"{name} has no classifier: stream takes classifiers and segmenters")
         batch = model.description.batch if isinstance(model, ExportedModel) else None
         if batch not in (None, 1):
             raise InputError(
@@ -140,14 +143,19 @@ def _classify(
 ) -> Tensor:
     images = images.to(device)
     with torch.autocast(images.device.type, dtype=precision, enabled=precision is not None):
-        logits = model(images)
-    return logits[0].float().cpu()  # which also waits for a GPU
+        if segments(model):  # type: ignore[arg-type]
+            logits = sliding_windows(model, images[0], own_image_size(model))  # type: ignore[arg-type]
+        else:
+            logits = model(images)[0]
+    return logits.float().cpu()  # which also waits for a GPU
 
 
 def _check_same(
     first_name: str, first: PrunedClassifier, name: str, model: PrunedClassifier
 ) -> None:
     """Frames are prepared and classes named once for all models."""
+    if segments(first) != segments(model):  # type: ignore[arg-type]
+        raise InputError(f"{first_name} and {name} can't take turns: one segments, one classifies")
     configs = [image_config(each) for each in (first, model)]
     for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
         ours = configs[0][key]

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.data import class_names, eval_transform, top_classes
+from dynamicvit.core.networks import own_image_size, segments
+from dynamicvit.core.segmenter import post_process_semantic_segmentation
+from dynamicvit.data import (
+    Prediction,
+    class_names,
+    eval_transform,
+    joint_eval_transform,
+    top_classes,
+)
 from dynamicvit.errors import InputError
 from dynamicvit.streaming.controller import Controller
 from dynamicvit.streaming.events import (
@@ -65,6 +73,8 @@ class Stream:
         levels: models and keep ratios, from the one that keeps most.
         tally: counts of the events so far.
         settings: source, device and levels, for JSON.
+        names: of the classes.
+        rate: frames a second that are asked for, or the source's own, if it has one.
 
     Raises:
         InputError: for an unreadable source or arguments that conflict; while iterating, after
@@ -105,12 +115,14 @@ class Stream:
         prepare = _preparation(first, image_size, crop_pct)
         self._feed = Feed(source, prepare, fps=fps, places=queue, stopped=stopped)
         period = self._feed.period
-        blank = prepare(Image.new("RGB", (64, 64)))
+        height, width = image_size or own_image_size(first)  # type: ignore[arg-type]
+        blank = prepare(Image.new("RGB", (width, height)))
         costs = costs_of(self.levels, blank)
         self._controller = None
         if target_latency is not None:
             self._controller = Controller(costs, target_latency, period=period, places=queue)
-        self._names, self._top = class_names(first), top
+        self.names, self._top = class_names(first), top
+        self.rate = fps or source.rate
         self.settings: dict[str, Any] = {
             "source": source.name,
             "fps": period and round(1 / period, 3),
@@ -142,7 +154,7 @@ class Stream:
         """
         with self._feed as frames:
             for event in answers(
-                frames, self.levels, self._names, top=self._top, controller=self._controller
+                frames, self.levels, self.names, top=self._top, controller=self._controller
             ):
                 self.tally.add(event)
                 yield event
@@ -179,15 +191,18 @@ def answers(
         began = clock()
         logits = level.classify(frame.images)
         computing = clock() - began
+        classes, found = _said(logits, names, top, frame.picture)
         answer = Answer(
             index=frame.index,
             time=frame.time,
             name=frame.name,
-            classes=tuple(top_classes(logits, names, top)),
+            classes=classes,
             waiting=0.0 if frame.due is None else began - frame.due,
             computing=computing,
             level=level,
             dropped=frames.dropped,
+            map=found,
+            picture=None if found is None else frame.picture,
         )
         yield answer
         if controller is None:
@@ -201,9 +216,25 @@ def answers(
             yield Missed(frame.index, level, measured, controller.target)
 
 
+def _said(
+    logits: Tensor, names: Sequence[str], top: int, picture: Image.Image | None
+) -> tuple[tuple[Prediction, ...], Tensor | None]:
+    """The classes of an answer, and of a segmentation model its map."""
+    best = top_classes(logits, names, top)
+    if logits.ndim == 1 or picture is None:
+        return tuple(best), None
+    [found] = post_process_semantic_segmentation(logits[None], [(picture.height, picture.width)])
+    return tuple(each for each in best if each.probability), found
+
+
 def _preparation(
-    model: PrunedClassifier, image_size: tuple[int, int] | None, crop_pct: float | None
+    model: Any, image_size: tuple[int, int] | None, crop_pct: float | None
 ) -> Callable[[Image.Image], Tensor]:
-    """From a frame to ``(1, C, H, W)``, normalized."""
+    """From a frame to ``(1, C, H, W)``, normalized; whole for a segmentation model."""
+    if segments(model):
+        if crop_pct is not None:
+            raise InputError(f"crop_pct {crop_pct}: a segmentation model sees whole frames")
+        joint = joint_eval_transform(model, image_size)
+        return lambda frame: joint(frame, torch.zeros(frame.height, frame.width))[0][None]
     transform = eval_transform(model, image_size, crop_pct)
     return lambda frame: transform(frame)[None]
