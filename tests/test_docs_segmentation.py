@@ -11,9 +11,12 @@ import pytest
 import torch
 
 pytest.importorskip("torchmetrics")
+pytest.importorskip("av")
 
 import timm
 
+from clips import write_clip
+from exports import NEEDED, ignore_deprecations
 from families import DEIT
 from masks import write_scenes
 
@@ -24,7 +27,15 @@ TINY = (
     *("--set", "images=4", "--set", "batch_size=2", "--set", "dense.images=4"),
     *("--set", "dense.batch_size=2", "--set", "dense.drop_path=0", "--workers", "0"),
 )
-MORE = {"train": TINY, "eval": ("--workers", "0"), "bench": ("--seconds", "0.1")}
+MORE = {
+    **dict.fromkeys(("eval", "predict"), ("--workers", "0")),
+    "train": TINY,
+    "bench": ("--seconds", "0.1"),
+    "compare": ("--seconds", "0.1", "--methods", "random,tome", "--workers", "0"),
+}
+
+
+pytestmark = ignore_deprecations
 
 
 @pytest.fixture
@@ -33,6 +44,9 @@ def street(tmp_path: Path) -> Path:
     write_scenes(tmp_path / "STREET", 3, "test")
     (tmp_path / "STREET" / "images" / "test" / "0.png").rename(tmp_path / "street.jpg")
     (tmp_path / "STREET" / "masks" / "test" / "0.png").unlink()
+    write_scenes(tmp_path / "more", 2)
+    (tmp_path / "more" / "images").rename(tmp_path / "PHOTOS")
+    write_clip(tmp_path / "clip.mp4", 3)
     DEIT.sparse(img_size=(32, 32)).save_pretrained(tmp_path / "vit_tiny_patch16_224")
     return tmp_path
 
@@ -40,12 +54,20 @@ def street(tmp_path: Path) -> Path:
 def test_the_commands(
     street: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., int]
 ) -> None:
+    for package in (*NEEDED["onnx"], *NEEDED["openvino"], "nncf"):
+        pytest.importorskip(package)
     monkeypatch.chdir(street)
-    assert len(COMMANDS) >= 6
+    assert len(COMMANDS) == 10 + 2
     for line in COMMANDS:
         words = shlex.split(line.replace("--image-size 384", "--image-size 32"))[1:]
         assert command(*words, *MORE.get(words[0], ())) == 0, line
     assert (street / "pictures" / "street_dynamicvit.png").is_file()
+    assert sorted(path.name for path in (street / "masks").iterdir()) == [
+        "0.png",
+        "1.png",
+        "predictions.csv",
+    ]
+    assert (street / "overlay.mp4").stat().st_size > 0
 
 
 def test_the_code(street: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from dynamicvit.cli.options import (
     Workers,
     use_threads,
 )
-from dynamicvit.cli.recipe_options import Overrides, RecipeOption, with_options
+from dynamicvit.cli.recipe_options import Overrides, RecipeIfAny, with_options
 from dynamicvit.comparison import ABLATIONS, CSV_NAME, CSV_START, Status
 from dynamicvit.comparison import compare as run_comparison
 from dynamicvit.errors import InputError
@@ -84,7 +84,7 @@ def compare(
         int,
         typer.Option(help="Images that each method sees.", min=1, rich_help_panel=_TRAINING),
     ] = 8000,
-    recipe: RecipeOption = "small_data",
+    recipe: RecipeIfAny = None,
     overrides: Overrides = None,
     no_timing: Annotated[
         bool,
@@ -109,7 +109,8 @@ def compare(
     """Compare DynamicViT with other methods at the same MACs, on your model and images.
 
     Every method comes as near to the budget as it can, is fine-tuned by the same recipe on as many
-    images, and is timed in turn with the dense network. The folder keeps every row, so the same
+    images, and is timed in turn with the dense network. Of a segmentation model mIoU and the
+    pixels that agree are compared. The folder keeps every row, so the same
     command resumes, and another one (more budgets, methods, seeds) adds to the same table.
 
     Example: dynamicvit compare --model deit_tiny_patch16_224 --data photos --macs 0.5

@@ -15,15 +15,16 @@ def results_table(lines: Sequence[Line]) -> Table:
     """A line for each method, trained or not, under the budget that it was built for.
 
     Args:
-        lines: by budget; top-1 is a column if one of them has labels.
+        lines: by budget; top-1 or mIoU is a column if one of them has labels.
     """
-    labeled = any(line.top1 is not None for line in lines)
+    scores = dict.fromkeys(line.score[0] for line in lines if line.score)
+    diverges = any(line.divergence is not None for line in lines)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("method", vertical="bottom", overflow="fold")  # or a folder, which may be long
     for heading in (
-        *(["top-1\n%"] if labeled else []),
+        *(f"{name}\n%" for name in scores),
         "agreement\n%",
-        "KL",
+        *(["KL"] if diverges else []),
         "of\ndense",
         "runs",
         *(f"batch\n{size}" for size in BATCH_SIZES),
@@ -37,16 +38,15 @@ def results_table(lines: Sequence[Line]) -> Table:
         for line in members:
             table.add_row(
                 line.method,
-                *([_share(line.top1, line.top1_spread)] if labeled else []),
+                *(_share(*line.score[1:]) if line.score else "-" for _ in scores),
                 _share(line.agreement, line.agreement_spread),
-                f"{line.divergence:.4f}",
+                *([f"{line.divergence or 0:.4f}"] if diverges else []),
                 f"{line.macs_fraction:.3f}",
                 _runs(line),
                 *(_speedup(line, size) for size in BATCH_SIZES),
             )
     table.caption = (
-        "KL: divergence from dense, in nats\n"
-        "runs: fine-tuned, each with a seed\n"
+        "KL: divergence from dense, in nats\n" * diverges + "runs: fine-tuned, each with a seed\n"
         "batch: times as fast as dense"
     )
     return table

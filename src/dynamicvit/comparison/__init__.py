@@ -11,6 +11,7 @@ from torch import nn
 
 from dynamicvit.comparison.experiment import Experiment
 from dynamicvit.comparison.inputs import (
+    dense_of,
     fractions_of,
     possible_of,
     say_if_sparse,
@@ -32,11 +33,11 @@ from dynamicvit.comparison.rows import (
     write_csv,
 )
 from dynamicvit.comparison.timing import BATCH_SIZES, Timing
-from dynamicvit.core.networks import backbone_of, check_classifies
+from dynamicvit.core.networks import segments
 from dynamicvit.data.folders import left_out_in_words
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.bench import available_cores
-from dynamicvit.training import Progress
+from dynamicvit.training import Progress, load_recipe
 from dynamicvit.utils.files import write_text
 from dynamicvit.utils.lock import owned, refuse_owned
 from dynamicvit.utils.precision import autocast_dtype, worthwhile
@@ -108,7 +109,7 @@ def compare(
     train: bool = True,
     images: int = 8000,
     seeds: int = 1,
-    recipe: str = "small_data",
+    recipe: str | None = None,
     overrides: Sequence[str] = (),
     timing: bool = True,
     seconds: float = 10.0,
@@ -127,9 +128,10 @@ def compare(
     where it was stopped, and another one (more budgets, methods, seeds) adds to the same table.
 
     Args:
-        model: a dense network, which is not changed; of a DynamicViT the dense one inside, and
-            ``tell`` says so if it was trained.
-        data: images to fine-tune on, named as for :class:`~dynamicvit.data.ImageData`.
+        model: a dense network, or a segmentation model, which is not changed; of a DynamicViT the
+            dense one inside, and ``tell`` says so if it was trained.
+        data: images to fine-tune on, named as for :class:`~dynamicvit.data.ImageData`; of a
+            segmentation model images with or without masks.
         output: folder of ``comparison.csv``, of rows, timings and runs.
         methods: names in :data:`~dynamicvit.methods.METHODS`, also with "-merged" or "-removed"
             behind them, or in :data:`ABLATIONS`; or "all" and "ablations".
@@ -141,7 +143,7 @@ def compare(
         train: whether to fine-tune; else only methods that work untrained are compared.
         images: seen by each in training.
         seeds: runs of each, with seeds 0, 1, ...
-        recipe: a built-in one, or a YAML file.
+        recipe: a built-in one, or a YAML file; by default "small_data", or "segmentation".
         overrides: of its values, as ``key=value``.
         timing: whether throughput is measured, in turn with the dense network.
         seconds: for each throughput.
@@ -166,11 +168,11 @@ def compare(
     progress, tell = progress or (lambda _: None), tell or (lambda _: None)
     if seconds <= 0:
         raise InputError(f"seconds are positive, got {seconds}")
-    check_classifies(model, "compare")
+    backbone = dense_of(model)
+    recipe = _recipe(recipe, segments(backbone), crop_pct)
     _check_overrides(overrides)
     chosen = candidates(methods)
-    evaluated, fine_tuned_on = sources_of(data, validation, unlabeled, train, strict)
-    backbone = backbone_of(model).eval()
+    evaluated, fine_tuned_on = sources_of(backbone, data, validation, unlabeled, train, strict)
     say_if_sparse(model, tell)
     before = [trained_before(str(name), backbone) for name in trained]
     fractions = fractions_of(backbone, macs)
@@ -213,6 +215,21 @@ def compare(
         lines = lines_of(experiment.known_rows(), experiment.known_timings())
         write_text(Path(output) / CSV_NAME, write_csv(lines), start=CSV_START)
     return lines
+
+
+def _recipe(recipe: str | None, gives_maps: bool, crop_pct: float | None) -> str:
+    """The recipe that is meant.
+
+    Raises:
+        InputError: for one of the other task, or an option that is not for segmentation.
+    """
+    task = "segmentation" if gives_maps else "classification"
+    if gives_maps and crop_pct is not None:
+        raise InputError(f"crop_pct {crop_pct}: a segmentation model sees whole images")
+    recipe = recipe or ("segmentation" if gives_maps else "small_data")
+    if load_recipe(recipe).task != task:
+        raise InputError(f"recipe {recipe} is not for {task}, as the model is")
+    return recipe
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:

@@ -17,17 +17,18 @@ from torch.utils.data import ConcatDataset
 from dynamicvit._version import __version__
 from dynamicvit.checkpoints.runs import holds_run
 from dynamicvit.comparison.cache import FORMAT, Cache, identity
+from dynamicvit.comparison.measuring import measure
 from dynamicvit.comparison.remembered import Remembered
 from dynamicvit.comparison.rows import Candidate, Entry, Row
 from dynamicvit.comparison.timing import Timing, time_method
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
-from dynamicvit.data import ImageData, Loader, eval_transform, images_digest, train_transform
+from dynamicvit.data import ImageData, Loader, images_digest
 from dynamicvit.errors import InputError
-from dynamicvit.evaluation.accuracy import evaluate
 from dynamicvit.evaluation.bench import processor_name
 from dynamicvit.training import ExternalTeacher, Progress, Recipe, fit, load_recipe
+from dynamicvit.training.tasks import task_of
 from dynamicvit.utils.precision import autocast_dtype
 from dynamicvit.utils.tensors import fingerprint
 
@@ -37,7 +38,7 @@ class Experiment:
     """A model, images, and a recipe; rows and timings come from it one by one.
 
     Attributes:
-        backbone: the dense network; never changed.
+        backbone: the dense network, or dense segmentation model; never changed.
         evaluated: images to evaluate on, their labels in the network's classes.
         trained: images to fine-tune on; empty for a comparison without training.
         recipe: name or file of the recipe.
@@ -148,10 +149,9 @@ class Experiment:
 
     def model(self, entry: Entry) -> DynamicViT:
         """The model of a row, fresh."""
-        backbone = self._copy()
         if entry.candidate is None:
-            return DynamicViT(backbone, DENSE, []).eval()
-        return entry.candidate.build(backbone, entry.fraction).eval()
+            return self._dense_model()
+        return entry.candidate.build(self._copy(), entry.fraction).eval()
 
     def key(self, entry: Entry) -> dict[str, Any]:
         """All that a row hangs on."""
@@ -241,9 +241,15 @@ class Experiment:
     def _copy(self) -> nn.Module:
         return copy.deepcopy(self.backbone)
 
+    def _dense_model(self) -> DynamicViT:
+        """A copy that drops nothing."""
+        dense = self._copy()
+        return (dense if isinstance(dense, DynamicViT) else DynamicViT(dense, DENSE, [])).eval()
+
     def _loader(self, recipe: Recipe) -> Loader:
-        transform = train_transform(self.backbone, **recipe.augment.transform_arguments())
-        sources = [source.with_transform(transform) for source in self.trained]
+        task = task_of(recipe)
+        model = self._dense_model()
+        sources = [task.for_training(source, model, recipe) for source in self.trained]
         return Loader(
             ConcatDataset(sources),
             recipe.batch_size,
@@ -255,24 +261,21 @@ class Experiment:
 
     def _evaluate(self, model: DynamicViT, entry: Entry, images: int) -> Row:
         if self._dense is None:
-            dense = DynamicViT(self._copy(), DENSE, [])
-            self._dense = Remembered(DenseNetwork(dense))
+            self._dense = Remembered(DenseNetwork(self._dense_model()))
             if entry.is_given:  # which may want other pixels than the dense network
                 first = Entry(None, 1.0, None)
                 self._evaluate(self.model(first), first, 0)
         torch.manual_seed(entry.seed or 0)  # chance, too, is to be had again
-        transform = eval_transform(model, None, self.crop_pct)
-        result = evaluate(
+        result = measure(
             model,
-            Loader(
-                self.evaluated.with_transform(transform), self.batch_size, num_workers=self.workers
-            ),
-            dense=self._dense.from_the_start(),
+            self.evaluated,
+            self._dense,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            crop_pct=self.crop_pct,
             device=self.device,
             amp_dtype=self._autocast,
         )
-        assert result.agreement is not None
-        assert result.divergence is not None
         macs, dense_macs = count_macs(model), schedule_macs(self.backbone, DENSE)
         return Row(
             method=entry.name,
@@ -281,10 +284,7 @@ class Experiment:
             gmacs=macs / 1e9,
             seed=entry.seed,
             images=images,
-            top1=result.top1,
-            agreement=result.agreement,
-            divergence=result.divergence,
-            evaluated=result.images,
+            **result._asdict(),
             given=self._given(entry.candidate).get("given", ""),
         )
 
@@ -304,7 +304,7 @@ class Experiment:
         known = self.timings.get(key)
         if known is None:
             model = self.model(Entry(candidate, fraction, None)).to(self.device)
-            dense = DenseNetwork(DynamicViT(self._copy(), DENSE, []))
+            dense = DenseNetwork(self._dense_model())
             measured = time_method(
                 model,
                 dense.to(self.device),

@@ -7,12 +7,19 @@ from pathlib import Path
 
 from torch import nn
 
-from dynamicvit.backbones import backbone_for
 from dynamicvit.budgets import parse_budget
 from dynamicvit.checkpoints.loading import load
+from dynamicvit.comparison.measuring import images_for
 from dynamicvit.comparison.rows import Candidate, candidate_named
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import core_of, own_image_size
+from dynamicvit.core.networks import (
+    backbone_of,
+    bound_of,
+    check_classifies,
+    core_of,
+    own_image_size,
+    segments,
+)
 from dynamicvit.costs import DENSE, meta_copy, schedule_macs
 from dynamicvit.data import ImageData, class_map_for, split
 from dynamicvit.data.class_names import own_class_names
@@ -35,6 +42,19 @@ def say_if_sparse(model: nn.Module, tell: Callable[[str], None]) -> None:
         )
 
 
+def dense_of(model: nn.Module) -> nn.Module:
+    """What the rows are made of: the dense network inside, or the dense segmentation model.
+
+    Raises:
+        InputError: for a model without classes.
+    """
+    core = core_of(model)
+    if isinstance(core, DynamicViT) and segments(core):
+        return core.like(core.bound, DENSE).eval()
+    check_classifies(model, "compare")
+    return backbone_of(model).eval()
+
+
 def trained_before(name: str, backbone: nn.Module) -> Candidate:
     """The candidate of a trained model.
 
@@ -44,7 +64,11 @@ def trained_before(name: str, backbone: nn.Module) -> Candidate:
     model = load(name)
     if any(method.is_fresh for method in model.methods):
         raise InputError(f"{name} is not trained: name its method instead, {model.method.name}")
-    network = backbone_for(backbone)
+    if segments(model) != segments(backbone):
+        task = "segmentation" if segments(model) else "classification"
+        raise InputError(f"{name} is for {task}, and the dense model is not")
+    network = backbone if isinstance(backbone, DynamicViT) else bound_of(backbone)
+    assert network is not None
     if model.num_classes != network.num_classes:
         raise InputError(
             f"{name} has {model.num_classes} classes, the dense network {network.num_classes}"
@@ -63,6 +87,7 @@ def trained_before(name: str, backbone: nn.Module) -> Candidate:
 
 
 def sources_of(
+    backbone: nn.Module,
     data: str | Path,
     validation: str | Path | None,
     unlabeled: Sequence[str | Path],
@@ -70,10 +95,10 @@ def sources_of(
     strict: bool,
 ) -> tuple[ImageData, list[ImageData]]:
     """What is evaluated on, and what is trained on."""
-    images = ImageData(data, strict=strict)
-    more = [ImageData(path, labeled=False, strict=strict) for path in unlabeled]
+    images = images_for(backbone, data, strict=strict)
+    more = [images_for(backbone, path, labeled=False, strict=strict) for path in unlabeled]
     if validation is not None:
-        evaluated = ImageData(validation, strict=strict)
+        evaluated = images_for(backbone, validation, strict=strict)
     elif not train:
         return images, []
     else:
@@ -88,7 +113,11 @@ def with_class_maps(
     tell: Callable[[str], None],
 ) -> list[ImageData]:
     """The same sources, their labels in the network's classes."""
-    classes = backbone_for(backbone)  # and how the network names them
+    if segments(backbone):
+        if class_map is not None:
+            raise InputError(f"class map {class_map}: masks name classes by index; leave it out")
+        return list(sources)
+    classes = bound_of(backbone)  # and how the network names them
     maps = [
         class_map_for(source, classes, class_map) if source.labeled else None for source in sources
     ]

@@ -12,10 +12,11 @@ from typing import get_args
 
 from torch import nn
 
-from dynamicvit.backbones import Hierarchical, backbone_for
+from dynamicvit.backbones import Hierarchical
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.comparison.timing import Timing
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import bound_of
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.methods import METHODS, at_macs, method_named
@@ -56,7 +57,7 @@ class Candidate:
 
     def over(self, backbone: nn.Module) -> Candidate:
         """The same on a network whose maps stay whole, with the policy of those."""
-        if self.saved is not None or not isinstance(backbone_for(backbone), Hierarchical):
+        if self.saved is not None or not isinstance(bound_of(backbone), Hierarchical):
             return self
         name = full_name(self.method, "cheap") if self.name not in ABLATIONS else self.name
         return replace(self, name=name, policy="cheap")
@@ -72,7 +73,9 @@ class Candidate:
             return load(self.saved)
         stages = None
         if self.num_stages is not None:
-            depth = len(backbone_for(backbone).blocks)
+            bound = bound_of(backbone)
+            assert bound is not None
+            depth = len(bound.blocks)
             stages = Schedule.for_depth(depth).stages[: self.num_stages]
         return at_macs(self.method, backbone, fraction, stages=stages, policy=self.policy)
 
@@ -209,9 +212,11 @@ class Row:
         images: seen in training.
         top1: share of the labeled images, or ``None`` without labels.
         agreement: share of the images on which the dense network says the same.
-        divergence: KL divergence from the dense network's answers, in nats.
+        divergence: KL divergence from the dense network's answers, in nats; ``None`` of maps.
         evaluated: images that were evaluated.
         given: of a model that was trained before, what tells its weights from others.
+        miou: of a segmentation model, whose agreement is the share of the pixels; ``None`` without
+            masks.
     """
 
     method: str
@@ -222,14 +227,21 @@ class Row:
     images: int
     top1: float | None
     agreement: float
-    divergence: float
+    divergence: float | None
     evaluated: int
     given: str = ""
+    miou: float | None = None
 
     def __str__(self) -> str:
-        top1 = "" if self.top1 is None else f"top-1 {percent(self.top1, 2)}, "
-        answers = f"agreement {percent(self.agreement, 2)}, KL {self.divergence:.4f}"
-        return f"{top1}{answers}, {self.gmacs:.3f} GMACs"
+        said = [
+            f"{name} {percent(share, 2)}"
+            for name, share in (("top-1", self.top1), ("mIoU", self.miou))
+            if share is not None
+        ]
+        said.append(f"agreement {percent(self.agreement, 2)}")
+        if self.divergence is not None:
+            said.append(f"KL {self.divergence:.4f}")
+        return f"{', '.join(said)}, {self.gmacs:.3f} GMACs"
 
 
 @dataclass(frozen=True)
@@ -246,11 +258,13 @@ class Line:
         top1_spread: standard deviation over the seeds; ``None`` with fewer than two.
         agreement: mean over the seeds.
         agreement_spread: likewise.
-        divergence: mean over the seeds, in nats.
+        divergence: mean over the seeds, in nats; ``None`` of maps.
         seeds: how many.
         images: seen in training.
         timings: by batch size.
         given: whether it is a model that was trained before, compared as it is.
+        miou: mean over the seeds; ``None`` without masks.
+        miou_spread: likewise.
     """
 
     method: str
@@ -262,11 +276,20 @@ class Line:
     top1_spread: float | None
     agreement: float
     agreement_spread: float | None
-    divergence: float
+    divergence: float | None
     seeds: int
     images: int
     timings: Mapping[int, Timing]
     given: bool = False
+    miou: float | None = None
+    miou_spread: float | None = None
+
+    @property
+    def score(self) -> tuple[str, float, float | None] | None:
+        """What labels measure: its name, mean and spread; ``None`` without labels."""
+        if self.top1 is not None:
+            return "top-1", self.top1, self.top1_spread
+        return None if self.miou is None else ("mIoU", self.miou, self.miou_spread)
 
     @property
     def is_dense(self) -> bool:
@@ -303,24 +326,34 @@ def lines_of(
 
 def _line(rows: Sequence[Row], timings: Mapping[int, Timing]) -> Line:
     first = rows[0]
-    labeled = [row.top1 for row in rows if row.top1 is not None]
+    top1, miou = (
+        [value for row in rows if (value := getattr(row, name)) is not None]
+        for name in ("top1", "miou")
+    )
     agreed = [row.agreement for row in rows]
+    diverged = [row.divergence for row in rows if row.divergence is not None]
     return Line(
         method=first.method,
         fraction=first.fraction,
         trained=first.seed is not None,
         gmacs=first.gmacs,
         macs_fraction=first.macs_fraction,
-        top1=mean(labeled) if labeled else None,
-        top1_spread=stdev(labeled) if len(labeled) > 1 else None,
+        top1=mean(top1) if top1 else None,
+        top1_spread=_spread(top1),
+        miou=mean(miou) if miou else None,
+        miou_spread=_spread(miou),
         agreement=mean(agreed),
-        agreement_spread=stdev(agreed) if len(agreed) > 1 else None,
-        divergence=mean(row.divergence for row in rows),
+        agreement_spread=_spread(agreed),
+        divergence=mean(diverged) if diverged else None,
         seeds=len(rows),
         images=first.images,
         timings=timings,
         given=bool(first.given),
     )
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
 
 
 def write_csv(lines: Sequence[Line]) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 from dynamicvit.backbones import Backbone, backbone_for
 from dynamicvit.budgets import keep_ratio_for
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import core_of
 from dynamicvit.core.registry import method_named
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.spatial import method_for
@@ -38,7 +39,8 @@ def at_macs(
 
     Args:
         method: its name in :data:`~dynamicvit.methods.METHODS`.
-        backbone: a supported vision transformer; used as it is, not copied (but by "narrow").
+        backbone: a supported vision transformer, or a dense segmentation model; used as it is, not
+            copied (but by "narrow").
         fraction: of its MACs, between 0 and 1.
         stages: block indices, for a method that has no stages of its own.
         policy: what becomes of dropped tokens; by default the method's own.
@@ -50,17 +52,22 @@ def at_macs(
         InputError: for an unknown method, a fraction outside (0, 1) or too small for the method, or
             a backbone that the method can't have.
     """
-    kind = method_for(method_named(method), backbone_for(backbone))
+    core = core_of(backbone)
+    dense = core if isinstance(core, DynamicViT) else None
+    bound = backbone_for(backbone) if dense is None else dense.bound
+    kind = method_for(method_named(method), bound)
     if not 0 < fraction < 1:
         raise InputError(f"a share of the dense MACs is between 0 and 1, got {fraction}")
     if kind is Narrow and policy == "bypassed":
         raise InputError(f"policy 'bypassed' is for methods that drop tokens; {method} drops none")
+    if kind is Narrow and dense is not None:
+        raise InputError("method narrow copies a network; give that, not a model around it")
     if kind is Narrow:
         return _narrow_at(backbone, fraction)
-    bound = backbone_for(backbone)
+    make = DynamicViT if dense is None else dense.like
     options = own_schedules(method, bound, stages)
     schedule = options[0] if options else kind.schedule(bound, 1.0, stages, policy)
-    model = DynamicViT(bound, schedule, kind)
+    model = make(bound, schedule, kind)
     if not options:
         model.keep_ratio = keep_ratio_for(model, fraction=fraction)
         return model.train(bound.module.training)
@@ -68,7 +75,7 @@ def at_macs(
     budget = fraction * costs.dense
     best = min(options, key=lambda option: abs(costs.total(option) - budget))
     best = replace(best, policy=policy or kind.default_policy)
-    model = DynamicViT(bound, best, list(model.predictors))
+    model = make(bound, best, list(model.predictors))
     return model.train(bound.module.training)
 
 

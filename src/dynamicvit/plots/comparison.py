@@ -54,7 +54,7 @@ def save_comparison(
 
 
 def accuracy_over_macs(lines: Sequence[Line]) -> Figure:
-    """Top-1, or agreement with dense without labels, over GMACs."""
+    """Top-1 or mIoU, or agreement with dense without labels, over GMACs."""
     return _figure(lines, lambda line: line.gmacs, "GMACs per image")
 
 
@@ -114,7 +114,7 @@ def accuracy_of_ablations(lines: Sequence[Line], ablations: Collection[str]) -> 
         axes.set_ylim(-0.6, len(group) - 0.4)
         axes.margins(x=0.15)
         title = f"ablations at {budget:g} of dense MACs\n"
-        style.dress(axes, title, x=_measure(has_labels))
+        style.dress(axes, title, x=_measure(lines))
     return figure
 
 
@@ -153,7 +153,7 @@ def _figure(lines: Sequence[Line], position: Callable[[Line], float | None], tit
         )
         if trained or name not in ends:
             ends[name] = (shown[-1][0], heights[-1])
-    style.dress(axes, x=title, y=_measure(has_labels))
+    style.dress(axes, x=title, y=_measure(lines))
     axes.margins(x=0.06, y=0.08)
     left, right = axes.get_xlim()
     room = max(0.0, _LEAST_SPAN * right - (right - left)) / 2
@@ -205,16 +205,18 @@ def _color(method: str) -> Any:
 
 
 def _have_labels(lines: Sequence[Line]) -> bool:
-    return all(line.top1 is not None for line in lines)
+    return all(line.score is not None for line in lines)
 
 
-def _measure(has_labels: bool) -> str:
-    return "top-1, %" if has_labels else "agreement with dense, %"
+def _measure(lines: Sequence[Line]) -> str:
+    score = lines[0].score if _have_labels(lines) else None
+    return "agreement with dense, %" if score is None else f"{score[0]}, %"
 
 
 def _accuracy(line: Line, has_labels: bool) -> float:
-    return 100 * ((line.top1 or 0.0) if has_labels else line.agreement)
+    return 100 * (line.score[1] if has_labels and line.score else line.agreement)
 
 
 def _spread(line: Line, has_labels: bool) -> float:
-    return 100 * ((line.top1_spread if has_labels else line.agreement_spread) or 0.0)
+    found = line.score[2] if has_labels and line.score else line.agreement_spread
+    return 100 * (found or 0.0)
