@@ -9,8 +9,9 @@ import argparse
 import csv
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from dynamicvit.comparison.rows import ABLATIONS, Line
+from dynamicvit.comparison import ABLATIONS, Line
 from dynamicvit.comparison.timing import Timing
 from dynamicvit.plots.comparison import save_comparison
 
@@ -26,7 +27,7 @@ def line_of(row: dict[str, str]) -> Line:
         if row[f"speedup_batch_{size}"]
     }
     names = {field.name for field in fields(Line)} - {"method", "trained", "given", "timings"}
-    numbers = {name: values[name] for name in names}
+    numbers: dict[str, Any] = {name: values.get(name) for name in names}
     trained, given = row["trained"] == "True", row.get("given") == "True"
     return Line(row["method"], trained=trained, given=given, timings=timings, **numbers)
 

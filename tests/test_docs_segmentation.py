@@ -30,8 +30,8 @@ TINY = (
 MORE = {
     **dict.fromkeys(("eval", "predict"), ("--workers", "0")),
     "train": TINY,
-    "bench": ("--seconds", "0.1"),
-    "compare": ("--seconds", "0.1", "--methods", "random,tome", "--workers", "0"),
+    "bench": ("--seconds", "0.1", "--batch-size", "1", "--precision", "fp32"),
+    "compare": ("--no-timing", "--methods", "random,tome", "--workers", "0"),
 }
 
 

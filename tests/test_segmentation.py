@@ -16,13 +16,15 @@ from torch import Tensor
 
 pytest.importorskip("torchmetrics")
 
-from dynamicvit import InputError, Segmenter, count_macs, load, segmenter, sparsify
-from dynamicvit.core.losses import classification_loss, distillation_loss
+from dynamicvit import InputError, Segmenter, count_macs, load, segmenter, sparsify, tune
+from dynamicvit.core.losses import LossWeights, classification_loss, distillation_loss
 from dynamicvit.data import Batch, MaskData, eval_transform, joint_eval_transform
 from dynamicvit.evaluation import evaluate, evaluate_segmentation
 from dynamicvit.evaluation.windows import sliding_windows
+from dynamicvit.methods import METHODS
 from dynamicvit.plots.maps import overlay
 from dynamicvit.training import Training, TrainingObjective, load_recipe, train
+from dynamicvit.training.external_teacher import teacher_for
 from dynamicvit.training.held_out import Measure
 from dynamicvit.training.objective import objective_of
 from dynamicvit.training.step import Split, Step
@@ -405,3 +407,41 @@ def test_what_takes_classifiers_says_so(
     }[what]
     assert command(what, *arguments, "-m", saved) == 2
     assert "is for segmentation" in " ".join(capsys.readouterr().err.split())
+
+
+def test_another_segmenter_teaches_its_map(scenes: Path, saved: Path, tmp_path: Path) -> None:
+    large = segmenter(DEIT.backbone(img_size=(48, 48), seed=9), 3, "mask").eval()
+    large.save_pretrained(tmp_path / "large")
+    student = sparsify(dense(), 0.5, method="dynamicvit").train()
+    recipe = load_recipe("segmentation", [f"teacher.model={tmp_path / 'large'}"])
+    teacher = teacher_for(student, recipe, None, True)
+    assert teacher is not None
+    images = torch.randn(2, 3, 32, 32)
+    taught = F.interpolate(
+        large(F.interpolate(images, (48, 48), mode="bicubic", antialias=True)),
+        (2, 2),
+        mode="bilinear",
+    )
+    objective = TrainingObjective(student, weights=LossWeights(), teacher=teacher)
+    output, losses = objective.with_output(images)
+    expected = distillation_loss(output.logits, taught)
+    torch.testing.assert_close(losses.distillation, expected, atol=1e-4, rtol=1e-3)
+
+    overrides = [v for v in TINY if v != "--set"]
+    settings = {"recipe": "segmentation", "overrides": overrides, "workers": 0}
+    train(scenes / "images", tmp_path / "run", saved, teacher=str(tmp_path / "large"), **settings)
+    DEIT.sparse(img_size=(32, 32)).save_pretrained(tmp_path / "classifier")
+    with pytest.raises(InputError, match="the teacher is for images"):
+        train(scenes, tmp_path / "no", saved, teacher=str(tmp_path / "classifier"), **settings)
+
+
+def test_schedules_are_tuned_by_the_patches_of_a_map(tmp_path: Path) -> None:
+    images = torch.randn(32, 3, 32, 32)
+    found = tune(dense(), images, macs=0.7, evaluations=4)
+    best = dense().like(dense().bound, found.schedule, METHODS["lookahead"])
+    assert count_macs(best) <= 0.7 * count_macs(dense()) * 1.001
+    assert 0 < found.best.verdict.agreement <= 1
+    with torch.no_grad():
+        model = sparsify(dense(), method="lookahead").eval().at(found.schedule)
+        same = (model(images).argmax(1) == dense()(images).argmax(1))[16:].double().mean()
+    assert found.best.verdict.agreement == pytest.approx(float(same))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, overload
 
 from torch import nn
 
 from dynamicvit.backbones import Hierarchical, backbone_for
+from dynamicvit.core.method import Method
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of
 from dynamicvit.core.per_image import PerImage, check_compares_images
@@ -138,12 +140,24 @@ def sparsify(
         if not isinstance(keep_ratio, Sequence):
             own_schedules(method, bound, stages)
         chosen = kind.schedule(bound, keep_ratio, stages, policy)
+    if bound.reads_map:
+        chosen = _with_every_patch(chosen, policy, kind, len(bound.blocks))
     if isinstance(dense, DynamicViT):  # a dense segmentation model gives a sparse one
         return dense.like(bound, chosen, kind)
     sparse = DynamicViT(bound, chosen, kind)
     sparse.per_image = PerImage() if per_image else None
     if bound.source != "transformers":
         return sparse
-    from dynamicvit.transformers import DynamicViTForImageClassification
+    from dynamicvit.transformers import model_class_for
 
-    return DynamicViTForImageClassification.around(sparse)
+    return model_class_for(bound).around(sparse)
+
+
+def _with_every_patch(
+    schedule: Schedule, policy: Policy | None, kind: type[Method], depth: int
+) -> Schedule:
+    """The schedule with every patch back at the end; removed ones wait instead, unless asked."""
+    if schedule.policy == "removed" and policy is None:
+        schedule = replace(schedule, policy="merged" if kind.merges else "bypassed")
+    back = depth if schedule.restore_before is None else schedule.restore_before
+    return replace(schedule, restore_before=back)

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from dynamicvit.backbones import backbone_for, register_backbone
 from dynamicvit.backbones.hf_base import HFBackbone, describe
 from dynamicvit.backbones.hf_dinov2 import HFDinov2Backbone
+from dynamicvit.backbones.hf_eomt import HFEomtBackbone
 from dynamicvit.backbones.hf_siglip import HFSiglipBackbone
 from dynamicvit.backbones.hf_vit import HFDeiTBackbone, HFViTBackbone
 from dynamicvit.errors import InputError
@@ -21,6 +22,7 @@ _FAMILIES: tuple[type[HFBackbone], ...] = (
     HFDeiTBackbone,
     HFDinov2Backbone,
     HFSiglipBackbone,
+    HFEomtBackbone,
 )
 
 for _family in _FAMILIES:

@@ -30,6 +30,9 @@ class Settings:
 
     # ---------------------------------------------------------------- the classifier
 
+    #: Whether the head reads every patch in its place, so that dropped ones come back before it.
+    reads_map: ClassVar[bool] = False
+
     @property
     @abstractmethod
     def classifier(self) -> nn.Module:

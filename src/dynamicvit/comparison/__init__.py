@@ -19,18 +19,15 @@ from dynamicvit.comparison.inputs import (
     trained_before,
     with_class_maps,
 )
+from dynamicvit.comparison.lines import Line, Row, lines_of, write_csv
 from dynamicvit.comparison.rows import (
     ABLATIONS,
     DENSE_NAME,
     Candidate,
     Entry,
-    Line,
-    Row,
     all_names,
     candidate_named,
     candidates,
-    lines_of,
-    write_csv,
 )
 from dynamicvit.comparison.timing import BATCH_SIZES, Timing
 from dynamicvit.core.networks import segments

@@ -17,9 +17,10 @@ from torch.utils.data import ConcatDataset
 from dynamicvit._version import __version__
 from dynamicvit.checkpoints.runs import holds_run
 from dynamicvit.comparison.cache import FORMAT, Cache, identity
+from dynamicvit.comparison.lines import Row
 from dynamicvit.comparison.measuring import measure
 from dynamicvit.comparison.remembered import Remembered
-from dynamicvit.comparison.rows import Candidate, Entry, Row
+from dynamicvit.comparison.rows import Candidate, Entry
 from dynamicvit.comparison.timing import Timing, time_method
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork

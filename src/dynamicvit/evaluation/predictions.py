@@ -181,10 +181,13 @@ def open_images(images: Images | Sequence[Images], strict: bool = False) -> list
     several: Sequence[Images] = [images] if single else images
     if not several:
         raise InputError("no images: give a file, a folder or another source of images")
-    return [each if isinstance(each, ImageData) else _unlabeled(each, strict) for each in several]
+    return [
+        each if isinstance(each, ImageData) else unlabeled_images(each, strict) for each in several
+    ]
 
 
-def _unlabeled(root: str | os.PathLike[str], strict: bool) -> ImageData:
+def unlabeled_images(root: str | os.PathLike[str], strict: bool = False) -> ImageData:
+    """The images of a source, classes and masks left aside."""
     kind = MaskData if has_masks(root) else ImageData
     return kind(root, labeled=False, strict=strict)
 

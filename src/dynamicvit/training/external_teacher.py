@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamicvit.checkpoints.dense import load_dense
+from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import image_channels, own_image_size
+from dynamicvit.core.networks import DenseNetwork, image_channels, own_image_size, segments
 from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
 from dynamicvit.training.recipe import Recipe
@@ -25,8 +26,9 @@ class ExternalTeacher(nn.Module):
     was built for.
 
     Args:
-        network: gives logits ``(B, classes)`` in ``eval()``, and describes itself as timm's models
-            do (``num_classes``, ``pretrained_cfg``). It is frozen.
+        network: gives logits ``(B, classes)`` in ``eval()``, or a map of them for a segmentation
+            model, and describes itself as timm's models do (``num_classes``, ``pretrained_cfg``).
+            It is frozen.
         student: whose images will come.
 
     Attributes:
@@ -34,7 +36,8 @@ class ExternalTeacher(nn.Module):
         size: height and width in pixels of the images that it gets.
 
     Raises:
-        InputError: if it has other classes than the student, or wants other channels.
+        InputError: if it has other classes than the student, is for another task, or wants other
+            channels.
     """
 
     scale: Tensor
@@ -42,6 +45,9 @@ class ExternalTeacher(nn.Module):
 
     def __init__(self, network: nn.Module, student: DynamicViT) -> None:
         super().__init__()
+        if segments(network) != segments(student):
+            tasks = ["segmentation" if segments(each) else "images" for each in (network, student)]
+            raise InputError(f"the teacher is for {tasks[0]}, the student for {tasks[1]}")
         _check_alike("classes", getattr(network, "num_classes", None), student.num_classes)
         _check_alike("channels", image_channels(network), image_channels(student))
         self.network = network.requires_grad_(False)
@@ -56,7 +62,7 @@ class ExternalTeacher(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, classes)``.
+        """Logits ``(B, classes)``, or a map of them of the network's own size.
 
         Args:
             images: ``(B, channels, height, width)``, normalized as the student wants them.
@@ -93,6 +99,10 @@ def teacher_for(
         raise InputError(f"teacher checkpoint {checkpoint}: name its network as the teacher")
     if name is None or not recipe.asks_external_teacher:
         return None
+    if segments(student) and Path(name).is_dir():
+        if checkpoint is not None:
+            raise InputError(f"teacher {name} has its own weights: leave {checkpoint} out")
+        return ExternalTeacher(DenseNetwork(load(name)).eval(), student)
     return ExternalTeacher(load_dense(name, checkpoint, pretrained=pretrained), student)
 
 

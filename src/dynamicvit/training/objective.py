@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamicvit.core.decisions import Sampler, gumbel_sampler
@@ -168,6 +169,9 @@ class TrainingObjective(nn.Module):
         taught, logits = self._ask(images, start, first)
         student = self._student()
         output = self._run(student, start)
+        if logits is not None and logits.ndim == 4:  # a map, of the other network's own size
+            size = output.logits.shape[2:]
+            logits = F.interpolate(logits.float(), size, mode="bilinear")
         self.step += 1
         losses = dynamicvit_loss(
             output,

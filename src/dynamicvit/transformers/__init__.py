@@ -1,10 +1,27 @@
 """Models that are Hugging Face transformers' own kind; imported only where transformers is.
 
-Importing this makes ``AutoConfig`` and ``AutoModelForImageClassification`` know them.
+Importing this makes ``AutoConfig``, ``AutoModelForImageClassification`` and
+``AutoModelForUniversalSegmentation`` know them.
 """
 
+from dynamicvit.backbones import Backbone
+from dynamicvit.transformers.base import DynamicViTPreTrainedModel
 from dynamicvit.transformers.config import DynamicViTConfig
 from dynamicvit.transformers.model import DynamicViTForImageClassification
 from dynamicvit.transformers.trainer import TrainerMixin
+from dynamicvit.transformers.universal import DynamicViTForUniversalSegmentation
 
-__all__ = ["DynamicViTConfig", "DynamicViTForImageClassification", "TrainerMixin"]
+__all__ = [
+    "DynamicViTConfig",
+    "DynamicViTForImageClassification",
+    "DynamicViTForUniversalSegmentation",
+    "DynamicViTPreTrainedModel",
+    "TrainerMixin",
+    "model_class_for",
+]
+
+
+def model_class_for(bound: Backbone) -> type[DynamicViTPreTrainedModel]:
+    """The class of the model of transformers around a backbone, by what its head reads."""
+    maps = bound.reads_map
+    return DynamicViTForUniversalSegmentation if maps else DynamicViTForImageClassification

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from dynamicvit.backbones.hf import classifier_from
-from dynamicvit.backbones.hf_base import HFBackbone
 from dynamicvit.core.losses import LossWeights, dynamicvit_loss
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import own_image_size
-from dynamicvit.core.outputs import MaskedOutput, PrunedOutput
-from dynamicvit.core.per_image import described, per_image_in
-from dynamicvit.core.prediction import PredictionModule, init_weights
-from dynamicvit.core.registry import registered_method
-from dynamicvit.core.schedule import Policy, Schedule
+from dynamicvit.core.outputs import MaskedOutput
 from dynamicvit.core.teacher import ask, dense_teacher, warn_if_fresh_classifier, weigh_patches
 from dynamicvit.errors import InputError
+from dynamicvit.transformers.base import DynamicViTPreTrainedModel
 from dynamicvit.transformers.config import DynamicViTConfig
 
 
@@ -45,7 +37,7 @@ class ClassifierOutput(ImageClassifierOutput):
     sparsity_loss: torch.FloatTensor | None = None
 
 
-class DynamicViTForImageClassification(PreTrainedModel):
+class DynamicViTForImageClassification(DynamicViTPreTrainedModel):
     """An image classifier of transformers that drops the patches it does not need.
 
     In ``eval()`` its output is the dense model's, computed on the pruned path. In ``train()`` the
@@ -63,94 +55,19 @@ class DynamicViTForImageClassification(PreTrainedModel):
         InputError: for an unsupported backbone.
     """
 
-    config_class = DynamicViTConfig
-    config: DynamicViTConfig
-    base_model_prefix = ""
-    main_input_name = "pixel_values"
-    supports_gradient_checkpointing = True
-    # Attention is the core's own, so the choice has no effect.
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     #: The loss is a mean over the batch: Trainer divides it by its accumulation steps.
     accepts_loss_kwargs = False
 
     def __init__(self, config: DynamicViTConfig, dynamicvit: DynamicViT | None = None) -> None:
-        super().__init__(config)
-        if dynamicvit is None:
-            backbone = classifier_from(config.backbone_config)
-            schedule = Schedule(
-                tuple(config.stages),
-                tuple(config.keep_ratios),
-                config.policy,
-                config.restore_before,
+        super().__init__(config, dynamicvit)
+        if self.dynamicvit.bound.reads_map:
+            raise InputError(
+                "the model segments images: load it by DynamicViTForUniversalSegmentation, or by "
+                "AutoModelForUniversalSegmentation"
             )
-            dynamicvit = DynamicViT(backbone, schedule, registered_method(config.method))
-            dynamicvit.per_image = per_image_in(vars(config))
-        else:
-            for module in dynamicvit.modules():
-                module._is_hf_initialized = True  # or post_init would initialize it again
-        self.dynamicvit = dynamicvit
         self.loss_weights = LossWeights()
         self._warned = False
         self._teacher: tuple[DynamicViT, ...] = ()  # in a tuple: neither saved nor trained
-        self.post_init()
-
-    @classmethod
-    def around(cls, model: nn.Module) -> DynamicViTForImageClassification:
-        """A transformers model around a :class:`~dynamicvit.DynamicViT` of a transformers backbone.
-
-        The backbone and its config are shared, not copied.
-        """
-        core = cast(DynamicViT, model)
-        schedule = core.schedule
-        config = DynamicViTConfig(
-            core.backbone.config,
-            schedule.keep_ratios,
-            schedule.stages,
-            schedule.policy,
-            core.method.name,
-            schedule.restore_before,
-        )
-        return cls(config, core).train(core.backbone.training)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        # Of prediction modules only: the backbone, a transformers model, initializes its own.
-        init_weights(module)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The backbone's patch embedding."""
-        backbone = cast(PreTrainedModel, self.dynamicvit.backbone)
-        return backbone.get_input_embeddings()
-
-    # ---------------------------------------------------------------- budget
-
-    @property
-    def keep_ratio(self) -> float | None:
-        """ρ; ``None`` when the stages' ratios are not ρ, ρ², ρ³, ...; set it as on the core."""
-        return self.dynamicvit.keep_ratio
-
-    @keep_ratio.setter
-    def keep_ratio(self, keep_ratio: float | Sequence[float]) -> None:
-        self.dynamicvit.keep_ratio = keep_ratio
-        self._note_schedule()
-
-    @property
-    def policy(self) -> Policy:
-        """What becomes of dropped tokens; set it as on the core."""
-        return self.dynamicvit.policy
-
-    @policy.setter
-    def policy(self, policy: Policy) -> None:
-        self.dynamicvit.policy = policy
-        self._note_schedule()
-
-    def _note_schedule(self) -> None:
-        self.config.keep_ratios = list(self.dynamicvit.schedule.keep_ratios)
-        self.config.stages = list(self.dynamicvit.schedule.stages)
-        self.config.policy = self.dynamicvit.schedule.policy
-        self.config.restore_before = self.dynamicvit.schedule.restore_before
 
     # ---------------------------------------------------------------- forward
 
@@ -207,24 +124,6 @@ class DynamicViTForImageClassification(PreTrainedModel):
         output = ClassifierOutput(loss=loss, logits=logits, sparsity_loss=rest)
         named = config.return_dict if return_dict is None else return_dict
         return output if named else output.to_tuple()
-
-    def forward_pruned(
-        self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None
-    ) -> PrunedOutput:
-        """The pruned path, with the patches that each stage kept; arguments as in `forward`."""
-        images = self._images(pixel_values, bool(interpolate_pos_encoding))
-        return self.dynamicvit.forward_pruned(images)
-
-    def _images(self, pixel_values: Tensor, interpolate: bool) -> Tensor:
-        """The images in the precision of the weights, as transformers' dense models do."""
-        backbone = self.dynamicvit.backbone
-        bound = cast(HFBackbone, self.dynamicvit.bound)
-        if pixel_values.ndim == 4:  # the core refuses others
-            bound.check_image_size(*pixel_values.shape[2:], interpolate)
-        dtype = next(backbone.parameters()).dtype
-        if pixel_values.dtype == dtype or torch.is_autocast_enabled(pixel_values.device.type):
-            return pixel_values
-        return pixel_values.to(dtype)
 
     # ---------------------------------------------------------------- loss
 
@@ -286,26 +185,6 @@ class DynamicViTForImageClassification(PreTrainedModel):
                 UnlabeledWarning,
                 stacklevel=3,
             )
-
-    # ---------------------------------------------------------------- saving
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load what :meth:`save_pretrained` wrote, as transformers' models do."""
-        older = {
-            rf"(predictors\.\d+)\.{old}\.": rf"\1.{new}."
-            for old, new in PredictionModule.old_names.items()
-        }
-        return super().from_pretrained(*args, **{"key_mapping": older, **kwargs})
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """Write config and weights, as :meth:`transformers.PreTrainedModel.save_pretrained` does.
-
-        Names on disk are those in memory, from which Trainer resumes and loads its best model.
-        """
-        self._note_schedule()
-        self.config.per_image = described(self.dynamicvit.per_image)
-        return super().save_pretrained(save_directory, **{"save_original_format": False, **kwargs})
 
 
 AutoConfig.register(DynamicViTConfig.model_type, DynamicViTConfig, exist_ok=True)

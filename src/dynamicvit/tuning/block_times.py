@@ -149,7 +149,7 @@ def measure_whole(
     networks: dict[str, DynamicViT] = {"dense": without_stages(model), "own": model}
     for count in counts[:-1]:
         once = Schedule((1,), (count / grid_size,), "merged" if _merges(model) else "removed")
-        networks[str(count)] = DynamicViT(bound, once, StaticRanking)
+        networks[str(count)] = model.like(bound, once, StaticRanking)
     taken = time_networks(networks, images, setting, threads, seconds, progress)
     dense = taken["dense"]
     saved = {count: (taken[str(count)] - dense) / (depth - 1) for count in counts[:-1]}

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import segments
 from dynamicvit.evaluation.bench import Setting, processor_name
 from dynamicvit.runtimes.base import without_stages
 from dynamicvit.tuning.block_times import (
@@ -49,7 +50,9 @@ class Clock:
 
     def price(self) -> Parts:
         """The seconds of any schedule, by parts; scaled so that the model's own is right."""
-        measure = measure_parts if measured_apart(self.setting) else measure_whole
+        # The last block of a classifier runs for what the head reads; a map needs every patch.
+        apart = measured_apart(self.setting) and not segments(self.model)
+        measure = measure_parts if apart else measure_whole
         times = self._remembered(
             "parts",
             lambda: measure(

@@ -103,7 +103,7 @@ class Hunt:
         stages = self.space.stages
         whole = replace(self.model.schedule, stages=stages, keep_ratios=(1.0,) * len(stages))
         kind = self.model.method if self.space.movable else self.model.methods
-        return DynamicViT(self.model.bound, whole, kind).eval()
+        return self.model.like(self.model.bound, whole, kind).eval()
 
     def _limit(self) -> float:
         """What may be spent."""

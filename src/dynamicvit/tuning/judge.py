@@ -19,7 +19,7 @@ from dynamicvit.core.networks import DenseNetwork, eval_mode
 from dynamicvit.data import ImageData, Loader, eval_transform, images_digest
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import check_finite, kl_divergence
-from dynamicvit.evaluation.predictions import weights_of
+from dynamicvit.evaluation.predictions import unlabeled_images, weights_of
 from dynamicvit.tuning.space import Counts, Space
 from dynamicvit.utils.fields import MOST_NUMBER, number, read_json
 from dynamicvit.utils.files import write_text
@@ -43,7 +43,8 @@ class Verdict:
 
     Attributes:
         kl: mean KL divergence of the answers from the dense network's, in nats.
-        agreement: share of the images with the same highest logit.
+        agreement: share of the images with the same highest logit; of a segmentation model of the
+            patches, in the images' centers.
     """
 
     kl: float
@@ -161,7 +162,7 @@ class Judge:
         """The model with a schedule, sharing its weights, in ``eval()``."""
         schedule = self.space.schedule(counts)
         kind = self.model.method
-        network = DynamicViT(
+        network = self.model.like(
             self.model.bound, schedule, kind if self.space.movable else self.model.methods
         )
         network.warns_untrained = False
@@ -182,8 +183,8 @@ class Judge:
             if self._dense is None:
                 self._dense = _answers(DenseNetwork(self.model), self.images)
                 check_finite(self._dense, "the dense model")
-            dense = self._dense[part]
-            given = _answers(self.network(counts), self.images[part])
+            dense = _rows(self._dense[part])
+            given = _rows(_answers(self.network(counts), self.images[part]))
         check_finite(given, "the model")
         kl = kl_divergence(given, dense).mean()
         same = (dense.argmax(dim=1) == given.argmax(dim=1)).double().mean()
@@ -191,8 +192,13 @@ class Judge:
 
 
 def _answers(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Logits ``(B, classes)``."""
+    """Logits ``(B, classes)``, or a map of them."""
     return torch.cat([network(batch) for batch in images.split(_BATCH)])
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """Logits as rows: of a map one for each place."""
+    return logits if logits.ndim == 2 else logits.movedim(1, -1).flatten(0, -2)
 
 
 def settings_of(model: DynamicViT, space: Space, digest: str, seed: int) -> dict[str, Any]:
@@ -245,7 +251,7 @@ def read_images(
         _check_number(len(source))
         digest = f"{tuple(source.shape)} {float(source.double().sum()):.6g}"
         return source.to(next(model.parameters()).device), digest
-    data = source if isinstance(source, ImageData) else ImageData(source, labeled=False)
+    data = source if isinstance(source, ImageData) else unlabeled_images(source)
     _check_number(len(data))
     _check_number(count)
     chosen = np.random.default_rng(seed).permutation(len(data))[:count]

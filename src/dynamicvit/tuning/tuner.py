@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.model import DynamicViT, or_untrained
-from dynamicvit.core.networks import check_classifies, core_of
-from dynamicvit.costs import ImageSize, resolve_image_size
+from dynamicvit.core.networks import core_of, segments
+from dynamicvit.costs import DENSE, ImageSize, resolve_image_size
 from dynamicvit.data import ImageData
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.bench import available_cores, settings_of
@@ -140,12 +140,19 @@ def tune(
 
 def trained_or_lookahead(model: DynamicViT) -> DynamicViT:
     """The model, or if nobody has trained its scores one that merges by look-ahead instead."""
-    check_classifies(model, "tune")
-    if not any(method.is_fresh for method in model.methods):
+    _check_classes(model)
+    dense = not model.schedule.stages and segments(model)  # one that was saved
+    if not dense and not any(method.is_fresh for method in model.methods):
         return model
-    sparse = core_of(sparsify(model.backbone, method="lookahead"))
+    whole = model.like(model.bound, DENSE) if segments(model) else model.backbone
+    sparse = core_of(sparsify(whole, method="lookahead"))
     assert isinstance(sparse, DynamicViT)
     return sparse.train(model.training)
+
+
+def _check_classes(model: DynamicViT) -> None:
+    if model.num_classes < 1:
+        raise InputError("the model has no classifier: tune takes classifiers and segmenters")
 
 
 def _sparse(model: nn.Module | str | os.PathLike[str]) -> DynamicViT:
@@ -153,8 +160,8 @@ def _sparse(model: nn.Module | str | os.PathLike[str]) -> DynamicViT:
         return trained_or_lookahead(load(os.fspath(model)))
     core = core_of(model)
     if isinstance(core, DynamicViT):
-        check_classifies(core, "tune")
-    if not isinstance(core, DynamicViT):
+        _check_classes(core)
+    if not isinstance(core, DynamicViT) or (segments(core) and not core.schedule.stages):
         core = core_of(sparsify(core, method="lookahead"))
     assert isinstance(core, DynamicViT)
     if any(method.is_fresh for method in core.methods):
