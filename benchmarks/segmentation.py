@@ -1,7 +1,8 @@
 r"""mIoU over cost: ways to spend fewer MACs on segmentation, from one dense model.
 
 Each row is made of the dense model's folder (`dynamicvit train DATA --dense`), by the functions
-that the commands call. Stopped and started again, the script goes on where it was::
+that the commands call. `dynamicvit compare` makes such a table of methods alone; here stand also a
+smaller input, and what share of the kept patches lies on a person. Stopped and started again, the script goes on where it was::
 
     python benchmarks/segmentation.py STREET@train runs/dense --test STREET@test -o runs/seg
 
@@ -23,7 +24,7 @@ from typing import Any, get_args
 import torch
 import torch.nn.functional as F
 
-from dynamicvit import Segmenter, keep_ratio_for, load, sparsify
+from dynamicvit import Segmenter, load
 from dynamicvit.checkpoints.loading import set_image_size
 from dynamicvit.core.networks import DenseNetwork, untrained_on_purpose
 from dynamicvit.core.schedule import Policy
@@ -31,6 +32,7 @@ from dynamicvit.costs import count_macs
 from dynamicvit.data import MaskData, joint_eval_transform, split
 from dynamicvit.evaluation.bench.timer import time_in_turn
 from dynamicvit.evaluation.segmentation import evaluate_segmentation, masks_for
+from dynamicvit.methods import at_macs
 from dynamicvit.runtimes.pytorch import infer
 from dynamicvit.training import train
 
@@ -49,7 +51,7 @@ WAYS: dict[str, tuple[str, str | None]] = {
 
 
 def model_for(way: str, dense: Segmenter, fraction: float) -> Segmenter:
-    """A row's model, at a share of the dense MACs at most."""
+    """A row's model, as near to a share of the dense MACs as `compare` makes it."""
     dense, whole = copy.deepcopy(dense), count_macs(dense)
     if way == SMALLER:
         patch, side = max(dense.bound.patch_size), dense.bound.image_size[0]
@@ -58,9 +60,8 @@ def model_for(way: str, dense: Segmenter, fraction: float) -> Segmenter:
             set_image_size(dense, side)
         return dense
     method, policy = WAYS[way]
-    sparse = sparsify(dense, method=method, policy=policy)
+    sparse = at_macs(method, dense, fraction, policy=policy)
     assert isinstance(sparse, Segmenter)
-    sparse.keep_ratio = keep_ratio_for(sparse, fraction=fraction)
     return sparse
 
 

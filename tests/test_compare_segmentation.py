@@ -101,7 +101,8 @@ def test_what_means_nothing_is_refused(
         (("-m", tmp_path / "dense", "--data", scenes, "--methods", "narrow"), "narrow"),
         (("-m", tmp_path / "dense", "--data", scenes, "--class-map", "imagenet"), "class map"),
     ):
-        assert command("compare", *words, "-o", out, "--workers", 0) == 2
+        more = ("--validation", scenes, "-o", out, "--workers", 0)
+        assert command("compare", *words, *more) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(InputError, match="is for classification"):
         compare(dense(), scenes, out, trained=[tmp_path / "classifier"], **HOW)

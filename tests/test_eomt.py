@@ -77,7 +77,7 @@ def test_post_processing_is_transformers_own() -> None:
     sparse = sparsify(eomt(), 0.7)
     processor = EomtImageProcessor(size={"shortest_edge": SIDE, "longest_edge": SIDE})
     output = sparse(images())
-    size = {"height": 8, "width": 8}
+    size = {"shortest_edge": 8, "longest_edge": 8}
     maps = processor.post_process_semantic_segmentation(output, [(8, 8)] * 2, size)
     scores = sparse.dynamicvit(images())
     for found, own in zip(maps, scores.argmax(1), strict=True):

@@ -261,6 +261,7 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
         return kinds.setdefault(structure_of(bound.blocks[i]), cost)
 
     def head_cost(n: int) -> int:
+        n = tokens.num_patches if bound.reads_map else n
         read = twin.forward_head if isinstance(twin, DynamicViT) else bound.head
         return counted_macs(lambda: read(bound.finish(replace(held(n), dropped=tokens.patches))))
 

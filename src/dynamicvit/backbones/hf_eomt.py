@@ -87,6 +87,10 @@ class HFEomtBackbone(HFBackbone):
         rows, columns = self.patch_size
         return height // rows, width // columns
 
+    def check_image_size(self, height: int, width: int, interpolate: bool) -> None:
+        del interpolate
+        self.grid(height, width)
+
     def _interpolated(self, images: Tensor) -> dict[str, bool]:
         return {}
 

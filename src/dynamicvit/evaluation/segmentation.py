@@ -91,8 +91,8 @@ def evaluate_segmentation(
     size: single-scale evaluation as in Segmenter's Section 4.1.
 
     Args:
-        model: as :func:`~dynamicvit.segmenter` makes it, the dense network inside one, an exported
-            file of one, or what :func:`~dynamicvit.load` takes.
+        model: as :func:`~dynamicvit.segmenter` makes it, the dense network inside one, what
+            ``load_exported`` gives of its file, or what :func:`~dynamicvit.load` takes.
         data: a source of images and masks, or :class:`~dynamicvit.data.MaskData`.
         dense: a model to compare the maps with.
         image_size: of the window; the model's own by default.
