@@ -2,7 +2,8 @@ r"""mIoU over cost: ways to spend fewer MACs on segmentation, from one dense mod
 
 Each row is made of the dense model's folder (`dynamicvit train DATA --dense`), by the functions
 that the commands call. `dynamicvit compare` makes such a table of methods alone; here stand also a
-smaller input, and what share of the kept patches lies on a person. Stopped and started again, the script goes on where it was::
+smaller input, and what share of the kept patches lies on a person. Stopped and started again, the
+script goes on where it was::
 
     python benchmarks/segmentation.py STREET@train runs/dense --test STREET@test -o runs/seg
 
