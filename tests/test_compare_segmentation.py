@@ -105,4 +105,4 @@ def test_what_means_nothing_is_refused(
         assert command("compare", *words, *more) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(InputError, match="is for classification"):
-        compare(dense(), scenes, out, trained=[tmp_path / "classifier"], **HOW)
+        compare(dense(), scenes, out, validation=scenes, trained=[tmp_path / "classifier"], **HOW)

@@ -76,7 +76,7 @@ class TestRows:
             6,
         )
         monkeypatch.setattr(module, "fit", None)
-        monkeypatch.setattr(module, "evaluate", None)
+        monkeypatch.setattr(module, "measure", None)
         assert experiment(tmp_path).row(entry) == first
         assert not list(tmp_path.rglob("checkpoint*"))
 

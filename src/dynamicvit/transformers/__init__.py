@@ -1,19 +1,21 @@
 """Models that are Hugging Face transformers' own kind; imported only where transformers is.
 
-Importing this makes ``AutoConfig``, ``AutoModelForImageClassification`` and
-``AutoModelForUniversalSegmentation`` know them.
+Importing this makes ``AutoConfig`` and ``AutoModelForImageClassification``,
+``AutoModelForSemanticSegmentation``, ``AutoModelForUniversalSegmentation`` know them.
 """
 
 from dynamicvit.backbones import Backbone
 from dynamicvit.transformers.base import DynamicViTPreTrainedModel
 from dynamicvit.transformers.config import DynamicViTConfig
 from dynamicvit.transformers.model import DynamicViTForImageClassification
+from dynamicvit.transformers.semantic import DynamicViTForSemanticSegmentation
 from dynamicvit.transformers.trainer import TrainerMixin
 from dynamicvit.transformers.universal import DynamicViTForUniversalSegmentation
 
 __all__ = [
     "DynamicViTConfig",
     "DynamicViTForImageClassification",
+    "DynamicViTForSemanticSegmentation",
     "DynamicViTForUniversalSegmentation",
     "DynamicViTPreTrainedModel",
     "TrainerMixin",

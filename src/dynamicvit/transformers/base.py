@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from dynamicvit.backbones.hf import classifier_from
 from dynamicvit.backbones.hf_base import HFBackbone
+from dynamicvit.core.method import Method
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.core.per_image import described, per_image_in
@@ -54,13 +55,17 @@ class DynamicViTPreTrainedModel(PreTrainedModel):
                 config.policy,
                 config.restore_before,
             )
-            dynamicvit = DynamicViT(backbone, schedule, registered_method(config.method))
+            dynamicvit = self._built(backbone, schedule, registered_method(config.method))
             dynamicvit.per_image = per_image_in(vars(config))
         else:
             for module in dynamicvit.modules():
                 module._is_hf_initialized = True  # or post_init would initialize it again
         self.dynamicvit = dynamicvit
         self.post_init()
+
+    def _built(self, backbone: nn.Module, schedule: Schedule, method: type[Method]) -> DynamicViT:
+        """What is inside, with fresh weights."""
+        return DynamicViT(backbone, schedule, method)
 
     @classmethod
     def around(cls, model: nn.Module) -> Self:

@@ -27,6 +27,7 @@ class DynamicViTConfig(PretrainedConfig):
         policy: for dropped tokens, "removed", "merged" or "bypassed".
         method: a name in :data:`~dynamicvit.methods.METHODS`.
         restore_before: index of the first block that runs on every patch again, or ``None``.
+        decode_head: of a model for semantic segmentation, "linear" or "mask".
         **kwargs: of :class:`transformers.PretrainedConfig`.
 
     Raises:
@@ -43,6 +44,7 @@ class DynamicViTConfig(PretrainedConfig):
         policy: Policy = "removed",
         method: str = "dynamicvit",
         restore_before: int | None = None,
+        decode_head: str | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(backbone_config, PretrainedConfig):
@@ -61,6 +63,8 @@ class DynamicViTConfig(PretrainedConfig):
         self.policy = schedule.policy
         self.restore_before = schedule.restore_before
         self.method = method
+        if decode_head is not None:
+            self.decode_head = decode_head
         if num_labels is not None:
             self.num_labels = num_labels
 
