@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from torch import nn
 
@@ -150,7 +150,8 @@ def sparsify(
         return sparse
     from dynamicvit.transformers import model_class_for
 
-    return model_class_for(bound).around(sparse)
+    found: Any = model_class_for(bound).around(sparse)
+    return found
 
 
 def _with_every_patch(
