@@ -57,12 +57,13 @@ BUILT_IN: tuple[type[Backbone], ...] = (
 
 OPTIONAL = {
     "transformers": _Optional(
-        "transformers ViT, DeiT, DINOv2, SigLIP (for image classification)",
+        "transformers ViT, DeiT, DINOv2, SigLIP (for image classification), EoMT",
         (
             "ViTForImageClassification",
             "DeiTForImageClassification",
             "Dinov2ForImageClassification",
             "SiglipForImageClassification",
+            "EomtForUniversalSegmentation",
         ),
         "dynamicvit.backbones.hf",
     )
