@@ -121,7 +121,7 @@ def test_the_same_command_computes_nothing_and_others_add(
     first = (tmp_path / "out" / CSV_NAME).read_text()
     with monkeypatch.context() as patched:
         patched.setattr("dynamicvit.comparison.experiment.fit", None)
-        patched.setattr("dynamicvit.comparison.experiment.evaluate", None)
+        patched.setattr("dynamicvit.comparison.experiment.measure", None)
         assert run("--methods", "random", "--no-timing") == 0
     assert (tmp_path / "out" / CSV_NAME).read_text() == first
     assert run("--methods", "static", "--no-timing", "--macs", "0.8") == 0
