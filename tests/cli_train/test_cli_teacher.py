@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from dynamicvit import DynamicViT, count_macs
 from families import NUM_CLASSES
 
-pytestmark = pytest.mark.usefixtures("blank_curves")
 
 Main = Callable[..., int]
 
