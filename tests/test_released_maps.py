@@ -15,7 +15,6 @@ from dynamicvit import DynamicViT, InputError, count_macs
 from dynamicvit.backbones.timm_config import describe, rebuild
 from dynamicvit.checkpoints.released import RELEASES, Release, recognize
 from dynamicvit.checkpoints.released.zoo import HIERARCHICAL, Architecture
-from dynamicvit.costs import schedule_macs
 from released_state import Shapes, _affine, filled, meta
 
 OF_MAPS = {n: release for n, release in RELEASES.items() if release.architecture in HIERARCHICAL}
@@ -170,7 +169,6 @@ def test_macs_are_the_published_ones_to_the_digit(release: Release) -> None:
         model = dynamicvit.sparsify(timm.create_model(release.architecture.model))
     model.keep_ratio = release.keep_ratio
     width, counted = model.bound.width, count_macs(model)
-    assert schedule_macs(model, model.schedule) == counted
     released = counted + 3 * (196 - 1) * (width // 2) ** 2
     norms = normed_values(model) if release.architecture.layout == "Swin" else 0
     assert f"{(released + norms) / 1e9:.1f}" == f"{release.gmacs:.1f}"

@@ -21,7 +21,6 @@ from families import DEIT, NUM_CLASSES
 from memory import TINY, shallow
 from pictures import noise_folders
 
-
 Main = Callable[..., int]
 Line = Callable[[], str]
 

@@ -21,7 +21,6 @@ from memory import TINY
 from processes import FORKS
 from run_folders import WRITTEN, files_in
 
-
 Main = Callable[..., int]
 Line = Callable[[], str]
 
