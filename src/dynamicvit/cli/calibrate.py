@@ -127,4 +127,4 @@ def _print(console: Console, found: Counts, asked: tuple[int, ...]) -> None:
     say(console, f"patches that {len(kept)} images keep, {which}")
     ordered = found.by_count()
     for title, some in (("fewest", ordered[:_NAMED]), ("most", ordered[: -_NAMED - 1 : -1])):
-        say(console, f"{title}: {', '.join(f'{path} {count}' for path, count in some)}")
+        say(console, f"{title}: {', '.join(f'{path} {kept}' for path, kept in some)}")

@@ -32,10 +32,10 @@ class Counts(NamedTuple):
     kept: Tensor
     seen: bool
 
-    def by_count(self) -> list[tuple[str, int]]:
-        """Images and the patches that their last stage leaves, the easiest first."""
-        last = self.kept[:, -1]
-        return [(self.paths[i], int(last[i])) for i in last.argsort(stable=True).tolist()]
+    def by_count(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Images and what each stage leaves of them, from the fewest patches to the most."""
+        order = self.kept.sum(dim=1).argsort(stable=True).tolist()
+        return [(self.paths[i], tuple(self.kept[i].tolist())) for i in order]
 
 
 @torch.inference_mode()
@@ -64,8 +64,8 @@ def calibrate_on(
         raise InputError("the model keeps every patch: there is no budget to give out")
     device = next(model.parameters()).device
     everything = np.arange(len(data))
-    chosen = everything[:: max(1, len(data) // images)][:images]
-    others = np.setdiff1d(everything, chosen)[:images]
+    chosen = _spread(everything, images)
+    others = _spread(np.setdiff1d(everything, chosen), images)
 
     def read(some: np.ndarray) -> list[tuple[tuple[str, ...], Tensor]]:
         batches = []
@@ -84,3 +84,8 @@ def calibrate_on(
     ]
     paths = tuple(path for some, _ in found for path in some)
     return Counts(paths, torch.cat(kept).cpu(), found is first)
+
+
+def _spread(indices: np.ndarray, count: int) -> np.ndarray:
+    """Up to ``count`` of the indices, evenly spaced."""
+    return indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
