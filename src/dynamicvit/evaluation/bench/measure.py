@@ -161,20 +161,21 @@ def bench(
                 )
                 for place, pair in enumerate(pairs)
             )
-    peaks = (
-        peak_memory(
-            model,
-            max(batch_sizes),
-            precision=precision,
-            image_size=size,
-            threads=threads,
-            graph=graph,
-            runtime=name,
-        )
-        for name, precision in settings
-        for graph in ((False, True) if name == "eager" else (False,))
-        if memory and name in MEASURED
-    )
+        peaks = [
+            peak_memory(
+                model,
+                max(batch_sizes),
+                precision=precision,
+                image_size=size,
+                threads=threads,
+                graph=graph,
+                runtime=name,
+                folder=folder,
+            )
+            for name, precision in settings
+            for graph in ((False, True) if name == "eager" else (False,))
+            if memory and name in MEASURED
+        ]
     return BenchReport(
         tuple(rows),
         model.schedule,
