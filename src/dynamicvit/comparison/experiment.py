@@ -80,8 +80,7 @@ class Experiment:
         found = [Entry(None, 1.0, None)]
         for candidate in candidates:
             if candidate.saved is not None:
-                share = count_macs(candidate.build(self.backbone, 1.0))
-                share /= schedule_macs(self.backbone, DENSE)
+                share = count_macs(candidate.build(self.backbone, 1.0)) / self._dense_macs
                 found.append(Entry(candidate, round(share, 4), None))
         methods = [candidate for candidate in candidates if candidate.saved is None]
         for fraction in fractions:
@@ -211,6 +210,10 @@ class Experiment:
     def _weights(self) -> str:
         return fingerprint(self.backbone.state_dict())
 
+    @cached_property
+    def _dense_macs(self) -> int:
+        return schedule_macs(self.backbone, DENSE)
+
     def _train(
         self,
         model: DynamicViT,
@@ -273,11 +276,11 @@ class Experiment:
         )
         assert result.agreement is not None
         assert result.divergence is not None
-        macs, dense_macs = count_macs(model), schedule_macs(self.backbone, DENSE)
+        macs = count_macs(model)
         return Row(
             method=entry.name,
             fraction=entry.fraction,
-            macs_fraction=macs / dense_macs,
+            macs_fraction=macs / self._dense_macs,
             gmacs=macs / 1e9,
             seed=entry.seed,
             images=images,
