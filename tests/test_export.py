@@ -225,7 +225,7 @@ def test_a_stage_is_no_more_than_it_must_be(policy: Policy, exported: Files) -> 
     drops = len({*kept})
     assert counts["TopK"] == 3 * drops + len(kept) - drops, "or one to name what it has not dropped"
     assert counts["LogSoftmax"] == 0
-    assert counts["Softmax"] == small().depth, "attention's"
+    assert counts["Softmax"] == small(policy).depth, "attention's"
     assert (counts["ScatterElements"] > 0) == (policy != "removed")
 
 
