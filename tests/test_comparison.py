@@ -283,6 +283,11 @@ class TestTiming:
         assert timing.choosing_ms == pytest.approx(1)
         assert timing.choosing_share == pytest.approx(0.25)
 
+    @pytest.mark.filterwarnings("error::dynamicvit.errors.UntrainedWarning")
+    def test_nobody_is_told_that_what_is_timed_is_untrained(self, tmp_path: Path) -> None:
+        plan = experiment(tmp_path, threads=1, seconds=1e-6)
+        assert plan.timing(candidate_named("dynamicvit"), 0.75)
+
     def test_it_is_measured_once(self, tmp_path: Path, monkeypatch) -> None:
         plan = experiment(tmp_path, threads=1, seconds=1e-6)
         first = plan.timing(candidate_named("tome"), 0.75)

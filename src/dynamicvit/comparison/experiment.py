@@ -307,6 +307,7 @@ class Experiment:
         known = self.timings.get(key)
         if known is None:
             model = self.model(Entry(candidate, fraction, None)).to(self.device)
+            model.warns_untrained = False  # it takes as long as a trained one
             dense = DenseNetwork(DynamicViT(self._copy(), DENSE, []))
             measured = time_method(
                 model,
