@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hierarchical import NETWORKS, Closeups, scored
 from torch import Tensor
 
 import two_streams
@@ -24,7 +25,6 @@ from dynamicvit.core.method import Masked
 from dynamicvit.core.outputs import MaskedOutput
 from dynamicvit.demo.experiment import SceneLoader
 from dynamicvit.training import fit, load_recipe
-from hierarchical import NETWORKS, Closeups, scored
 
 RATIOS = (0.7, 0.5)
 

@@ -65,7 +65,8 @@ class Reference:
     def predictor(self, stage: int, x: Tensor) -> Tensor:
         """``(B, N, 2)`` log-probabilities, "keep" first."""
         name = f"{self.front}score_predictor.{stage}"
-        x = F.gelu(self.linear(f"{name}.in_conv.1", self.norm(f"{name}.in_conv.0", x.flatten(1, 2))))
+        x = self.norm(f"{name}.in_conv.0", x.flatten(1, 2))
+        x = F.gelu(self.linear(f"{name}.in_conv.1", x))
         local, whole = x.chunk(2, dim=-1)
         x = torch.cat([local, whole.mean(dim=1, keepdim=True).expand_as(local)], dim=-1)
         x = F.gelu(self.linear(f"{name}.out_conv.0", x))

@@ -45,7 +45,7 @@ class Map(Tokens):
     Attributes:
         cheap: the cheap path of each block up to the next stage, by its index; those of blocks that
             are not there give nothing.
-        order: ``(B N)``, rows of ``(B N, C)``, those on the slow path first; ``None`` for all there.
+        order: ``(B N)``, rows of ``(B N, C)``, those on the slow path first, or ``None`` for all.
         num_slow: how many those are.
         place: ``(B N)``, where each row is in that order.
         unnormed: the final map before the final norm, where the head pools that.
