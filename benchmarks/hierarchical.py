@@ -2,10 +2,10 @@
 
     python benchmarks/hierarchical.py convnext FOLDER
 
-The images are the scenes' halves around the digit: 48 px, 6 x 6 positions in the third stage (such
-networks pool over all of a scene, and learn to find a digit in it from many more images). FOLDER
-keeps the dense model, the fine-tuned one and what was
-measured; what is there is not done again.
+The images are the scenes' halves around the digit: 48 px, 3 x 3 positions in ConvNeXt's third stage
+and 6 x 6 in Swin's (such networks pool over all of a scene, and learn to find a digit in it from
+many more images). FOLDER keeps the dense model, the fine-tuned one and what was measured; what is
+there is not done again.
 """
 
 from __future__ import annotations

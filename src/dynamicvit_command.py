@@ -31,6 +31,7 @@ COMMANDS = {
     "bench": ("bench:bench_command", "Time a model dense and pruned, in turn."),
     "compare": ("compare:compare", "Compare DynamicViT with other methods on your model and data."),
     "tune": ("tune:tune_command", "Find where and how much to drop for a target."),
+    "calibrate": ("calibrate:calibrate", "Let hard images keep more patches than easy ones."),
     "visualize": ("visualize:visualize", "Show which patches of an image a model keeps."),
     "export": ("export:export", "Write a model as a file for other runtimes, and check it."),
     "stream": ("stream:stream_command", "Classify a video, a camera or a folder frame by frame."),

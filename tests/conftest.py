@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import dynamicvit.cli
 import dynamicvit_command
@@ -66,6 +67,13 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         return 0
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def blank_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs leave a picture with nothing on it: to draw one takes as long as a tiny run."""
+    if "curves" not in request.keywords:
+        monkeypatch.setattr("dynamicvit.plots.curves.curves", lambda steps: Figure((1, 1)))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dynamicvit.core.schedule import Policy
 from dynamicvit.runtimes import FORMATS, Description, ExportedModel
 from dynamicvit.runtimes.description import describe
 from dynamicvit.runtimes.graph import Graph, trace
-from families import DEIT
+from families import DEIT, Family
 
 #: Packages of each format.
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
@@ -27,12 +28,36 @@ ignore_deprecations = pytest.mark.filterwarnings(
 )
 
 
+#: Without positions, so that equal patches are equal tokens.
+NOWHERE = Family("nowhere", "vit_tiny_patch16_224", {"pos_embed": "none"})
+
+#: As docs/export.md prepares images: for square input.
+SQUARE = replace(DEIT, name="square", grid=(4, 4))
+
+
+def family_of(policy: Policy) -> Family:
+    """The family of :func:`small`: a file of each serves several tests."""
+    return {"merged": NOWHERE, "bypassed": SQUARE}.get(policy, DEIT)
+
+
 @cache
 def small(policy: Policy = "removed") -> DynamicViT:
-    """Two blocks and two stages, one where tokens come back; tests must not change it."""
+    """Two stages, each before a block; tests must not change it.
+
+    Where tokens come back the second stage drops nothing: its patches are the first one's, under a
+    name of their own.
+    """
+    family = family_of(policy)
     if policy == "bypassed":
-        return DEIT.sparse(0.5, depth=2, stages=(0,), policy=policy, restore_before=1)
-    return DEIT.sparse(depth=2, stages=(0, 1), policy=policy)
+        again = {"restore_before": 2, "policy": policy}
+        return family.sparse((0.5, 0.5), depth=3, stages=(0, 1), **again)
+    return family.sparse(depth=2, stages=(0, 1), policy=policy)
+
+
+@cache
+def shallow() -> DynamicViT:
+    """One stage and one block, for tests that have to export; they must not change it."""
+    return DEIT.sparse(depth=1, stages=(0,))
 
 
 @cache

@@ -8,11 +8,13 @@ One table, :data:`FAMILIES`; a test that takes ``family`` runs once for each row
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import cache, wraps
 from importlib.util import find_spec
+from io import BytesIO
 from typing import Any, get_args
 
 import pytest
@@ -29,8 +31,31 @@ NUM_CLASSES = 7
 #: What can become of tokens that are dropped; the maps of tests/maps.py drop none.
 POLICIES = tuple(policy for policy in get_args(Policy) if policy != "cheap")
 
-_BUILT: dict[str, nn.Module] = {}
+_BUILT: dict[str, _Stored] = {}
 _MOST_BUILT = 200
+
+
+class _Stored:
+    """A network that gives equal ones: pickled but for its tensors, ten times as fast as copies."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._tensors: dict[int, Tensor] = {}
+        file = BytesIO()
+        pickler = pickle.Pickler(file)
+        pickler.persistent_id = self._number  # type: ignore[method-assign]
+        pickler.dump(network)
+        self._bytes = file.getvalue()
+
+    def _number(self, value: object) -> int | None:
+        if not isinstance(value, Tensor):
+            return None
+        self._tensors[id(value)] = value
+        return id(value)
+
+    def copy(self) -> nn.Module:
+        unpickler = pickle.Unpickler(BytesIO(self._bytes))
+        unpickler.persistent_load = cache(lambda key: deepcopy(self._tensors[key]))
+        return unpickler.load()
 
 
 def built_once(build: Callable[..., nn.Module]) -> Callable[..., Any]:
@@ -42,8 +67,8 @@ def built_once(build: Callable[..., nn.Module]) -> Callable[..., Any]:
         if key not in _BUILT:
             if len(_BUILT) == _MOST_BUILT:
                 del _BUILT[next(iter(_BUILT))]
-            _BUILT[key] = build(*args, **kwargs)
-        return deepcopy(_BUILT[key])
+            _BUILT[key] = _Stored(build(*args, **kwargs))
+        return _BUILT[key].copy()
 
     return get
 

@@ -24,7 +24,7 @@ from families import DEIT
 from memory import Memory, paper, small
 
 PLAIN = ("augment.mixup=0", "augment.cutmix=0")
-STEPS = 8
+STEPS = 4
 #: Name, recipe, images in a batch (not the same for each process, or none for one of them).
 RUNS: Sequence[tuple[str, Recipe, int]] = (
     ("paper", paper("epochs=2", "backbone_frozen=0", "backbone_lr_scale=1", *PLAIN), 5),
@@ -43,7 +43,7 @@ def run(name: str, folder: Path, accumulate: int = 1, stop: int = STEPS) -> Dyna
     _, recipe, batch = next(row for row in RUNS if row[0] == name)
     processes = launched_processes()
     model = DEIT.sparse(seed=processes.rank)  # the main process's weights are everyone's
-    memory = Memory(4, batch=batch)
+    memory = Memory(2, batch=batch)
 
     def interrupt(progress: Progress) -> None:
         if progress.step + 1 == stop < STEPS:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvit import DynamicViT, sparsify
-from families import NUM_CLASSES, randomize
+from families import NUM_CLASSES, built_once, randomize
 
 CONVNEXT = {"depths": (1, 1, 5, 1), "dims": (8, 16, 32, 64)}
 SWIN = {"depths": (1, 1, 5, 1), "embed_dim": 8, "num_heads": (1, 2, 4, 8)}
@@ -36,6 +36,7 @@ class MapFamily:
     size: tuple[int, int] = (64, 96)
     grid: tuple[int, int] = (4, 6)
 
+    @built_once
     def backbone(self, depth: int = 5, seed: int = 0, **kwargs: Any) -> nn.Module:
         """The dense network in eval mode; ``depth`` is that of the third stage."""
         small = {**(SWIN if "swin" in self.model else CONVNEXT), "num_classes": NUM_CLASSES}
@@ -44,6 +45,7 @@ class MapFamily:
         arguments = {**small, "depths": (1, 1, depth, 1), **self.kwargs, **kwargs}
         return randomize(timm.create_model(self.model, **arguments), seed).eval()
 
+    @built_once
     def sparse(
         self,
         keep_ratio: float | Sequence[float] = 0.7,

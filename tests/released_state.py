@@ -105,3 +105,69 @@ def released_state(num_stages: int = 3, width: int = WIDTH, side: int = 2) -> di
 def lvvit_state() -> dict[str, Tensor]:
     """A small DynamicViT on LV-ViT with random weights."""
     return filled(lvvit_shapes())
+
+
+def _modules(front: str, width: int, conv: bool) -> Shapes:
+    """Of the three prediction modules."""
+    shapes: Shapes = {}
+    more = (1, 1) if conv else ()
+    for i in range(3):
+        name = f"{front}score_predictor.{i}"
+        shapes |= _affine(f"{name}.in_conv.0", width)
+        shapes |= _affine(f"{name}.in_conv.1", width, width, *more)
+        shapes |= _affine(f"{name}.out_conv.0", width // 2, width, *more)
+        shapes |= _affine(f"{name}.out_conv.2", width // 4, width // 2, *more)
+        shapes |= _affine(f"{name}.out_conv.4", 2, width // 4, *more)
+    return shapes
+
+
+def convnext_shapes(depths: tuple[int, ...], width: int, first: int, classes: int) -> Shapes:
+    """Every name of a released ConvNeXt with cheap paths, with its shape."""
+    dims = [width * 2**i for i in range(4)]
+    shapes = _affine("downsample_layers.0.0", width, 3, 4, 4)
+    shapes |= _affine("downsample_layers.0.1", width)
+    for i in (1, 2, 3):
+        shapes |= _affine(f"downsample_layers.{i}.0", dims[i - 1])
+        shapes |= _affine(f"downsample_layers.{i}.1", dims[i], dims[i - 1], 2, 2)
+    for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
+        for block in range(depth):
+            name = f"stages.{i}.{block}"
+            shapes |= _affine(f"{name}.dwconv", dim, 1, 7, 7) | _affine(f"{name}.norm", dim)
+            shapes |= _affine(f"{name}.pwconv1", 4 * dim, dim)
+            shapes |= _affine(f"{name}.pwconv2", dim, 4 * dim)
+            shapes[f"{name}.gamma"] = (dim,)
+            if i == 2 and block >= first:
+                shapes |= _affine(f"{name}.fast_path.0", dim)
+                shapes |= _affine(f"{name}.fast_path.1", dim, dim)
+                shapes[f"{name}.fast_path_gamma"] = (dim,)
+    shapes |= _affine("norm", dims[3]) | _affine("head", classes, dims[3])
+    return shapes | _modules("", dims[2], conv=True)
+
+
+def swin_shapes(
+    depths: tuple[int, ...], width: int, heads: int, first: int, classes: int, window: int = 7
+) -> Shapes:
+    """Every name of a released Swin with cheap paths with its shape; of images 32 windows wide."""
+    area, offsets = window**2, (2 * window - 1) ** 2
+    dims = [width * 2**i for i in range(4)]
+    shapes = _affine("patch_embed.proj", width, 3, 4, 4) | _affine("patch_embed.norm", width)
+    for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
+        for block in range(depth):
+            name = f"layers.{i}.blocks.{block}"
+            shapes |= _affine(f"{name}.norm1", dim) | _affine(f"{name}.norm2", dim)
+            shapes |= _affine(f"{name}.attn.qkv", 3 * dim, dim)
+            shapes |= _affine(f"{name}.attn.proj", dim, dim)
+            shapes[f"{name}.attn.relative_position_bias_table"] = (offsets, heads * 2**i)
+            shapes[f"{name}.attn.relative_position_index"] = (area, area)
+            if block % 2 and i < 3:
+                shapes[f"{name}.attn_mask"] = (64 // 4**i, area, area)
+            shapes |= _affine(f"{name}.mlp.fc1", 4 * dim, dim)
+            shapes |= _affine(f"{name}.mlp.fc2", dim, 4 * dim)
+            if i == 2 and block >= first:
+                shapes |= _affine(f"{name}.fastmlp.fc1.0", dim)
+                shapes |= _affine(f"{name}.fastmlp.fc1.1", dim, dim)
+        if i < 3:
+            shapes |= _affine(f"layers.{i}.downsample.norm", 4 * dim)
+            shapes[f"layers.{i}.downsample.reduction.weight"] = (2 * dim, 4 * dim)
+    shapes |= _affine("norm", dims[3]) | _affine("head", classes, dims[3])
+    return shapes | _modules("layers.2.", dims[2], conv=False)

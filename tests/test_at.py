@@ -13,13 +13,13 @@ from dynamicvit import DynamicViT, InputError, Schedule, UntrainedWarning, spars
 from dynamicvit.core.decisions import best_k_sampler
 from dynamicvit.core.schedule import Policy
 from dynamicvit.methods import METHODS, Narrow
-from families import DEIT, Family, assert_agree, each_family
+from families import DEIT, Family, assert_agree, few_families
 
 BUDGETS = (0.9, 0.7, 0.5, 0.3)
 DROPPING = [name for name, method in METHODS.items() if method is not Narrow]
 
 
-@each_family
+@few_families
 @pytest.mark.parametrize("policy", ["removed", "merged"])
 @torch.no_grad()
 def test_a_view_is_the_model_made_for_its_budget(family: Family, policy: Policy) -> None:
@@ -61,7 +61,7 @@ def test_threads_with_a_budget_for_each_request(method: str) -> None:
     if method != "dynamicvit":
         model = sparsify(DEIT.backbone(), method=method).eval()
     before = model.schedule
-    requests = [(BUDGETS[i % len(BUDGETS)], DEIT.images(2, seed=i)) for i in range(48)]
+    requests = [(BUDGETS[i % len(BUDGETS)], DEIT.images(2, seed=i)) for i in range(24)]
     one_by_one = [model.at(ratio)(images) for ratio, images in requests]
 
     def answer(request: tuple[float, torch.Tensor]) -> torch.Tensor:

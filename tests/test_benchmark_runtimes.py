@@ -18,7 +18,9 @@ from dynamicvit.evaluation.bench import bench, bench_files, measure, peak_memory
 from dynamicvit.layers.onednn import OneDNNLinear
 from dynamicvit.plots.speed import plot_speed
 from dynamicvit.runtimes import FORMATS, RUNTIMES, export, pytorch
-from exports import ignore_deprecations, small
+from dynamicvit.runtimes.description import describe
+from dynamicvit.runtimes.graph import trace
+from exports import ignore_deprecations, shallow, small
 from families import DEIT, assert_agree
 
 pytestmark = ignore_deprecations
@@ -71,25 +73,41 @@ def test_onednn_is_of_a_copy(model: DynamicViT, monkeypatch: pytest.MonkeyPatch)
     assert runtime.why_not("fp32", "cuda")
 
 
-def test_files_that_are_timed_do_what_the_model_does(
-    model: DynamicViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One file for each network, whatever the batch size."""
-    kind = FORMATS["torch"]
+def test_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each network, whatever the batch size, for times and memory; and what they do."""
+    model, kind = shallow(), FORMATS["torch"]
+    networks = {"dense-fp32.pt2": kind.dense(model), "pruned-fp32.pt2": model}
     written: list[str] = []
 
     def watched(network, file, **arguments):
         written.append(file.name)
-        return export(network, file, **arguments)
+        made = export(network, file, **arguments)
+        loaded = plan.load_file(file, kind, "fp32")
+        for images in (DEIT.images(3), DEIT.images(1)):
+            work = kind.prepare(loaded, images, "fp32")
+            with torch.inference_mode():
+                assert_agree(work()[0], networks[file.name](images), 1e-4)
+        return made
 
     monkeypatch.setattr(plan, "export", watched)
-    for part, network in {"dense": kind.dense(model), "pruned": model}.items():
-        for images in (DEIT.images(3), DEIT.images(1)):
-            file = plan.network_file(network, part, kind, "fp32", DEIT.size, tmp_path)
-            work = kind.prepare(plan.load_file(file, kind, "fp32"), images, "fp32")
-            with torch.inference_mode():
-                assert_agree(work()[0], network(images), 1e-4)
-    assert written == ["dense-fp32.pt2", "pruned-fp32.pt2"]
+    settings = {"batch_sizes": [1, 2], "samples": 2, "threads": 1, "memory": True}
+    report = bench(model, runtimes=["torch"], **settings)
+    assert written == [*networks]
+    row, larger = report.rows
+    assert (row.runtime, row.precision) == ("torch", "fp32")
+    assert (row.batch_size, larger.batch_size) == (1, 2)
+    assert row.reference is not None
+    assert row.reference is not row.dense
+    # The dense network has every saving of the pruned one but dropped tokens.
+    assert row.pruned_macs == executed_macs(model)
+    assert row.dense_macs == executed_macs(kind.dense(model))
+    assert row.dense_macs < executed_macs(model.backbone)
+    # Weights and runtime, in processes that load the files.
+    [memory] = report.memory
+    assert (memory.runtime, memory.batch_size) == ("torch", 2)
+    for peak in (memory.dense, memory.pruned):
+        assert peak.total > peak.inference >= 0
+        assert peak.total > 50 << 20
 
 
 @pytest.mark.parametrize("calibrate", [None, "photos"])
@@ -117,18 +135,6 @@ def test_int8_has_a_file_of_its_own(
     assert (int8["calibrate"], plain["calibrate"]) == (calibrate, None)
     assert int8.get("least_agreement") == (0.0 if calibrate is None else None)
     assert "least_agreement" not in plain
-
-
-def test_rows_of_files(model: DynamicViT) -> None:
-    row, larger = bench(model, batch_sizes=[1, 2], runtimes=["torch"], samples=2, threads=1)
-    assert (row.runtime, row.precision) == ("torch", "fp32")
-    assert (row.batch_size, larger.batch_size) == (1, 2)
-    assert row.reference is not None
-    assert row.reference is not row.dense
-    # The dense network has every saving of the pruned one but dropped tokens.
-    assert row.pruned_macs == executed_macs(model)
-    assert row.dense_macs == executed_macs(RUNTIMES["torch"].dense(model))
-    assert row.dense_macs < executed_macs(model.backbone)
 
 
 def test_a_compiled_network_is_compiled_once_for_its_shape(
@@ -168,10 +174,10 @@ class TestBenchFiles:
         for part in file.parent.glob(f"{file.stem}.*"):
             if part.suffix in (".xml", ".bin"):
                 shutil.copy(part, tmp_path / f"dense{part.suffix}")
-        settings = {"batch_sizes": [1, 2], "precisions": ["fp32", "bf16"]}
+        settings = {"batch_sizes": [2, 3], "precisions": ["fp32", "bf16"]}
         rows = bench_files(file, tmp_path / "dense.xml", **settings, samples=2, threads=1).rows
         assert [(row.batch_size, row.runtime, row.precision) for row in rows] == [
-            (size, "openvino", precision) for size in (1, 2) for precision in ("fp32", "bf16")
+            (size, "openvino", precision) for size in (2, 3) for precision in ("fp32", "bf16")
         ]
         for row in rows:
             assert row.dense is not None
@@ -202,8 +208,9 @@ class TestBenchFiles:
             bench_files(pairs, **arguments)
 
     def test_files_that_take_different_images(self, pairs: Path, tmp_path: Path) -> None:
-        other = DEIT.sparse(depth=2, stages=(1,), img_size=(32, 48))
-        export(other, tmp_path / "other.pt2", batch=2)
+        other = DEIT.sparse(depth=1, stages=(0,), img_size=(32, 48))
+        about = describe(other, batch=2)
+        FORMATS["torch"].write(trace(other, about), about, tmp_path / "other.pt2")
         with pytest.raises(InputError, match="3x32x48 and 3x64x80"):
             bench_files(pairs, tmp_path / "other.pt2")
 
@@ -222,19 +229,11 @@ def test_a_missing_compiler(model: DynamicViT, monkeypatch: pytest.MonkeyPatch) 
 
 
 class TestMemory:
-    def test_of_a_file(self, model: DynamicViT) -> None:
-        """Weights and runtime, in processes that load the file."""
-        row = peak_memory(model, 2, runtime="torch", threads=1)
-        assert row.runtime == "torch"
-        for peak in (row.dense, row.pruned):
-            assert peak.total > peak.inference >= 0
-            assert peak.total > 50 << 20
-
     def test_beside_the_times(self, model: DynamicViT, monkeypatch: pytest.MonkeyPatch) -> None:
         """At the largest batch, where it can be measured; in eager mode also with a graph."""
         asked: list[tuple] = []
 
-        def peak_memory(model, batch_size, *, runtime, precision, graph, **rest):
+        def peak_memory(model, batch_size, *, runtime, precision, graph, **_):
             asked.append((batch_size, runtime, precision, graph))
             return asked[-1]
 

@@ -168,7 +168,7 @@ def test_images_that_keep_different_numbers(family: Family, policy: str) -> None
         assert_agree(alone.full_map, pruned.full_map[image : image + 1])
 
 
-@each_family
+@few_families
 @pytest.mark.parametrize("restore_before", [BACK, None])
 def test_macs_count_what_runs(family: Family, restore_before: int | None) -> None:
     model = bypassing(family, restore_before)
@@ -345,7 +345,7 @@ def fickle(family: Family, restore_before: int | None) -> DynamicViT:
     return DynamicViT(family.backbone(), schedule, [Fickle(), Fickle(-1.0)]).eval()
 
 
-@each_family
+@few_families
 @pytest.mark.parametrize("restore_before", [BACK, None])
 @torch.no_grad()
 def test_waiting_tokens_may_be_taken_up_again(family: Family, restore_before: int | None) -> None:

@@ -17,10 +17,9 @@ import torch
 
 from dynamicvit import DynamicViT, sparsify
 from dynamicvit.data import eval_transform
-from dynamicvit.runtimes import export
 from dynamicvit.streaming import open_frames
+from exports import small
 from families import DEIT, NUM_CLASSES
-from memory import shallow
 from pictures import write_image
 
 pytest.importorskip("av")
@@ -38,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def model() -> DynamicViT:
-    return shallow()
+    return small()
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +47,9 @@ def saved(model: DynamicViT, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def file(model: DynamicViT, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("exported") / "model.pt2"
-    export(model, path)
-    return path
+@pytest.fixture
+def file(exported: Callable[..., Path]) -> Path:
+    return exported("torch")
 
 
 @pytest.fixture(scope="module")
@@ -206,15 +203,20 @@ def test_who_stops_reading_the_lines_ends_it(
 
 
 def test_bad_input_is_one_line_and_exit_code_2(
-    saved: Path, file: Path, clip: Path, tmp_path: Path, command: Main, capsys
+    saved: Path,
+    file: Path,
+    exported: Callable[..., Path],
+    clip: Path,
+    tmp_path: Path,
+    command: Main,
+    capsys,
 ) -> None:
     out = tmp_path / "lines.jsonl"
     of_model = ("stream", clip, "-m", saved, "-o", out)
     ratios = ("--keep-ratio", 0.5, "--keep-ratio", 0.7)
     text = tmp_path / "text.mp4"
     text.write_text("no video")
-    pairs = tmp_path / "pairs.pt2"
-    export(shallow(), pairs, batch=2)
+    pairs = exported("torch", batch=2)
     for words, named in (
         (("stream", clip, "-o", out), "--model"),
         (("stream", tmp_path / "none.mp4", "-m", saved), "none.mp4"),
@@ -241,7 +243,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         assert error.startswith("dynamicvit: ")
         assert error.count("\n") == 1, error
         assert named in error, words
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.pt2", "text.mp4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["text.mp4"]
 
 
 def test_untrained_prediction_modules_are_reported(

@@ -131,10 +131,10 @@ def test_the_top_k_gradient_is_largest_at_the_cut() -> None:
 
 
 @each_sampler
-def test_thousands_of_draws_give_no_nan(sampler: Sampler) -> None:
+def test_hundreds_of_draws_give_no_nan(sampler: Sampler) -> None:
     """Scores from flat to certain, images that lost everything, any k; forward and backward."""
     torch.manual_seed(0)
-    for draw in range(2000):
+    for draw in range(500):
         scale = (0.0, 1.0, 10.0, 50.0)[draw % 4]
         keep_scores = random_scores(4, 20, scale, seed=draw).requires_grad_()
         kept_before = (torch.rand(4, 20) < torch.tensor([[0.0], [0.05], [0.5], [1.0]])).float()
@@ -186,7 +186,7 @@ def test_three_stages_of_draws_and_modules_give_no_nan(sampler: Sampler) -> None
     for module in modules:
         module.head[-1].bias.data = torch.tensor([-2.0, 2.0])  # drop nearly everything
     lost_all = 0
-    for _ in range(300):
+    for _ in range(80):
         patches = (torch.randn(8, 20, 16) * 10).requires_grad_()
         decision = torch.ones(8, 20)
         for module in modules:
@@ -195,4 +195,4 @@ def test_three_stages_of_draws_and_modules_give_no_nan(sampler: Sampler) -> None
         decision.square().sum().backward()
         gradients = [parameter.grad for module in modules for parameter in module.parameters()]
         assert all(gradient.isfinite().all() for gradient in (patches.grad, *gradients))
-    assert lost_all > 100 or sampler is not gumbel_sampler
+    assert lost_all > 25 or sampler is not gumbel_sampler

@@ -7,6 +7,7 @@ import resource
 import sys
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -37,7 +38,7 @@ from dynamicvit.runtimes.graph import Graph
 from dynamicvit.runtimes.images import MAX_IMAGES, own_pictures, sample_pictures
 from dynamicvit.runtimes.pytorch import has_compiler
 from dynamicvit.utils.outputs import is_ours, rules
-from exports import NEEDED, changed, ignore_deprecations, small, traced
+from exports import NEEDED, changed, family_of, ignore_deprecations, small, traced
 from families import DEIT, FAMILIES, POLICIES, Family, assert_agree
 from pictures import write_image
 
@@ -47,9 +48,26 @@ Files = Callable[..., Path]
 
 
 @pytest.fixture
-def traced_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports of ``exports.small`` take its graph, made once: tracing is not what is tested."""
-    monkeypatch.setattr(Format, "trace", lambda *_: traced()[0])
+def converted_before(monkeypatch: pytest.MonkeyPatch, exported: Files) -> Callable[[str], None]:
+    """In a format exports of ``exports.small`` take its graph, traced and converted once."""
+
+    def take(name: str) -> None:
+        file = exported(name)
+        program = traced()[0] if name == "torch" else None
+        monkeypatch.setattr(Format, "trace", lambda *_: program)
+        if name == "openvino":
+            import openvino
+
+            monkeypatch.setattr(
+                openvino, "convert_model", lambda _: openvino.Core().read_model(file)
+            )
+        if name == "onnx":
+            import onnx_ir
+
+            graph = torch.onnx.ONNXProgram(onnx_ir.load(file), None)
+            monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: graph)
+
+    return take
 
 
 #: Operators that ONNX Runtime, OpenVINO and TensorRT all list. TensorRT's list is the shortest
@@ -64,11 +82,12 @@ LISTED = """
 """
 
 #: Those in every run, one for each way to pool or place tokens; ``-m every_family`` runs all.
+#: What merges is in the files of ``exports.small``.
 ALWAYS = {
-    ("eva02_split", "merged"),
     ("beit", "removed"),
     ("lvvit", "removed"),
     ("eva02_split", "bypassed"),
+    ("eva02_split", "merged"),
 }
 
 each_format = pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
@@ -86,7 +105,7 @@ def test_a_file_does_what_the_model_does(name: str, policy: Policy, exported: Fi
     assert file.schedule == model.schedule
     assert str(eval_transform(file)) == str(eval_transform(model))
     for batch in (1, 3):
-        images = DEIT.images(batch, seed=4)
+        images = family_of(policy).images(batch, seed=4)
         own, theirs = model.forward_pruned(images), file.forward_pruned(images)
         assert_agree(theirs.logits, own.logits, 1e-4)
         assert_agree(file(images), own.logits, 1e-4)
@@ -96,7 +115,9 @@ def test_a_file_does_what_the_model_does(name: str, policy: Policy, exported: Fi
         for part in ("kept", "kept_index"):
             for mine, other in zip(getattr(own, part), getattr(theirs, part), strict=True):
                 assert torch.equal(mine, other)
-    other = small("merged" if policy == "removed" else "removed")
+    other = deepcopy(model)
+    policy = "merged" if policy == "removed" else "removed"
+    other.schedule = replace(model.schedule, policy=policy, restore_before=None)
     assert (other(images) - own.logits).abs().max() > 1e-2, "else the policy shows nothing"
 
 
@@ -169,8 +190,8 @@ def test_bfloat16_if_the_runtime_has_it(name: str, exported: Files) -> None:
 def test_every_family_in_onnx(family: Family, policy: Policy, tmp_path: Path) -> None:
     """One graph of operators that every runtime lists, for any number of images."""
     onnx = pytest.importorskip("onnx")
-    stages, back = ((0,), 1) if policy == "bypassed" else ((0, 1), None)
-    model = family.sparse(depth=2, stages=stages, policy=policy, restore_before=back)
+    depth, back = (2, 1) if policy == "bypassed" else (1, None)
+    model = family.sparse(depth=depth, stages=(0,), policy=policy, restore_before=back)
     file = tmp_path / "model.onnx"
     # Some of transformers' models are made for another size.
     export(model, file, image_size=set_image_size(model, family.size))
@@ -183,7 +204,7 @@ def test_every_family_in_onnx(family: Family, policy: Policy, tmp_path: Path) ->
     assert written.opset_import[0].version >= 18
     assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     names = [output.name for output in written.graph.output]
-    assert names == ["logits", "kept_1", "kept_2"][: 1 + len(stages)]
+    assert names == ["logits", "kept_1"]
     types = {value.name: value.type.tensor_type.elem_type for value in written.graph.value_info}
     for node in written.graph.node:
         if node.op_type == "ScatterElements":  # TensorRT scatters numbers
@@ -201,20 +222,20 @@ def test_a_stage_is_no_more_than_it_must_be(policy: Policy, exported: Files) -> 
     onnx = pytest.importorskip("onnx")
     nodes = onnx.load(exported("onnx", policy=policy)).graph.node
     counts = Counter(node.op_type for node in nodes)
-    assert counts["TopK"] == 3 * len(small(policy).schedule.stages)
+    kept = small(policy).schedule.kept(family_of(policy).num_patches)
+    drops = len({*kept})
+    assert counts["TopK"] == 3 * drops + len(kept) - drops, "or one to name what it has not dropped"
     assert counts["LogSoftmax"] == 0
-    assert counts["Softmax"] == small().depth, "attention's"
+    assert counts["Softmax"] == small(policy).depth, "attention's"
     assert (counts["ScatterElements"] > 0) == (policy != "removed")
 
 
+@each_format
 @torch.no_grad()
-@ignore_deprecations
-@pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
 def test_a_full_disk_is_one_line_and_nothing_stays(
-    name: str, tmp_path: Path, traced_before: None
+    name: str, tmp_path: Path, converted_before: Callable[[str], None]
 ) -> None:
-    for package in NEEDED.get(name, ()):
-        pytest.importorskip(package)
+    converted_before(name)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     path = tmp_path / f"model{FORMATS[name].suffix}"
     try:
@@ -256,7 +277,7 @@ def test_labels_and_crop_are_described() -> None:
 )
 def test_older_descriptions(written: dict[str, str], policy: Policy) -> None:
     """From before merging and int8, and in the words of 0.1.0."""
-    description = traced()[1]
+    description = describe(small())
     values = json.loads(description.to_json())
     del values["policy"], values["precision"]
     found = Description.from_json(json.dumps({**values, **written}), "x")
@@ -346,11 +367,12 @@ def test_only_ties_may_be_broken_differently(share: float, passes: bool, sure: f
 
 @each_format
 def test_a_file_carries_the_mark_and_replaces_only_ours(
-    name: str, exported: Files, tmp_path: Path, traced_before: None
+    name: str, exported: Files, tmp_path: Path, converted_before: Callable[[str], None]
 ) -> None:
     """Its weights have no room for it: they are ours if the file is, and read again afterwards."""
     kind, path = FORMATS[name], tmp_path / f"m{FORMATS[name].suffix}"
     assert is_ours(exported(name))
+    converted_before(name)
     beside = kind.beside and tmp_path / kind.beside.format(name=path.name, stem=path.stem)
     with rules([], overwrite=False):
         for alone in filter(None, (beside, path)):
@@ -371,9 +393,9 @@ def test_a_file_carries_the_mark_and_replaces_only_ours(
 
 
 def test_a_file_that_differs_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, converted_before: Callable[[str], None]
 ) -> None:
-    monkeypatch.setattr(Format, "trace", lambda *_: traced()[0])
+    converted_before("torch")
     file = tmp_path / "model.pt2"
     file.write_text("old")
     with pytest.raises(ExportMismatchError):

@@ -62,6 +62,7 @@ CASES = {
         "run",
         ("schedule.json", "frontier.png", "tried.json"),
     ),
+    "calibrate": Case(("calibrate", "photos", *MODEL), "--output", "run", MODEL_FILES),
     "convert": Case(("convert", "w.pth"), "--out", "run", MODEL_FILES),
     "visualize": Case(
         ("visualize", "photos/cat/0.png", *MODEL), "--output", "run", ("0_dynamicvit.png",)

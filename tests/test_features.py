@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynamicvit import DynamicViT, InputError, count_macs
 from dynamicvit.costs import schedule_macs
-from families import BY_NAME, DEIT, Family, assert_agree, each_family
+from families import BY_NAME, DEIT, FEW, Family, assert_agree, each_family
 
 
 def dense_states(model: DynamicViT, images: Tensor) -> Sequence[Tensor]:
@@ -74,7 +74,8 @@ def test_any_size_and_ratio_of_sides(family: Family) -> None:
     assert [tuple(map.shape[2:]) for map in maps] == [grid] * 4
     for mine, right in zip(maps, dense_states(model, images), strict=True):
         assert_agree(mine.flatten(2).transpose(1, 2), right[:, model.num_prefix_tokens :])
-    assert count_macs(model, size) == schedule_macs(model, model.schedule, size)
+    if family in FEW:
+        assert count_macs(model, size) == schedule_macs(model, model.schedule, size)
 
 
 @pytest.mark.parametrize("policy", ["removed", "merged"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,17 @@ def downloads_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("timm.models._builder.load_pretrained", fail)
 
 
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    small().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    small().save_pretrained(tmp_path)
+def saved(saved_once: Path, tmp_path: Path) -> Path:
+    """A folder for the test to break."""
+    shutil.copytree(saved_once, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

@@ -30,14 +30,11 @@ pytestmark = [
 #: Name in timm and GMACs of the dense network, as the model cards of timm's DeiT III networks,
 #: which have the same shapes, say them.
 LARGE = {
-    "deit_base_patch16_224": 17.6,
     "deit_base_patch16_384": 55.5,
     "vit_large_patch16_224": 61.6,
-    "vit_large_patch16_384": 191.2,
     "vit_huge_patch14_224": 167.4,
 }
 
-SIZES = (384, 512)
 OWN_SIZE = 224
 
 #: One backbone for each way to know places: learned for each patch, rotary beside learned, a bias
@@ -50,6 +47,9 @@ PLACES = {
     "stem": "lvvit_t",
 }
 PATCH = 16
+at_other_sizes = pytest.mark.parametrize(
+    ("place", "side"), [*((place, 384) for place in PLACES), ("absolute", 512)]
+)
 
 
 def on_meta(name: str, **arguments: Any) -> nn.Module:
@@ -120,8 +120,7 @@ def test_the_law_at_full_width(name: str) -> None:
 # ---------------------------------------------------------------- sharper
 
 
-@pytest.mark.parametrize("side", SIZES)
-@pytest.mark.parametrize("place", PLACES)
+@at_other_sizes
 @torch.no_grad()
 def test_weights_of_224_px_at_another_size(place: str, side: int, tmp_path: Path) -> None:
     """The ways to another size agree, with timm too: at creation, afterwards, image by image."""
@@ -144,8 +143,7 @@ def test_weights_of_224_px_at_another_size(place: str, side: int, tmp_path: Path
         assert_agree(sparse(dynamic, keep_ratio=1.0)(images(OWN_SIZE)), own(images(OWN_SIZE)))
 
 
-@pytest.mark.parametrize("side", SIZES)
-@pytest.mark.parametrize("place", PLACES)
+@at_other_sizes
 @torch.no_grad()
 def test_the_law_at_another_size(place: str, side: int) -> None:
     """With an image that keeps nothing, and with one that chooses for itself."""

@@ -1,13 +1,16 @@
 """ConvNeXt and Swin with cheap paths against tensors that the released implementation computed.
 
-The recordings are not in the repository (tests/shared.py). The released training form carries two
-maps (tests/two_streams.py): where no decision changes it computes what ours does, but gives the
-prediction modules another gradient.
+Those recordings are not in the repository (tests/shared.py). Those of smaller networks in
+``golden/`` run in any clone: ``golden/record_maps.py`` made them by a reference that gives all that
+is in the large ones. The released training form carries two maps (tests/two_streams.py): where no
+decision changes it computes what ours does, but gives the prediction modules another gradient.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,17 +23,19 @@ from dynamicvit import DynamicViT
 from dynamicvit.checkpoints.released import recognize
 from dynamicvit.checkpoints.released.spatial import rename_spatial, spatial_layout
 from shared import shared
+from small_maps import SMALL, Small
 from test_parity import played_back
 
 CLOSE = {"atol": 1e-4, "rtol": 0.0}
-N = 196
 CLASS = 3
 
 Golden = dict[str, Tensor]
 
 
-@pytest.fixture(scope="module", params=["dyconvnext", "dyswin"])
+@pytest.fixture(scope="module", params=["dyconvnext", "dyswin", *SMALL.values()], ids=str)
 def golden(request: pytest.FixtureRequest) -> Golden:
+    if isinstance(request.param, Small):
+        return request.param.recording()
     with safe_open(shared(f"golden/{request.param}_rho07.safetensors"), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
@@ -43,7 +48,13 @@ def part(golden: Golden, prefix: str) -> Golden:
 @pytest.fixture
 def model(golden: Golden) -> DynamicViT:
     """Recognized by names and shapes alone."""
-    return recognize(part(golden, "model."), keep_ratio=0.7).build()
+    model = recognize(part(golden, "model."), keep_ratio=0.7).build()
+    tables = [t for n, t in golden.items() if n.endswith("relative_position_bias_table")]
+    if tables:
+        backbone: Any = model.backbone
+        window = (math.isqrt(len(tables[0])) + 1) // 2
+        backbone.set_input_size(img_size=golden["input"].shape[2:], window_size=window)
+    return model
 
 
 @torch.no_grad()
@@ -118,7 +129,8 @@ def test_weights_get_the_same_gradient_in_one_map(golden: Golden, model: Dynamic
 def test_the_decision_s_slope_says_what_inference_does(golden: Golden, model: DynamicViT) -> None:
     """Flips at inference against the derivative: well in one map, hardly in the released form."""
     random = torch.Generator().manual_seed(0)
-    draws = [(torch.rand(3, N, generator=random) < share).float() for share in (0.7, 0.5, 0.3)]
+    shape = golden["train.draw"].shape
+    draws = [(torch.rand(shape, generator=random) < share).float() for share in (0.7, 0.5, 0.3)]
 
     def slopes(logits: Callable[[list[Tensor]], Tensor]) -> list[Tensor]:
         decisions = [draw.clone().requires_grad_() for draw in draws]
@@ -134,7 +146,7 @@ def test_the_decision_s_slope_says_what_inference_does(golden: Golden, model: Dy
         return logits.log_softmax(dim=-1)[:, CLASS]
 
     before, found = answered(draws), []
-    for position in range(0, N, 14):
+    for position in range(0, shape[1], shape[1] // 14):
         flipped = [draw.clone() for draw in draws]
         step = 1 - 2 * flipped[0][:, position]
         flipped[0][:, position] += step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,9 @@ from dynamicvit.runtimes import load_exported
 from dynamicvit.training import fit, load_recipe
 from dynamicvit.training.student import student_for
 from exports import NEEDED, ignore_deprecations
-from families import NUM_CLASSES, assert_agree
+from families import DEIT, NUM_CLASSES, assert_agree
 from maps import BY_NAME, MapFamily, each_map, few_maps
+from pictures import noise_folders
 
 
 class Memory:
@@ -101,9 +102,26 @@ def test_a_budget_gives_a_keep_ratio(family: MapFamily) -> None:
     assert candidate_named("dynamicvit").over(dense).name == "dynamicvit-cheap"
 
 
+def test_the_policy_on_the_command_line(
+    tmp_path: Path, command: Callable[..., int], one_line: Callable[[], str]
+) -> None:
+    """Taken where it fits; elsewhere one line says which would."""
+    model = BY_NAME["convnext"].sparse()
+    model.bound.set_image_size(64, 96)
+    model.save_pretrained(tmp_path / "whole")
+    DEIT.sparse().save_pretrained(tmp_path / "tokens")
+    file = tmp_path / "file.pt2"
+    assert command("export", tmp_path / "whole", "-o", file, "--policy", "cheap") == 0
+    for name, policy, right in (("whole", "merged", "'cheap'"), ("tokens", "cheap", "'removed'")):
+        assert command("export", tmp_path / name, "-o", file, "--policy", policy) == 2
+        line = one_line()
+        assert f"{policy!r}" in line
+        assert right in line
+
+
 @few_maps
 def test_compiled(family: MapFamily) -> None:
-    model, images = family.sparse(), family.images()
+    model, images = family.sparse(depth=2, stages=[1]), family.images()
     with torch.no_grad():
         expected = model(images)
         assert_agree(torch.compile(model, backend="aot_eager")(images), expected)
@@ -116,7 +134,7 @@ def test_exported(of: str, name: str, tmp_path: Path) -> None:
     family = BY_NAME[of]
     for package in NEEDED[name]:
         pytest.importorskip(package)
-    model = family.sparse()
+    model = family.sparse(depth=2, stages=[0, 1])
     model.bound.set_image_size(*family.size)
     file = tmp_path / f"small.{'onnx' if name == 'onnx' else 'xml'}"
     dynamicvit.export(model, file)
@@ -127,6 +145,28 @@ def test_exported(of: str, name: str, tmp_path: Path) -> None:
         assert_agree(theirs.logits, own.logits, 1e-4)
         for mine, other in zip(own.kept, theirs.kept, strict=True):
             assert torch.equal(mine, other)
+
+
+@few_maps
+@ignore_deprecations
+def test_int8(family: MapFamily, tmp_path: Path) -> None:
+    """All that decides stays in float, and the file keeps what the model does, far beyond chance.
+
+    Scores of random weights are close to each other: only trained ones pass export's own check.
+    """
+    for package in NEEDED["onnx"]:
+        pytest.importorskip(package)
+    model = family.sparse()
+    model.bound.set_image_size(*family.size)
+    noise = str(noise_folders(tmp_path / "images", classes=2, each=20))
+    how = {"precision": "int8", "calibrate": noise, "calibration_images": 20, "least_agreement": 0}
+    made = dynamicvit.export(model, tmp_path / "q.onnx", **how)
+    assert made.agreement is not None
+    assert made.agreement.answers >= 0.6
+    shares = zip(made.agreement.kept, model.schedule.keep_ratios, strict=True)
+    assert all(share > chance + 0.1 for share, chance in shares)
+    assert made.in_float == {name for name in made.layers if name.startswith("predictors.")}
+    assert any(name.endswith("2.blocks.4.mlp.fc1") for name in made.layers)
 
 
 def test_levels_by_name_and_in_upernet() -> None:

@@ -387,7 +387,7 @@ def test_dropout_and_drop_path_work_in_training(family: Family) -> None:
         assert torch.equal(model.eval().forward_masked(images, decisions).logits, calm)
 
 
-@each_family
+@few_families
 def test_grad_checkpointing_gives_the_same_gradients_by_running_blocks_again(
     family: Family,
 ) -> None:
@@ -443,7 +443,7 @@ early_leaves = pytest.mark.parametrize("masking", ["lagged", "compact"])
 
 
 @early_leaves
-@each_family
+@few_families
 @torch.no_grad()
 def test_leaving_memory_early_gives_the_same_output(family: Family, masking: Any) -> None:
     model, images = family.sparse(), family.images(4)
@@ -506,23 +506,25 @@ def test_a_batch_that_loses_everything(family: Family, masking: Any) -> None:
         assert all(gradient.isfinite().all() for gradient in gradients(model).values())
 
 
-@pytest.mark.parametrize("masking", ["full", "lagged", "compact"])
 @each_family
 @torch.no_grad()
-def test_training_on_the_best_k_sees_what_inference_sees(family: Family, masking: Any) -> None:
+def test_training_on_the_best_k_sees_what_inference_sees(family: Family) -> None:
     model, images = family.sparse(keep_ratio=0.6), family.images(3)
     pruned = model.forward_pruned(images)
-    masked = model.forward_masked(images, sampler=best_k_sampler, masking=masking)
-    assert_agree(masked.logits, pruned.logits)
-    for decision, survived in zip(masked.decisions, pruned.kept, strict=True):
-        assert torch.equal(decision > 0.5, survived)
-    entered = torch.ones_like(pruned.kept[0])
-    for odds, score, kept in zip(masked.keep_scores, pruned.keep_scores, pruned.kept, strict=True):
-        probabilities = odds[entered].sigmoid(), score[entered].sigmoid()
-        torch.testing.assert_close(*probabilities, rtol=0, atol=1e-4)
-        if masking == "compact":
-            assert torch.equal(odds.isfinite(), entered)
-        entered = kept
+    stages = list(zip(pruned.keep_scores, pruned.kept, strict=True))
+    maskings: tuple[Any, ...] = "full", "lagged", "compact"
+    for masking in maskings:
+        masked = model.forward_masked(images, sampler=best_k_sampler, masking=masking)
+        assert_agree(masked.logits, pruned.logits)
+        entered = torch.ones_like(pruned.kept[0])
+        ours = zip(masked.keep_scores, masked.decisions, strict=True)
+        for (odds, decision), (score, kept) in zip(ours, stages, strict=True):
+            assert torch.equal(decision > 0.5, kept)
+            probabilities = odds[entered].sigmoid(), score[entered].sigmoid()
+            torch.testing.assert_close(*probabilities, rtol=0, atol=1e-4)
+            if masking == "compact":
+                assert torch.equal(odds.isfinite(), entered)
+            entered = kept
 
 
 # ---------------------------------------------------------------- the teacher

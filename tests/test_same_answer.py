@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.export import ExportedProgram
 
 from dynamicvit import DynamicViT, sparsify
 from dynamicvit.core.classifier import PrunedClassifier
@@ -21,16 +19,11 @@ from dynamicvit.core.networks import core_of
 from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.core.schedule import Policy
 from dynamicvit.layers.tokens import TIE, top_k
-from dynamicvit.runtimes import FORMATS, Description
-from dynamicvit.runtimes.description import describe
-from dynamicvit.runtimes.graph import trace
-from exports import NEEDED, ignore_deprecations
+from dynamicvit.runtimes import load_exported
+from exports import NOWHERE, ignore_deprecations, small
 from families import BY_NAME, DEIT, POLICIES, Family, assert_agree, randomize
 
 pytestmark = ignore_deprecations
-
-#: Without positions, so that equal patches are equal tokens.
-NOWHERE = Family("nowhere", "vit_tiny_patch16_224", {"pos_embed": "none"})
 
 #: Methods with stages of their own.
 OWN = ("lookahead", "diffrate", "tome", "mctf", "downsample")
@@ -83,14 +76,15 @@ def assert_same(found: PrunedOutput, expected: PrunedOutput, name: str) -> None:
 
 def in_a_batch(model: PrunedClassifier, images: dict[str, Tensor]) -> dict[str, PrunedOutput]:
     """What each gives among 31 others, each at another place."""
-    others = torch.randn(31, *next(iter(images.values())).shape[1:])
-    found = {}
-    for number, (name, image) in enumerate(images.items()):
-        at = 7 * number % 32
-        output = run(model, torch.cat([others[:at], image, others[at:]]))
-        kept = tuple(stage[at : at + 1] for stage in output.kept)
-        found[name] = PrunedOutput(output.logits[at : at + 1], kept, (), output.grid)
-    return found
+    batch = torch.randn(32, *next(iter(images.values())).shape[1:])
+    places = {name: slice(7 * number, 7 * number + 1) for number, name in enumerate(images)}
+    for name, at in places.items():
+        batch[at] = images[name]
+    output = run(model, batch)
+    return {
+        name: PrunedOutput(output.logits[at], tuple(k[at] for k in output.kept), (), output.grid)
+        for name, at in places.items()
+    }
 
 
 def in_threads(work: Callable[[str], Any], names: list[str]) -> list[tuple[str, Any]]:
@@ -101,7 +95,7 @@ def in_threads(work: Callable[[str], Any], names: list[str]) -> list[tuple[str, 
     def ask(order: list[str]) -> None:
         try:
             start.wait()
-            for name in order * 4:
+            for name in order * 2:
                 found.append((name, work(name)))
         except Exception as error:
             errors.append(error)
@@ -112,7 +106,7 @@ def in_threads(work: Callable[[str], Any], names: list[str]) -> list[tuple[str, 
     for thread in threads:
         thread.join()
     assert not errors
-    assert len(found) == 8 * len(names)
+    assert len(found) == 4 * len(names)
     return found
 
 
@@ -181,21 +175,11 @@ def test_a_model_that_is_watched_takes_several_threads() -> None:
 # ---------------------------------------------------------------- in a file
 
 
-@cache
-def traced(policy: Policy) -> tuple[ExportedProgram, Description]:
-    model = model_of("dynamicvit", policy, NOWHERE)
-    about = describe(model)
-    return trace(model, about), about
-
-
 @pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
-def test_in_a_file(name: str, tmp_path: Path) -> None:
+def test_in_a_file(name: str, exported: Callable[..., Path]) -> None:
     """Alone, in a batch, and in threads that share the file."""
-    for package in NEEDED.get(name, ()):
-        pytest.importorskip(package)
-    kind, path = FORMATS[name], tmp_path / f"model{FORMATS[name].suffix}"
-    kind.write(*traced("merged"), path)
-    model, file, images = model_of("dynamicvit", "merged", NOWHERE), kind.load(path), plain(NOWHERE)
+    model, images = small("merged"), plain(NOWHERE)
+    file = load_exported(exported(name, policy="merged"))
     alone = {each: run(model, image) for each, image in images.items()}
     for each, found in in_a_batch(file, images).items():
         assert_same(found, alone[each], each)

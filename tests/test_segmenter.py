@@ -24,7 +24,7 @@ from dynamicvit import (
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.core.teacher import dense_teacher, weigh_patches
 from dynamicvit.costs import DENSE
-from families import DEIT, Family, each_family, randomize
+from families import DEIT, Family, each_family, few_families, randomize
 
 CLASSES = 5
 
@@ -36,7 +36,7 @@ def made(family: Family = DEIT, head: str = "linear", **kwargs: object) -> Segme
     return model.eval()
 
 
-@each_family
+@few_families
 @pytest.mark.parametrize("policy", ["removed", "merged"])
 def test_masked_and_pruned_maps_agree(family: Family, policy: str) -> None:
     model, images = made(family, policy=policy), family.images()

@@ -8,7 +8,7 @@ import torch
 from dynamicvit import InputError
 from dynamicvit.core.losses import LossWeights, dynamicvit_loss, guidance_loss
 from dynamicvit.core.teacher import ask, dense_teacher, weigh_patches, weigh_some
-from families import DEIT, Family, assert_agree, each_family
+from families import DEIT, Family, assert_agree, each_family, few_families
 
 
 def test_the_teacher_is_the_backbone_as_it_was() -> None:
@@ -49,7 +49,7 @@ def test_weighing_changes_nothing_of_the_answer(family: Family) -> None:
 EVERY_LOSS = LossWeights(1.0, 0.5, 0.5, 0.5, 2.0)
 
 
-@each_family
+@few_families
 def test_losses_can_learn_from_what_the_teacher_is_asked(family: Family) -> None:
     """It answers in inference mode, whose tensors a graph may not keep: no loss needs to."""
     model, images = family.sparse(), family.images()
@@ -69,7 +69,7 @@ def test_losses_can_learn_from_what_the_teacher_is_asked(family: Family) -> None
         assert_agree(gradient, gradients[1][name], tolerance=1e-6)
 
 
-@each_family
+@few_families
 def test_some_images_are_weighed_and_all_are_answered(family: Family) -> None:
     teacher, images = dense_teacher(family.sparse()), family.images(4)
     expected, first = weigh_patches(teacher, images), teacher.first_blocks(images)

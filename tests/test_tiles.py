@@ -14,10 +14,10 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.costs import costs_of
 from dynamicvit.methods.class_attention import EViT
-from families import Family, each_family
+from families import Family, few_families
 
 
-@each_family
+@few_families
 def test_every_stage_fills_whole_tiles(family: Family) -> None:
     """Whatever its prefix tokens are."""
     model = family.sparse(keep_ratio=0.7)

@@ -1,4 +1,4 @@
-"""The released training form of the journal version, to compare with ours in tests.
+"""The released training form of the journal version, to compare with ours.
 
 It carries two maps: one as if every position took the slow path, one as if none did. The map of
 the path not taken goes on without the mixing of the block. Written from the facts, not the code.
@@ -6,12 +6,13 @@ the path not taken goes on without the mixing of the block. Written from the fac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from dynamicvit import DynamicViT
+from dynamicvit.layers.maps import Map
 
 
 def forward(
@@ -26,22 +27,37 @@ def forward(
             probability.
         learns: whether it does.
     """
+
+    def played_back(stage: int, scores: Tensor) -> Tensor:
+        probability = scores.sigmoid()
+        return draws[stage] + (probability - probability.detach() if learns else 0.0)
+
+    end = walk(model, images, played_back)
+    return model.bound.head(end), end.x
+
+
+def walk(model: DynamicViT, images: Tensor, decide: Callable[[int, Tensor], Tensor]) -> Map:
+    """The final map.
+
+    Args:
+        model: of a ConvNeXt or a Swin.
+        images: ``(B, 3, height, width)``.
+        decide: from the number of a prediction module and its keep scores ``(B, N)`` the decision
+            ``(B, N)``.
+    """
     bound: Any = model.bound
     tokens = bound.embed(images)
     grid = tokens.grid
     slow = fast = tokens.x
     mask = None
-    stages = dict(zip(model.schedule.stages, range(len(draws)), strict=True))
+    stages = {block: stage for stage, block in enumerate(model.schedule.stages)}
     for i, block in enumerate(bound.blocks):
         if i in stages:
-            stage = stages[i]
+            method: Any = model.methods[stages[i]]
             merged = slow if mask is None else slow * mask + fast * (1 - mask)
-            probability = model.methods[stage].keep_scores(tokens.with_x(merged)).sigmoid()
-            estimate = draws[stage] + probability - probability.detach()
-            mask = (estimate if learns else draws[stage])[..., None]
-            cheap = model.methods[stage].cheap
-            if stage == 0:
-                fast = slow
+            fast = slow if mask is None else fast
+            mask = decide(stages[i], method.keep_scores(tokens.with_x(merged)))[..., None]
+            cheap = method.cheap
         if mask is None:
             slow = bound.run(i, tokens.with_x(slow)).x
             continue
@@ -54,5 +70,4 @@ def forward(
             slow = fast = base
         slow = slow + bound.slow(block, to_slow)
         fast = fast + cheap[str(i)](to_fast)
-    end = bound.finish(tokens.with_x(slow * mask + fast * (1 - mask)))
-    return bound.head(end), end.x
+    return bound.finish(tokens.with_x(slow * mask + fast * (1 - mask)))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 
 from families import DEIT, NUM_CLASSES
 from memory import shallow
@@ -41,12 +40,6 @@ def folder(tmp_path: Path) -> Path:
 def flat(tmp_path: Path) -> Path:
     """Eight images without labels."""
     return noise_folders(tmp_path / "flat", classes=1, each=8) / "0"
-
-
-@pytest.fixture
-def blank_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write a picture with nothing on it: to draw one takes as long as a tiny run."""
-    monkeypatch.setattr("dynamicvit.plots.curves.curves", lambda steps: Figure((1, 1)))
 
 
 @pytest.fixture

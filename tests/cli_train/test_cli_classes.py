@@ -21,8 +21,6 @@ from families import DEIT, NUM_CLASSES
 from memory import TINY, shallow
 from pictures import noise_folders
 
-pytestmark = pytest.mark.usefixtures("blank_curves")
-
 Main = Callable[..., int]
 Line = Callable[[], str]
 

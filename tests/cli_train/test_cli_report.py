@@ -55,6 +55,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return prepare
 
 
+@pytest.mark.curves
 def test_every_step_is_in_the_log_in_tensorboard_and_in_the_picture(
     run: Callable[..., int], tmp_path: Path
 ) -> None:
@@ -74,7 +75,7 @@ def test_every_step_is_in_the_log_in_tensorboard_and_in_the_picture(
         assert [event.step for event in events] == [0, 1, 2, 3]
         assert [event.value for event in events] == pytest.approx(expected), name
     assert "kept_stage_1/by_score" not in board.Tags()["scalars"]  # only their order counts
-    assert imread(out / "curves.png").ndim == 3
+    assert min(imread(out / "curves.png").shape[:2]) > 300
 
 
 def test_info_says_how_it_was_trained(

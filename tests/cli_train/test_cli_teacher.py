@@ -15,8 +15,6 @@ from safetensors.torch import save_file
 from dynamicvit import DynamicViT, count_macs
 from families import NUM_CLASSES
 
-pytestmark = pytest.mark.usefixtures("blank_curves")
-
 Main = Callable[..., int]
 
 #: Three steps of four images, of a model with as many classes as the folder.

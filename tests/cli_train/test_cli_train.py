@@ -19,8 +19,6 @@ from memory import TINY
 from pictures import write_image
 from run_folders import WRITTEN, files_in
 
-pytestmark = pytest.mark.usefixtures("blank_curves")
-
 Main = Callable[..., int]
 
 # ---------------------------------------------------------------- what a run leaves

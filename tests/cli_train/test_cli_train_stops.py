@@ -21,8 +21,6 @@ from memory import TINY
 from processes import FORKS
 from run_folders import WRITTEN, files_in
 
-pytestmark = pytest.mark.usefixtures("blank_curves")
-
 Main = Callable[..., int]
 Line = Callable[[], str]
 

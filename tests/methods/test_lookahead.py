@@ -166,7 +166,7 @@ def test_under_autocast() -> None:
 @pytest.mark.parametrize("network", ["deit", "augreg"])
 @torch.no_grad()
 def test_real_answers_change_far_less_than_by_merging_the_most_alike(network: str) -> None:
-    real = ImageNet(network, images=48)
+    real = ImageNet(network, images=24)
 
     def moved(method: str) -> Tensor:
         model = at_macs(method, real.backbone, 0.48).eval()

@@ -84,7 +84,7 @@ def test_a_damaged_file_is_known_or_its_state_is_the_same(
     assert same(load_checkpoint(path), whole)
 
     @settings(
-        max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(damages(len(content)))
     def check(damage: Callable[[bytearray], bytearray]) -> None:

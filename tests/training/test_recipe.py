@@ -87,16 +87,21 @@ def test_a_published_recipe_is_that_of_deit_s_but_for_what_was_published(name: s
 
 @pytest.mark.parametrize("name", OF_MAPS)
 def test_the_recipe_of_a_map_is_the_released_one(name: str) -> None:
-    recipe, steps = load_recipe(name), 120
-    assert (recipe.epochs, recipe.batch_size, recipe.policy) == (steps, 4096, "cheap")
+    recipe = load_recipe(name)
+    assert (recipe.epochs, recipe.batch_size, recipe.policy) == (120, 4096, "cheap")
     assert (recipe.learning_rate, recipe.backbone_lr_scale) == (4e-3, 0.2)
     assert (recipe.min_learning_rate, recipe.weight_decay, recipe.ema) == (1e-6, 0.05, 0.9999)
     assert recipe.drop_path == OF_MAPS[name]
     assert recipe.losses == load_recipe("deit_small", ["losses.ratio=10"]).losses
     assert recipe.augment == load_recipe("deit_small").augment
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_tiny"])
+def test_the_plan_of_a_map(name: str) -> None:
+    recipe = load_recipe(name)
     with torch.device("meta"):
         model = sparsify(timm.create_model(recipe.model), recipe.keep_ratio)
-    plan = plan_of(model, recipe, steps)
+    plan = plan_of(model, recipe, steps=120)
     assert plan.steps is not None
     assert (plan.steps.warmup, plan.steps.frozen) == (20, 5)
     assert plan.schedule.policy == "cheap"

@@ -14,11 +14,11 @@ import torch
 
 import launched
 from dynamicvit import DynamicViT, InputError
-from dynamicvit.training import Recipe, fit
+from dynamicvit.training import fit
 from dynamicvit.utils.distributed import launched_precision, launched_processes
 from dynamicvit.utils.signals import Interrupted
 from families import DEIT
-from memory import Memory, paper, small
+from memory import Memory, small
 from processes import run_two
 
 NAMES = [name for name, _, _ in launched.RUNS]
@@ -124,11 +124,10 @@ def test_accumulating_takes_at_least_one_pass(tmp_path: Path) -> None:
 
 # The compiler's own look at tensors between graphs, which it hides unless warnings are errors.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("recipe", [small(steps=2), paper("epochs=1", *launched.PLAIN)])
 def test_a_compiled_step_follows_the_plain_one(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiler, paths = torch.compile, []
+    recipe, compiler, paths = small(steps=2), torch.compile, []
 
     def compile(path: Callable[..., Any]) -> Callable[..., Any]:
         paths.append(path.__name__)

@@ -117,7 +117,7 @@ class Hierarchical(Backbone):
         """Block ``i``; once a stage has decided, each position takes its path."""
         del keep_heads
         assert isinstance(tokens, Map)
-        decided = tokens.decision is not None or tokens.slow is not None
+        decided = tokens.decision is not None or tokens.order is not None
         work = self._two_paths if decided else self._whole
         if self.grad_checkpointing(i) and torch.is_grad_enabled():
             x = checkpoint(work, i, tokens, use_reentrant=False)
@@ -151,19 +151,16 @@ class Hierarchical(Backbone):
         return branch if cheap is None else branch + (1 - decision) * cheap(x)
 
     def _gathered(self, block: Any, cheap: nn.Module | None, x: Tensor, tokens: Map) -> Tensor:
-        """Each path for its own rows."""
-        assert tokens.slow is not None
-        assert tokens.fast is not None
+        """Each path for its own rows, which one gather lays side by side."""
+        assert tokens.order is not None
         assert tokens.place is not None
-        rows = x.reshape(-1, x.shape[-1])
-        branch = rows.index_select(0, tokens.slow)
+        rows = x.reshape(-1, x.shape[-1]).index_select(0, tokens.order)
+        branch, other = rows[: tokens.num_slow], rows[tokens.num_slow :]
         if branch.shape[0]:  # not all norms take nothing
             branch = self.slow(block, branch)
-        if cheap is None:
-            other = branch.new_zeros(tokens.fast.shape[0], branch.shape[1])
-        else:
-            other = cheap(rows.index_select(0, tokens.fast)).to(branch.dtype)
-        return torch.cat([branch, other]).index_select(0, tokens.place).reshape(x.shape)
+        other = torch.zeros_like(other) if cheap is None else cheap(other)
+        both = torch.cat([branch, other.to(branch.dtype)])
+        return both.index_select(0, tokens.place).reshape(x.shape)
 
     def finish(self, tokens: Tokens) -> Map:
         """The map after the fourth stage and the final norm."""

@@ -68,22 +68,25 @@ class SwinBackbone(Hierarchical):
                 f"{embed.img_size[1]}: its windows are made for that (create it with another "
                 "img_size, or with strict_img_size=False)"
             )
-        rows, columns = embed.patch_size
-        if min(height, width) < 1 or height % rows or width % columns:
-            raise InputError(
-                f"images of {height}x{width}, but this backbone takes multiples of its "
-                f"{rows}x{columns} patches"
-            )
+        rows, columns = self._whole_patches(height, width)
         # Two times two positions become one, twice; an odd one is padded.
         return -(-height // (4 * rows)), -(-width // (4 * columns))
 
     def set_image_size(self, height: int, width: int) -> None:
         if (height, width) != self.image_size:
-            rows, columns = self.module.patch_embed.patch_size
-            if min(height, width) < 1 or height % rows or width % columns:
-                self.grid(height, width)  # says what would be right
+            self._whole_patches(height, width)
             self.module.set_input_size(img_size=(height, width))
         self.grid(height, width)
+
+    def _whole_patches(self, height: int, width: int) -> tuple[int, int]:
+        """Sides of a patch, if they divide those of the images."""
+        rows, columns = self.module.patch_embed.patch_size
+        if min(height, width) < 1 or height % rows or width % columns:
+            raise InputError(
+                f"images of {height}x{width}, but this backbone takes multiples of its "
+                f"{rows}x{columns} patches"
+            )
+        return rows, columns
 
 
 class SwinV2Backbone(SwinBackbone):

@@ -100,10 +100,10 @@ ScheduleOption = Annotated[
     ),
 ]
 Policy = Annotated[
-    Literal["merged", "removed", "bypassed"] | None,
+    Literal["merged", "removed", "bypassed", "cheap"] | None,
     typer.Option(
         help="What becomes of dropped tokens; by default what the model was trained for, for a "
-        "dense model what its method does: merged for dynamicvit."
+        "dense model what its method does: merged for dynamicvit. ConvNeXt and Swin have cheap."
     ),
 ]
 Method = Annotated[

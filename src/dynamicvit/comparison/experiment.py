@@ -82,8 +82,7 @@ class Experiment:
         found = [Entry(None, 1.0, None)]
         for candidate in candidates:
             if candidate.saved is not None:
-                share = count_macs(candidate.build(self.backbone, 1.0))
-                share /= schedule_macs(self.backbone, DENSE)
+                share = count_macs(candidate.build(self.backbone, 1.0)) / self._dense_macs
                 found.append(Entry(candidate, round(share, 4), None))
         methods = [candidate for candidate in candidates if candidate.saved is None]
         for fraction in fractions:
@@ -212,6 +211,10 @@ class Experiment:
     def _weights(self) -> str:
         return fingerprint(self.backbone.state_dict())
 
+    @cached_property
+    def _dense_macs(self) -> int:
+        return schedule_macs(self.backbone, DENSE)
+
     def _train(
         self,
         model: DynamicViT,
@@ -248,8 +251,7 @@ class Experiment:
         return (dense if isinstance(dense, DynamicViT) else DynamicViT(dense, DENSE, [])).eval()
 
     def _loader(self, recipe: Recipe) -> Loader:
-        task = task_of(recipe)
-        model = self._dense_model()
+        task, model = task_of(recipe), self._dense_model()
         sources = [task.for_training(source, model, recipe) for source in self.trained]
         return Loader(
             ConcatDataset(sources),
@@ -277,11 +279,11 @@ class Experiment:
             device=self.device,
             amp_dtype=self._autocast,
         )
-        macs, dense_macs = count_macs(model), schedule_macs(self.backbone, DENSE)
+        macs = count_macs(model)
         return Row(
             method=entry.name,
             fraction=entry.fraction,
-            macs_fraction=macs / dense_macs,
+            macs_fraction=macs / self._dense_macs,
             gmacs=macs / 1e9,
             seed=entry.seed,
             images=images,
@@ -305,6 +307,7 @@ class Experiment:
         known = self.timings.get(key)
         if known is None:
             model = self.model(Entry(candidate, fraction, None)).to(self.device)
+            model.warns_untrained = False  # it takes as long as a trained one
             dense = DenseNetwork(self._dense_model())
             measured = time_method(
                 model,

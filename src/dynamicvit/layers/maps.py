@@ -45,21 +45,21 @@ class Map(Tokens):
     Attributes:
         cheap: the cheap path of each block up to the next stage, by its index; those of blocks that
             are not there give nothing.
-        slow: ``(R,)`` rows of ``(B N, C)`` that take the slow path; ``None`` for all.
-        fast: the other rows.
-        place: ``(B N)``, where each row is among the slow ones and then the others.
+        order: ``(B N)``, rows of ``(B N, C)``, those on the slow path first, or ``None`` for all.
+        num_slow: how many those are.
+        place: ``(B N)``, where each row is in that order.
         unnormed: the final map before the final norm, where the head pools that.
     """
 
     cheap: nn.ModuleDict | None = None
-    slow: Tensor | None = None
-    fast: Tensor | None = None
+    order: Tensor | None = None
+    num_slow: int = 0
     place: Tensor | None = None
     unnormed: Tensor | None = None
 
     def masked(self, decision: Tensor, cheap: nn.ModuleDict | None) -> Map:
         """From here on the masked path: ``decision`` ``(B, N)`` says who takes the slow path."""
-        return replace(self, decision=decision, cheap=cheap, slow=None, fast=None, place=None)
+        return replace(self, decision=decision, cheap=cheap, order=None, place=None)
 
     def directed(self, slow: Tensor, cheap: nn.ModuleDict | None) -> Map:
         """From here on the pruned path.
@@ -73,7 +73,7 @@ class Map(Tokens):
         if slow.dtype == torch.bool:
             rows, others = (each.flatten().nonzero()[:, 0] for each in (slow, ~slow))
         elif slow.shape[1] == held:
-            return replace(self, decision=None, cheap=cheap, slow=None, fast=None, place=None)
+            return replace(self, decision=None, cheap=cheap, order=None, place=None)
         else:
             here = torch.arange(held, device=slow.device)
             marks = slow.new_zeros(batch, held).scatter(1, slow, held)
@@ -86,7 +86,14 @@ class Map(Tokens):
         order = torch.cat([rows, others])
         here = torch.arange(batch * held, device=order.device)
         place = torch.zeros_like(order).scatter(0, order, here)
-        return replace(self, decision=None, cheap=cheap, slow=rows, fast=others, place=place)
+        return replace(
+            self, decision=None, cheap=cheap, order=order, num_slow=rows.shape[0], place=place
+        )
+
+    @property
+    def slow(self) -> Tensor | None:
+        """``(R,)`` rows of ``(B N, C)`` on the slow path; ``None`` for all."""
+        return None if self.order is None else self.order[: self.num_slow]
 
     def kept(self) -> Tensor:
         """``(B, N)`` bool: who takes the slow path."""

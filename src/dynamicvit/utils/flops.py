@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -25,6 +26,25 @@ def counted_macs(run: Callable[[], object]) -> int:
     return counter.total // 2
 
 
+def _as_first(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+_aten = torch.ops.aten
+
+#: What comes out of operations whose shapes torch works out in Python, for half of a count's time.
+#: Nobody looks at a norm's statistics; not every release has a safe softmax.
+_OUTCOMES: dict[Any, Callable[..., Any]] = {
+    _aten.addmm.default: lambda bias, x, weight: x.new_empty(x.shape[0], weight.shape[1]),
+    _aten.native_layer_norm.default: lambda x, *_: (torch.empty_like(x), x, x),
+    **{
+        getattr(_aten, name).default: _as_first
+        for name in ("gelu", "clamp", "_softmax", "_safe_softmax")
+        if hasattr(_aten, name)
+    },
+}
+
+
 class _Flops(TorchDispatchMode):
     """Adds up torch's formulas; its own counter would watch modules too, those of all threads."""
 
@@ -39,6 +59,6 @@ class _Flops(TorchDispatchMode):
                 made_of = func.decompose(*args, **kwargs)
             if made_of is not NotImplemented:
                 return made_of
-        out = func(*args, **kwargs)
+        out = _OUTCOMES.get(func, func)(*args, **kwargs)
         self.total += 0 if formula is None else formula(*args, **kwargs, out_val=out)
         return out

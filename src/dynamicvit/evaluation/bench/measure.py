@@ -120,7 +120,11 @@ def bench(
         for each in settings
     ]
     networks = {model, *(pair.dense for pair in pairs)}
-    macs = {network: _macs(network, size) for network in networks}
+    own_macs = schedule_macs(model, DENSE, size)  # the backbone's
+    macs = {
+        network: own_macs if dense is None and network is original else _macs(network, size)
+        for network in networks
+    }
     rows: list[BenchRow] = []
     timer_class()  # quietly, before a runtime imports its module
     with (
@@ -161,20 +165,21 @@ def bench(
                 )
                 for place, pair in enumerate(pairs)
             )
-    peaks = (
-        peak_memory(
-            model,
-            max(batch_sizes),
-            precision=precision,
-            image_size=size,
-            threads=threads,
-            graph=graph,
-            runtime=name,
-        )
-        for name, precision in settings
-        for graph in ((False, True) if name == "eager" else (False,))
-        if memory and name in MEASURED
-    )
+        peaks = [
+            peak_memory(
+                model,
+                max(batch_sizes),
+                precision=precision,
+                image_size=size,
+                threads=threads,
+                graph=graph,
+                runtime=name,
+                folder=folder,
+            )
+            for name, precision in settings
+            for graph in ((False, True) if name == "eager" else (False,))
+            if memory and name in MEASURED
+        ]
     return BenchReport(
         tuple(rows),
         model.schedule,
@@ -184,7 +189,7 @@ def bench(
         device.type,
         processor_name(device.type),
         versions(setting.runtime for setting in settings),
-        dense_macs=schedule_macs(model, DENSE, size),
+        dense_macs=own_macs,
         pruned_macs=count_macs(model, size),
         int8=(calibrate or "two photographs, for speed only") if int8 else None,
         memory=tuple(peaks),

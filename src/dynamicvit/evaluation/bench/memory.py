@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def peak_memory(
     threads: int | None = None,
     graph: bool = False,
     runtime: str = "eager",
+    folder: Path | None = None,
 ) -> MemoryRow:
     """Peak host memory of dense and of pruned inference on the CPU, each in its own process.
 
@@ -58,6 +60,8 @@ def peak_memory(
         threads: see :func:`~dynamicvit.evaluation.bench.bench`.
         graph: keep the activations for a backward pass.
         runtime: of :data:`MEASURED`.
+        folder: where a benchmark has written the files of these networks; by default they are
+            written for this alone.
 
     Raises:
         InputError: for a value that can't be used, a missing package, or a network that can't be
@@ -83,15 +87,15 @@ def peak_memory(
         "threads": threads,
         "graph": graph,
     }
-    with temporary_folder() as folder:
+    with nullcontext(folder) if folder else temporary_folder() as place:
         if isinstance(runs, Format):
             networks = {"dense": runs.dense(model), "pruned": model}
             files = {
-                part: network_file(network, part, runs, precision, size, folder)
+                part: network_file(network, part, runs, precision, size, place)
                 for part, network in networks.items()
             }
         else:
-            files = dict.fromkeys(("dense", "pruned"), _shapes(model, folder))
+            files = dict.fromkeys(("dense", "pruned"), _shapes(model, place))
         peaks = {part: _peak_in_process(file, job, part) for part, file in files.items()}
     return MemoryRow(batch_size, precision, graph, peaks["dense"], peaks["pruned"], runtime)
 
