@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.image import imread
 from PIL import Image
 from torch import Tensor
 
@@ -31,7 +33,7 @@ from dynamicvit.training.step import Split, Step
 from dynamicvit.utils.distributed import Processes
 from dynamicvit.utils.words import MEASURES
 from families import DEIT, randomize
-from masks import NAMES, write_scenes
+from masks import NAMES, scene, write_scenes
 from pictures import noise_folders
 
 Main = Callable[..., int]
@@ -376,6 +378,19 @@ def test_a_picture_of_the_map(
     found = sparse(transform(Image.open(picture).convert("RGB"))[None])[0].argmax(0)
     shares = found.flatten().bincount(minlength=3) / found.numel()
     assert f"{100 * float(shares.max()):5.1f} %  {NAMES[int(shares.argmax())]}" in said
+    # Its mask lies beside it: as many of the pixels in the middle as the scene has.
+    _, mask = scene(0)
+    others = re.search(r"other classes than the first: [\d.]+ % of the last kept, ([\d.]+) %", said)
+    assert others
+    assert float(others[1]) == pytest.approx(100 * np.isin(mask[:, 8:48], (1, 2)).mean(), abs=3)
+    wide = imread(tmp_path / "0_dynamicvit.png").shape[1]
+    (scenes / "masks" / "0.png").unlink()
+    assert command(*arguments) == 0
+    assert wide > imread(tmp_path / "0_dynamicvit.png").shape[1], "a column for the truth"
+    assert "other classes" not in capsys.readouterr().out
+    (scenes / "masks" / "0.png").write_bytes(picture.read_bytes())
+    assert command(*arguments) == 2
+    assert "0.png is a picture of mode RGB; masks hold" in capsys.readouterr().err
 
 
 def test_overlays_paint_classes_and_name_them() -> None:
@@ -390,23 +405,6 @@ def test_overlays_paint_classes_and_name_them() -> None:
     [[(column, _, name)]] = found.words
     assert name == "bar"
     assert column >= 16
-
-
-@pytest.mark.parametrize("what", ["predict", "export", "tune", "stream", "compare"])
-def test_what_takes_classifiers_says_so(
-    what: str, saved: Path, scenes: Path, tmp_path: Path, command: Main,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    images = scenes / "images"
-    arguments = {
-        "predict": (images, "-o", tmp_path / "rows.csv"),
-        "export": ("-o", tmp_path / "model.pt2"),
-        "tune": ("--data", images, "--macs", "0.5", "-o", tmp_path / "s.json"),
-        "stream": (images,),
-        "compare": ("--data", images, "-o", tmp_path / "compare"),
-    }[what]
-    assert command(what, *arguments, "-m", saved) == 2
-    assert "is for segmentation" in " ".join(capsys.readouterr().err.split())
 
 
 def test_another_segmenter_teaches_its_map(scenes: Path, saved: Path, tmp_path: Path) -> None:

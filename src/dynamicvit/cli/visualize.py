@@ -8,10 +8,13 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from PIL import Image
 from rich.console import Console
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from dynamicvit.cli.console import check_folder, print_error, say_left_out
 from dynamicvit.cli.inference import load_for_inference, say_if_untrained
@@ -32,14 +35,21 @@ from dynamicvit.cli.options import (
     chosen_model,
     parse_image_size,
 )
+from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import core_of, segments
 from dynamicvit.core.outputs import PrunedOutput
+from dynamicvit.core.segmenter import Labels
 from dynamicvit.data import read_class_names, read_image, top_classes
 from dynamicvit.data.class_names import check_class_names
 from dynamicvit.data.folders import image_files, other_files
+from dynamicvit.data.joint import centered_mask
+from dynamicvit.data.masks import class_indices
+from dynamicvit.data.sources.pairs import mask_beside
 from dynamicvit.errors import InputError
 from dynamicvit.plots.page import merges
 from dynamicvit.plots.visualization import Visualization
 from dynamicvit.plots.visualization import visualize as draw
+from dynamicvit.runtimes import ExportedModel
 from dynamicvit.utils.words import percent
 
 _OWN_PICTURE = re.compile(r"_dynamicvit(-\d+)?\.png$")
@@ -99,6 +109,7 @@ def visualize(
     for source, target in zip(sources, targets, strict=True):
         try:
             image = read_image(source, None)
+            mask = _truth(model, source, size, crop_pct)
         except InputError as error:
             failed += 1
             print_error(error)
@@ -111,9 +122,12 @@ def visualize(
             image_size=size,
             crop_pct=crop_pct,
             show_merged=show_merged,
+            masks=mask,
         )
         typer.echo(f"{source} -> {target}")
         _print(found)
+        if mask is not None and found.output.kept:
+            typer.echo(f"  {_lies(found.output, mask)}")
     say_left_out(
         Console(), [name for path in images if path.is_dir() for name in other_files(path)]
     )
@@ -144,6 +158,37 @@ def _kept(pruned: PrunedOutput) -> str:
     line = f"kept {', '.join(map(str, kept))} of {patches} patches ({shares} %)"
     merged = any(merges(pruned, stage) for stage in range(len(kept)))
     return f"{line}, the rest merged" if merged else line
+
+
+def _truth(
+    model: DynamicViT | ExportedModel, source: Path, size: tuple[int, int], crop_pct: float | None
+) -> Tensor | None:
+    """``(1, H, W)``: what a mask beside the image says of the pixels that the model sees.
+
+    Raises:
+        InputError: for a file that is no mask of the model's classes.
+    """
+    beside = mask_beside(source) if segments(model) else None
+    if beside is None:
+        return None
+    labels: Any = getattr(core_of(model), "labels", None) or Labels()
+    try:
+        with Image.open(beside) as picture:
+            found = class_indices(
+                picture, labels.ignore_index, labels.reduce_labels, model.num_classes
+            )
+    except (OSError, InputError) as error:
+        raise InputError(f"{beside} {error}") from error
+    return centered_mask(model, found, size, crop_pct)[None]
+
+
+def _lies(pruned: PrunedOutput, mask: Tensor) -> str:
+    """How much of what is kept to the end lies on another class than the first."""
+    share = adaptive_avg_pool2d((mask > 0).float()[None], pruned.grid).flatten()
+    kept = pruned.kept[-1][0].float().cpu()
+    on = float((share * kept).sum() / kept.sum().clamp(min=1))
+    everywhere = percent(float(share.mean()))
+    return f"other classes than the first: {percent(on)} of the last kept, {everywhere} of all"
 
 
 def _find_images(given: Iterable[Path]) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torchvision.transforms import v2
 
 from dynamicvit.data.decoding import MODES, decode
 from dynamicvit.data.sources import UNLABELED
-from dynamicvit.data.transforms import Size, image_config
+from dynamicvit.data.transforms import Size, eval_transform, image_config
 
 _BILINEAR = v2.InterpolationMode.BILINEAR
 
@@ -105,3 +106,16 @@ def joint_eval_transform(model: nn.Module, image_size: Size | None = None) -> Jo
     """
     config = image_config(model, image_size)
     return Joint([_FillWindow(config["input_size"][1:])], config)
+
+
+def centered_mask(
+    model: nn.Module, mask: Tensor, image_size: Size | None = None, crop_pct: float | None = None
+) -> Tensor:
+    """A mask ``(H, W)`` resized and cropped as :func:`eval_transform` does it with its image."""
+    for step in eval_transform(model, image_size, crop_pct).transforms:
+        if hasattr(step, "size"):
+            step = copy.copy(step)
+            if hasattr(step, "interpolation"):
+                step.interpolation = v2.InterpolationMode.NEAREST
+            mask = step(mask[None])[0]
+    return mask

@@ -142,29 +142,39 @@ class MaskData(ImageData):
         return other
 
     def _mask(self, row: int) -> Tensor | None:
-        """``(H, W)`` class indices.
-
-        Raises:
-            InputError: for a picture that is no mask, or a class that there is not.
-        """
         found = self._source.mask(row)
         if found is None:
             return None
-        if found.mode not in _MODES:
-            raise InputError(f"is a picture of mode {found.mode}; masks hold class indices")
-        values = torch.from_numpy(np.array(found).astype(np.int64))
-        ignored = values == self.ignore_index
-        if self.reduce_labels:
-            values = values - 1
-        values = values.masked_fill(ignored | (values < 0), UNLABELED)
-        highest, most = int(values.max()), self.num_classes
-        if most is not None and highest >= most:
-            shift = int(self.reduce_labels)
-            raise InputError(
-                f"names class {highest + shift}, but there are {most} classes, {shift} to "
-                f"{most - 1 + shift} (and {self.ignore_index} for none)"
-            )
-        return values
+        return class_indices(found, self.ignore_index, self.reduce_labels, self.num_classes)
+
+
+def class_indices(
+    mask: Image.Image, ignore_index: int, reduce_labels: bool, num_classes: int | None
+) -> Tensor:
+    """``(H, W)`` class indices of a mask, :data:`UNLABELED` where there is none.
+
+    Args:
+        mask: of indices.
+        ignore_index: as of :class:`MaskData`.
+        reduce_labels: likewise.
+        num_classes: likewise.
+
+    Raises:
+        InputError: for a picture that is no mask, or a class that there is not.
+    """
+    if mask.mode not in _MODES:
+        raise InputError(f"is a picture of mode {mask.mode}; masks hold class indices")
+    values = torch.from_numpy(np.array(mask).astype(np.int64))
+    ignored, shift = values == ignore_index, int(reduce_labels)
+    values = values - shift
+    values = values.masked_fill(ignored | (values < 0), UNLABELED)
+    highest = int(values.max())
+    if num_classes is not None and highest >= num_classes:
+        raise InputError(
+            f"names class {highest + shift}, but there are {num_classes} classes, {shift} to "
+            f"{num_classes - 1 + shift} (and {ignore_index} for none)"
+        )
+    return values
 
 
 class _Alone:

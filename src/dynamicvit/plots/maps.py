@@ -35,22 +35,25 @@ class Overlay(NamedTuple):
 
 
 def overlay(
-    title: str, images: Tensor, logits: Tensor, names: Sequence[str] | None = None
+    title: str, images: Tensor, found: Tensor, names: Sequence[str] | None = None
 ) -> Overlay:
     """A map of classes over each image; class 0 stays as it is, as most call it background.
 
     Args:
         title: whose map it is.
         images: ``(B, C, H, W)`` in [0, 1].
-        logits: ``(B, classes, rows, columns)``.
+        found: the map: logits ``(B, classes, rows, columns)``, or classes ``(B, H, W)``, of which
+            those below 0 are none.
         names: of the classes.
     """
     rgb = torch.stack([as_rgb(image.detach().float().cpu()) for image in images])
-    wide = F.interpolate(logits.detach().float().cpu(), rgb.shape[2:], mode="bilinear")
-    found = wide.argmax(dim=1)
+    if found.ndim == 4:
+        wide = F.interpolate(found.detach().float().cpu(), rgb.shape[2:], mode="bilinear")
+        found = wide.argmax(dim=1)
+    classes = int((found.unique() >= 0).sum())
+    found = found.clamp(min=0)
     pictures = painted(rgb, found)
     words = [_words(one, names or ()) for one in found]
-    classes = len(found.unique())
     return Overlay((title, f"{classes} class{'es' * (classes > 1)}"), pictures, words)
 
 

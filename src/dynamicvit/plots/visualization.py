@@ -56,6 +56,7 @@ def visualize(
     *,
     names: Sequence[str] | None = None,
     labels: Sequence[int] | None = None,
+    masks: Tensor | None = None,
     score_stage: int = 0,
     show_merged: bool = False,
     image_size: int | tuple[int, int] | None = None,
@@ -70,6 +71,8 @@ def visualize(
         path: of the picture; ``.png``, ``.pdf``, ``.svg``, or no ending for PNG and PDF.
         names: of the classes; by default the model's own.
         labels: class index of each image.
+        masks: ``(B, H, W)``, class index of each pixel, below 0 for none: drawn beside the map of a
+            segmentation model.
         score_stage: stage of the map of keep scores, from 0.
         show_merged: draw merged patches as copies of the kept patch that they are part of.
         image_size: of files and PIL images, as for :func:`~dynamicvit.data.eval_transform`.
@@ -96,6 +99,7 @@ def visualize(
     overlays = []
     if output.logits.ndim == 4:  # a map says its classes itself
         maps = {method: output.logits} | ({} if dense_logits is None else {"dense": dense_logits})
+        maps |= {} if masks is None else {"truth": masks}
         overlays = [overlay(whose, pictures, each, names) for whose, each in maps.items()]
     figure = draw(
         pictures,

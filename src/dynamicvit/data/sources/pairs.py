@@ -169,6 +169,16 @@ class HuggingFacePairs(Pairs):
         return self._masks[row][self._column]
 
 
+def mask_beside(image: Path) -> Path | None:
+    """The mask of an image that lies in ``images``, beside a folder of masks; None without one."""
+    for folder in image.absolute().parents:
+        if folder.name == "images":
+            inside = image.absolute().relative_to(folder).with_suffix(".png")
+            found = (folder.parent / masks / inside for masks in MASKS)
+            return next((mask for mask in found if mask.is_file()), None)
+    return None
+
+
 def find_pairs(name: str | os.PathLike[str]) -> Pairs | None:
     """The images and masks of a name; ``None`` for images without masks.
 
