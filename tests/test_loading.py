@@ -136,6 +136,16 @@ def test_what_becomes_of_dropped_tokens_is_the_models_own(tmp_path: Path) -> Non
         load(tmp_path, method="tome")
 
 
+def test_a_saved_dense_model_drops_what_it_is_asked_to(tmp_path: Path) -> None:
+    """As a name of timm's does; asked nothing it stays dense."""
+    DynamicViT(dense(), DENSE, []).save_pretrained(tmp_path)
+    assert load(tmp_path).schedule.stages == ()
+    assert load(tmp_path, keep_ratio=0.6).schedule == sparsify(dense(), 0.6).schedule
+    moved = load(tmp_path, stages=[1, 3], method="class-attention")
+    assert moved.schedule.stages == (1, 3)
+    assert load(tmp_path, policy="merged").policy == "merged"
+
+
 @pytest.mark.parametrize("policy", ["removed", "merged"])
 def test_weights_without_their_config_keep_policy_method_and_schedule(
     tmp_path: Path, policy: Policy

@@ -145,7 +145,8 @@ def load(
         keep_ratio, _ = find_keep_ratio(keep_ratio, read_metadata(weights), weights.source)
     network, whole = _named(name, weights, keep_ratio, stages, num_classes, pretrained)
     weights = None if whole else weights
-    keeps = isinstance(network, DynamicViT) and (network.schedule.stages or not own_method)
+    drops = any(each is not None for each in (own_method, keep_ratio, stages, policy))
+    keeps = isinstance(network, DynamicViT) and (network.schedule.stages or not drops)
     if keeps:  # or a dense model of ours that is to stay so
         model = network
         _check_trained_for(name, model, method, stages)
