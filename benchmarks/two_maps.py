@@ -18,7 +18,7 @@ import torch
 from hierarchical import NETWORKS, Closeups, scored
 from torch import Tensor
 
-import two_streams
+import two_streams  # pyright: ignore[reportMissingImports]  # of the tests
 from dynamicvit import DynamicViT, sparsify
 from dynamicvit.core.decisions import Sampler
 from dynamicvit.core.method import Masked

@@ -31,7 +31,7 @@ pytestmark = ignore_deprecations
 
 
 def made(head: str = "linear", policy: str = "removed", method: str = "dynamicvit") -> Segmenter:
-    dense = segmenter(DEIT.backbone(depth=3, img_size=(32, 32)), 3, head)
+    dense = segmenter(DEIT.backbone(depth=2, img_size=(32, 32)), 3, head)
     stages = (1,) if method == "dynamicvit" else None
     model = sparsify(dense, 0.6, stages, policy, method)
     randomize(model.decode_head, 5)
@@ -56,8 +56,7 @@ def installed(name: str) -> None:
         pytest.importorskip(package)
 
 
-@pytest.mark.parametrize("batch", [None, 3])
-@pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
+@pytest.mark.parametrize(("name", "batch"), [("onnx", 3), ("openvino", None), ("torch", None)])
 def test_a_file_does_what_the_model_does(
     name: str, batch: int | None, model: Segmenter, scenes: Path, tmp_path: Path
 ) -> None:
@@ -79,9 +78,8 @@ def test_a_file_does_what_the_model_does(
 @pytest.mark.parametrize(
     ("head", "policy", "method"),
     [
-        ("mask", "merged", "tome"),
-        ("linear", "merged", "lookahead"),
-        ("mask", "bypassed", "dynamicvit"),
+        ("mask", "merged", "lookahead"),
+        ("linear", "bypassed", "dynamicvit"),
     ],
 )
 def test_heads_and_policies_in_onnx(head: str, policy: str, method: str, tmp_path: Path) -> None:

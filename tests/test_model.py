@@ -387,7 +387,7 @@ def test_dropout_and_drop_path_work_in_training(family: Family) -> None:
         assert torch.equal(model.eval().forward_masked(images, decisions).logits, calm)
 
 
-@few_families
+@each_family
 def test_grad_checkpointing_gives_the_same_gradients_by_running_blocks_again(
     family: Family,
 ) -> None:

@@ -44,7 +44,7 @@ from dynamicvit.cli.options import (
 )
 from dynamicvit.evaluation.answers import TABLE
 from dynamicvit.evaluation.predictions import open_images, predict
-from dynamicvit.evaluation.tables import STARTS, check_suffix
+from dynamicvit.evaluation.tables import STARTS, SUFFIXES, check_suffix
 from dynamicvit.utils.distributed import launched_precision, launched_processes
 from dynamicvit.utils.precision import autocast_dtype
 from dynamicvit.utils.signals import stop_requests
@@ -101,7 +101,7 @@ def predict_command(
     """
     check_one_model(model_name, released)
     size = parse_image_size(image_size)
-    is_table = bool(output.suffix) and not output.is_dir()
+    is_table = output.suffix.lower() in SUFFIXES or (output.suffix and not output.is_dir())
     table = output if is_table else output / TABLE
     check_suffix(table)
     if is_table:

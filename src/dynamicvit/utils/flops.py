@@ -59,6 +59,8 @@ class _Flops(TorchDispatchMode):
                 made_of = func.decompose(*args, **kwargs)
             if made_of is not NotImplemented:
                 return made_of
-        out = _OUTCOMES.get(func, func)(*args, **kwargs)
-        self.total += 0 if formula is None else formula(*args, **kwargs, out_val=out)
+        known = _OUTCOMES.get(func)
+        out = func(*args, **kwargs) if known is None else known(*args, **kwargs)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=out)
         return out
