@@ -9,6 +9,12 @@ WINDOW = 8192
 """Images of consecutive shards that are shuffled together, about; as many as timm shuffles."""
 
 
+def spread(indices: np.ndarray, count: int) -> np.ndarray:
+    """Up to ``count`` of the indices, evenly spaced."""
+    places = np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)
+    return indices[np.unique(places)]
+
+
 def parts_of(data: Dataset) -> list[Dataset]:
     """The sets that a ``ConcatDataset`` is made of, or the one."""
     return list(data.datasets) if isinstance(data, ConcatDataset) else [data]

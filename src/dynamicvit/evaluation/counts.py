@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.data import ImageData, Loader
+from dynamicvit.data.order import spread
 from dynamicvit.errors import InputError
 
 #: Images to calibrate on: with 512 the mean on others is a percent or two off.
@@ -64,8 +65,8 @@ def calibrate_on(
         raise InputError("the model keeps every patch: there is no budget to give out")
     device = next(model.parameters()).device
     everything = np.arange(len(data))
-    chosen = _spread(everything, images)
-    others = _spread(np.setdiff1d(everything, chosen), images)
+    chosen = spread(everything, images)
+    others = spread(np.setdiff1d(everything, chosen), images)
 
     def read(some: np.ndarray) -> list[tuple[tuple[str, ...], Tensor]]:
         batches = []
@@ -84,8 +85,3 @@ def calibrate_on(
     ]
     paths = tuple(path for some, _ in found for path in some)
     return Counts(paths, torch.cat(kept).cpu(), found is first)
-
-
-def _spread(indices: np.ndarray, count: int) -> np.ndarray:
-    """Up to ``count`` of the indices, evenly spaced."""
-    return indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]

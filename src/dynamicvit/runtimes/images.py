@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from dynamicvit.data import UNLABELED, Batch, ImageData, Unreadable
+from dynamicvit.data.order import spread
 from dynamicvit.errors import InputError
 from dynamicvit.utils.optional import need
 
@@ -78,7 +79,7 @@ def own_pictures(data: ImageData, transform: Transform) -> Pictures:
     Raises:
         InputError: if no image can be read.
     """
-    chosen = _spread(np.arange(len(data)), MAX_IMAGES)
+    chosen = spread(np.arange(len(data)), MAX_IMAGES)
     return _read(data.with_transform(transform), chosen, "to check the exported file on")
 
 
@@ -101,8 +102,8 @@ def calibration_of(source: ImageData, transform: Transform, count: int) -> Calib
         )
     data = source.with_transform(transform)
     held = min(HELD_OUT, max(1, len(data) // _SHARE))
-    others = _spread(np.arange(len(data)), held)
-    chosen = _spread(np.setdiff1d(np.arange(len(data)), others), count)
+    others = spread(np.arange(len(data)), held)
+    chosen = spread(np.setdiff1d(np.arange(len(data)), others), count)
     images, origin = _read(data, chosen, "to calibrate on")
     return Calibration(images, source.subset(others), origin, f"others of {source.root}")
 
@@ -118,12 +119,6 @@ def whole_batches(images: Tensor, batch: int | None) -> list[np.ndarray]:
     """Images to calibrate on, in arrays of ``batch`` images or of one; the rest is left out."""
     size = batch or 1
     return [part.numpy() for part in images[: len(images) // size * size].split(size)]
-
-
-def _spread(indices: np.ndarray, count: int) -> np.ndarray:
-    """Up to ``count`` of the indices, evenly spaced."""
-    places = np.linspace(0, len(indices) - 1, count).round().astype(int)
-    return indices[np.unique(places)]
 
 
 def _read(data: ImageData, chosen: np.ndarray, purpose: str) -> Pictures:
