@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial, wraps
 from importlib.util import find_spec
 from io import BytesIO
+from math import prod
 from typing import Any, get_args
 
 import pytest
@@ -84,7 +85,10 @@ class Family:
         model: the name in timm.
         kwargs: arguments over timm's own for this model.
         patch: side of a patch.
-        grid: rows and columns of patches. Not square, so that a swapped axis shows.
+        grid: rows and columns of patches, of clips with times in front. Not square, so that a
+            swapped axis shows.
+        frames: of the clips that it takes; ``None`` for images.
+        unread: what the names of parameters have in common that classification does not read.
         one_classifier: whether the logits are those of one classifier on the pooled features.
         num_features: width of the pooled features.
     """
@@ -93,19 +97,27 @@ class Family:
     model: str
     kwargs: dict[str, Any] = field(default_factory=dict)
     patch: int = 16
-    grid: tuple[int, int] = (4, 5)
+    grid: tuple[int, ...] = (4, 5)
     one_classifier: bool = True
     num_features: int = 48
+    frames: int | None = None
+    unread: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the images."""
-        return self.grid[0] * self.patch, self.grid[1] * self.patch
+        rows, columns = self.grid[-2:]
+        return rows * self.patch, columns * self.patch
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return (*((self.frames,) if self.frames else ()), 3, *self.size)
 
     @property
     def num_patches(self) -> int:
         """N."""
-        return self.grid[0] * self.grid[1]
+        return prod(self.grid)
 
     @built_once
     def backbone(self, depth: int = 4, seed: int = 0, **kwargs: Any) -> nn.Module:
@@ -157,8 +169,13 @@ class Family:
         return backbone.forward_features(images)
 
     def images(self, batch: int = 2, seed: int = 0) -> Tensor:
-        """Noise of this family's image size."""
-        return torch.randn(batch, 3, *self.size, generator=torch.Generator().manual_seed(seed))
+        """Noise of this family's shape."""
+        return torch.randn(batch, *self.shape, generator=torch.Generator().manual_seed(seed))
+
+    def read(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that classification reads, by name."""
+        named = model.named_parameters()
+        return [(n, p) for n, p in named if not self.unread or self.unread not in n]
 
     def decisions(
         self, batch: int = 2, stages: int = 3, share: float = 0.7, seed: int = 0
@@ -204,6 +221,33 @@ class HFFamily(Family):
         return network(images, **kwargs)
 
 
+@dataclass(frozen=True)
+class HFVideoFamily(HFFamily):
+    """A row of transformers' video classifiers: tubelets of two frames."""
+
+    @built_once
+    def backbone(self, depth: int = 4, seed: int = 0, **kwargs: Any) -> nn.Module:
+        import transformers
+
+        small = dict(hidden_size=48, num_attention_heads=3, num_hidden_layers=depth)
+        size: dict[str, Any] = {"image_size": list(self.size), "num_frames": self.frames}
+        if self.model == "Vivit":
+            size["tubelet_size"] = [2, self.patch, self.patch]
+        elif self.model == "VJEPA2":
+            size = {"crop_size": self.size[0], "frames_per_clip": self.frames}
+        if self.model != "Vivit":
+            size |= {"patch_size": self.patch, "tubelet_size": 2}
+        arguments = {**small, **size, **self.kwargs, **kwargs}
+        config = getattr(transformers, f"{self.model}Config")(num_labels=NUM_CLASSES, **arguments)
+        network = getattr(transformers, f"{self.model}ForVideoClassification")(config)
+        return randomize(network, seed).eval()
+
+    def _call(self, network: nn.Module, images: Tensor, **kwargs: Any) -> Any:
+        if type(network).__name__ == "VJEPA2Model":
+            kwargs["skip_predictor"] = True
+        return network(images, **kwargs)
+
+
 #: Without the parameter that stands for masked patches in pretraining only.
 UNMASKED = {"use_mask_token": False}
 
@@ -225,6 +269,39 @@ HF_FAMILIES = (
         ),
         HFFamily(
             "hf_siglip", "Siglip", {"intermediate_size": 96, "vision_use_head": False}, native=3
+        ),
+    )
+    if find_spec("transformers")
+    else ()
+)
+
+HF_VIDEO_FAMILIES = (
+    (
+        HFVideoFamily(
+            "hf_videomae",
+            "VideoMAE",
+            {"intermediate_size": 96, "layer_norm_eps": 1e-6},
+            patch=8,
+            grid=(2, 3, 4),
+            frames=4,
+        ),
+        HFVideoFamily(
+            "hf_vivit", "Vivit", {"intermediate_size": 96}, patch=8, grid=(2, 3, 4), frames=4
+        ),
+        HFVideoFamily(
+            "hf_vjepa2",
+            "VJEPA2",
+            {
+                "num_pooler_layers": 1,
+                "mlp_ratio": 2,
+                "pred_hidden_size": 12,
+                "pred_num_hidden_layers": 1,
+                "pred_num_attention_heads": 1,
+            },
+            patch=8,
+            grid=(2, 3, 3),
+            frames=4,
+            unread="predictor",
         ),
     )
     if find_spec("transformers")
@@ -268,12 +345,20 @@ FAMILIES = (
     Family("qk_norm", "vit_tiny_patch16_224", {"qk_norm": True}),
     Family("inner_norms", "vit_tiny_patch16_224", {"scale_attn_norm": True, "init_values": 0.1}),
     *HF_FAMILIES,
+    *HF_VIDEO_FAMILIES,
 )
 
 BY_NAME = {family.name: family for family in FAMILIES}
 DEIT = BY_NAME["deit"]
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+
+#: For what is not for clips.
+each_image_family = pytest.mark.parametrize(
+    "family",
+    [family for family in FAMILIES if family.frames is None],
+    ids=lambda family: family.name,
+)
 
 #: One family for each way to pool or place tokens, for tests that are too slow for all rows.
 FEW = [BY_NAME[name] for name in ("deit", "registers", "siglip", "eva02_split", "beit")]

@@ -184,6 +184,7 @@ def test_bfloat16_if_the_runtime_has_it(name: str, exported: Files) -> None:
             marks=() if (family.name, policy) in ALWAYS else pytest.mark.every_family,
         )
         for family in FAMILIES
+        if family.frames is None
         for policy in POLICIES
     ],
 )

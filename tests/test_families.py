@@ -127,7 +127,7 @@ def test_backward_through_the_masked_path(family: Family) -> None:
     assert output.logits.shape == (3, model.num_classes)
     assert output.grid == family.grid
     output.logits.square().sum().backward()
-    for name, parameter in model.named_parameters():
+    for name, parameter in family.read(model):
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
     for name, parameter in model.predictors.named_parameters():
@@ -139,7 +139,7 @@ def test_backward_through_the_pruned_path(family: Family) -> None:
     """The choice passes no gradient there, so the prediction modules get none."""
     model = family.sparse()
     model(family.images()).square().sum().backward()
-    for name, parameter in model.backbone.named_parameters():
+    for name, parameter in family.read(model.backbone):
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
     assert all(parameter.grad is None for parameter in model.predictors.parameters())
@@ -212,7 +212,8 @@ def test_blocks_see_fewer_tokens_in_the_pruned_path(family: Family) -> None:
     model = family.sparse(keep_ratio=0.6)
     lengths: list[int] = []
     for block in model.blocks:
-        block.mlp.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+        mlp = getattr(block, "mlp", None) or block.intermediate
+        mlp.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     model(family.images())
     kept = (family.num_patches, *model.schedule.kept(family.num_patches))
     assert lengths == [model.num_prefix_tokens + patches for patches in kept]

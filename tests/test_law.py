@@ -174,7 +174,7 @@ def test_the_law_holds_where_attention_is_sharp(family: Family) -> None:
     sharpened = [
         module
         for name, module in model.blocks.named_modules()
-        if name.endswith(("qkv", "q_proj", "k_proj"))
+        if name.endswith(("qkv", "q_proj", "k_proj", "query", "key"))
         or (family.name == "qk_norm" and name.endswith(("q_norm", "k_norm")))
     ]
     assert len(sharpened) >= model.depth
@@ -197,7 +197,7 @@ def test_gradients_of_the_weights_agree(family: Family) -> None:
     for path in (model.forward_masked, model.forward_pruned):
         model.zero_grad()
         path(images, decisions).logits.square().sum().backward()
-        gradients.append({n: p.grad.clone() for n, p in model.backbone.named_parameters()})
+        gradients.append({name: p.grad.clone() for name, p in family.read(model.backbone)})
     for name, masked in gradients[0].items():
         assert_agree(masked, gradients[1][name], tolerance=1e-4)
 

@@ -24,7 +24,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import (
     bound_of,
     core_of,
-    image_channels,
+    input_shape,
     own_image_size,
     without_compiler,
 )
@@ -94,9 +94,9 @@ def _counted(
     model: nn.Module, image_size: ImageSize, run: Callable[[nn.Module, Tensor], object]
 ) -> int:
     """What torch counts while a copy without weights runs one image."""
-    height, width = resolve_image_size(model, image_size)
+    shape = input_shape(model, resolve_image_size(model, image_size))
     twin = _twin(model)
-    images = _meta_images(twin, image_channels(model), height, width)
+    images = _meta_input(twin, shape)
     return counted_macs(lambda: run(twin, images))
 
 
@@ -104,11 +104,11 @@ def _twin(model: nn.Module) -> nn.Module:
     return meta_copy(model).eval().requires_grad_(False)
 
 
-def _meta_images(twin: nn.Module, channels: int, height: int, width: int) -> Tensor:
-    """One image without values, in the precision of the weights."""
+def _meta_input(twin: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """One image or clip without values, in the precision of the weights."""
     weights = (parameter.dtype for parameter in twin.parameters() if parameter.is_floating_point())
     dtype = next(weights, torch.float32)
-    return torch.empty(1, channels, height, width, dtype=dtype, device="meta")
+    return torch.empty(1, *shape, dtype=dtype, device="meta")
 
 
 def meta_copy(model: _Module) -> _Module:
@@ -224,10 +224,10 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
             are measured as they are; else they are taken to be the paper's prediction modules.
         image_size: see :func:`schedule_macs`.
     """
-    height, width = resolve_image_size(model, image_size)
+    size = resolve_image_size(model, image_size)
     twin = core_of(_twin(model))
     bound = twin.bound if isinstance(twin, DynamicViT) else backbone_for(twin)
-    images = _meta_images(twin, bound.in_chans, height, width)
+    images = _meta_input(twin, bound.input_shape(size))
     embedded: list[Tokens] = []
     embed = counted_macs(lambda: embedded.append(bound.embed(images)))
     [tokens] = embedded

@@ -57,18 +57,28 @@ BUILT_IN: tuple[type[Backbone], ...] = (
 
 OPTIONAL = {
     "transformers": _Optional(
-        "transformers ViT, DeiT, DINOv2, SigLIP (for image classification), EoMT",
+        "transformers ViT, DeiT, DINOv2, SigLIP (for image classification), EoMT; VideoMAE, ViViT, "
+        "V-JEPA 2 (for video classification)",
         (
             "ViTForImageClassification",
             "DeiTForImageClassification",
             "Dinov2ForImageClassification",
             "SiglipForImageClassification",
             "EomtForUniversalSegmentation",
+            "VideoMAEForVideoClassification",
+            "VivitForVideoClassification",
+            "VJEPA2ForVideoClassification",
         ),
         "dynamicvit.backbones.hf",
     )
 }
 """Further families, by their library."""
+
+_REFUSED = {
+    "TimesformerForVideoClassification": "its divided attention: a token attends to its own place "
+    "at other times, and then to its own frame, and neither is whole once tokens are dropped"
+}
+"""Classes of models that no family can cover, and why."""
 
 _FAMILIES: list[type[Backbone]] = [*BUILT_IN]
 _imported: set[str] = set()
@@ -109,7 +119,9 @@ def backbone_for(module: nn.Module | Backbone) -> Backbone:
             raise UnsupportedBackboneError(
                 f"{name} is not supported because of {reason}. {_families()}"
             )
-    raise UnsupportedBackboneError(f"{name} is not supported. {_families()}")
+    refused = _REFUSED.get(type(module).__name__)
+    because = "" if refused is None else f" because of {refused}"
+    raise UnsupportedBackboneError(f"{name} is not supported{because}. {_families()}")
 
 
 def _import_families_of(module: nn.Module) -> None:

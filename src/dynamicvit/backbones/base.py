@@ -100,11 +100,6 @@ class Backbone(Settings, ABC):
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
 
-    @property
-    def in_chans(self) -> int:
-        """Number of image channels: those that the first convolution takes."""
-        return next(m for m in self.module.modules() if isinstance(m, nn.Conv2d)).in_channels
-
     # ---------------------------------------------------------------- the path of the tokens
 
     @abstractmethod
@@ -112,7 +107,7 @@ class Backbone(Settings, ABC):
         """All tokens before the first block, and the positions that blocks need.
 
         Args:
-            images: ``(B, channels, height, width)``.
+            images: ``(B, channels, height, width)``, or clips as :attr:`input_shape` says.
         """
 
     @abstractmethod

@@ -12,7 +12,10 @@ from dynamicvit.backbones.hf_base import HFBackbone, describe
 from dynamicvit.backbones.hf_dinov2 import HFDinov2Backbone
 from dynamicvit.backbones.hf_eomt import HFEomtBackbone
 from dynamicvit.backbones.hf_siglip import HFSiglipBackbone
+from dynamicvit.backbones.hf_videomae import HFVideoMAEBackbone
 from dynamicvit.backbones.hf_vit import HFDeiTBackbone, HFViTBackbone
+from dynamicvit.backbones.hf_vivit import HFVivitBackbone
+from dynamicvit.backbones.hf_vjepa2 import HFVJEPA2Backbone
 from dynamicvit.errors import InputError
 
 __all__ = ["classifier_from", "describe", "rebuild"]
@@ -23,6 +26,9 @@ _FAMILIES: tuple[type[HFBackbone], ...] = (
     HFDinov2Backbone,
     HFSiglipBackbone,
     HFEomtBackbone,
+    HFVideoMAEBackbone,
+    HFVivitBackbone,
+    HFVJEPA2Backbone,
 )
 
 for _family in _FAMILIES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import transformers
 from packaging.version import Version
@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from dynamicvit.backbones.base import Backbone
 from dynamicvit.errors import InputError
 from dynamicvit.layers.attention import first_products, is_plain
-from dynamicvit.layers.tokens import Tokens
+from dynamicvit.layers.tokens import Grid, Tokens
 
 OLDEST = "5.20"
 """transformers renames the parts of its models now and then; this is the oldest one tested."""
@@ -80,7 +80,7 @@ class HFBackbone(Backbone):
             if type(attn) not in self.attention_classes:
                 return f"its attention class {type(attn).__name__}"
             scale = self.attention_scale(attn)
-            if not math.isclose(scale, attn.head_dim**-0.5, rel_tol=1e-5):
+            if not math.isclose(scale, self.head_dim(attn) ** -0.5, rel_tol=1e-5):
                 return f"its attention scale {scale:.4g} (head_dim**-0.5 is needed)"
         return None
 
@@ -98,6 +98,14 @@ class HFBackbone(Backbone):
     def attention_scale(self, attn: Any) -> float:
         """What the products of queries and keys are multiplied by."""
         return attn.scaling
+
+    def head_dim(self, attn: Any) -> int:
+        """D, the width of an attention's heads."""
+        return attn.head_dim
+
+    def projections(self, attn: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """An attention's layers for query, key and value."""
+        return attn.q_proj, attn.k_proj, attn.v_proj
 
     @property
     def width(self) -> int:
@@ -118,7 +126,7 @@ class HFBackbone(Backbone):
     def patch_size(self) -> tuple[int, int]:
         return _pair(self.encoder.config.patch_size)
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
+    def grid(self, height: int, width: int) -> Grid:
         own = self.image_size
         rows, columns = self.patch_size
         grid = height // rows, width // columns  # what remains of the last patch is not seen
@@ -176,9 +184,10 @@ class HFBackbone(Backbone):
         self, block: nn.Module, x: Tensor, queries: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         attn, x = self.attention(block), self.first_norm(block)(x)
+        to_query, to_key, to_value = self.projections(attn)
         query, key, value = (
-            projected.unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
-            for projected in (attn.q_proj(x[:, :queries]), attn.k_proj(x), attn.v_proj(x))
+            projected.unflatten(-1, (-1, self.head_dim(attn))).transpose(1, 2)
+            for projected in (to_query(x[:, :queries]), to_key(x), to_value(x))
         )
         return query, key, value
 
@@ -188,10 +197,11 @@ class HFBackbone(Backbone):
 
     def first_products(self, block: nn.Module, x: Tensor) -> Tensor:
         attn = self.attention(block)
-        if not (is_plain(attn.q_proj) and is_plain(attn.k_proj)):
+        query, key, _ = cast("tuple[Any, ...]", self.projections(attn))
+        if not (is_plain(query) and is_plain(key)):
             return super().first_products(block, x)
-        query, key, x = attn.q_proj, attn.k_proj.weight, self.first_norm(block).forward(x)
-        return first_products(x, query.weight, query.bias, key, len(key) // attn.head_dim)
+        x, heads = self.first_norm(block).forward(x), len(key.weight) // self.head_dim(attn)
+        return first_products(x, query.weight, query.bias, key.weight, heads)
 
     def call_arguments(self, i: int, tokens: Tokens) -> tuple[Any, ...] | None:
         # Its own forward would checkpoint inside ours; not every attention of theirs takes a bias.

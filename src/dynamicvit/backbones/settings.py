@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dynamicvit.errors import InputError
+from dynamicvit.layers.tokens import Grid
 
 
 class Settings:
@@ -63,7 +65,7 @@ class Settings:
 
         All but the weights of linear layers, attention and convolutions: positions, prefix tokens.
         """
-        products = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+        products = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
         decayed = {
             id(parameter)
             for module in self.module.modules()
@@ -107,17 +109,66 @@ class Settings:
             )
 
     @property
+    def in_chans(self) -> int:
+        """Number of image channels: those that the first convolution takes."""
+        convolutions = (nn.Conv2d, nn.Conv3d)
+        return next(m for m in self.module.modules() if isinstance(m, convolutions)).in_channels
+
+    @property
     @abstractmethod
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels of the images it was built for."""
 
+    @property
+    def frames(self) -> int | None:
+        """Frames of the clips it was built for; ``None`` if it takes images."""
+        return None
+
+    def input_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
+        """Shape of one input: ``(channels, height, width)``, of a clip with frames in front.
+
+        Args:
+            size: height and width; by default those that the network was built for.
+        """
+        image = self.in_chans, *(size or self.image_size)
+        return image if self.frames is None else (self.frames, *image)
+
     @abstractmethod
-    def grid(self, height: int, width: int) -> tuple[int, int]:
+    def grid(self, height: int, width: int) -> Grid:
         """Rows and columns of patches that an image of this size gives.
+
+        A network of clips gives times, rows and columns, and has a third argument ``frames``
+        (:class:`~dynamicvit.backbones.video.Video`).
 
         Raises:
             InputError: if the network does not accept the size.
         """
+
+    def check_inputs(self, inputs: Tensor) -> None:
+        """Check a batch before it is embedded.
+
+        Args:
+            inputs: ``(B, channels, height, width)``, of clips ``(B, frames, channels, height,
+                width)``.
+
+        Raises:
+            InputError: for another shape or type, or a size that the network does not accept.
+        """
+        what, shape, channels = "images", "(batch", self.in_chans
+        if self.frames is not None:
+            what, shape = "clips", "(batch, frames"
+        if inputs.ndim != 5 - (self.frames is None) or inputs.shape[-3] != channels:
+            raise InputError(
+                f"{what} must be {shape}, {channels}, height, width), got {tuple(inputs.shape)}"
+            )
+        if inputs.shape[0] == 0:
+            raise InputError(f"{what} must be at least one, got {tuple(inputs.shape)}")
+        if not inputs.is_floating_point():
+            raise InputError(f"{what} must be floating point and normalized, got {inputs.dtype}")
+        weights = next(self.module.parameters()).dtype
+        if inputs.dtype != weights and not torch.is_autocast_enabled(inputs.device.type):
+            raise InputError(f"{what} must be {weights} like the weights, got {inputs.dtype}")
+        self.grid(*inputs.shape[-2:], *inputs.shape[1:-3])
 
     def set_image_size(self, height: int, width: int) -> None:
         """Let the network take images of this size, where that needs a change of it.

@@ -11,7 +11,6 @@ from torch import nn
 
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import eval_mode
-from dynamicvit.costs import resolve_image_size
 from dynamicvit.evaluation.bench import bench, timer_of
 from dynamicvit.layers.tokens import Tokens
 
@@ -99,7 +98,7 @@ def time_method(
 def stage_seconds(model: DynamicViT, batch_size: int, precision: str, threads: int) -> float:
     """Seconds that the stages of a batch take, on the very tokens that come to them."""
     device = next(model.parameters()).device
-    shape = (batch_size, model.in_chans, *resolve_image_size(model))
+    shape = (batch_size, *model.bound.input_shape())
     images = torch.randn(shape, device=device)
     work: dict[int, Callable[[], object]] = {}
 

@@ -90,6 +90,23 @@ def segments(model: nn.Module) -> bool:
     return getattr(core_of(model), "task", "classification") == "segmentation"
 
 
+def check_takes_images(model: nn.Module, what: str) -> None:
+    """Refuse a model that takes clips.
+
+    Args:
+        model: any network.
+        what: it is needed for.
+
+    Raises:
+        InputError: for a network of clips.
+    """
+    shape = input_shape(model)
+    if len(shape) > 3:
+        raise InputError(
+            f"the model takes clips of {'x'.join(map(str, shape))}: {what} takes models of images"
+        )
+
+
 def check_classifies(model: Any, what: str, whose: str = "the model") -> None:
     """Refuse a model that does not give one class an image.
 
@@ -123,6 +140,19 @@ def image_channels(model: nn.Module) -> int:
     """Number of channels of the images that a network takes."""
     bound = bound_of(model)
     return getattr(backbone_of(model), "in_chans", 3) if bound is None else bound.in_chans
+
+
+def input_shape(model: nn.Module, size: tuple[int, int] | None = None) -> tuple[int, ...]:
+    """Shape of one input of a network: ``(channels, height, width)``, of a clip frames in front.
+
+    Args:
+        model: the network.
+        size: height and width; by default those that it was built for.
+    """
+    bound = bound_of(model)
+    if bound is not None:
+        return bound.input_shape(size)
+    return image_channels(model), *(size or own_image_size(model))
 
 
 @contextmanager

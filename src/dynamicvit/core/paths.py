@@ -58,7 +58,8 @@ class Paths:
         """Logits ``(B, classes)`` in ``eval()``, a :class:`MaskedOutput` in ``train()``.
 
         Args:
-            images: ``(B, channels, height, width)``, normalized as the backbone wants it.
+            images: ``(B, channels, height, width)``, normalized as the backbone wants it; of one
+                for video clips, ``(B, frames, channels, height, width)``, here and below.
         """
         if self.training:
             return self.forward_masked(images)
@@ -283,18 +284,6 @@ class Paths:
         return self._depth if at_the_end and self.bound.reads is None else self._depth - 1
 
     def _embed(self, images: Tensor) -> Tokens:
-        """All tokens of a batch that was checked."""
-        channels = self.bound.in_chans
-        if images.ndim != 4 or images.shape[1] != channels:
-            raise InputError(
-                f"images must be (batch, {channels}, height, width), got {tuple(images.shape)}"
-            )
-        if images.shape[0] == 0:
-            raise InputError(f"images must be at least one, got {tuple(images.shape)}")
-        if not images.is_floating_point():
-            raise InputError(f"images must be floating point and normalized, got {images.dtype}")
-        weights = next(self.bound.module.parameters()).dtype
-        if images.dtype != weights and not torch.is_autocast_enabled(images.device.type):
-            raise InputError(f"images must be {weights} like the weights, got {images.dtype}")
-        self.bound.grid(images.shape[2], images.shape[3])  # refuses a size before it is embedded
+        """All tokens of a batch, once it was checked."""
+        self.bound.check_inputs(images)
         return self.bound.embed(images)

@@ -256,9 +256,12 @@ def segmenter(model: nn.Module, num_classes: int, head: str = "linear") -> Segme
 
     Raises:
         UnsupportedBackboneError: naming the class that is not supported, and the families.
-        InputError: for an unknown head, or no classes.
+        InputError: for an unknown head, no classes, or a backbone of clips.
     """
     core = getattr(model, "dynamicvit", model)  # of a model that speaks transformers' language
+    bound = core.bound if isinstance(core, DynamicViT) else backbone_for(model)
+    if bound.frames is not None:
+        raise InputError(f"{bound.family} takes clips: a segmentation model is for images")
     if isinstance(core, DynamicViT):
         made = Segmenter(
             core.bound, core.schedule, core.methods or core.method, head=head,
@@ -266,7 +269,7 @@ def segmenter(model: nn.Module, num_classes: int, head: str = "linear") -> Segme
         )  # fmt: skip
         made.per_image = core.per_image
     else:
-        made = Segmenter(backbone_for(model), Schedule((), ()), head=head, num_classes=num_classes)
+        made = Segmenter(bound, Schedule((), ()), head=head, num_classes=num_classes)
     if made.bound.num_classes:
         made.bound.reset_classifier(0, None)
     made.train(model.training)

@@ -104,7 +104,8 @@ class TimmSurface:
             return_prefix_tokens: give ``(map, prefix tokens)`` for each block, where there are any.
             norm: put each map through the final norm.
             stop_early: don't run the blocks after the last one asked for.
-            output_fmt: ``"NCHW"`` for maps ``(B, C, rows, columns)``, ``"NLC"`` for ``(B, N, C)``.
+            output_fmt: ``"NCHW"`` for maps ``(B, C, rows, columns)``, of clips ``(B, C, times,
+                rows, columns)``; ``"NLC"`` for ``(B, N, C)``.
             intermediates_only: leave the final tokens ``(B, P + K, C)`` out.
             output_dict: give the same by timm's names.
 

@@ -6,6 +6,8 @@ and how much needs one for each image.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,10 +42,10 @@ class RandomScores(Choice):
 class StaticRanking(Choice):
     """N learned log-odds of keeping, one for each place; trained with the same losses.
 
-    For images of another grid they are interpolated, bilinearly, as positions are.
+    For inputs of another grid they are interpolated, linearly along each axis, as positions are.
 
     Args:
-        grid: rows and columns of patches of the images that it learns from.
+        grid: patches along each axis of the inputs that it learns from.
     """
 
     compares_images = False
@@ -51,7 +53,7 @@ class StaticRanking(Choice):
     def __init__(self, grid: Grid) -> None:
         super().__init__()
         self.grid = grid
-        self.places = nn.Parameter(torch.empty(grid[0] * grid[1]))
+        self.places = nn.Parameter(torch.empty(prod(grid)))
         nn.init.trunc_normal_(self.places, std=0.02)
         self.register_buffer("_at_first", self.places.detach().clone(), persistent=False)
 
@@ -72,7 +74,8 @@ class StaticRanking(Choice):
         scores = _PACE * self.places
         if tokens.grid != self.grid:
             laid_out = scores.reshape(1, 1, *self.grid)
-            laid_out = F.interpolate(laid_out, tokens.grid, mode="bilinear", align_corners=False)
+            mode = "bilinear" if len(self.grid) == 2 else "trilinear"
+            laid_out = F.interpolate(laid_out, tokens.grid, mode=mode, align_corners=False)
             scores = laid_out.flatten()
         scores = scores.expand(tokens.x.shape[0], -1)
         return scores if tokens.index is None else scores.gather(1, tokens.index)

@@ -42,8 +42,17 @@ class Downsampling(Combination):
 
     @classmethod
     def schedules(cls, bound: Backbone) -> list[Schedule]:
-        """One for each block before which it may happen."""
+        """One for each block before which it may happen.
+
+        Raises:
+            InputError: for a backbone of clips.
+        """
         grid = bound.grid(*bound.image_size)
+        if len(grid) != 2:
+            raise InputError(
+                f"method downsample averages {_SIDE}x{_SIDE} patches of an image; {bound.family} "
+                f"has a grid of {len(grid)} axes, {'x'.join(map(str, grid))}"
+            )
         share = prod(pooled_grid(grid)) / prod(grid)
         return [Schedule((block,), (share,)) for block in range(len(bound.blocks))]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.core.networks import check_takes_images
 from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.data import class_names, eval_transform, read_image
 from dynamicvit.data.transforms import image_config
@@ -84,6 +85,8 @@ def visualize(
     """
     if isinstance(model, str | os.PathLike):
         model = load(model)
+    if isinstance(model, DynamicViT):
+        check_takes_images(model, "visualize")
     if not isinstance(images, Tensor):
         images = _prepare(model, images, image_size, crop_pct)
     output = model.forward_pruned(images)

@@ -12,7 +12,7 @@ import torch
 from dynamicvit._version import __version__
 from dynamicvit.core.hub import policy_in
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import eval_mode, untrained_on_purpose
+from dynamicvit.core.networks import check_takes_images, eval_mode, untrained_on_purpose
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.segmenter import Labels, Segmenter
 from dynamicvit.costs import ImageSize, resolve_image_size
@@ -194,6 +194,7 @@ def describe(
         raise InputError(f"crop_pct {crop_pct}: a segmentation model sees whole images, without it")
     if model.num_classes < 1:
         raise InputError("the model has no classifier: export takes classifiers and segmenters")
+    check_takes_images(model, "export")
     config = image_config(model, image_size)
     height, width = resolve_image_size(model, image_size)
     grid = model.bound.grid(height, width)
@@ -225,7 +226,7 @@ def describe(
 def _segmentation(model: Segmenter, size: tuple[int, int]) -> dict[str, Any]:
     """What is said of a segmentation model alone."""
     like = next(model.parameters())
-    blank = torch.zeros(1, model.in_chans, *size, dtype=like.dtype, device=like.device)
+    blank = torch.zeros(1, *model.bound.input_shape(size), dtype=like.dtype, device=like.device)
     with eval_mode(model), untrained_on_purpose(model), torch.no_grad():
         logits = model.forward_dense(blank).logits
     return {

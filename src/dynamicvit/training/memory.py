@@ -16,8 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import image_channels
-from dynamicvit.costs import resolve_image_size
+from dynamicvit.core.networks import input_shape
 from dynamicvit.training.budgets import Budgets
 from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.objective import TrainingObjective, objective_of
@@ -131,7 +130,7 @@ def _held(
 ) -> int:
     """The most bytes that a step on noise needed at a time, beside what was there before."""
     model = objective.model
-    images = torch.randn(num_images, image_channels(model), *resolve_image_size(model))
+    images = torch.randn(num_images, *input_shape(model))
     images = images.to(device)
     targets = model.blank_labels(images)
     there = [*_tensors(model), *_teachers_tensors(objective), *_gradients(model), images]

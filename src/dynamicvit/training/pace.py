@@ -11,8 +11,7 @@ from statistics import median
 import torch
 
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import image_channels
-from dynamicvit.costs import resolve_image_size
+from dynamicvit.core.networks import input_shape
 from dynamicvit.data import Batch, Loader
 from dynamicvit.errors import InputError
 from dynamicvit.training.external_teacher import ExternalTeacher
@@ -83,7 +82,7 @@ def time_steps(
         objective = objective_of(student, recipe, teacher, device).to(device)
         step = Step(objective, recipe, Processes(device), precision=precision)
         optimizer = create_optimizer(student, recipe)
-        shape = (images, image_channels(model), *resolve_image_size(model))
+        shape = (images, *input_shape(model))
         noise = torch.randn(shape)
         batch = Batch(noise, model.blank_labels(noise)).to(device)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynamicvit.core.losses import Losses
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import image_channels, own_image_size
+from dynamicvit.core.networks import input_shape
 from dynamicvit.core.outputs import MaskedOutput
 from dynamicvit.data import Batch
 from dynamicvit.training.draws import Mixing, SplitDraws, seed_everything, seed_of
@@ -244,5 +244,5 @@ def _pieces(batch: Batch, passes: int) -> list[Batch]:
 
 
 def _placeholder(model: DynamicViT, device: torch.device) -> Batch:
-    images = torch.zeros(1, image_channels(model), *own_image_size(model), device=device)
+    images = torch.zeros(1, *input_shape(model), device=device)
     return Batch(images, model.blank_labels(images))

@@ -16,14 +16,17 @@ from torch import nn
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    AutoModelForVideoClassification,
+    AutoVideoProcessor,
     CLIPImageProcessor,
 )
-from transformers.utils import IMAGE_PROCESSOR_NAME
+from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
+from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import backbone_of
 from dynamicvit.errors import InputError
-from dynamicvit.transformers import DynamicViTForImageClassification
+from dynamicvit.transformers import model_class_for
 from dynamicvit.utils.fields import RESAMPLING, check_fields, read_json
 from dynamicvit.utils.files import atomic_folder
 from dynamicvit.utils.memory import room_for
@@ -33,7 +36,7 @@ from dynamicvit.utils.words import first_few, first_line
 
 
 def load_classifier(folder: Path) -> nn.Module:
-    """The image classifier, with all its weights.
+    """The classifier of images or clips, with all its weights.
 
     Args:
         folder: of a dense model or of ours, with or without the image processor's config.
@@ -50,7 +53,7 @@ def load_classifier(folder: Path) -> nn.Module:
     try:
         with room_for(files), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            model, report = AutoModelForImageClassification.from_pretrained(
+            model, report = _kind_of(folder / CONFIG_NAME).from_pretrained(
                 folder, output_loading_info=True, local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # of a config or weights of any kind
@@ -63,9 +66,22 @@ def load_classifier(folder: Path) -> nn.Module:
             raise InputError(f"{folder}: the weights don't fit the config; {keys}")
     check_tensors(model.state_dict(), str(folder))
     backbone: Any = backbone_of(model)
-    if (folder / IMAGE_PROCESSOR_NAME).is_file():
-        backbone.image_processing = _processing_of(folder)
+    for name, processor in (
+        (IMAGE_PROCESSOR_NAME, AutoImageProcessor),
+        (VIDEO_PROCESSOR_NAME, AutoVideoProcessor),
+    ):
+        if (folder / name).is_file():
+            backbone.image_processing = _processing_of(folder / name, processor)
+            break
     return cast(nn.Module, model)
+
+
+def _kind_of(path: Path) -> Any:
+    """transformers' class for what a config's model classifies, images or clips."""
+    config: Any = read_json(path)
+    kind = config.get("backbone_config", config).get("model_type")
+    clips = kind in MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
+    return AutoModelForVideoClassification if clips else AutoModelForImageClassification
 
 
 def _check_config(path: Path) -> None:
@@ -79,18 +95,17 @@ def _check_config(path: Path) -> None:
             raise InputError(f"{path}: {instead} ({key})")
 
 
-def _processing_of(folder: Path) -> dict[str, Any]:
-    """:func:`image_processing` of the processor in a folder, checked before and after."""
-    path = folder / IMAGE_PROCESSOR_NAME
+def _processing_of(path: Path, kind: Any) -> dict[str, Any]:
+    """:func:`image_processing` of the processor in a file, checked before and after."""
     read_json(path)
     try:
-        processor = AutoImageProcessor.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
+        processor = kind.from_pretrained(
+            path.parent, local_files_only=True, trust_remote_code=False
         )
         described = image_processing(processor)
     except Exception as error:  # of a file of any kind
         reason = first_line(error)
-        raise InputError(f"{path}: does not describe an image processor ({reason})") from error
+        raise InputError(f"{path}: does not describe a processor ({reason})") from error
     check_fields(described, path)
     return described
 
@@ -124,7 +139,7 @@ def save_classifier(model: DynamicViT, folder: Path) -> None:
     Raises:
         InputError: if the folder can't be written.
     """
-    ours = DynamicViTForImageClassification.around(model) if model.schedule.stages else None
+    ours = model_class_for(model.bound).around(model) if model.schedule.stages else None
     classifier: Any = ours or model.backbone
     try:
         with atomic_folder(folder, CONFIG_NAME) as draft:

@@ -57,6 +57,8 @@ class DynamicViTForImageClassification(DynamicViTPreTrainedModel):
 
     #: The loss is a mean over the batch: Trainer divides it by its accumulation steps.
     accepts_loss_kwargs = False
+    #: Whether its inputs are clips.
+    takes_clips = False
 
     def __init__(self, config: DynamicViTConfig, dynamicvit: DynamicViT | None = None) -> None:
         super().__init__(config, dynamicvit)
@@ -64,6 +66,12 @@ class DynamicViTForImageClassification(DynamicViTPreTrainedModel):
             raise InputError(
                 "the model segments images: load it by DynamicViTForUniversalSegmentation, or by "
                 "AutoModelForUniversalSegmentation"
+            )
+        if (self.dynamicvit.bound.frames is not None) != self.takes_clips:
+            right = "Image" if self.takes_clips else "Video"
+            raise InputError(
+                f"the model classifies {'images' if self.takes_clips else 'clips'}: load it by "
+                f"DynamicViTFor{right}Classification, or by AutoModelFor{right}Classification"
             )
         self.loss_weights = LossWeights()
         self._warned = False

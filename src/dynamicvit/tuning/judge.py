@@ -243,8 +243,8 @@ def read_images(
         InputError: for fewer than :data:`LEAST_IMAGES` images, or tensors of another size.
     """
     if isinstance(source, Tensor):
-        wanted = (model.in_chans, *image_size)
-        if source.ndim != 4 or tuple(source.shape[1:]) != wanted:
+        wanted = model.bound.input_shape(image_size)
+        if tuple(source.shape[1:]) != wanted:
             raise InputError(
                 f"images must be (batch, {', '.join(map(str, wanted))}), got {tuple(source.shape)}"
             )

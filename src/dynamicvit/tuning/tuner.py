@@ -124,7 +124,7 @@ def tune(
     record = None if folder is None else folder / RECORD
     notebook = Notebook(record, identity_of(core, space, digest, seed))
     judge = Judge(core, space, pictures, notebook)
-    noise = torch.randn(batch_size, core.in_chans, *size, device=device)
+    noise = torch.randn(batch_size, *core.bound.input_shape(size), device=device)
     clock = Clock(core, judge, noise, setting, threads, seconds, progress)
     found = Hunt(core, target, judge, clock, size, evaluations, tell or (lambda line: None)).found()
     if folder is not None:

@@ -134,7 +134,7 @@ def bench(
         torch_threads(threads),
     ):
         for batch_size in batch_sizes:
-            images = torch.randn(batch_size, model.in_chans, *size, device=device)
+            images = torch.randn(batch_size, *model.bound.input_shape(size), device=device)
             report = partial(progress or (lambda *_: None), batch_size)
             work = []
             for pair in pairs:

@@ -81,7 +81,7 @@ def peak_memory(
     runs.ready(precision)
     size = resolve_image_size(model, image_size)
     job = {
-        "shape": (batch_size, model.in_chans, *size),
+        "shape": (batch_size, *model.bound.input_shape(size)),
         "runtime": runtime,
         "precision": precision,
         "threads": threads,
