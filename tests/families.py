@@ -23,7 +23,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from dynamicvit import DynamicViT, sparsify
+from dynamicvit import DynamicViT, inflate, sparsify
 from dynamicvit.core.networks import core_of
 from dynamicvit.core.schedule import Policy
 
@@ -248,6 +248,20 @@ class HFVideoFamily(HFFamily):
         return network(images, **kwargs)
 
 
+@dataclass(frozen=True)
+class InflatedFamily(Family):
+    """A row of timm's image networks over clips, with positions in time that can be seen."""
+
+    @built_once
+    def backbone(self, depth: int = 4, seed: int = 0, **kwargs: Any) -> nn.Module:
+        image = super().backbone(depth, seed, **kwargs)
+        assert self.frames is not None
+        made = inflate(image, self.frames, self.frames // self.grid[0], "average")
+        randomize(made.vit.patch_embed, seed)
+        made.time_embed.data.normal_(generator=torch.Generator().manual_seed(seed))
+        return made
+
+
 #: Without the parameter that stands for masked patches in pretraining only.
 UNMASKED = {"use_mask_token": False}
 
@@ -308,6 +322,13 @@ HF_VIDEO_FAMILIES = (
     else ()
 )
 
+#: One for each way to place tokens: learned, rotary, relative.
+INFLATED_FAMILIES = (
+    InflatedFamily("inflated_augreg", "vit_tiny_patch16_224", grid=(2, 2, 3), frames=4),
+    InflatedFamily("inflated_eva02", "eva02_base_patch14_224", patch=14, grid=(2, 2, 3), frames=2),
+    InflatedFamily("inflated_beit", "beit_base_patch16_224", grid=(2, 2, 3), frames=4),
+)
+
 FAMILIES = (
     Family("deit", "deit_tiny_patch16_224"),
     Family("deit_distilled", "deit_tiny_distilled_patch16_224", one_classifier=False),
@@ -346,6 +367,7 @@ FAMILIES = (
     Family("inner_norms", "vit_tiny_patch16_224", {"scale_attn_norm": True, "init_values": 0.1}),
     *HF_FAMILIES,
     *HF_VIDEO_FAMILIES,
+    *INFLATED_FAMILIES,
 )
 
 BY_NAME = {family.name: family for family in FAMILIES}

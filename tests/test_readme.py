@@ -203,6 +203,16 @@ def test_streaming_and_tiles(names: dict[str, Any], capsys: pytest.CaptureFixtur
     assert "'frames': 2" in capsys.readouterr().out
 
 
+def test_video(names: dict[str, Any]) -> None:
+    changed = {
+        '"vit_tiny_patch16_224", frames=8, tubelet=2, pretrained=False': "backbone, frames=8",
+        "224, 224": "64, 64",
+    }
+    made = run("docs/video.md", names | {"backbone": backbone()}, changed)
+    assert made["logits"].shape == (2, 4)
+    assert made["model"].forward_pruned(made["clips"]).grid == (4, 4, 4)
+
+
 def test_predict(names: dict[str, Any]) -> None:
     pytest.importorskip("pyarrow")
     sparsify(backbone(), 0.7, method="dynamicvit").save_pretrained("runs/mine")

@@ -20,6 +20,7 @@ from dynamicvit.sparsification import sparsify
 
 if TYPE_CHECKING:
     from dynamicvit.checkpoints.dense import load_dense
+    from dynamicvit.checkpoints.inflation import inflate
     from dynamicvit.checkpoints.loading import load
     from dynamicvit.evaluation import evaluate, evaluate_segmentation, predict
     from dynamicvit.plots import visualize
@@ -44,6 +45,7 @@ __all__ = [
     "evaluate",
     "evaluate_segmentation",
     "export",
+    "inflate",
     "keep_ratio_for",
     "load",
     "load_dense",
@@ -64,6 +66,7 @@ _LATER = {
     "evaluate": "dynamicvit.evaluation",
     "evaluate_segmentation": "dynamicvit.evaluation",
     "export": "dynamicvit.runtimes",
+    "inflate": "dynamicvit.checkpoints.inflation",
     "load": "dynamicvit.checkpoints.loading",
     "load_dense": "dynamicvit.checkpoints.dense",
     "predict": "dynamicvit.evaluation",

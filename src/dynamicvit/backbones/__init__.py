@@ -12,6 +12,7 @@ from dynamicvit.backbones.beit import BeitBackbone
 from dynamicvit.backbones.convnext import ConvNeXtBackbone
 from dynamicvit.backbones.eva import EvaBackbone
 from dynamicvit.backbones.hierarchical import Hierarchical
+from dynamicvit.backbones.inflated import InflatedBackbone
 from dynamicvit.backbones.lvvit import LVViTBackbone
 from dynamicvit.backbones.swin import SwinBackbone, SwinV2Backbone
 from dynamicvit.backbones.timm_vit import DistilledBackbone, ViTBackbone
@@ -52,6 +53,7 @@ BUILT_IN: tuple[type[Backbone], ...] = (
     ConvNeXtBackbone,
     SwinBackbone,
     SwinV2Backbone,
+    InflatedBackbone,
 )
 """Families of what the package's own requirements bring."""
 

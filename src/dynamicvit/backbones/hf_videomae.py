@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.models.videomae.modeling_videomae import (
@@ -24,7 +24,7 @@ class HFVideoMAEBackbone(HFVideoBackbone):
     model_classes = (VideoMAEForVideoClassification,)
     block_classes = (VideoMAELayer,)
     attention_classes = (VideoMAEAttention,)
-    processing = {**CROPPED, "crop_pct": 1.0, "interpolation": "bilinear"}
+    processing: ClassVar[dict[str, Any]] = {**CROPPED, "crop_pct": 1.0, "interpolation": "bilinear"}
 
     def why_not(self) -> str | None:
         if self.module.fc_norm is None:

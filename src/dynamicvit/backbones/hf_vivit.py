@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers.models.vivit.modeling_vivit import (
     VivitAttention,
@@ -22,7 +22,7 @@ class HFVivitBackbone(HFVideoBackbone, HFViTBackbone):
     model_classes = (VivitForVideoClassification,)
     block_classes = (VivitLayer,)
     attention_classes = (VivitAttention,)
-    processing = {**SQUASHED, "interpolation": "bilinear"}
+    processing: ClassVar[dict[str, Any]] = {**SQUASHED, "interpolation": "bilinear"}
 
     @property
     def encoder(self) -> Any:

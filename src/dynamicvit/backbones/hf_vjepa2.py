@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class HFVJEPA2Backbone(HFVideoBackbone):
     model_classes = (VJEPA2ForVideoClassification,)
     block_classes = (VJEPA2Layer,)
     attention_classes = (VJEPA2RopeAttention,)
-    processing = {**CROPPED, "interpolation": "bilinear"}
+    processing: ClassVar[dict[str, Any]] = {**CROPPED, "interpolation": "bilinear"}
 
     # ---------------------------------------------------------------- its parts
 

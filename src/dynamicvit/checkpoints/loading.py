@@ -26,6 +26,7 @@ from dynamicvit.checkpoints.dense import (
     timm_network,
 )
 from dynamicvit.checkpoints.description import Description, described
+from dynamicvit.checkpoints.inflation import inflate
 from dynamicvit.checkpoints.released import (
     CROP_PCT,
     download,
@@ -64,6 +65,8 @@ def load(
     num_classes: int | None = None,
     pretrained: bool = True,
     schedule: ScheduleSource | None = None,
+    frames: int | None = None,
+    tubelet: int | None = None,
 ) -> DynamicViT:
     """A DynamicViT by any name that the commands take as ``--model``.
 
@@ -98,6 +101,9 @@ def load(
         schedule: in place of ``keep_ratio``, ``stages`` and ``policy``, as for
             :func:`~dynamicvit.sparsify`; its method must be the model's, unless ``method`` is given
             too.
+        frames: of a clip, for an image network's name: it becomes a video network as
+            :func:`~dynamicvit.inflate` makes it.
+        tubelet: frames of a token, likewise; by default 2.
 
     Returns:
         The model in ``eval()``.
@@ -144,6 +150,8 @@ def load(
     if weights is not None and is_released(weights.tensors):
         keep_ratio, _ = find_keep_ratio(keep_ratio, read_metadata(weights), weights.source)
     network, whole = _named(name, weights, keep_ratio, stages, num_classes, pretrained)
+    if frames is not None or tubelet is not None:
+        network = _over_clips(name, network, frames, tubelet)
     weights = None if whole else weights
     drops = any(each is not None for each in (own_method, keep_ratio, stages, policy))
     keeps = isinstance(network, DynamicViT) and (network.schedule.stages or not drops)
@@ -198,6 +206,17 @@ def _named(
     return timm.create_model(
         timm_name(name), num_classes=classes, pretrained_cfg_overlay=crop
     ), False
+
+
+def _over_clips(
+    name: str, network: nn.Module, frames: int | None, tubelet: int | None
+) -> nn.Module:
+    """The video network of an image network that was named."""
+    if frames is None:
+        raise InputError(f"tubelet {tubelet} goes with frames: give both")
+    if isinstance(network, DynamicViT):
+        raise InputError(f"frames {frames} is for timm's image networks; {name} is whole as it is")
+    return inflate(network, frames, 2 if tubelet is None else tubelet)
 
 
 def set_image_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from dynamicvit.cli.options import (
     COST,
     AddOn,
     Checkpoint,
+    Frames,
     ImageSizeOption,
     JsonFile,
     KeepRatio,
@@ -34,6 +35,7 @@ from dynamicvit.cli.options import (
     ScheduleOption,
     Threads,
     Tile,
+    Tubelet,
     chosen_model,
     parse_image_size,
 )
@@ -88,6 +90,8 @@ def bench_command(
     addon: AddOn = None,
     tile: Tile = None,
     image_size: ImageSizeOption = None,
+    frames: Frames = None,
+    tubelet: Tubelet = None,
     seconds: Annotated[
         float,
         typer.Option(help="Seconds to measure each row; at least 5 rounds.", rich_help_panel=COST),
@@ -146,6 +150,8 @@ def bench_command(
             "--tile": tile,
             "--macs": macs,
             "--image-size": image_size,
+            "--frames": frames,
+            "--tubelet": tubelet,
             "--runtime": runtime,
             "--calibrate": calibrate,
             "--memory": memory or None,
@@ -168,6 +174,8 @@ def bench_command(
             tile=tile,
             macs=macs,
             image_size=size,
+            frames=frames,
+            tubelet=tubelet,
             pretrained=addon is not None,  # it has to be that of its own weights
         )
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -28,6 +28,8 @@ def load_at_budget(
     image_size: tuple[int, int] | None = None,
     pretrained: bool = True,
     schedule: Path | None = None,
+    frames: int | None = None,
+    tubelet: int | None = None,
 ) -> tuple[DynamicViT, tuple[int, int]]:
     """A model at a budget, and its image size.
 
@@ -43,6 +45,8 @@ def load_at_budget(
         image_size: height and width; by default the model's own.
         pretrained: as for ``load``.
         schedule: likewise, in place of a keep ratio and a policy.
+        frames: likewise, of a video network.
+        tubelet: likewise.
 
     Raises:
         InputError: for values that these refuse, and options that exclude each other.
@@ -62,6 +66,8 @@ def load_at_budget(
         method=method,
         pretrained=pretrained,
         schedule=schedule,
+        frames=frames,
+        tubelet=tubelet,
     )
     size = set_image_size(model, image_size)
     if budget is not None:

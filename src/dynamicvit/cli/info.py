@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from dynamicvit.cli.inference import refuse_fixed
 from dynamicvit.cli.options import (
     AddOn,
     Checkpoint,
+    Frames,
     JsonFile,
     ModelArgument,
     ModelOrFile,
     Released,
+    Tubelet,
     chosen_model,
     one_name,
 )
@@ -45,6 +48,8 @@ def info(
     released: Released = None,
     checkpoint: Checkpoint = None,
     addon: AddOn = None,
+    frames: Frames = None,
+    tubelet: Tubelet = None,
     json_file: JsonFile = None,
 ) -> None:
     """Say what MODEL is: backbone, classes, schedule, MACs, training, preprocessing.
@@ -57,12 +62,20 @@ def info(
     if path.is_file() and (path.parent / CONFIG_NAME).is_file():  # the config says what it is
         path = path.parent
     if is_exported(model_name):
-        refuse_fixed(model_name, {"--checkpoint": checkpoint, "--addon": addon})
+        given = {"--checkpoint": checkpoint, "--addon": addon}
+        refuse_fixed(model_name, {**given, "--frames": frames, "--tubelet": tubelet})
         about = _of_file(load_exported(path))
     else:
         name = path if path.exists() else model_name
         has_weights = path.exists() or checkpoint is not None or addon is not None
-        model = load(name, checkpoint=checkpoint, addon=addon, pretrained=addon is not None)
+        model = load(
+            name,
+            checkpoint=checkpoint,
+            addon=addon,
+            pretrained=addon is not None,
+            frames=frames,
+            tubelet=tubelet,
+        )
         about = _of_model(model, path, has_weights)
     console = Console(stderr=json_file == "-")
     say(console, model_name)
@@ -89,7 +102,7 @@ def _of_model(model: DynamicViT, path: Path, has_weights: bool) -> dict[str, Any
     """What a model is, and what its folder tells of its training."""
     height, width = resolve_image_size(model)
     grid = model.bound.grid(height, width)
-    patches = grid[0] * grid[1]
+    patches = prod(grid)
     fresh = [method.is_fresh for method in model.predictors]
     return {
         "backbone": backbone_name(model.backbone),
@@ -108,7 +121,7 @@ def _of_model(model: DynamicViT, path: Path, has_weights: bool) -> dict[str, Any
             if is_fresh and has_weights
         ],
         "training": _training(path),
-        **_input(model, (model.in_chans, height, width)),
+        **_input(model, model.bound.input_shape((height, width))),
     }
 
 
@@ -119,7 +132,7 @@ def _classes(model: PrunedClassifier) -> dict[str, Any]:
 
 def _schedule(schedule: Schedule, kept: Any, grid: tuple[int, ...]) -> dict[str, Any]:
     return {
-        "patches": grid[0] * grid[1],
+        "patches": prod(grid),
         "stages": list(schedule.stages),
         "kept": list(kept),
         "keep_ratios": list(schedule.keep_ratios),
@@ -128,7 +141,7 @@ def _schedule(schedule: Schedule, kept: Any, grid: tuple[int, ...]) -> dict[str,
     }
 
 
-def _input(model: Any, size: tuple[int, int, int]) -> dict[str, Any]:
+def _input(model: Any, size: tuple[int, ...]) -> dict[str, Any]:
     config = resolve_model_data_config(model)
     keys = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
     return {"input_size": list(size), **{key: config[key] for key in keys}}
@@ -192,9 +205,11 @@ def _lines(about: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("GMACs", f"{macs / 1e9:.{digits}f}{share if about['stages'] else ''}"))
     lines += [("untrained", part) for part in about.get("untrained", ())]
     lines += [("training", line) for line in _trained(about.get("training"))]
-    channels, height, width = about["input_size"]
+    *clip, channels, height, width = about["input_size"]
+    frames = f"{clip[0]} frames of " if clip else ""
     crop = f"crop {about['crop_pct']:.3g} ({about['crop_mode']})"
-    lines.append(("input", f"{channels}x{height}x{width}, {about['interpolation']}, {crop}"))
+    size = f"{frames}{channels}x{height}x{width}"
+    lines.append(("input", f"{size}, {about['interpolation']}, {crop}"))
     spread = [" ".join(f"{value:.3g}" for value in about[key]) for key in ("mean", "std")]
     lines.append(("normalized", f"mean {spread[0]}, std {spread[1]}"))
     if "batch" in about:

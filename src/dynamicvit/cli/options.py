@@ -150,6 +150,17 @@ ImageSizeOption = Annotated[
         rich_help_panel=IMAGES,
     ),
 ]
+Frames = Annotated[
+    int | None,
+    typer.Option(
+        help="Make timm's image network one of clips of so many frames.",
+        rich_help_panel=IMAGES,
+    ),
+]
+Tubelet = Annotated[
+    int | None,
+    typer.Option(help="Frames of a token, with --frames; by default 2.", rich_help_panel=IMAGES),
+]
 CropPct = Annotated[
     float | None,
     typer.Option(

@@ -75,7 +75,11 @@ class Source(NamedTuple):
 
 
 #: Modules with ``describe`` and ``rebuild``, imported with the first backbone of the source.
-_MODULES = {"timm": "dynamicvit.backbones.timm_config", "transformers": "dynamicvit.backbones.hf"}
+_MODULES = {
+    "timm": "dynamicvit.backbones.timm_config",
+    "transformers": "dynamicvit.backbones.hf",
+    "inflated": "dynamicvit.backbones.inflated",
+}
 _SOURCES: dict[str, Source] = {}
 
 #: Where the classes are that answer something else than one class an image.
