@@ -96,9 +96,15 @@ class Backbone(Settings, ABC):
         return self.num_prefix > 0
 
     @property
-    @abstractmethod
-    def patch_size(self) -> tuple[int, int]:
-        """Height and width of a patch in pixels."""
+    def in_chans(self) -> int:
+        """Number of image channels: those that the first convolution takes."""
+        convolutions = (nn.Conv2d, nn.Conv3d)
+        return next(m for m in self.module.modules() if isinstance(m, convolutions)).in_channels
+
+    @property
+    def frames(self) -> int | None:
+        """Frames of the clips it was built for; ``None`` if it takes images."""
+        return None
 
     # ---------------------------------------------------------------- the path of the tokens
 
@@ -301,8 +307,7 @@ class Backbone(Settings, ABC):
 
     def _watched(self, i: int) -> bool:
         """Whether somebody watches block ``i`` or a module in it."""
-        compiled = torch.compiler.is_compiling()
-        return not compiled and any(is_watched(part) for part in self.blocks[i].modules())
+        return not torch.compiler.is_compiling() and any(map(is_watched, self.blocks[i].modules()))
 
     def _block(
         self, i: int, tokens: Tokens, queries: int | None = None, keep_heads: bool = False

@@ -23,6 +23,7 @@ from dynamicvit.backbones.timm_vit import DistilledBackbone, TimmBackbone, ViTBa
 from dynamicvit.backbones.video import Video
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Grid, Heads, Tokens
+from dynamicvit.utils.fields import MOST_FRAMES
 
 Weights = Literal["central", "average"]
 """How a tubelet's weights come from a patch's: at its middle frame and zero elsewhere, which the
@@ -114,8 +115,9 @@ def check_clip(frames: int, tubelet: int, time: str = "learned") -> None:
         InputError: for numbers that can't be, or positions that there are none of.
     """
     for name, value in (("frames", frames), ("tubelet", tubelet)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name} must be a whole number of 1 or more, got {value!r}")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or not 1 <= value <= MOST_FRAMES:
+            raise InputError(f"{name} must be a whole number, 1 to {MOST_FRAMES}, got {value!r}")
     if frames % tubelet:
         raise InputError(f"frames must be a multiple of the tubelet's {tubelet}, got {frames}")
     if time not in get_args(TimePositions):
@@ -147,7 +149,9 @@ def over_tubelets(vit: nn.Module, tubelet: int, weights: Weights) -> None:
         inflated[:, tubelet // 2] = image[:, 0]
     old.weight = nn.Parameter(inflated.flatten(1, 2), requires_grad=old.weight.requires_grad)
     old.in_channels = old.weight.shape[1]
-    if hasattr(network, "_model_args"):  # timm's record of what the network was made with
+    if hasattr(network, "in_chans"):  # timm's record of it
+        network.in_chans = old.in_channels
+    if hasattr(network, "_model_args"):  # and of what the network was made with
         network._model_args = {**network._model_args, "in_chans": old.in_channels}
 
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Grid
@@ -29,6 +28,8 @@ class Settings:
 
     module: Any
     blocks: Any
+    in_chans: Any
+    frames: Any
 
     # ---------------------------------------------------------------- the classifier
 
@@ -109,20 +110,14 @@ class Settings:
             )
 
     @property
-    def in_chans(self) -> int:
-        """Number of image channels: those that the first convolution takes."""
-        convolutions = (nn.Conv2d, nn.Conv3d)
-        return next(m for m in self.module.modules() if isinstance(m, convolutions)).in_channels
+    @abstractmethod
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
 
     @property
     @abstractmethod
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels of the images it was built for."""
-
-    @property
-    def frames(self) -> int | None:
-        """Frames of the clips it was built for; ``None`` if it takes images."""
-        return None
 
     def input_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """Shape of one input: ``(channels, height, width)``, of a clip with frames in front.
@@ -143,32 +138,6 @@ class Settings:
         Raises:
             InputError: if the network does not accept the size.
         """
-
-    def check_inputs(self, inputs: Tensor) -> None:
-        """Check a batch before it is embedded.
-
-        Args:
-            inputs: ``(B, channels, height, width)``, of clips ``(B, frames, channels, height,
-                width)``.
-
-        Raises:
-            InputError: for another shape or type, or a size that the network does not accept.
-        """
-        what, shape, channels = "images", "(batch", self.in_chans
-        if self.frames is not None:
-            what, shape = "clips", "(batch, frames"
-        if inputs.ndim != 5 - (self.frames is None) or inputs.shape[-3] != channels:
-            raise InputError(
-                f"{what} must be {shape}, {channels}, height, width), got {tuple(inputs.shape)}"
-            )
-        if inputs.shape[0] == 0:
-            raise InputError(f"{what} must be at least one, got {tuple(inputs.shape)}")
-        if not inputs.is_floating_point():
-            raise InputError(f"{what} must be floating point and normalized, got {inputs.dtype}")
-        weights = next(self.module.parameters()).dtype
-        if inputs.dtype != weights and not torch.is_autocast_enabled(inputs.device.type):
-            raise InputError(f"{what} must be {weights} like the weights, got {inputs.dtype}")
-        self.grid(*inputs.shape[-2:], *inputs.shape[1:-3])
 
     def set_image_size(self, height: int, width: int) -> None:
         """Let the network take images of this size, where that needs a change of it.

@@ -29,7 +29,8 @@ def print_heading(console: Console, report: BenchReport, name: str, weights: str
     """Print a model's name, its weights ("random" or "given"), its schedule and its MACs."""
     height, width = report.image_size
     schedule = report.schedule
-    line = f"{name} ({weights} weights), {height}x{width} px"
+    clip = "" if report.frames is None else f"{report.frames} frames of "
+    line = f"{name} ({weights} weights), {clip}{height}x{width} px"
     if schedule.stages:
         blocks = ", ".join(map(str, schedule.stages))
         line += (

@@ -74,12 +74,8 @@ class Source(NamedTuple):
     rebuild: Callable[[Mapping[str, Any]], nn.Module]
 
 
-#: Modules with ``describe`` and ``rebuild``, imported with the first backbone of the source.
-_MODULES = {
-    "timm": "dynamicvit.backbones.timm_config",
-    "transformers": "dynamicvit.backbones.hf",
-    "inflated": "dynamicvit.backbones.inflated",
-}
+#: Modules of backbones with ``describe`` and ``rebuild``, imported with the first of the source.
+_MODULES = {"timm": "timm_config", "transformers": "hf", "inflated": "inflated"}
 _SOURCES: dict[str, Source] = {}
 
 #: Where the classes are that answer something else than one class an image.
@@ -277,7 +273,7 @@ def _source(name: str) -> Source:
     if name in _SOURCES:
         return _SOURCES[name]
     if name in _MODULES:
-        return need(_MODULES[name], extra=name)
+        return need(f"dynamicvit.backbones.{_MODULES[name]}", extra=name)
     known = ", ".join(sorted({*_MODULES, *_SOURCES}))
     raise InputError(f"no backbone_source {name!r}, one of {known}; register_source adds one")
 

@@ -58,8 +58,7 @@ class Paths:
         """Logits ``(B, classes)`` in ``eval()``, a :class:`MaskedOutput` in ``train()``.
 
         Args:
-            images: ``(B, channels, height, width)``, normalized as the backbone wants it; of one
-                for video clips, ``(B, frames, channels, height, width)``, here and below.
+            images: ``(B, channels, height, width)``, or clips with frames after B; normalized.
         """
         if self.training:
             return self.forward_masked(images)
@@ -284,6 +283,18 @@ class Paths:
         return self._depth if at_the_end and self.bound.reads is None else self._depth - 1
 
     def _embed(self, images: Tensor) -> Tokens:
-        """All tokens of a batch, once it was checked."""
-        self.bound.check_inputs(images)
-        return self.bound.embed(images)
+        """All tokens of a batch that was checked."""
+        bound, channels = self.bound, self.bound.in_chans
+        what, batch = ("images", "batch") if bound.frames is None else ("clips", "batch, frames")
+        shape = tuple(images.shape)
+        if len(shape) != 3 + len(batch.split()) or shape[-3] != channels:
+            raise InputError(f"{what} must be ({batch}, {channels}, height, width), got {shape}")
+        if images.shape[0] == 0:
+            raise InputError(f"{what} must be at least one, got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise InputError(f"{what} must be floating point and normalized, got {images.dtype}")
+        weights = next(bound.module.parameters()).dtype
+        if images.dtype != weights and not torch.is_autocast_enabled(images.device.type):
+            raise InputError(f"{what} must be {weights} like the weights, got {images.dtype}")
+        bound.grid(*images.shape[-2:], *images.shape[1:-3])  # refuses a size before it is embedded
+        return bound.embed(images)

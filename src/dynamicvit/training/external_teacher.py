@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from dynamicvit.checkpoints.dense import load_dense
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import DenseNetwork, image_channels, own_image_size, segments
+from dynamicvit.core.networks import (
+    DenseNetwork,
+    image_channels,
+    input_shape,
+    own_image_size,
+    segments,
+)
 from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
 from dynamicvit.training.recipe import Recipe
@@ -50,6 +56,10 @@ class ExternalTeacher(nn.Module):
             raise InputError(f"the teacher is for {tasks[0]}, the student for {tasks[1]}")
         _check_alike("classes", getattr(network, "num_classes", None), student.num_classes)
         _check_alike("channels", image_channels(network), image_channels(student))
+        clips, taught = (input_shape(each)[:-3] for each in (student, network))
+        if clips != taught:
+            says = [f"clips of {each[0]} frames" if each else "images" for each in (taught, clips)]
+            raise InputError(f"the teacher is for {says[0]}, the student for {says[1]}")
         self.network = network.requires_grad_(False)
         self.size = own_image_size(network)
         mean, std = _normalization(student)
@@ -65,10 +75,12 @@ class ExternalTeacher(nn.Module):
         """Logits ``(B, classes)``, or a map of them of the network's own size.
 
         Args:
-            images: ``(B, channels, height, width)``, normalized as the student wants them.
+            images: ``(B, channels, height, width)`` or clips, normalized as the student wants them.
         """
         if images.shape[-2:] != self.size:
-            images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
+            frames = images.flatten(0, -4)
+            frames = F.interpolate(frames, self.size, mode="bicubic", antialias=True)
+            images = frames.unflatten(0, images.shape[:-3])
         if not self._alike:
             images = images * self.scale + self.shift
         return self.network(images)

@@ -18,7 +18,7 @@ from dynamicvit.utils.words import first_line, shortened
 
 #: Far above any model: what is larger would take all memory, or minutes, before it fails.
 MOST_BLOCKS, MOST_WIDTH, MOST_SIDE, MOST_STAGES = 1000, 1 << 16, 1 << 14, 16
-MOST_CLASSES, MOST_CHANNELS, MOST_TOKENS = 1 << 20, 1 << 10, 1 << 20
+MOST_CLASSES, MOST_CHANNELS, MOST_TOKENS, MOST_FRAMES = 1 << 20, 1 << 10, 1 << 20, 1 << 12
 #: Of anything: a number, how deep values are nested, and how many there are.
 MOST_NUMBER, DEEPEST, MOST_VALUES = 1 << 24, 32, 1 << 20
 
@@ -161,6 +161,9 @@ FIELDS: dict[str, Kind] = {
     "dims": each(_WIDTH, 1, MOST_STAGES),
     **dict.fromkeys(("img_size", "patch_size", "image_size"), _PAIR),
     "in_chans": _CHANNELS,
+    **dict.fromkeys(("num_frames", "frames_per_clip"), whole(1, MOST_FRAMES)),
+    "tubelet_size": either(whole(1, MOST_FRAMES), each(_SIDE, 3, 3)),
+    **dict.fromkeys(("num_pooler_layers", "pred_num_hidden_layers"), whole(0, MOST_BLOCKS)),
     "mlp_ratio": number(0, 1000, above=True),
     "reg_tokens": whole(0, MOST_WIDTH),
     # transformers' configs

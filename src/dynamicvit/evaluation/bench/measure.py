@@ -193,6 +193,7 @@ def bench(
         pruned_macs=count_macs(model, size),
         int8=(calibrate or "two photographs, for speed only") if int8 else None,
         memory=tuple(peaks),
+        frames=model.bound.frames,
     )
 
 

@@ -214,6 +214,7 @@ class BenchReport:
         against: the file that a file was compared with, if any.
         int8: images that int8 was calibrated on, in words; ``None`` without int8.
         memory: peak memory, if asked for.
+        frames: of a clip; ``None`` for images.
     """
 
     rows: tuple[BenchRow, ...]
@@ -229,6 +230,7 @@ class BenchReport:
     against: str | None = None
     int8: str | None = None
     memory: tuple[MemoryRow, ...] = ()
+    frames: int | None = None
 
     def __iter__(self) -> Iterator[BenchRow]:
         return iter(self.rows)
