@@ -220,6 +220,22 @@ def test_training_as_a_model_of_transformers(family: Family) -> None:
 
 
 @needs_transformers
+@pytest.mark.parametrize(("width", "heads", "giga"), [(384, 6, 57.0), (768, 12, 180.0)])
+def test_macs_are_the_published_ones(width: int, heads: int, giga: float) -> None:
+    """VideoMAE-S and -B of one view, 16 frames at 224 px (Tong et al., NeurIPS 2022)."""
+    import transformers
+
+    config = transformers.VideoMAEConfig(
+        hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width
+    )
+    with torch.device("meta"):
+        dense = transformers.VideoMAEForVideoClassification(config)
+        sparse = sparsify(dense, 0.5, method="dynamicvit", policy="removed")
+    assert count_macs(dense) == pytest.approx(giga * 1e9, rel=0.005)
+    assert count_macs(sparse) == schedule_macs(sparse, sparse.dynamicvit.schedule)
+
+
+@needs_transformers
 @torch.no_grad()
 def test_rotary_positions_take_any_number_of_frames() -> None:
     family = BY_NAME["hf_vjepa2"]

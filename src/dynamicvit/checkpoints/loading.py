@@ -121,7 +121,16 @@ def load(
     if addon is not None:
         added, base = open_addon(addon), name_or_path
         if not isinstance(base, nn.Module):
-            base = load(base, checkpoint=checkpoint, policy=policy, pretrained=pretrained)
+            base = load(
+                base,
+                checkpoint=checkpoint,
+                policy=policy,
+                pretrained=pretrained,
+                frames=frames,
+                tubelet=tubelet,
+            )
+        elif frames is not None:
+            raise InputError(f"frames {frames} is for a name: inflate the network first")
         model = added.put_on(backbone_of(base))
         _check_trained_for(added.source, model, method, stages)
         model = _as_asked(model, keep_ratio, policy, num_classes)
