@@ -26,11 +26,19 @@ from dynamicvit.data.masks import MaskData, has_masks
 from dynamicvit.data.readers import ReaderError
 from dynamicvit.data.sources import UNLABELED
 from dynamicvit.data.transforms import eval_transform, train_transform
+from dynamicvit.data.video import (
+    ClipData,
+    Sampling,
+    Views,
+    clip_eval_transform,
+    clip_train_transform,
+)
 
 __all__ = [
     "UNLABELED",
     "Batch",
     "ClassMap",
+    "ClipData",
     "ImageData",
     "Loader",
     "MaskData",
@@ -39,9 +47,13 @@ __all__ = [
     "Prediction",
     "ReaderError",
     "Sample",
+    "Sampling",
     "Unreadable",
+    "Views",
     "class_map_for",
     "class_names",
+    "clip_eval_transform",
+    "clip_train_transform",
     "eval_transform",
     "has_masks",
     "imagenet_class_map",
