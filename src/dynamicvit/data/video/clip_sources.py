@@ -38,8 +38,9 @@ def open_clips(name: str | os.PathLike[str]) -> Source:
 
     Args:
         name: a folder of class folders or a ``.tar`` of them, a flat one without classes, a video
-            file, a list (:class:`ClipList`), or ``hfds/PLACE`` with or without ``@SPLIT`` and
-            ``:COLUMN``, which needs a column of videos.
+            file, a list (:class:`ClipList`), or ``hfds/PLACE``, which needs a column of videos.
+            ``FOLDER@SPLIT`` is the folder or the list of that name in a folder; of ``hfds/`` a
+            split, with or without ``:COLUMN``.
 
     Returns:
         The source; what it reads is a path or a file's bytes.
@@ -59,9 +60,7 @@ def open_clips(name: str | os.PathLike[str]) -> Source:
         if not place or (at and not split):
             raise InputError(f"{name} is incomplete: write hfds/PLACE or hfds/PLACE@SPLIT")
         return _HuggingFaceClips(text, place, split or None)
-    path = Path(name)
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give a folder of clips, a .tar or a list of them")
+    path = _split_of(Path(name))
     if path.is_dir():
         return _ClipFolder(path)
     if path.suffix.lower() == ".tar":
@@ -73,6 +72,23 @@ def open_clips(name: str | os.PathLike[str]) -> Source:
     raise InputError(
         f"{path} is no video ({clip_endings()}), folder of them, .tar or list (.csv, .tsv, .txt)"
     )
+
+
+def _split_of(path: Path) -> Path:
+    """The path, or the split of a folder that it names.
+
+    Raises:
+        InputError: if there is neither.
+    """
+    if path.exists():
+        return path
+    root, at, split = str(path).rpartition("@")
+    if not (at and Path(root).is_dir()):
+        raise InputError(f"{path} does not exist; give a folder of clips, a .tar or a list of them")
+    for ending in ("", *_LISTS):
+        if split and (found := Path(root, split + ending)).exists():
+            return found
+    raise InputError(f"{root} holds no split {split!r}, as a folder or as {split or 'train'}.csv")
 
 
 class _Clips(Files):

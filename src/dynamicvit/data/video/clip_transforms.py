@@ -38,7 +38,7 @@ class Views(NamedTuple):
         return self.clips * self.crops
 
     def __str__(self) -> str:
-        return f"{self.clips} x {self.crops}"
+        return f"{self.clips} × {self.crops}"
 
 
 ONE_VIEW = Views()
@@ -106,7 +106,7 @@ def clip_eval_transform(
             :func:`~dynamicvit.data.eval_transform`.
     """
     if clips < 1 or crops not in (1, 3):
-        raise InputError(f"a video has 1 or more clips and 1 or 3 crops, got {clips} x {crops}")
+        raise InputError(f"a video has 1 or more clips and 1 or 3 crops, got {clips} × {crops}")
     config = _clip_config(model, image_size)
     share = config["crop_pct"] if crop_pct is None else crop_pct
     if not CROP.holds(share):

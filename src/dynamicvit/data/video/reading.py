@@ -74,14 +74,10 @@ class VideoFile:
             self.timeline = Timeline(times, float(times[-1] + last))
             self._check_end(container, stream, len(packets))
         self._start, self._base, self._stored = stamps[0], base, stored
-        # Key frames: when they are shown, and the stamp to seek by, in the formats that have an
-        # index. A file begins with the first.
-        keys = [
-            (pts, dts if "mov" in form and dts is not None else pts)
-            for pts, dts, _, is_key, _ in packets
-            if is_key and stored and ("mov" in form or "matroska" in form)
-        ]
-        self._keys = np.array(sorted(keys)[1:], dtype=np.int64).reshape(-1, 2)
+        # When key frames are shown, in the formats that have an index; a file begins with one.
+        indexed = stored and ("mov" in form or "matroska" in form)
+        keys = [pts for pts, _, _, is_key, _ in packets if is_key and indexed]
+        self._keys = np.array(sorted(keys)[1:], dtype=np.int64)
 
     def frames(self, indices: np.ndarray) -> np.ndarray:
         """``(n, H, W, 3)`` uint8, upright RGB, of rising indices.
@@ -140,15 +136,27 @@ class VideoFile:
     def _from_key(self, container: Any, stream: Any, wanted: np.ndarray) -> list[np.ndarray]:
         """Pictures of the first of the wanted frames, up to the key frame of a later one."""
         stamps = self._start + np.rint(self.timeline.times[wanted] / self._base).astype(int)
-        key_of = np.searchsorted(self._keys[:, 0], stamps, side="right")
+        key_of = np.searchsorted(self._keys, stamps, side="right")
         # Seeking, which flushes the decoder, pays where a whole group of frames is skipped.
         breaks = np.flatnonzero(np.diff(key_of) > 1)
         wanted = wanted[: breaks[0] + 1] if len(breaks) else wanted
         if key_of[0]:
-            container.seek(int(self._keys[key_of[0] - 1, 1]), stream=stream)
+            key = int(self._keys[key_of[0] - 1])
+            container.seek(key, stream=stream)
+            found = self._take(container, stream, wanted, key)
+            if found is not None:
+                return found
+            # It stands behind the frame: containers list frames by the time of decoding.
+            container.seek(int(self._start), stream=stream)
+        return self._take(container, stream, wanted, self._start)
+
+    def _take(self, container: Any, stream: Any, wanted: np.ndarray, first: int) -> Any:
+        """Pictures of wanted frames, from where the file stands; None if it stands behind them."""
         found: list[np.ndarray] = []
         before: Any = None
-        for index, frame in self._decoded(container, stream):
+        for index, frame in self._decoded(container, stream, first):
+            if before is None and index > wanted[0] and first != self._start:
+                return None
             while len(found) < len(wanted) and index >= wanted[len(found)]:
                 exact = index == wanted[len(found)]
                 found.append(_picture(frame if exact or before is None else before))
@@ -159,9 +167,9 @@ class VideoFile:
             raise ValueError("no frame of it can be decoded")
         return found + [_picture(before)] * (len(wanted) - len(found))
 
-    def _decoded(self, container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
-        """Frames from where the file stands, each with its index."""
-        position = 0
+    def _decoded(self, container: Any, stream: Any, first: int) -> Iterator[tuple[int, Any]]:
+        """Frames from where the file stands, at a stamp, each with its index."""
+        position = self._index(first)
         frames = container.decode(stream)
         while True:
             try:
@@ -173,10 +181,12 @@ class VideoFile:
                     f"frame {position} can't be decoded ({reason_of(error)})"
                 ) from error
             if self._stored and frame.pts is not None:
-                time = (frame.pts - self._start) * self._base
-                position = int(self.timeline.shown_at(np.array(time)))
+                position = self._index(frame.pts)
             yield position, frame
             position += 1
+
+    def _index(self, stamp: int) -> int:
+        return int(self.timeline.shown_at((stamp - self._start) * self._base))
 
 
 def _is_image(content: bytes | Path) -> bool:

@@ -10,8 +10,8 @@ import torch
 
 from dynamicvit.errors import InputError
 
-#: Share of the mean interval by which times may be rounded: WebM stores milliseconds.
-_ROUNDING = 0.05
+#: Seconds by which times may be rounded: WebM stores milliseconds.
+_ROUNDING = 0.6e-3
 
 
 class Timeline(NamedTuple):
@@ -30,9 +30,9 @@ class Timeline(NamedTuple):
         """Seconds between frames, mean."""
         return self.duration / len(self.times)
 
-    def shown_at(self, moments: np.ndarray) -> np.ndarray:
+    def shown_at(self, moments: np.ndarray | float) -> np.ndarray:
         """Index of the frame that is shown at each moment, in seconds."""
-        moments = moments + _ROUNDING * self.interval
+        moments = moments + min(_ROUNDING, self.interval / 4)
         return np.maximum(np.searchsorted(self.times, moments, side="right") - 1, 0)
 
 
