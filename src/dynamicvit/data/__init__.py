@@ -30,8 +30,11 @@ from dynamicvit.data.video import (
     ClipData,
     Sampling,
     Views,
+    check_data,
     clip_eval_transform,
     clip_train_transform,
+    data_for,
+    frames_of,
 )
 
 __all__ = [
@@ -50,11 +53,14 @@ __all__ = [
     "Sampling",
     "Unreadable",
     "Views",
+    "check_data",
     "class_map_for",
     "class_names",
     "clip_eval_transform",
     "clip_train_transform",
+    "data_for",
     "eval_transform",
+    "frames_of",
     "has_masks",
     "imagenet_class_map",
     "images_digest",

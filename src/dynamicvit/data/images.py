@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import to_tensor
 
 from dynamicvit.data.classes import label_of_target, labels_of_targets, read_class_map
 from dynamicvit.data.decoding import decode, one_line
 from dynamicvit.data.sources import UNLABELED, Source, open_source
+from dynamicvit.data.transforms import Size, eval_transform, train_transform
 from dynamicvit.errors import InputError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -155,6 +156,16 @@ class ImageData(Dataset["Sample | Unreadable"]):
         other = copy.copy(self)
         other.transform = transform
         return other
+
+    def for_evaluation(
+        self, model: nn.Module, image_size: Size | None = None, crop_pct: float | None = None
+    ) -> ImageData:
+        """The same images as a model is evaluated on them; see :func:`.eval_transform`."""
+        return self.with_transform(eval_transform(model, image_size, crop_pct))
+
+    def for_training(self, model: nn.Module, **augmentation: Any) -> ImageData:
+        """The same images under the augmentation of :func:`.train_transform`."""
+        return self.with_transform(train_transform(model, **augmentation))
 
     def with_class_map(self, class_map: Mapping[str, int]) -> ImageData:
         """The same images with other class indices.

@@ -7,7 +7,7 @@ from dynamicvit.data.video.clip_transforms import (
     clip_eval_transform,
     clip_train_transform,
 )
-from dynamicvit.data.video.clips import ClipData
+from dynamicvit.data.video.clips import ClipData, check_data, data_for, frames_of
 from dynamicvit.data.video.reading import VideoFile
 from dynamicvit.data.video.sampling import Sampling, Timeline
 
@@ -18,7 +18,10 @@ __all__ = [
     "Timeline",
     "VideoFile",
     "Views",
+    "check_data",
     "clip_eval_transform",
     "clip_train_transform",
+    "data_for",
+    "frames_of",
     "open_clips",
 ]
