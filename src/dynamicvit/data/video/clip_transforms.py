@@ -199,7 +199,7 @@ class _Crops:
             top, left = (
                 round(each * (place if axis == long else 0.5)) for axis, each in enumerate(room)
             )
-            crop = clip[..., top : top + self.size[0], left : left + self.size[1]]
+            crop = clip[..., top : top + self.size[0], left : left + self.size[1]].contiguous()
             views.append(self.ends(tv_tensors.Video(crop)).as_subclass(Tensor))
         return views
 
