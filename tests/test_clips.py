@@ -431,3 +431,15 @@ def test_the_death_of_a_reader_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ReaderError, match="died"):
         list(Loader(data, 2, num_workers=1))
     assert len(list(Loader(data, 2))) == 2
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[1].joinpath("docs", "data.md").read_text(encoding="utf-8")
+    code = page.partition("## Clips")[2].partition("```python\n")[2].partition("```")[0]
+    class_folders(tmp_path / "clips" / "train")
+    class_folders(tmp_path / "clips" / "val", clips=1)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"model": Small()}
+    exec(code.replace("num_workers=4", "num_workers=0").replace("), 8,", "), 2,"), names)
+    assert next(iter(names["batches"])).images.shape == (2, 16, 3, 24, 24)
+    assert names["held"][0].image.shape == (6, 16, 3, 24, 24)
