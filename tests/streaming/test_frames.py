@@ -15,7 +15,7 @@ from pictures import write_image
 
 pytest.importorskip("av")
 
-from clips import write_clip
+from clips import turn, write_clip
 
 
 def grays(name: Path) -> list[int]:
@@ -48,13 +48,7 @@ def test_frames_that_do_not_come_evenly_have_their_own_times(tmp_path: Path) -> 
 def test_a_phone_held_upright(tmp_path: Path) -> None:
     """Such a file has pixels on their side, and a matrix in its header that turns them."""
     path = write_clip(tmp_path / "clip.mp4", 1, right=200)
-    one, unit = (1 << 16).to_bytes(4, "big"), (1 << 30).to_bytes(4, "big")
-    minus, zero = (-(1 << 16)).to_bytes(4, "big", signed=True), bytes(4)
-    upright = one + zero * 3 + one + zero * 3 + unit
-    clockwise = zero + one + zero + minus + zero * 2 + (48 << 16).to_bytes(4, "big") + zero + unit
-    content = path.read_bytes()
-    start = content.index(upright, content.index(b"tkhd"))
-    path.write_bytes(content[:start] + clockwise + content[start + len(clockwise) :])
+    turn(path)
     [frame] = open_frames(str(path))
     pixels = np.asarray(frame.read())
     assert pixels.shape[:2] == (64, 48)

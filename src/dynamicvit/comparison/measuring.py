@@ -10,7 +10,7 @@ from torch import nn
 from dynamicvit.comparison.remembered import Remembered
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import segments
-from dynamicvit.data import ImageData, Loader, MaskData, eval_transform, has_masks
+from dynamicvit.data import ImageData, Loader, MaskData, has_masks
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import evaluate
 from dynamicvit.evaluation.segmentation import evaluate_segmentation, masks_for
@@ -52,7 +52,7 @@ def measure(
         maps = evaluate_segmentation(model, data, dense=dense, workers=workers, **how)
         assert maps.agreement is not None
         return Measured(None, maps.miou, maps.agreement, None, maps.images)
-    images = data.with_transform(eval_transform(model, None, crop_pct))
+    images = data.for_evaluation(model, None, crop_pct)
     batches = Loader(images, batch_size, num_workers=workers)
     result = evaluate(model, batches, dense=dense, **how)
     assert result.agreement is not None

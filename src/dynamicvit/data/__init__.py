@@ -26,11 +26,22 @@ from dynamicvit.data.masks import MaskData, has_masks
 from dynamicvit.data.readers import ReaderError
 from dynamicvit.data.sources import UNLABELED
 from dynamicvit.data.transforms import eval_transform, train_transform
+from dynamicvit.data.video import (
+    ClipData,
+    Sampling,
+    Views,
+    check_data,
+    clip_eval_transform,
+    clip_train_transform,
+    data_for,
+    frames_of,
+)
 
 __all__ = [
     "UNLABELED",
     "Batch",
     "ClassMap",
+    "ClipData",
     "ImageData",
     "Loader",
     "MaskData",
@@ -39,10 +50,17 @@ __all__ = [
     "Prediction",
     "ReaderError",
     "Sample",
+    "Sampling",
     "Unreadable",
+    "Views",
+    "check_data",
     "class_map_for",
     "class_names",
+    "clip_eval_transform",
+    "clip_train_transform",
+    "data_for",
     "eval_transform",
+    "frames_of",
     "has_masks",
     "imagenet_class_map",
     "images_digest",

@@ -32,7 +32,8 @@ class Batch:
     """Images, labels, and the paths of unreadable images.
 
     Attributes:
-        images: ``(B, C, H, W)`` of the readable images; ``(0, 3, 0, 0)`` if none is.
+        images: ``(B, C, H, W)`` of the readable images; ``(0, 3, 0, 0)`` if none is. Of clips
+            ``(B, T, C, H, W)``, with several views of each ``(B, V, T, C, H, W)``.
         labels: ``(B,)`` int64, :data:`~dynamicvit.data.UNLABELED` for images without one; or
             masks ``(B, H, W)`` of them.
         skipped: paths of the unreadable images.
@@ -92,6 +93,7 @@ class Loader:
         num_workers: int = 0,
         drop_last: bool = False,
     ) -> None:
+        noun = getattr(parts_of(data)[0], "noun", "image")
         for name, given, least in (
             ("batch size", batch_size, 1),
             ("number of workers", num_workers, 0),
@@ -100,8 +102,8 @@ class Loader:
             if given < least:
                 raise InputError(f"{name} must be at least {least}, got {given}")
         if drop_last and len(data) < batch_size:
-            raise InputError(f"batch size {batch_size} is more than the {len(data)} images")
-        self.data = data
+            raise InputError(f"batch size {batch_size} is more than the {len(data)} {noun}s")
+        self.data, self._noun = data, noun
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
@@ -174,7 +176,7 @@ class Loader:
             yield batch
         if skipped and not read and not self._start:
             raise NoReadableImageError(
-                f"none of the {len(skipped)} images can be read; the first is "
+                f"none of the {len(skipped)} {self._noun}s can be read; the first is "
                 f"{skipped[0].path} ({skipped[0].reason})"
             )
 
@@ -203,7 +205,10 @@ class Loader:
             if failure.fatal and not failure.path:
                 raise InputError(failure.reason)
             if failure.fatal:
-                raise InputError(f"{failure.path} can't be read as an image ({failure.reason})")
+                article = "an" if self._noun == "image" else "a"
+                raise InputError(
+                    f"{failure.path} can't be read as {article} {self._noun} ({failure.reason})"
+                )
             if failure.path not in self._logged:
                 self._logged.add(failure.path)
                 _log.warning("skipped %s: %s", failure.path, failure.reason)

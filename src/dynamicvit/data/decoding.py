@@ -43,7 +43,7 @@ def decode(content: bytes | Path | Image.Image, mode: str | None = "RGB") -> Ima
         return _in_mode(_in_8_bits(content), mode)
     file = io.BytesIO(content if isinstance(content, bytes) else read_bytes(content))
     with Image.open(file, formats=image_formats()) as image:
-        _check_shape(*image.size)
+        check_shape(*image.size)
         found = _in_mode(_in_8_bits(image), mode)
         return found.copy() if found is image else found
 
@@ -60,7 +60,7 @@ def read_image(path: Path, mode: str | None = "RGB") -> Image.Image:
         raise InputError(f"{path} can't be read as an image ({reason_of(error)})") from error
 
 
-def _check_shape(width: int, height: int) -> None:
+def check_shape(width: int, height: int) -> None:
     """Refuse an image that would be resized to gigabytes."""
     if max(width, height) > MOST_ELONGATED * min(width, height):
         raise ValueError(

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import to_tensor
 
 from dynamicvit.data.classes import label_of_target, labels_of_targets, read_class_map
 from dynamicvit.data.decoding import decode, one_line
-from dynamicvit.data.sources import UNLABELED, open_source
+from dynamicvit.data.sources import UNLABELED, Source, open_source
+from dynamicvit.data.transforms import Size, eval_transform, train_transform
 from dynamicvit.errors import InputError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -24,7 +25,8 @@ Transform = Callable[[Image.Image], Tensor]
 class Sample(NamedTuple):
     """An image ``(C, H, W)``, its class index or :data:`UNLABELED`, and its path.
 
-    In place of the index a mask ``(H, W)`` of them.
+    In place of the index a mask ``(H, W)`` of them; in place of the image a clip ``(T, C, H, W)``,
+    or several views of it ``(V, T, C, H, W)``.
     """
 
     image: Tensor
@@ -63,6 +65,7 @@ class ImageData(Dataset["Sample | Unreadable"]):
         strict: an unreadable image ends the run; by default it is skipped.
 
     Attributes:
+        noun: what messages call one of them.
         class_word: what messages call the classes.
         classes: class names in the source's order; empty if unlabeled or if classes are numbers.
         empty_classes: the class folders among them that hold no image.
@@ -76,6 +79,8 @@ class ImageData(Dataset["Sample | Unreadable"]):
             the class map.
     """
 
+    noun = "image"
+
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -88,11 +93,11 @@ class ImageData(Dataset["Sample | Unreadable"]):
         self.root = root
         self.transform: Transform = transform or to_tensor
         self.strict = strict
-        self._source = source = open_source(root)
+        self._source = source = self._open(root)
         self.labeled = source.labeled if labeled is None else labeled
         if not source.labeled and (labeled or class_map is not None):
             raise InputError(
-                f"{root} has no {source.class_word}; unlabeled images need labeled=False"
+                f"{root} has no {source.class_word}; unlabeled {self.noun}s need labeled=False"
             )
         if self.labeled and source.class_problem:
             raise InputError(f"{root} has {source.class_problem}")
@@ -117,7 +122,7 @@ class ImageData(Dataset["Sample | Unreadable"]):
         row = int(self._rows[index])
         label = int(self.labels[index])
         try:
-            image = decode(self._source.read(row), getattr(self.transform, "mode", "RGB"))
+            image = self._decode(row)
             target = self._source.target(row) if self._reads_labels else None
         # Broken files raise errors of any kind. An error of the transform below is a bug.
         except Exception as error:
@@ -130,6 +135,13 @@ class ImageData(Dataset["Sample | Unreadable"]):
             except InputError as error:  # a class map that does not fit
                 return Unreadable("", f"{self.path(index)}: {one_line(error)}", fatal=True)
         return Sample(self.transform(image), label, self.path(index))
+
+    def _open(self, root: str | os.PathLike[str]) -> Source:
+        return open_source(root)
+
+    def _decode(self, row: int) -> Any:
+        """What the transform takes. A broken file raises errors of any kind."""
+        return decode(self._source.read(row), getattr(self.transform, "mode", "RGB"))
 
     def path(self, index: int) -> str:
         """An image's file; in a tar, the tar's path and the member's name."""
@@ -144,6 +156,16 @@ class ImageData(Dataset["Sample | Unreadable"]):
         other = copy.copy(self)
         other.transform = transform
         return other
+
+    def for_evaluation(
+        self, model: nn.Module, image_size: Size | None = None, crop_pct: float | None = None
+    ) -> ImageData:
+        """The same images as a model is evaluated on them; see :func:`.eval_transform`."""
+        return self.with_transform(eval_transform(model, image_size, crop_pct))
+
+    def for_training(self, model: nn.Module, **augmentation: Any) -> ImageData:
+        """The same images under the augmentation of :func:`.train_transform`."""
+        return self.with_transform(train_transform(model, **augmentation))
 
     def with_class_map(self, class_map: Mapping[str, int]) -> ImageData:
         """The same images with other class indices.
@@ -203,7 +225,7 @@ def split(data: ImageData, fraction: float, seed: int = 0) -> tuple[ImageData, I
     held[order[np.diff(quota) > 0]] = True
     if held.all() or not held.any():
         raise InputError(
-            f"held-out fraction {fraction} of {len(data)} images leaves one part empty; "
+            f"held-out fraction {fraction} of {len(data)} {data.noun}s leaves one part empty; "
             f"hold out at least {1 / len(data):.2g}"
         )
     return data.subset(np.flatnonzero(~held)), data.subset(np.flatnonzero(held))

@@ -13,9 +13,19 @@ from torch import Tensor, nn
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork, core_of, eval_mode
-from dynamicvit.data import UNLABELED, Batch, ImageData, Loader, class_map_for, eval_transform
+from dynamicvit.data import (
+    UNLABELED,
+    Batch,
+    ImageData,
+    Loader,
+    Views,
+    check_data,
+    class_map_for,
+    data_for,
+)
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.kept import KeptPatches
+from dynamicvit.evaluation.views import over_views, views_of
 from dynamicvit.utils.distributed import Processes
 from dynamicvit.utils.precision import autocast
 from dynamicvit.utils.words import percent
@@ -38,6 +48,7 @@ class EvaluationResult:
         labeled: number of them with a label.
         skipped: paths of unreadable images, which are not counted.
         seconds: of the whole pass, reading images and the dense model included.
+        views: of each video, whose answers were averaged; ``None`` for images.
     """
 
     top1: float | None
@@ -49,6 +60,7 @@ class EvaluationResult:
     labeled: int
     skipped: tuple[str, ...]
     seconds: float
+    views: Views | None = None
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """What a table shows: names and values."""
@@ -62,6 +74,8 @@ class EvaluationResult:
                 yield name, percent(share, 2)
         if self.divergence is not None:
             yield "KL divergence from dense", f"{self.divergence:.4f}"
+        if self.views is not None:
+            yield "views (clips × crops)", str(self.views)
 
     @property
     def images_per_second(self) -> float:
@@ -88,11 +102,12 @@ def evaluate(
     """Accuracy of a model, run in ``eval()`` mode; its own mode is restored afterwards.
 
     Args:
-        model: gives logits ``(B, classes)`` for images ``(B, channels, H, W)``; or what
-            :func:`~dynamicvit.load` takes.
-        data: a source of images, as for :class:`~dynamicvit.data.ImageData`; an ``ImageData``
-            whose labels are the model's classes; or batches, which ignore the arguments from
-            ``class_map`` to ``workers``.
+        model: gives logits ``(B, classes)`` for images ``(B, channels, H, W)`` or clips
+            ``(B, T, channels, H, W)``; or what :func:`~dynamicvit.load` takes.
+        data: a source of images, as for :class:`~dynamicvit.data.ImageData`, or of clips, one view
+            of each, for a model of clips; an ``ImageData`` whose labels are the model's classes; a
+            ``ClipData`` of such labels, whose views are averaged; or batches, which ignore the
+            arguments from ``class_map`` to ``workers``.
         dense: a model to compare the answers with, such as the frozen original that this one was
             trained from; True for the model's own dense self.
         class_map: index of each class name, as for :func:`~dynamicvit.data.class_map_for`; by
@@ -128,15 +143,18 @@ def evaluate(
     processes = Processes(device) if processes is None else processes
     saved = None if save_kept is None else KeptPatches(os.fspath(save_kept), model)
     if isinstance(data, str | os.PathLike):
-        data = ImageData(data)
+        data = data_for(model, data)
         if data.labeled:
             data = data.with_class_map(class_map_for(data, model, class_map).index)
     if isinstance(data, ImageData):
-        data = data.with_transform(eval_transform(model, image_size, crop_pct))
+        check_data(model, data)
+        data = data.for_evaluation(model, image_size, crop_pct)
         data = Loader(data, batch_size, num_workers=workers)
     if processes.count > 1:
         data.set_share(processes.rank, processes.count)
-    counts = _Counts()
+    counts, views = _Counts(), views_of(data)
+    if saved is not None and views is not None and views.total > 1:
+        raise InputError(f"kept patches are saved of one view of each video, got {views}")
     models = [model] if dense is None else [model, dense]
     for each in models:
         each.to(device)
@@ -149,9 +167,9 @@ def evaluate(
                 counts.skipped += batch.skipped
                 if len(batch):
                     held = batch.to(device)
-                    dense_logits = None if dense is None else dense(held.images)
+                    dense_logits = None if dense is None else over_views(dense, held.images)
                     if saved is None:
-                        logits = model(held.images)
+                        logits = over_views(model, held.images)
                     else:
                         output = model.forward_pruned(held.images)
                         logits = output.logits
@@ -167,7 +185,7 @@ def evaluate(
         if each is not None:
             raise each
     counts.add_up(processes)
-    result = counts.result(time.perf_counter() - started)
+    result = counts.result(time.perf_counter() - started, views)
     if saved is not None:
         saved.save(processes)
     return result
@@ -228,7 +246,7 @@ class _Counts:
         self.compared = any(processes.gather(self.compared))
         self.skipped = tuple(path for part in processes.gather(self.skipped) for path in part)
 
-    def result(self, seconds: float) -> EvaluationResult:
+    def result(self, seconds: float, views: Views | None) -> EvaluationResult:
         """The shares."""
         if not self.images:
             raise InputError("no readable image to evaluate on")
@@ -247,6 +265,7 @@ class _Counts:
             labeled=self.labeled,
             skipped=self.skipped,
             seconds=seconds,
+            views=views,
         )
 
 

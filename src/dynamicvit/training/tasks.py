@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.data import ImageData, Loader, eval_transform, has_masks, train_transform
+from dynamicvit.data import ImageData, Loader, has_masks
 from dynamicvit.errors import InputError
 from dynamicvit.training.classes import Classes, classes_for, sources_of
 from dynamicvit.training.held_out import HeldOut
@@ -94,14 +94,14 @@ class Classification(Task):
 
     def for_training(self, images: ImageData, model: DynamicViT, recipe: Recipe) -> ImageData:
         """Under timm's augmentation."""
-        return images.with_transform(train_transform(model, **recipe.augment.transform_arguments()))
+        return images.for_training(model, **recipe.augment.transform_arguments())
 
     def held_out(
         self, images: ImageData, model: DynamicViT, recipe: Recipe, workers: int
     ) -> HeldOut:
         """In batches, whose top-1 counts."""
         del recipe
-        batches = Loader(images.with_transform(eval_transform(model)), 32, num_workers=workers)
+        batches = Loader(images.for_evaluation(model), 32, num_workers=workers)
         return HeldOut(batches, num_images=len(images))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork, eval_mode
-from dynamicvit.data import ImageData, Loader, eval_transform, images_digest
+from dynamicvit.data import ImageData, Loader, images_digest
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import check_finite, kl_divergence
 from dynamicvit.evaluation.predictions import unlabeled_images, weights_of
@@ -256,7 +256,7 @@ def read_images(
     _check_number(count)
     chosen = np.random.default_rng(seed).permutation(len(data))[:count]
     digest = f"{len(chosen)} of {images_digest([data])[:16]}, {image_size}, crop {crop_pct}"
-    prepared = data.with_transform(eval_transform(model, image_size, crop_pct))
+    prepared = data.for_evaluation(model, image_size, crop_pct)
     loader = Loader(prepared.subset(chosen), _BATCH, num_workers=workers)
     images = torch.cat([batch.images for batch in loader])
     _check_number(len(images))

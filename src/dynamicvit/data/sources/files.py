@@ -35,32 +35,37 @@ class Files(Source):
     """
 
     class_word = "class folders"
+    #: What the files are called, whether one counts by its name, and what counts, in words.
+    what = "images"
+    counts = staticmethod(is_image)
+    endings = staticmethod(endings_in_words)
 
     def __init__(self, root: Path, files: Iterable[str], folders: Iterable[str]) -> None:
         self.name = str(root)
         self.root = root
         names = in_order(files)
-        self._images = [name for name in names if is_image(name)]
-        if not self._images:
-            raise InputError(f"{root} holds no images{_hint(root, names)}")
-        self.left_out = tuple(name for name in names if not is_image(name))
-        held = [PurePosixPath(name).parent.name for name in self._images]
+        self._files = [name for name in names if self.counts(name)]
+        if not self._files:
+            hint = _hint(root, names, self.endings())
+            raise InputError(f"{root} holds no {self.what}{hint}")
+        self.left_out = tuple(name for name in names if not self.counts(name))
+        held = [PurePosixPath(name).parent.name for name in self._files]
         self.labeled = set(held) != {""}  # the name of the root itself
         if self.labeled:
-            without = _classes_without_images(self._images, self.left_out, folders)
+            without = _classes_without_files(self._files, self.left_out, folders)
             self.empty_classes = tuple(in_order(without - set(held)))
         self.classes = tuple(in_order({*held, *self.empty_classes}))
         position = {name: index for index, name in enumerate(self.classes)}
         self.targets = np.array([position[name] for name in held])
         if self.labeled and "" in position:
-            self.class_problem = "images beside its class folders; move them into one"
+            self.class_problem = f"{self.what} beside its class folders; move them into one"
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._files)
 
     def path(self, row: int) -> str:
         """The image's file; in a tar, the tar's path and the member's name."""
-        return str(self.root / self._images[row])
+        return str(self.root / self._files[row])
 
 
 class Folder(Files):
@@ -71,7 +76,7 @@ class Folder(Files):
 
     def read(self, row: int) -> bytes:
         """The bytes of the file."""
-        return read_bytes(self.root / self._images[row])
+        return read_bytes(self.root / self._files[row])
 
 
 class Tar(Files):
@@ -95,14 +100,14 @@ class Tar(Files):
 
     def path(self, row: int) -> str:
         """The tar's path and the member's name."""
-        return str(self.root / self._entries[self._images[row]].name)
+        return str(self.root / self._entries[self._files[row]].name)
 
     def read(self, row: int) -> bytes:
         """The bytes of the member.
 
         The tar is opened for each image: forked workers would share the position of one handle.
         """
-        return read_entry(self.root, self._entries[self._images[row]])
+        return read_entry(self.root, self._entries[self._files[row]])
 
 
 def _entries(
@@ -138,7 +143,7 @@ def _entries(
                 yield f"{path}/{name}", inner._replace(name=f"{entry.name}/{inner.name}")
 
 
-def _classes_without_images(
+def _classes_without_files(
     images: Iterable[str], others: Iterable[str], folders: Iterable[str]
 ) -> set[str]:
     """Names of the folders beside class folders that hold no image at any depth.
@@ -163,10 +168,10 @@ def open_files(root: Path) -> Files:
     return Folder(root) if root.is_dir() else Tar(root)
 
 
-def _hint(root: Path, names: Sequence[str]) -> str:
+def _hint(root: Path, names: Sequence[str], endings: str) -> str:
     """What a folder without images may be."""
     if (root / "state.json").exists() or (root / "dataset_dict.json").exists():
         return f"; a saved Hugging Face data set is written hfds/{root}"
     if root.is_dir() and any(root.glob("*.tar")):
         return f"; a folder of shards is written wds/{root}"
-    return f" ({endings_in_words()}){'; ' + left_out_in_words(names) if names else ''}"
+    return f" ({endings}){'; ' + left_out_in_words(names) if names else ''}"

@@ -30,6 +30,9 @@ class HuggingFace(Source):
             without one, may end in ``:COLUMN``, the column of classes.
     """
 
+    #: The kind of its column.
+    kind = "Image"
+
     def __init__(self, name: str, place: str, split: str | None) -> None:
         self.name = name
         datasets: Any = need("datasets", "data")
@@ -44,14 +47,15 @@ class HuggingFace(Source):
                 reason = problem or one_line(error)
                 raise InputError(f"{name} can't be opened ({reason})") from error
         self.data = data
-        self.image = image = image_column(name, data.features, datasets.Image)
+        kind = getattr(datasets, self.kind)
+        self.image = image = image_column(name, data.features, kind)
         label, self.class_problem = class_column(name, data.features, column, datasets)
         self.labeled = label is not None or self.class_problem is not None
         if label is not None:
             names = getattr(data.features[label], "names", None)
             self.classes, self.targets = classes_of(data[label][:], names)
         self._image = image
-        self._data = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+        self._data = data.select_columns([image]).cast_column(image, kind(decode=False))
 
     def __len__(self) -> int:
         return len(self._data)
@@ -88,18 +92,19 @@ def _load(datasets: Any, name: str, place: str, split: str | None) -> Any:
 
 
 def image_column(name: str, features: Any, kind: type) -> str:
-    """The column of images.
+    """The column of images, or of another kind.
 
     Raises:
-        InputError: if there is none, or several and none is called image.
+        InputError: if there is none, or several and none is called as the kind is.
     """
     columns = [column for column, feature in features.items() if isinstance(feature, kind)]
-    if "image" in columns:
-        return "image"
+    word = kind.__name__.lower()
+    if word in columns:
+        return word
     if len(columns) != 1:
         raise InputError(
-            f"{name} has {len(columns)} columns of images among {', '.join(features)}; "
-            "name one of them image"
+            f"{name} has {len(columns)} columns of {word}s among {', '.join(features)}; "
+            f"name one of them {word}"
         )
     return columns[0]
 
