@@ -13,12 +13,18 @@ from typing import NoReturn
 import pytest
 import torch
 from matplotlib.figure import Figure
+from timm.layers import weight_init
 
 import dynamicvit.cli
 import dynamicvit_command
 import exports
+from dynamicvit.runtimes import Format
 
 torch.set_num_threads(1)
+
+_trunc_normal = weight_init._trunc_normal_
+# On the meta device there is nothing to draw, and it takes half the time of building a network.
+weight_init._trunc_normal_ = lambda x, *rest: x if x.is_meta else _trunc_normal(x, *rest)
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
 
 
@@ -97,6 +103,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     folder.mkdir(exist_ok=True)
     write = cache(partial(exports.write, folder))
     return lambda name, policy="removed", batch=None: write(name, policy, batch)
+
+
+@pytest.fixture
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports take a model's graph from before: for tests whose model stays as it is."""
+    monkeypatch.setattr(Format, "trace", lambda _, model, about: exports.graph_of(model, about))
 
 
 @pytest.fixture

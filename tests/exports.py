@@ -69,6 +69,18 @@ def traced(
     return trace(small(policy), description), description
 
 
+#: Of each model by its identity, with the model, so that no other one gets the same.
+_GRAPHS: dict[tuple[int, int | None], tuple[DynamicViT, ExportedProgram]] = {}
+
+
+def graph_of(model: DynamicViT, description: Description) -> ExportedProgram:
+    """A model's graph, traced when it is first asked for: it must not change afterwards."""
+    key = (id(model), description.batch)
+    if key not in _GRAPHS:
+        _GRAPHS[key] = model, trace(model, description)
+    return _GRAPHS[key][1]
+
+
 def write(folder: Path, name: str, policy: Policy, batch: int | None) -> Path:
     """The file of :func:`small` in a format; skips without the format's packages."""
     for package in NEEDED.get(name, ()):

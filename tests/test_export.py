@@ -87,7 +87,6 @@ ALWAYS = {
     ("beit", "removed"),
     ("lvvit", "removed"),
     ("eva02_split", "bypassed"),
-    ("eva02_split", "merged"),
 }
 
 each_format = pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])

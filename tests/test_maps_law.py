@@ -178,7 +178,7 @@ def test_the_decision_has_the_slope_of_what_inference_gives(family: MapFamily) -
                 assert change == pytest.approx(slope.item(), rel=2e-3)
 
 
-@each_map
+@few_maps
 def test_the_parts_add_up_to_what_is_counted(family: MapFamily) -> None:
     """And to the formula: a position on the cheap path spares the MLP for one linear layer."""
     model, size = family.sparse(), family.size
