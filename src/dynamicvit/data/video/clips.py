@@ -68,7 +68,8 @@ class ClipData(ImageData):
         labeled: bool | None = None,
         strict: bool = False,
     ) -> None:
-        self.sampling, self.views = sampling, views
+        self.sampling = sampling if transform is None else transform.sampling
+        self.views = views
         whole = ClipTransform(sampling, views=Views(views.clips))
         how: Any = {"class_map": class_map, "labeled": labeled, "strict": strict}
         super().__init__(root, transform=transform or whole, **how)  # type: ignore[arg-type]
