@@ -231,6 +231,8 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
     embedded: list[Tokens] = []
     embed = counted_macs(lambda: embedded.append(bound.embed(images)))
     [tokens] = embedded
+    if isinstance(twin, DynamicViT):
+        tokens = twin.method.look(bound, images, tokens)
 
     kinds: dict[object, Cost] = {}
 

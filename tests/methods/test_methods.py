@@ -18,8 +18,12 @@ from dynamicvit.training import ExternalTeacher, fit
 from families import BY_NAME, DEIT, HF_FAMILIES
 from memory import Memory, small
 
-each_method = pytest.mark.parametrize("name", METHODS)
-each_candidate = pytest.mark.parametrize("name", [*all_names(), *ABLATIONS])
+#: Of images; rlt is in test_run_length.py.
+IMAGES = [name for name in METHODS if name != "rlt"]
+each_method = pytest.mark.parametrize("name", IMAGES)
+each_candidate = pytest.mark.parametrize(
+    "name", [*(name for name in all_names() if name != "rlt"), *ABLATIONS]
+)
 
 
 @cache
@@ -83,7 +87,7 @@ class TestSparsify:
         assert core_of(loaded).method is METHODS[name]
         assert torch.equal(core_of(loaded)(images), logits)
 
-    @pytest.mark.parametrize("name", METHODS)
+    @each_method
     @torch.no_grad()
     def test_saved_and_loaded(self, name: str, tmp_path: Path) -> None:
         model = sparsify(DEIT.backbone(), 0.6, method=name).eval()
@@ -94,7 +98,7 @@ class TestSparsify:
         if name != "random":
             assert torch.equal(loaded(DEIT.images()), model(DEIT.images()))
 
-    @pytest.mark.parametrize("name", METHODS)
+    @each_method
     def test_the_keep_ratio_it_has_can_be_set(self, name: str) -> None:
         """Setting what is read changes nothing; a narrow network has no stage to set."""
         model = sparsify(DEIT.backbone(), 0.6, method=name)

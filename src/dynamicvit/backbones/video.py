@@ -5,6 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Grid
 
@@ -53,3 +57,19 @@ class Video(_Backbone):
             )
         rows, columns = self.patch_size
         return frames // self.tubelet, height // rows, width // columns
+
+    def motion(self, clips: Tensor) -> Tensor:
+        """``(B, N)``: how much each tubelet differs from the one before; infinite for the first.
+
+        The mean over channels and pixels of the difference between its last frame and the first
+        frame of the tubelet before (Choudhury et al., NeurIPS 2024, Section 3.1).
+
+        Args:
+            clips: ``(B, frames, channels, height, width)``.
+        """
+        first, last = clips[:, :: self.tubelet], clips[:, self.tubelet - 1 :: self.tubelet]
+        times = last.shape[1]
+        change = (last[:, 1:] - first[:, : times - 1]).abs().mean(dim=2)
+        change = F.avg_pool2d(change, self.patch_size)
+        start = change.new_full((clips.shape[0], 1, *change.shape[2:]), float("inf"))
+        return torch.cat([start, change], dim=1).flatten(1)

@@ -99,6 +99,9 @@ class Method(nn.Module, ABC):
     merges: ClassVar[bool] = False
     #: Whether a stage scores bypassed tokens too, all N, and may take them up again.
     reactivates: ClassVar[bool] = False
+    #: With a budget per image, the share of the way from the mean to what passes the threshold.
+    #: All of the way, images with few such tokens lose more than others gain (docs/results.md).
+    spread: ClassVar[float] = 0.5
     #: How many prefix tokens it adds.
     adds: int = 0
 
@@ -158,6 +161,12 @@ class Method(nn.Module, ABC):
         if not options:
             return schedule.keep_ratio
         return keep_ratio_among(options, len(bound.blocks), schedule)
+
+    @classmethod
+    def look(cls, bound: Backbone, inputs: Tensor, tokens: Tokens) -> Tokens:
+        """The embedded tokens, with what the method needs to know of the images or clips."""
+        del bound, inputs
+        return tokens
 
     @property
     def is_fresh(self) -> bool:
@@ -294,7 +303,7 @@ class Choice(Method):
         joined = tokens
         if alike is not None:
             joined = self.absorb(tokens, dropped, dropped < 0.5, alike, keep_scores)
-        return with_summary(joined.keep(position), self.summary(tokens, dropped, keep_scores))
+        return joined.keep(position).with_summary(self.summary(tokens, dropped, keep_scores))
 
     def mask(self, tokens: Tokens, count: int, policy: Policy, draw: Draw) -> Masked:
         """Dropped tokens are hidden from attention (Section 3.4), which keeps shapes fixed."""
@@ -323,7 +332,7 @@ class Choice(Method):
             after = after.compact(before)
         elif draw.masking == "compact":
             after = after.compact(decision).unmasked()
-        after = with_summary(after, self.summary(tokens, before - decision, own))
+        after = after.with_summary(self.summary(tokens, before - decision, own))
         return Masked(after, tokens.to_grid(decision), reported, tokens.places())
 
 
@@ -337,12 +346,3 @@ class GivenDecisions(Choice):
             InputError: always.
         """
         raise InputError("this model scores no tokens: give it decisions")
-
-
-def with_summary(tokens: Tokens, summary: Tensor | None) -> Tokens:
-    """Further prefix tokens, behind those that are there."""
-    if summary is None:
-        return tokens
-    added, prefix = summary.shape[1], tokens.num_prefix
-    x = torch.cat([tokens.x[:, :prefix], summary.to(tokens.x.dtype), tokens.patches], dim=1)
-    return replace(tokens, x=x, num_prefix=prefix + added, added=tokens.added + added, heads=None)

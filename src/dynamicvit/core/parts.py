@@ -37,6 +37,7 @@ def select(tokens: Tokens, images: Tensor) -> Tokens:
         size=some(tokens.size),
         groups=some(tokens.groups),
         dropped=some(tokens.dropped),
+        motion=some(tokens.motion),
         heads=heads,
         images=some(tokens.images),
     )
@@ -92,6 +93,7 @@ def _joined(parts: list[Tokens]) -> Tokens:
         size=torch.cat([sizes_of(part) for part in parts]) if sized else None,
         groups=torch.cat([part.membership() for part in parts]) if grouped else None,
         dropped=all_of(part.dropped for part in parts),
+        motion=all_of(part.motion for part in parts),
         images=all_of(part.images for part in parts),
         heads=None,
     )

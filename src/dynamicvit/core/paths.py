@@ -297,4 +297,4 @@ class Paths:
         if images.dtype != weights and not torch.is_autocast_enabled(images.device.type):
             raise InputError(f"{what} must be {weights} like the weights, got {images.dtype}")
         bound.grid(*images.shape[-2:], *images.shape[1:-3])  # refuses a size before it is embedded
-        return bound.embed(images)
+        return self.method.look(bound, images, bound.embed(images))

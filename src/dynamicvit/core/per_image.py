@@ -1,8 +1,9 @@
 """A budget per image: easy images keep fewer tokens, hard ones more, the schedule's on average.
 
-At a stage an image keeps, instead of k, halfway between k and the number of its patches whose keep
-score passes a threshold. Thresholds are found on images without labels, and kept as a table of
-shares, so that every keep ratio has one: exact at the one of the calibration, near at others.
+At a stage an image keeps, instead of k, a number between k and that of its patches whose keep score
+passes a threshold: halfway, if its method says nothing else. Thresholds are found on images without
+labels, and kept as a table of shares, so that every keep ratio has one: exact at the one of the
+calibration, near at others.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynamicvit.core.method import Choice, Method, with_summary
+from dynamicvit.core.method import Choice, Method
 from dynamicvit.core.parts import by_count
 from dynamicvit.core.registry import METHODS
 from dynamicvit.core.schedule import Policy, Schedule
@@ -36,10 +37,6 @@ SHARES = 64
 #: Counts are multiples of the grid's patches over this (8 of 196): images of a batch that keep as
 #: many run together, and few would with every number.
 STEPS = 24
-
-#: Share of the way from the mean to the number that passes the threshold. All of the way, images
-#: with few such tokens lose more than the others gain (docs/results.md).
-SPREAD = 0.5
 
 #: Halvings of the range of scores in which a threshold lies: to float32's precision.
 _HALVINGS = 30
@@ -95,7 +92,7 @@ class PerImage:
         above = (scores >= self.threshold(stage, mean / came)).sum(dim=1)
         held, most = scores.shape[1], _most(mean, tokens.grid_size, self.cap)
         limits = above.new_tensor([mean, held, most])
-        counts = counted(above, *limits, tokens.grid_size)
+        counts = counted(above, *limits, tokens.grid_size, method.spread)
         return kept_parts(method, tokens, counts, scores, own, alike), scores
 
     def threshold(self, stage: int, share: float) -> float:
@@ -107,7 +104,9 @@ class PerImage:
         return table[below] + max(at - below, 0.0) * (table[below + 1] - table[below])
 
 
-def counted(above: Tensor, mean: Tensor, held: Tensor, most: Tensor, grid_size: int) -> Tensor:
+def counted(
+    above: Tensor, mean: Tensor, held: Tensor, most: Tensor, grid_size: int, spread: float
+) -> Tensor:
     """How many tokens images keep, one at least.
 
     Args:
@@ -116,9 +115,10 @@ def counted(above: Tensor, mean: Tensor, held: Tensor, most: Tensor, grid_size: 
         held: how many there are.
         most: the cap.
         grid_size: N.
+        spread: of the method.
     """
     step = max(1, grid_size // STEPS)
-    wanted = mean + SPREAD * (above - mean)
+    wanted = mean + spread * (above - mean)
     # A quarter less: halves of patches would lie midway between two steps and tip either way.
     stepped = (((wanted - 0.25) / step + 0.5).floor() * step).long()
     # Who would keep all keeps all, whatever the steps are.
@@ -165,7 +165,7 @@ def kept_parts(
         summary = method.summary(tokens, dropped, own)
         if alike is not None:
             tokens = method.absorb(tokens, dropped, kept, alike, own)
-        tokens = replace(with_summary(tokens, summary), heads=None)
+        tokens = replace(tokens.with_summary(summary), heads=None)
     return [part.keep(position) for part, position in by_count(tokens, kept)]
 
 
@@ -206,7 +206,7 @@ def calibrated(model: DynamicViT, images: Tensor | Iterable[Tensor], cap: float 
     for stage in range(len(schedule.stages)):
         scores = [score for tokens in first for score in _scores_at(model, about, stage, tokens)]
         come, _ = mean_counts(schedule, stage, patches)
-        table = _thresholds(scores, come, patches, cap)
+        table = _thresholds(scores, come, patches, cap, model.method.spread)
         about = replace(about, thresholds=(*about.thresholds, table))
     return about
 
@@ -227,7 +227,7 @@ def _scores_at(model: DynamicViT, about: PerImage, stage: int, first: Tokens) ->
 
 
 def _thresholds(
-    scores: Sequence[Tensor], come: int, grid_size: int, cap: float | None
+    scores: Sequence[Tensor], come: int, grid_size: int, cap: float | None, spread: float
 ) -> tuple[float, ...]:
     """For each share the threshold at which images keep as many on average.
 
@@ -236,6 +236,7 @@ def _thresholds(
         come: how many tokens come to the stage on average.
         grid_size: N.
         cap: of :class:`PerImage`.
+        spread: of the method.
     """
     longest = max(part.shape[1] for part in scores)
     padded = [F.pad(part, (longest - part.shape[1], 0), value=float("-inf")) for part in scores]
@@ -248,7 +249,7 @@ def _thresholds(
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         above = longest - torch.searchsorted(ranked, middle.expand(len(ranked), -1).contiguous())
-        many = counted(above, means, held, most, grid_size).float().mean(dim=0) > means
+        many = counted(above, means, held, most, grid_size, spread).float().mean(dim=0) > means
         low, high = torch.where(many, middle, low), torch.where(many, high, middle)
     return tuple(high.tolist())
 

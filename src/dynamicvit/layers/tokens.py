@@ -56,6 +56,8 @@ class Tokens:
         block: index of the block that comes next.
         dropped: ``(B, N, C)``, what each patch was when dropped, or ``None`` (:meth:`remembering`).
         heads: what the attention of the block before worked on, for a method that asked for it.
+        motion: ``(B, N)``, how much each tubelet of a clip differs from the one before, for a
+            method that asked for it.
         images: ``(B,)``, which images these are, where others hold another number of tokens.
     """
 
@@ -71,6 +73,7 @@ class Tokens:
     block: int = 0
     dropped: Tensor | None = None
     heads: Heads | None = None
+    motion: Tensor | None = None
     images: Tensor | None = None
 
     # ---------------------------------------------------------------- what is held
@@ -106,6 +109,18 @@ class Tokens:
     def with_x(self, x: Tensor) -> Tokens:
         """The same tokens with other values."""
         return replace(self, x=x, heads=None)
+
+    def with_summary(self, summary: Tensor | None) -> Tokens:
+        """With further prefix tokens, ``(B, added, C)``, behind those that are there."""
+        if summary is None:
+            return self
+        added, prefix = summary.shape[1], self.num_prefix
+        x = torch.cat([self.x[:, :prefix], summary.to(self.x.dtype), self.patches], dim=1)
+        return replace(self, x=x, num_prefix=prefix + added, added=self.added + added, heads=None)
+
+    def with_motion(self, motion: Tensor) -> Tokens:
+        """The same tokens, and how much each of them, all N, differs from the one before."""
+        return replace(self, motion=motion)
 
     # ---------------------------------------------------------------- the way back to the grid
 

@@ -17,6 +17,7 @@ from dynamicvit.methods.diffrate import DiffRate
 from dynamicvit.methods.tome import TokenMerging
 from dynamicvit.methods.mctf import MCTF
 from dynamicvit.methods.lookahead import LookAhead
+from dynamicvit.methods.run_length import RunLength
 from dynamicvit.methods.width import Narrow, narrow
 from dynamicvit.methods.budgets import at_macs, own_schedules
 
@@ -31,6 +32,7 @@ __all__ = [
     "LookAhead",
     "Narrow",
     "RandomScores",
+    "RunLength",
     "StaticRanking",
     "TokenMerging",
     "at_macs",
