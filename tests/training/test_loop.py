@@ -185,7 +185,7 @@ def test_a_finite_loss_with_a_gradient_that_is_not_is_left_out(
     def infinite_slope(logits: torch.Tensor, *_: torch.Tensor, temperature: float) -> torch.Tensor:
         return (logits.mean() * 0.0).sqrt()  # 0, whose derivative is 1/0
 
-    monkeypatch.setattr("dynamicvit.training.recipe.distillation_loss", infinite_slope)
+    monkeypatch.setattr("dynamicvit.training.recipe_parts.distillation_loss", infinite_slope)
     model = shallow()
     before = weights(model)
     report = fit(model, Memory(), small(steps=2), tmp_path)

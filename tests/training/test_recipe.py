@@ -10,7 +10,7 @@ from dynamicvit import InputError, sparsify
 from dynamicvit.checkpoints.timm_names import BACKBONES, PREFIX
 from dynamicvit.training import Recipe, load_recipe, recipes
 from dynamicvit.training.plan import plan_of
-from dynamicvit.training.recipe import LossRecipe
+from dynamicvit.training.recipe_parts import LossRecipe
 from dynamicvit.training.recipes import dump_recipe, recipe_names
 
 

@@ -25,7 +25,7 @@ from dynamicvit.training.draws import Mixing, seed_everything
 from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.memory import estimate_memory
 from dynamicvit.training.objective import objective_of
-from dynamicvit.training.recipe import LossRecipe
+from dynamicvit.training.recipe_parts import LossRecipe
 from families import DEIT, NUM_CLASSES
 from memory import BATCH, Memory, losses_of, paper, shallow, small
 

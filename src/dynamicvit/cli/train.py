@@ -31,6 +31,7 @@ from dynamicvit.cli.options import (
     ClassMapOption,
     ClassNames,
     DataIfAny,
+    Frames,
     ImageSizeOption,
     KeepRatio,
     Method,
@@ -41,6 +42,7 @@ from dynamicvit.cli.options import (
     ScheduleOption,
     Strict,
     Threads,
+    Tubelet,
     Unlabeled,
     Workers,
     chosen_model,
@@ -120,6 +122,8 @@ def train(
         ),
     ] = None,
     image_size: ImageSizeOption = None,
+    frames: Frames = None,
+    tubelet: Tubelet = None,
     strict: Strict = False,
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"],
@@ -165,7 +169,8 @@ def train(
     """Fine-tune MODEL with the dense model as its teacher, or with --teacher another network.
 
     If DATA has other classes than the weights, the dense model is fitted to them first, and then
-    teaches. With --dense that is all. Images with a mask each are segmented (docs/segmentation.md).
+    teaches. With --dense that is all. Images with a mask each are segmented (docs/segmentation.md);
+    clips are for models of clips (docs/video.md).
 
     Writes a folder that `eval`, `bench`, `visualize` and `from_pretrained` read, with the resolved
     recipe, a log of every step, its curves (PNG, TensorBoard) and a report. The same command
@@ -210,6 +215,8 @@ def train(
         class_map=class_map,
         num_classes=num_classes,
         class_names=class_names,
+        frames=frames,
+        tubelet=tubelet,
         precision=precision,
         accumulate=accumulate,
         grad_checkpointing=grad_checkpointing,

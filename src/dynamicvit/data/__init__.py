@@ -35,6 +35,9 @@ from dynamicvit.data.video import (
     clip_train_transform,
     data_for,
     frames_of,
+    has_clips,
+    open_data,
+    taken_by,
 )
 
 __all__ = [
@@ -61,15 +64,18 @@ __all__ = [
     "data_for",
     "eval_transform",
     "frames_of",
+    "has_clips",
     "has_masks",
     "imagenet_class_map",
     "images_digest",
     "joint_eval_transform",
     "joint_train_transform",
+    "open_data",
     "read_class_names",
     "read_image",
     "set_class_names",
     "split",
+    "taken_by",
     "top_classes",
     "train_transform",
 ]

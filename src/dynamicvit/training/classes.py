@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.data import ClassMap, ImageData, OtherClassesError, class_map_for, read_class_names
+from dynamicvit.data import (
+    ClassMap,
+    ImageData,
+    OtherClassesError,
+    class_map_for,
+    open_data,
+    read_class_names,
+)
 from dynamicvit.data.class_names import check_class_names, known_class_names
 from dynamicvit.data.classes import index_of, read_class_map
 from dynamicvit.errors import InputError
@@ -148,21 +155,21 @@ def _names(class_map: ClassMap, count: int) -> tuple[str, ...] | None:
 def sources_of(
     root: str | Path, recipe: Recipe, unlabeled: Sequence[str | Path], strict: bool
 ) -> list[ImageData]:
-    """The images, with labels if they have any, and more without.
+    """The images or clips, with labels if they have any, and more without.
 
     Raises:
         InputError: for images that can't be had, or have no labels where they are needed.
     """
     needs_labels = recipe.losses.classification > 0
     try:
-        images = ImageData(root, strict=strict)
+        images = open_data(root, strict=strict)
     except InputError:  # as images beside class folders
         if needs_labels:
             raise
-        images = ImageData(root, labeled=False, strict=strict)
+        images = open_data(root, labeled=False, strict=strict)
     if needs_labels and not images.labeled:
         raise InputError(
             f"{root} has no labels, which the classification loss needs: set "
             "losses.classification=0 to learn from the dense network alone"
         )
-    return [images, *(ImageData(path, labeled=False, strict=strict) for path in unlabeled)]
+    return [images, *(open_data(path, labeled=False, strict=strict) for path in unlabeled)]

@@ -19,7 +19,8 @@ from dynamicvit.training.log import TENSORBOARD_FOLDER, Progress, TensorBoard
 from dynamicvit.training.loop import fit, total_steps
 from dynamicvit.training.output import draw_run, write_report
 from dynamicvit.training.plan import Plan, measured_plan
-from dynamicvit.training.recipe import AugmentRecipe, LossRecipe, Recipe, TeacherRecipe
+from dynamicvit.training.recipe import Recipe
+from dynamicvit.training.recipe_parts import AugmentRecipe, LossRecipe, TeacherRecipe
 from dynamicvit.training.state import TrainingReport
 from dynamicvit.training.tasks import task_of
 from dynamicvit.utils.distributed import Processes
@@ -31,7 +32,7 @@ _PASSES, _IMAGES, _LEAST_PASSES = 20, 16_000, 3
 
 
 def recipe_for(recipe: Recipe, images: int, fresh: Sequence[str]) -> Recipe:
-    """The dense part of a run: labels alone teach it, under a mild augmentation.
+    """The dense part of a run: labels alone teach it, by default under a mild augmentation.
 
     Args:
         recipe: of the whole run.
@@ -61,19 +62,25 @@ def recipe_for(recipe: Recipe, images: int, fresh: Sequence[str]) -> Recipe:
         segmentation=recipe.segmentation,
         losses=LossRecipe(classification=1, distillation=0, token=0, ratio=0),
         teacher=TeacherRecipe(),
-        augment=AugmentRecipe(
-            scale=(0.35, 1.0),
-            hflip=recipe.augment.hflip,
-            auto_augment=None,
-            re_prob=0.0,
-            mixup_prob=0.0,
-            mixup=0.0,
-            cutmix=0.0,
-        ),
+        video=recipe.video,
+        augment=recipe.augment if dense.augment == "full" else _mild(recipe.augment),
         frozen=(),
         fresh=tuple(fresh),
         hold_out=recipe.hold_out,
         seed=recipe.seed,
+    )
+
+
+def _mild(augment: AugmentRecipe) -> AugmentRecipe:
+    """Crops and mirror images."""
+    return AugmentRecipe(
+        scale=(0.35, 1.0),
+        hflip=augment.hflip,
+        auto_augment=None,
+        re_prob=0.0,
+        mixup_prob=0.0,
+        mixup=0.0,
+        cutmix=0.0,
     )
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from dynamicvit.core.decisions import best_k_sampler, gumbel_sampler, gumbel_top_k_sampler
 from dynamicvit.data import UNLABELED, Batch
 from dynamicvit.errors import InputError
-from dynamicvit.training.recipe import AugmentRecipe, Decisions
+from dynamicvit.training.recipe import Decisions
+from dynamicvit.training.recipe_parts import AugmentRecipe
 
 
 class NoisySampler(Protocol):
@@ -95,6 +96,8 @@ class Mixing:
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images ``(B, 3, H, W)``, and ``(B, classes)`` targets, or the labels as they are.
 
+        Of clips ``(B, T, 3, H, W)`` all frames are mixed alike.
+
         An odd batch becomes even: its last image would have no partner.
 
         Raises:
@@ -109,9 +112,11 @@ class Mixing:
         if (labels >= nothing).any():
             raise InputError(f"label {int(labels.max())}, but the model has {nothing} classes")
         # It mixes in place; a second pass over the same images must find them as they were.
-        images, targets = self.mixup(
-            images.clone(), labels.masked_fill(labels == UNLABELED, nothing)
-        )
+        shape = images.shape
+        # Of clips, cutmix would take channels and rows for rows and columns.
+        flat = images.flatten(1, -3).clone()
+        images, targets = self.mixup(flat, labels.masked_fill(labels == UNLABELED, nothing))
+        images = images.reshape(shape)
         known = targets[:, nothing:] == 0  # of half a label nothing is learned
         smoothed = targets[:, :nothing] * (1 - self.smoothing) + self.smoothing / nothing
         return images, smoothed * known

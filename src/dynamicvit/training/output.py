@@ -18,7 +18,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
 from dynamicvit.training.checkpoint import BEST, DAMAGED, cannot_write
 from dynamicvit.training.log import TENSORBOARD_FOLDER, read_log
-from dynamicvit.training.recipe import TeacherRecipe
+from dynamicvit.training.recipe_parts import TeacherRecipe
 from dynamicvit.training.state import TrainingReport
 from dynamicvit.utils.files import write_text
 from dynamicvit.utils.lock import refuse_owned

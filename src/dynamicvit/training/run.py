@@ -82,7 +82,7 @@ class Training:
             default the recipe's; a dense network; or a model that drops tokens, whose own budget,
             stages and policy then count.
         recipe: a built-in one, a YAML file, or its values; by default "segmentation" for images
-            with masks, else "small_data".
+            with masks, "video_small_data" with clips, else "small_data".
         overrides: of the recipe's values, as ``key=value``.
         checkpoint: a file of weights for the model.
         addon: prediction modules for the model, of an earlier run with a frozen backbone.
@@ -97,6 +97,8 @@ class Training:
             (:mod:`dynamicvit.training.dense`). The model's own number keeps its classifier.
         class_names: a file with one name a line, in class order: the names that are saved with the
             model. By default those of the images' classes, if the model has none.
+        frames: of a clip, for an image network's name, as for :func:`~dynamicvit.load`.
+        tubelet: likewise.
         precision: "fp32", "bf16" or "fp16" (autocast).
         accumulate: passes in which a process works off its images of a step.
         grad_checkpointing: less memory, a third more computation.
@@ -138,6 +140,8 @@ class Training:
         class_map: str | None = None,
         num_classes: int | None = None,
         class_names: str | Path | None = None,
+        frames: int | None = None,
+        tubelet: int | None = None,
         precision: str = "fp32",
         accumulate: int = 1,
         grad_checkpointing: bool = False,
@@ -167,7 +171,9 @@ class Training:
         self.sources = [] if data is None else self._task.sources(data, values, unlabeled, strict)
         torch.manual_seed(values.seed)
         wanted = pretrained and (not plan_only or addon is not None)
-        model, values = student_for(named, values, checkpoint, addon, wanted)
+        clip = {"frames": frames, "tubelet": tubelet}
+        model, values = student_for(named, values, checkpoint, addon, wanted, **clip)
+        self.sources = [self._task.taken_by(model, each, values) for each in self.sources]
         images, given = self.sources[0] if self.sources else None, (num_classes, class_names)
         self.classes = self._task.classes(images, model, values, class_map, *given)
         self.model, self._fresh = self._task.give(self.classes, model, values)

@@ -24,6 +24,8 @@ def student_for(
     checkpoint: str | Path | None,
     addon: str | Path | None,
     pretrained: bool,
+    frames: int | None = None,
+    tubelet: int | None = None,
 ) -> tuple[DynamicViT, Recipe]:
     """The model, and the recipe with what it says of it.
 
@@ -33,10 +35,14 @@ def student_for(
         checkpoint: a file of weights, for a name.
         addon: prediction modules, for a name or a dense network.
         pretrained: as for :func:`~dynamicvit.load`.
+        frames: likewise, for a name.
+        tubelet: likewise.
 
     Raises:
         InputError: for a model that can't be had, or drops no tokens and has no teacher.
     """
+    if isinstance(named, nn.Module) and frames is not None:
+        raise InputError(f"frames {frames} is for a name: inflate the network first")
     given = core_of(named) if isinstance(named, nn.Module) else None
     if isinstance(given, DynamicViT):
         own = given.schedule
@@ -61,6 +67,8 @@ def student_for(
         method=recipe.method,
         default_method=TRAINED_METHOD,
         pretrained=pretrained,
+        frames=frames,
+        tubelet=tubelet,
     )
     if not model.schedule.stages and recipe.method is None and not recipe.asks_external_teacher:
         ratio = recipe.keep_ratio or DEFAULT_KEEP_RATIO

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.data import ImageData, Loader, has_masks
+from dynamicvit.data import ImageData, Loader, has_clips, has_masks, taken_by
 from dynamicvit.errors import InputError
 from dynamicvit.training.classes import Classes, classes_for, sources_of
 from dynamicvit.training.held_out import HeldOut
@@ -34,6 +34,15 @@ class Task(ABC):
         Raises:
             InputError: for images that can't be had, or are for another task.
         """
+
+    def taken_by(self, model: DynamicViT, images: Any, recipe: Recipe) -> Any:
+        """The images as the model takes them.
+
+        Raises:
+            InputError: for clips and a model of images, or the reverse.
+        """
+        del model, recipe
+        return images
 
     @abstractmethod
     def classes(
@@ -78,6 +87,10 @@ class Classification(Task):
             raise InputError(f"{root} has a mask for each image: take recipe segmentation")
         return sources_of(root, recipe, unlabeled, strict)
 
+    def taken_by(self, model: DynamicViT, images: ImageData, recipe: Recipe) -> ImageData:
+        """Clips of as many frames as the model's."""
+        return taken_by(model, images, recipe.video.stride)
+
     def classes(self, images: Any, model: DynamicViT, recipe: Recipe, *given: Any) -> Classes:
         """As :func:`~dynamicvit.training.classes.classes_for`."""
         if model.task != "classification":
@@ -118,4 +131,6 @@ def default_recipe(data: str | Path | None, freeze_backbone: bool = False) -> st
     """The recipe of a run that names none: by what the data are labeled with."""
     if data is not None and has_masks(data):
         return "segmentation"
-    return "frozen" if freeze_backbone else "small_data"
+    if freeze_backbone:
+        return "frozen"
+    return "video_small_data" if data is not None and has_clips(data) else "small_data"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dynamicvit.data.decoding import image_endings
 from dynamicvit.data.sources.base import Source
 from dynamicvit.data.sources.files import Files, Folder, Tar
 from dynamicvit.data.sources.huggingface import HuggingFace, classes_of
@@ -31,6 +33,45 @@ def is_clip(name: str) -> bool:
 def clip_endings() -> str:
     """What counts as a clip, for messages."""
     return ", ".join(sorted(CLIP_ENDINGS))
+
+
+def has_clips(name: str | os.PathLike[str]) -> bool:
+    """Whether a source holds clips, told by its first file of a known kind; False if there is none.
+
+    A GIF, which may be either, counts as an image.
+    """
+    if isinstance(name, str) and name.lower().startswith("hfds/"):
+        try:
+            return bool(len(open_clips(name)))
+        except InputError:
+            return False
+    try:
+        path = _split_of(Path(name))
+        if path.suffix.lower() in _LISTS and path.is_file():
+            return True
+        return next((each for each in map(_is_clip_alone, _files(path)) if each is not None), False)
+    except (InputError, OSError, ValueError, tarfile.TarError):  # which whoever opens it will say
+        return False
+
+
+def _files(path: Path) -> Iterator[str]:
+    """Names of files in a folder or tar, or the file's own."""
+    if path.is_dir():
+        for _, folders, files in os.walk(path):
+            folders.sort()
+            yield from sorted(files)
+    elif path.suffix.lower() == ".tar":
+        with tarfile.open(path) as tar:
+            yield from (member.name for member in tar if member.isfile())
+    else:
+        yield path.name
+
+
+def _is_clip_alone(name: str) -> bool | None:
+    """Whether a file is a clip and can't be an image; None of neither."""
+    if os.path.splitext(name)[1].lower() in image_endings():
+        return False
+    return is_clip(name) or None
 
 
 def open_clips(name: str | os.PathLike[str]) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from dynamicvit.data.decoding import reason_of
 from dynamicvit.data.images import ImageData
 from dynamicvit.data.sources import Source
 from dynamicvit.data.transforms import Size
-from dynamicvit.data.video.clip_sources import open_clips
+from dynamicvit.data.video.clip_sources import has_clips, open_clips
 from dynamicvit.data.video.clip_transforms import (
     ONE_VIEW,
     ClipTransform,
@@ -87,6 +88,13 @@ class ClipData(ImageData):
         transform = clip_train_transform(model, self.sampling, **augmentation)
         return self.with_transform(transform)  # type: ignore[arg-type,return-value]
 
+    def with_sampling(self, sampling: Sampling) -> ClipData:
+        """The same clips of other frames, evenly chosen and whole."""
+        other = copy.copy(self)
+        other.sampling = sampling
+        other.transform = ClipTransform(sampling, views=Views(self.views.clips))
+        return other
+
     def _open(self, root: str | os.PathLike[str]) -> Source:
         return open_clips(root)
 
@@ -106,7 +114,8 @@ class ClipData(ImageData):
 
 def frames_of(model: nn.Module) -> int | None:
     """The frames of a clip that a model takes; None for a model of images, or one unknown."""
-    return getattr(getattr(core_of(model), "bound", None), "frames", None)
+    core = core_of(model)
+    return getattr(getattr(core, "bound", core), "frames", None)
 
 
 def data_for(
@@ -140,6 +149,44 @@ def data_for(
     return ClipData(root, sampling=sampling or Sampling(frames), views=views, **how)
 
 
+def open_data(root: str | os.PathLike[str], *, views: Views = ONE_VIEW, **how: Any) -> ImageData:
+    """The data set of a source before its model is known: clips or images, whichever it holds.
+
+    Args:
+        root: as for :class:`ClipData`, or for :class:`~dynamicvit.data.ImageData`.
+        views: of clips in evaluation.
+        **how: further arguments of either.
+
+    Raises:
+        InputError: as of either; for views of images.
+    """
+    if has_clips(root):
+        return ClipData(root, views=views, **how)
+    if views != ONE_VIEW:
+        raise InputError(f"views {views} are of clips, and {root} holds none")
+    return ImageData(root, **how)
+
+
+def taken_by(model: nn.Module, data: ImageData, stride: int | None = None) -> ImageData:
+    """A data set as a model takes it: its clips get as many frames as the model's.
+
+    Args:
+        model: says how many.
+        data: clips or images.
+        stride: of the frames of a clip, see :class:`.Sampling`; by default they are uniform.
+
+    Raises:
+        InputError: for images where it takes clips, the reverse, or a stride of images.
+    """
+    frames = frames_of(model)
+    if frames is not None and isinstance(data, ClipData):
+        data = data.with_sampling(Sampling(frames, stride))
+    elif stride is not None:
+        raise InputError(f"stride {stride} is of clips, and {data.root} holds none")
+    check_data(model, data)
+    return data
+
+
 def check_data(model: nn.Module, data: ImageData) -> None:
     """Check that a data set gives what a model takes.
 
@@ -148,9 +195,10 @@ def check_data(model: nn.Module, data: ImageData) -> None:
     """
     frames = frames_of(model)
     given = data.sampling.frames if isinstance(data, ClipData) else None
-    if given == frames or (frames is None and not hasattr(core_of(model), "bound")):
+    core = core_of(model)
+    if given == frames or not (hasattr(core, "bound") or hasattr(core, "frames")):
         return  # or a model that doesn't say
-    takes, gets = (
-        "images" if each is None else f"clips of {each} frames" for each in (frames, given)
-    )
+    takes = "images" if frames is None else f"clips of {frames} frames"
+    gets = "images" if given is None else "clips"
+    gets = f"clips of {given} frames" if frames and given else gets
     raise InputError(f"the model takes {takes}; {data.root} gives {gets}")

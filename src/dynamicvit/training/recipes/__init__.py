@@ -11,14 +11,15 @@ import yaml
 from pydantic import ValidationError
 
 from dynamicvit.errors import InputError
-from dynamicvit.training.recipe import (
+from dynamicvit.training.recipe import Recipe
+from dynamicvit.training.recipe_parts import (
     AugmentRecipe,
     DenseRecipe,
     LossRecipe,
-    Recipe,
     SegmentationRecipe,
     Strict,
     TeacherRecipe,
+    VideoRecipe,
 )
 from dynamicvit.utils.fields import DEEPEST, MOST_OF_RECIPES, check_size
 from dynamicvit.utils.inputs import is_file, read_text
@@ -213,4 +214,5 @@ _PARTS: dict[str, type[Strict]] = {
     "augment": AugmentRecipe,
     "dense": DenseRecipe,
     "segmentation": SegmentationRecipe,
+    "video": VideoRecipe,
 }
