@@ -138,7 +138,7 @@ def test_images_and_clips_are_not_confused(folder: Path, tmp_path: Path) -> None
     images = class_folders(tmp_path / "images")
     with pytest.raises(InputError, match=r"clips of 4 frames; .* gives images"):
         evaluate(Brightness(), ImageData(images), workers=0)
-    with pytest.raises(InputError, match=r"takes images; .* gives clips of 16 frames"):
+    with pytest.raises(InputError, match=r"takes images; .* gives clips$"):
         evaluate(DEIT.sparse(), ClipData(folder), workers=0)
     with pytest.raises(InputError, match="no sampling"):
         data_for(DEIT.sparse(), images, views=Views(5, 3))

@@ -33,7 +33,7 @@ from dynamicvit.cli.options import (
     use_threads,
 )
 from dynamicvit.core.hub import MODEL_FILES
-from dynamicvit.data import ImageData, eval_transform
+from dynamicvit.data import open_data, taken_by
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation import counts
 from dynamicvit.evaluation.counts import Counts, calibrate_on
@@ -82,7 +82,7 @@ def calibrate(
     size = parse_image_size(image_size)
     check_folder(output, names=MODEL_FILES)
     use_threads(threads)
-    source = ImageData(data, labeled=False)
+    source = open_data(data, labeled=False)
     name = chosen_model(model_name, released)
     model, size = load_at_budget(
         name,
@@ -101,7 +101,7 @@ def calibrate(
         task = bar.add_task("calibrating", total=min(len(source), 2 * images), note="")
         found = calibrate_on(
             model,
-            source.with_transform(eval_transform(model, size, crop_pct)),
+            taken_by(model, source).for_evaluation(model, size, crop_pct),
             images=images,
             cap=cap,
             progress=lambda done: bar.advance(task, done),

@@ -26,7 +26,9 @@ from dynamicvit.cli.options import (
     Strict,
     Threads,
     Unlabeled,
+    ViewsOption,
     Workers,
+    parse_views,
     use_threads,
 )
 from dynamicvit.cli.recipe_options import Overrides, RecipeIfAny, with_options
@@ -101,6 +103,7 @@ def compare(
     unlabeled: Unlabeled = None,
     class_map: ClassMapOption = None,
     crop_pct: CropPct = None,
+    views: ViewsOption = None,
     strict: Strict = False,
     precision: Precision = "fp32",
     workers: Workers = 1,
@@ -123,6 +126,7 @@ def compare(
     if os.path.lexists(output / CSV_NAME):
         check_target(output / CSV_NAME, "--output", start=CSV_START)
     use_threads(threads)
+    averaged = None if views is None else parse_views(views)
     console = Console()
     model = load(
         model_name,
@@ -151,6 +155,7 @@ def compare(
                 seconds=seconds,
                 precision=precision,
                 crop_pct=crop_pct,
+                views=averaged,
                 strict=strict,
                 workers=workers,
                 threads=threads,

@@ -49,6 +49,9 @@ def results_table(lines: Sequence[Line]) -> Table:
         "KL: divergence from dense, in nats\n" * diverges + "runs: fine-tuned, each with a seed\n"
         "batch: times as fast as dense"
     )
+    for views in dict.fromkeys(line.views for line in lines if line.views):
+        table.caption += f"\nof {views} views (clips × crops) of each video"
+
     return table
 
 

@@ -1,4 +1,4 @@
-"""`dynamicvit eval`: accuracy of a model on images."""
+"""`dynamicvit eval`: accuracy of a model on images or clips."""
 
 from __future__ import annotations
 
@@ -50,10 +50,12 @@ from dynamicvit.cli.options import (
     Stride,
     Threads,
     Tile,
+    ViewsOption,
     Workers,
     check_one_model,
     chosen_model,
     parse_image_size,
+    parse_views,
     use_threads,
 )
 from dynamicvit.core.model import DynamicViT
@@ -99,9 +101,10 @@ def eval_command(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Images in a batch, by default 32.", rich_help_panel=COST),
+        typer.Option(help="Images in a batch, by default 32; of clips 8.", rich_help_panel=COST),
     ] = None,
     stride: Stride = None,
+    views: ViewsOption = None,
     precision: Precision = "fp32",
     class_map: ClassMapOption = None,
     unlabeled: Annotated[
@@ -126,6 +129,7 @@ def eval_command(
 ) -> None:
     """Evaluate MODEL on the images of DATA: top-1, top-5, agreement with the dense model.
 
+    Of a model of clips likewise, over the views of each video.
     Of a segmentation model mIoU and the IoU of each class, single-scale, by sliding windows.
     Each readable image counts once; unreadable ones are listed. Several processes, started by
     torch.distributed.run or accelerate launch, share the images of each batch.
@@ -156,6 +160,7 @@ def eval_command(
         "save_kept": save_kept,
         "dense_checkpoint": dense_checkpoint,
         "stride": stride,
+        "views": None if views is None else parse_views(views),
         "compare_dense": compare_dense,
     }
     found = evaluated_for(data, unlabeled, strict, options)
@@ -238,7 +243,7 @@ def eval_command(
     if processes.is_main and not dense:
         say_if_untrained(model_name, model)
     rows = [*result.rows(), *found.rows(network, size)]
-    _print(console, settings, None if dense else model.schedule, result, rows)
+    _print(console, settings, None if dense else model.schedule, result, rows, f"{images.noun}s")
     say_left_out(console, images.left_out)
     if processes.is_main:
         cost = found.cost(network, size)
@@ -260,6 +265,7 @@ def _print(
     schedule: Schedule | None,
     result: EvaluationResult | SegmentationResult,
     rows: Iterable[tuple[str, str]],
+    inputs: str,
 ) -> None:
     kept = "dense"
     if schedule is not None and schedule.stages:
@@ -273,8 +279,8 @@ def _print(
     table.add_column(justify="right")
     for row in rows:
         table.add_row(*row)
-    table.add_row("images", str(result.images))
-    table.add_row("images/s, reading included", f"{result.images_per_second:.1f}")
+    table.add_row(inputs, str(result.images))
+    table.add_row(f"{inputs}/s, reading included", f"{result.images_per_second:.1f}")
     if result.skipped:
         table.add_row("skipped, unreadable", str(len(result.skipped)))
     console.print(table, highlight=False)

@@ -1,4 +1,4 @@
-"""What `dynamicvit eval` evaluates on, by what the images are labeled with."""
+"""What `dynamicvit eval` evaluates on: images or clips, by what they are labeled with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from torch import nn
 
 from dynamicvit.core.networks import segments
 from dynamicvit.costs import count_macs
-from dynamicvit.data import ImageData, MaskData, class_map_for, has_masks
+from dynamicvit.data import (
+    ONE_VIEW,
+    ClipData,
+    MaskData,
+    Views,
+    class_map_for,
+    has_masks,
+    open_data,
+    taken_by,
+)
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation import (
     EvaluationResult,
@@ -21,24 +30,29 @@ from dynamicvit.runtimes import ExportedModel
 
 
 class Classified:
-    """Images with or without a class each.
+    """Images or clips, with or without a class each.
 
     Args:
         data: as the user named it.
         unlabeled: leave classes aside.
         strict: an unreadable image ends the run.
+        views: of clips.
     """
 
     #: Options of the command that are for these images alone, by their Python names, and those that
     #: are for the others.
     takes: tuple[str, ...] = ("crop_pct", "batch_size", "save_kept")
-    #: Images at a time where nobody says.
-    batch_size = 32
-    not_for: tuple[str, ...] = ("stride",)
+    not_for: tuple[str, ...] = ()
 
-    def __init__(self, data: str, unlabeled: bool, strict: bool) -> None:
+    def __init__(self, data: str, unlabeled: bool, strict: bool, views: Views) -> None:
         self.data, self.strict = data, strict
-        self.images: Any = ImageData(data, labeled=False if unlabeled else None, strict=strict)
+        labeled = False if unlabeled else None
+        self.images: Any = open_data(data, views=views, labeled=labeled, strict=strict)
+
+    @property
+    def batch_size(self) -> int:
+        """Inputs at a time where nobody says."""
+        return 8 if isinstance(self.images, ClipData) else 32
 
     def fit(self, model: Any, class_map: str | None) -> str | None:
         """Label the images by the model's classes; the class map in a line."""
@@ -50,27 +64,35 @@ class Classified:
 
     def evaluate(self, model: nn.Module, **how: Any) -> EvaluationResult | SegmentationResult:
         """Top-1, top-5, agreement."""
-        return evaluate(model, self.images, **how)
+        return evaluate(model, self.images, **{"batch_size": self.batch_size, **how})
 
     def cost(self, model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
-        """Of an image, where it is told, for the JSON."""
-        del model, size
-        return {}
+        """MACs of a video's views, for the JSON; images, and a file, are told none."""
+        if not isinstance(self.images, ClipData) or isinstance(model, ExportedModel):
+            return {}
+        return {"macs": count_macs(model, size) * self.images.views.total}
 
     def rows(self, model: nn.Module, size: tuple[int, int]) -> list[tuple[str, str]]:
         """The same for the table."""
-        del model, size
-        return []
+        return [
+            (self._cost_name(size), f"{macs / 1e9:.2f}") for macs in self.cost(model, size).values()
+        ]
+
+    def _cost_name(self, size: tuple[int, int]) -> str:
+        del size
+        total = self.images.views.total
+        return f"GMACs a video, {total} view{'s' if total > 1 else ''}"
 
 
 class Segmented(Classified):
     """Images with a mask each, or for a segmentation model without."""
 
     takes = ("stride",)
-    batch_size = 1
-    not_for = ("class_map", "crop_pct", "batch_size", "save_kept", "dense_checkpoint")
+    batch_size = 1  # type: ignore[assignment]
+    not_for = ("class_map", "crop_pct", "batch_size", "save_kept", "dense_checkpoint", "views")
 
-    def __init__(self, data: str, unlabeled: bool, strict: bool) -> None:
+    def __init__(self, data: str, unlabeled: bool, strict: bool, views: Views = ONE_VIEW) -> None:
+        del views
         self.data, self.strict = data, strict
         self.images = MaskData(data, labeled=not unlabeled and has_masks(data), strict=strict)
 
@@ -89,10 +111,8 @@ class Segmented(Classified):
         """MACs of a window; a file does not tell."""
         return {} if isinstance(model, ExportedModel) else {"macs": count_macs(model, size)}
 
-    def rows(self, model: nn.Module, size: tuple[int, int]) -> list[tuple[str, str]]:
-        """Likewise."""
-        name = f"GMACs a window, {size[0]}x{size[1]}"
-        return [(name, f"{macs / 1e9:.2f}") for macs in self.cost(model, size).values()]
+    def _cost_name(self, size: tuple[int, int]) -> str:
+        return f"GMACs a window, {size[0]}x{size[1]}"
 
 
 def evaluated_for(
@@ -111,19 +131,22 @@ def evaluated_for(
     """
     kind = Segmented if has_masks(data) else Classified
     _refuse(kind, options, data)
-    return kind(data, unlabeled, strict)
+    return kind(data, unlabeled, strict, options["views"] or ONE_VIEW)
 
 
 def for_model(
     found: Classified, model: nn.Module, name: str, options: dict[str, Any]
 ) -> Classified | Segmented:
-    """The same images as this model sees them: a segmentation model gives maps without masks too.
+    """The same images as this model sees them: a segmentation model gives maps without masks too,
+    clips get its number of frames.
 
     Raises:
         InputError: for masks and a classifier, or a segmentation model without masks if they are
-            needed.
+            needed; for clips and a model of images, or the reverse.
     """
     if isinstance(found, Segmented) == segments(model):
+        if not isinstance(found, Segmented):
+            found.images = taken_by(model, found.images, options["stride"])
         return found
     if not segments(model):
         raise InputError(f"{found.data} has a mask for each image, and {name} classifies images")

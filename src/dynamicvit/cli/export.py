@@ -31,8 +31,7 @@ from dynamicvit.cli.options import (
     one_name,
     parse_image_size,
 )
-from dynamicvit.data import read_class_names, set_class_names
-from dynamicvit.data.sources import open_source
+from dynamicvit.data import open_data, read_class_names, set_class_names
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import (
     CALIBRATION_IMAGES,
@@ -184,7 +183,7 @@ def export(
     console = Console()
     for source in dict.fromkeys(name for name in (calibrate, validation) if name is not None):
         if Path(source).exists():
-            say_left_out(console, open_source(source).left_out)
+            say_left_out(console, open_data(source, labeled=False).left_out)
     for line in [*_lines(made), f"saved {output}: dynamicvit eval DATA --model {output}"]:
         say(console, line)
 

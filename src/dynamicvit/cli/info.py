@@ -93,7 +93,7 @@ def _of_file(model: ExportedModel) -> dict[str, Any]:
         **_classes(model),
         **_schedule(about.schedule, about.kept, about.grid),
         "method": about.method if about.stages else None,
-        **_input(model, about.input_size),
+        **_input(model, about.input_shape),
         "batch": about.batch or "any",
     }
 

@@ -15,6 +15,7 @@ import typer
 
 from dynamicvit.budgets import parse_latency as parse_latency
 from dynamicvit.checkpoints.released import RELEASES, download, release_of
+from dynamicvit.data import Views
 from dynamicvit.errors import InputError
 from dynamicvit.utils.fields import MOST_SIDE
 from dynamicvit.utils.words import shortened
@@ -178,7 +179,17 @@ Stride = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Pixels from window to window of a segmentation model; by default its side.",
+        help="Pixels from window to window of a segmentation model, by default its side; of a "
+        "clip frames from one to the next, by default over the whole video.",
+        rich_help_panel=IMAGES,
+    ),
+]
+ViewsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--views",
+        metavar="CLIPSxCROPS",
+        help="Average over clips of a video and 1 or 3 crops of each: 5x3; by default 1x1.",
         rich_help_panel=IMAGES,
     ),
 ]
@@ -245,6 +256,23 @@ def parse_image_size(text: str | None) -> tuple[int, int] | None:
             f"{shortened(text)}"
         )
     return sides[0], sides[-1]
+
+
+def parse_views(text: str | None) -> Views:
+    """Clips and crops from ``5x3``.
+
+    Raises:
+        InputError: for any other text.
+    """
+    if text is None:
+        return Views()
+    found = re.fullmatch(r"([1-9]\d?)x([13])", text.lower(), re.ASCII)
+    if found is None:
+        raise InputError(
+            f"views are clips of a video, up to 99, and 1 or 3 crops of each, as 5x3, got "
+            f"{shortened(text)}"
+        )
+    return Views(int(found[1]), int(found[2]))
 
 
 def use_threads(threads: int | None) -> None:

@@ -36,10 +36,12 @@ from dynamicvit.cli.options import (
     Stride,
     Threads,
     Tile,
+    ViewsOption,
     Workers,
     check_one_model,
     chosen_model,
     parse_image_size,
+    parse_views,
     use_threads,
 )
 from dynamicvit.evaluation.answers import TABLE
@@ -55,7 +57,8 @@ def predict_command(
         list[str],
         typer.Argument(
             metavar="IMAGES",
-            help="Image files, folders, .tar files, wds/PLACE, hfds/PLACE or torch/NAME/FOLDER.",
+            help="Image files, folders, .tar files, wds/PLACE, hfds/PLACE or torch/NAME/FOLDER; "
+            "for a model of clips videos.",
         ),
     ],
     output: Annotated[
@@ -79,9 +82,10 @@ def predict_command(
     top: Annotated[int, typer.Option(help="Classes of each image.")] = 5,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Images in a batch, by default 32.", rich_help_panel=COST),
+        typer.Option(help="Images in a batch, by default 32; of clips 8.", rich_help_panel=COST),
     ] = None,
     stride: Stride = None,
+    views: ViewsOption = None,
     precision: Precision = "fp32",
     image_size: ImageSizeOption = None,
     crop_pct: CropPct = None,
@@ -111,7 +115,8 @@ def predict_command(
     use_threads(threads)
     processes = launched_processes("cuda" if torch.cuda.is_available() else "cpu")
     dtype = launched_precision(autocast_dtype(precision), processes.device)
-    data = open_images(images, strict)
+    averaged = None if views is None else parse_views(views)
+    data = open_images(images, strict, averaged)
     model_name = chosen_model(model_name, released)
     model, size = load_for_inference(
         model_name,
@@ -152,6 +157,7 @@ def predict_command(
             crop_pct=crop_pct,
             batch_size=batch_size,
             stride=stride,
+            views=averaged,
             workers=workers,
             amp_dtype=dtype,
             progress=advance,

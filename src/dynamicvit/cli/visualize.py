@@ -1,4 +1,4 @@
-"""`dynamicvit visualize`: pictures of the patches that a model keeps."""
+"""`dynamicvit visualize`: pictures of the patches that a model keeps of images or clips."""
 
 from __future__ import annotations
 
@@ -39,27 +39,39 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of, segments
 from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.core.segmenter import Labels
-from dynamicvit.data import read_class_names, read_image, top_classes
+from dynamicvit.data import (
+    frames_of,
+    has_clips,
+    read_class_names,
+    read_image,
+    top_classes,
+)
 from dynamicvit.data.class_names import check_class_names
-from dynamicvit.data.folders import image_files, other_files
+from dynamicvit.data.folders import image_files, is_image, other_files
 from dynamicvit.data.joint import centered_mask
 from dynamicvit.data.masks import class_indices
 from dynamicvit.data.sources.pairs import mask_beside
+from dynamicvit.data.video.clip_sources import is_clip, open_clips
 from dynamicvit.errors import InputError
+from dynamicvit.plots.clips import visualize_clip
 from dynamicvit.plots.page import merges
 from dynamicvit.plots.visualization import Visualization
 from dynamicvit.plots.visualization import visualize as draw
 from dynamicvit.runtimes import ExportedModel
 from dynamicvit.utils.words import percent
 
-_OWN_PICTURE = re.compile(r"_dynamicvit(-\d+)?\.png$")
+_OWN_PICTURE = re.compile(r"_dynamicvit(-\d+)?\.(png|gif)$")
 
 
 def visualize(
     # readable=False: unreadable images are named below, and the others drawn.
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE", help="Image files, or folders.", readable=False),
+        typer.Argument(
+            metavar="IMAGE",
+            help="Image files, or folders; videos for a model of clips.",
+            readable=False,
+        ),
     ],
     model_name: ModelOrFile = None,
     released: Released = None,
@@ -84,13 +96,16 @@ def visualize(
 ) -> None:
     """Draw the patches that a model keeps, a picture for each image, and name its classes.
 
+    Of a clip the picture has a row for each frame, and a GIF beside it moves.
+
     Example: dynamicvit visualize photo.jpg --model runs/mine -o pictures
     """
     size = parse_image_size(image_size)
     names = None if class_names is None else read_class_names(class_names)
     sources = _find_images(images)
     targets = _targets(sources, output)
-    check_folder(output, names=[target.name for target in targets])
+    names_of = [target.with_suffix(end).name for target in targets for end in (".png", ".gif")]
+    check_folder(output, names=names_of)
     model_name = chosen_model(model_name, released)
     model, size = load_for_inference(
         model_name,
@@ -105,9 +120,17 @@ def visualize(
     )
     if names is not None:
         check_class_names(names, model.num_classes)
-    failed = 0
+    failed, clips = 0, frames_of(model) is not None
     for source, target in zip(sources, targets, strict=True):
         try:
+            if not clips and is_clip(source.name) and not is_image(source.name):
+                raise InputError(f"the model takes images; {source} is a video")
+            if clips:
+                how = {"names": names, "image_size": size, "crop_pct": crop_pct}
+                seen = visualize_clip(model, source, target, **how)
+                typer.echo(f"{source} -> {target}, {target.with_suffix('.gif').name}")
+                _print(seen)
+                continue
             image = read_image(source, None)
             mask = _truth(model, source, size, crop_pct)
         except InputError as error:
@@ -129,7 +152,8 @@ def visualize(
         if mask is not None and found.output.kept:
             typer.echo(f"  {_lies(found.output, mask)}")
     say_left_out(
-        Console(), [name for path in images if path.is_dir() for name in other_files(path)]
+        Console(),
+        [name for path in images if path.is_dir() and not clips for name in other_files(path)],
     )
     if failed < len(sources):
         say_if_untrained(model_name, model)
@@ -201,7 +225,12 @@ def _find_images(given: Iterable[Path]) -> list[Path]:
     for path in given:
         inside = [path]
         if path.is_dir():
-            inside = [file for file in image_files(path) if not _OWN_PICTURE.search(file.name)]
+            if has_clips(path):
+                clips = open_clips(path)
+                inside = [Path(clips.path(row)) for row in range(len(clips))]
+            else:
+                inside = image_files(path)
+            inside = [file for file in inside if not _OWN_PICTURE.search(file.name)]
             if not inside:
                 raise InputError(f"{path} holds only this command's own pictures")
         for file in inside:

@@ -31,6 +31,7 @@ from dynamicvit.comparison.rows import (
 )
 from dynamicvit.comparison.timing import BATCH_SIZES, Timing
 from dynamicvit.core.networks import segments
+from dynamicvit.data import Views, frames_of
 from dynamicvit.data.folders import left_out_in_words
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.bench import available_cores
@@ -112,6 +113,7 @@ def compare(
     seconds: float = 10.0,
     precision: str = "fp32",
     crop_pct: float | None = None,
+    views: Views | None = None,
     strict: bool = False,
     workers: int = 1,
     threads: int | None = None,
@@ -140,12 +142,15 @@ def compare(
         train: whether to fine-tune; else only methods that work untrained are compared.
         images: seen by each in training.
         seeds: runs of each, with seeds 0, 1, ...
-        recipe: a built-in one, or a YAML file; by default "small_data", or "segmentation".
+        recipe: a built-in one, or a YAML file; by default "small_data", "video_small_data" or
+            "segmentation", by the model.
         overrides: of its values, as ``key=value``.
         timing: whether throughput is measured, in turn with the dense network.
         seconds: for each throughput.
         precision: "fp32" or "bf16" (autocast).
         crop_pct: share of the short side that the center crop of evaluation takes.
+        views: of each video that is evaluated, for a model of clips; by default one. Its frames are
+            as far apart as the recipe's.
         strict: an unreadable image is an error.
         workers: processes that read images.
         threads: CPU threads of the timings; by default all cores.
@@ -166,10 +171,14 @@ def compare(
     if seconds <= 0:
         raise InputError(f"seconds are positive, got {seconds}")
     backbone = dense_of(model)
-    recipe = _recipe(recipe, segments(backbone), crop_pct)
+    clips = frames_of(backbone) is not None
+    recipe = _recipe(recipe, segments(backbone), clips, crop_pct)
     _check_overrides(overrides)
     chosen = candidates(methods)
-    evaluated, fine_tuned_on = sources_of(backbone, data, validation, unlabeled, train, strict)
+    how = {"views": views, "stride": load_recipe(recipe, list(overrides)).video.stride}
+    evaluated, fine_tuned_on = sources_of(
+        backbone, data, validation, unlabeled, train, strict=strict, **how
+    )
     say_if_sparse(model, tell)
     before = [trained_before(str(name), backbone) for name in trained]
     fractions = fractions_of(backbone, macs)
@@ -214,7 +223,7 @@ def compare(
     return lines
 
 
-def _recipe(recipe: str | None, gives_maps: bool, crop_pct: float | None) -> str:
+def _recipe(recipe: str | None, gives_maps: bool, clips: bool, crop_pct: float | None) -> str:
     """The recipe that is meant.
 
     Raises:
@@ -223,7 +232,8 @@ def _recipe(recipe: str | None, gives_maps: bool, crop_pct: float | None) -> str
     task = "segmentation" if gives_maps else "classification"
     if gives_maps and crop_pct is not None:
         raise InputError(f"crop_pct {crop_pct}: a segmentation model sees whole images")
-    recipe = recipe or ("segmentation" if gives_maps else "small_data")
+    usual = "video_small_data" if clips else "small_data"
+    recipe = recipe or ("segmentation" if gives_maps else usual)
     if load_recipe(recipe).task != task:
         raise InputError(f"recipe {recipe} is not for {task}, as the model is")
     return recipe

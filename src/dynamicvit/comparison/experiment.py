@@ -25,9 +25,10 @@ from dynamicvit.comparison.timing import Timing, time_method
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
-from dynamicvit.data import ImageData, Loader, images_digest
+from dynamicvit.data import ClipData, ImageData, Loader, images_digest
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.bench import processor_name
+from dynamicvit.evaluation.views import views_of
 from dynamicvit.training import ExternalTeacher, Progress, Recipe, fit, load_recipe
 from dynamicvit.training.tasks import task_of
 from dynamicvit.utils.precision import autocast_dtype
@@ -47,7 +48,7 @@ class Experiment:
         output: folder of rows, timings and runs.
         precision: ``"fp32"`` or ``"bf16"``.
         device: where.
-        batch_size: of evaluation.
+        batch_size: of evaluation; of videos a quarter.
         workers: processes that read images.
         crop_pct: of evaluation; the model's own by default.
         threads: CPU threads of the timings.
@@ -182,8 +183,21 @@ class Experiment:
                 "precision": self.precision,
                 "crop_pct": self.crop_pct,
                 "version": [__version__, FORMAT],
+                **self._clips,
             }
         )
+
+    @property
+    def _clips(self) -> dict[str, str]:
+        """Which clips are evaluated, if they are clips."""
+        data = self.evaluated
+        return {"clips": f"{data.sampling} {data.views}"} if isinstance(data, ClipData) else {}
+
+    @property
+    def _clips(self) -> dict[str, str]:
+        """Which clips are evaluated, if they are clips."""
+        data = self.evaluated
+        return {"clips": f"{data.sampling} {data.views}"} if isinstance(data, ClipData) else {}
 
     @cached_property
     def training(self) -> str | None:
@@ -269,11 +283,12 @@ class Experiment:
                 first = Entry(None, 1.0, None)
                 self._evaluate(self.model(first), first, 0)
         torch.manual_seed(entry.seed or 0)  # chance, too, is to be had again
+        views = views_of(self.evaluated)
         result = measure(
             model,
             self.evaluated,
             self._dense,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size if views is None else max(1, self.batch_size // 4),
             workers=self.workers,
             crop_pct=self.crop_pct,
             device=self.device,
@@ -284,11 +299,12 @@ class Experiment:
             method=entry.name,
             fraction=entry.fraction,
             macs_fraction=macs / self._dense_macs,
-            gmacs=macs / 1e9,
+            gmacs=macs / 1e9 * (views.total if views else 1),
             seed=entry.seed,
             images=images,
             **result._asdict(),
             given=self._given(entry.candidate).get("given", ""),
+            views=str(views or ""),
         )
 
     @property

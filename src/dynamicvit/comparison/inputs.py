@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -92,13 +93,13 @@ def sources_of(
     validation: str | Path | None,
     unlabeled: Sequence[str | Path],
     train: bool,
-    strict: bool,
+    **how: Any,
 ) -> tuple[ImageData, list[ImageData]]:
-    """What is evaluated on, and what is trained on."""
-    images = images_for(backbone, data, strict=strict)
-    more = [images_for(backbone, path, labeled=False, strict=strict) for path in unlabeled]
+    """What is evaluated on, and what is trained on; ``how`` as for :func:`images_for`."""
+    images = images_for(backbone, data, **how)
+    more = [images_for(backbone, path, labeled=False, **how) for path in unlabeled]
     if validation is not None:
-        evaluated = images_for(backbone, validation, strict=strict)
+        evaluated = images_for(backbone, validation, **how)
     elif not train:
         return images, []
     else:

@@ -21,7 +21,7 @@ class Row:
         method: name of the candidate.
         fraction: of the dense MACs that was asked for.
         macs_fraction: that it has.
-        gmacs: of one image, everything counted.
+        gmacs: of one image, or of all views of one video, everything counted.
         seed: of training; ``None`` untrained.
         images: seen in training.
         top1: share of the labeled images, or ``None`` without labels.
@@ -31,6 +31,7 @@ class Row:
         given: of a model that was trained before, what tells its weights from others.
         miou: of a segmentation model, whose agreement is the share of the pixels; ``None`` without
             masks.
+        views: clips × crops of a video that were evaluated; empty for images.
     """
 
     method: str
@@ -45,6 +46,7 @@ class Row:
     evaluated: int
     given: str = ""
     miou: float | None = None
+    views: str = ""
 
     def __str__(self) -> str:
         said = [
@@ -55,7 +57,9 @@ class Row:
         said.append(f"agreement {percent(self.agreement, 2)}")
         if self.divergence is not None:
             said.append(f"KL {self.divergence:.4f}")
-        return f"{', '.join(said)}, {self.gmacs:.3f} GMACs"
+        return f"{', '.join(said)}, {self.gmacs:.3f} GMACs" + (
+            f", {self.views} views" if self.views else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Line:
         method: its name.
         fraction: of the dense MACs that was asked for.
         trained: whether it was fine-tuned.
-        gmacs: of one image.
+        gmacs: of one image, or of all views of one video.
         macs_fraction: of the dense network's.
         top1: mean over the seeds, in 0..1; ``None`` without labels.
         top1_spread: standard deviation over the seeds; ``None`` with fewer than two.
@@ -79,6 +83,7 @@ class Line:
         given: whether it is a model that was trained before, compared as it is.
         miou: mean over the seeds; ``None`` without masks.
         miou_spread: likewise.
+        views: clips × crops of a video; empty for images.
     """
 
     method: str
@@ -97,6 +102,7 @@ class Line:
     given: bool = False
     miou: float | None = None
     miou_spread: float | None = None
+    views: str = ""
 
     @property
     def score(self) -> tuple[str, float, float | None] | None:
@@ -156,6 +162,7 @@ def _line(rows: Sequence[Row], timings: Mapping[int, Timing]) -> Line:
         top1_spread=_spread(top1),
         miou=mean(miou) if miou else None,
         miou_spread=_spread(miou),
+        views=first.views,
         agreement=mean(agreed),
         agreement_spread=_spread(agreed),
         divergence=mean(diverged) if diverged else None,

@@ -10,7 +10,7 @@ from torch import nn
 from dynamicvit.comparison.remembered import Remembered
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import segments
-from dynamicvit.data import ImageData, Loader, MaskData, has_masks
+from dynamicvit.data import ImageData, Loader, MaskData, Views, has_masks, open_data, taken_by
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import evaluate
 from dynamicvit.evaluation.segmentation import evaluate_segmentation, masks_for
@@ -60,18 +60,25 @@ def measure(
 
 
 def images_for(
-    model: nn.Module, root: str | Path, *, labeled: bool | None = None, strict: bool = False
+    model: nn.Module,
+    root: str | Path,
+    *,
+    labeled: bool | None = None,
+    strict: bool = False,
+    views: Views | None = None,
+    stride: int | None = None,
 ) -> ImageData:
-    """The images of a source, with the labels that the model's task has.
+    """The images or clips of a source, with the labels that the model's task has.
 
     Raises:
-        InputError: for masks and a classifier.
+        InputError: for masks and a classifier, clips and a model of images, or the reverse.
     """
     masks = has_masks(root)
     if not segments(model):
         if masks:
             raise InputError(f"{root} has masks, and the model classifies images")
-        return ImageData(root, labeled=labeled, strict=strict)
+        data = open_data(root, views=views or Views(), labeled=labeled, strict=strict)
+        return taken_by(model, data, stride)
     if masks and labeled is None:
         return masks_for(root, model, strict)
     return MaskData(root, labeled=False, strict=strict)

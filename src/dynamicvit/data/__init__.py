@@ -27,6 +27,7 @@ from dynamicvit.data.readers import ReaderError
 from dynamicvit.data.sources import UNLABELED
 from dynamicvit.data.transforms import eval_transform, train_transform
 from dynamicvit.data.video import (
+    ONE_VIEW,
     ClipData,
     Sampling,
     Views,
@@ -41,6 +42,7 @@ from dynamicvit.data.video import (
 )
 
 __all__ = [
+    "ONE_VIEW",
     "UNLABELED",
     "Batch",
     "ClassMap",

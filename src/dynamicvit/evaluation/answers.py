@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from dynamicvit.core.classifier import PrunedClassifier
@@ -19,13 +20,13 @@ from dynamicvit.data import (
     ImageData,
     MaskData,
     class_names,
-    eval_transform,
     joint_eval_transform,
     top_classes,
 )
 from dynamicvit.data.mask_files import write_mask
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import check_finite
+from dynamicvit.evaluation.views import mean_of_views
 from dynamicvit.evaluation.windows import sliding_windows
 
 Row = dict[str, Any]
@@ -53,7 +54,7 @@ class Classes:
     ) -> None:
         self._model, self._top = model, top
         self._names = class_names(model)  # type: ignore[arg-type]
-        self._transform = eval_transform(model, image_size, crop_pct)  # type: ignore[arg-type]
+        self._size, self._crop_pct = image_size, crop_pct
 
     @property
     def columns(self) -> dict[str, str]:
@@ -68,17 +69,25 @@ class Classes:
 
     def prepared(self, data: Sequence[ImageData]) -> ConcatDataset:
         """The images as the model takes them."""
-        return ConcatDataset([part.with_transform(self._transform) for part in data])
+        return ConcatDataset(
+            [part.for_evaluation(self._model, self._size, self._crop_pct) for part in data]  # type: ignore[arg-type]
+        )
 
     def of(self, batch: Batch) -> Iterable[Row]:
-        """The columns of each image of a batch."""
-        output = self._model.forward_pruned(batch.images)
-        check_finite(output.logits, "the model")
-        return self._rows(output)
+        """The columns of each image of a batch, of a video over its views."""
+        views = batch.images.unbind(1) if batch.images.ndim == 6 else [batch.images]
+        outputs = [self._model.forward_pruned(view) for view in views]
+        for output in outputs:
+            check_finite(output.logits, "the model")
+        return self._rows(mean_of_views([output.logits for output in outputs]), outputs)
 
-    def _rows(self, output: PrunedOutput) -> Iterator[Row]:
-        shares = [kept.float().mean(dim=1).tolist() for kept in output.kept]
-        for index, logits in enumerate(output.logits):
+    def _rows(self, logits_of: Tensor, outputs: Sequence[PrunedOutput]) -> Iterator[Row]:
+        stages = zip(*(output.kept for output in outputs), strict=True)
+        shares = [
+            (sum(kept.float().mean(dim=1) for kept in stage) / len(outputs)).tolist()
+            for stage in stages
+        ]
+        for index, logits in enumerate(logits_of):
             row: Row = {}
             for rank, guess in enumerate(top_classes(logits, self._names, self._top), start=1):
                 row |= {f"class_{rank}": guess.name, f"index_{rank}": guess.index}

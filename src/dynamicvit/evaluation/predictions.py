@@ -13,7 +13,18 @@ from torch import nn
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.networks import check_classifies, eval_mode, segments
-from dynamicvit.data import Batch, ImageData, Loader, MaskData, NoReadableImageError, has_masks
+from dynamicvit.data import (
+    Batch,
+    ImageData,
+    Loader,
+    MaskData,
+    NoReadableImageError,
+    Views,
+    frames_of,
+    has_masks,
+    open_data,
+    taken_by,
+)
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.answers import Classes, Masks, Row, table_of
 from dynamicvit.evaluation.draft import Draft
@@ -56,6 +67,7 @@ def predict(
     crop_pct: float | None = None,
     batch_size: int | None = None,
     stride: int | None = None,
+    views: Views | None = None,
     workers: int = 1,
     strict: bool = False,
     device: torch.device | str | None = None,
@@ -73,15 +85,18 @@ def predict(
 
     Args:
         model: run in ``eval()``; or what :func:`~dynamicvit.load` takes, or an exported file.
-        images: one or more sources, as for :class:`~dynamicvit.data.ImageData`; labels are ignored.
+        images: one or more sources, as for :class:`~dynamicvit.data.ImageData`, or of clips for a
+            model of clips; labels are ignored.
         output: a ``.csv``, ``.jsonl`` or ``.parquet``, replaced when all rows are there; of a
             segmentation model a folder, with masks named like their images and
             ``predictions.csv``.
         top: classes of each image; fewer if the model has fewer.
         image_size: side, or height and width, in pixels; the model's own by default.
         crop_pct: share of the short side that the center crop takes; the model's own by default.
-        batch_size: images in a batch, by default 32.
-        stride: of a segmentation model, from window to window in pixels; by default its side.
+        batch_size: images in a batch, by default 32; of clips 8.
+        stride: of a segmentation model, from window to window in pixels, by default its side; of
+            clips, from frame to frame, by default over the whole video.
+        views: of each video, whose answers are averaged; by default one.
         workers: processes that read images; 0 reads in this one.
         strict: an unreadable image is an error.
         device: to which the model is moved; by default the model's.
@@ -101,7 +116,7 @@ def predict(
         model = load_exported(model) if is_exported(model) else load(model)
     assert isinstance(model, nn.Module)
     gives_maps = segments(model)
-    _check_options(gives_maps, crop_pct=crop_pct, batch_size=batch_size, stride=stride)
+    _check_options(gives_maps, crop_pct=crop_pct, batch_size=batch_size, views=views)
     if not gives_maps:
         check_classifies(model, "predict")
     table = table_of(output, gives_maps)
@@ -112,15 +127,18 @@ def predict(
         device = own if processes is None else processes.device
     processes = Processes(device) if processes is None else processes
     model.to(device)
-    data = open_images(images, strict)
+    data = open_images(images, strict, views)
     if gives_maps:
         assert table is not None
         answers: Classes | Masks = Masks(model, table.parent, image_size, stride)
     else:
+        data = [taken_by(model, part, stride) for part in data]
         answers = Classes(model, top, image_size, crop_pct)
     parts = answers.prepared(data)
     # An image of its own size is alone in a batch.
-    loader = Loader(parts, processes.count if gives_maps else batch_size or 32, num_workers=workers)
+    usual = 32 if frames_of(model) is None else 8
+    together = processes.count if gives_maps else batch_size or usual
+    loader = Loader(parts, together, num_workers=workers)
     loader.set_share(processes.rank, processes.count)
     columns = {"image": "string", **answers.columns, "error": "string"}
     amp = autocast(torch.device(device).type, amp_dtype)
@@ -138,6 +156,7 @@ def predict(
                 "crop_pct": crop_pct,
                 "stride": stride,
                 "precision": str(amp_dtype),
+                **({} if views is None else {"views": str(views)}),
                 "columns": list(columns),
             }
             draft = Draft(table, settings)
@@ -171,8 +190,10 @@ def predict(
     return PredictResult(tuple(rows), len(parts), unreadable, resumed)
 
 
-def open_images(images: Images | Sequence[Images], strict: bool = False) -> list[ImageData]:
-    """The images of each source, unlabeled.
+def open_images(
+    images: Images | Sequence[Images], strict: bool = False, views: Views | None = None
+) -> list[ImageData]:
+    """The images, or clips, of each source, unlabeled.
 
     Raises:
         InputError: for a source that is missing, unreadable or empty, or none at all.
@@ -182,22 +203,25 @@ def open_images(images: Images | Sequence[Images], strict: bool = False) -> list
     if not several:
         raise InputError("no images: give a file, a folder or another source of images")
     return [
-        each if isinstance(each, ImageData) else unlabeled_images(each, strict) for each in several
+        each if isinstance(each, ImageData) else unlabeled_images(each, strict, views)
+        for each in several
     ]
 
 
-def unlabeled_images(root: str | os.PathLike[str], strict: bool = False) -> ImageData:
-    """The images of a source, classes and masks left aside."""
-    kind = MaskData if has_masks(root) else ImageData
-    return kind(root, labeled=False, strict=strict)
+def unlabeled_images(
+    root: str | os.PathLike[str], strict: bool = False, views: Views | None = None
+) -> ImageData:
+    """The images or clips of a source, classes and masks left aside."""
+    if has_masks(root):
+        return MaskData(root, labeled=False, strict=strict)
+    return open_data(root, views=views or Views(), labeled=False, strict=strict)
 
 
 def _check_options(gives_maps: bool, **options: object) -> None:
     """Refuse options of the other task."""
-    for name in ("crop_pct", "batch_size") if gives_maps else ("stride",):
-        if options[name] is not None:
-            task = "segmentation models" if gives_maps else "classifiers"
-            raise InputError(f"{name} {options[name]} is not for {task}")
+    for name, value in options.items():
+        if gives_maps and value is not None:
+            raise InputError(f"{name} {value} is not for segmentation models")
 
 
 def _rows(answers: Classes | Masks, batch: Batch, columns: Sequence[str]) -> list[Row]:
@@ -249,8 +273,7 @@ def weights_of(model: nn.Module, device: torch.device | str) -> str:
     """Tells weights apart: their fingerprint; of an exported file, that of an answer."""
     values = {name: value for name, value in model.state_dict().items() if value is not None}
     if not values:
-        size = model.pretrained_cfg["input_size"]
         random = torch.Generator().manual_seed(0)
-        answer = model(torch.randn(1, *size, generator=random).to(device))
+        answer = model(torch.randn(1, *model.input_shape, generator=random).to(device))
         values = {"answer": (answer.float() * 1000).round()}
     return f"weights {fingerprint(values)[:8]}"

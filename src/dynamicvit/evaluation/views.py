@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,14 @@ def over_views(model: nn.Module, inputs: Tensor) -> Tensor:
     """
     if inputs.ndim < 6:
         return model(inputs)
-    answers = torch.stack([model(view).float().log_softmax(dim=-1) for view in inputs.unbind(1)])
+    return mean_of_views([model(view) for view in inputs.unbind(1)])
+
+
+def mean_of_views(logits: Sequence[Tensor]) -> Tensor:
+    """The log of the mean probability, of logits ``(B, classes)`` for each view; of one its own."""
+    if len(logits) == 1:
+        return logits[0]
+    answers = torch.stack([view.float().log_softmax(dim=-1) for view in logits])
     return answers.logsumexp(dim=0) - math.log(len(answers))
 
 

@@ -86,7 +86,7 @@ def visualize(
     if isinstance(model, str | os.PathLike):
         model = load(model)
     if isinstance(model, DynamicViT):
-        check_takes_images(model, "visualize")
+        check_takes_images(model, "visualize")  # of clips visualize_clip is
     if not isinstance(images, Tensor):
         images = _prepare(model, images, image_size, crop_pct)
     output = model.forward_pruned(images)
@@ -98,7 +98,7 @@ def visualize(
         images.new_tensor(value).reshape(-1, 1, 1)
         for value in mean_std or (config["mean"], config["std"])
     )
-    pictures, method = (images * std + mean).clamp(0, 1), _method_of(model) or "pruned"
+    pictures, method = (images * std + mean).clamp(0, 1), method_of(model) or "pruned"
     overlays = []
     if output.logits.ndim == 4:  # a map says its classes itself
         maps = {method: output.logits} | ({} if dense_logits is None else {"dense": dense_logits})
@@ -121,7 +121,7 @@ def visualize(
     return found
 
 
-def _method_of(model: PrunedClassifier) -> str | None:
+def method_of(model: PrunedClassifier) -> str | None:
     """The name of its method, as commands take it; None where it has none."""
     if isinstance(model, DynamicViT):
         return model.method.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import torch
 from dynamicvit._version import __version__
 from dynamicvit.core.hub import policy_in
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import check_takes_images, eval_mode, untrained_on_purpose
+from dynamicvit.core.networks import eval_mode, untrained_on_purpose
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.segmenter import Labels, Segmenter
 from dynamicvit.costs import ImageSize, resolve_image_size
@@ -38,13 +39,13 @@ class Description:
         labels: name of each class; ``None`` if unknown.
         num_classes: number of logits.
         input_size: channels, height and width in pixels.
-        batch: images in a batch; ``None`` for any number.
+        batch: images or clips in a batch; ``None`` for any number.
         mean: of each channel, of pixels in [0, 1].
         std: standard deviation, likewise.
         interpolation: how the short side is resized.
         crop_pct: the center crop's share of the resized short side.
         crop_mode: of timm's transforms.
-        grid: rows and columns of patches; N is their product.
+        grid: rows and columns of patches, of clips times in front; N is their product.
         stages: blocks before which patch tokens are dropped.
         keep_ratios: ρ of each stage, shares of the N patches.
         kept: patches kept from each stage on; output ``kept_s`` is ``(B, kept[s - 1])``.
@@ -56,6 +57,7 @@ class Description:
         map_size: rows and columns of the map; ``None`` for a classifier.
         ignore_index: of pixels without a class in the masks of a segmentation model.
         reduce_labels: its masks count classes from 1.
+        frames: of a clip; ``None`` for images.
     """
 
     model: str | None
@@ -69,7 +71,7 @@ class Description:
     interpolation: str
     crop_pct: float
     crop_mode: str
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     stages: tuple[int, ...]
     keep_ratios: tuple[float, ...]
     kept: tuple[int, ...]
@@ -81,6 +83,12 @@ class Description:
     map_size: tuple[int, int] | None = None
     ignore_index: int = 255
     reduce_labels: bool = False
+    frames: int | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one input: channels, height and width, of a clip frames in front."""
+        return self.input_size if self.frames is None else (self.frames, *self.input_size)
 
     @property
     def outputs(self) -> list[str]:
@@ -145,7 +153,10 @@ class Description:
         Raises:
             InputError: naming what does not.
         """
-        channels, patches = self.input_size[0], self.grid[0] * self.grid[1]
+        channels, patches = self.input_size[0], math.prod(self.grid)
+        axes = 2 if self.frames is None else 3
+        if len(self.grid) != axes:
+            raise InputError(f"{source}: its description has a grid of {len(self.grid)} axes")
         for name, given, expected in (
             ("labels", self.labels, self.num_classes),
             ("mean", self.mean, channels),
@@ -194,7 +205,6 @@ def describe(
         raise InputError(f"crop_pct {crop_pct}: a segmentation model sees whole images, without it")
     if model.num_classes < 1:
         raise InputError("the model has no classifier: export takes classifiers and segmenters")
-    check_takes_images(model, "export")
     config = image_config(model, image_size)
     height, width = resolve_image_size(model, image_size)
     grid = model.bound.grid(height, width)
@@ -215,10 +225,11 @@ def describe(
         grid=grid,
         stages=model.schedule.stages,
         keep_ratios=model.schedule.keep_ratios,
-        kept=tuple(model.schedule.kept(grid[0] * grid[1])),
+        kept=tuple(model.schedule.kept(math.prod(grid))),
         policy=model.schedule.policy,
         method=model.method.name or None,
         restore_before=model.schedule.restore_before,
+        frames=model.bound.frames,
         **segments,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from dynamicvit.runtimes.description import Description
 from dynamicvit.utils.words import first_line
 
 Runner = Callable[[Tensor], Sequence[Tensor]]
-"""From images ``(B, channels, height, width)``, float32, contiguous, on the CPU, to the outputs of
+"""From images ``(B, channels, height, width)``, or clips, float32, contiguous, on the CPU, to the outputs of
 :attr:`~dynamicvit.runtimes.Description.outputs`."""
 
 
@@ -39,7 +40,8 @@ class ExportedModel(nn.Module):
         """Logits ``(B, classes)``, of a segmentation model ``(B, classes, rows, columns)``.
 
         Args:
-            images: ``(B, channels, height, width)``, normalized.
+            images: ``(B, channels, height, width)``, of clips ``(B, frames, channels, ...)``,
+                normalized; likewise below.
         """
         return self.outputs(images)[0]
 
@@ -50,8 +52,8 @@ class ExportedModel(nn.Module):
             images: ``(B, channels, height, width)``, normalized.
         """
         logits, *kept_index = self.outputs(images)
-        rows, columns = self.description.grid
-        none = torch.zeros(len(images), rows * columns, dtype=torch.bool, device=images.device)
+        patches = math.prod(self.description.grid)
+        none = torch.zeros(len(images), patches, dtype=torch.bool, device=images.device)
         kept = tuple(none.scatter(1, index, True) for index in kept_index)
         return PrunedOutput(logits, kept, (), self.description.grid, kept_index=tuple(kept_index))
 
@@ -65,17 +67,18 @@ class ExportedModel(nn.Module):
         Raises:
             InputError: for images of another size.
         """
-        size = self.description.input_size
-        if images.ndim != 4 or images.shape[1:] != size or not len(images):
+        size = self.input_shape
+        if tuple(images.shape[1:]) != size or not len(images):
             wanted = ", ".join(map(str, size))
-            raise InputError(f"images of shape {tuple(images.shape)}: give (batch, {wanted})")
+            what = "images" if self.frames is None else "clips"
+            raise InputError(f"{what} of shape {tuple(images.shape)}: give (batch, {wanted})")
         batches = images.detach().float().cpu().split(self.description.batch or len(images))
         parts = zip(*(self._pad_and_run(batch) for batch in batches), strict=True)
         return [torch.cat(part).to(images.device) for part in parts]
 
     def _pad_and_run(self, images: Tensor) -> list[Tensor]:
         missing = (self.description.batch or len(images)) - len(images)
-        full = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
+        full = torch.cat([images, images[-1:].expand(missing, *images.shape[1:])])
         try:
             outputs = self._run(full.contiguous())
         except Exception as error:  # of a graph that is not what its description says
@@ -114,6 +117,16 @@ class ExportedModel(nn.Module):
     def in_chans(self) -> int:
         """Number of image channels."""
         return self.description.input_size[0]
+
+    @property
+    def frames(self) -> int | None:
+        """Of the clips that it takes; None for images."""
+        return self.description.frames
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one input: channels, height and width, of a clip frames in front."""
+        return self.description.input_shape
 
     @property
     def schedule(self) -> Schedule:

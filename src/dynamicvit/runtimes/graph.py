@@ -37,7 +37,7 @@ class Graph(nn.Module):
         Patches are numbered row by row, in ascending order.
 
         Args:
-            images: ``(B, channels, height, width)``, normalized.
+            images: ``(B, channels, height, width)``, or clips, normalized.
         """
         output = self.model.forward_pruned(images)
         kept = list(output.kept_index)
@@ -57,7 +57,7 @@ def trace(model: DynamicViT, description: Description) -> ExportedProgram:
         description: its image size and batch.
     """
     # From one image torch.export would take the batch size for a constant.
-    images = torch.zeros(description.batch or 2, *description.input_size)
+    images = torch.zeros(description.batch or 2, *description.input_shape)
     dynamic = None if description.batch else {"images": {0: Dim("batch", min=1)}}
     with eval_mode(model), torch.no_grad():
         return torch.export.export(Graph(model).eval(), (images,), dynamic_shapes=dynamic)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dynamicvit.data import UNLABELED, Batch, ImageData, Unreadable
+from dynamicvit.data import (
+    UNLABELED,
+    Batch,
+    ImageData,
+    Sampling,
+    Unreadable,
+    clip_eval_transform,
+    eval_transform,
+    frames_of,
+)
 from dynamicvit.data.order import spread
 from dynamicvit.errors import InputError
 from dynamicvit.utils.optional import need
@@ -25,7 +34,24 @@ HELD_OUT = 200
 _SHARE = 4
 
 Transform = Callable[[Image.Image], Tensor]
-"""From an image of any mode to ``(channels, height, width)``, normalized."""
+"""From an image of any mode to ``(channels, height, width)``, normalized; or of clips, from
+``(clips, frames, 3, height, width)`` uint8 to one."""
+
+
+def transform_for(
+    model: Any, size: tuple[int, int] | None = None, crop_pct: float | None = None
+) -> Any:
+    """The transform for evaluation of images, or of clips, whichever a model takes.
+
+    Args:
+        model: or an exported file.
+        size: height and width; by default the model's own.
+        crop_pct: of the center crop; likewise.
+    """
+    frames = frames_of(model)
+    if frames is None:
+        return eval_transform(model, size, crop_pct)
+    return clip_eval_transform(model, Sampling(frames), image_size=size, crop_pct=crop_pct)
 
 
 class Pictures(NamedTuple):
@@ -52,7 +78,7 @@ class Calibration(NamedTuple):
 
 
 def sample_pictures(transform: Transform) -> Pictures:
-    """Scikit-learn's photographs, whole and in quarters.
+    """Scikit-learn's photographs, whole and in quarters; of clips the view wanders over each.
 
     Args:
         transform: of the model.
@@ -60,7 +86,7 @@ def sample_pictures(transform: Transform) -> Pictures:
     Raises:
         InputError: if scikit-learn is not installed.
     """
-    crops = []
+    crops, frames = [], getattr(getattr(transform, "sampling", None), "frames", None)
     photographs = need("sklearn.datasets", "onnx").load_sample_images().images
     for pixels in photographs:
         photograph = Image.fromarray(pixels)
@@ -68,9 +94,20 @@ def sample_pictures(transform: Transform) -> Pictures:
         x, y = width // 2, height // 2
         boxes = [(0, 0, width, height), (0, 0, x, y), (x, 0, width, y)]
         boxes += [(0, y, x, height), (x, y, width, height)]
-        crops += [transform(photograph.crop(box)) for box in boxes]
-    origin = f"{len(crops)} crops of scikit-learn's {len(photographs)} photographs"
+        parts = [photograph.crop(box) for box in boxes]
+        crops += [transform(part if frames is None else _wander(part, frames)) for part in parts]
+    what = "crops" if frames is None else "clips"
+    origin = f"{len(crops)} {what} of scikit-learn's {len(photographs)} photographs"
     return Pictures(torch.stack(crops), origin)
+
+
+def _wander(picture: Image.Image, frames: int) -> Tensor:
+    """``(1, frames, 3, H, W)`` uint8: three quarters of a picture, further right in each frame."""
+    pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).movedim(-1, 0)
+    width = pixels.shape[2] * 3 // 4
+    room = pixels.shape[2] - width
+    starts = [round(room * index / max(1, frames - 1)) for index in range(frames)]
+    return torch.stack([pixels[:, :, start : start + width] for start in starts])[None]
 
 
 def own_pictures(data: ImageData, transform: Transform) -> Pictures:

@@ -58,7 +58,7 @@ class OpenVINO(Format):
             except Exception as error:  # of classes that it does not export
                 reason = " ".join(str(error).strip().splitlines()[-1:])
                 raise InputError(f"OpenVINO can't convert this model ({reason})") from error
-        model.reshape([description.batch or -1, *description.input_size])
+        model.reshape([description.batch or -1, *description.input_shape])
         model.inputs[0].get_tensor().set_names({"images"})
         for output, name in zip(model.outputs, description.outputs, strict=True):
             output.get_tensor().set_names({name})

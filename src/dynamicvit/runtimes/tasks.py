@@ -7,7 +7,16 @@ from typing import Any
 
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.segmenter import Segmenter
-from dynamicvit.data import Batch, ImageData, Loader, MaskData, class_map_for, has_masks
+from dynamicvit.data import (
+    Batch,
+    ImageData,
+    Loader,
+    MaskData,
+    class_map_for,
+    has_masks,
+    open_data,
+    taken_by,
+)
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.segmentation import evaluate_segmentation, masks_for
 from dynamicvit.runtimes.comparison import Agreement, Reference
@@ -26,8 +35,8 @@ class Classified:
         self.model, self.transform = model, transform
 
     def images(self, source: str) -> ImageData:
-        """The images of a source, their labels left aside."""
-        return ImageData(source, labeled=False)
+        """The images or clips of a source, their labels left aside."""
+        return taken_by(self.model, open_data(source, labeled=False))
 
     def labeled(self, source: str, class_map: str | None) -> ImageData:
         """Images with the model's classes.
@@ -35,7 +44,7 @@ class Classified:
         Raises:
             InputError: for images without classes, or with others.
         """
-        data = ImageData(source)
+        data = taken_by(self.model, open_data(source))
         if not data.labeled:
             raise InputError(f"{source} has no labels: give labeled images to compare int8 on")
         return data.with_class_map(class_map_for(data, self.model, class_map).index)

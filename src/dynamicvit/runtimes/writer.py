@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.costs import ImageSize
-from dynamicvit.data import ImageData, eval_transform
+from dynamicvit.data import ImageData
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes.base import Format, without_stages
 from dynamicvit.runtimes.comparison import Agreement, Check, ExportMismatchError, check
@@ -24,6 +24,7 @@ from dynamicvit.runtimes.images import (
     own_pictures,
     sample_calibration,
     sample_pictures,
+    transform_for,
 )
 from dynamicvit.runtimes.int8 import LEAST_AGREEMENT, fewest_in_float, most_sensitive_first
 from dynamicvit.runtimes.registry import FORMATS, format_of
@@ -144,7 +145,7 @@ def export(
             "a budget per image: export the mean counts (model.per_image = None)"
         )
     about = describe(model, image_size=image_size, batch=batch, crop_pct=crop_pct)
-    transform = eval_transform(model, about.input_size[1:], about.crop_pct)
+    transform = transform_for(model, about.input_size[1:], about.crop_pct)
     task = compared_for(model, transform)
     kind.ready(precision)
     if precision == "fp32":
@@ -179,7 +180,7 @@ def _export_float(
         with _named(path):
             kind.write(program, about, draft / path.name, **options)
         exported = kind.load(draft / path.name)
-        transform = eval_transform(exported)
+        transform = transform_for(exported)
         images, origin = sample_pictures(transform) if own is None else own_pictures(own, transform)
         result = check(model, exported, images)
         del exported  # runtimes map the file

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import DenseNetwork, eval_mode
-from dynamicvit.data import ImageData, Loader, images_digest
+from dynamicvit.core.networks import DenseNetwork, eval_mode, segments
+from dynamicvit.data import ImageData, Loader, images_digest, taken_by
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import check_finite, kl_divergence
 from dynamicvit.evaluation.predictions import unlabeled_images, weights_of
@@ -252,6 +252,8 @@ def read_images(
         digest = f"{tuple(source.shape)} {float(source.double().sum()):.6g}"
         return source.to(next(model.parameters()).device), digest
     data = source if isinstance(source, ImageData) else unlabeled_images(source)
+    if not segments(model):
+        data = taken_by(model, data)
     _check_number(len(data))
     _check_number(count)
     chosen = np.random.default_rng(seed).permutation(len(data))[:count]

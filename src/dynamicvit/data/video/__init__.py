@@ -2,6 +2,7 @@
 
 from dynamicvit.data.video.clip_sources import has_clips, open_clips
 from dynamicvit.data.video.clip_transforms import (
+    ONE_VIEW,
     ClipTransform,
     Views,
     clip_eval_transform,
@@ -19,6 +20,7 @@ from dynamicvit.data.video.reading import VideoFile
 from dynamicvit.data.video.sampling import Sampling, Timeline
 
 __all__ = [
+    "ONE_VIEW",
     "ClipData",
     "ClipTransform",
     "Sampling",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynamicvit.core.networks import core_of
+from dynamicvit.core.networks import bound_of, core_of
 from dynamicvit.data.decoding import reason_of
 from dynamicvit.data.images import ImageData
 from dynamicvit.data.sources import Source
@@ -114,8 +114,14 @@ class ClipData(ImageData):
 
 def frames_of(model: nn.Module) -> int | None:
     """The frames of a clip that a model takes; None for a model of images, or one unknown."""
+    return getattr(_says(model), "frames", None)
+
+
+def _says(model: nn.Module) -> Any:
+    """What knows the frames of a model's clips: its backbone, or an exported file; or nothing."""
     core = core_of(model)
-    return getattr(getattr(core, "bound", core), "frames", None)
+    bound = getattr(core, "bound", None) or bound_of(core)
+    return core if bound is None and hasattr(core, "frames") else bound
 
 
 def data_for(
@@ -195,9 +201,8 @@ def check_data(model: nn.Module, data: ImageData) -> None:
     """
     frames = frames_of(model)
     given = data.sampling.frames if isinstance(data, ClipData) else None
-    core = core_of(model)
-    if given == frames or not (hasattr(core, "bound") or hasattr(core, "frames")):
-        return  # or a model that doesn't say
+    if given == frames or _says(model) is None:
+        return
     takes = "images" if frames is None else f"clips of {frames} frames"
     gets = "images" if given is None else "clips"
     gets = f"clips of {given} frames" if frames and given else gets

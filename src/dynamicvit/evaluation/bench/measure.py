@@ -238,7 +238,7 @@ def bench_files(
             raise InputError("nothing to measure: give at least one precision")
         about = [model.description for model in next(iter(models.values()))]
         for batch_size in _batch_sizes(paths, about, batch_sizes):
-            images = torch.randn(batch_size, *about[0].input_size)
+            images = torch.randn(batch_size, *about[0].input_shape)
             work = [
                 RUNTIMES[kind].prepare(model, images, precision)
                 for precision, each in models.items()
@@ -305,8 +305,8 @@ def _batch_sizes(
     paths: Sequence[Path], about: Sequence[Description], asked: Sequence[int] | None
 ) -> Sequence[int]:
     """Batch sizes that all files take: of a fixed batch its own only, as others would be padded."""
-    if len({each.input_size for each in about}) > 1:
-        sizes = " and ".join("x".join(map(str, each.input_size)) for each in about)
+    if len({each.input_shape for each in about}) > 1:
+        sizes = " and ".join("x".join(map(str, each.input_shape)) for each in about)
         raise InputError(f"{' and '.join(map(str, paths))} take different images: {sizes}")
     sizes = asked or next(([each.batch] for each in about if each.batch), BATCH_SIZES)
     for path, each in zip(paths, about, strict=True):
