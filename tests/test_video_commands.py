@@ -6,14 +6,30 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("av")
 
 from clips import write_clip
 from dynamicvit import InputError, train
-from dynamicvit.data import Batch, ClipData, ImageData, has_clips, open_data, taken_by
+from dynamicvit.data import (
+    Batch,
+    ClipData,
+    ImageData,
+    Sampling,
+    clip_eval_transform,
+    has_clips,
+    open_data,
+    taken_by,
+)
+from dynamicvit.data.video import VideoFile
+from dynamicvit.plots.clips import frame_output, visualize_clip
+from dynamicvit.runtimes import export, load_exported
+from dynamicvit.runtimes.description import Description
+from dynamicvit.streaming.window import Window
 from dynamicvit.training import load_recipe
 from dynamicvit.training.draws import Mixing
 from dynamicvit.training.recipe_parts import AugmentRecipe
@@ -141,7 +157,7 @@ def test_compare_tune_and_calibrate(
 ) -> None:
     how = ("--model", "video", "--data", "CLIPS@train")
     few = ("--set", "batch_size=2", "--images", "2", "--no-timing", "--workers", "0")
-    methods = ("--methods", "random,run-length", "--macs", "0.6")
+    methods = ("--methods", "random,rlt", "--macs", "0.6")
     out = tmp_path / "compared"
     assert command("compare", *how, *few, *methods, "--views", "2x1", "-o", out) == 0
     assert "of 2 × 1 views" in capsys.readouterr().out
@@ -150,6 +166,75 @@ def test_compare_tune_and_calibrate(
     assert command("tune", *how, *tuned, "-o", tmp_path / "tuned") == 0
     per_video = ("--model", "video", "--images", "4", "-o", tmp_path / "per-video")
     assert command("calibrate", "CLIPS@train", *per_video) == 0
+
+
+# ---------------------------------------------------------------- pictures, files, streams
+
+
+def test_visualize_draws_every_frame(command: Command, tmp_path: Path) -> None:
+    out = tmp_path / "pictures"
+    (tmp_path / "two").mkdir()
+    write_clip(tmp_path / "two" / "a.mp4", 8, right=240)
+    (tmp_path / "two" / "b.mp4").write_bytes(b"no video")
+    assert command("visualize", tmp_path / "two", "--model", "video", "-o", out) == 2  # b.mp4
+    assert sorted(file.name for file in out.iterdir()) == ["a_dynamicvit.gif", "a_dynamicvit.png"]
+    with Image.open(out / "a_dynamicvit.gif") as picture:
+        assert picture.n_frames == 4
+        assert picture.width == 3 * picture.height  # of 32x48, twice
+
+
+def test_a_tubelet_is_drawn_in_all_its_frames() -> None:
+    model = CLIP.sparse(num_classes=2)
+    found = visualize_clip(model, torch.rand(CLIP.shape))
+    by_frame = frame_output(found.output, 4)
+    first, second = (kept.reshape(2, 6) for kept in found.output.kept[:2])
+    assert by_frame.grid == (2, 3)
+    assert torch.equal(by_frame.kept[0], first[[0, 0, 1, 1]])
+    assert torch.equal(by_frame.kept[1], second[[0, 0, 1, 1]])
+
+
+def test_a_file_takes_clips(tmp_path: Path, command: Command) -> None:
+    file, model = tmp_path / "v.pt2", CLIP.sparse(num_classes=2)
+    made = export(model, file, validation="CLIPS@test")
+    assert made.check is not None
+    assert made.check.images == 4
+    found = load_exported(file)
+    clips = torch.randn(3, *CLIP.shape)
+    own, theirs = model.forward_pruned(clips), found.forward_pruned(clips)
+    assert torch.allclose(own.logits, theirs.logits, atol=1e-5)
+    assert theirs.grid == (2, 2, 3)
+    assert all(torch.equal(a, b) for a, b in zip(own.kept, theirs.kept, strict=True))
+    with pytest.raises(InputError, match=r"clips of shape \(1, 3, 32, 48\): give \(batch, 4, 3"):
+        found(torch.randn(1, 3, 32, 48))
+    images = ("predict", "photos", "--model", file, "-o", tmp_path / "a.csv", "--workers", "0")
+    assert command(*images) == 2
+    with pytest.raises(InputError, match="has a grid of 2 axes"):
+        Description.from_json(found.description.to_json().replace("[2, 2, 3]", "[4, 3]"), "v.pt2")
+
+
+def test_a_window_slides() -> None:
+    window = Window(3, 2)
+    seen = [window.add(torch.tensor([[[[float(i)]]]])).flatten().tolist() for i in range(7)]
+    assert seen[0] == [0, 0, 0]
+    assert seen[3] == [0, 1, 3]
+    assert seen[6] == [2, 4, 6]
+
+
+def test_stream_answers_as_the_model_does_on_the_last_frames(
+    command: Command, tmp_path: Path
+) -> None:
+    write_clip(tmp_path / "clip.avi", 9, codec="mjpeg", right=240)
+    how = ("--model", "video", "--fps", "0", "--stride", "2", "-o", tmp_path / "a.jsonl")
+    assert command("stream", tmp_path / "clip.avi", *how) == 0
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    answers = [line for line in lines if line["event"] == "frame"]
+    assert len(answers) == 9
+    model = CLIP.sparse(num_classes=2)
+    transform = clip_eval_transform(model, Sampling(4))
+    frames = torch.from_numpy(VideoFile(tmp_path / "clip.avi").frames(np.array([2, 4, 6, 8])))
+    clip = transform(frames.movedim(-1, 1)[None])
+    best = model(clip[None]).softmax(-1).max().item()
+    assert answers[8]["classes"][0]["probability"] == pytest.approx(best, abs=1e-3)
 
 
 # ---------------------------------------------------------------- refusals
@@ -171,6 +256,10 @@ def test_compare_tune_and_calibrate(
         ("eval photos --model image --stride 2", "stride 2 is of clips"),
         ("eval CLIPS@test --model video --views 2x2", "1 or 3 crops of each, as 5x3, got '2x2'"),
         ("eval CLIPS@none --model video", "CLIPS"),
+        ("visualize CLIPS/test/dark/0.mp4 --model image", "the model takes images; CLIPS/test"),
+        ("visualize photos --model video", "can't be read"),
+        ("stream CLIPS/test/dark/0.mp4 --model image --stride 2", "stride 2 is of clips"),
+        ("stream CLIPS/test/dark/0.mp4 --model video --stride 0", "stride is at least 1 frame"),
         ("predict broken --model video -o a.csv --workers 0", "none of the 1 images can be read"),
     ],
 )

@@ -107,12 +107,20 @@ def stream_command(
     ] = None,
     precision: Precision = "fp32",
     threads: Threads = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            help="Frames from one of a clip to the next, for a model of clips.",
+            rich_help_panel="Stream",
+        ),
+    ] = None,
     image_size: ImageSizeOption = None,
     crop_pct: CropPct = None,
     no_pretrained: NoPretrained = False,
 ) -> None:
     """Classify the frames of SOURCE in order, and drop those that come too late.
 
+    A model of clips classifies the last frames, as a window that slides by one.
     A segmentation model gives a map of each frame; -o clip.mp4 writes them over the frames. The
     model may be an exported file. With --target-latency, --model may be repeated, for models
     of several keep ratios.
@@ -151,6 +159,7 @@ def stream_command(
             queue=queue,
             top=top,
             precision=autocast_dtype(precision),
+            stride=stride,
             image_size=size,
             crop_pct=crop_pct,
             stopped=lambda: bool(request.signum),

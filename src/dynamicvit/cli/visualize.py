@@ -69,7 +69,7 @@ def visualize(
         list[Path],
         typer.Argument(
             metavar="IMAGE",
-            help="Image files, or folders; videos for a model of clips.",
+            help="Image files, or folders; of clips videos.",
             readable=False,
         ),
     ],

@@ -17,8 +17,8 @@ from dynamicvit.runtimes.description import Description
 from dynamicvit.utils.words import first_line
 
 Runner = Callable[[Tensor], Sequence[Tensor]]
-"""From images ``(B, channels, height, width)``, or clips, float32, contiguous, on the CPU, to the outputs of
-:attr:`~dynamicvit.runtimes.Description.outputs`."""
+"""From images ``(B, channels, height, width)``, or clips, float32, contiguous, on the CPU, to the
+outputs of :attr:`~dynamicvit.runtimes.Description.outputs`."""
 
 
 class ExportedModel(nn.Module):

@@ -16,7 +16,7 @@ from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import own_image_size, segments
 from dynamicvit.core.schedule import Schedule
-from dynamicvit.data import class_names
+from dynamicvit.data import class_names, frames_of
 from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.windows import sliding_windows
@@ -156,6 +156,8 @@ def _check_same(
     """Frames are prepared and classes named once for all models."""
     if segments(first) != segments(model):  # type: ignore[arg-type]
         raise InputError(f"{first_name} and {name} can't take turns: one segments, one classifies")
+    if frames_of(first) != frames_of(model):  # type: ignore[arg-type]
+        raise InputError(f"{first_name} and {name} can't take turns: clips of unlike frames")
     configs = [image_config(each) for each in (first, model)]
     for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
         ours = configs[0][key]

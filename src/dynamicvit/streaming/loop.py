@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
@@ -17,8 +18,11 @@ from dynamicvit.core.networks import own_image_size, segments
 from dynamicvit.core.segmenter import post_process_semantic_segmentation
 from dynamicvit.data import (
     Prediction,
+    Sampling,
     class_names,
+    clip_eval_transform,
     eval_transform,
+    frames_of,
     joint_eval_transform,
     top_classes,
 )
@@ -36,13 +40,14 @@ from dynamicvit.streaming.events import (
 from dynamicvit.streaming.feed import Feed
 from dynamicvit.streaming.frames import FrameSource, open_frames
 from dynamicvit.streaming.levels import Level, costs_of, levels_of
+from dynamicvit.streaming.window import Window
 
 #: Default keep ratios of a stream with a target latency.
 RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5)
 
 
 class Stream:
-    """A video, camera or folder, classified frame by frame.
+    """A video, camera or folder, classified frame by frame; a model of clips sees the last ones.
 
     A thread reads and prepares the frames and drops late ones. With a target latency, the keep
     ratio goes down and up to hold it. Opening warms up the model and times each level::
@@ -64,6 +69,8 @@ class Stream:
         queue: length of the queue of frames; when full, the oldest is dropped.
         top: classes in each answer.
         precision: dtype of autocast; None for float32.
+        stride: of a model of clips, frames of the stream from one of a clip to the next; 1 by
+            default. Dropped frames don't count.
         image_size: height and width of the images; the first model's own by default.
         crop_pct: as for :func:`~dynamicvit.data.eval_transform`.
         device: of PyTorch's models; by default a GPU if there is one.
@@ -92,6 +99,7 @@ class Stream:
         queue: int = 2,
         top: int = 1,
         precision: torch.dtype | None = None,
+        stride: int | None = None,
         image_size: tuple[int, int] | None = None,
         crop_pct: float | None = None,
         device: torch.device | str | None = None,
@@ -117,7 +125,11 @@ class Stream:
         period = self._feed.period
         height, width = image_size or own_image_size(first)  # type: ignore[arg-type]
         blank = prepare(Image.new("RGB", (width, height)))
-        costs = costs_of(self.levels, blank)
+        frames = frames_of(first)  # type: ignore[arg-type]
+        if frames is None and stride is not None:
+            raise InputError(f"stride {stride} is of clips, and the model takes images")
+        self._window = None if frames is None else Window(frames, stride or 1)
+        costs = costs_of(self.levels, blank if frames is None else Window(frames).add(blank))
         self._controller = None
         if target_latency is not None:
             self._controller = Controller(costs, target_latency, period=period, places=queue)
@@ -154,7 +166,12 @@ class Stream:
         """
         with self._feed as frames:
             for event in answers(
-                frames, self.levels, self.names, top=self._top, controller=self._controller
+                frames,
+                self.levels,
+                self.names,
+                top=self._top,
+                controller=self._controller,
+                window=self._window,
             ):
                 self.tally.add(event)
                 yield event
@@ -167,6 +184,7 @@ def answers(
     *,
     top: int = 1,
     controller: Controller | None = None,
+    window: Window | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Event]:
     """Classify frames one by one, in order.
@@ -177,6 +195,7 @@ def answers(
         names: of the classes.
         top: classes in each answer.
         controller: chooses among the levels.
+        window: makes clips of the frames, for a model of clips.
         clock: the time in seconds, the same as that of the frames.
 
     Yields:
@@ -189,7 +208,8 @@ def answers(
         index = controller.level if controller else 0
         level = levels[index]
         began = clock()
-        logits = level.classify(frame.images)
+        seen = frame.images if window is None else window.add(frame.images)
+        logits = level.classify(seen)
         computing = clock() - began
         classes, found = _said(logits, names, top, frame.picture)
         answer = Answer(
@@ -236,5 +256,8 @@ def _preparation(
             raise InputError(f"crop_pct {crop_pct}: a segmentation model sees whole frames")
         joint = joint_eval_transform(model, image_size)
         return lambda frame: joint(frame, torch.zeros(frame.height, frame.width))[0][None]
+    if frames_of(model) is not None:
+        one = clip_eval_transform(model, Sampling(1), image_size=image_size, crop_pct=crop_pct)
+        return lambda frame: one(pil_to_tensor(frame.convert("RGB"))[None, None])
     transform = eval_transform(model, image_size, crop_pct)
     return lambda frame: transform(frame)[None]

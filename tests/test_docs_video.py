@@ -1,0 +1,69 @@
+"""docs/video.md does what it says, on a dozen small clips."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("av")
+
+import timm
+
+from clips import write_clip
+from exports import NEEDED, ignore_deprecations
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "video.md"
+COMMANDS = [
+    line
+    for line in PAGE.read_text(encoding="utf-8").splitlines()
+    if line.startswith("dynamicvit ") and "CLIPS" in line + "CLIPS" * ("clip.mp4" in line)
+]
+TINY = dict(embed_dim=48, num_heads=3, depth=3, img_size=32)
+FEW = ("--set", "images=4", "--set", "batch_size=2", "--set", "dense.images=4")
+MORE = {
+    **dict.fromkeys(("eval", "predict"), ("--workers", "0")),
+    "train": (*FEW, "--set", "stages=[1, 2]", "--no-pretrained", "--workers", "0"),
+    "compare": ("--no-timing", "--methods", "random,rlt", "--workers", "0"),
+    "tune": ("--evaluations", "2", "--images", "8"),
+}
+
+pytestmark = ignore_deprecations
+
+
+@pytest.fixture
+def clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for split, each in (("train", 4), ("test", 2)):
+        for name, right in (("dark", 0), ("light", 240)):
+            (tmp_path / "CLIPS" / split / name).mkdir(parents=True)
+            for index in range(each):
+                file = tmp_path / "CLIPS" / split / name / f"{index}.mp4"
+                write_clip(file, 6 + index, size=(40, 32), right=right)
+    write_clip(tmp_path / "clip.mp4", 6)
+    create = timm.create_model
+
+    def small(name: str, **given: Any) -> Any:
+        return create(name, **{**TINY, **given})
+
+    monkeypatch.setattr(timm, "create_model", small)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_commands(clips: Path, command: Callable[..., int]) -> None:
+    for package in (*NEEDED["onnx"], *NEEDED["openvino"], "nncf"):
+        pytest.importorskip(package)
+    assert len(COMMANDS) == 10
+    for line in COMMANDS:
+        words = shlex.split(line.replace("--frames 8", "--frames 4"))[1:]
+        assert command(*words, *MORE.get(words[0], ())) == 0, line
+    assert {path.name for path in (clips / "pictures").iterdir()} == {
+        "clip_dynamicvit.png",
+        "clip_dynamicvit.gif",
+    }
+    table = (clips / "clips.csv").read_text().splitlines()
+    assert len(table) == 1 + 4
+    assert (clips / "tuned" / "schedule.json").is_file()
