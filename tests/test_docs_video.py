@@ -26,7 +26,16 @@ TINY = dict(embed_dim=48, num_heads=3, depth=3, img_size=32)
 FEW = ("--set", "images=4", "--set", "batch_size=2", "--set", "dense.images=4")
 MORE = {
     **dict.fromkeys(("eval", "predict"), ("--workers", "0")),
-    "train": (*FEW, "--set", "stages=[1, 2]", "--no-pretrained", "--workers", "0"),
+    "train": (
+        *FEW,
+        "--set",
+        "hold_out=0.2",
+        "--set",
+        "stages=[1, 2]",
+        "--no-pretrained",
+        "--workers",
+        "0",
+    ),
     "compare": ("--no-timing", "--methods", "random,rlt", "--workers", "0"),
     "tune": ("--evaluations", "2", "--images", "8"),
 }

@@ -18,17 +18,16 @@ from dynamicvit._version import __version__
 from dynamicvit.checkpoints.runs import holds_run
 from dynamicvit.comparison.cache import FORMAT, Cache, identity
 from dynamicvit.comparison.lines import Row
-from dynamicvit.comparison.measuring import measure
+from dynamicvit.comparison.measuring import clips_of, measure, passes
 from dynamicvit.comparison.remembered import Remembered
 from dynamicvit.comparison.rows import Candidate, Entry
 from dynamicvit.comparison.timing import Timing, time_method
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
-from dynamicvit.data import ClipData, ImageData, Loader, images_digest
+from dynamicvit.data import ImageData, Loader, images_digest
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.bench import processor_name
-from dynamicvit.evaluation.views import views_of
 from dynamicvit.training import ExternalTeacher, Progress, Recipe, fit, load_recipe
 from dynamicvit.training.tasks import task_of
 from dynamicvit.utils.precision import autocast_dtype
@@ -179,25 +178,12 @@ class Experiment:
         return identity(
             {
                 "weights": self._weights,
-                "evaluated": images_digest([self.evaluated]),
+                "evaluated": images_digest([self.evaluated]) + clips_of(self.evaluated),
                 "precision": self.precision,
                 "crop_pct": self.crop_pct,
                 "version": [__version__, FORMAT],
-                **self._clips,
             }
         )
-
-    @property
-    def _clips(self) -> dict[str, str]:
-        """Which clips are evaluated, if they are clips."""
-        data = self.evaluated
-        return {"clips": f"{data.sampling} {data.views}"} if isinstance(data, ClipData) else {}
-
-    @property
-    def _clips(self) -> dict[str, str]:
-        """Which clips are evaluated, if they are clips."""
-        data = self.evaluated
-        return {"clips": f"{data.sampling} {data.views}"} if isinstance(data, ClipData) else {}
 
     @cached_property
     def training(self) -> str | None:
@@ -283,12 +269,11 @@ class Experiment:
                 first = Entry(None, 1.0, None)
                 self._evaluate(self.model(first), first, 0)
         torch.manual_seed(entry.seed or 0)  # chance, too, is to be had again
-        views = views_of(self.evaluated)
         result = measure(
             model,
             self.evaluated,
             self._dense,
-            batch_size=self.batch_size if views is None else max(1, self.batch_size // 4),
+            batch_size=self.batch_size,
             workers=self.workers,
             crop_pct=self.crop_pct,
             device=self.device,
@@ -299,12 +284,11 @@ class Experiment:
             method=entry.name,
             fraction=entry.fraction,
             macs_fraction=macs / self._dense_macs,
-            gmacs=macs / 1e9 * (views.total if views else 1),
+            gmacs=macs / 1e9 * passes(self.evaluated),
             seed=entry.seed,
             images=images,
             **result._asdict(),
             given=self._given(entry.candidate).get("given", ""),
-            views=str(views or ""),
         )
 
     @property

@@ -10,7 +10,16 @@ from torch import nn
 from dynamicvit.comparison.remembered import Remembered
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import segments
-from dynamicvit.data import ImageData, Loader, MaskData, Views, has_masks, open_data, taken_by
+from dynamicvit.data import (
+    ClipData,
+    ImageData,
+    Loader,
+    MaskData,
+    Views,
+    has_masks,
+    open_data,
+    taken_by,
+)
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import evaluate
 from dynamicvit.evaluation.segmentation import evaluate_segmentation, masks_for
@@ -24,6 +33,17 @@ class Measured(NamedTuple):
     agreement: float
     divergence: float | None
     evaluated: int
+    views: str = ""
+
+
+def clips_of(data: ImageData) -> str:
+    """What tells clips that are evaluated from others of the same videos; empty for images."""
+    return f" {data.sampling}, {data.views} views" if isinstance(data, ClipData) else ""
+
+
+def passes(data: ImageData) -> int:
+    """Forward passes for one image, or for all views of one video."""
+    return data.views.total if isinstance(data, ClipData) else 1
 
 
 def measure(
@@ -42,7 +62,7 @@ def measure(
         model: of the row.
         data: images, labeled or not.
         dense: the dense network's answers.
-        batch_size: of images that are classified.
+        batch_size: of images that are classified; of videos a quarter.
         workers: processes that read images.
         crop_pct: of the center crop of images that are classified.
         **how: further arguments of both evaluations.
@@ -53,10 +73,19 @@ def measure(
         assert maps.agreement is not None
         return Measured(None, maps.miou, maps.agreement, None, maps.images)
     images = data.for_evaluation(model, None, crop_pct)
+    if isinstance(data, ClipData):
+        batch_size = max(1, batch_size // 4)
     batches = Loader(images, batch_size, num_workers=workers)
     result = evaluate(model, batches, dense=dense, **how)
     assert result.agreement is not None
-    return Measured(result.top1, None, result.agreement, result.divergence, result.images)
+    return Measured(
+        result.top1,
+        None,
+        result.agreement,
+        result.divergence,
+        result.images,
+        str(result.views or ""),
+    )
 
 
 def images_for(

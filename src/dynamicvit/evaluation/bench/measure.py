@@ -268,6 +268,7 @@ def bench_files(
         processor_name(),
         versions(kinds),
         against=None if against is None else str(against),
+        frames=about[-1].frames,
     )
 
 
