@@ -286,7 +286,7 @@ def test_a_family_of_ones_own_is_saved_and_loaded(
 ) -> None:
     model = small()
     source("mine")
-    with pytest.raises(InputError, match=r"'mine', one of timm, transformers"):
+    with pytest.raises(InputError, match=r"'mine', one of inflated, timm, transformers"):
         model.save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
     described = {"format_version": "overwritten", "depth": 4}
