@@ -284,9 +284,8 @@ class Paths:
 
     def _embed(self, images: Tensor) -> Tokens:
         """All tokens of a batch that was checked."""
-        bound, channels = self.bound, self.bound.in_chans
+        bound, channels, shape = self.bound, self.bound.in_chans, tuple(images.shape)
         what, batch = ("images", "batch") if bound.frames is None else ("clips", "batch, frames")
-        shape = tuple(images.shape)
         if len(shape) != 3 + len(batch.split()) or shape[-3] != channels:
             raise InputError(f"{what} must be ({batch}, {channels}, height, width), got {shape}")
         if images.shape[0] == 0:
@@ -297,4 +296,5 @@ class Paths:
         if images.dtype != weights and not torch.is_autocast_enabled(images.device.type):
             raise InputError(f"{what} must be {weights} like the weights, got {images.dtype}")
         bound.grid(*images.shape[-2:], *images.shape[1:-3])  # refuses a size before it is embedded
-        return self.method.look(bound, images, bound.embed(images))
+        tokens = bound.embed(images)
+        return self.predictors[0].look(bound, images, tokens) if len(self.predictors) else tokens
