@@ -223,6 +223,7 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(
     model = small()
     assert isinstance(model, ModelHubMixin)
     assert model.push_to_hub("a-model") == "https://hub/someone/a-model"
+    assert 'dynamicvit.load("someone/a-model")' in uploaded["README.md"].decode()
     for name, content in uploaded.items():
         (tmp_path / name).write_bytes(content)
     assert_same(DynamicViT.from_pretrained(tmp_path), model)
