@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train and compare on made-up scenes: no data, no downloads (ARGS=--long)"
 	@echo "make test    run the tests (ARGS=tests/test_model.py)"
 	@echo "make lint    ruff and pyright"
+	@echo "make docs    build the documentation site into site/"
 	@echo "make clean   remove .venv and caches"
 	@echo "With another Python than $(PYTHON): make PYTHON=python3.12 demo"
 
@@ -30,8 +31,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# Warnings are errors: a link that leads nowhere, a page that the navigation lacks.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis dist build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last: an interrupted installation is taken up again.

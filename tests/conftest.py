@@ -89,6 +89,13 @@ def blank_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr("dynamicvit.plots.curves.curves", lambda steps: Figure((1, 1)))
 
 
+@pytest.fixture(autouse=True)
+def brief_cards(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved models' cards say no costs: to count them takes longer than to save a tiny model."""
+    if "cards" not in request.keywords:
+        monkeypatch.setattr("dynamicvit.checkpoints.card._rows", lambda model: [])
+
+
 @pytest.fixture
 def native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """bf16 is taken where it is asked for, on processors that emulate it too."""

@@ -47,7 +47,7 @@ def street(tmp_path: Path) -> Path:
     write_scenes(tmp_path / "more", 2)
     (tmp_path / "more" / "images").rename(tmp_path / "PHOTOS")
     write_clip(tmp_path / "clip.mp4", 3)
-    DEIT.sparse(depth=3, img_size=(32, 32)).save_pretrained(tmp_path / "vit_tiny_patch16_224")
+    DEIT.sparse(img_size=(32, 32)).save_pretrained(tmp_path / "vit_tiny_patch16_224")
     return tmp_path
 
 

@@ -223,6 +223,7 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(
     model = small()
     assert isinstance(model, ModelHubMixin)
     assert model.push_to_hub("a-model") == "https://hub/someone/a-model"
+    assert 'dynamicvit.load("someone/a-model")' in uploaded["README.md"].decode()
     for name, content in uploaded.items():
         (tmp_path / name).write_bytes(content)
     assert_same(DynamicViT.from_pretrained(tmp_path), model)
@@ -286,7 +287,7 @@ def test_a_family_of_ones_own_is_saved_and_loaded(
 ) -> None:
     model = small()
     source("mine")
-    with pytest.raises(InputError, match=r"'mine', one of timm, transformers"):
+    with pytest.raises(InputError, match=r"'mine', one of inflated, timm, transformers"):
         model.save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
     described = {"format_version": "overwritten", "depth": 4}

@@ -382,7 +382,7 @@ def test_info_says_what_a_clip_is(command: Callable[..., int], tmp_path: Path) -
 
 def test_bench_times_clips(command: Callable[..., int], tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
-    options = ["--precision", "fp32", "--batch-size", "1", "--samples", "2", "--json", file]
+    options = ["--precision", "fp32", "--batch-size", "1", "--seconds", "0.1", "--json", file]
     assert command("bench", *SMALL, "--keep-ratio", "0.5", *options) == 0
     report = json.loads(file.read_text())
     assert report["image_size"] == [32, 32]

@@ -27,8 +27,10 @@ from dynamicvit.data import (
 )
 from dynamicvit.data.video import VideoFile
 from dynamicvit.plots.clips import frame_output, visualize_clip
-from dynamicvit.runtimes import export, load_exported
-from dynamicvit.runtimes.description import Description
+from dynamicvit.runtimes import ExportedModel
+from dynamicvit.runtimes.description import Description, describe
+from dynamicvit.runtimes.graph import Graph
+from dynamicvit.runtimes.images import sample_pictures, transform_for
 from dynamicvit.streaming.window import Window
 from dynamicvit.training import load_recipe
 from dynamicvit.training.draws import Mixing
@@ -44,12 +46,12 @@ Command = Callable[..., int]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of clips, one of images, and data of both."""
     root = tmp_path_factory.mktemp("clips")
-    for split, each in (("train", 4), ("test", 2)):
+    for split, each in (("train", 16), ("test", 2)):
         for name, right in (("dark", 0), ("light", 240)):
             (root / "CLIPS" / split / name).mkdir(parents=True)
             for index in range(each):
                 file = root / "CLIPS" / split / name / f"{index}.mp4"
-                write_clip(file, 8 + index, size=(48, 32), right=right)
+                write_clip(file, 8 + index % 4, size=(48, 32), right=right)
     class_folders(root / "photos")
     CLIP.sparse(num_classes=2).save_pretrained(root / "video")
     DEIT.sparse(num_classes=2).save_pretrained(root / "image")
@@ -157,12 +159,12 @@ def test_compare_tune_and_calibrate(
 ) -> None:
     how = ("--model", "video", "--data", "CLIPS@train")
     few = ("--set", "batch_size=2", "--images", "2", "--no-timing", "--workers", "0")
-    methods = ("--methods", "random,rlt", "--macs", "0.6")
+    methods = ("--methods", "random,rlt", "--macs", "0.6", "--validation", "CLIPS@test")
     out = tmp_path / "compared"
     assert command("compare", *how, *few, *methods, "--views", "2x1", "-o", out) == 0
     assert "of 2 × 1 views" in capsys.readouterr().out
     assert ",2 × 1\n" in (out / "comparison.csv").read_text()
-    tuned = ("--macs", "70%", "--images", "8", "--evaluations", "4")
+    tuned = ("--macs", "80%", "--images", "32", "--evaluations", "12")
     assert command("tune", *how, *tuned, "-o", tmp_path / "tuned") == 0
     per_video = ("--model", "video", "--images", "4", "-o", tmp_path / "per-video")
     assert command("calibrate", "CLIPS@train", *per_video) == 0
@@ -193,12 +195,12 @@ def test_a_tubelet_is_drawn_in_all_its_frames() -> None:
     assert torch.equal(by_frame.kept[1], second[[0, 0, 1, 1]])
 
 
-def test_a_file_takes_clips(tmp_path: Path, command: Command) -> None:
-    file, model = tmp_path / "v.pt2", CLIP.sparse(num_classes=2)
-    made = export(model, file, validation="CLIPS@test")
-    assert made.check is not None
-    assert made.check.images == 4
-    found = load_exported(file)
+def test_a_file_takes_clips() -> None:  # docs/video.md, run as a test, writes real ones
+    model = CLIP.sparse(num_classes=2)
+    about = describe(model)
+    again = Description.from_json(about.to_json(), "v.onnx")
+    assert again == about
+    found = ExportedModel(Graph(model), again).eval()
     clips = torch.randn(3, *CLIP.shape)
     own, theirs = model.forward_pruned(clips), found.forward_pruned(clips)
     assert torch.allclose(own.logits, theirs.logits, atol=1e-5)
@@ -206,10 +208,19 @@ def test_a_file_takes_clips(tmp_path: Path, command: Command) -> None:
     assert all(torch.equal(a, b) for a, b in zip(own.kept, theirs.kept, strict=True))
     with pytest.raises(InputError, match=r"clips of shape \(1, 3, 32, 48\): give \(batch, 4, 3"):
         found(torch.randn(1, 3, 32, 48))
-    images = ("predict", "photos", "--model", file, "-o", tmp_path / "a.csv", "--workers", "0")
-    assert command(*images) == 2
-    with pytest.raises(InputError, match="has a grid of 2 axes"):
-        Description.from_json(found.description.to_json().replace("[2, 2, 3]", "[4, 3]"), "v.pt2")
+    with pytest.raises(InputError, match="the model takes clips of 4 frames; photos gives images"):
+        taken_by(found, open_data("photos"))
+    for old, new in (("[2, 2, 3]", "[4, 3]"), ('"frames": 4', '"frames": null')):
+        with pytest.raises(InputError, match=r"has a grid of [23] axes"):
+            Description.from_json(about.to_json().replace(old, new), "v.onnx")
+
+
+def test_a_file_is_checked_on_clips_of_photographs() -> None:
+    pytest.importorskip("sklearn")
+    clips, origin = sample_pictures(transform_for(CLIP.sparse()))
+    assert origin == "10 clips of scikit-learn's 2 photographs"
+    assert clips.shape == (10, *CLIP.shape)
+    assert not torch.equal(clips[:, 0], clips[:, -1])  # the view moves
 
 
 def test_a_window_slides() -> None:
@@ -257,7 +268,7 @@ def test_stream_answers_as_the_model_does_on_the_last_frames(
         ("eval CLIPS@test --model video --views 2x2", "1 or 3 crops of each, as 5x3, got '2x2'"),
         ("eval CLIPS@none --model video", "CLIPS"),
         ("visualize CLIPS/test/dark/0.mp4 --model image", "the model takes images; CLIPS/test"),
-        ("visualize photos --model video", "can't be read"),
+        ("visualize photos/cat/10.png --model video", "photos/cat/10.png is no video"),
         ("stream CLIPS/test/dark/0.mp4 --model image --stride 2", "stride 2 is of clips"),
         ("stream CLIPS/test/dark/0.mp4 --model video --stride 0", "stride is at least 1 frame"),
         ("predict broken --model video -o a.csv --workers 0", "none of the 1 images can be read"),

@@ -231,8 +231,8 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
     embedded: list[Tokens] = []
     embed = counted_macs(lambda: embedded.append(bound.embed(images)))
     [tokens] = embedded
-    if isinstance(twin, DynamicViT):
-        tokens = twin.method.look(bound, images, tokens)
+    if isinstance(twin, DynamicViT) and twin.method.looks_at_motion:
+        tokens = tokens.with_motion(bound.motion(images))
 
     kinds: dict[object, Cost] = {}
 

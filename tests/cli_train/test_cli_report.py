@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dynamicvit.cli import train_view
 from dynamicvit.cli.console import LineNowAndThen
-from dynamicvit.training import tasks
+from dynamicvit.data import images as data_images
 from dynamicvit.training.checkpoint_file import load_checkpoint
 from families import DEIT
 
@@ -39,7 +39,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Let so many of the images become NaN on their way into the network."""
 
     def prepare(images: int) -> None:
-        real = tasks.train_transform
+        real = data_images.train_transform
 
         def transform(*arguments, **options):
             inner = real(*arguments, **options)
@@ -50,7 +50,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
             return poisoned
 
-        monkeypatch.setattr(tasks, "train_transform", transform)
+        monkeypatch.setattr(data_images, "train_transform", transform)
 
     return prepare
 

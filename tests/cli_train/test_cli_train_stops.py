@@ -114,9 +114,9 @@ def test_a_full_disk_is_one_line(
 
         return loop.fit(*given, on_step=fill, **options)
 
-    def save(model, folder):
+    def save(model, folder, **card):
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
-        return save_pretrained(model, folder)
+        return save_pretrained(model, folder, **card)
 
     save_pretrained = DynamicViT.save_pretrained
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)

@@ -49,7 +49,7 @@ class TestItIsSaid:
         assert named
         assert all(METHODS[name].works_untrained for name in named)
 
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"rlt"}))
     @torch.no_grad()
     def test_of_methods_with_scores_to_train(self, method: str) -> None:
         with warnings.catch_warnings(record=True) as said:

@@ -30,6 +30,7 @@ class Settings:
     blocks: Any
     in_chans: Any
     frames: Any
+    motion: Any  # of networks of clips
 
     # ---------------------------------------------------------------- the classifier
 

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
@@ -44,20 +44,8 @@ MODEL_FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
 """What is written beside a model card, which stays as it is where there is one."""
 
 _CARD = "README.md"
-MODEL_CARD = """---
-{{ card_data }}
----
-
-A [DynamicViT]({{ paper_url }}): a vision transformer that drops the patches it does not need.
-
-```python
-from dynamicvit import DynamicViT
-
-model = DynamicViT.from_pretrained("this repository or folder")
-logits = model(images)  # pruned path
-model.keep_ratio = 0.5  # the budget is a property
-```
-"""
+#: Above this room, as it counts what the model costs.
+_CARD_WRITER = "dynamicvit.checkpoints.card"
 
 T = TypeVar("T", bound="HubMixin")
 
@@ -97,7 +85,6 @@ class HubMixin(
     pipeline_tag="image-classification",
     tags=["dynamicvit", "token-pruning"],
     paper_url="https://arxiv.org/abs/2106.02034",
-    model_card_template=MODEL_CARD,
 ):
     """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` for a class that is built from
     ``(backbone, schedule, method)`` and has ``backbone``, ``schedule`` and ``predictors``.
@@ -119,18 +106,32 @@ class HubMixin(
             save_directory: the folder; made if it is not there.
             config: ignored, the config describes the model as it is.
             **kwargs: see :class:`huggingface_hub.ModelHubMixin`; ``push_to_hub=True`` uploads.
+                ``model_card_kwargs``: see :func:`dynamicvit.checkpoints.card.model_card`. A card
+                that is there already stays as it is.
 
         Raises:
             InputError: if the backbone can't be described, or the folder can't be written.
         """
         # Before anything is written: after this, only the disk can fail.
         self._hub_mixin_config = _config_of(self)
-        kwargs.setdefault("repo_id", Path(save_directory).name)
+        user, name = Path(save_directory).resolve().parts[-2:]
+        kwargs.setdefault("repo_id", name)
+        said = {"name": name} | (kwargs.get("model_card_kwargs") or {})
+        kwargs["model_card_kwargs"] = said | {"name": said["name"] or f"{user}/{name}"}
         try:
             with atomic_folder(save_directory, CONFIG_NAME, keep=_CARD) as draft:
                 return super().save_pretrained(draft, **kwargs)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{save_directory}: can't be written ({error})") from error
+
+    def generate_model_card(self, **kwargs: Any) -> ModelCard:
+        """What :meth:`save_pretrained` writes beside the model, from its ``model_card_kwargs``."""
+        return import_module(_CARD_WRITER).model_card(self, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload to ``user/name`` what :meth:`save_pretrained` writes, by its arguments."""
+        kwargs["model_card_kwargs"] = {**(kwargs.get("model_card_kwargs") or {}), "name": None}
+        return super().push_to_hub(repo_id, **kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}

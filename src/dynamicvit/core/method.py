@@ -89,6 +89,8 @@ class Method(nn.Module, ABC):
     works_untrained: ClassVar[bool] = False
     #: Whether it looks at what the attention of the block before worked on (``Tokens.heads``).
     looks_back: bool = False
+    #: Whether it looks at what moves in a clip (``Tokens.motion``).
+    looks_at_motion: ClassVar[bool] = False
     #: Whether the first token must be a class token.
     needs_class_token: ClassVar[bool] = False
     #: Whether it can drop any number of tokens before any block.
@@ -161,12 +163,6 @@ class Method(nn.Module, ABC):
         if not options:
             return schedule.keep_ratio
         return keep_ratio_among(options, len(bound.blocks), schedule)
-
-    @classmethod
-    def look(cls, bound: Backbone, inputs: Tensor, tokens: Tokens) -> Tokens:
-        """The embedded tokens, with what the method needs to know of the images or clips."""
-        del bound, inputs
-        return tokens
 
     @property
     def is_fresh(self) -> bool:

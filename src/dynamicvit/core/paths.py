@@ -145,8 +145,7 @@ class Paths:
         """The backbone's own dense output.
 
         Args:
-            images: ``(B, channels, height, width)``, or what :meth:`first_blocks` gave for them,
-                of this or of another model with the same weights up to there.
+            images: a batch, or what :meth:`first_blocks` of a model with these weights gave for it.
         """
         tokens = images if isinstance(images, Tokens) else self._embed(images)
         [tokens] = self._run([tokens], self._depth)
@@ -177,9 +176,11 @@ class Paths:
         Args:
             images: ``(B, channels, height, width)``.
         """
-        stop = (*self._schedule.stages, self._depth - 1)[0]
+        stop, tokens = (*self._schedule.stages, self._depth - 1)[0], self._embed(images)
         looks_back = len(self.predictors) > 0 and self.predictors[0].looks_back
-        [tokens] = self._run([self._embed(images)], stop, keep_heads=looks_back)
+        if len(self.predictors) and self.predictors[0].looks_at_motion:
+            tokens = tokens.with_motion(self.bound.motion(images))
+        [tokens] = self._run([tokens], stop, keep_heads=looks_back)
         return tokens
 
     # ---------------------------------------------------------------- the one loop
@@ -284,9 +285,8 @@ class Paths:
 
     def _embed(self, images: Tensor) -> Tokens:
         """All tokens of a batch that was checked."""
-        bound, channels = self.bound, self.bound.in_chans
+        bound, channels, shape = self.bound, self.bound.in_chans, tuple(images.shape)
         what, batch = ("images", "batch") if bound.frames is None else ("clips", "batch, frames")
-        shape = tuple(images.shape)
         if len(shape) != 3 + len(batch.split()) or shape[-3] != channels:
             raise InputError(f"{what} must be ({batch}, {channels}, height, width), got {shape}")
         if images.shape[0] == 0:
@@ -297,4 +297,4 @@ class Paths:
         if images.dtype != weights and not torch.is_autocast_enabled(images.device.type):
             raise InputError(f"{what} must be {weights} like the weights, got {images.dtype}")
         bound.grid(*images.shape[-2:], *images.shape[1:-3])  # refuses a size before it is embedded
-        return self.method.look(bound, images, bound.embed(images))
+        return bound.embed(images)

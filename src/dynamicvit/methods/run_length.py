@@ -45,6 +45,7 @@ class RunLength(Choice):
     """
 
     works_untrained = True
+    looks_at_motion = True
     spread = 1.0
 
     @classmethod
@@ -85,16 +86,10 @@ class RunLength(Choice):
     ) -> Schedule:
         return super().schedule(bound, keep_ratio, (0,) if stages is None else stages, policy)
 
-    @classmethod
-    def look(cls, bound: Backbone, inputs: Tensor, tokens: Tokens) -> Tokens:
-        """The tokens with the difference of each to the one before."""
-        assert isinstance(bound, Video)  # or it has no schedule
-        return tokens.with_motion(bound.motion(inputs))
-
     def keep_scores(self, tokens: Tokens) -> Tensor:
         """``(B, M)``: logarithms of the differences, in thresholds."""
         motion = tokens.motion
-        assert motion is not None  # of look
+        assert motion is not None  # as the model's first stage
         motion = motion.clamp(torch.finfo(motion.dtype).tiny, _MOST)
         motion = motion if tokens.index is None else motion.gather(1, tokens.index)
         return motion.log() - log(THRESHOLD)

@@ -128,7 +128,7 @@ class Stream:
         frames = frames_of(first)  # type: ignore[arg-type]
         if frames is None and stride is not None:
             raise InputError(f"stride {stride} is of clips, and the model takes images")
-        self._window = None if frames is None else Window(frames, stride or 1)
+        self._window = None if frames is None else Window(frames, 1 if stride is None else stride)
         costs = costs_of(self.levels, blank if frames is None else Window(frames).add(blank))
         self._controller = None
         if target_latency is not None:

@@ -335,7 +335,7 @@ class Training:
                     draw_run(output)
             raise
         if is_main:
-            save_as_it_came(self.model, output)
+            save_as_it_came(self.model, output, report.held_out)
             if self.recipe.freeze_backbone:
                 weights = None if self.classes.are_fitted else self._weights
                 save_addon(self.model, output / ADDON_NAME, weights)
