@@ -166,7 +166,7 @@ def test_compare_tune_and_calibrate(
     assert ",2 × 1\n" in (out / "comparison.csv").read_text()
     tuned = ("--macs", "80%", "--images", "32", "--evaluations", "12")
     assert command("tune", *how, *tuned, "-o", tmp_path / "tuned") == 0
-    per_video = ("--model", "video", "--images", "4", "-o", tmp_path / "per-video")
+    per_video = ("--model", "video", "--images", "32", "-o", tmp_path / "per-video")
     assert command("calibrate", "CLIPS@train", *per_video) == 0
 
 
