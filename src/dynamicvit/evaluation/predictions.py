@@ -274,6 +274,7 @@ def weights_of(model: nn.Module, device: torch.device | str) -> str:
     values = {name: value for name, value in model.state_dict().items() if value is not None}
     if not values:
         random = torch.Generator().manual_seed(0)
-        answer = model(torch.randn(1, *model.input_shape, generator=random).to(device))
+        shape: tuple[int, ...] = model.input_shape  # type: ignore[assignment]
+        answer = model(torch.randn(1, *shape, generator=random).to(device))
         values = {"answer": (answer.float() * 1000).round()}
     return f"weights {fingerprint(values)[:8]}"
