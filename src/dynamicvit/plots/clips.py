@@ -18,7 +18,7 @@ from dynamicvit.data import ClipData, Sampling, Unreadable, class_names, frames_
 from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
 from dynamicvit.plots.page import draw
-from dynamicvit.plots.patches import as_rgb, dim
+from dynamicvit.plots.patches import as_rgb, dim, is_dark
 from dynamicvit.plots.visualization import Visualization, method_of
 from dynamicvit.utils.files import atomic_write
 
@@ -73,12 +73,14 @@ def visualize_clip(
     mean, std = (clip.new_tensor(config[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
     pictures = (clip * std + mean).clamp(0, 1).cpu()
     by_frame = frame_output(output, frames)
-    figure = draw(pictures, by_frame, method=method_of(model) or "pruned", score_stage=score_stage)
+    dark = is_dark(torch.cat([as_rgb(picture) for picture in pictures], dim=1))  # one for all
+    method = method_of(model) or "pruned"
+    figure = draw(pictures, by_frame, method=method, score_stage=score_stage, dark=dark)
     found = Visualization(figure, output, dense, names)
     if path is not None:
         found.save(path)
         with atomic_write(Path(path).with_suffix(".gif")) as draft:
-            first, *rest = moving(pictures, by_frame)
+            first, *rest = moving(pictures, by_frame, dark)
             how: dict[str, Any] = {"duration": _SHOWN, "loop": 0, "comment": b"dynamicvit"}
             first.save(draft, "GIF", save_all=True, append_images=rest, **how)
     return found
@@ -104,17 +106,18 @@ def frame_output(output: PrunedOutput, frames: int) -> PrunedOutput:
     )
 
 
-def moving(pictures: Tensor, output: PrunedOutput) -> list[Image.Image]:
+def moving(pictures: Tensor, output: PrunedOutput, dark: bool) -> list[Image.Image]:
     """Each frame, and beside it what the last stage leaves of it.
 
     Args:
         pictures: ``(T, C, H, W)`` in [0, 1].
         output: of :func:`frame_output`.
+        dark: whether the frames count as dark.
     """
     shown = []
     for index, picture in enumerate(pictures):
         kept = output.kept[-1][index].cpu() if output.kept else None
-        left = as_rgb(picture) if kept is None else dim(picture, kept, output.grid)
+        left = as_rgb(picture) if kept is None else dim(picture, kept, output.grid, dark)
         both = torch.cat([as_rgb(picture), left], dim=2)
         pixels = (both * 255).round().byte().movedim(0, -1).numpy()
         times = -(-_LEAST // pixels.shape[0])

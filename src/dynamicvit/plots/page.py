@@ -47,6 +47,7 @@ def draw(
     score_stage: int = 0,
     show_merged: bool = False,
     overlays: Sequence[Overlay] = (),
+    dark: bool | None = None,
 ) -> Figure:
     """Draw the patches that a model keeps of each image.
 
@@ -66,6 +67,7 @@ def draw(
         score_stage: stage of the map, from 0; patches dropped before it are blank.
         show_merged: draw merged patches as paler copies of the kept patch that they are part of.
         overlays: further columns, of maps (:func:`dynamicvit.plots.maps.overlay`).
+        dark: whether the images count as dark; by default each is looked at.
 
     Returns:
         A figure; write it with :func:`dynamicvit.plots.style.save`.
@@ -92,8 +94,9 @@ def draw(
             shows_groups = show_merged and output.groups
             groups = output.groups[stage][row].cpu() if shows_groups else None
             axes = page.cell(row, column)
-            _show(axes, after_stage(image, kept, groups, output.grid))
-            line = style.INK if is_dark(image) else "white"
+            _show(axes, after_stage(image, kept, groups, output.grid, dark))
+            night = is_dark(image) if dark is None else dark
+            line = style.INK if night else "white"
             _outline(axes, as_grid(kept, output.grid), images.shape[2], images.shape[3], line)
         for column, each in enumerate(overlays, start=1 + len(stages)):
             axes = page.cell(row, column)

@@ -14,7 +14,7 @@ _GRAY = (0.299, 0.587, 0.114)  # luma of red, green and blue (ITU-R BT.601)
 _PALE = 0.5  # merged patches: different from kept ones, and still visible
 
 
-def dim(image: Tensor, kept: Tensor, grid: tuple[int, int]) -> Tensor:
+def dim(image: Tensor, kept: Tensor, grid: tuple[int, int], dark: bool | None = None) -> Tensor:
     """The image with its dropped patches in gray, in which their content can still be seen.
 
     The gray is dark, in a dark image light.
@@ -23,6 +23,7 @@ def dim(image: Tensor, kept: Tensor, grid: tuple[int, int]) -> Tensor:
         image: ``(C, H, W)`` in [0, 1], as for :func:`as_rgb`.
         kept: ``(N,)`` bool, in image order.
         grid: rows and columns of patches; N is their product.
+        dark: whether the image counts as dark; by default :func:`is_dark` says.
 
     Returns:
         ``(3, H, W)``; kept patches are unchanged.
@@ -31,7 +32,7 @@ def dim(image: Tensor, kept: Tensor, grid: tuple[int, int]) -> Tensor:
         InputError: for shapes that don't match.
     """
     image = as_rgb(image)
-    level = _LIGHT if is_dark(image) else _DARK
+    level = _LIGHT if (is_dark(image) if dark is None else dark) else _DARK
     return torch.where(_pixels(kept, grid, image), image, level + _CONTRAST * _gray(image))
 
 
@@ -76,18 +77,23 @@ def as_merged(image: Tensor, kept: Tensor, groups: Tensor, grid: tuple[int, int]
 
 
 def after_stage(
-    image: Tensor, kept: Tensor, groups: Tensor | None, grid: tuple[int, int]
+    image: Tensor,
+    kept: Tensor,
+    groups: Tensor | None,
+    grid: tuple[int, int],
+    dark: bool | None = None,
 ) -> Tensor:
     """The image after a stage, with merged patches as paler copies and removed ones dimmed.
 
-    Arguments are as for :func:`as_merged`; without ``groups`` merged patches are dimmed as well.
+    Arguments are as for :func:`as_merged` and :func:`dim`. Without ``groups`` merged patches are
+    dimmed as well.
     """
     if groups is None:
-        return dim(image, kept, grid)
+        return dim(image, kept, grid, dark)
     merged = ~kept & (groups >= 0)
     copies = as_merged(image, kept, groups, grid)
     copies = copies.lerp(torch.ones_like(copies), _PALE * _pixels(merged, grid, image).to(copies))
-    return dim(copies, kept | merged, grid)
+    return dim(copies, kept | merged, grid, dark)
 
 
 def _pixels(patches: Tensor, grid: tuple[int, int], image: Tensor) -> Tensor:
