@@ -14,6 +14,7 @@ from PIL import Image
 from dynamicvit import InputError
 from dynamicvit.comparison.rows import DENSE_NAME, all_names
 from dynamicvit.plots import style
+from dynamicvit.plots.frontier import plot_frontier
 from dynamicvit.plots.style import save
 
 
@@ -79,3 +80,9 @@ def test_labels_are_moved_apart_and_no_further(places: list[float], step: float)
     assert sum(found) == pytest.approx(sum(places), abs=1e-6)  # as much up as down
     if all(after - before >= step for before, after in pairwise(places)):
         assert found == pytest.approx(places)
+
+
+def test_a_frontier_where_nothing_was_tried() -> None:
+    figure = plot_frontier({"found": [(0.5, 0.1)]}, [], (0.5, 0.1), "MACs")
+    [axes] = figure.axes
+    assert {text.get_text() for text in axes.get_legend().texts} == {"found", "chosen"}

@@ -22,13 +22,14 @@ def plot_frontier(
     Args:
         lines: for each name its points, on images that had no part in the search; the found one
             last.
-        tried: schedules of the search, on the images searched with.
+        tried: schedules of the search, on the images searched with; may be none.
         chosen: what was chosen.
         unit: of the cost, "MACs" or "latency".
     """
     figure = style.figure(5.2, 3.8)
     axes = figure.subplots()
-    axes.scatter(*zip(*tried, strict=True), s=8, color=style.DENSE, label="tried", zorder=1)
+    if tried:  # none of a few may have been worth judging
+        axes.scatter(*zip(*tried, strict=True), s=8, color=style.DENSE, label="tried", zorder=1)
     colors = (*style.SERIES[1 : len(lines)], style.PRUNED)
     for (name, points), color in zip(lines.items(), colors, strict=True):
         x, y = zip(*sorted(points), strict=True)
