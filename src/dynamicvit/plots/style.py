@@ -42,6 +42,7 @@ METHODS = {
     "tome": ("#d9730d", "<"),
     "mctf": ("#b3261e", "h"),
     "diffrate": ("#1f8a70", "H"),
+    "rlt": ("#c46210", "8"),
     "tps": ("#9a5fd0", "*"),
     "evit": ("#7a4fb5", "X"),
     "class-attention": ("#c2478a", "P"),
