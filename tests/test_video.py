@@ -20,7 +20,6 @@ from dynamicvit import (
     InputError,
     UnsupportedBackboneError,
     count_macs,
-    export,
     inflate,
     load,
     schedule_macs,
@@ -329,7 +328,6 @@ REFUSED: dict[str, Callable[[], object]] = {
     "is not supported": lambda: inflate(nn.Linear(3, 3)),
     "tubelet 2 goes with frames": lambda: load("vit_tiny_patch16_224", pretrained=False, tubelet=2),
     "takes clips: a segmentation model": lambda: segmenter(CLIPS.backbone(), 3),
-    "takes clips of 4x3x32x48: export": lambda: export(CLIPS.sparse(), "model.onnx"),
     "takes clips of 4x3x32x48: visualize": lambda: visualize(CLIPS.sparse(), CLIPS.images()),
 }
 
