@@ -232,7 +232,7 @@ def costs_of(model: nn.Module, num_stages: int, image_size: ImageSize = None) ->
     embed = counted_macs(lambda: embedded.append(bound.embed(images)))
     [tokens] = embedded
     if isinstance(twin, DynamicViT) and twin.method.looks_at_motion:
-        tokens = tokens.with_motion(bound.motion(images))
+        tokens = replace(tokens, motion=bound.motion(images))
 
     kinds: dict[object, Cost] = {}
 

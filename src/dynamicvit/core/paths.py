@@ -179,7 +179,7 @@ class Paths:
         stop, tokens = (*self._schedule.stages, self._depth - 1)[0], self._embed(images)
         looks_back = len(self.predictors) > 0 and self.predictors[0].looks_back
         if len(self.predictors) and self.predictors[0].looks_at_motion:
-            tokens = tokens.with_motion(self.bound.motion(images))
+            tokens = replace(tokens, motion=self.bound.motion(images))
         [tokens] = self._run([tokens], stop, keep_heads=looks_back)
         return tokens
 

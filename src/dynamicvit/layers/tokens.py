@@ -118,10 +118,6 @@ class Tokens:
         x = torch.cat([self.x[:, :prefix], summary.to(self.x.dtype), self.patches], dim=1)
         return replace(self, x=x, num_prefix=prefix + added, added=self.added + added, heads=None)
 
-    def with_motion(self, motion: Tensor) -> Tokens:
-        """The same tokens, and how much each of them, all N, differs from the one before."""
-        return replace(self, motion=motion)
-
     # ---------------------------------------------------------------- the way back to the grid
 
     def to_grid(self, values: Tensor, fill: float = 0.0) -> Tensor:
