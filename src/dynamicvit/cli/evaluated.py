@@ -52,7 +52,7 @@ class Classified:
     @property
     def batch_size(self) -> int:
         """Inputs at a time where nobody says."""
-        return 8 if isinstance(self.images, ClipData) else 32
+        return self.images.usual_batch
 
     def fit(self, model: Any, class_map: str | None) -> str | None:
         """Label the images by the model's classes; the class map in a line."""

@@ -80,6 +80,8 @@ class ImageData(Dataset["Sample | Unreadable"]):
     """
 
     noun = "image"
+    #: How many are computed together where nobody says.
+    usual_batch = 32
 
     def __init__(
         self,

@@ -20,7 +20,6 @@ from dynamicvit.data import (
     MaskData,
     NoReadableImageError,
     Views,
-    frames_of,
     has_masks,
     open_data,
     taken_by,
@@ -136,8 +135,7 @@ def predict(
         answers = Classes(model, top, image_size, crop_pct)
     parts = answers.prepared(data)
     # An image of its own size is alone in a batch.
-    usual = 32 if frames_of(model) is None else 8
-    together = processes.count if gives_maps else batch_size or usual
+    together = processes.count if gives_maps else batch_size or data[0].usual_batch
     loader = Loader(parts, together, num_workers=workers)
     loader.set_share(processes.rank, processes.count)
     columns = {"image": "string", **answers.columns, "error": "string"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.data import ImageData, Loader, frames_of, has_clips, has_masks, taken_by
+from dynamicvit.data import ImageData, Loader, has_clips, has_masks, taken_by
 from dynamicvit.errors import InputError
 from dynamicvit.training.classes import Classes, classes_for, sources_of
 from dynamicvit.training.held_out import HeldOut
@@ -114,8 +114,8 @@ class Classification(Task):
     ) -> HeldOut:
         """In batches, whose top-1 counts."""
         del recipe
-        together = 32 if frames_of(model) is None else 8
-        batches = Loader(images.for_evaluation(model), together, num_workers=workers)
+        prepared = images.for_evaluation(model)
+        batches = Loader(prepared, images.usual_batch, num_workers=workers)
         return HeldOut(batches, num_images=len(images))
 
 

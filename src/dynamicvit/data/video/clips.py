@@ -56,6 +56,7 @@ class ClipData(ImageData):
     """
 
     noun = "clip"
+    usual_batch = 8
     transform: ClipTransform  # type: ignore[assignment]
 
     def __init__(
