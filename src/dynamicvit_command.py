@@ -34,6 +34,7 @@ COMMANDS = {
     "calibrate": ("calibrate:calibrate", "Let hard images keep more patches than easy ones."),
     "visualize": ("visualize:visualize", "Show which patches of an image a model keeps."),
     "export": ("export:export", "Write a model as a file for other runtimes, and check it."),
+    "app": ("app_command:app_command", "Show in a browser what a model looks at."),
     "stream": ("stream:stream_command", "Classify a video, a camera or a folder frame by frame."),
     "info": ("info:info", "Say what a model is: classes, schedule, cost, training, input."),
     "convert": ("convert:convert", "Convert a checkpoint of the original DynamicViT code."),

@@ -23,7 +23,7 @@ from families import DEIT
 
 EXTRAS = {
     *("matplotlib", "tensorboard", "sklearn", "scipy", "transformers", "datasets", "webdataset"),
-    *("onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "av"),
+    *("onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "av", "gradio"),
 }
 """What the plain install does not bring."""
 

@@ -34,6 +34,7 @@ ROOMS = (
     ("plots", "evaluation", "runtimes"),
     ("streaming", "training", "tuning"),
     ("comparison", "demo"),
+    ("app",),
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

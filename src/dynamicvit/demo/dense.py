@@ -11,7 +11,7 @@ from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from dynamicvit.demo.scenes import GRID, IMAGE_SIZE, NUM_CLASSES, PATCH_SIZE
+from dynamicvit.demo.scenes import GRID, IMAGE_SIZE, MEAN, NUM_CLASSES, PATCH_SIZE, STD
 
 DENSE_WEIGHTS = Path(__file__).with_name("dense.safetensors")
 
@@ -52,4 +52,10 @@ def load_dense(path: Path = DENSE_WEIGHTS) -> VisionTransformer:
     """The trained model in ``eval()``; weights are of ``python -m dynamicvit.demo.train_dense``."""
     model = dense_model()
     model.load_state_dict(load_file(path))  # stored in half precision, copied into single
+    model.pretrained_cfg = {
+        "input_size": (3, IMAGE_SIZE, IMAGE_SIZE),
+        "mean": (MEAN,) * 3,
+        "std": (STD,) * 3,
+        "label_names": [str(digit) for digit in range(NUM_CLASSES)],
+    }
     return model.eval()

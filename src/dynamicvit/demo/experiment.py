@@ -100,14 +100,7 @@ class SceneLoader:
 
 def sparse_model(method: str = "dynamicvit") -> DynamicViT:
     """The demo's dense network, sparsified."""
-    model = sparsify(load_dense(), TRAINED_RATIO, policy="removed", method=method)
-    model.backbone.pretrained_cfg = {
-        "input_size": (3, 96, 96),
-        "mean": (MEAN,) * 3,
-        "std": (STD,) * 3,
-        "label_names": [str(digit) for digit in range(10)],
-    }
-    return model
+    return sparsify(load_dense(), TRAINED_RATIO, policy="removed", method=method)
 
 
 def recipe(size: Size, seed: int) -> Recipe:

@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,26 @@ _FORMATS = "avi,gif,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,asf"
 _SLACK, _SHARE = 1.0, 0.1
 
 
+class VideoHeader(NamedTuple):
+    """What a video says of itself: seconds, ``None`` if it doesn't, and the pixels of a frame."""
+
+    seconds: float | None
+    width: int
+    height: int
+
+
+def video_header(content: bytes | Path) -> VideoHeader:
+    """The length and size of a video, without a pass over its frames.
+
+    Raises:
+        InputError: if PyAV is missing.
+        Exception: as for :class:`VideoFile`.
+    """
+    with closing(_open(content)) as container:
+        stream, length = _video_of(container), container.duration
+        return VideoHeader(length and length / 1e6, stream.width, stream.height)  # FFmpeg's unit
+
+
 class VideoFile:
     """A video file: its timeline, and its frames by index.
 
@@ -49,7 +69,7 @@ class VideoFile:
     def __init__(self, content: bytes | Path) -> None:
         self._av: Any = need("av", "video")
         self._content = content
-        with closing(self._open()) as container:
+        with closing(_open(content)) as container:
             stream = _video_of(container)
             packets = [
                 (p.pts, p.dts, p.duration, p.is_keyframe, p.is_discard)
@@ -90,7 +110,7 @@ class VideoFile:
         """
         indices = np.asarray(indices)
         found: list[np.ndarray] = []
-        with closing(self._open()) as container:
+        with closing(_open(self._content)) as container:
             stream = _video_of(container)
             stream.codec_context.thread_count = 1  # of a process that has others beside it
             rest = indices
@@ -101,20 +121,6 @@ class VideoFile:
         if len({picture.shape for picture in found}) > 1:
             raise ValueError("its frames are of unlike size")
         return np.stack(found)
-
-    def _open(self) -> Any:
-        av, content = self._av, self._content
-        if isinstance(content, Path):
-            check_file_type(content)
-        try:
-            # Not by name alone, which FFmpeg may take for a protocol's.
-            file = f"file:{content}" if isinstance(content, Path) else io.BytesIO(content)
-            return av.open(file, options={"format_whitelist": _FORMATS})
-        except av.ArgumentError:  # FFmpeg's word for a format that is not on the list
-            what = "an image, not a video" if _is_image(content) else "not a video"
-            raise ValueError(what) from None
-        except av.InvalidDataError:
-            raise ValueError("not a video, or damaged at its start") from None
 
     def _check_end(self, container: Any, stream: Any, frames: int) -> None:
         """Refuse a file that was cut off, which FFmpeg takes for its end.
@@ -187,6 +193,22 @@ class VideoFile:
 
     def _index(self, stamp: int) -> int:
         return int(self.timeline.shown_at((stamp - self._start) * self._base))
+
+
+def _open(content: bytes | Path) -> Any:
+    """FFmpeg's view of a file's contents."""
+    av: Any = need("av", "video")
+    if isinstance(content, Path):
+        check_file_type(content)
+    try:
+        # Not by name alone, which FFmpeg may take for a protocol's.
+        file = f"file:{content}" if isinstance(content, Path) else io.BytesIO(content)
+        return av.open(file, options={"format_whitelist": _FORMATS})
+    except av.ArgumentError:  # FFmpeg's word for a format that is not on the list
+        what = "an image, not a video" if _is_image(content) else "not a video"
+        raise ValueError(what) from None
+    except av.InvalidDataError:
+        raise ValueError("not a video, or damaged at its start") from None
 
 
 def _is_image(content: bytes | Path) -> bool:
