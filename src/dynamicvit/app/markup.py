@@ -33,8 +33,12 @@ STYLE = """
 .dv-chip {display: inline-block; width: .7em; height: .7em; margin-right: .45em;
   border-radius: 2px}
 .dv-row {display: grid; gap: 8px; margin-bottom: 12px;
-  grid-template-columns: repeat(auto-fill, minmax(92px, 1fr))}
-.dv-row.dv-wide {grid-template-columns: repeat(auto-fill, minmax(240px, 1fr))}
+  grid-template-columns: repeat(var(--columns), minmax(0, 1fr))}
+@media (max-width: 760px) {
+  .dv-row {grid-template-columns: repeat(auto-fill, minmax(128px, 1fr))}
+  .dv-row.dv-wide {grid-template-columns: repeat(auto-fill, minmax(150px, 1fr))}
+  .dv-blank {display: none}
+}
 .dv-row figure {margin: 0}
 .dv-row img {width: 100%; border-radius: 6px; display: block; margin: 0;
   border: 1px solid var(--border-color-primary)}
@@ -47,7 +51,7 @@ STYLE = """
 .dark .dv-note {color: #ffd9dd; background: #4a1620; border-color: #8d3644}
 """
 
-#: Wide pictures from this few in a row on.
+#: A row of so few is of large pictures on a narrow screen too.
 _FEW = 3
 
 
@@ -71,6 +75,7 @@ def result(run: SideBySide, rows: Sequence[Sequence[Picture]]) -> str:
     else:
         same = "the dense model's class" if run.agreement else "another class than dense"
     about = [kept, same if run.dense.top else "", "untrained: by chance" * run.untrained]
+    drawn = [_row(row, len(row if maps and row is rows[-1] else rows[0])) for row in rows]
     cards = _card("dense", "every patch", run.dense, "", "", maps)
     cards += _card(
         f"{run.method}, {ratio}",
@@ -80,7 +85,7 @@ def result(run: SideBySide, rows: Sequence[Sequence[Picture]]) -> str:
         f"{cheaper} of dense",
         maps,
     )
-    return f'<div class="dv-cards">{cards}</div>' + "".join(map(_row, rows))
+    return f'<div class="dv-cards">{cards}</div>' + "".join(drawn)
 
 
 def note(message: str) -> str:
@@ -112,12 +117,14 @@ def _class(index: int, name: str, share: float, maps: bool) -> str:
     )
 
 
-def _row(pictures: Sequence[Picture]) -> str:
-    wide = " dv-wide" if len(pictures) <= _FEW else ""
+def _row(pictures: Sequence[Picture], columns: int) -> str:
+    """A row of so many columns; one of all but the first begins in the second."""
+    blank = '<figure class="dv-blank"></figure>' * (len(pictures) == columns - 1)
     shown = "".join(
         f"<figure><figcaption>{escape(title)}<br>"
         f'<span class="dv-faint">{escape(about)}&nbsp;</span></figcaption>'
         f'<img alt="{escape(title)}" src="{url}"></figure>'
         for title, about, url in pictures
     )
-    return f'<div class="dv-row{wide}">{shown}</div>'
+    wide = " dv-wide" if columns <= _FEW else ""
+    return f'<div class="dv-row{wide}" style="--columns: {columns}">{blank}{shown}</div>'

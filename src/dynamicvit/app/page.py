@@ -118,7 +118,7 @@ def build(page: Page, frontier: Path | None = None) -> Any:
                 file = _drop(
                     gr,
                     label=f"Drop {'a video' if video else 'an image'}, or take one below",
-                    height=130,
+                    height=150,
                     file_types=clip_endings().split(", ") if video else ["image"],
                 )
                 gallery = gr.Gallery(

@@ -77,7 +77,7 @@ def _scores(output: PrunedOutput, stage: int) -> Picture:
     painted = torch.where(gone, torch.full_like(painted, 0.5), painted).float()
     times = -(-_LEAST // min(output.grid))
     wide = F.interpolate(painted, scale_factor=times, mode="nearest")
-    note = "order, gray: dropped before" if gone.any() else "order"
+    note = "gray: dropped before" if gone.any() else "yellow: kept first"
     return Picture(f"scores {stage + 1}", note, data_url(wide))
 
 
