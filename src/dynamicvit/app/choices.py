@@ -12,7 +12,7 @@ from dynamicvit.core.spatial import least_keep_ratio
 from dynamicvit.costs import Costs, costs_of
 from dynamicvit.errors import InputError
 from dynamicvit.methods import METHODS
-from dynamicvit.sparsification import DEFAULT_KEEP_RATIO, sparsify
+from dynamicvit.sparsification import DEFAULT_KEEP_RATIO, DEFAULT_METHOD, sparsify
 
 #: The step of the budget, and its least.
 STEP = 0.05
@@ -49,6 +49,8 @@ class Choices:
         if not model.schedule.stages and len(self.models) > 1:  # dense as it was saved
             del self.models[self.own]
             self.own = next(iter(self.models))
+            if DEFAULT_METHOD in self.models:
+                self.own = DEFAULT_METHOD
 
     def costs(self, model: DynamicViT, size: Sequence[int]) -> Costs:
         """What the parts of a model of :meth:`at` cost, measured once.

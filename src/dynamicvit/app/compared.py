@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import eval_mode, segments, untrained_on_purpose
+from dynamicvit.core.networks import eval_mode, untrained_on_purpose
 from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.costs import Costs, costs_of
@@ -113,7 +113,7 @@ def side_by_side(
     same = sparse.logits.argmax(dim=0) == whole.logits.argmax(dim=0)
     return SideBySide(
         model.method.name or model.method.__name__,
-        None if segments(model) and not model.schedule.stages else model.keep_ratio,
+        model.keep_ratio,
         output,
         sparse,
         whole,

@@ -131,7 +131,6 @@ class Inputs:
                 tensor = eval_transform(self.model, self.image_size, self.crop_pct)(picture)
             else:
                 tensor = self._clip_transform(self.frames)(_panned(pixels, self.frames)[None])
-                name = f"moving over {name}"
             picture.thumbnail((320, 320))
             found.append(Bundled(name, picture, tensor))
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -45,18 +46,20 @@ def pictures_of(run: SideBySide, pixels: Tensor) -> list[list[Picture]]:
     pixels = torch.stack([as_rgb(each.float().cpu()) for each in pixels])
     output = run.output if len(run.output.grid) == 2 else frame_output(run.output, len(pixels))
     stages = shown_stages(len(output.kept))
-    rows = [_kept(output, pixels, stages)]
+    rows = [_kept(output, pixels, stages, math.prod(run.output.grid))]
     if output.keep_scores:
         rows.append([_scores(output, stage) for stage in stages])
     if run.sparse.logits.ndim == 3:
-        rows.append([_map(run, pixels, name) for name in ("dense", "sparse")])
+        rows.append([_map(run, pixels, name) for name in ("dense", run.method)])
     return rows
 
 
-def _kept(output: PrunedOutput, pixels: Tensor, stages: Sequence[int]) -> list[Picture]:
+def _kept(
+    output: PrunedOutput, pixels: Tensor, stages: Sequence[int], patches: int
+) -> list[Picture]:
     dark = is_dark(torch.cat(list(pixels), dim=1))  # one for all frames
-    count = output.kept[0].shape[1] if output.kept else 0
-    shown = [Picture("input", f"{count} patches" if count else "", data_url(pixels))]
+    frames = f" in {len(pixels)} frames" if len(pixels) > 1 else ""
+    shown = [Picture("input", f"{patches} patches{frames}", data_url(pixels))]
     for stage in stages:
         left = [
             after_stage(picture, kept.cpu(), None, output.grid, dark)

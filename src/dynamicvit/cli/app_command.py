@@ -17,7 +17,7 @@ from dynamicvit.app.inputs import Inputs
 from dynamicvit.app.page import Page, serving
 from dynamicvit.checkpoints.loading import set_image_size
 from dynamicvit.cli.console import StoppedError, say
-from dynamicvit.cli.inference import load_at_budget, refuse_with_schedule, say_if_untrained
+from dynamicvit.cli.inference import load_at_budget, say_if_untrained
 from dynamicvit.cli.options import (
     AddOn,
     Checkpoint,
@@ -100,7 +100,10 @@ def app_command(
         raise InputError(f"--port {port}: a port is at most 65535")
     frontier = None
     if tuned is not None:
-        refuse_with_schedule(tuned, keep_ratio=keep_ratio, schedule=schedule, policy=policy)
+        given = {"--keep-ratio": keep_ratio, "--schedule": schedule, "--policy": policy}
+        for option, value in given.items():
+            if value is not None:
+                raise InputError(f"{option} {value} and --tuned {tuned}: give one")
         schedule = tuned / SCHEDULE if tuned.is_dir() else tuned
         frontier = schedule.with_name(PICTURE)
         frontier = frontier if frontier.is_file() else None
