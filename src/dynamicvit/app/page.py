@@ -160,10 +160,9 @@ def build(page: Page, frontier: Path | None = None) -> Any:
             bundled[0].tensor, choices.own, choices.keep_ratio, budget
         )
 
-        def take(*values: Any) -> tuple[Any, ...]:
-            *values, chosen = values
+        def take(method: str, keep_ratio: float, budget: str, chosen: Any) -> tuple[Any, ...]:
             found = bundled[chosen.index].tensor
-            return found, *page.change(found, *values)
+            return found, *page.change(found, method, keep_ratio, budget)
 
         take.__annotations__["chosen"] = gr.SelectData  # so Gradio says what was chosen
 
