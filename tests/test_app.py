@@ -23,8 +23,11 @@ from dynamicvit.data import Prediction
 from dynamicvit.demo import load_dense
 from dynamicvit.errors import InputError
 from dynamicvit.methods import METHODS
+from exports import shallow
 from families import BY_NAME, DEIT, Family
 from maps import MAPS
+from pictures import write_image
+from test_readme import run as run_page
 
 CLIPS = BY_NAME["inflated_augreg"]
 
@@ -213,3 +216,11 @@ def test_the_demo_reads_its_scenes() -> None:
     runs = [side_by_side(model, each.tensor, costs=costs) for each in inputs.bundled()]
     assert sum(run.dense.top[0].probability > 0.5 for run in runs) >= 4
     assert sum(run.agreement for run in runs) >= 4
+
+
+def test_the_page_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_image(Path("photo.jpg"), 90, (100, 80))
+    shallow().save_pretrained("runs/mine")
+    found = run_page("docs/app.md", {}, {})["run"]
+    assert found.kept == [int(kept.sum()) for kept in found.output.kept]

@@ -103,7 +103,7 @@ def test_twenty_at_once_and_bad_files_between(server: Server, image: Path, tmp_p
 
 def test_nothing_is_fetched_or_read_for_a_client(server: Server) -> None:
     call = f"{server.url}gradio_api/call/upload"
-    for path in (__file__, "https://192.0.2.1/a.png", "/etc/passwd"):
+    for path in (__file__, "https://example.com/a.png", "/etc/passwd"):
         file = {"path": path, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
         body = json.dumps({"data": [file, "lookahead", 0.5, "keep ratio"]}).encode()
         with urlopen(Request(call, body, {"Content-Type": "application/json"})) as event:

@@ -28,9 +28,9 @@ from dynamicvit.utils.optional import need
 #: Requests that wait at most, and pages whose input is remembered.
 QUEUE, PAGES = 32, 32
 
-#: Seconds after which uploads are deleted, and from one look to the next; and after which the
-#: input of a page that was left is forgotten.
-_AGE, _EVERY, _FORGOTTEN = 120, 30, 600
+#: Seconds after which uploads are deleted, and from one look to the next. Not at once: the same
+#: file of two users is one file, for which the second may still wait in the queue.
+_AGE, _EVERY = 120, 30
 
 #: The browser itself then asks no other machine for anything.
 _POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'"
@@ -111,7 +111,7 @@ def build(page: Page, frontier: Path | None = None) -> Any:
             f'<h1 class="dv-title">dynamicvit</h1>Which patches {escape(page.title)} looks at, '
             "and what that saves."
         )
-        tensor = gr.State(bundled[0].tensor, time_to_live=_FORGOTTEN)
+        tensor = gr.State(bundled[0].tensor)
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 video = inputs.frames is not None
