@@ -211,12 +211,11 @@ class Method(nn.Module, ABC):
 
 
 class Choice(Method):
-    """Some tokens are kept; the others are removed, merged, or leave a summary behind.
-
-    For the same decisions both paths go on with the same tokens.
-    """
+    """Some tokens are kept; the others are removed, merged, or leave a summary behind."""
 
     compares_images = True
+    #: Whether :meth:`told` changes kept tokens.
+    tells: ClassVar[bool] = False
 
     @abstractmethod
     def keep_scores(self, tokens: Tokens) -> Tensor:
@@ -274,6 +273,11 @@ class Choice(Method):
         del keep_scores
         return join(tokens, dropped, most_alike(alike, kept))
 
+    def told(self, tokens: Tokens, kept: Tensor) -> Tokens:
+        """The same tokens after those that go on, ``(B, M)`` bool, learned which others do not."""
+        del kept
+        return tokens
+
     def prune(
         self, tokens: Tokens, count: int, policy: Policy = "removed"
     ) -> tuple[Tokens, Tensor | None]:
@@ -292,14 +296,15 @@ class Choice(Method):
     def _kept(
         self, tokens: Tokens, position: Tensor, keep_scores: Tensor | None, alike: Tensor | None
     ) -> Tokens:
-        if not self.adds and alike is None:
+        if not self.adds and alike is None and not self.tells:
             return tokens.keep(position)
-        dropped = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
-        dropped = dropped.scatter(1, position, 0.0)
-        joined = tokens
+        ones = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
+        dropped = ones.scatter(1, position, 0.0)
+        kept, joined = dropped < 0.5, tokens
         if alike is not None:
-            joined = self.absorb(tokens, dropped, dropped < 0.5, alike, keep_scores)
-        return joined.keep(position).with_summary(self.summary(tokens, dropped, keep_scores))
+            joined = self.absorb(tokens, dropped, kept, alike, keep_scores)
+        left = self.told(joined, kept).keep(position)
+        return left.with_summary(self.summary(tokens, dropped, keep_scores))
 
     def mask(self, tokens: Tokens, count: int, policy: Policy, draw: Draw) -> Masked:
         """Dropped tokens are hidden from attention (Section 3.4), which keeps shapes fixed."""
@@ -323,7 +328,7 @@ class Choice(Method):
         after = tokens
         if alike is not None:
             after = self.absorb(tokens, before - decision, decision > 0.5, alike, own)
-        after = replace(after, decision=decision)
+        after = replace(self.told(after, decision > 0.5), decision=decision)
         if draw.masking == "lagged":
             after = after.compact(before)
         elif draw.masking == "compact":

@@ -166,6 +166,7 @@ def kept_parts(
         if alike is not None:
             tokens = method.absorb(tokens, dropped, kept, alike, own)
         tokens = replace(tokens.with_summary(summary), heads=None)
+    tokens = method.told(tokens, kept)
     return [part.keep(position) for part, position in by_count(tokens, kept)]
 
 
