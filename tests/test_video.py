@@ -171,7 +171,8 @@ def test_methods_take_clips_or_say_that_they_do_not(name: str) -> None:
             sparsify(backbone, 0.6, method=name)
         return
     model = sparsify(backbone, 0.6, method=name).eval()
-    assert model.forward_pruned(clips).grid == (2, 2, 3)
+    smaller = name == "fewer-pixels"
+    assert model.forward_pruned(clips).grid == ((2, 1, 2) if smaller else (2, 2, 3))
     assert schedule_macs(model, model.schedule) == count_macs(model) < count_macs(backbone)
 
 

@@ -89,7 +89,8 @@ class Method(nn.Module, ABC):
     works_untrained: ClassVar[bool] = False
     #: Whether it looks at what the attention of the block before worked on (``Tokens.heads``).
     looks_back: bool = False
-    #: Whether it looks at what moves in a clip (``Tokens.motion``).
+    #: Whether it is for clips alone, and whether it looks at what moves there (``Tokens.motion``).
+    for_clips: ClassVar[bool] = False
     looks_at_motion: ClassVar[bool] = False
     #: Whether the first token must be a class token.
     needs_class_token: ClassVar[bool] = False
@@ -222,15 +223,12 @@ class Choice(Method):
         """``(B, M)``: log-odds of keeping each patch token; their order says who is kept."""
 
     def summary(self, tokens: Tokens, dropped: Tensor, keep_scores: Tensor | None) -> Tensor | None:
-        """What those that are dropped at this stage leave behind.
+        """What dropped ones leave behind: ``(B, adds, C)`` prefix tokens, ``None`` for nothing.
 
         Args:
             tokens: those that came to the stage.
             dropped: ``(B, M)``, 1 for a token that is dropped here; differentiable.
             keep_scores: of these tokens, where they were asked for.
-
-        Returns:
-            ``(B, adds, C)`` further prefix tokens, or ``None`` for nothing.
         """
         del tokens, dropped, keep_scores
         return None
@@ -241,15 +239,17 @@ class Choice(Method):
         return likeness(tokens) if merge and tokens.num_patches else None
 
     def ranked(
-        self, keep_scores: Tensor, alike: Tensor | None, kept: Tensor | None = None
+        self, tokens: Tokens, keep_scores: Tensor, alike: Tensor | None, kept: Tensor | None = None
     ) -> Tensor:
         """``(B, M)`` by which tokens are ranked: discounted where the policy merges dropped ones.
 
         Args:
+            tokens: those that come to the stage.
             keep_scores: of these tokens.
             alike: of :meth:`alike`.
             kept: ``(B, M)`` bool, which tokens there are; by default all.
         """
+        del tokens
         by_policy = alike is not None and not self.merges
         return discounted(keep_scores, alike, kept) if by_policy else keep_scores
 
@@ -283,7 +283,7 @@ class Choice(Method):
     ) -> tuple[Tokens, Tensor | None]:
         """The k best by keep score go on (Section 3.4)."""
         own, alike = self.keep_scores(tokens), self.alike(tokens, policy)
-        scores = self.ranked(own, alike)
+        scores = self.ranked(tokens, own, alike)
         if count >= tokens.num_patches and not self.adds:
             return tokens, scores
         position = top_k(scores, min(count, tokens.num_patches))
@@ -316,7 +316,7 @@ class Choice(Method):
             kept = before.detach() > 0.5
             own = self.keep_scores(tokens)
             reported = tokens.to_grid(own.masked_fill(~kept, float("-inf")), fill=float("-inf"))
-            drawn = draw.sampler(self.ranked(own, alike, kept), before, count)
+            drawn = draw.sampler(self.ranked(tokens, own, alike, kept), before, count)
         else:
             drawn = draw.given.to(before.dtype)
             # Without the rounding error, which the pruned path does not see; gradients stay.

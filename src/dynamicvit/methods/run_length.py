@@ -7,20 +7,16 @@ before the first block. A kept one has a learned embedding of how many it stands
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from math import log, prod
+from math import log
 
 import torch
 from torch import Tensor, nn
 
 from dynamicvit.backbones import Backbone
-from dynamicvit.backbones.video import Video
-from dynamicvit.core.method import Choice, Method
+from dynamicvit.core.method import Method
 from dynamicvit.core.registry import register_method
-from dynamicvit.core.schedule import Policy, Schedule
-from dynamicvit.errors import InputError
-from dynamicvit.layers.tokens import Grid, Tokens
+from dynamicvit.layers.tokens import Tokens
+from dynamicvit.methods.tubelets import BeforeBlocks
 
 #: Mean difference of normalized pixels from which on a tubelet is another one; the paper's.
 THRESHOLD = 0.1
@@ -34,24 +30,24 @@ _MOST = 1e6
     does="drops the tubelets of a clip that look as the one before them, before the first block",
     paper="Choudhury et al., NeurIPS 2024",
 )
-class RunLength(Choice):
+class RunLength(BeforeBlocks):
     """Keeps the tubelets that differ most from the one before, and all of the first time.
 
-    It works untrained. Training learns an embedding of the length of a run, a kept tubelet and the
-    dropped ones after it at its place, which is added to the kept one. Here it starts at zero, and
-    a run of one has none, so nothing changes before training, nor where nothing is dropped. A
-    tubelet's difference is that between its last frame
-    and the first frame of the tubelet before, averaged over channels and pixels; its keep score is
-    the logarithm of the share of :data:`THRESHOLD`, so that 0 is the paper's threshold. With a
-    budget per clip (``sparsify(..., per_image=True)``), as in the paper, a threshold decides, and
-    clips with more motion keep more; else every clip keeps as many.
+    A tubelet's difference is that between its last frame and the first frame of the tubelet before,
+    averaged over channels and pixels; its keep score is the logarithm of the share of
+    :data:`THRESHOLD`, so that 0 is the paper's threshold. With a budget per clip
+    (``sparsify(..., per_image=True)``), as in the paper, a threshold decides, and clips with more
+    motion keep more; else every clip keeps as many.
+
+    It works untrained. Training learns an embedding of the length of a run, which is added to the
+    kept tubelet that the run starts with. Here it starts at zero, and a run of one has none: so
+    nothing changes before training, nor where nothing is dropped.
 
     Args:
         times: tubelets along the axis of time, the longest run.
         dim: C, the width of the tokens.
     """
 
-    works_untrained = True
     looks_at_motion = True
     tells = True
     spread = 1.0
@@ -62,41 +58,7 @@ class RunLength(Choice):
 
     @classmethod
     def for_stage(cls, bound: Backbone) -> Method:
-        return cls(_clip_grid(bound)[0], bound.width)
-
-    @classmethod
-    def for_stages(cls, bound: Backbone, stages: Sequence[int]) -> list[Method]:
-        """One, before the first block.
-
-        Raises:
-            InputError: for other stages.
-        """
-        if tuple(stages) not in ((), (0,)):
-            raise InputError(
-                f"{cls.name} drops tubelets before the first block: its one stage is 0, "
-                f"got {tuple(stages)}"
-            )
-        return super().for_stages(bound, stages)
-
-    @classmethod
-    def schedules(cls, bound: Backbone) -> Sequence[Schedule]:
-        """One for each number of tubelets, from all down to one; before block 0.
-
-        Raises:
-            InputError: for a backbone of images.
-        """
-        total = prod(_clip_grid(bound))
-        return [Schedule((0,), (kept / total,)) for kept in range(total, 0, -1)]
-
-    @classmethod
-    def schedule(
-        cls,
-        bound: Backbone,
-        keep_ratio: float | Sequence[float] = 0.7,
-        stages: Sequence[int] | None = None,
-        policy: Policy | None = None,
-    ) -> Schedule:
-        return super().schedule(bound, keep_ratio, (0,) if stages is None else stages, policy)
+        return cls(bound.grid(*bound.image_size)[0], bound.width)
 
     def keep_scores(self, tokens: Tokens) -> Tensor:
         """``(B, M)``: logarithms of the differences, in thresholds."""
@@ -134,16 +96,3 @@ def run_lengths(kept: Tensor) -> Tensor:
         found.append(torch.where(kept[:, time], ends - time, 1))
         ends = torch.where(kept[:, time], time, ends)
     return torch.stack(found[::-1], dim=1).flatten(1)
-
-
-def _clip_grid(bound: Backbone) -> Grid:
-    """Times, rows and columns.
-
-    Raises:
-        InputError: for a backbone of images.
-    """
-    if not isinstance(bound, Video):
-        raise InputError(
-            f"{RunLength.name} drops what stands still in a video; {bound.family} takes images"
-        )
-    return bound.grid(*bound.image_size)
