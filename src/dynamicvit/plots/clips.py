@@ -19,7 +19,7 @@ from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
 from dynamicvit.plots.page import draw
 from dynamicvit.plots.patches import as_rgb, dim, is_dark
-from dynamicvit.plots.visualization import Visualization, method_of
+from dynamicvit.plots.visualized import Visualization, method_of
 from dynamicvit.utils.files import atomic_write
 
 #: Milliseconds that a frame is shown, and the least height of a picture in pixels.
