@@ -39,6 +39,7 @@ from dynamicvit.streaming.window import Window
 from dynamicvit.training import load_recipe
 from dynamicvit.training.draws import Mixing
 from dynamicvit.training.recipe_parts import AugmentRecipe
+from dynamicvit.utils.outputs import is_ours
 from families import DEIT, INFLATED_FAMILIES
 from pictures import class_folders
 
@@ -184,6 +185,7 @@ def test_visualize_draws_every_frame(command: Command, tmp_path: Path) -> None:
     (tmp_path / "two" / "b.mp4").write_bytes(b"no video")
     assert command("visualize", tmp_path / "two", "--model", "video", "-o", out) == 2  # b.mp4
     assert sorted(file.name for file in out.iterdir()) == ["a_dynamicvit.gif", "a_dynamicvit.png"]
+    assert is_ours(out / "a_dynamicvit.gif"), "so that another run may replace it"
     with Image.open(out / "a_dynamicvit.gif") as picture:
         assert picture.n_frames == 4
         assert picture.width == 3 * picture.height  # of 32x48, twice
