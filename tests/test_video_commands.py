@@ -15,6 +15,7 @@ pytest.importorskip("av")
 
 from clips import write_clip
 from dynamicvit import InputError, train
+from dynamicvit.backbones.inflated import InflatedBackbone
 from dynamicvit.data import (
     Batch,
     ClipData,
@@ -26,15 +27,19 @@ from dynamicvit.data import (
     taken_by,
 )
 from dynamicvit.data.video import VideoFile
-from dynamicvit.plots.clips import frame_output, visualize_clip
+from dynamicvit.layers.tokens import Tokens
+from dynamicvit.plots import visualize
+from dynamicvit.plots.clips import frame_output
 from dynamicvit.runtimes import ExportedModel
 from dynamicvit.runtimes.description import Description, describe
 from dynamicvit.runtimes.graph import Graph
 from dynamicvit.runtimes.images import sample_pictures, transform_for
+from dynamicvit.streaming.levels import levels_of
 from dynamicvit.streaming.window import Window
 from dynamicvit.training import load_recipe
 from dynamicvit.training.draws import Mixing
 from dynamicvit.training.recipe_parts import AugmentRecipe
+from dynamicvit.utils.outputs import is_ours
 from families import DEIT, INFLATED_FAMILIES
 from pictures import class_folders
 
@@ -180,6 +185,7 @@ def test_visualize_draws_every_frame(command: Command, tmp_path: Path) -> None:
     (tmp_path / "two" / "b.mp4").write_bytes(b"no video")
     assert command("visualize", tmp_path / "two", "--model", "video", "-o", out) == 2  # b.mp4
     assert sorted(file.name for file in out.iterdir()) == ["a_dynamicvit.gif", "a_dynamicvit.png"]
+    assert is_ours(out / "a_dynamicvit.gif"), "so that another run may replace it"
     with Image.open(out / "a_dynamicvit.gif") as picture:
         assert picture.n_frames == 4
         assert picture.width == 3 * picture.height  # of 32x48, twice
@@ -187,12 +193,18 @@ def test_visualize_draws_every_frame(command: Command, tmp_path: Path) -> None:
 
 def test_a_tubelet_is_drawn_in_all_its_frames() -> None:
     model = CLIP.sparse(num_classes=2)
-    found = visualize_clip(model, torch.rand(CLIP.shape))
+    found = visualize(model, torch.rand(CLIP.shape))
     by_frame = frame_output(found.output, 4)
     first, second = (kept.reshape(2, 6) for kept in found.output.kept[:2])
     assert by_frame.grid == (2, 3)
     assert torch.equal(by_frame.kept[0], first[[0, 0, 1, 1]])
     assert torch.equal(by_frame.kept[1], second[[0, 0, 1, 1]])
+    for clip in ("CLIPS/test/dark/0.mp4", ["CLIPS/test/dark/0.mp4"], torch.rand(1, *CLIP.shape)):
+        assert visualize(model, clip).output.grid == (2, 2, 3)
+    with pytest.raises(InputError, match="labels are for images, and the model takes clips"):
+        visualize(model, torch.rand(CLIP.shape), labels=[0])
+    with pytest.raises(InputError, match="give one video file"):
+        visualize(model, ["a.mp4", "b.mp4"])
 
 
 def test_a_file_takes_clips() -> None:  # docs/video.md, run as a test, writes real ones
@@ -225,7 +237,9 @@ def test_a_file_is_checked_on_clips_of_photographs() -> None:
 
 def test_a_window_slides() -> None:
     window = Window(3, 2)
-    seen = [window.add(torch.tensor([[[[float(i)]]]])).flatten().tolist() for i in range(7)]
+    seen = [
+        window.add(torch.tensor([[[[float(i)]]]])).stacked().flatten().tolist() for i in range(7)
+    ]
     assert seen[0] == [0, 0, 0]
     assert seen[3] == [0, 1, 3]
     assert seen[6] == [2, 4, 6]
@@ -246,6 +260,28 @@ def test_stream_answers_as_the_model_does_on_the_last_frames(
     clip = transform(frames.movedim(-1, 1)[None])
     best = model(clip[None]).softmax(-1).max().item()
     assert answers[8]["classes"][0]["probability"] == pytest.approx(best, abs=1e-3)
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+@torch.inference_mode()
+def test_a_tubelet_is_embedded_once(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CLIP.sparse(num_classes=2)
+    embed, seen = InflatedBackbone.embed_tubelets, []
+
+    def counted(self: InflatedBackbone, tubelets: torch.Tensor) -> Tokens:
+        seen.append(tubelets)
+        return embed(self, tubelets)
+
+    monkeypatch.setattr(InflatedBackbone, "embed_tubelets", counted)
+    levels = levels_of({"model": model}, (1.0, 0.5))
+    window, frames, found = Window(4, stride), torch.randn(16, 1, *CLIP.shape[1:]), []
+    for index, frame in enumerate(frames):
+        clip = window.add(frame)
+        found.append((clip, levels[index % 2].classify(clip), index % 2))
+    assert len(seen) <= 16 + 2 * stride, "one for each frame, and a few with the first repeated"
+    for clip, logits, level in found:
+        expected = model.at((1.0, 0.5)[level])(clip.stacked())[0]
+        assert torch.allclose(logits, expected, atol=1e-5)
 
 
 # ---------------------------------------------------------------- refusals

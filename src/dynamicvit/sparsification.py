@@ -18,7 +18,8 @@ from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.schedule_file import ScheduleFile, ScheduleSource
 from dynamicvit.core.spatial import method_for
 from dynamicvit.errors import InputError
-from dynamicvit.methods import Narrow, at_macs, method_named, own_schedules
+from dynamicvit.methods import at_macs, method_named, own_schedules
+from dynamicvit.methods.budgets import NETWORKS
 from dynamicvit.utils.renamed import renamed_arguments
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ def sparsify(
             ``"bypassed"``, back in its place at the end. By default DynamicViT merges and the
             other methods do as published.
         method: how tokens are chosen or combined: a name in :data:`~dynamicvit.methods.METHODS`.
-            "narrow" drops none: it copies the network, narrower by as much work. By default
-            "lookahead", or what the schedule's file says.
+            "narrow" drops none: it copies the network, narrower by as much work; "fewer-pixels"
+            likewise, for smaller frames. By default "lookahead", or what the schedule's file says.
         schedule: in place of ``keep_ratio``, ``stages`` and ``policy``: where and how much to drop,
             or a file of that (:class:`~dynamicvit.ScheduleFile`), as ``dynamicvit tune`` writes it.
         per_image: easy images keep fewer tokens and hard ones more, as many on average as the
@@ -131,9 +132,9 @@ def sparsify(
         raise InputError(f"method {method} can't drop tokens by a schedule that is given")
     if per_image:
         check_compares_images(kind)
-    if kind is Narrow and isinstance(dense, DynamicViT):
-        raise InputError("method narrow copies a network; give that, not a model around it")
-    if kind is Narrow:
+    if kind in NETWORKS and isinstance(dense, DynamicViT):
+        raise InputError(f"method {method} copies a network; give that, not a model around it")
+    if kind in NETWORKS:
         shares = Schedule.for_depth(len(bound.blocks), keep_ratio, stages)
         return at_macs(method, model, shares.mean_kept(len(bound.blocks)), policy=policy)
     if chosen is None:

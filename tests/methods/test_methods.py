@@ -18,11 +18,11 @@ from dynamicvit.training import ExternalTeacher, fit
 from families import BY_NAME, DEIT, HF_FAMILIES
 from memory import Memory, small
 
-#: Of images; rlt is in test_run_length.py.
-IMAGES = [name for name in METHODS if name != "rlt"]
+#: Those of clips are in test_run_length.py and test_tubelets.py.
+IMAGES = [name for name, kind in METHODS.items() if not kind.for_clips]
 each_method = pytest.mark.parametrize("name", IMAGES)
 each_candidate = pytest.mark.parametrize(
-    "name", [*(name for name in all_names() if name != "rlt"), *ABLATIONS]
+    "name", [*(n for n in all_names() if n.removesuffix("-removed") in IMAGES), *ABLATIONS]
 )
 
 

@@ -12,9 +12,10 @@ import dynamicvit
 from dynamicvit import DynamicViT, InputError, sparsify
 from dynamicvit.backbones.video import Video
 from dynamicvit.core.networks import core_of
+from dynamicvit.core.schedule import Policy
 from dynamicvit.costs import count_macs, schedule_macs
-from dynamicvit.methods.run_length import THRESHOLD
-from families import BY_NAME, DEIT, Family, assert_agree
+from dynamicvit.methods.run_length import THRESHOLD, RunLength, run_lengths
+from families import BY_NAME, Family, assert_agree
 
 each_family = pytest.mark.parametrize(
     "family", [BY_NAME["hf_videomae"], BY_NAME["inflated_augreg"]], ids=lambda family: family.name
@@ -37,6 +38,14 @@ def moving(family: Family, batch: int = 3) -> Tensor:
 
 def made(family: Family, keep_ratio: float = 0.6, **arguments: object) -> DynamicViT:
     return core_of(sparsify(family.backbone(), keep_ratio, method="rlt", **arguments)).eval()
+
+
+def trained(model: DynamicViT) -> DynamicViT:
+    """With an embedding of the length of runs."""
+    [method] = model.methods
+    assert isinstance(method, RunLength)
+    torch.nn.init.normal_(method.lengths)
+    return model
 
 
 def test_differences_are_those_of_the_paper() -> None:
@@ -77,10 +86,34 @@ def test_what_stands_still_is_dropped(family: Family) -> None:
     assert (scores[0, 1:] < 0).all()
 
 
-@each_family
+def test_lengths_of_runs() -> None:
+    kept = torch.tensor([[1, 1], [0, 1], [0, 0], [1, 0]]).bool().reshape(1, 4, 1, 2)
+    assert run_lengths(kept).tolist() == [[3, 1, 1, 3, 1, 1, 1, 1]]
+
+
 @torch.no_grad()
-def test_both_paths_agree(family: Family) -> None:
+def test_a_kept_tubelet_knows_the_length_of_its_run() -> None:
+    family = BY_NAME["inflated_augreg"]
     model, clips = made(family), moving(family)
+    before = model(clips)
+    trained(model)
+    assert not torch.allclose(model(clips), before)
+    model.keep_ratio = 1.0  # every run is of one
+    assert torch.allclose(model(clips), model.dense(clips), atol=1e-5)
+
+
+def test_the_embedding_of_lengths_is_learned() -> None:
+    family = BY_NAME["inflated_augreg"]
+    model = made(family).train()
+    model(moving(family)).logits.square().sum().backward()
+    assert model.methods[0].lengths.grad.abs().sum() > 0
+
+
+@each_family
+@pytest.mark.parametrize("policy", ["removed", "merged", "bypassed"])
+@torch.no_grad()
+def test_both_paths_agree(family: Family, policy: Policy) -> None:
+    model, clips = trained(made(family, policy=policy)), moving(family)
     pruned = model.forward_pruned(clips, full_map=True)
     decisions = [kept.float() for kept in pruned.kept]
     masked = model.forward_masked(clips, decisions, full_map=True)
@@ -92,7 +125,7 @@ def test_both_paths_agree(family: Family) -> None:
 @torch.no_grad()
 def test_a_budget_for_each_clip(family: Family) -> None:
     """Clips with more motion keep more; together they are computed as alone."""
-    model = made(family, 0.8, per_image=True)
+    model = trained(made(family, 0.8, per_image=True))
     many = torch.cat([moving(family, 8) for _ in range(4)])
     model.calibrate(many)
     output = model.forward_pruned(many)
@@ -113,7 +146,7 @@ def test_macs_are_those_that_run(family: Family) -> None:
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
     family = BY_NAME["inflated_augreg"]
-    model = made(family)
+    model = trained(made(family))
     assert model.schedule.stages == (0,)
     model.save_pretrained(tmp_path)
     again = dynamicvit.load(tmp_path)
@@ -127,8 +160,6 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(InputError, match=r"rlt drops what stands still in a video; .* takes image"):
-        sparsify(DEIT.backbone(), 0.7, method="rlt")
     with pytest.raises(InputError, match=r"its one stage is 0, got \(1,\)"):
         sparsify(BY_NAME["hf_videomae"].backbone(), [0.7], stages=[1], method="rlt")
     assert THRESHOLD == 0.1

@@ -15,6 +15,8 @@ from pictures import write_image
 
 pytest.importorskip("av")
 
+import av
+
 from clips import turn, write_clip
 
 
@@ -43,6 +45,16 @@ def test_a_video(tmp_path: Path, ending: str) -> None:
 def test_frames_that_do_not_come_evenly_have_their_own_times(tmp_path: Path) -> None:
     source = open_frames(str(write_clip(tmp_path / "clip.mkv", 4, fps=10, times=[5, 6, 9, 20])))
     assert [frame.time for frame in source] == pytest.approx([0, 0.1, 0.4, 1.5], abs=1e-3)
+
+
+def test_frames_of_avi_that_are_stored_out_of_order_come_evenly(tmp_path: Path) -> None:
+    """It stores no times, and FFmpeg's guesses jump back and forth."""
+    if "libx264" not in av.codecs_available:
+        pytest.skip("PyAV was built without H.264")
+    path = write_clip(tmp_path / "clip.avi", 12, fps=25, gop=6, codec="libx264")
+    times = [frame.time for frame in open_frames(str(path))]
+    assert times == pytest.approx([index / 25 for index in range(12)], abs=1e-3)
+    assert grays(path) == [8 * index for index in range(12)]
 
 
 def test_a_phone_held_upright(tmp_path: Path) -> None:

@@ -239,15 +239,29 @@ class InflatedBackbone(Video, Backbone):
     # ---------------------------------------------------------------- the path of the tokens
 
     def embed(self, images: Tensor) -> Tokens:
-        # (B, frames, channels, ...) to (B · times, tubelet · channels, ...): frames lie together.
         times = self.frames // self.tubelet
-        tubelets = images.unflatten(1, (times, self.tubelet)).flatten(2, 3).flatten(0, 1)
-        tokens = self.inner.embed(tubelets)
-        x = tokens.x.unflatten(0, (-1, times))  # (B, times, P + patches, C)
+        tokens = self.embed_tubelets(images.unflatten(1, (times, self.tubelet)).flatten(0, 1))
+        return self.in_time(tokens, tokens.x.unflatten(0, (-1, times)))
+
+    def embed_tubelets(self, tubelets: Tensor) -> Tokens:
+        """Each tubelet alone, as the image network embeds an image.
+
+        Args:
+            tubelets: ``(B, tubelet, channels, height, width)``.
+        """
+        return self.inner.embed(tubelets.flatten(1, 2))  # frames lie together: channels
+
+    def in_time(self, tokens: Tokens, x: Tensor) -> Tokens:
+        """The tokens of clips.
+
+        Args:
+            tokens: of any of their tubelets.
+            x: ``(B, times, P + patches, C)``, of all of them.
+        """
         prefix, patches = x[:, 0, : self.num_prefix], x[:, :, self.num_prefix :]
         patches = (patches + self.module.time_embed.to(x.dtype)).flatten(1, 2)
-        x = torch.cat([prefix, patches], dim=1)
-        return replace(tokens, x=x, grid=(times, *tokens.grid))
+        grid = x.shape[1], *tokens.grid
+        return replace(tokens, x=torch.cat([prefix, patches], dim=1), grid=grid)
 
     def placed(
         self, i: int, qkv: tuple[Tensor, Tensor, Tensor], tokens: Tokens, queries: int | None = None

@@ -216,10 +216,11 @@ def _lines(made: Exported) -> list[str]:
         return lines
     found = made.agreement
     assert found is not None
+    what = "images" if made.description.frames is None else "clips"
     answers = "pixels have the class that is" if made.description.map_size else "answers are"
     lines = [
         f"int8, calibrated on {made.calibrated_on}",
-        f"compared on {made.compared_on}, {found.images} images:",
+        f"compared on {made.compared_on}, {found.images} {what}:",
         f"  {percent(found.answers)} of the {answers} PyTorch's",
     ]
     if found.kept:

@@ -135,7 +135,7 @@ def predict_command(
         say_if_untrained(model_name, model)
     model.to(processes.device)
     processes.equalize(model)  # untrained weights differ
-    count, done = sum(map(len, data)), 0
+    count, done, what = sum(map(len, data)), 0, f"{data[0].noun}s"
     with stop_requests() as request, progress_bar(main_console(processes, stderr=True)) as bar:
         task = bar.add_task("predicting", total=count, note="")
 
@@ -145,7 +145,7 @@ def predict_command(
             bar.update(task, completed=done)
             if signum := max(processes.gather(request.signum)):
                 raise StoppedError(
-                    f"stopped after {done} of {count} images; the same command resumes", signum
+                    f"stopped after {done} of {count} {what}; the same command resumes", signum
                 )
 
         found = predict(
@@ -167,6 +167,6 @@ def predict_command(
     notes += [f"{len(found.unreadable)} unreadable"] if found.unreadable else []
     ending = f" ({', '.join(notes)})" if notes else ""
     console = main_console(processes)
-    say(console, f"{found.images} images{ending} -> {output}")
+    say(console, f"{found.images} {what}{ending} -> {output}")
     say_left_out(console, [name for part in data for name in part.left_out])
     processes.close()

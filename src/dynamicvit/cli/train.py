@@ -238,13 +238,14 @@ def train(
         logging.getLogger("dynamicvit.training").setLevel(logging.ERROR)
     if goes_on:
         say(console, f"resuming the run in {output}")
+    what, fitted = f"{training.sources[0].noun}s", training.classes.are_fitted
     try:
-        with warnings.catch_warnings(), Bar(console, training.classes.are_fitted) as show:
+        with warnings.catch_warnings(), Bar(console, fitted, what) as show:
             warnings.simplefilter("ignore", UntrainedWarning)  # said above
             report = training.run(output, resume=resume, force=force, on_step=show)
     except KeyboardInterrupt as stop:
         raise StoppedError(_how_to_go_on(output), getattr(stop, "signum", signal.SIGINT)) from None
-    say_results(report, console, fitted=training.classes.are_fitted)
+    say_results(report, console, fitted=fitted, what=what)
     for source in training.sources:
         say_left_out(console, source.left_out)
     say(console, f"saved {output}: dynamicvit eval DATA --model {output}")

@@ -12,10 +12,16 @@ from dynamicvit.utils.words import MEASURES, duration, percent
 
 
 class Bar:
-    """Shows each step: in a bar on a terminal, elsewhere in a line now and then."""
+    """Shows each step: in a bar on a terminal, elsewhere in a line now and then.
 
-    def __init__(self, console: Console, dense_first: bool = False) -> None:
-        self.console, self.dense_first = console, dense_first
+    Args:
+        console: where.
+        dense_first: whether the dense model is fitted first.
+        what: is seen, "images" or "clips".
+    """
+
+    def __init__(self, console: Console, dense_first: bool, what: str) -> None:
+        self.console, self.dense_first, self.what = console, dense_first, what
         self.bar = progress_bar(console, transient=False)
         self.lines = LineNowAndThen(console)
         self.task: TaskID | None = None
@@ -36,9 +42,8 @@ class Bar:
             self.part, self.task = part, self.bar.add_task(title, total=None, note="")
         which = f"{part}: " if part else ""
         kept = "/".join(f"{share:.2f}" for share in progress.kept)
-        note = f"{progress.images_per_second:.1f} images/s loss {progress.losses['total']:.3f}" + (
-            f" kept {kept}" if kept else ""
-        )
+        speed = f"{progress.images_per_second:.1f} {self.what}/s"
+        note = f"{speed} loss {progress.losses['total']:.3f}" + (f" kept {kept}" if kept else "")
         done = progress.step + 1
         self.bar.update(self.task, total=progress.steps, completed=done, note=note)
         self.lines.say(f"{which}step {done} of {progress.steps}, {note}, {_left(progress)}")
@@ -57,17 +62,17 @@ def _left(progress: Progress) -> str:
     return f"{duration(seconds)} left"
 
 
-def say_results(report: TrainingReport, console: Console, *, fitted: bool) -> None:
-    """Print how long a run took, and how right the model is on held-out images."""
+def say_results(report: TrainingReport, console: Console, *, fitted: bool, what: str) -> None:
+    """Print how long a run took, and how right the model is on held-out images or clips."""
     kept = " / ".join(f"{100 * share:.1f}" for share in report.kept)
     say(
         console,
-        f"trained on {report.images:,} images ({report.steps:,} whole steps) in "
+        f"trained on {report.images:,} {what} ({report.steps:,} whole steps) in "
         f"{duration(report.seconds)}, {report.images / report.seconds:.1f} "
-        f"images/s" + (f"; patches kept in training: {kept} %" if any(report.kept) else ""),
+        f"{what}/s" + (f"; patches kept in training: {kept} %" if any(report.kept) else ""),
     )
     if report.skipped:
-        say(console, f"left out {len(report.skipped)} unreadable images")
+        say(console, f"left out {len(report.skipped)} unreadable {what}")
     if report.bad_steps:
         say(console, f"left out {report.bad_steps} steps that were not finite")
     best, held_out = report.best, report.held_out
@@ -77,10 +82,10 @@ def say_results(report: TrainingReport, console: Console, *, fitted: bool) -> No
     dense = getattr(report.dense_held_out, best.measure, None)
     if share is not None and dense is not None:
         both = f"dense {percent(dense, 2)}, sparse {percent(share, 2)}"
-        what = "dense: the model that was fitted first" if fitted else "dense: as it was given"
+        which = "dense: the model that was fitted first" if fitted else "dense: as it was given"
         name = MEASURES[best.measure]
-        say(console, f"held-out {name}: {both}, of {held_out.images} images ({what})")
+        say(console, f"held-out {name}: {both}, of {held_out.images} {what} ({which})")
     elif share is not None:
-        say(console, f"{_on_held_out(best.measure, share)} of {held_out.images} images")
+        say(console, f"{_on_held_out(best.measure, share)} of {held_out.images} {what}")
     if share is not None and best.value is not None and best.value > share:
         say(console, f"it was {percent(best.value, 2)} after step {best.step}: {BEST}")

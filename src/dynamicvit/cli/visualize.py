@@ -53,10 +53,9 @@ from dynamicvit.data.masks import class_indices
 from dynamicvit.data.sources.pairs import mask_beside
 from dynamicvit.data.video.clip_sources import is_clip, open_clips
 from dynamicvit.errors import InputError
-from dynamicvit.plots.clips import visualize_clip
 from dynamicvit.plots.page import merges
-from dynamicvit.plots.visualization import Visualization
 from dynamicvit.plots.visualization import visualize as draw
+from dynamicvit.plots.visualized import Visualization
 from dynamicvit.runtimes import ExportedModel
 from dynamicvit.utils.words import percent
 
@@ -127,7 +126,7 @@ def visualize(
                 raise InputError(f"the model takes images; {source} is a video")
             if clips:
                 how = {"names": names, "image_size": size, "crop_pct": crop_pct}
-                seen = visualize_clip(model, source, target, **how)
+                seen = draw(model, source, target, **how)
                 typer.echo(f"{source} -> {target}, {target.with_suffix('.gif').name}")
                 _print(seen)
                 continue

@@ -237,9 +237,9 @@ class Experiment:
             teacher=ExternalTeacher(self._copy(), model) if recipe.asks_external_teacher else None,
             on_step=on_step,
         )
-        if candidate.method != "narrow":  # whose backbone's name is the wide one's
+        if not candidate.is_network:  # whose name is that of another network
             with suppress(InputError):  # of a backbone that can't be described
-                model.save_pretrained(folder)  # for the other commands
+                model.save_pretrained(folder)
         return report.images
 
     def _copy(self) -> nn.Module:

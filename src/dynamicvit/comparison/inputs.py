@@ -22,9 +22,10 @@ from dynamicvit.core.networks import (
     segments,
 )
 from dynamicvit.costs import DENSE, meta_copy, schedule_macs
-from dynamicvit.data import ImageData, class_map_for, split
+from dynamicvit.data import ImageData, class_map_for, frames_of, split
 from dynamicvit.data.class_names import own_class_names
 from dynamicvit.errors import InputError, UnsupportedBackboneError
+from dynamicvit.methods import METHODS
 
 #: Share of the images that is evaluated on where no others are named.
 _HELD_OUT = 0.1
@@ -154,7 +155,10 @@ def possible_of(
     named = [candidate_named(name) for name in words if name not in ("all", "ablations")]
     named = [candidate.over(backbone).name for candidate in named]
     shapes, possible = meta_copy(backbone), []
+    clips = frames_of(backbone) is not None
     for candidate in dict.fromkeys(candidate.over(backbone) for candidate in chosen):
+        if METHODS[candidate.method].for_clips and not clips and candidate.name not in named:
+            continue  # nothing to say of it
         try:
             for fraction in fractions:
                 candidate.build(shapes, fraction)

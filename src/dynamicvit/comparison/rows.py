@@ -16,6 +16,7 @@ from dynamicvit.core.networks import bound_of
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.methods import METHODS, at_macs, method_named
+from dynamicvit.methods.budgets import NETWORKS
 
 #: The dense network's name among the candidates.
 DENSE_NAME = "dense"
@@ -50,6 +51,11 @@ class Candidate:
         """Whether it means anything before it is fine-tuned."""
         return self.saved is not None or METHODS[self.method].works_untrained
 
+    @property
+    def is_network(self) -> bool:
+        """Whether it is a network of its own, made of the dense one."""
+        return METHODS[self.method] in NETWORKS
+
     def over(self, backbone: nn.Module) -> Candidate:
         """The same on a network whose maps stay whole, with the policy of those."""
         if self.saved is not None or not isinstance(bound_of(backbone), Hierarchical):
@@ -75,7 +81,7 @@ class Candidate:
         return at_macs(self.method, backbone, fraction, stages=stages, policy=self.policy)
 
 
-#: It is not its own dense self: the network that it was cut out of teaches it, by its answers.
+#: It is not its own dense self: the network that it is a copy of teaches it, by its answers.
 _OWN_CHANNELS = (
     *("losses.token=0", "losses.feature=0", "losses.guidance=0", "masking=full"),
     *("share_first_blocks=false", "teacher.model=dense"),
@@ -90,7 +96,7 @@ _NO_GUIDANCE = (
 )
 
 #: What of a recipe is different for a method, wherever it is compared.
-_OVERRIDES = {"narrow": _OWN_CHANNELS}
+_OVERRIDES = {"narrow": _OWN_CHANNELS, "fewer-pixels": _OWN_CHANNELS}
 
 ABLATIONS: Mapping[str, Candidate] = MappingProxyType(
     {

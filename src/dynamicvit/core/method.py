@@ -89,7 +89,8 @@ class Method(nn.Module, ABC):
     works_untrained: ClassVar[bool] = False
     #: Whether it looks at what the attention of the block before worked on (``Tokens.heads``).
     looks_back: bool = False
-    #: Whether it looks at what moves in a clip (``Tokens.motion``).
+    #: Whether it is for clips alone, and whether it looks at what moves there (``Tokens.motion``).
+    for_clips: ClassVar[bool] = False
     looks_at_motion: ClassVar[bool] = False
     #: Whether the first token must be a class token.
     needs_class_token: ClassVar[bool] = False
@@ -211,27 +212,23 @@ class Method(nn.Module, ABC):
 
 
 class Choice(Method):
-    """Some tokens are kept; the others are removed, merged, or leave a summary behind.
-
-    For the same decisions both paths go on with the same tokens.
-    """
+    """Some tokens are kept; the others are removed, merged, or leave a summary behind."""
 
     compares_images = True
+    #: Whether :meth:`told` changes kept tokens.
+    tells: ClassVar[bool] = False
 
     @abstractmethod
     def keep_scores(self, tokens: Tokens) -> Tensor:
         """``(B, M)``: log-odds of keeping each patch token; their order says who is kept."""
 
     def summary(self, tokens: Tokens, dropped: Tensor, keep_scores: Tensor | None) -> Tensor | None:
-        """What those that are dropped at this stage leave behind.
+        """What dropped ones leave behind: ``(B, adds, C)`` prefix tokens, ``None`` for nothing.
 
         Args:
             tokens: those that came to the stage.
             dropped: ``(B, M)``, 1 for a token that is dropped here; differentiable.
             keep_scores: of these tokens, where they were asked for.
-
-        Returns:
-            ``(B, adds, C)`` further prefix tokens, or ``None`` for nothing.
         """
         del tokens, dropped, keep_scores
         return None
@@ -242,15 +239,17 @@ class Choice(Method):
         return likeness(tokens) if merge and tokens.num_patches else None
 
     def ranked(
-        self, keep_scores: Tensor, alike: Tensor | None, kept: Tensor | None = None
+        self, tokens: Tokens, keep_scores: Tensor, alike: Tensor | None, kept: Tensor | None = None
     ) -> Tensor:
         """``(B, M)`` by which tokens are ranked: discounted where the policy merges dropped ones.
 
         Args:
+            tokens: those that come to the stage.
             keep_scores: of these tokens.
             alike: of :meth:`alike`.
             kept: ``(B, M)`` bool, which tokens there are; by default all.
         """
+        del tokens
         by_policy = alike is not None and not self.merges
         return discounted(keep_scores, alike, kept) if by_policy else keep_scores
 
@@ -274,12 +273,17 @@ class Choice(Method):
         del keep_scores
         return join(tokens, dropped, most_alike(alike, kept))
 
+    def told(self, tokens: Tokens, kept: Tensor) -> Tokens:
+        """The same tokens after those that go on, ``(B, M)`` bool, learned which others do not."""
+        del kept
+        return tokens
+
     def prune(
         self, tokens: Tokens, count: int, policy: Policy = "removed"
     ) -> tuple[Tokens, Tensor | None]:
         """The k best by keep score go on (Section 3.4)."""
         own, alike = self.keep_scores(tokens), self.alike(tokens, policy)
-        scores = self.ranked(own, alike)
+        scores = self.ranked(tokens, own, alike)
         if count >= tokens.num_patches and not self.adds:
             return tokens, scores
         position = top_k(scores, min(count, tokens.num_patches))
@@ -292,14 +296,15 @@ class Choice(Method):
     def _kept(
         self, tokens: Tokens, position: Tensor, keep_scores: Tensor | None, alike: Tensor | None
     ) -> Tokens:
-        if not self.adds and alike is None:
+        if not self.adds and alike is None and not self.tells:
             return tokens.keep(position)
-        dropped = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
-        dropped = dropped.scatter(1, position, 0.0)
-        joined = tokens
+        ones = tokens.x.new_ones(tokens.patches.shape[:2], dtype=torch.float32)
+        dropped = ones.scatter(1, position, 0.0)
+        kept, joined = dropped < 0.5, tokens
         if alike is not None:
-            joined = self.absorb(tokens, dropped, dropped < 0.5, alike, keep_scores)
-        return joined.keep(position).with_summary(self.summary(tokens, dropped, keep_scores))
+            joined = self.absorb(tokens, dropped, kept, alike, keep_scores)
+        left = self.told(joined, kept).keep(position)
+        return left.with_summary(self.summary(tokens, dropped, keep_scores))
 
     def mask(self, tokens: Tokens, count: int, policy: Policy, draw: Draw) -> Masked:
         """Dropped tokens are hidden from attention (Section 3.4), which keeps shapes fixed."""
@@ -311,7 +316,7 @@ class Choice(Method):
             kept = before.detach() > 0.5
             own = self.keep_scores(tokens)
             reported = tokens.to_grid(own.masked_fill(~kept, float("-inf")), fill=float("-inf"))
-            drawn = draw.sampler(self.ranked(own, alike, kept), before, count)
+            drawn = draw.sampler(self.ranked(tokens, own, alike, kept), before, count)
         else:
             drawn = draw.given.to(before.dtype)
             # Without the rounding error, which the pruned path does not see; gradients stay.
@@ -323,7 +328,7 @@ class Choice(Method):
         after = tokens
         if alike is not None:
             after = self.absorb(tokens, before - decision, decision > 0.5, alike, own)
-        after = replace(after, decision=decision)
+        after = replace(self.told(after, decision > 0.5), decision=decision)
         if draw.masking == "lagged":
             after = after.compact(before)
         elif draw.masking == "compact":

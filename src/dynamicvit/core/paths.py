@@ -54,15 +54,15 @@ class Paths:
     warns_untrained: bool
 
     @through_backbone
-    def forward(self, images: Tensor) -> Tensor | MaskedOutput:
+    def forward(self, images: Tensor | Tokens) -> Tensor | MaskedOutput:
         """Logits ``(B, classes)`` in ``eval()``, a :class:`MaskedOutput` in ``train()``.
 
         Args:
-            images: ``(B, channels, height, width)``, or clips with frames after B; normalized.
+            images: ``(B, channels, height, width)``, or clips with frames after B; or tokens.
         """
         if self.training:
             return self.forward_masked(images)
-        return self._answer(self._walk(self.first_blocks(images), self._prune, self._stop))
+        return self._answer(self._walk(self._first(images, False), self._prune, self._stop))
 
     @through_backbone
     def forward_masked(

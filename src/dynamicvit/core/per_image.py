@@ -134,7 +134,7 @@ def scored(method: Method, tokens: Tokens, policy: Policy) -> tuple[Tensor, Tens
     """The keep scores that decide, those of the method itself, and how alike the tokens are."""
     assert isinstance(method, Choice)
     own, alike = method.keep_scores(tokens), method.alike(tokens, policy)
-    return method.ranked(own, alike), own, alike
+    return method.ranked(tokens, own, alike), own, alike
 
 
 def kept_parts(
@@ -166,6 +166,7 @@ def kept_parts(
         if alike is not None:
             tokens = method.absorb(tokens, dropped, kept, alike, own)
         tokens = replace(tokens.with_summary(summary), heads=None)
+    tokens = method.told(tokens, kept)
     return [part.keep(position) for part, position in by_count(tokens, kept)]
 
 

@@ -140,6 +140,8 @@ def method_for(kind: type[Method], bound: Backbone) -> type[Method]:
     Raises:
         InputError: if it has none.
     """
+    if kind.for_clips and bound.frames is None:
+        raise InputError(f"method {kind.name!r} is for clips; {bound.family} takes images")
     if isinstance(bound, Hierarchical) == issubclass(kind, OverMap):
         return kind
     if kind not in _OVER_MAPS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -68,20 +68,21 @@ def calibrate_on(
     chosen = spread(everything, images)
     others = spread(np.setdiff1d(everything, chosen), images)
 
-    def read(some: np.ndarray) -> list[tuple[tuple[str, ...], Tensor]]:
-        batches = []
+    def read(some: np.ndarray) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+        """Batch by batch: hundreds of clips together would fill the memory."""
         for batch in Loader(data.subset(some), batch_size=_BATCH):
             progress(len(batch) + len(batch.skipped))
             if len(batch):
-                batches.append((batch.paths, batch.images.to(device)))
-        return batches
+                yield batch.paths, batch.images.to(device)
 
-    first = read(chosen)
-    model.eval().calibrate([batch for _, batch in first], cap)
-    found = read(others) or first
-    kept = [
-        torch.stack([each.sum(dim=1) for each in model.forward_pruned(batch).kept], dim=1)
-        for _, batch in found
-    ]
-    paths = tuple(path for some, _ in found for path in some)
-    return Counts(paths, torch.cat(kept).cpu(), found is first)
+    def counted(some: np.ndarray) -> Counts:
+        paths, kept = [], []
+        for names, batch in read(some):
+            paths += names
+            of_batch = [each.sum(dim=1) for each in model.forward_pruned(batch).kept]
+            kept.append(torch.stack(of_batch, dim=1).cpu())
+        return Counts(tuple(paths), torch.cat(kept) if kept else torch.empty(0), some is chosen)
+
+    model.eval().calibrate((batch for _, batch in read(chosen)), cap)
+    found = counted(others)
+    return found if found.paths else counted(chosen)

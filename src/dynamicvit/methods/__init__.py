@@ -18,6 +18,8 @@ from dynamicvit.methods.tome import TokenMerging
 from dynamicvit.methods.mctf import MCTF
 from dynamicvit.methods.lookahead import LookAhead
 from dynamicvit.methods.run_length import RunLength
+from dynamicvit.methods.tubelets import FewerFrames, PerFrame
+from dynamicvit.methods.pixels import FewerPixels
 from dynamicvit.methods.width import Narrow, narrow
 from dynamicvit.methods.budgets import at_macs, own_schedules
 
@@ -29,8 +31,11 @@ __all__ = [
     "DiffRate",
     "Downsampling",
     "EViT",
+    "FewerFrames",
+    "FewerPixels",
     "LookAhead",
     "Narrow",
+    "PerFrame",
     "RandomScores",
     "RunLength",
     "StaticRanking",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from dynamicvit.backbones import Backbone, backbone_for
 from dynamicvit.budgets import keep_ratio_for
+from dynamicvit.core.method import Method
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of
 from dynamicvit.core.registry import method_named
@@ -18,6 +19,7 @@ from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.spatial import method_for
 from dynamicvit.costs import DENSE, costs_of, meta_copy, schedule_macs
 from dynamicvit.errors import InputError
+from dynamicvit.methods.pixels import FewerPixels, shrunk
 from dynamicvit.methods.width import Narrow, narrow
 
 #: Head widths are multiples of this.
@@ -40,7 +42,7 @@ def at_macs(
     Args:
         method: its name in :data:`~dynamicvit.methods.METHODS`.
         backbone: a supported vision transformer, or a dense segmentation model; used as it is, not
-            copied (but by "narrow").
+            copied (but by "narrow" and "fewer-pixels").
         fraction: of its MACs, between 0 and 1.
         stages: block indices, for a method that has no stages of its own.
         policy: what becomes of dropped tokens; by default the method's own.
@@ -58,12 +60,14 @@ def at_macs(
     kind = method_for(method_named(method), bound)
     if not 0 < fraction < 1:
         raise InputError(f"a share of the dense MACs is between 0 and 1, got {fraction}")
-    if kind is Narrow and policy == "bypassed":
-        raise InputError(f"policy 'bypassed' is for methods that drop tokens; {method} drops none")
-    if kind is Narrow and dense is not None:
-        raise InputError("method narrow copies a network; give that, not a model around it")
-    if kind is Narrow:
-        return _narrow_at(backbone, fraction)
+    if kind in NETWORKS:
+        if policy == "bypassed":
+            raise InputError(
+                f"policy 'bypassed' is for methods that drop tokens; {method} drops none"
+            )
+        if dense is not None:
+            raise InputError(f"method {method} copies a network; give that, not a model around it")
+        return NETWORKS[kind](backbone, fraction)
     make = DynamicViT if dense is None else dense.like
     options = own_schedules(method, bound, stages)
     schedule = options[0] if options else kind.schedule(bound, 1.0, stages, policy)
@@ -107,3 +111,30 @@ def _narrow_at(backbone: nn.Module, fraction: float) -> DynamicViT:
     near = widths[max(0, above - 1) : above + 1]
     best = min(near, key=lambda width: abs(cost(width) - budget))
     return DynamicViT(narrow(backbone, best), DENSE, Narrow).train(backbone.training)
+
+
+def _shrunk_at(backbone: nn.Module, fraction: float) -> DynamicViT:
+    """The dense network at the size of frames that comes nearest to the budget."""
+    bound = backbone_for(backbone)
+    (height, width), (rows, columns) = bound.image_size, bound.patch_size
+    sizes = [
+        (row * rows, max(1, round(row * rows * width / height / columns)) * columns)
+        for row in range(1, height // rows)
+    ]
+    shapes = meta_copy(backbone)
+    budget = fraction * schedule_macs(backbone, DENSE)
+
+    @cache
+    def cost(size: tuple[int, int]) -> int:
+        return schedule_macs(shrunk(shapes, *size).module, DENSE)
+
+    above = bisect_left(sizes, budget, key=cost)
+    best = min(sizes[max(0, above - 1) : above + 1], key=lambda size: abs(cost(size) - budget))
+    return DynamicViT(shrunk(backbone, *best), DENSE, FewerPixels).train(backbone.training)
+
+
+#: Methods whose budget is in the network, and how it is made for a share of the dense MACs.
+NETWORKS: dict[type[Method], Callable[[nn.Module, float], DynamicViT]] = {
+    Narrow: _narrow_at,
+    FewerPixels: _shrunk_at,
+}

@@ -2,6 +2,7 @@
 
 from dynamicvit.plots.page import draw
 from dynamicvit.plots.style import save
-from dynamicvit.plots.visualization import Visualization, visualize
+from dynamicvit.plots.visualization import visualize
+from dynamicvit.plots.visualized import Visualization
 
 __all__ = ["Visualization", "draw", "save", "visualize"]

@@ -19,8 +19,9 @@ from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
 from dynamicvit.plots.page import draw
 from dynamicvit.plots.patches import as_rgb, dim, is_dark
-from dynamicvit.plots.visualization import Visualization, method_of
+from dynamicvit.plots.visualized import Visualization, method_of
 from dynamicvit.utils.files import atomic_write
+from dynamicvit.utils.outputs import MARK
 
 #: Milliseconds that a frame is shown, and the least height of a picture in pixels.
 _SHOWN, _LEAST = 250, 160
@@ -81,7 +82,7 @@ def visualize_clip(
         found.save(path)
         with atomic_write(Path(path).with_suffix(".gif")) as draft:
             first, *rest = moving(pictures, by_frame, dark)
-            how: dict[str, Any] = {"duration": _SHOWN, "loop": 0, "comment": b"dynamicvit"}
+            how: dict[str, Any] = {"duration": _SHOWN, "loop": 0, "comment": MARK.encode()}
             first.save(draft, "GIF", save_all=True, append_images=rest, **how)
     return found
 

@@ -55,7 +55,8 @@ def save_comparison(
 
 def accuracy_over_macs(lines: Sequence[Line]) -> Figure:
     """Top-1 or mIoU, or agreement with dense without labels, over GMACs."""
-    return _figure(lines, lambda line: line.gmacs, "GMACs per image")
+    what = "video, all views" if any(line.views for line in lines) else "image"
+    return _figure(lines, lambda line: line.gmacs, f"GMACs per {what}")
 
 
 def accuracy_over_throughput(lines: Sequence[Line], batch_size: int) -> Figure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,39 +14,15 @@ from torch import Tensor
 from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import check_takes_images
-from dynamicvit.core.outputs import PrunedOutput
-from dynamicvit.data import class_names, eval_transform, read_image
+from dynamicvit.data import class_names, eval_transform, frames_of, read_image
 from dynamicvit.data.transforms import image_config
-from dynamicvit.plots import style
+from dynamicvit.errors import InputError
+from dynamicvit.plots.clips import visualize_clip
 from dynamicvit.plots.maps import overlay
 from dynamicvit.plots.page import draw
-from dynamicvit.runtimes import ExportedModel
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from dynamicvit.plots.visualized import Visualization, method_of
 
 ImageFile = str | os.PathLike[str] | Image.Image
-
-
-class Visualization(NamedTuple):
-    """A figure and the model's output.
-
-    Attributes:
-        figure: write it with :meth:`save`.
-        output: of the pruned path.
-        dense_logits: ``(B, classes)``, or a map; None for an exported file, without a dense path.
-        names: of the classes; empty for a backbone without a classifier.
-    """
-
-    figure: Figure
-    output: PrunedOutput
-    dense_logits: Tensor | None
-    names: Sequence[str]
-
-    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
-        """Write the figure; see :func:`dynamicvit.plots.style.save`."""
-        return style.save(self.figure, path)
 
 
 @torch.no_grad()
@@ -66,9 +42,13 @@ def visualize(
 ) -> Visualization:
     """Draw the patches that a model keeps of images, and its pruned and dense predictions.
 
+    For a model of clips the tubelets of one clip, a row for each of its frames, and a GIF beside
+    the picture (:func:`~dynamicvit.plots.clips.visualize_clip`).
+
     Args:
         model: in ``eval()``; or a name or path for :func:`~dynamicvit.load`.
-        images: one or more image files or PIL images, or ``(B, C, H, W)`` normalized.
+        images: one or more image files or PIL images, or ``(B, C, H, W)`` normalized. For a model
+            of clips one video file, or ``(T, C, H, W)`` normalized.
         path: of the picture; ``.png``, ``.pdf``, ``.svg``, or no ending for PNG and PDF.
         names: of the classes; by default the model's own.
         labels: class index of each image.
@@ -81,12 +61,18 @@ def visualize(
         mean_std: normalization of a tensor; by default that of the model's ``pretrained_cfg``.
 
     Raises:
-        InputError: for unreadable images or of a wrong shape, and for a path that can't be written.
+        InputError: for unreadable images or of a wrong shape, for a path that can't be written, and
+            for a model of clips with an argument that is for images.
     """
     if isinstance(model, str | os.PathLike):
         model = load(model)
-    if isinstance(model, DynamicViT):
-        check_takes_images(model, "visualize")  # of clips visualize_clip is
+    if frames_of(model) is not None:  # type: ignore[arg-type]
+        for name, given in (("labels", labels), ("masks", masks), ("mean_std", mean_std)):
+            if given is not None:
+                raise InputError(f"{name} are for images, and the model takes clips")
+        how: Any = {"names": names, "score_stage": score_stage}
+        how |= {"image_size": image_size, "crop_pct": crop_pct}
+        return visualize_clip(model, _one_clip(images), path, **how)
     if not isinstance(images, Tensor):
         images = _prepare(model, images, image_size, crop_pct)
     output = model.forward_pruned(images)
@@ -121,11 +107,19 @@ def visualize(
     return found
 
 
-def method_of(model: PrunedClassifier) -> str | None:
-    """The name of its method, as commands take it; None where it has none."""
-    if isinstance(model, DynamicViT):
-        return model.method.name
-    return model.description.method if isinstance(model, ExportedModel) else None
+def _one_clip(clip: Any) -> Tensor | str | os.PathLike[str]:
+    """The one clip or file that is given, also as a batch or list of one.
+
+    Raises:
+        InputError: for several, or for no clip.
+    """
+    if isinstance(clip, str | os.PathLike):
+        return clip
+    if isinstance(clip, Tensor) and clip.ndim == 4:
+        return clip
+    if isinstance(clip, Image.Image) or len(clip) != 1:
+        raise InputError("the model takes clips: give one video file, or (T, C, H, W)")
+    return clip[0]
 
 
 def _prepare(

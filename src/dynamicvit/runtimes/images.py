@@ -163,4 +163,4 @@ def _read(data: ImageData, chosen: np.ndarray, purpose: str) -> Pictures:
     images = [sample.image for sample in found if not isinstance(sample, Unreadable)]
     if not images:
         raise InputError(f"{data.root} holds no readable image {purpose}")
-    return Pictures(torch.stack(images), f"{len(images)} images of {data.root}")
+    return Pictures(torch.stack(images), f"{len(images)} {data.noun}s of {data.root}")

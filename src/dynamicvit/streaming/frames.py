@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +19,9 @@ from dynamicvit.errors import InputError
 from dynamicvit.utils.inputs import check_file_type
 from dynamicvit.utils.optional import need
 
-#: A file that ends more than these seconds before its stated duration is cut off.
-_SLACK = 1.0
+#: A file that ends earlier than its stated duration by so many seconds, and by this share of it,
+#: is cut off.
+_SLACK, _SHARE = 1.0, 0.1
 
 _CAMERA = re.compile(r"camera:(?P<which>.+)|(?P<device>/dev/video\d+)")
 
@@ -163,18 +165,18 @@ class Video:
             InputError: after the last frame of a file or device that breaks off.
         """
         first, time, index = None, 0.0, 0
-        for decoded in self._decoded():
+        for decoded, moment in self._decoded():
             if isinstance(decoded, Exception):
                 problem = f"frame {index} of {self.name} can't be decoded ({reason_of(decoded)})"
                 yield Frame(index, None if self.live else time, partial(_fail, problem))
             else:
-                if decoded.time is None:
+                if moment is None:
                     if self.rate is None:
                         raise InputError(f"{self.name} has neither times nor a rate: give --fps")
                     time = index / self.rate
                 else:
-                    first = decoded.time if first is None else first
-                    time = decoded.time - first
+                    first = moment if first is None else first
+                    time = moment - first
                 yield Frame(index, None if self.live else time, partial(_picture, decoded))
             index += 1
             time += 0 if self.rate is None else 1 / self.rate
@@ -185,14 +187,22 @@ class Video:
         """Close the file or device."""
         self._container.close()
 
-    def _decoded(self) -> Iterator[Any]:
-        """FFmpeg's frames, and its errors in place of broken ones."""
+    def _decoded(self) -> Iterator[tuple[Any, float | None]]:
+        """FFmpeg's frames, or its errors in place of broken ones, and when they are shown.
+
+        AVI stores no times: FFmpeg guesses wrong when frames that are stored out of order are
+        shown. They are shown at the times at which frames are decoded, one after the other.
+        """
+        decoded_at: deque[float] = deque()
         try:
             for packet in self._container.demux(self._stream):
+                if self._container.format.name == "avi" and packet.size and packet.dts is not None:
+                    decoded_at.append(float(packet.dts * packet.time_base))
                 try:
-                    yield from packet.decode()
+                    for frame in packet.decode():
+                        yield frame, decoded_at.popleft() if decoded_at else frame.time
                 except self._av.InvalidDataError as error:
-                    yield error
+                    yield error, decoded_at.popleft() if decoded_at else None
         except (OSError, self._av.FFmpegError) as error:
             raise InputError(f"{self.name} broke off ({reason_of(error)})") from error
 
@@ -206,7 +216,7 @@ class Video:
         if not announced or frames >= announced or duration is None:
             return
         expected = duration / self._av.time_base
-        if seconds + _SLACK < expected:
+        if seconds + min(_SLACK, _SHARE * expected) < expected:
             raise InputError(
                 f"{self.name} is cut off: it ends after {seconds:.1f} of {expected:.1f} seconds, "
                 f"with {frames} of {announced} frames"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynamicvit.backbones.inflated import InflatedBackbone
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import own_image_size, segments
@@ -21,6 +22,7 @@ from dynamicvit.data.transforms import image_config
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.windows import sliding_windows
 from dynamicvit.runtimes import ExportedModel
+from dynamicvit.streaming.window import Clip, Embedding
 
 #: Runs of each level that warm up, and runs that are timed.
 _UNTIMED, _TIMED = 2, 5
@@ -33,14 +35,14 @@ class Level:
     Attributes:
         model: its name.
         schedule: its stages and keep ratios.
-        classify: from ``(1, C, H, W)`` to logits ``(classes,)``, float32 on the CPU; of a
-            segmentation model ``(classes, H, W)``, by windows.
+        classify: from ``(1, C, H, W)``, or a clip, to logits ``(classes,)``, float32 on the CPU; of
+            a segmentation model ``(classes, H, W)``, by windows.
         keep_ratio: ρ; None where no ρ gives the stages' ratios.
     """
 
     model: str
     schedule: Schedule
-    classify: Callable[[Tensor], Tensor]
+    classify: Callable[[Tensor | Clip], Tensor]
     keep_ratio: float | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -87,7 +89,8 @@ def levels_of(
             )
     for name, model in others:
         _check_same(first_name, first, name, model)
-    run = partial(_classify, device=device, precision=precision)
+    embedding = _embedding_of(first) if len(models) == 1 else None
+    run = partial(_classify, device=device, precision=precision, embedding=embedding)
     if not keep_ratios:
         levels = [_level(name, each, run) for name, each in models.items()]
     elif others:
@@ -112,7 +115,7 @@ def costs_of(
 
     Args:
         levels: from the one that keeps most.
-        images: ``(1, C, H, W)``, any.
+        images: ``(1, C, H, W)``, or a clip ``(1, T, C, H, W)``, of which nothing is reused; any.
         clock: the time in seconds.
     """
     times: list[list[float]] = [[] for _ in levels]
@@ -133,16 +136,28 @@ def _level(
     return Level(name, schedule, partial(run, model), ratio or schedule.keep_ratio)
 
 
+def _embedding_of(model: PrunedClassifier) -> Embedding | None:
+    """What reuses embedded tubelets; ``None`` for a model whose embedding is part of something."""
+    if not isinstance(model, DynamicViT) or model.method.looks_at_motion:
+        return None
+    return Embedding(model.bound) if type(model.bound) is InflatedBackbone else None
+
+
 @torch.inference_mode()
 def _classify(
     model: PrunedClassifier,
-    images: Tensor,
+    images: Tensor | Clip,
     *,
     device: torch.device | str,
     precision: torch.dtype | None,
+    embedding: Embedding | None,
 ) -> Tensor:
-    images = images.to(device)
-    with torch.autocast(images.device.type, dtype=precision, enabled=precision is not None):
+    kind = torch.device(device).type
+    with torch.autocast(kind, dtype=precision, enabled=precision is not None):
+        if isinstance(images, Clip):
+            seen = images.stacked().to(device) if embedding is None else embedding(images, device)
+            return model(seen)[0].float().cpu()
+        images = images.to(device)
         if segments(model):  # type: ignore[arg-type]
             logits = sliding_windows(model, images[0], own_image_size(model))  # type: ignore[arg-type]
         else:

@@ -129,7 +129,8 @@ class Stream:
         if frames is None and stride is not None:
             raise InputError(f"stride {stride} is of clips, and the model takes images")
         self._window = None if frames is None else Window(frames, 1 if stride is None else stride)
-        costs = costs_of(self.levels, blank if frames is None else Window(frames).add(blank))
+        like = blank if frames is None else Window(frames).add(blank).stacked()
+        costs = costs_of(self.levels, like)
         self._controller = None
         if target_latency is not None:
             self._controller = Controller(costs, target_latency, period=period, places=queue)

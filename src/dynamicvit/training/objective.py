@@ -93,7 +93,8 @@ class TrainingObjective(nn.Module):
     ) -> None:
         super().__init__()
         weights = LossWeights() if weights is None else weights
-        if not any(True for _ in model.predictors.parameters()):  # there is no ranking to teach
+        learns = any(True for _ in model.predictors.parameters())
+        if not learns or model.method.works_untrained:  # there is no ranking to teach
             weights = replace(weights, guidance=0.0)
         self.model = model
         self.weights = weights
