@@ -80,7 +80,8 @@ FOLDERS = [name for name, case in CASES.items() if case.files]
 
 
 def test_the_table_is_complete() -> None:
-    assert {case.words[0] for case in CASES.values()} == COMMANDS.keys()
+    writing = COMMANDS.keys() - {"app"}
+    assert {case.words[0] for case in CASES.values()} == writing
 
 
 @pytest.fixture

@@ -200,7 +200,7 @@ def serving(
         InputError: for a host or port that can't be listened on, or if Gradio is missing.
     """
     port = _free(host, port)
-    with temporary_folder() as folder, _closed(folder, host):
+    with temporary_folder() as folder, _settings(folder, host):
         gr: Any = need("gradio", "app")
         from starlette.middleware import Middleware
 
@@ -224,7 +224,7 @@ def serving(
                 footer_links=[],
                 theme=gr.themes.Default(primary_hue="teal", font=["system-ui", "sans-serif"]),
                 css=markup.STYLE,
-                app_kwargs={"middleware": [Middleware(_Closed)]},
+                app_kwargs={"middleware": [Middleware(_NothingFetched)]},
             )
         except OSError as error:
             raise InputError(f"--host {host} --port {port} can't be served ({error})") from error
@@ -235,12 +235,14 @@ def serving(
 
 
 @contextmanager
-def _closed(folder: Path, host: str) -> Iterator[None]:
+def _settings(folder: Path, host: str) -> Iterator[None]:
     """Gradio's settings that are in the environment: where uploads lie, nothing said to anybody."""
+    own = f"127.0.0.1,localhost,{host}"  # Gradio asks its own server whether it is up
     settings = {
         "GRADIO_TEMP_DIR": str(folder),
         "GRADIO_ANALYTICS_ENABLED": "False",
-        "NO_PROXY": f"127.0.0.1,localhost,{host}",  # Gradio asks its own server whether it is up
+        "NO_PROXY": own,
+        "no_proxy": own,
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
@@ -269,7 +271,7 @@ def _free(host: str, port: int) -> int:
         raise InputError(f"--host {host} --port {port}: {error.strerror or error}") from error
 
 
-class _Closed:
+class _NothingFetched:
     """Lets neither the page nor the server fetch from other machines.
 
     Args:
