@@ -87,9 +87,8 @@ def server(
     Image.fromarray(pixels).save("photo.jpg")
     dense, *sparse = lines("dynamicvit export")
     assert command(*shlex.split(dense)[1:]) == 0
-    for line, policy in zip(
-        sparse, ("removed", "merged"), strict=True
-    ):  # as other tests wrote them
+    # Those with stages were exported for other tests: each takes seconds.
+    for line, policy in zip(sparse, ("removed", "merged"), strict=True):
         target = Path(shlex.split(line)[shlex.split(line).index("-o") + 1])
         for suffix in (".xml", ".bin"):
             source = exported("openvino", policy=policy).with_suffix(suffix)
