@@ -67,6 +67,29 @@ def test_a_segmenter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["classes"].shape == (40, 50)
 
 
+@pytest.mark.parametrize("name", ["inflated_augreg", "hf_videomae"])
+def test_a_model_of_clips(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its snippet reads a video; an inflated network says whose license it has."""
+    pytest.importorskip("av")
+    from clips import write_clip
+
+    model = BY_NAME[name].sparse().eval()
+    card = saved(model, tmp_path / "mine")
+    said = table(card)
+    frames = model.bound.frames
+    [macs] = [value for what, value in said.items() if what.endswith(f"pixels, {frames} frames")]
+    assert macs.startswith(f"{count_macs(model) / 1e9:.3g}, dense")
+    if name == "inflated_augreg":
+        assert said["backbone"].endswith(f"an image network inflated to clips of {frames} frames")
+        assert said["license of the image network's published weights"] == card.data.license
+    else:
+        assert said["license of its published weights"] == "not recorded"
+    write_clip(tmp_path / "clip.mp4", 3 * frames)
+    names = run_snippet(card, tmp_path / "mine", monkeypatch)
+    assert names["clips"][0].image.shape == model.bound.input_shape()
+    assert names["classes"].shape == (1, 1)
+
+
 def test_what_nobody_knows_is_not_said(tmp_path: Path) -> None:
     model = sparsify(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2), 1.0)
     model.backbone.pretrained_cfg = {

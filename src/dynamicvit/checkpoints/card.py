@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from dynamicvit.backbones.inflated import InflatedBackbone
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import backbone_name, own_image_size
 from dynamicvit.costs import costs_of
@@ -26,16 +27,22 @@ A [DynamicViT]({{ paper_url }}): a vision transformer that drops the patches it 
 {% endfor %}
 ```python
 import torch
-from PIL import Image
+{% if frames %}
+import dynamicvit
+from dynamicvit.data import ClipData, Sampling  # reads with PyAV: the extra "video"
+{% else %}from PIL import Image
 
 import dynamicvit
 from dynamicvit.data import eval_transform
-
+{% endif %}
 model = dynamicvit.load("{{ name }}")  # this repository, or its folder
-image = Image.open("photo.jpg")
+{% if frames %}clips = ClipData("clip.mp4", sampling=Sampling({{ frames }})).for_evaluation(model)
+with torch.no_grad():
+    logits = model(clips[0].image[None])  # pruned path: dropped tokens are gone
+{% else %}image = Image.open("photo.jpg")
 with torch.no_grad():
     logits = model(eval_transform(model)(image)[None])  # pruned path: dropped tokens are gone
-{{ answer }}
+{% endif %}{{ answer }}
 
 model.keep_ratio = 0.5  # the budget is a property
 ```
@@ -76,6 +83,7 @@ def model_card(
         paper_url=about.paper_url,
         rows=[*_rows(model), *_accuracy(result, images)],
         answer=_ANSWERS[model.task],
+        frames=model.bound.frames,
     )
 
 
@@ -83,9 +91,13 @@ def _rows(model: DynamicViT) -> Iterator[tuple[str, str]]:
     schedule = model.schedule
     rows, columns = own_image_size(model)
     costs = costs_of(model, len(schedule.stages))
-    yield "backbone", f"`{backbone_name(model.backbone)}`"
-    license = _base_license(model)
-    yield "license of its published weights", license or "not recorded"
+    frames, whose = model.bound.frames, "its"
+    backbone = f"`{backbone_name(model.backbone)}`"
+    if isinstance(model.bound, InflatedBackbone):  # whose weights began as an image network's
+        backbone += f", an image network inflated to clips of {frames} frames"
+        whose = "the image network's"
+    yield "backbone", backbone
+    yield f"license of {whose} published weights", _base_license(model) or "not recorded"
     if schedule.stages:
         shares = ", ".join(percent(ratio) for ratio in schedule.keep_ratios)
         yield "method", f"`{model.method.name}`, dropped tokens `{schedule.policy}`"
@@ -93,7 +105,8 @@ def _rows(model: DynamicViT) -> Iterator[tuple[str, str]]:
         yield "stages", f"before blocks {blocks}, counted from 0"
         yield "patches kept", shares + (" in the mean" if model.per_image else "")
     used, dense = costs.total(schedule) / 1e9, costs.dense / 1e9
-    yield f"GMACs at {rows} × {columns} pixels", f"{used:.3g}, dense {dense:.3g}"
+    size = f"{rows} × {columns} pixels" + (f", {frames} frames" if frames else "")
+    yield f"GMACs at {size}", f"{used:.3g}, dense {dense:.3g}"
 
 
 def _accuracy(result: Any, images: str | None) -> Iterator[tuple[str, str]]:
