@@ -75,16 +75,17 @@ def traced(
     return trace(small(policy), description), description
 
 
-#: Of each model by its identity, with the model, so that no other one gets the same.
-_GRAPHS: dict[tuple[int, int | None], tuple[DynamicViT, ExportedProgram]] = {}
+#: Of each model by what its file says of it, and its weights.
+_GRAPHS: dict[tuple[object, ...], ExportedProgram] = {}
 
 
 def graph_of(model: DynamicViT, description: Description) -> ExportedProgram:
-    """A model's graph, traced when it is first asked for: it must not change afterwards."""
-    key = (id(model), description.batch)
+    """A model's graph, traced when it is first asked for: also of a model that was saved."""
+    about = replace(description, precision="fp32").to_json()
+    key = (about, *(value.double().sum().item() for value in model.state_dict().values()))
     if key not in _GRAPHS:
-        _GRAPHS[key] = model, trace(model, description)
-    return _GRAPHS[key][1]
+        _GRAPHS[key] = trace(model, description)
+    return _GRAPHS[key]
 
 
 def written_once(folder: Path, kind: Format) -> Callable[..., None]:
