@@ -18,7 +18,7 @@ from timm.layers import weight_init
 import dynamicvit.cli
 import dynamicvit_command
 import exports
-from dynamicvit.runtimes import Format
+from dynamicvit.runtimes import FORMATS, Format
 
 torch.set_num_threads(1)
 
@@ -112,10 +112,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return lambda name, policy="removed", batch=None: write(name, policy, batch)
 
 
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("converted")
+
+
 @pytest.fixture
-def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports take a model's graph from before: for tests whose model stays as it is."""
+def traced_once(monkeypatch: pytest.MonkeyPatch, converted: Path) -> None:
+    """Exports take a model's graph and files from before: for tests whose model stays as it is."""
     monkeypatch.setattr(Format, "trace", lambda _, model, about: exports.graph_of(model, about))
+    for name in exports.NEEDED:
+        monkeypatch.setattr(FORMATS[name], "write", exports.written_once(converted, FORMATS[name]))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The benchmark: its statistics on known times, its runs on a tiny model, measured memory."""
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -12,15 +11,16 @@ from dynamicvit import InputError, sparsify
 from dynamicvit.costs import count_macs, executed_macs
 from dynamicvit.evaluation.bench import (
     BenchRow,
-    MemoryRow,
     Spread,
     Times,
     bench,
+    memory,
     peak_memory,
     settings_of,
 )
 from dynamicvit.evaluation.bench import timer as clock
 from dynamicvit.runtimes import RUNTIMES
+from processes import in_this_process
 
 
 def tiny(**arguments) -> nn.Module:
@@ -270,34 +270,46 @@ class TestBench:
             bench(sparsify(tiny(), method="dynamicvit").bfloat16())
 
 
-@pytest.fixture(scope="module")
-def peaks() -> dict[bool, MemoryRow]:
-    """Two shapes at which pruned must be smaller, measured from a far larger process."""
-    ballast = b"x" * (1 << 30)  # a child that inherits this peak would show no difference
-    backbone = tiny(img_size=224, embed_dim=48)
-    models = {
-        False: sparsify(backbone, 0.3, [0], "removed", method="dynamicvit"),
-        True: sparsify(backbone, 0.5, method="dynamicvit"),
-    }
-    with ThreadPoolExecutor(2) as both:
-        rows = both.map(
-            lambda graph: peak_memory(models[graph], 64, graph=graph, threads=1), models
-        )
-        found = {row.graph: row for row in rows}
-    assert len(ballast) == 1 << 30
-    return found
-
-
 class TestMemory:
-    @pytest.mark.parametrize(("graph", "share"), [(False, 0.9), (True, 0.8)])
-    def test_dropping_lowers_the_peak(self, peaks, graph, share):
-        """Without a graph if tokens are dropped before the first block; with one, also later."""
-        measured = peaks[graph]
-        assert measured.pruned.inference < share * measured.dense.inference
+    def test_dropping_before_the_first_block_lowers_the_peak(self):
+        """Measured from a far larger process."""
+        ballast = b"x" * (1 << 30)  # a child that inherits this peak would show no difference
+        backbone = tiny(img_size=224, embed_dim=48)
+        model = sparsify(backbone, 0.3, [0], "removed", method="dynamicvit")
+        measured = peak_memory(model, 64, threads=1)
+        assert len(ballast) == 1 << 30
+        assert measured.pruned.inference < 0.9 * measured.dense.inference
         assert measured.pruned.total < measured.dense.total
 
-    def test_inference_keeps_no_graph(self, peaks):
-        assert peaks[False].dense.inference < 0.5 * peaks[True].dense.inference
+    @pytest.mark.parametrize("graph", [False, True])
+    def test_a_graph_is_kept_where_it_is_asked_for(self, graph, monkeypatch):
+        """And each part is the network that it names; in this process, or it takes seconds."""
+        seen = []
+
+        def network(file, part):
+            def run(images):
+                seen.append((part, torch.is_grad_enabled()))
+                return images
+
+            assert file.endswith("model.pt")
+            return run
+
+        monkeypatch.setattr(memory, "_filled", network)
+        monkeypatch.setattr(memory.subprocess, "run", in_this_process)
+        peak_memory(sparsify(tiny(), method="dynamicvit"), 1, graph=graph, threads=1)
+        assert seen == [("dense", graph), ("pruned", graph)]
+
+    @torch.no_grad()
+    def test_each_part_is_the_network_that_it_names(self, tmp_path):
+        model = sparsify(tiny(), 0.3, [0], "removed", method="dynamicvit")
+        file = memory._shapes(model, tmp_path)
+        lengths = []
+        for part in ("dense", "pruned"):
+            network = memory._filled(file, part)
+            for block in [m for m in network.modules() if type(m).__name__ == "Block"][:1]:
+                block.mlp.register_forward_pre_hook(lambda _, x: lengths.append(x[0].shape[1]))
+            network(torch.zeros(1, 3, 64, 64))
+        assert lengths == [17, 5]
 
     def test_a_model_that_cannot_be_pickled(self):
         model = sparsify(tiny(), method="dynamicvit")

@@ -19,7 +19,7 @@ from pictures import noise_folders
 
 Main = Callable[..., int]
 
-pytestmark = ignore_deprecations
+pytestmark = [ignore_deprecations, pytest.mark.usefixtures("traced_once")]
 
 
 @pytest.fixture(scope="module")

@@ -25,17 +25,18 @@ TEXT = PAGE.read_text(encoding="utf-8")
 COMMANDS = [line for line in TEXT.splitlines() if line.startswith("dynamicvit ")]
 TINY = (
     *("--set", "images=4", "--set", "batch_size=2", "--set", "dense.images=4"),
-    *("--set", "dense.batch_size=2", "--set", "dense.drop_path=0", "--workers", "0"),
+    *("--set", "dense.batch_size=2", "--set", "dense.drop_path=0", "--set", "stages=[1]"),
+    *("--workers", "0"),
 )
 MORE = {
     **dict.fromkeys(("eval", "predict"), ("--workers", "0")),
     "train": TINY,
     "bench": ("--seconds", "0.1", "--batch-size", "1", "--precision", "fp32"),
-    "compare": ("--no-timing", "--methods", "random,tome", "--workers", "0"),
+    "compare": ("--no-timing", "--methods", "tome", "--workers", "0"),
 }
 
 
-pytestmark = ignore_deprecations
+pytestmark = [ignore_deprecations, pytest.mark.usefixtures("traced_once")]
 
 
 @pytest.fixture
@@ -47,7 +48,9 @@ def street(tmp_path: Path) -> Path:
     write_scenes(tmp_path / "more", 2)
     (tmp_path / "more" / "images").rename(tmp_path / "PHOTOS")
     write_clip(tmp_path / "clip.mp4", 3)
-    DEIT.sparse(img_size=(32, 32)).save_pretrained(tmp_path / "vit_tiny_patch16_224")
+    DEIT.sparse(depth=2, stages=(1,), img_size=(32, 32)).save_pretrained(
+        tmp_path / "vit_tiny_patch16_224"
+    )
     return tmp_path
 
 

@@ -34,7 +34,7 @@ MORE = {
     "tune": ("--evaluations", "12", "--images", "32"),
 }
 
-pytestmark = ignore_deprecations
+pytestmark = [ignore_deprecations, pytest.mark.usefixtures("traced_once")]
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from dynamicvit.runtimes import (
     load_exported,
 )
 from dynamicvit.runtimes.description import describe
-from dynamicvit.runtimes.graph import Graph
+from dynamicvit.runtimes.graph import Graph, layers_of, trace
 from dynamicvit.runtimes.images import MAX_IMAGES, own_pictures, sample_pictures
 from dynamicvit.runtimes.pytorch import has_compiler
 from dynamicvit.utils.outputs import is_ours, rules
@@ -188,13 +188,21 @@ def test_bfloat16_if_the_runtime_has_it(name: str, exported: Files) -> None:
     ],
 )
 def test_every_family_in_onnx(family: Family, policy: Policy, tmp_path: Path) -> None:
-    """One graph of operators that every runtime lists, for any number of images."""
+    """One graph of operators that every runtime lists, for any number of images.
+
+    Every product with a weight is of a layer: what int8 is made of.
+    """
     onnx = pytest.importorskip("onnx")
     depth, back = (2, 1) if policy == "bypassed" else (1, None)
     model = family.sparse(depth=depth, stages=(0,), policy=policy, restore_before=back)
     file = tmp_path / "model.onnx"
     # Some of transformers' models are made for another size.
-    export(model, file, image_size=set_image_size(model, family.size))
+    about = describe(model, image_size=set_image_size(model, family.size))
+    program = trace(model, about)
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    names = {name for name, part in model.named_modules() if isinstance(part, kinds)}
+    assert {*layers_of(program).values()} == {name.removeprefix("backbone.") for name in names}
+    FORMATS["onnx"].write(program, about, file)
     images = family.images(3, seed=4)
     assert check(model, load_exported(file), images).ties == 0
     written = onnx.load(file)

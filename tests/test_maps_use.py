@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -120,23 +121,32 @@ def test_the_policy_on_the_command_line(
         assert right in line
 
 
-@few_maps
-def test_compiled(family: MapFamily) -> None:
+def test_compiled() -> None:
+    """A Swin's graph is in its exported file."""
+    family = BY_NAME["convnext"]
     model, images = family.sparse(depth=1, stages=[0]), family.images()
     with torch.no_grad():
         expected = model(images)
         assert_agree(torch.compile(model, backend="aot_eager")(images), expected)
 
 
+@cache
+def least(name: str) -> DynamicViT:
+    """A model to export; tests must not change it."""
+    model = BY_NAME[name].sparse(depth=1, stages=[0])
+    model.bound.set_image_size(*BY_NAME[name].size)
+    return model
+
+
 @pytest.mark.parametrize(("of", "name"), [("convnext", "onnx"), ("swin", "openvino")])
 @ignore_deprecations
+@pytest.mark.usefixtures("traced_once")
 @torch.no_grad()
 def test_exported(of: str, name: str, tmp_path: Path) -> None:
     family = BY_NAME[of]
     for package in NEEDED[name]:
         pytest.importorskip(package)
-    model = family.sparse(depth=1, stages=[0])
-    model.bound.set_image_size(*family.size)
+    model = least(of)
     file = tmp_path / f"small.{'onnx' if name == 'onnx' else 'xml'}"
     dynamicvit.export(model, file)
     loaded = load_exported(file)
@@ -149,6 +159,7 @@ def test_exported(of: str, name: str, tmp_path: Path) -> None:
 
 
 @ignore_deprecations
+@pytest.mark.usefixtures("traced_once")
 def test_int8(tmp_path: Path) -> None:
     """All that decides stays in float, and the file keeps what the model does, far beyond chance.
 
@@ -156,9 +167,7 @@ def test_int8(tmp_path: Path) -> None:
     """
     for package in NEEDED["onnx"]:
         pytest.importorskip(package)
-    family = BY_NAME["convnext"]
-    model = family.sparse(depth=1, stages=[0])
-    model.bound.set_image_size(*family.size)
+    model = least("convnext")
     noise = str(noise_folders(tmp_path / "images", classes=2, each=20))
     how = {"precision": "int8", "calibrate": noise, "calibration_images": 20, "least_agreement": 0}
     made = dynamicvit.export(model, tmp_path / "q.onnx", **how)

@@ -70,27 +70,19 @@ def test_grad_checkpointing_gives_the_same_gradients(family: Family, masking: An
     assert_same(learned(learner, images), expected)
 
 
-# Compilation takes seconds for each block, so these models have two.
+# Compilation takes seconds for each block, so this model has one.
 
 
 # Where a graph breaks, torch looks at gradients of what it hands on.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-@pytest.mark.parametrize("masking", ["compact"])  # tests/test_model.py compiles the other
-def test_compiled_training(masking: Any) -> None:
-    learner, images = Learner(DEIT, masking, depth=2, stages=[1]), DEIT.images()
+def test_compiled_training() -> None:
+    """Where tokens leave at once; tests/test_model.py compiles the other way."""
+    learner, images = Learner(DEIT, "compact", depth=1, stages=[0]), DEIT.images()
     expected = learned(learner, images)
     torch._dynamo.reset()
-    # How many tokens leave at once, the graph does not know before it runs: it may break there.
-    compiled = torch.compile(learner, backend="eager", fullgraph=masking == "full")
+    # How many tokens leave, the graph does not know before it runs: it may break there.
+    compiled = torch.compile(learner, backend="eager")
     assert_same(learned(learner, images, compiled), expected)
-
-
-@torch.no_grad()
-def test_one_graph_holds_the_whole_of_inference() -> None:
-    model, images = DEIT.sparse(depth=2, stages=[1], policy="merged"), DEIT.images()
-    torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    assert_agree(compiled(images), model(images))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -55,6 +55,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.usefixtures("traced_once")
 def test_the_readme(names: dict[str, Any]) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime", "nncf"):
         pytest.importorskip(package)

@@ -30,10 +30,19 @@ def watch(model: DynamicViT) -> list[Tensor]:
 # ---------------------------------------------------------------- hooks
 
 
-@pytest.mark.parametrize("policy", ["removed", "merged"])
+@few_families
+@torch.no_grad()
+def test_hooks_see_what_each_block_gives_where_tokens_merge(family: Family) -> None:
+    assert_hooks_see(family, "merged")
+
+
 @each_family
 @torch.no_grad()
-def test_hooks_see_what_each_block_gives(family: Family, policy: Policy) -> None:
+def test_hooks_see_what_each_block_gives(family: Family) -> None:
+    assert_hooks_see(family, "removed")
+
+
+def assert_hooks_see(family: Family, policy: Policy) -> None:
     """In either path, also where parts of a block are run; and they change nothing."""
     model, images, decisions = family.sparse(policy=policy), family.images(), family.decisions()
     pruned, masked = model(images), model.forward_masked(images, decisions).logits
@@ -179,24 +188,29 @@ def test_a_profiler_sees_the_blocks() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # the exporter's own, of what it does to a trace
 @pytest.mark.parametrize(
-    ("method", "opset"),
-    [("dynamicvit", 14), ("tome", 18), ("mctf", 18), ("lookahead", 14), ("lookahead", 18)],
+    ("method", "opset", "name"),
+    [
+        ("dynamicvit", 14, "deit"),
+        ("tome", 18, "siglip"),
+        ("mctf", 18, "deit"),
+        ("lookahead", 14, "siglip"),
+        ("lookahead", 18, "deit"),
+    ],
 )
 @torch.no_grad()
-def test_the_older_onnx_exporter(method: str, opset: int, tmp_path: Path) -> None:
+def test_the_older_onnx_exporter(method: str, opset: int, name: str, tmp_path: Path) -> None:
     """Several tokens may become part of one, in one step."""
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    for family in (DEIT, BY_NAME["siglip"]):
-        images = family.images(batch=3)
-        if method == "dynamicvit":
-            model = family.sparse(depth=2, stages=(0, 1), policy="merged")
-        else:
-            model = sparsify(family.backbone(depth=2), 0.6, method=method).eval()
-        file = tmp_path / f"{family.name}.onnx"
-        torch.onnx.export(
-            model, (images,), file, dynamo=False, opset_version=opset, input_names=["images"]
-        )
-        session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        [given] = session.run(None, {"images": images.numpy()})
-        assert_agree(torch.from_numpy(given), model(images), 1e-4)
+    family, file = BY_NAME[name], tmp_path / "model.onnx"
+    images = family.images(batch=3)
+    if method == "dynamicvit":
+        model = family.sparse(depth=2, stages=(0, 1), policy="merged")
+    else:
+        model = sparsify(family.backbone(depth=2), 0.6, method=method).eval()
+    torch.onnx.export(
+        model, (images,), file, dynamo=False, opset_version=opset, input_names=["images"]
+    )
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    [given] = session.run(None, {"images": images.numpy()})
+    assert_agree(torch.from_numpy(given), model(images), 1e-4)

@@ -214,8 +214,16 @@ def test_what_no_run_writes_is_damage(
     assert str(folder / NEWEST) in caplog.messages[0]
     assert f"going on from {folder / PREVIOUS}" in caplog.messages[0]
     assert (folder / DAMAGED).exists()
+
+
+def test_damage_and_nothing_else_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
     (folder / PREVIOUS).unlink()
-    (folder / DAMAGED).rename(folder / NEWEST)
+    state = load_checkpoint(folder / NEWEST)
+    CHANGES["no step"](state)
+    write_checkpoint(state, folder / NEWEST)
     with pytest.raises(InputError, match=NEWEST):
         resumed(folder, monkeypatch)
 

@@ -30,9 +30,14 @@ def _as_first(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+def _of_two(x: Tensor, y: Any, **kwargs: Any) -> Tensor:
+    shape = torch.broadcast_shapes(x.shape, y.shape) if isinstance(y, Tensor) else x.shape
+    return torch.empty(shape, dtype=torch.result_type(x, y), device="meta")
+
+
 _aten = torch.ops.aten
 
-#: What comes out of operations whose shapes torch works out in Python, for half of a count's time.
+#: What comes out of operations whose shapes torch works out in Python, for most of a count's time.
 #: Nobody looks at a norm's statistics; not every release has a safe softmax.
 _OUTCOMES: dict[Any, Callable[..., Any]] = {
     _aten.addmm.default: lambda bias, x, weight: x.new_empty(x.shape[0], weight.shape[1]),
@@ -42,6 +47,7 @@ _OUTCOMES: dict[Any, Callable[..., Any]] = {
         for name in ("gelu", "clamp", "_softmax", "_safe_softmax")
         if hasattr(_aten, name)
     },
+    **{getattr(_aten, name).Tensor: _of_two for name in ("add", "sub", "mul")},
 }
 
 
