@@ -24,6 +24,7 @@ from dynamicvit.tuning.space import Counts, Space
 from dynamicvit.utils.fields import MOST_NUMBER, number, read_json
 from dynamicvit.utils.files import write_text
 from dynamicvit.utils.outputs import WRITER
+from dynamicvit.utils.words import shortened
 
 Part = Literal["few", "search", "held-out", "all"]
 """Which images: some of those searched with, all of these, those that decide in the end, or all."""
@@ -81,8 +82,9 @@ class Notebook:
             raise InputError(f"{path}: is no record of dynamicvit tune; delete it to begin again")
         for key, value in self.settings.items():
             if found["settings"].get(key) != value:
+                before = shortened(found["settings"].get(key))
                 raise InputError(
-                    f"{path}: was begun with {key} {found['settings'].get(key)}, now it is "
+                    f"{path}: was begun with {key} {before}, now it is "
                     f"{value}; give another output, or delete it to begin again"
                 )
         self.verdicts, self.times = found["tried"], found["times"]
