@@ -20,8 +20,10 @@ from dynamicvit.training.checkpoint import BEST, NEWEST
 from dynamicvit.training.checkpoint_file import load_checkpoint
 from dynamicvit.training.held_out import MAX_EVALUATIONS, HeldOut, is_due
 from dynamicvit.utils.distributed import Processes
-from families import Family, few_families
+from families import BY_NAME, FEW, Family
 from memory import Memory, paper, shallow, small
+
+PLACES = [*FEW, BY_NAME["dinov3"], BY_NAME["eva_mixed_rope"]]
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -151,11 +153,11 @@ def test_labels_that_nobody_has_are_no_score() -> None:
     assert held_out.score(result) == {}
 
 
-@few_families
+@pytest.mark.parametrize("family", PLACES, ids=lambda family: family.name)
 def test_families_train_on_after_it(family: Family, tmp_path: Path) -> None:
     """What a network keeps of an evaluation must not be what gradients can't pass.
 
-    One for each way to place tokens: places are what is kept.
+    One for each way to place tokens, and for each kind of rotation: places are what is kept.
     """
 
     class Own(Memory):
