@@ -171,6 +171,16 @@ def test_a_model_that_has_the_classes_is_not_fitted(
     assert DynamicViT.from_pretrained(tmp_path / "b").num_classes == NUM_CLASSES
 
 
+def test_all_images_train_where_that_is_asked_for(
+    two_blocks: Path, own: Path, tmp_path: Path, main: Main
+) -> None:
+    """A tenth is held out of a dense model that is fitted, but not in spite of ``hold_out=0``."""
+    out = tmp_path / "out"
+    assert main("train", own, "-m", two_blocks, "-o", out, *tiny(hold_out=0)) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert not {"held_out", "dense_held_out"} & {key for key in report if report[key]}
+
+
 def test_given_names_are_the_order_or_what_people_read(
     two_blocks: Path, own: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -180,7 +180,8 @@ class Training:
         self.class_map = self.classes.class_map
         if dense and self.class_map is None and data is not None:
             raise InputError(f"{data}: a dense model is fitted by labels, and none are used here")
-        if (self.classes.are_fitted or dense) and not values.hold_out:
+        fits_dense = self.classes.are_fitted or dense
+        if fits_dense and "hold_out" not in values.model_fields_set:
             values = values.model_copy(update={"hold_out": HOLD_OUT})
         if values.budgets is not None:
             Budgets(self.model, *values.budgets)  # refuses those that the model can't have
