@@ -121,9 +121,8 @@ def test_the_policy_on_the_command_line(
         assert right in line
 
 
-def test_compiled() -> None:
-    """A Swin's graph is in its exported file."""
-    family = BY_NAME["convnext"]
+@few_maps
+def test_compiled(family: MapFamily) -> None:
     model, images = family.sparse(depth=1, stages=[0]), family.images()
     with torch.no_grad():
         expected = model(images)
