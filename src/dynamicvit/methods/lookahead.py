@@ -26,7 +26,8 @@ from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens, rows_of
 from dynamicvit.methods.class_attention import class_attention
 
-#: One in so many blocks lies before the first stage: blocks 0 and 1 of 12.
+#: Of images one in so many blocks lies before the first stage: blocks 0 and 1 of 12. Of clips none:
+#: most of a tubelet is in the one before it, and there are too many to pay for two whole blocks.
 FIRST = 6
 
 #: At stage i of n, ``last ** ((i / n) ** BEND)`` of the tokens are left: 1 is geometric, more drops
@@ -43,6 +44,8 @@ STEPS = 1000
 )
 class LookAhead(Combination):
     """Merges the pairs by which least is missed, at a stage before every block but the first two.
+
+    Of clips before every block.
 
     Where positions or norms come between the projections and their products (rotary positions,
     relative bias), the class token's attention is that of the block before. Without a class token
@@ -68,7 +71,10 @@ class LookAhead(Combination):
     def schedules(cls, bound: Backbone) -> Sequence[Schedule]:
         """From dense on down; a stage merges at most half of the tokens that come to it."""
         depth, num_patches = len(bound.blocks), prod(bound.grid(*bound.image_size))
-        stages = tuple(range(max(1, depth // FIRST), depth))
+        first = max(1, depth // FIRST)
+        if bound.frames is not None:
+            first = int(cls(bound).looks_back)  # nothing is behind block 0
+        stages = tuple(range(first, depth))
         if not stages:
             raise InputError("lookahead needs a network of 2 blocks or more, got 1")
         options: dict[Schedule, None] = {}
