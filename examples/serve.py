@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import signal
 import time
 import warnings
@@ -247,6 +248,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # LitServe ends its processes after Ctrl-C; a SIGTERM would leave them behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     torch.set_num_threads(1)  # of this process, which only decodes
     try:
         server = service(arguments.files, arguments.threads)
