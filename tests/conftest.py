@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import NoReturn
@@ -94,6 +94,13 @@ def brief_cards(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Saved models' cards say no costs: to count them takes longer than to save a tiny model."""
     if "cards" not in request.keywords:
         monkeypatch.setattr("dynamicvit.checkpoints.card._rows", lambda model: [])
+
+
+@pytest.fixture(autouse=True)
+def own_plugins() -> Iterator[None]:
+    """Modules that a test names are imported by its own processes, not by those of later tests."""
+    yield
+    os.environ.pop("DYNAMICVIT_IMPORT", None)
 
 
 @pytest.fixture
