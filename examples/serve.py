@@ -24,7 +24,6 @@ from typing import Annotated, Any
 
 import litserve
 import numpy as np
-import psutil
 import torch
 from fastapi import Depends, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
@@ -239,15 +238,8 @@ def service(files: list[Path], threads: int) -> litserve.LitServer:
     return server
 
 
-def end(*_: object) -> None:
-    """End every process at once: nothing is written that could be left half done."""
-    for process in psutil.Process().children(recursive=True):
-        process.kill()
-    os._exit(0)
-
-
 def main() -> None:
-    """Serve until Ctrl-C or SIGTERM."""
+    """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(description="Serve exported classifiers.")
     parser.add_argument("files", nargs="+", type=Path, help="the first one's budget is the default")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: every machine may ask")
@@ -255,7 +247,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     # LitServe ends its processes after Ctrl-C; a SIGTERM would leave them behind.
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     torch.set_num_threads(1)  # of this process, which only decodes
     try:

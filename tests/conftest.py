@@ -1,6 +1,5 @@
 """Small models: one thread is fastest for each, and ``make test`` runs as many tests as cores."""
 
-import ctypes
 import gc
 import os
 import signal
@@ -19,6 +18,7 @@ import dynamicvit.cli
 import dynamicvit_command
 import exports
 from dynamicvit.runtimes import FORMATS, Format
+from dynamicvit.utils.signals import SignalStack, set_signal_stack
 
 torch.set_num_threads(1)
 
@@ -39,12 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_start.py")
 
 
-class _SignalStack(ctypes.Structure):
-    """The C library's ``stack_t``."""
-
-    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
-
-
 def pytest_runtest_setup() -> None:
     """Signals are handled on the thread's own stack, as outside of pytest.
 
@@ -53,8 +47,7 @@ def pytest_runtest_setup() -> None:
     was killed without a word.
     """
     if sys.platform == "linux":
-        disabled = _SignalStack(None, 2, 0)  # SS_DISABLE
-        ctypes.CDLL(None).sigaltstack(ctypes.byref(disabled), None)
+        set_signal_stack(SignalStack(None, 2, 0))  # SS_DISABLE
 
 
 def pytest_collection_finish() -> None:

@@ -8,6 +8,7 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -172,6 +173,15 @@ def test_the_page(server: Server) -> None:
     # The benchmark counts what it is answered.
     rows = serving.table(server.port, server.process.pid, ["dense"], [2], 0.3, 1, [body])
     assert rows.row_count == 1
+
+    # SIGTERM ends every process.
+    processes = psutil.Process(server.process.pid).children(recursive=True)
+    assert len(processes) >= 3
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive
+    assert "Traceback" not in server.said.read_text()
 
 
 def import_from(folder: Path, name: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 
 from dynamicvit.runtimes import load_exported, openvino
 from dynamicvit.runtimes.openvino import MOST_AT_ONCE, shares
+from dynamicvit.utils.signals import signal_stack
 from exports import ignore_deprecations, small
 from families import DEIT, assert_agree
 
@@ -55,3 +58,17 @@ def test_unused_networks_come_to_an_end(exported: Callable[..., Path]) -> None:
         file = load_exported(exported("openvino"))
         file(DEIT.images(4))
         del file
+
+
+def test_signals_are_handled_where_they_were(exported: Callable[..., Path]) -> None:
+    """On the thread's own stack, also after the older of two files that were read is gone."""
+    if sys.platform != "linux":
+        pytest.skip("Linux's stack for signals")
+    older, newer = (load_exported(exported("openvino")) for _ in range(2))
+    del older
+    gc.collect()
+    del newer
+    gc.collect()
+    stack = signal_stack()
+    assert stack is not None
+    assert stack.flags == 2  # SS_DISABLE: none but its own

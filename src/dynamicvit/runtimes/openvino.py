@@ -21,6 +21,7 @@ from dynamicvit.runtimes.description import KEY, Description
 from dynamicvit.runtimes.exported import Runner
 from dynamicvit.runtimes.images import whole_batches
 from dynamicvit.utils.optional import need, quiet
+from dynamicvit.utils.signals import same_signal_stack
 from dynamicvit.utils.words import first_line
 
 #: OpenVINO's names of precisions.
@@ -65,6 +66,7 @@ class OpenVINO(Format):
         model.set_rt_info(description.to_json(), [KEY])
         _save(model, path)
 
+    @same_signal_stack()
     def read(self, path: Path, precision: str) -> tuple[Runner, Description]:
         """The graph compiled for the CPU."""
         core = need("openvino", "openvino").Core()
@@ -87,6 +89,7 @@ class OpenVINO(Format):
         requests = _Requests(core.compile_model(model, "CPU", settings), description.outputs)
         return lambda images: requests(images)[0], description
 
+    @same_signal_stack()
     def quantize(
         self,
         source: Path,

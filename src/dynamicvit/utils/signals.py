@@ -1,8 +1,10 @@
-"""SIGINT and SIGTERM during training: held back until a step is done, so that nothing is lost."""
+"""SIGINT and SIGTERM held back until a step is done; and the stack on which signals are handled."""
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,3 +57,39 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+class SignalStack(ctypes.Structure):
+    """Linux's ``stack_t``: where the thread's signals are handled; flags 2 for its own stack."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def signal_stack() -> SignalStack | None:
+    """This thread's, ``None`` on other systems than Linux."""
+    if sys.platform != "linux":
+        return None
+    found = SignalStack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+    return found
+
+
+def set_signal_stack(stack: SignalStack | None) -> None:
+    """Handle this thread's signals there from now on; ``None`` changes nothing."""
+    if stack is not None:
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None)
+
+
+@contextmanager
+def same_signal_stack() -> Iterator[None]:
+    """Leave the thread's stack for signals as it was, whatever a runtime sets meanwhile.
+
+    Each of OpenVINO's cores sets one of its own, and puts back what was there when it goes. When
+    the older of two goes first, that is memory long freed: the next signal, a Ctrl-C, would end the
+    process by a segmentation fault.
+    """
+    before = signal_stack()
+    try:
+        yield
+    finally:
+        set_signal_stack(before)
