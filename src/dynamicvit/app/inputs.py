@@ -18,12 +18,13 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.data import Sampling, clip_eval_transform, eval_transform, frames_of
 from dynamicvit.data.decoding import decode, image_formats, reason_of
 from dynamicvit.data.folders import is_image
-from dynamicvit.data.transforms import image_config
+from dynamicvit.data.transforms import unnormalized
 from dynamicvit.data.video import ClipTransform
 from dynamicvit.data.video.clip_sources import is_clip
 from dynamicvit.data.video.reading import VideoFile, video_header
 from dynamicvit.demo.scenes import MEAN, STD, Scenes
 from dynamicvit.errors import InputError
+from dynamicvit.plots.patches import as_picture
 from dynamicvit.utils.optional import need
 from dynamicvit.utils.words import duration
 
@@ -103,9 +104,7 @@ class Inputs:
 
     def pictures(self, tensor: Tensor) -> Tensor:
         """``(1, C, H, W)``, or ``(T, C, H, W)`` of a clip, in [0, 1]."""
-        config = image_config(self.model)
-        mean, std = (tensor.new_tensor(config[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
-        pictures = (tensor * std + mean).clamp(0, 1)
+        pictures = unnormalized(self.model, tensor)
         return pictures if self.frames is not None else pictures[None]
 
     def bundled(self) -> list[Bundled]:
@@ -120,7 +119,7 @@ class Inputs:
             scenes = Scenes("score").batch(range(_SCENES))
             pixels = (scenes.images * STD + MEAN).clamp(0, 1)
             return [
-                Bundled(f"scene {index + 1}", _as_picture(picture), tensor)
+                Bundled(f"scene {index + 1}", as_picture(picture), tensor)
                 for index, (picture, tensor) in enumerate(zip(pixels, scenes.images, strict=True))
             ]
         sample = need("sklearn.datasets", "app").load_sample_images()
@@ -151,9 +150,7 @@ class Inputs:
         video = VideoFile(path)
         _check_length(video.timeline.duration)  # where the header does not say
         transform = self._clip_transform(frames)
-        wanted, where = np.unique(chosen := transform.choose(video.timeline), return_inverse=True)
-        pictures = torch.from_numpy(video.frames(wanted))
-        return transform(pictures[torch.from_numpy(where.reshape(chosen.shape))].movedim(-1, 2))
+        return transform(torch.from_numpy(video.clips(transform.choose(video.timeline))))
 
     def _clip_transform(self, frames: int) -> ClipTransform:
         how: Any = {"image_size": self.image_size, "crop_pct": self.crop_pct}
@@ -181,10 +178,6 @@ def _panned(photograph: np.ndarray, frames: int) -> Tensor:
     starts: Sequence[int] = np.linspace(0, width - side, frames).astype(int).tolist()
     views = [photograph[top : top + side, left : left + side] for left in starts]
     return torch.from_numpy(np.stack(views)).movedim(-1, 1)
-
-
-def _as_picture(pixels: Tensor) -> Image.Image:
-    return Image.fromarray((255 * pixels).round().byte().movedim(0, -1).numpy())
 
 
 def _mb(size: int) -> str:

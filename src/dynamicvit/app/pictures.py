@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from dynamicvit.app.compared import SideBySide
@@ -19,7 +18,7 @@ from dynamicvit.plots import style
 from dynamicvit.plots.clips import frame_output
 from dynamicvit.plots.maps import overlay
 from dynamicvit.plots.page import shown_stages
-from dynamicvit.plots.patches import after_stage, as_rgb, is_dark, score_map
+from dynamicvit.plots.patches import after_stage, as_picture, as_rgb, is_dark, score_map
 from dynamicvit.utils.optional import need
 from dynamicvit.utils.words import percent
 
@@ -92,10 +91,7 @@ def _map(run: SideBySide, pixels: Tensor, name: str) -> Picture:
 
 def data_url(pictures: Tensor) -> str:
     """``(T, 3, H, W)`` in [0, 1] as a data URL; more than one picture moves."""
-    images = [
-        Image.fromarray((255 * picture.clamp(0, 1)).round().byte().movedim(0, -1).numpy())
-        for picture in pictures
-    ]
+    images = [as_picture(picture.clamp(0, 1)) for picture in pictures]
     file, how = io.BytesIO(), dict[str, Any](quality=_QUALITY, method=0)
     if len(images) > 1:
         how.update(save_all=True, append_images=images[1:], duration=_SHOWN, loop=0)

@@ -133,6 +133,24 @@ def image_config(model: nn.Module, image_size: Size | None = None) -> dict[str, 
     return config
 
 
+def unnormalized(
+    model: nn.Module,
+    images: Tensor,
+    mean_std: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Tensor:
+    """Images as a model takes them, ``(..., C, H, W)``, as pictures in [0, 1].
+
+    Args:
+        model: its ``pretrained_cfg`` gives mean and standard deviation.
+        images: normalized.
+        mean_std: of each channel, in place of the model's.
+    """
+    config = image_config(model)
+    both = mean_std or (config["mean"], config["std"])
+    mean, std = (images.new_tensor(value).reshape(-1, 1, 1) for value in both)
+    return (images * std + mean).clamp(0, 1)
+
+
 def _of_each(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     missing = channels - len(values)
     if not missing:

@@ -15,10 +15,10 @@ from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.outputs import PrunedOutput
 from dynamicvit.data import ClipData, Sampling, Unreadable, class_names, frames_of
-from dynamicvit.data.transforms import image_config
+from dynamicvit.data.transforms import unnormalized
 from dynamicvit.errors import InputError
 from dynamicvit.plots.page import draw
-from dynamicvit.plots.patches import as_rgb, dim, is_dark
+from dynamicvit.plots.patches import as_picture, as_rgb, dim, is_dark
 from dynamicvit.plots.visualized import Visualization, method_of
 from dynamicvit.utils.files import atomic_write
 from dynamicvit.utils.outputs import MARK
@@ -70,9 +70,7 @@ def visualize_clip(
         dense = model.forward_dense(clip[None].to(like.device)).logits
     if names is None:
         names = class_names(model)
-    config = image_config(model)
-    mean, std = (clip.new_tensor(config[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
-    pictures = (clip * std + mean).clamp(0, 1).cpu()
+    pictures = unnormalized(model, clip).cpu()
     by_frame = frame_output(output, frames)
     dark = is_dark(torch.cat([as_rgb(picture) for picture in pictures], dim=1))  # one for all
     method = method_of(model) or "pruned"
@@ -120,9 +118,8 @@ def moving(pictures: Tensor, output: PrunedOutput, dark: bool) -> list[Image.Ima
         kept = output.kept[-1][index].cpu() if output.kept else None
         left = as_rgb(picture) if kept is None else dim(picture, kept, output.grid, dark)
         both = torch.cat([as_rgb(picture), left], dim=2)
-        pixels = (both * 255).round().byte().movedim(0, -1).numpy()
-        times = -(-_LEAST // pixels.shape[0])
-        image = Image.fromarray(pixels)
+        image = as_picture(both)
+        times = -(-_LEAST // image.height)
         shown.append(image.resize((image.width * times, image.height * times), Image.NEAREST))
     return shown
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from dynamicvit.errors import InputError
@@ -122,6 +123,11 @@ def score_map(keep_scores: Tensor, grid: tuple[int, int]) -> Tensor:
     ranks = torch.full_like(scores, float("nan"))
     ranks[~scores.isneginf()] = below / max(1, len(known) - 1)
     return ranks.reshape(grid)
+
+
+def as_picture(image: Tensor) -> Image.Image:
+    """``(3, H, W)`` in [0, 1] in eight bits."""
+    return Image.fromarray((255 * image).round().byte().movedim(0, -1).numpy())
 
 
 def as_rgb(image: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.classifier import PrunedClassifier
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.data import class_names, eval_transform, frames_of, read_image
-from dynamicvit.data.transforms import image_config
+from dynamicvit.data.transforms import unnormalized
 from dynamicvit.errors import InputError
 from dynamicvit.plots.clips import visualize_clip
 from dynamicvit.plots.maps import overlay
@@ -79,12 +79,7 @@ def visualize(
     dense_logits = model.forward_dense(images).logits if isinstance(model, DynamicViT) else None
     if names is None:
         names = class_names(model)
-    config = image_config(model)
-    mean, std = (
-        images.new_tensor(value).reshape(-1, 1, 1)
-        for value in mean_std or (config["mean"], config["std"])
-    )
-    pictures, method = (images * std + mean).clamp(0, 1), method_of(model) or "pruned"
+    pictures, method = unnormalized(model, images, mean_std), method_of(model) or "pruned"
     overlays = []
     if output.logits.ndim == 4:  # a map says its classes itself
         maps = {method: output.logits} | ({} if dense_logits is None else {"dense": dense_logits})

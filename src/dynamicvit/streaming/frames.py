@@ -15,13 +15,10 @@ from PIL import Image
 
 from dynamicvit.data.decoding import read_image, reason_of
 from dynamicvit.data.folders import image_files
+from dynamicvit.data.video.reading import is_cut_off
 from dynamicvit.errors import InputError
 from dynamicvit.utils.inputs import check_file_type
 from dynamicvit.utils.optional import need
-
-#: A file that ends earlier than its stated duration by so many seconds, and by this share of it,
-#: is cut off.
-_SLACK, _SHARE = 1.0, 0.1
 
 _CAMERA = re.compile(r"camera:(?P<which>.+)|(?P<device>/dev/video\d+)")
 
@@ -216,7 +213,7 @@ class Video:
         if not announced or frames >= announced or duration is None:
             return
         expected = duration / self._av.time_base
-        if seconds + min(_SLACK, _SHARE * expected) < expected:
+        if is_cut_off(seconds, expected):
             raise InputError(
                 f"{self.name} is cut off: it ends after {seconds:.1f} of {expected:.1f} seconds, "
                 f"with {frames} of {announced} frames"

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -103,14 +102,11 @@ class ClipData(ImageData):
         """``(clips, T, 3, H, W)`` uint8."""
         try:
             video = VideoFile(self._source.read(row))
-            chosen = self.transform.choose(video.timeline)
-            wanted, where = np.unique(chosen, return_inverse=True)
-            frames = torch.from_numpy(video.frames(wanted))
+            return torch.from_numpy(video.clips(self.transform.choose(video.timeline)))
         except InputError:
             raise
         except Exception as error:  # FFmpeg's name its functions and memory
             raise ValueError(reason_of(error)) from error
-        return frames[torch.from_numpy(where.reshape(chosen.shape))].movedim(-1, 2)
 
 
 def frames_of(model: nn.Module) -> int | None:

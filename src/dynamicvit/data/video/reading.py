@@ -122,6 +122,18 @@ class VideoFile:
             raise ValueError("its frames are of unlike size")
         return np.stack(found)
 
+    def clips(self, chosen: np.ndarray) -> np.ndarray:
+        """``(clips, T, 3, H, W)`` uint8 of frames by index, each decoded once.
+
+        Args:
+            chosen: ``(clips, T)``, as :class:`.Sampling` chooses them.
+
+        Raises:
+            Exception: as :meth:`frames`.
+        """
+        wanted, where = np.unique(chosen, return_inverse=True)
+        return np.moveaxis(self.frames(wanted)[where.reshape(chosen.shape)], -1, 2)
+
     def _check_end(self, container: Any, stream: Any, frames: int) -> None:
         """Refuse a file that was cut off, which FFmpeg takes for its end.
 
@@ -133,8 +145,7 @@ class VideoFile:
         if container.duration is None or (frames >= announced if announced else not alone):
             return
         expected = container.duration / 1e6  # FFmpeg's own unit
-        missing = expected - self.timeline.duration
-        if missing > min(_SLACK, _SHARE * expected):
+        if is_cut_off(self.timeline.duration, expected):
             raise ValueError(
                 f"cut off: it ends after {self.timeline.duration:.1f} of {expected:.1f} seconds"
             )
@@ -193,6 +204,11 @@ class VideoFile:
 
     def _index(self, stamp: int) -> int:
         return int(self.timeline.shown_at((stamp - self._start) * self._base))
+
+
+def is_cut_off(seconds: float, expected: float) -> bool:
+    """Whether a video of a stated duration that ends after these seconds was cut off."""
+    return expected - seconds > min(_SLACK, _SHARE * expected)
 
 
 def _open(content: bytes | Path) -> Any:
