@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,6 +16,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.data import Sampling, clip_eval_transform, eval_transform, frames_of
 from dynamicvit.data.decoding import decode, image_formats, reason_of
 from dynamicvit.data.folders import is_image
+from dynamicvit.data.samples import panned, photographs
 from dynamicvit.data.transforms import unnormalized
 from dynamicvit.data.video import ClipTransform
 from dynamicvit.data.video.clip_sources import is_clip
@@ -25,7 +24,6 @@ from dynamicvit.data.video.reading import VideoFile, video_header
 from dynamicvit.demo.scenes import MEAN, STD, Scenes
 from dynamicvit.errors import InputError
 from dynamicvit.plots.patches import as_picture
-from dynamicvit.utils.optional import need
 from dynamicvit.utils.words import duration
 
 #: Limits of an upload: bytes and pixels of an image, of a video and of the frames taken of it,
@@ -35,7 +33,6 @@ IMAGE_PIXELS, CLIP_PIXELS = 40_000_000, 160_000_000
 MOST_SECONDS = 600.0
 
 _SCENES = 6  # bundled ones
-_PAN = 0.6  # side of the window that moves over a photograph, as a share of its short side
 
 
 class Bundled(NamedTuple):
@@ -122,14 +119,13 @@ class Inputs:
                 Bundled(f"scene {index + 1}", as_picture(picture), tensor)
                 for index, (picture, tensor) in enumerate(zip(pixels, scenes.images, strict=True))
             ]
-        sample = need("sklearn.datasets", "app").load_sample_images()
         found = []
-        for file, pixels in zip(sample.filenames, sample.images, strict=True):
-            name, picture = Path(file).stem, Image.fromarray(pixels)
+        for name, picture in photographs("app").items():
             if self.frames is None:
                 tensor = eval_transform(self.model, self.image_size, self.crop_pct)(picture)
             else:
-                tensor = self._clip_transform(self.frames)(_panned(pixels, self.frames)[None])
+                clip = torch.from_numpy(panned(picture, self.frames))[None]
+                tensor = self._clip_transform(self.frames)(clip)
             picture.thumbnail((320, 320))
             found.append(Bundled(name, picture, tensor))
         return found
@@ -168,16 +164,6 @@ def _check_pixels(width: int, height: int, most: int) -> None:
 def _check_length(seconds: float | None) -> None:
     if seconds is not None and seconds > MOST_SECONDS:
         raise ValueError(f"it lasts {duration(seconds)}, {duration(MOST_SECONDS)} at most")
-
-
-def _panned(photograph: np.ndarray, frames: int) -> Tensor:
-    """``(T, 3, H, W)`` uint8: a window that moves from left to right over a photograph."""
-    height, width = photograph.shape[:2]
-    side = int(_PAN * min(height, width))
-    top = (height - side) // 2
-    starts: Sequence[int] = np.linspace(0, width - side, frames).astype(int).tolist()
-    views = [photograph[top : top + side, left : left + side] for left in starts]
-    return torch.from_numpy(np.stack(views)).movedim(-1, 1)
 
 
 def _mb(size: int) -> str:

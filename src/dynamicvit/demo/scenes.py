@@ -10,15 +10,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynamicvit.data.samples import digits, photographs
 from dynamicvit.errors import InputError
-from dynamicvit.utils.optional import need
 
 IMAGE_SIZE = 96
 PATCH_SIZE = 8
@@ -165,14 +165,14 @@ class Scenes:
 
 
 @cache
-def _digits() -> Any:
-    return need("sklearn.datasets", "demo").load_digits()
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    return digits("demo")
 
 
 @cache
 def digit_indices(split: Split) -> np.ndarray:
     """Sorted indices of a split in scikit-learn's digits."""
-    labels = _digits().target
+    _, labels = _digits()
     shuffle = np.random.RandomState(0)
     chosen = []
     for label in range(NUM_CLASSES):
@@ -185,21 +185,21 @@ def digit_indices(split: Split) -> np.ndarray:
 @cache
 def digit_glyphs(split: Split) -> tuple[Tensor, Tensor]:
     """A split's digits as ink ``(D, 32, 32)`` in [0, 1], and their labels ``(D,)``."""
-    digits = _digits()
+    images, labels = _digits()
     chosen = digit_indices(split)
-    ink = torch.from_numpy(digits.images[chosen]).float()[:, None] / 16
+    ink = torch.from_numpy(images[chosen]).float()[:, None] / 16
     ink = F.interpolate(ink, size=(_CANVAS, _CANVAS), mode="bicubic", align_corners=False)
     ink = ((ink - 0.2) / 0.5).clamp(0, 1)  # sharpens enlarged strokes
-    return ink.squeeze(1), torch.from_numpy(digits.target[chosen]).long()
+    return ink.squeeze(1), torch.from_numpy(labels[chosen]).long()
 
 
 @cache
 def photograph_bands(split: Split) -> Tensor:
     """A split's part of each photograph ``(2, 3, H, W)`` in [0, 1]: the left two thirds train."""
-    photographs = need("sklearn.datasets", "demo").load_sample_images().images
-    photographs = torch.from_numpy(np.stack(photographs)).permute(0, 3, 1, 2)
-    border = photographs.shape[-1] * 2 // 3
-    left, right = photographs.tensor_split([border], dim=-1)
+    pixels = np.stack([np.asarray(picture) for picture in photographs("demo").values()])
+    pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    border = pixels.shape[-1] * 2 // 3
+    left, right = pixels.tensor_split([border], dim=-1)
     return (left if split == "train" else right).float() / 255
 
 

@@ -21,8 +21,8 @@ from dynamicvit.data import (
     frames_of,
 )
 from dynamicvit.data.order import spread
+from dynamicvit.data.samples import panned, photographs
 from dynamicvit.errors import InputError
-from dynamicvit.utils.optional import need
 
 #: Most images that a float32 file is checked on.
 MAX_IMAGES = 32
@@ -87,27 +87,20 @@ def sample_pictures(transform: Transform) -> Pictures:
         InputError: if scikit-learn is not installed.
     """
     crops, frames = [], getattr(getattr(transform, "sampling", None), "frames", None)
-    photographs = need("sklearn.datasets", "onnx").load_sample_images().images
-    for pixels in photographs:
-        photograph = Image.fromarray(pixels)
+    pictures = photographs("onnx")
+    for photograph in pictures.values():
         width, height = photograph.size
         x, y = width // 2, height // 2
         boxes = [(0, 0, width, height), (0, 0, x, y), (x, 0, width, y)]
         boxes += [(0, y, x, height), (x, y, width, height)]
         parts = [photograph.crop(box) for box in boxes]
-        crops += [transform(part if frames is None else _wander(part, frames)) for part in parts]
+        if frames is None:
+            crops += [transform(part) for part in parts]
+        else:
+            crops += [transform(torch.from_numpy(panned(part, frames))[None]) for part in parts]
     what = "crops" if frames is None else "clips"
-    origin = f"{len(crops)} {what} of scikit-learn's {len(photographs)} photographs"
+    origin = f"{len(crops)} {what} of scikit-learn's {len(pictures)} photographs"
     return Pictures(torch.stack(crops), origin)
-
-
-def _wander(picture: Image.Image, frames: int) -> Tensor:
-    """``(1, frames, 3, H, W)`` uint8: three quarters of a picture, further right in each frame."""
-    pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).movedim(-1, 0)
-    width = pixels.shape[2] * 3 // 4
-    room = pixels.shape[2] - width
-    starts = [round(room * index / max(1, frames - 1)) for index in range(frames)]
-    return torch.stack([pixels[:, :, start : start + width] for start in starts])[None]
 
 
 def own_pictures(data: ImageData, transform: Transform) -> Pictures:
