@@ -35,7 +35,8 @@ def test_a_window_moves_over_a_photograph() -> None:
     photograph = next(iter(photographs("demo").values()))
     pixels = np.asarray(photograph).transpose(2, 0, 1)
     clip = panned(photograph, 4)
-    assert clip.shape == (4, 3, 427, 480) and clip.dtype == np.uint8
+    assert clip.shape == (4, 3, 427, 480)
+    assert clip.dtype == np.uint8
     np.testing.assert_array_equal(clip[0], pixels[:, :, :480])
     np.testing.assert_array_equal(clip[-1], pixels[:, :, -480:])
 
