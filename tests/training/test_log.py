@@ -235,3 +235,12 @@ def test_held_out_images_have_a_panel_and_a_curve(tmp_path: Path) -> None:
     assert panel.lines[0].get_xydata().tolist() == [[3, 25], [5, 50]]
     assert ("held_out/top1", 0.25) in told.scalars()
     assert not any(name.startswith("held_out") for name, _ in FINE.scalars())
+
+
+def test_where_nothing_is_dropped_there_is_no_panel_of_kept_patches(tmp_path: Path) -> None:
+    dense = dataclasses.replace(
+        FINE, kept=(), kept_by_score=(), kept_at_inference=(), held_out={"top1": 0.5}
+    )
+    drawn = curves(read_log(write_log(tmp_path / "log.jsonl", dense)))
+    titles = [axes.get_title("left") for axes in drawn.axes if axes.get_visible()]
+    assert titles == ["losses", "gradient norm", "learning rate", "held-out top-1 (%)"]

@@ -201,7 +201,8 @@ def calibrated(model: DynamicViT, images: Tensor | Iterable[Tensor], cap: float 
     first = [model.first_blocks(batch) for batch in batches]
     found = sum(tokens.x.shape[0] for tokens in first)
     if found < LEAST_IMAGES:
-        raise InputError(f"calibration needs {LEAST_IMAGES} images or more, got {found}")
+        what = "clips" if len(first[0].grid) == 3 else "images"
+        raise InputError(f"calibration needs {LEAST_IMAGES} {what} or more, got {found}")
     schedule, patches = model.schedule, first[0].grid_size
     about = PerImage((), schedule.stages, schedule.policy, cap)
     for stage in range(len(schedule.stages)):

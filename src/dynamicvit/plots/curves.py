@@ -24,15 +24,21 @@ Step = Mapping[str, Any]
 def curves(steps: Sequence[Step]) -> Figure:
     """The figure of a log (:func:`~dynamicvit.training.log.read_log`) of at least one step."""
     evaluated = [step for step in steps if step.get("held_out")]
-    rows = 3 if evaluated else 2
+    dropping = bool(steps[0]["kept"])
+    panels = 3 + dropping + bool(evaluated)
+    rows = (panels + 1) // 2
     figure = style.figure(13, 3.5 * rows)
-    losses, kept, gradient, rates, *rest = figure.subplots(rows, 2, sharex=True).flat
-    if evaluated:
-        _held_out(rest[0], evaluated)
-        rest[1].set_visible(False)
+    places = list(figure.subplots(rows, 2, sharex=True).flat)
+    drawn, unused = places[:panels], places[panels:]
+    for axes in unused:
+        axes.set_visible(False)
+    places = iter(drawn)
     x = _means([step["step"] for step in steps])
+    losses = next(places)
     _losses(losses, x, steps)
-    _kept(kept, x, steps)
+    if dropping:
+        _kept(next(places), x, steps)
+    gradient, rates = next(places), next(places)
     _curve(gradient, x, _means([step["gradient_norm"] for step in steps]), color=style.INK)
     _dress(gradient, "gradient norm", scale="log")
     for name, color in zip(steps[0]["learning_rates"], cycle(style.SERIES), strict=False):
@@ -44,10 +50,12 @@ def curves(steps: Sequence[Step]) -> Figure:
         for place, step in enumerate(bad):
             label = f"steps skipped: {len(bad)}" if not place else None
             axes.axvline(step, color=style.ALARM, linewidth=1.0, alpha=0.5, label=label)
-    for axes in (rest[0] if evaluated else gradient, rates):
+    if evaluated:
+        _held_out(next(places), evaluated)
+    for axes in drawn[-2:]:  # below them is none
         style.dress(axes, x="step")
         axes.tick_params(labelbottom=True)
-    for axes in (losses, kept, gradient, rates):
+    for axes in drawn:
         if axes.get_legend_handles_labels()[0]:  # beside the axes, to cover no curve
             place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
             axes.legend(frameon=False, fontsize=style.SMALL, **place)
@@ -89,11 +97,11 @@ def _kept(axes: Axes, x: np.ndarray, steps: Sequence[Step]) -> None:
 
 
 def _held_out(axes: Axes, steps: Sequence[Step]) -> None:
-    """Accuracy on the held-out images at each evaluation."""
+    """Accuracy on what is held out, at each evaluation."""
     (name,) = steps[0]["held_out"]
     percent = [100 * step["held_out"][name] for step in steps]
     axes.plot([step["step"] for step in steps], percent, "o-", color=style.INK, markersize=4)
-    _dress(axes, f"held-out images: {MEASURES[name]} (%)")
+    _dress(axes, f"held-out {MEASURES[name]} (%)")
 
 
 def _dress(axes: Axes, title: str, scale: str = "linear") -> None:
