@@ -1,11 +1,11 @@
-"""How much of the MACs ratio the clock shows for clips, of VideoMAE-S's shape: docs/results.md.
+"""How much of the MACs ratio the clock shows for clips: docs/results.md.
 
 ::
 
-    python benchmarks/clips_clock.py [--macs 0.6 --macs 0.45] [--batch-size 1 --batch-size 4]
+    python benchmarks/clips_clock.py [--model runs/dense] [--macs 0.6 --macs 0.45] [--method tome]
 
-16 frames of 224 px are 1568 tokens, and attention's square makes dropping pay. Weights and clips
-are random, which no time depends on. The dense network and all methods are timed in turn.
+By default of VideoMAE-S's shape, whose 16 frames of 224 px are 1568 tokens, with random weights: no
+time depends on them. Clips are random too. The dense network and all methods are timed in turn.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from dynamicvit.costs import executed_macs
+from dynamicvit import load
+from dynamicvit.costs import DENSE, schedule_macs
 from dynamicvit.errors import UntrainedWarning
 from dynamicvit.evaluation.bench import time_in_turn
 from dynamicvit.methods import at_macs
 from dynamicvit.utils.optional import need
 
-METHODS = ("dynamicvit", "lookahead")
+METHODS = ["dynamicvit", "lookahead"]
 
 
 def videomae(frames: int = 16, size: int = 224) -> nn.Module:
@@ -40,12 +41,18 @@ def videomae(frames: int = 16, size: int = 224) -> nn.Module:
 
 @torch.inference_mode()
 def clock(
-    backbone: nn.Module, budgets: list[float], batches: list[int], threads: int, rounds: int
+    backbone: nn.Module,
+    methods: list[str],
+    budgets: list[float],
+    batches: list[int],
+    threads: int,
+    rounds: int,
 ) -> Table:
     """Milliseconds, and the share of the MACs ratio that they show; all methods merge.
 
     Args:
         backbone: of clips.
+        methods: their names.
         budgets: shares of its MACs.
         batches: clips in a batch.
         threads: of the processor.
@@ -54,12 +61,12 @@ def clock(
     models = {
         f"{name} {budget}": at_macs(name, backbone, budget, policy="merged").eval()
         for budget in budgets
-        for name in METHODS
+        for name in methods
     }
     dense = next(iter(models.values()))
     shape = dense.bound.input_shape(None)
-    macs = {"dense": executed_macs(backbone)}
-    macs |= {name: executed_macs(model) for name, model in models.items()}
+    macs = {"dense": schedule_macs(dense, DENSE)}
+    macs |= {name: schedule_macs(model, model.schedule) for name, model in models.items()}
     table = Table("clips", "", "GMACs", "ms a clip", "times as fast", "share of the MACs ratio")
     for batch in batches:
         clips = torch.randn(batch, *shape)
@@ -81,6 +88,8 @@ def clock(
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="The clock of clips.")
+    parser.add_argument("--model", help="saved folder")
+    parser.add_argument("--method", action="append")
     parser.add_argument("--macs", type=float, action="append")
     parser.add_argument("--batch-size", type=int, action="append")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -90,7 +99,8 @@ def main() -> None:
     warnings.simplefilter("ignore", UntrainedWarning)
     Console(width=100).print(
         clock(
-            videomae(),
+            videomae() if given.model is None else load(given.model).eval(),
+            given.method or METHODS,
             given.macs or [0.6, 0.45, 0.3],
             given.batch_size or [1, 4],
             given.threads,
