@@ -132,11 +132,10 @@ def sparsify(
         raise InputError(f"method {method} can't drop tokens by a schedule that is given")
     if per_image:
         check_compares_images(kind)
-    if kind in NETWORKS and isinstance(dense, DynamicViT):
-        raise InputError(f"method {method} copies a network; give that, not a model around it")
     if kind in NETWORKS:
         shares = Schedule.for_depth(len(bound.blocks), keep_ratio, stages)
-        return at_macs(method, model, shares.mean_kept(len(bound.blocks)), policy=policy)
+        network = dense if isinstance(dense, DynamicViT) else model
+        return at_macs(method, network, shares.mean_kept(len(bound.blocks)), policy=policy)
     if chosen is None:
         if not isinstance(keep_ratio, Sequence):
             own_schedules(method, bound, stages)

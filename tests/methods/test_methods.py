@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynamicvit import DynamicViT, InputError, Schedule, keep_ratio_for, sparsify
+from dynamicvit import (
+    DynamicViT,
+    InputError,
+    Schedule,
+    keep_ratio_for,
+    segmenter,
+    sparsify,
+)
 from dynamicvit.comparison import ABLATIONS, all_names, candidate_named
 from dynamicvit.core.networks import core_of
 from dynamicvit.costs import count_macs
@@ -43,6 +50,20 @@ class TestSparsify:
         model = sparsify(DEIT.backbone(), 0.6, method=name).eval()
         assert model(DEIT.images()).shape == (2, 7)
         assert all(isinstance(stage, METHODS[name]) for stage in model.predictors)
+
+    @each_method
+    @torch.no_grad()
+    def test_a_dense_model_is_as_good_as_its_network(self, name: str) -> None:
+        network, images = DEIT.backbone(), DEIT.images()
+        dense = DynamicViT(network, Schedule((), ()), [])
+        torch.manual_seed(0)  # of prediction modules
+        expected = sparsify(network, 0.6, method=name).eval()(images)
+        torch.manual_seed(0)
+        torch.testing.assert_close(sparsify(dense, 0.6, method=name).eval()(images), expected)
+
+    def test_a_smaller_network_is_no_segmenter(self) -> None:
+        with pytest.raises(InputError, match="narrow makes another network, and only of class"):
+            sparsify(segmenter(DEIT.backbone(), 3), 0.6, method="narrow")
 
     @each_method
     def test_a_keep_ratio_is_about_the_same_work(self, name: str) -> None:

@@ -41,7 +41,7 @@ def at_macs(
 
     Args:
         method: its name in :data:`~dynamicvit.methods.METHODS`.
-        backbone: a supported vision transformer, or a dense segmentation model; used as it is, not
+        backbone: a supported vision transformer, or a dense model around one; used as it is, not
             copied (but by "narrow" and "fewer-pixels").
         fraction: of its MACs, between 0 and 1.
         stages: block indices, for a method that has no stages of its own.
@@ -65,9 +65,9 @@ def at_macs(
             raise InputError(
                 f"policy 'bypassed' is for methods that drop tokens; {method} drops none"
             )
-        if dense is not None:
-            raise InputError(f"method {method} copies a network; give that, not a model around it")
-        return NETWORKS[kind](backbone, fraction)
+        if dense is not None and type(dense) is not DynamicViT:
+            raise InputError(f"method {method} makes another network, and only of classifiers")
+        return NETWORKS[kind](backbone if dense is None else dense.backbone, fraction)
     make = DynamicViT if dense is None else dense.like
     options = own_schedules(method, bound, stages)
     schedule = options[0] if options else kind.schedule(bound, 1.0, stages, policy)
