@@ -12,6 +12,7 @@ from dynamicvit.core.spatial import least_keep_ratio
 from dynamicvit.costs import Costs, costs_of
 from dynamicvit.errors import InputError
 from dynamicvit.methods import METHODS
+from dynamicvit.methods.budgets import NETWORKS
 from dynamicvit.sparsification import DEFAULT_KEEP_RATIO, DEFAULT_METHOD, sparsify
 
 #: The step of the budget, and its least.
@@ -19,7 +20,7 @@ STEP = 0.05
 
 
 class Choices:
-    """A model, and the methods that work untrained on its backbone.
+    """A model, and the methods that work untrained on its backbone, by dropping tokens of it.
 
     Args:
         model: whose method comes first. All share its weights.
@@ -39,7 +40,7 @@ class Choices:
         self._costs: dict[tuple[Any, ...], Costs] = {}
         dense = model.like(model.bound, Schedule((), ()))
         for name, method in METHODS.items():
-            if method.works_untrained and name not in self.models:
+            if method.works_untrained and method not in NETWORKS and name not in self.models:
                 try:
                     made = core_of(sparsify(dense, DEFAULT_KEEP_RATIO, method=name)).eval()
                 except InputError:  # not for this backbone
