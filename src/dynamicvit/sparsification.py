@@ -134,8 +134,7 @@ def sparsify(
         check_compares_images(kind)
     if kind in NETWORKS:
         shares = Schedule.for_depth(len(bound.blocks), keep_ratio, stages)
-        network = dense if isinstance(dense, DynamicViT) else model
-        return at_macs(method, network, shares.mean_kept(len(bound.blocks)), policy=policy)
+        return at_macs(method, dense, shares.mean_kept(len(bound.blocks)), policy=policy)
     if chosen is None:
         if not isinstance(keep_ratio, Sequence):
             own_schedules(method, bound, stages)

@@ -13,7 +13,7 @@ from dynamicvit.backbones import Backbone, backbone_for
 from dynamicvit.budgets import keep_ratio_for
 from dynamicvit.core.method import Method
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import core_of
+from dynamicvit.core.networks import backbone_of, core_of
 from dynamicvit.core.registry import method_named
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.core.spatial import method_for
@@ -67,7 +67,7 @@ def at_macs(
             )
         if dense is not None and type(dense) is not DynamicViT:
             raise InputError(f"method {method} makes another network, and only of classifiers")
-        return NETWORKS[kind](backbone if dense is None else dense.backbone, fraction)
+        return NETWORKS[kind](backbone_of(backbone), fraction)
     make = DynamicViT if dense is None else dense.like
     options = own_schedules(method, bound, stages)
     schedule = options[0] if options else kind.schedule(bound, 1.0, stages, policy)
