@@ -6,6 +6,7 @@ This file lies beside the package, not inside it: whatever imports a part of a p
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -102,6 +103,7 @@ class _Command(TyperCommand):
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """The context of the command itself."""
+        gc.disable()  # nothing is garbage yet, and looking for it takes a tenth of the time
         from dynamicvit.cli.command import Command, with_common_options
         from dynamicvit.cli.console import hide_bars_in_logs
 
@@ -109,6 +111,7 @@ class _Command(TyperCommand):
         module, function = self.target.split(":")
         app = typer.Typer(**_STYLE)
         called = getattr(import_module(f"dynamicvit.cli.{module}"), function)
+        gc.enable()
         app.command(self.name, cls=Command)(with_common_options(called))
         return typer.main.get_command(app).make_context(*args, **kwargs)
 

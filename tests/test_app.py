@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import socket
 import struct
@@ -16,7 +17,7 @@ from PIL import Image
 
 from clips import write_clip
 from dynamicvit import DynamicViT, count_macs, segmenter, sparsify
-from dynamicvit.app import Choices, Side, SideBySide, markup, side_by_side
+from dynamicvit.app import Choices, Side, SideBySide, markup, page, side_by_side
 from dynamicvit.app.inputs import CLIP_BYTES, IMAGE_BYTES, Inputs
 from dynamicvit.app.pictures import pictures_of
 from dynamicvit.data import Prediction
@@ -38,6 +39,23 @@ def png(path: Path, width: int, height: int) -> Path:
     start = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + start + struct.pack(">I", 9) + b"IDAT")
     return path
+
+
+def test_gradio_is_imported_without_its_stubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    file_of, met = inspect.getfile, []
+
+    def need(*about: str) -> None:
+        met.append(about)
+        with pytest.raises(OSError, match=r"^$"):
+            inspect.getfile(type("Button", (), {"__module__": "gradio.components"}))
+        assert inspect.getfile(Path) == file_of(Path)
+        raise InputError("none")
+
+    monkeypatch.setattr(page, "need", need)
+    with pytest.raises(InputError, match="none"):
+        page.gradio()
+    assert inspect.getfile is file_of
+    assert met == [("gradio", "app")]
 
 
 @torch.no_grad()

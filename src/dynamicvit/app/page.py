@@ -1,14 +1,11 @@
-"""The page: Gradio's, on this machine alone, without a request to any other."""
+"""The page, of Gradio's parts."""
 
 from __future__ import annotations
 
-import errno
-import os
+import inspect
 import re
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,18 +19,14 @@ from dynamicvit.app.inputs import Inputs
 from dynamicvit.app.pictures import pictures_of
 from dynamicvit.data.video.clip_sources import clip_endings
 from dynamicvit.errors import InputError
-from dynamicvit.utils.files import temporary_folder
 from dynamicvit.utils.optional import need
 
-#: Requests that wait at most, and pages whose input is remembered.
-QUEUE, PAGES = 32, 32
+#: Requests that wait at most.
+QUEUE = 32
 
 #: Seconds after which uploads are deleted, and from one look to the next. Not at once: the same
 #: file of two users is one file, for which the second may still wait in the queue.
 _AGE, _EVERY = 120, 30
-
-#: The browser itself then asks no other machine for anything.
-_POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'"
 
 _KEEP_RATIO, _SCHEDULE = "keep ratio", "tuned schedule"
 
@@ -100,7 +93,7 @@ def build(page: Page, frontier: Path | None = None) -> Any:
     Raises:
         InputError: if Gradio is missing.
     """
-    gr: Any = need("gradio", "app")
+    gr = gradio()
     choices, inputs = page.choices, page.inputs
     bundled = inputs.bundled()
     budget = _KEEP_RATIO if choices.schedule is None else _SCHEDULE
@@ -156,9 +149,10 @@ def build(page: Page, frontier: Path | None = None) -> Any:
                     )
         how = [method, slider, fixed]
         shown = [message, result]
-        message.value, result.value = page.change(
-            bundled[0].tensor, choices.own, choices.keep_ratio, budget
-        )
+
+        @cache  # of the page, not of each that loads it
+        def first() -> tuple[Any, Any]:
+            return page.change(bundled[0].tensor, choices.own, choices.keep_ratio, budget)
 
         def take(method: str, keep_ratio: float, budget: str, chosen: Any) -> tuple[Any, ...]:
             found = bundled[chosen.index].tensor
@@ -168,6 +162,7 @@ def build(page: Page, frontier: Path | None = None) -> Any:
 
         # One at a time: another run beside it would slow it.
         one = {"concurrency_limit": 1, "concurrency_id": "model"}
+        blocks.load(first, None, shown, show_progress="minimal", api_visibility="private", **one)
         file.upload(page.upload, [file, *how], [tensor, *shown, file], api_name="upload", **one)
         gallery.select(take, how, [tensor, *shown], api_visibility="private", **one)
         for control, public in ((slider, True), (method, False), (fixed, False)):
@@ -184,115 +179,27 @@ def build(page: Page, frontier: Path | None = None) -> Any:
     return blocks.queue(max_size=QUEUE, default_concurrency_limit=1)
 
 
-@contextmanager
-def serving(
-    page: Page, host: str = "127.0.0.1", port: int = 7860, frontier: Path | None = None
-) -> Iterator[str]:
-    """Serve the page meanwhile; yields its address. Files that were uploaded are deleted.
+def gradio() -> Any:
+    """Gradio, imported without writing stubs.
 
-    Args:
-        page: what it does.
-        host: address to listen on; others than this machine see the page unless it is a loopback.
-        port: 0 takes any that is free.
-        frontier: as for :func:`build`.
+    It writes one beside each of its sources at every import, but for a class without a file: most
+    of the time that its import takes, and a change to what is installed.
 
     Raises:
-        InputError: for a host or port that can't be listened on, or if Gradio is missing.
+        InputError: if it is missing.
     """
-    port = _free(host, port)
-    with temporary_folder() as folder, _settings(folder, host):
-        gr: Any = need("gradio", "app")
-        from starlette.middleware import Middleware
+    file_of = inspect.getfile
 
-        blocks = build(page, frontier)
-        try:
-            _, url, _ = blocks.launch(
-                server_name=host,
-                server_port=port,
-                share=False,
-                inbrowser=False,
-                prevent_thread_lock=True,
-                quiet=True,
-                show_error=False,
-                max_file_size=page.inputs.most_bytes,
-                state_session_capacity=PAGES,
-                ssr_mode=False,
-                mcp_server=False,
-                pwa=False,
-                run_history=False,
-                enable_monitoring=False,
-                footer_links=[],
-                theme=gr.themes.Default(primary_hue="teal", font=["system-ui", "sans-serif"]),
-                css=markup.STYLE,
-                app_kwargs={"middleware": [Middleware(_NothingFetched)]},
-            )
-        except OSError as error:
-            raise InputError(f"--host {host} --port {port} can't be served ({error})") from error
-        try:
-            yield url
-        finally:
-            blocks.close(verbose=False)
+    def no_file(thing: Any) -> str:
+        if (getattr(thing, "__module__", None) or "").startswith("gradio."):
+            raise OSError
+        return file_of(thing)
 
-
-@contextmanager
-def _settings(folder: Path, host: str) -> Iterator[None]:
-    """Gradio's settings that are in the environment: where uploads lie, nothing said to anybody."""
-    own = f"127.0.0.1,localhost,{host}"  # Gradio asks its own server whether it is up
-    settings = {
-        "GRADIO_TEMP_DIR": str(folder),
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        "NO_PROXY": own,
-        "no_proxy": own,
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
+    inspect.getfile = no_file
     try:
-        yield
+        return need("gradio", "app")
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _free(host: str, port: int) -> int:
-    """The port, if it can be listened on; any that is free for 0.
-
-    Raises:
-        InputError: if it can't be.
-    """
-    try:
-        kind, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(kind, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
-            return probe.getsockname()[1]
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise InputError(f"--port {port} is in use: give another, or 0 for any") from error
-        raise InputError(f"--host {host} --port {port}: {error.strerror or error}") from error
-
-
-class _NothingFetched:
-    """Lets neither the page nor the server fetch from other machines.
-
-    Args:
-        app: the server.
-    """
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request."""
-
-        async def with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                policy = (b"content-security-policy", _POLICY)
-                message["headers"] = [*message.get("headers", ()), policy]
-            await send(message)
-
-        if re.search(r"/(file|proxy)=\w+:", scope.get("path", "")):
-            scope = {**scope, "path": "/none", "raw_path": b"/none"}
-        await self.app(scope, receive, with_policy)
+        inspect.getfile = file_of
 
 
 def _drop(gr: Any, **look: Any) -> Any:

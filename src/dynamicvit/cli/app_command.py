@@ -14,7 +14,8 @@ from rich.console import Console
 
 from dynamicvit.app import Choices
 from dynamicvit.app.inputs import Inputs
-from dynamicvit.app.page import Page, serving
+from dynamicvit.app.page import Page
+from dynamicvit.app.server import serving
 from dynamicvit.checkpoints.loading import set_image_size
 from dynamicvit.cli.console import StoppedError, say
 from dynamicvit.cli.inference import load_at_budget, say_if_untrained

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from math import exp, log, prod
 
 import torch
@@ -67,22 +68,7 @@ class DiffRate(ClassAttention):
 
         Those of other depths are read at the same share of the depth.
         """
-        depth, num_patches = len(bound.blocks), prod(bound.grid(*bound.image_size))
-        places = {i: i * 12 / depth - 1 for i in range(1, depth)}  # in RATES
-        stages = tuple(i for i, place in places.items() if place > 0)
-        if not stages:
-            raise InputError(f"{cls.name} needs a network of 2 blocks or more, got {depth}")
-        dense = (0.0,) * len(RATES[0])
-        logs = [dense, *(tuple(log((left - 1) / 196) for left in rates) for rates in RATES)]
-        options: dict[Schedule, None] = {}
-        for step in range(STEPS * (len(logs) - 1) * 2 + 1):
-            level, held, kept = step / STEPS, num_patches, []
-            for stage in stages:
-                share = exp(_between(_level(logs, level), places[stage]))
-                held = min(held, max(1, round(num_patches * share)))
-                kept.append(held)
-            options[Schedule(stages, tuple(count / num_patches for count in kept))] = None
-        return list(options)
+        return _schedules(len(bound.blocks), prod(bound.grid(*bound.image_size)))
 
     def absorb(
         self,
@@ -104,6 +90,25 @@ class DiffRate(ClassAttention):
         return join(
             replace(tokens, size=size), dropped * ~pruned, host, weight=torch.ones_like(size)
         )
+
+
+@lru_cache
+def _schedules(depth: int, num_patches: int) -> tuple[Schedule, ...]:
+    places = {i: i * 12 / depth - 1 for i in range(1, depth)}  # in RATES
+    stages = tuple(i for i, place in places.items() if place > 0)
+    if not stages:
+        raise InputError(f"diffrate needs a network of 2 blocks or more, got {depth}")
+    dense = (0.0,) * len(RATES[0])
+    logs = [dense, *(tuple(log((left - 1) / 196) for left in rates) for rates in RATES)]
+    options: dict[Schedule, None] = {}
+    for step in range(STEPS * (len(logs) - 1) * 2 + 1):
+        level, held, kept = step / STEPS, num_patches, []
+        for stage in stages:
+            share = exp(_between(_level(logs, level), places[stage]))
+            held = min(held, max(1, round(num_patches * share)))
+            kept.append(held)
+        options[Schedule(stages, tuple(count / num_patches for count in kept))] = None
+    return tuple(options)
 
 
 def _level(logs: Sequence[Sequence[float]], level: float) -> Sequence[float]:

@@ -12,6 +12,7 @@ the tokens, a larger one at the first stages.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -74,18 +75,7 @@ class LookAhead(Combination):
         first = max(1, depth // FIRST)
         if bound.frames is not None:
             first = int(cls(bound).looks_back)  # nothing is behind block 0
-        stages = tuple(range(first, depth))
-        if not stages:
-            raise InputError("lookahead needs a network of 2 blocks or more, got 1")
-        options: dict[Schedule, None] = {}
-        for step in range(STEPS, 0, -1):
-            held, kept = num_patches, []
-            for stage in range(1, len(stages) + 1):
-                share = (step / STEPS) ** ((stage / len(stages)) ** BEND)
-                held = min(held, max(1, round(num_patches * share), held - held // 2))
-                kept.append(held)
-            options[Schedule(stages, tuple(count / num_patches for count in kept))] = None
-        return list(options)
+        return _schedules(tuple(range(first, depth)), num_patches)
 
     def combine(self, tokens: Tokens, count: int) -> Tokens:
         """The tokens after the pairs by which least is missed have merged.
@@ -124,6 +114,21 @@ class LookAhead(Combination):
             products = products if size is None else products + size.log()[:, None]
             share = products.softmax(dim=-1).mean(dim=1)[:, tokens.num_prefix :]
         return share.clamp(min=torch.finfo(share.dtype).tiny)
+
+
+@lru_cache
+def _schedules(stages: tuple[int, ...], num_patches: int) -> tuple[Schedule, ...]:
+    if not stages:
+        raise InputError("lookahead needs a network of 2 blocks or more, got 1")
+    options: dict[Schedule, None] = {}
+    for step in range(STEPS, 0, -1):
+        held, kept = num_patches, []
+        for stage in range(1, len(stages) + 1):
+            share = (step / STEPS) ** ((stage / len(stages)) ** BEND)
+            held = min(held, max(1, round(num_patches * share), held - held // 2))
+            kept.append(held)
+        options[Schedule(stages, tuple(count / num_patches for count in kept))] = None
+    return tuple(options)
 
 
 def _order(tokens: Tokens) -> Tensor | None:

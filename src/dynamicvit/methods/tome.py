@@ -8,6 +8,7 @@ before, where they merge inside each block there, between attention and MLP.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 
 from dynamicvit.backbones import Backbone
@@ -37,19 +38,15 @@ class TokenMerging(Combination):
     looks_back = True
 
     @classmethod
-    def schedules(cls, bound: Backbone) -> list[Schedule]:
+    def schedules(cls, bound: Backbone) -> Sequence[Schedule]:
         """A stage before every block but the first, at each as many merged while there are enough.
 
         The number varies by one from block to block, so that any budget is met; a stage that has
         fewer merges half of what it has. From dense on down.
         """
-        stages = range(1, len(bound.blocks))
-        if not stages:
+        if len(bound.blocks) < 2:
             raise InputError(f"{cls.name} needs a network of 2 blocks or more, got 1")
-        num_patches = prod(bound.grid(*bound.image_size))
-        # Every total that can be told apart, up to half of all tokens each time.
-        totals = range(num_patches // 2 * len(stages) + 1)
-        return list(dict.fromkeys(_merged(num_patches, stages, n / len(stages)) for n in totals))
+        return _schedules(range(1, len(bound.blocks)), prod(bound.grid(*bound.image_size)))
 
     def combine(self, tokens: Tokens, count: int) -> Tokens:
         """The tokens after the most alike pairs have merged, in rounds of at most half of them."""
@@ -59,6 +56,13 @@ class TokenMerging(Combination):
                 features = tokens.heads.key.mean(dim=1)[:, tokens.num_prefix :]
             tokens = merge(tokens, *match(cosines(features, bipartite=True), number))
         return tokens
+
+
+@lru_cache
+def _schedules(stages: range, num_patches: int) -> tuple[Schedule, ...]:
+    # Every total that can be told apart, up to half of all tokens each time.
+    totals = range(num_patches // 2 * len(stages) + 1)
+    return tuple(dict.fromkeys(_merged(num_patches, stages, n / len(stages)) for n in totals))
 
 
 def _merged(num_patches: int, stages: Sequence[int], each: float) -> Schedule:
