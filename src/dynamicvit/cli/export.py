@@ -42,7 +42,7 @@ from dynamicvit.runtimes import (
     is_exported,
 )
 from dynamicvit.runtimes import export as export_model
-from dynamicvit.utils.words import percent
+from dynamicvit.utils.words import inputs_called, percent
 
 _FILE, _INT8 = "File", "Int8"
 
@@ -216,7 +216,7 @@ def _lines(made: Exported) -> list[str]:
         return lines
     found = made.agreement
     assert found is not None
-    what = "images" if made.description.frames is None else "clips"
+    what = inputs_called(made.description.frames)
     answers = "pixels have the class that is" if made.description.map_size else "answers are"
     lines = [
         f"int8, calibrated on {made.calibrated_on}",

@@ -41,11 +41,12 @@ from dynamicvit.cli.options import (
     parse_image_size,
     use_threads,
 )
+from dynamicvit.core.networks import bound_of
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes import PRECISIONS, RUNTIMES, ExportMismatchError, is_exported
 from dynamicvit.tuning import Target, Tuned, tune
 from dynamicvit.tuning.tuner import PICTURE, RECORD, SCHEDULE, trained_or_lookahead
-from dynamicvit.utils.words import percent
+from dynamicvit.utils.words import inputs_called, percent
 
 _TARGET = "Target: give one"
 
@@ -184,13 +185,13 @@ def tune_command(
     except ExportMismatchError as error:
         print_error(f"{name} can't be timed as a file: {error}")
         raise typer.Exit(1) from None
-    _print(console, found)
+    _print(console, found, inputs_called(bound_of(model).frames))
     say(console, f"saved {output / SCHEDULE}, {output / PICTURE}")
     say(console, f"use it: dynamicvit eval DATA --model MODEL --schedule {output / SCHEDULE}")
     write_json(json_file, {"model": name or released, **found.as_numbers()})
 
 
-def _print(console: Console, found: Tuned) -> None:
+def _print(console: Console, found: Tuned, what: str) -> None:
     table = Table("schedule", box=None, pad_edge=False)
     for title in ("of dense", "KL", "agreement", "kept"):
         table.add_column(title, justify="left" if title == "kept" else "right")
@@ -208,7 +209,7 @@ def _print(console: Console, found: Tuned) -> None:
     earlier = f", {remembered} by earlier runs" if remembered else ""
     say(
         console,
-        f"on {decided} images that had no part in the search, which had {searched} and ran "
+        f"on {decided} {what} that had no part in the search, which had {searched} and ran "
         f"{ran} schedules{earlier}",
     )
     for line in found.in_words():

@@ -24,6 +24,7 @@ from dynamicvit.core.registry import METHODS
 from dynamicvit.core.schedule import Policy, Schedule
 from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens
+from dynamicvit.utils.words import inputs_called
 
 if TYPE_CHECKING:
     from dynamicvit.core.model import DynamicViT
@@ -201,7 +202,7 @@ def calibrated(model: DynamicViT, images: Tensor | Iterable[Tensor], cap: float 
     first = [model.first_blocks(batch) for batch in batches]
     found = sum(tokens.x.shape[0] for tokens in first)
     if found < LEAST_IMAGES:
-        what = "clips" if len(first[0].grid) == 3 else "images"
+        what = inputs_called(model.bound.frames)
         raise InputError(f"calibration needs {LEAST_IMAGES} {what} or more, got {found}")
     schedule, patches = model.schedule, first[0].grid_size
     about = PerImage((), schedule.stages, schedule.policy, cap)

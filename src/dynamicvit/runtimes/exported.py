@@ -14,7 +14,7 @@ from dynamicvit.core.schedule import Schedule
 from dynamicvit.core.segmenter import Labels
 from dynamicvit.errors import InputError
 from dynamicvit.runtimes.description import Description
-from dynamicvit.utils.words import first_line
+from dynamicvit.utils.words import first_line, inputs_called
 
 Runner = Callable[[Tensor], Sequence[Tensor]]
 """From images ``(B, channels, height, width)``, or clips, float32, contiguous, on the CPU, to the
@@ -70,7 +70,7 @@ class ExportedModel(nn.Module):
         size = self.input_shape
         if tuple(images.shape[1:]) != size or not len(images):
             wanted = ", ".join(map(str, size))
-            what = "images" if self.frames is None else "clips"
+            what = inputs_called(self.frames)
             raise InputError(f"{what} of shape {tuple(images.shape)}: give (batch, {wanted})")
         batches = images.detach().float().cpu().split(self.description.batch or len(images))
         parts = zip(*(self._pad_and_run(batch) for batch in batches), strict=True)

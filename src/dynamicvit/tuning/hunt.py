@@ -15,7 +15,7 @@ from dynamicvit.tuning.result import CLOSE, Tried, Tuned
 from dynamicvit.tuning.search import Search
 from dynamicvit.tuning.space import Counts, Shape, Space
 from dynamicvit.tuning.targets import Target
-from dynamicvit.utils.words import percent
+from dynamicvit.utils.words import inputs_called, percent
 
 #: Costs of the frontier's other points, as shares of the target's.
 _AROUND = (0.75, 0.87, 1.15, 1.3)
@@ -83,7 +83,8 @@ class Hunt:
         if self.target.kind == "max_drop":
             limit = min(self._cheapest(self._at(shape)), self._cheapest(self._own))
             own = self._own(limit)
-        self.tell("comparing on the images that had no part in the search")
+        what = inputs_called(self.model.bound.frames)
+        self.tell(f"comparing on the {what} that had no part in the search")
         return self._decided(limit, shape, three)
 
     @property

@@ -24,7 +24,7 @@ from dynamicvit.tuning.space import Counts, Space
 from dynamicvit.utils.fields import MOST_NUMBER, number, read_json
 from dynamicvit.utils.files import write_text
 from dynamicvit.utils.outputs import WRITER
-from dynamicvit.utils.words import shortened
+from dynamicvit.utils.words import inputs_called, shortened
 
 Part = Literal["few", "search", "held-out", "all"]
 """Which images: some of those searched with, all of these, those that decide in the end, or all."""
@@ -244,29 +244,30 @@ def read_images(
     Raises:
         InputError: for fewer than :data:`LEAST_IMAGES` images, or tensors of another size.
     """
+    what = inputs_called(model.bound.frames)
     if isinstance(source, Tensor):
         wanted = model.bound.input_shape(image_size)
         if tuple(source.shape[1:]) != wanted:
             raise InputError(
-                f"images must be (batch, {', '.join(map(str, wanted))}), got {tuple(source.shape)}"
+                f"{what} must be (batch, {', '.join(map(str, wanted))}), got {tuple(source.shape)}"
             )
-        _check_number(len(source))
+        _check_number(len(source), what)
         digest = f"{tuple(source.shape)} {float(source.double().sum()):.6g}"
         return source.to(next(model.parameters()).device), digest
     data = source if isinstance(source, ImageData) else unlabeled_images(source)
     if not segments(model):
         data = taken_by(model, data)
-    _check_number(len(data))
-    _check_number(count)
+    _check_number(len(data), what)
+    _check_number(count, what)
     chosen = np.random.default_rng(seed).permutation(len(data))[:count]
     digest = f"{len(chosen)} of {images_digest([data])[:16]}, {image_size}, crop {crop_pct}"
     prepared = data.for_evaluation(model, image_size, crop_pct)
     loader = Loader(prepared.subset(chosen), _BATCH, num_workers=workers)
     images = torch.cat([batch.images for batch in loader])
-    _check_number(len(images))
+    _check_number(len(images), what)
     return images.to(next(model.parameters()).device), digest
 
 
-def _check_number(count: int) -> None:
+def _check_number(count: int, what: str) -> None:
     if count < LEAST_IMAGES:
-        raise InputError(f"{count} images are too few to tune on: give at least {LEAST_IMAGES}")
+        raise InputError(f"{count} {what} are too few to tune on: give at least {LEAST_IMAGES}")

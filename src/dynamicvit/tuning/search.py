@@ -83,9 +83,7 @@ class Search:
                 if tried < score:
                     best, score = shape, tried
                     bend, first, stride = form["bend"], int(form["first"]), int(form["stride"])
-            self.tell(
-                f"{name} {', '.join(f'{v:g}' for v in values)}: KL {score:.4f} on a few images"
-            )
+            self.tell(f"{name} {', '.join(f'{v:g}' for v in values)}: KL {score:.4f} on a few")
         return best
 
     def _moved(self, best: Shape) -> Shape:
@@ -95,7 +93,7 @@ class Search:
         and the best of that and of the single moves is where it goes on.
         """
         step, score = STEP, self._of(best, "search")
-        self.tell(f"now on all images to search with: KL {score:.4f}")
+        self.tell(f"now on all to search with: KL {score:.4f}")
         while step >= LEAST_STEP and self.ran < self.most:
             least = 0.3 / len(best)  # what a part without drops is raised from
             raised = [

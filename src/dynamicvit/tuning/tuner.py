@@ -27,6 +27,7 @@ from dynamicvit.tuning.judge import settings_of as identity_of
 from dynamicvit.tuning.result import Tuned
 from dynamicvit.tuning.space import Space
 from dynamicvit.tuning.targets import Target
+from dynamicvit.utils.words import inputs_called
 
 #: The files in an output folder.
 RECORD, SCHEDULE, PICTURE = "tried.json", "schedule.json", "frontier.png"
@@ -115,7 +116,8 @@ def tune(
     )
     if target.kind == "max_drop" and target.value * len(pictures) < 100:
         raise InputError(
-            f"{len(pictures)} images are too few to see {target.value:g} points: one of them is "
+            f"{len(pictures)} {inputs_called(core.bound.frames)} are too few to see "
+            f"{target.value:g} points: one of them is "
             f"{100 / len(pictures):.2g}"
         )
     folder = None if output is None else Path(output)

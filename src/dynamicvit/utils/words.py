@@ -35,6 +35,11 @@ def first_line(error: BaseException, limit: int = 200) -> str:
     return f"{sentences}." if stop else f"{line[:limit].rpartition(' ')[0] or line[:limit]}…"
 
 
+def inputs_called(frames: int | None) -> str:
+    """What a network of clips of so many frames takes, or of images for ``None``."""
+    return "images" if frames is None else "clips"
+
+
 def percent(share: float, digits: int = 1) -> str:
     """A fraction in percent: ``"97.2 %"``."""
     return f"{100 * share:.{digits}f} %"

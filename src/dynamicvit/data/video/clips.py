@@ -26,6 +26,7 @@ from dynamicvit.data.video.clip_transforms import (
 from dynamicvit.data.video.reading import VideoFile
 from dynamicvit.data.video.sampling import Sampling
 from dynamicvit.errors import InputError
+from dynamicvit.utils.words import inputs_called
 
 UNIFORM = Sampling(16)
 
@@ -201,6 +202,5 @@ def check_data(model: nn.Module, data: ImageData) -> None:
     if given == frames or _says(model) is None:
         return
     takes = "images" if frames is None else f"clips of {frames} frames"
-    gets = "images" if given is None else "clips"
-    gets = f"clips of {given} frames" if frames and given else gets
+    gets = f"clips of {given} frames" if frames and given else inputs_called(given)
     raise InputError(f"the model takes {takes}; {data.root} gives {gets}")
