@@ -12,7 +12,7 @@ from dynamicvit import DynamicViT, InputError, Schedule
 from dynamicvit.backbones import backbone_for
 from dynamicvit.core.combination import match, merge
 from dynamicvit.core.losses import token_loss
-from dynamicvit.core.merging import cosines
+from dynamicvit.core.merging import cosines, halves
 from dynamicvit.core.teacher import ask, dense_teacher
 from dynamicvit.costs import DENSE, count_macs, schedule_macs
 from dynamicvit.layers.attention import proportional, softmax_attention
@@ -101,7 +101,7 @@ class TestTokenMerging:
         key[0, 4] = 3 * key[0, 7]  # alike in direction, whatever their lengths
         key[0, 0] *= 100  # long, and so large in every product
         key[0, 2] = key[0, 7] + 0.01 * torch.randn(16)
-        leaving, into = match(cosines(key, bipartite=True), 2)
+        leaving, into = match(cosines(*halves(key)), 2)
         assert sorted(leaving[0].tolist()) == [2, 4]
         assert into.tolist() == [[7, 7]]
 

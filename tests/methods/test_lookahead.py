@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynamicvit import DynamicViT, Schedule, count_macs, sparsify
 from dynamicvit.backbones import backbone_for
 from dynamicvit.core.combination import match, merge
-from dynamicvit.core.merging import cosines
+from dynamicvit.core.merging import cosines, halves
 from dynamicvit.costs import schedule_macs
 from dynamicvit.layers.tokens import Tokens
 from dynamicvit.methods import LookAhead, at_macs
@@ -100,7 +100,7 @@ class TestWhoMerges:
     def test_a_merged_token_is_as_long_as_its_patches(self) -> None:
         torch.manual_seed(0)
         tokens = Tokens(torch.randn(2, 13, 4), 1, (3, 4))
-        pairs = match(cosines(tokens.patches, bipartite=True), 5)
+        pairs = match(cosines(*halves(tokens.patches)), 5)
         long, mean = merge(tokens, *pairs, keep_length=True), merge(tokens, *pairs)
         assert_agree(torch.cosine_similarity(long.patches, mean.patches, dim=-1), torch.ones(2, 7))
         for image in range(2):

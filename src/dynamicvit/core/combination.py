@@ -113,29 +113,34 @@ def merge(
     place = ((1 - gone).cumsum(dim=1) - 1).long()  # of the kept ones among themselves
     host = place.gather(1, into)
 
-    def summed(values: Tensor) -> Tensor:
-        """``(B, K)``: of each kept token and all that become part of it."""
-        theirs = values.gather(1, merging)[..., None]
-        return added(values.gather(1, kept)[..., None], host, theirs)[..., 0]
-
-    after = replace(tokens, size=None, groups=None).keep(kept)
     weight = size if weight is None else weight
-    total = summed(weight)
-    share = (weight.gather(1, merging) / total.gather(1, host))[..., None]
+    theirs, own = weight.gather(1, merging), weight.gather(1, into)
+    leaving, hosts = (
+        rows_of(tokens.x, rows + tokens.num_prefix).to(weight.dtype) for rows in (merging, into)
+    )
+    # Sums over all that join one host, where the first of them stands: among the few that merge.
+    here = here[: merging.shape[1]]
+    alike = into[:, :, None] == into[:, None, :]
+    first = torch.where(alike, here, merging.shape[1]).amin(dim=2)
+
+    def summed(rows: Tensor) -> Tensor:
+        """``(B, R, C)``, zeros where another stands for them."""
+        return added(torch.zeros_like(rows), first, rows)
+
+    total = own + summed(theirs[..., None])[..., 0].gather(1, first)
+    share = (theirs / total)[..., None]
     # By differences: a token is not rounded where nothing joins it, nor where equal ones do.
-    before = after.patches.to(share.dtype)
-    leaving = rows_of(tokens.x, merging + tokens.num_prefix).to(share.dtype)
-    there = rows_of(after.x, host + tokens.num_prefix).to(share.dtype)
-    joined = added(before, host, share * (leaving - there))
+    mean = hosts + summed(share * (leaving - hosts))
     if keep_length:
-        longer = lengths(leaving) - lengths(there)
-        length = added(lengths(before), host, share * longer)
-        joined = joined * (length / lengths(joined).clamp(min=1e-6))
-    prefix = after.x[:, : tokens.num_prefix]
+        length = lengths(hosts) + summed(share * (lengths(leaving) - lengths(hosts)))
+        mean = mean * (length / lengths(mean).clamp(min=1e-6))
+    after = replace(tokens, size=None, groups=None).keep(kept)
+    joined = added(after.x.to(mean.dtype), host + tokens.num_prefix, mean - hosts)
+    whole = added(size.gather(1, kept)[..., None], host, size.gather(1, merging)[..., None])
     return replace(
         after,
-        x=torch.cat([prefix, joined.to(prefix.dtype)], dim=1),
-        size=(total if weight is size else summed(size)).detach(),
+        x=joined.to(after.x.dtype),
+        size=whole[..., 0].detach(),
         groups=regroup(tokens.membership(), place.scatter(1, merging, host)),
     )
 

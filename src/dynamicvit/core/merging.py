@@ -14,7 +14,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dynamicvit.layers.tokens import Tokens, flat_rows, regroup
@@ -31,30 +30,35 @@ LEAST_ODDS = 1e-2
 
 def likeness(tokens: Tokens) -> Tensor:
     """``(B, M, M)``: cosine of the angle between any two patch tokens. Without gradient."""
-    return cosines(tokens.patches)
+    return cosines(tokens.patches, tokens.patches)
 
 
-def cosines(features: Tensor, bipartite: bool = False) -> Tensor:
-    """Cosine of the angle between any two rows. Without gradient.
+def cosines(some: Tensor, others: Tensor) -> Tensor:
+    """Cosine of the angle between any of some rows and any of others. Without gradient.
 
     In float32 at least, under autocast too: half precision can't tell near cosines apart.
 
     Args:
-        features: ``(B, M, D)``.
-        bipartite: only of rows at even positions with those at odd ones.
+        some: ``(B, M, D)``.
+        others: ``(B, L, D)``.
 
     Returns:
-        ``(B, M, M)``, or ``(B, ⌈M/2⌉, ⌊M/2⌋)``.
+        ``(B, M, L)``.
     """
-    features = features.detach()
-    wide = torch.promote_types(features.dtype, torch.float32)
-    device = features.device.type
+    wide = torch.promote_types(some.dtype, torch.float32)
+    some, others = some.detach().to(wide), others.detach().to(wide)
+    device = some.device.type
     # Not entered without need: exporters write down contexts, and the meta device has none.
-    rounds = not features.is_meta and torch.is_autocast_enabled(device)
+    rounds = not some.is_meta and torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if rounds else nullcontext():
-        direction = F.normalize(features.to(wide), dim=-1)
-        some, others = (direction[:, ::2], direction[:, 1::2]) if bipartite else (direction,) * 2
-        return some @ others.transpose(1, 2)
+        products = some @ others.transpose(1, 2)
+    length, other = (rows.norm(dim=-1).clamp(min=1e-12) for rows in (some, others))
+    return products / (length[:, :, None] * other[:, None])
+
+
+def halves(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Of ``(B, M, ...)`` those at even positions, ⌈M/2⌉, and those at odd ones."""
+    return values[:, ::2], values[:, 1::2]
 
 
 def discounted(keep_scores: Tensor, alike: Tensor, kept: Tensor | None = None) -> Tensor:

@@ -196,9 +196,10 @@ def first_products(
     Returns:
         ``(B, H, T)``, divided by √D.
     """
-    asked = F.linear(x[:, :1], query, query_bias).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    asked = F.linear(x[:, 0], query, query_bias).unflatten(-1, (num_heads, -1)).transpose(0, 1)
     asked = asked * asked.shape[-1] ** -0.5
-    asked = (asked @ key.unflatten(0, (num_heads, -1)).to(asked.dtype))[:, :, 0]
+    # Head by head, with the batch as rows: the keys' weights are not copied for every image.
+    asked = (asked @ key.unflatten(0, (num_heads, -1)).to(asked.dtype)).transpose(0, 1)
     return asked @ x.transpose(1, 2).to(asked.dtype)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dynamicvit.backbones import Backbone
 from dynamicvit.core.combination import Combination, match, merge, merged_at_once
-from dynamicvit.core.merging import cosines, sizes_of
+from dynamicvit.core.merging import cosines, halves, sizes_of
 from dynamicvit.core.registry import register_method
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
@@ -88,14 +88,14 @@ class LookAhead(Combination):
 
     def _round(self, tokens: Tokens, number: int) -> Tokens:
         """The tokens after so many pairs have merged."""
-        features, share, order = tokens.patches, self._share(tokens), _order(tokens)
-        worth = weight = None
+        share, order = self._share(tokens), _order(tokens)
+        features, worth, weight = halves(tokens.patches), None, None
         if share is not None:
             worth, weight = share.log(), (share * sizes_of(tokens)).sqrt()
         if order is not None:
-            features = rows_of(features, order)
+            features = [rows_of(tokens.x, half + tokens.num_prefix) for half in halves(order)]
             worth = None if worth is None else worth.gather(1, order)
-        pairs = match(cosines(features, bipartite=True), number, worth)
+        pairs = match(cosines(*features), number, worth)
         if order is not None:
             pairs = order.gather(1, pairs[0]), order.gather(1, pairs[1])
         return merge(tokens, *pairs, keep_length=True, weight=weight)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dynamicvit.backbones import Backbone
 from dynamicvit.core.combination import merge, merged_at_once
-from dynamicvit.core.merging import cosines, sizes_of
+from dynamicvit.core.merging import cosines, halves, sizes_of
 from dynamicvit.core.registry import register_method
 from dynamicvit.layers.attention import proportional
 from dynamicvit.layers.tokens import Tokens, top_k
@@ -60,7 +60,7 @@ class MCTF(TokenMerging):
             cost = received.log() * INFORMATIVENESS
             if tokens.size is not None:
                 cost = cost + tokens.size.log() * SIZE
-            near = (1 + cosines(tokens.patches, bipartite=True)).clamp(min=1e-6) / 2
+            near = (1 + cosines(*halves(tokens.patches))).clamp(min=1e-6) / 2
             attraction = SIMILARITY * near.log() - cost[:, ::2, None] - cost[:, None, 1::2]
             pairs = match_both_ways(attraction, number)
             tokens = merge(tokens, *pairs, weight=received * sizes_of(tokens))

@@ -13,7 +13,7 @@ from math import prod
 
 from dynamicvit.backbones import Backbone
 from dynamicvit.core.combination import Combination, match, merge, merged_at_once
-from dynamicvit.core.merging import cosines
+from dynamicvit.core.merging import cosines, halves
 from dynamicvit.core.registry import register_method
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.errors import InputError
@@ -54,7 +54,7 @@ class TokenMerging(Combination):
             features = tokens.patches  # of a second round: merged tokens have no keys yet
             if tokens.heads is not None:
                 features = tokens.heads.key.mean(dim=1)[:, tokens.num_prefix :]
-            tokens = merge(tokens, *match(cosines(features, bipartite=True), number))
+            tokens = merge(tokens, *match(cosines(*halves(features)), number))
         return tokens
 
 
