@@ -27,9 +27,10 @@ from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens, rows_of
 from dynamicvit.methods.class_attention import class_attention
 
-#: Of images one in so many blocks lies before the first stage: blocks 0 and 1 of 12. Of clips none:
+#: One in so many blocks lies before the first stage, blocks 0 and 1 of 12, and as many at the end
+#: have none: a stage there costs more time than it spares. Of clips none lies before the first:
 #: most of a tubelet is in the one before it, and there are too many to pay for two whole blocks.
-FIRST = 6
+ENDS = 6
 
 #: At stage i of n, ``last ** ((i / n) ** BEND)`` of the tokens are left: 1 is geometric, more drops
 #: less at the first stages and more at the last (docs/notebook/untrained.md).
@@ -44,9 +45,9 @@ STEPS = 1000
     does="merges the tokens that the coming block's class token would miss least",
 )
 class LookAhead(Combination):
-    """Merges the pairs by which least is missed, at a stage before every block but the first two.
+    """Merges the pairs by which least is missed, at stages before all blocks but the outer ones.
 
-    Of clips before every block.
+    Of 12 blocks before 2 to 9, of clips before 0 to 9.
 
     Where positions or norms come between the projections and their products (rotary positions,
     relative bias), the class token's attention is that of the block before. Without a class token
@@ -72,10 +73,10 @@ class LookAhead(Combination):
     def schedules(cls, bound: Backbone) -> Sequence[Schedule]:
         """From dense on down; a stage merges at most half of the tokens that come to it."""
         depth, num_patches = len(bound.blocks), prod(bound.grid(*bound.image_size))
-        first = max(1, depth // FIRST)
+        first = max(1, depth // ENDS)
         if bound.frames is not None:
             first = int(cls(bound).looks_back)  # nothing is behind block 0
-        return _schedules(tuple(range(first, depth)), num_patches)
+        return _schedules(tuple(range(first, depth - depth // ENDS)), num_patches)
 
     def combine(self, tokens: Tokens, count: int) -> Tokens:
         """The tokens after the pairs by which least is missed have merged.
