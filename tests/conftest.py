@@ -76,6 +76,15 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 
 @pytest.fixture(autouse=True)
+def own_handlers() -> Iterator[None]:
+    """Whatever a library does with signals in one test, the next one finds them as they were."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+@pytest.fixture(autouse=True)
 def blank_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs leave a picture with nothing on it: to draw one takes as long as a tiny run."""
     if "curves" not in request.keywords:
