@@ -27,8 +27,8 @@ from dynamicvit.errors import InputError
 from dynamicvit.layers.tokens import Tokens, rows_of
 from dynamicvit.methods.class_attention import class_attention
 
-#: One in so many blocks lies before the first stage, blocks 0 and 1 of 12, and as many at the end
-#: have none: a stage there costs more time than it spares. Of clips none lies before the first:
+#: Of images one in so many blocks lies before the first stage, blocks 0 and 1 of 12, and as many at
+#: the end have none: a stage there costs more time than it spares. Of clips every block has one:
 #: most of a tubelet is in the one before it, and there are too many to pay for two whole blocks.
 ENDS = 6
 
@@ -47,7 +47,7 @@ STEPS = 1000
 class LookAhead(Combination):
     """Merges the pairs by which least is missed, at stages before all blocks but the outer ones.
 
-    Of 12 blocks before 2 to 9, of clips before 0 to 9.
+    Of 12 blocks before 2 to 9; of clips before every block.
 
     Where positions or norms come between the projections and their products (rotary positions,
     relative bias), the class token's attention is that of the block before. Without a class token
@@ -73,10 +73,10 @@ class LookAhead(Combination):
     def schedules(cls, bound: Backbone) -> Sequence[Schedule]:
         """From dense on down; a stage merges at most half of the tokens that come to it."""
         depth, num_patches = len(bound.blocks), prod(bound.grid(*bound.image_size))
-        first = max(1, depth // ENDS)
+        stages = range(max(1, depth // ENDS), depth - depth // ENDS)
         if bound.frames is not None:
-            first = int(cls(bound).looks_back)  # nothing is behind block 0
-        return _schedules(tuple(range(first, depth - depth // ENDS)), num_patches)
+            stages = range(int(cls(bound).looks_back), depth)  # nothing is behind block 0
+        return _schedules(stages, num_patches)
 
     def combine(self, tokens: Tokens, count: int) -> Tokens:
         """The tokens after the pairs by which least is missed have merged.
@@ -118,7 +118,7 @@ class LookAhead(Combination):
 
 
 @lru_cache
-def _schedules(stages: tuple[int, ...], num_patches: int) -> tuple[Schedule, ...]:
+def _schedules(stages: range, num_patches: int) -> tuple[Schedule, ...]:
     if not stages:
         raise InputError("lookahead needs a network of 2 blocks or more, got 1")
     options: dict[Schedule, None] = {}
@@ -128,7 +128,7 @@ def _schedules(stages: tuple[int, ...], num_patches: int) -> tuple[Schedule, ...
             share = (step / STEPS) ** ((stage / len(stages)) ** BEND)
             held = min(held, max(1, round(num_patches * share), held - held // 2))
             kept.append(held)
-        options[Schedule(stages, tuple(count / num_patches for count in kept))] = None
+        options[Schedule(tuple(stages), tuple(count / num_patches for count in kept))] = None
     return tuple(options)
 
 
