@@ -185,7 +185,9 @@ def tune_command(
     except ExportMismatchError as error:
         print_error(f"{name} can't be timed as a file: {error}")
         raise typer.Exit(1) from None
-    _print(console, found, inputs_called(bound_of(model).frames))
+    bound = bound_of(model)
+    assert bound is not None  # it was tuned
+    _print(console, found, inputs_called(bound.frames))
     say(console, f"saved {output / SCHEDULE}, {output / PICTURE}")
     say(console, f"use it: dynamicvit eval DATA --model MODEL --schedule {output / SCHEDULE}")
     write_json(json_file, {"model": name or released, **found.as_numbers()})
