@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamicvit.app import markup
-from dynamicvit.app.page import Page, build, gradio
+from dynamicvit.app.page import Page, build
 from dynamicvit.errors import InputError
 from dynamicvit.utils.files import temporary_folder
 
@@ -40,10 +40,10 @@ def serving(
     """
     port = _free(host, port)
     with temporary_folder() as folder, _settings(folder, host):
-        gr = gradio()
+        blocks = build(page, frontier)
+        import gradio as gr
         from starlette.middleware import Middleware
 
-        blocks = build(page, frontier)
         try:
             _, url, _ = blocks.launch(
                 server_name=host,
