@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dynamicvit.core.merging import added, missed, sizes_of
+from dynamicvit.core.merging import added, halves, missed, sizes_of
 from dynamicvit.core.method import Draw, Masked, Method
 from dynamicvit.core.schedule import Policy
 from dynamicvit.errors import InputError
-from dynamicvit.layers.tokens import Tokens, regroup, rows_of, top_k
+from dynamicvit.layers.tokens import Tokens, regroup, rows_of, top
 
 
 class Combination(Method):
@@ -80,7 +80,7 @@ def match(alike: Tensor, number: int, worth: Tensor | None = None) -> tuple[Tens
         ``(B, number)`` positions of those that merge, and of the ones that they become part of.
     """
     nearest, partner = alike.max(dim=-1)
-    pairs = top_k(nearest if worth is None else -worth[:, ::2] - missed(nearest), number)
+    pairs = top(nearest if worth is None else -halves(worth)[0] - missed(nearest), number)
     return 2 * pairs, 2 * partner.gather(1, pairs) + 1
 
 
@@ -105,42 +105,40 @@ def merge(
         The kept tokens, each the mean of its patches, in image order.
     """
     size = sizes_of(tokens)
+    weight = size if weight is None else weight
+    number, held = merging.shape[1], tokens.num_patches
     # Counted as floats and sorted as numbers that all differ: every runtime can do that.
-    here = torch.arange(tokens.num_patches, device=merging.device)
+    here = torch.arange(held, dtype=size.dtype, device=merging.device)
     gone = torch.zeros_like(size).scatter(1, merging, 1.0)
-    number = tokens.num_patches - merging.shape[1]
-    kept = (here + tokens.num_patches * gone).sort(dim=1).values[:, :number].long()
+    kept = (here + held * gone).sort(dim=1).values[:, : held - number].long()
     place = ((1 - gone).cumsum(dim=1) - 1).long()  # of the kept ones among themselves
     host = place.gather(1, into)
 
-    weight = size if weight is None else weight
-    theirs, own = weight.gather(1, merging), weight.gather(1, into)
-    leaving, hosts = (
-        rows_of(tokens.x, rows + tokens.num_prefix).to(weight.dtype) for rows in (merging, into)
-    )
-    # Sums over all that join one host, where the first of them stands: among the few that merge.
-    here = here[: merging.shape[1]]
-    alike = into[:, :, None] == into[:, None, :]
-    first = torch.where(alike, here, merging.shape[1]).amin(dim=2)
-
-    def summed(rows: Tensor) -> Tensor:
-        """``(B, R, C)``, zeros where another stands for them."""
-        return added(torch.zeros_like(rows), first, rows)
-
-    total = own + summed(theirs[..., None])[..., 0].gather(1, first)
-    share = (theirs / total)[..., None]
+    pairs = torch.cat([merging, into], dim=1)
+    rows = rows_of(tokens.x, pairs + tokens.num_prefix).to(weight.dtype)
+    leaving, hosts = rows.split(number, dim=1)
+    theirs, own = weight.gather(1, pairs)[..., None].split(number, dim=1)
     # By differences: a token is not rounded where nothing joins it, nor where equal ones do.
-    mean = hosts + summed(share * (leaving - hosts))
+    joining = [leaving - hosts, torch.ones_like(theirs)]
     if keep_length:
-        length = lengths(hosts) + summed(share * (lengths(leaving) - lengths(hosts)))
-        mean = mean * (length / lengths(mean).clamp(min=1e-6))
+        shorter, length = lengths(rows).split(number, dim=1)
+        joining.append(shorter - length)
+    # Summed where the first of all that join one host stands: among the few that merge.
+    joining = theirs * torch.cat(joining, dim=2)
+    order = torch.arange(number, device=into.device)
+    first = torch.where(into[:, :, None] == into[:, None, :], order, number).amin(dim=2)
+    joined = added(torch.zeros_like(joining), first, joining)
+    width = hosts.shape[2]
+    share = joined / (own + joined[..., width : width + 1])
+    mean = hosts + share[..., :width]
+    if keep_length:
+        mean = mean * ((length + share[..., width + 1 :]) / lengths(mean).clamp(min=1e-6))
     after = replace(tokens, size=None, groups=None).keep(kept)
-    joined = added(after.x.to(mean.dtype), host + tokens.num_prefix, mean - hosts)
-    whole = added(size.gather(1, kept)[..., None], host, size.gather(1, merging)[..., None])
+    x = added(after.x.to(mean.dtype), host + tokens.num_prefix, mean - hosts)
     return replace(
         after,
-        x=joined.to(after.x.dtype),
-        size=whole[..., 0].detach(),
+        x=x.to(after.x.dtype),
+        size=added(size.gather(1, kept), host, size.gather(1, merging)).detach(),
         groups=regroup(tokens.membership(), place.scatter(1, merging, host)),
     )
 

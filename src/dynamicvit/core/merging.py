@@ -51,7 +51,7 @@ def cosines(some: Tensor, others: Tensor) -> Tensor:
     # Not entered without need: exporters write down contexts, and the meta device has none.
     rounds = not some.is_meta and torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if rounds else nullcontext():
-        products = some @ others.transpose(1, 2)
+        products = torch.bmm(some, others.transpose(1, 2))
     length, other = (rows.norm(dim=-1).clamp(min=1e-12) for rows in (some, others))
     return products / (length[:, :, None] * other[:, None])
 
@@ -141,11 +141,11 @@ def join(
     """
     patches = tokens.patches
     size = sizes_of(tokens)
-    now_size = total = added(size[..., None], into, (dropped * size)[..., None])[..., 0]
+    now_size = total = added(size, into, dropped * size)
     if weight is None:
         weight = size
     else:
-        total = added(weight[..., None], into, (dropped * weight)[..., None])[..., 0]
+        total = added(weight, into, dropped * weight)
     # Sums of many shares need more than half precision. They are 1 together, and exactly 1 for a
     # token that nothing joins: it is not rounded at every stage.
     own, theirs = weight / total, dropped * weight / total.gather(1, into)
@@ -163,18 +163,25 @@ def join(
 
 
 def added(x: Tensor, position: Tensor, rows: Tensor) -> Tensor:
-    """``(B, M, C)`` after rows ``(B, R, C)`` have been added at positions ``(B, R)``.
+    """``(B, M)`` or ``(B, M, C)`` after ``(B, R)`` or rows ``(B, R, C)`` have been added.
 
     Whole rows at a time, seven times faster on a CPU than number by number; but not every runtime
     that a graph is exported to can do that, and a compiler sees to it by itself. torch's older
     exporter to ONNX loses all but one of the rows that go to one place, so there it is a product.
+
+    Args:
+        x: what they are added to.
+        position: ``(B, R)``, where.
+        rows: what is added.
     """
-    batch, held, width = x.shape
     if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
-        goes = position[:, None] == torch.arange(held, device=x.device)[:, None]
-        return x + goes.to(x.dtype) @ rows
-    if torch.compiler.is_compiling() or width == 1:
+        goes = position[:, None] == torch.arange(x.shape[1], device=x.device)[:, None]
+        return x + torch.einsum("bmr,br...->bm...", goes.to(x.dtype), rows)
+    if x.ndim == 2:
+        return x.scatter_add(1, position, rows)
+    if torch.compiler.is_compiling():
         return x.scatter_add(1, position[..., None].expand_as(rows), rows)
+    batch, held, width = x.shape
     flat = x.reshape(batch * held, width)
     flat = flat.index_add(0, flat_rows(position, held), rows.reshape(-1, width))
     return flat.reshape(batch, held, width)

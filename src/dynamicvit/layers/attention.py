@@ -199,8 +199,8 @@ def first_products(
     asked = F.linear(x[:, 0], query, query_bias).unflatten(-1, (num_heads, -1)).transpose(0, 1)
     asked = asked * asked.shape[-1] ** -0.5
     # Head by head, with the batch as rows: the keys' weights are not copied for every image.
-    asked = (asked @ key.unflatten(0, (num_heads, -1)).to(asked.dtype)).transpose(0, 1)
-    return asked @ x.transpose(1, 2).to(asked.dtype)
+    weights = key.unflatten(0, (num_heads, -1)).to(asked.dtype)
+    return torch.bmm(torch.bmm(asked, weights).transpose(0, 1), x.transpose(1, 2).to(asked.dtype))
 
 
 def separate(x: Tensor, num_heads: int, count: int = 3) -> tuple[Tensor, ...]:

@@ -279,17 +279,22 @@ def top_k(keep_scores: Tensor, k: int) -> Tensor:
     Returns:
         ``(B, k)`` positions among the M held tokens, in image order.
     """
-    held = keep_scores.shape[1]
-    here = torch.arange(held, device=keep_scores.device)
+    return top(keep_scores, k).sort(dim=1).values
+
+
+def top(scores: Tensor, k: int) -> Tensor:
+    """The positions of :func:`top_k` in any order."""
+    batch, held = scores.shape
     if k in (0, held):
-        return here[:k].expand(keep_scores.shape[0], -1)
-    wide, limits = torch.promote_types(keep_scores.dtype, torch.float32), torch.finfo(torch.float32)
-    scores = keep_scores.to(wide).clamp(limits.min, limits.max)  # inf - inf is NaN
+        return torch.arange(k, device=scores.device).expand(batch, -1)
+    wide, limits = torch.promote_types(scores.dtype, torch.float32), torch.finfo(torch.float32)
+    scores = scores.to(wide).clamp(limits.min, limits.max)  # inf - inf is NaN
     cut = scores.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
     tie = (2 * TIE * cut.abs()).clamp(min=limits.tiny)
     above = ((scores - cut) / tie).round().clamp(-1, 1)  # 0 for a tie
+    here = torch.arange(held, dtype=wide, device=scores.device)
     # Numbers that all differ: torch and OpenVINO order equal ones as they like.
-    return (held * above - here).topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+    return (held * above - here).topk(k, dim=1, sorted=False).indices
 
 
 def regroup(groups: Tensor, now: Tensor) -> Tensor:

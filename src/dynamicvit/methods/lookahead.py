@@ -90,13 +90,13 @@ class LookAhead(Combination):
     def _round(self, tokens: Tokens, number: int) -> Tokens:
         """The tokens after so many pairs have merged."""
         share, order = self._share(tokens), _order(tokens)
-        features, worth, weight = halves(tokens.patches), None, None
+        patches, worth, weight = tokens.patches, None, None
         if share is not None:
             worth, weight = share.log(), (share * sizes_of(tokens)).sqrt()
         if order is not None:
-            features = [rows_of(tokens.x, half + tokens.num_prefix) for half in halves(order)]
+            patches = rows_of(patches, order)
             worth = None if worth is None else worth.gather(1, order)
-        pairs = match(cosines(*features), number, worth)
+        pairs = match(cosines(*halves(patches)), number, worth)
         if order is not None:
             pairs = order.gather(1, pairs[0]), order.gather(1, pairs[1])
         return merge(tokens, *pairs, keep_length=True, weight=weight)
