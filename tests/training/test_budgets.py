@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynamicvit import InputError, Schedule
+from dynamicvit import InputError, Schedule, sparsify
 from dynamicvit.core.decisions import best_k_sampler
 from dynamicvit.core.losses import ratio_loss
 from dynamicvit.training import (
@@ -39,6 +39,25 @@ def test_any_few_steps_in_a_row_have_budgets_from_all_of_the_range() -> None:
         assert min(gaps) >= 0
         assert max(gaps) < 0.1
     assert Budgets(DEIT.sparse(), 0.7, 0.7).at(3) == DEIT.sparse().schedule
+
+
+def test_the_recipe_for_any_budget_trains_the_backbone_of_look_ahead_merging() -> None:
+    recipe = load_recipe("any_budget", PLAIN)
+    model = sparsify(DEIT.backbone(depth=6), recipe.keep_ratio, method=recipe.method).train()
+    first, batch = min(model.schedule.stages), next(iter(Memory()))
+    objective = objective_of(model, recipe)
+    counts = set()
+    for step in range(4):
+        output, losses = objective.with_output(batch.images, batch.labels)
+        schedule = objective.budgets.at(step)
+        kept = [set(decision.sum(dim=1).tolist()) for decision in output.decisions]
+        assert kept == [{count} for count in schedule.kept(DEIT.num_patches)]
+        counts.add(schedule.kept(DEIT.num_patches))
+        losses.total.backward()
+        assert losses.guidance == 0  # there is no ranking to learn
+    assert len(counts) == 4
+    learns = [any(p.grad is not None for p in block.parameters()) for block in model.blocks]
+    assert learns == [number >= first for number in range(6)]
 
 
 @pytest.mark.parametrize("masking", ["full", "lagged", "compact"])

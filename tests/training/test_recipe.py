@@ -68,7 +68,7 @@ GMACS = {
 
 
 #: Recipes for what the paper does not do.
-OURS = {"small_data", "frozen", "segmentation", "segmenter_ade20k"}
+OURS = {"small_data", "any_budget", "frozen", "segmentation", "segmenter_ade20k"}
 OF_CLIPS = {"video_small_data", "videomae_kinetics", "videomae_ssv2"}
 
 
