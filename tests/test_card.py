@@ -56,6 +56,14 @@ def test_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["classes"].shape == (1, 1)
 
 
+def test_what_becomes_of_the_others(tmp_path: Path) -> None:
+    ours = table(saved(DEIT.sparse(policy="removed"), tmp_path / "ours"))
+    assert ours["method"] == "`dynamicvit`: tokens that are not kept are removed"
+    model = sparsify(DEIT.backbone(), 0.7, method="lookahead")
+    said = table(saved(model, tmp_path / "untrained"))
+    assert said["method"] == "`lookahead`: tokens that are not kept merge into kept ones"
+
+
 def test_a_segmenter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = segmenter(DEIT.sparse(), num_classes=3).eval()
     result = SegmentationResult(0.25, {"sky": 0.2, "hair": 0.3}, None, None, 2, 2, (), 1.0)

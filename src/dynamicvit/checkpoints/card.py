@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from dynamicvit.backbones.inflated import InflatedBackbone
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import backbone_name, own_image_size
+from dynamicvit.core.registry import fate
 from dynamicvit.costs import costs_of
 from dynamicvit.utils.words import percent
 
@@ -100,7 +101,8 @@ def _rows(model: DynamicViT) -> Iterator[tuple[str, str]]:
     yield f"license of {whose} published weights", _base_license(model) or "not recorded"
     if schedule.stages:
         shares = ", ".join(percent(ratio) for ratio in schedule.keep_ratios)
-        yield "method", f"`{model.method.name}`, dropped tokens `{schedule.policy}`"
+        became = fate(model.method.name, schedule.policy)
+        yield "method", f"`{model.method.name}`: tokens that are not kept {became}"
         blocks = ", ".join(map(str, schedule.stages))
         yield "stages", f"before blocks {blocks}, counted from 0"
         yield "patches kept", shares + (" in the mean" if model.per_image else "")
