@@ -94,7 +94,7 @@ class LookAhead(Combination):
         if share is not None:
             worth, weight = share.log(), (share * sizes_of(tokens)).sqrt()
         if order is not None:
-            patches = rows_of(patches, order)
+            patches = rows_of(tokens.x, order + tokens.num_prefix)
             worth = None if worth is None else worth.gather(1, order)
         pairs = match(cosines(*halves(patches)), number, worth)
         if order is not None:
