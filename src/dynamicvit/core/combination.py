@@ -118,7 +118,8 @@ def merge(
     rows = rows_of(tokens.x, pairs + tokens.num_prefix).to(weight.dtype)
     leaving, hosts = rows.split(number, dim=1)
     theirs, own = weight.gather(1, pairs)[..., None].split(number, dim=1)
-    # By differences: a token is not rounded where nothing joins it, nor where equal ones do.
+    # By differences: a token is not rounded where nothing joins it, nor where equal ones do. Side
+    # by side, to be summed at once: the differences, what they count for, that of the lengths.
     joining = [leaving - hosts, torch.ones_like(theirs)]
     if keep_length:
         shorter, length = lengths(rows).split(number, dim=1)
