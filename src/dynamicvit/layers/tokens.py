@@ -279,11 +279,12 @@ def top_k(keep_scores: Tensor, k: int) -> Tensor:
     Returns:
         ``(B, k)`` positions among the M held tokens, in image order.
     """
-    return top(keep_scores, k).sort(dim=1).values
+    found = top(keep_scores, k)
+    return found if k in (0, keep_scores.shape[1]) else found.sort(dim=1).values
 
 
 def top(scores: Tensor, k: int) -> Tensor:
-    """The positions of :func:`top_k` in any order."""
+    """The positions of :func:`top_k` in any order; in ascending order where it is none or all."""
     batch, held = scores.shape
     if k in (0, held):
         return torch.arange(k, device=scores.device).expand(batch, -1)
