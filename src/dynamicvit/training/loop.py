@@ -18,7 +18,6 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.costs import costs_of
 from dynamicvit.data import Batch, ReaderError
 from dynamicvit.errors import InputError
-from dynamicvit.training.averages import averages_of
 from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.finite import (
     MAX_BAD_STEPS,
@@ -32,6 +31,7 @@ from dynamicvit.training.log import Progress
 from dynamicvit.training.objective import TrainingObjective, objective_of
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.recipe import Recipe
+from dynamicvit.training.saved_weights import saved_weights
 from dynamicvit.training.state import RunState, TrainingReport
 from dynamicvit.training.step import Split, Step
 from dynamicvit.utils.distributed import Processes, launched_precision
@@ -105,7 +105,8 @@ def fit(
         on_step: called after each step in the main process.
 
     Returns:
-        What was done. The model then holds the final weights (averaged ones with ``ema``).
+        What was done. The model then holds the final weights: averaged ones with ``ema``,
+        some on the way to them with ``interpolate``.
 
     Raises:
         InputError: for a checkpoint that does not fit.
@@ -140,7 +141,7 @@ def fit(
     optimizer = create_optimizer(model, recipe)
     steps = total_steps(recipe, loader)
     rate = LearningRate(optimizer, recipe, steps)
-    ema = averages_of(model, recipe)
+    kept_weights = saved_weights(model, objective.dense_teacher, recipe)
     if processes.count > 1:
         loader.set_share(processes.rank, processes.count)
 
@@ -151,7 +152,7 @@ def fit(
             recipe,
             objective,
             optimizer=optimizer,
-            ema=ema,
+            saved=kept_weights,
             scaler=step.scaler,
             steps=steps,
             epoch_steps=len(loader),
@@ -244,7 +245,7 @@ def fit(
         raise ReaderError(f"{failure}; {folder} {what}")
     if signum:
         raise Interrupted(signum)
-    if run.network is not model:
+    if run.saved is not None:
         model.load_state_dict(run.network.state_dict())
     model.eval()
     if held_out is not None and result is None:  # a run that had ended, or with an unreadable batch

@@ -35,7 +35,7 @@ class Memory:
     Attributes:
         weights: of backbone and prediction modules.
         teacher: of the dense network and of another that teaches.
-        averaged: the exponential average of the weights, if the recipe has one.
+        averaged: the weights that are saved in place of those that learn, if the recipe has such.
         gradients: of what learns.
         optimizer: its averages of them.
         activations: the rest, for the whole batch: above all what the backward pass needs of the
@@ -102,7 +102,7 @@ def estimate_memory(
     return Memory(
         weights=weights,
         teacher=_bytes(t for t in _teachers_tensors(objective) if id(t) not in own),
-        averaged=averaged if recipe.ema else 0,
+        averaged=averaged if recipe.ema or recipe.interpolate < 1 else 0,
         gradients=gradients,
         optimizer=_MOMENTS * gradients,
         activations=one + (batch_size - 1) * (two - one),

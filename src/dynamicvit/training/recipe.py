@@ -55,6 +55,8 @@ class Recipe(Strict):
         weight_decay: not for biases, norms and position embeddings.
         clip_grad: largest gradient norm, or none.
         ema: decay of the averaged weights, which are the ones that are saved; or none.
+        interpolate: how much of the way from the dense backbone's weights to the trained ones those
+            lie that are saved (WiSE-FT, Wortsman et al., CVPR 2022): 1 saves what was trained.
         drop_path: stochastic depth of the backbone.
         decisions: "independent" draws each token for itself, as the paper does; "top-k" draws as
             many as inference keeps, so that no ratio loss is needed; "best-k" does not draw but
@@ -105,6 +107,7 @@ class Recipe(Strict):
     weight_decay: float = Field(0.05, ge=0)
     clip_grad: float | None = Field(None, gt=0)
     ema: float | None = Field(0.9999, gt=0, lt=1)
+    interpolate: float = Field(1.0, gt=0, le=1)
     drop_path: float = Field(0.0, ge=0, lt=1)
     decisions: Decisions = "independent"
     masking: Masking = "full"
@@ -140,6 +143,8 @@ class Recipe(Strict):
         if self.freeze_backbone and (self.drop_path or self.fresh):
             what = "fresh parameters" if self.fresh else f"drop_path {self.drop_path}"
             raise ValueError(f"{what}: these are for a backbone that learns; freeze_backbone is on")
+        if self.interpolate < 1:
+            self._check_interpolates()
         if self.masking in ("lagged", *NO_GRADIENT) and self.decisions == "independent":
             raise ValueError(
                 f"masking: {self.masking} needs decisions that keep as many tokens of each image: "
@@ -168,6 +173,18 @@ class Recipe(Strict):
         if not any(vars(self.losses).values()):
             raise ValueError("losses: every weight is 0, so there is nothing to learn")
         return self
+
+    def _check_interpolates(self) -> None:
+        """Weights between need two ends."""
+        if self.ema is not None:
+            raise ValueError(f"interpolate {self.interpolate} needs ema=null: only one is saved")
+        if self.freeze_backbone:
+            raise ValueError(f"interpolate {self.interpolate} is for a backbone that learns")
+        if not self.taught_by_dense_self:
+            raise ValueError(
+                f"interpolate {self.interpolate} needs the dense model among the teachers: weight "
+                "losses.distillation, token, feature or guidance"
+            )
 
     @property
     def taught_by_dense_self(self) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.accuracy import EvaluationResult
 from dynamicvit.evaluation.segmentation import SegmentationResult
-from dynamicvit.training.averages import Averages
 from dynamicvit.training.checkpoint import (
     MisfitError,
     cannot_write,
@@ -29,6 +28,7 @@ from dynamicvit.training.log import Progress, mend_log
 from dynamicvit.training.objective import TrainingObjective
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.recipes import dump_recipe
+from dynamicvit.training.saved_weights import Averages, Between
 from dynamicvit.utils.distributed import Processes
 from dynamicvit.utils.files import write_text
 from dynamicvit.utils.outputs import MARK
@@ -78,7 +78,7 @@ class RunState:
         objective: student and teachers. The dense teacher's weights are saved, for nobody else may
             have them as they were at the start; of another network only what tells it from a third.
         optimizer: of the student.
-        ema: averaged weights, if any.
+        saved: what is evaluated and saved in place of the weights that learn, if the recipe has it.
         scaler: of the loss, for fp16.
         steps: of the whole run.
         epoch_steps: in an epoch.
@@ -97,7 +97,7 @@ class RunState:
         objective: TrainingObjective,
         *,
         optimizer: torch.optim.Optimizer,
-        ema: Averages | None,
+        saved: Averages | Between | None,
         scaler: torch.amp.GradScaler,
         steps: int,
         epoch_steps: int,
@@ -106,7 +106,7 @@ class RunState:
         best: Best,
     ) -> None:
         self.folder, self.recipe, self.objective = folder, recipe, objective
-        self.optimizer, self.ema, self.scaler = optimizer, ema, scaler
+        self.optimizer, self.saved, self.scaler = optimizer, saved, scaler
         self.steps, self.epoch_steps, self.processes = steps, epoch_steps, processes
         self.images_digest = images_digest
         self.step = self.images = self.bad_steps = self.bad_in_a_row = 0
@@ -130,8 +130,8 @@ class RunState:
 
     @property
     def network(self) -> nn.Module:
-        """The weights that the run is for: the averages, if there are any."""
-        return self.model if self.ema is None else self.ema.module
+        """The weights that the run is for."""
+        return self.model if self.saved is None else self.saved.module
 
     @property
     def is_best(self) -> bool:
@@ -159,8 +159,8 @@ class RunState:
         if math.isfinite(loss) and math.isfinite(norm):
             self.bad_in_a_row = 0
             self.scaler.step(self.optimizer)
-            if self.ema is not None:
-                self.ema.update(self.model, step=self.step)
+            if self.saved is not None:
+                self.saved.update(self.model, step=self.step)
         else:
             self.bad_steps += 1
             self.bad_in_a_row += 1
@@ -258,6 +258,8 @@ class RunState:
             force=force,
         )
         for part, weights in self._parts().items():
+            if part == "ema" and isinstance(self.saved, Between):
+                continue  # made of the others
             if part == "teacher" and part not in state:
                 _log.warning("%s has no dense teacher: it is the model as it is loaded now", path)
                 continue
@@ -281,10 +283,10 @@ class RunState:
             self.best = best
 
     def _parts(self) -> dict[str, nn.Module]:
-        averaged = None if self.ema is None else self.ema.module
+        saved = None if self.saved is None else self.saved.module
         # A frozen backbone is the teacher itself.
         teacher = None if self.recipe.freeze_backbone else self.objective.dense_teacher
-        parts = {"model": self.model, "teacher": teacher, "ema": averaged}
+        parts = {"model": self.model, "teacher": teacher, "ema": saved}
         return {name: part for name, part in parts.items() if part is not None}
 
     @property
