@@ -15,7 +15,7 @@ import torch
 
 from dynamicvit.checkpoints.runs import holds_run
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.costs import costs_of
+from dynamicvit.costs import resolve_image_size
 from dynamicvit.data import Batch, ReaderError
 from dynamicvit.errors import InputError
 from dynamicvit.training.external_teacher import ExternalTeacher
@@ -166,7 +166,7 @@ def fit(
             run.write_recipe()
         if processes.is_main and not resume:
             run.start_log()
-        num_patches = costs_of(model, num_stages=0).num_patches
+        num_patches = math.prod(model.bound.grid(*resolve_image_size(model)))
         at_inference = tuple(k / num_patches for k in model.schedule.kept(num_patches))
         began = saved = time.perf_counter()
         first, images_before = run.step, run.images

@@ -9,7 +9,7 @@ import torch
 
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.schedule import Schedule
-from dynamicvit.costs import DENSE, costs_of, meta_copy, resolve_image_size, schedule_macs
+from dynamicvit.costs import DENSE, meta_copy, resolve_image_size, schedule_macs
 from dynamicvit.data import Loader
 from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.memory import Memory, estimate_memory
@@ -107,13 +107,14 @@ def plan_of(model: DynamicViT, recipe: Recipe, steps: int | None) -> Plan:
         )
         for group in optimizer.param_groups
     )
-    num_patches = costs_of(model, num_stages=0).num_patches
+    image_size = resolve_image_size(model)
+    num_patches = math.prod(model.bound.grid(*image_size))
     length = None
     if steps is not None:
         rate = LearningRate(optimizer, recipe, steps)
         length = Steps(steps, rate.decay.warmup_t, rate.frozen_steps)
     return Plan(
-        image_size=resolve_image_size(model),
+        image_size=image_size,
         num_patches=num_patches,
         schedule=model.schedule,
         kept=model.schedule.kept(num_patches),

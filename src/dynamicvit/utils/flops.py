@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import ceil
 from typing import Any
 
 import torch
@@ -14,6 +16,14 @@ from torch.utils.flop_counter import flop_registry
 
 def counted_macs(run: Callable[[], object]) -> int:
     """MACs of what runs on the meta device."""
+    with counting() as counter:
+        run()
+    return counter.total // 2
+
+
+@contextmanager
+def counting() -> Iterator[_Flops]:
+    """Count what runs on the meta device, where many shapes come without torch's slow Python."""
     # Torch has no formula for fused attention on the CPU in some releases. The math backend takes
     # attention apart into matrix products, which every release counts.
     with (
@@ -22,17 +32,52 @@ def counted_macs(run: Callable[[], object]) -> int:
         sdpa_kernel(SDPBackend.MATH),
         _Flops() as counter,
     ):
-        run()
-    return counter.total // 2
+        yield counter
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")  # faster than to ask a tensor for one
 
 
 def _as_first(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return torch.empty_like(x)
+    return _empty(x.shape, x.dtype)
 
 
-def _of_two(x: Tensor, y: Any, **kwargs: Any) -> Tensor:
-    shape = torch.broadcast_shapes(x.shape, y.shape) if isinstance(y, Tensor) else x.shape
-    return torch.empty(shape, dtype=torch.result_type(x, y), device="meta")
+def _floating(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _empty(x.shape, x.dtype if x.is_floating_point() else torch.get_default_dtype())
+
+
+def _shape_of_two(x: Tensor, y: Any) -> Sequence[int]:
+    return torch.broadcast_shapes(x.shape, y.shape) if isinstance(y, Tensor) else x.shape
+
+
+def _of_two(x: Tensor, y: Any, *args: Any, **kwargs: Any) -> Tensor:
+    return _empty(_shape_of_two(x, y), torch.result_type(x, y))
+
+
+def _compared(x: Tensor, y: Any) -> Tensor:
+    return _empty(_shape_of_two(x, y), torch.bool)
+
+
+def _quotient(x: Tensor, y: Any) -> Tensor:
+    return _floating(_of_two(x, y))
+
+
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    first = parts[0]
+    if any(part.dtype != first.dtype or part.ndim != first.ndim for part in parts):
+        return _aten.cat.default(parts, dim)
+    shape = list(first.shape)
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    return _empty(shape, first.dtype)
+
+
+def _norm(x: Tensor, order: Any = 2, dim: Any = (), keepdim: bool = False, **_: Any) -> Tensor:
+    return torch.amax(x, dim or (), keepdim)
+
+
+def _arange(end: float, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    return _empty([ceil(end)], dtype or torch.tensor(end).dtype)
 
 
 _aten = torch.ops.aten
@@ -40,15 +85,32 @@ _aten = torch.ops.aten
 #: What comes out of operations whose shapes torch works out in Python, for most of a count's time.
 #: Nobody looks at a norm's statistics; not every release has a safe softmax.
 _OUTCOMES: dict[Any, Callable[..., Any]] = {
-    _aten.addmm.default: lambda bias, x, weight: x.new_empty(x.shape[0], weight.shape[1]),
-    _aten.native_layer_norm.default: lambda x, *_: (torch.empty_like(x), x, x),
+    _aten.addmm.default: lambda bias, x, weight: _empty((len(x), weight.shape[1]), x.dtype),
+    _aten.native_layer_norm.default: lambda x, *_: (_as_first(x), x, x),
     **{
         getattr(_aten, name).default: _as_first
         for name in ("gelu", "clamp", "_softmax", "_safe_softmax")
         if hasattr(_aten, name)
     },
     **{getattr(_aten, name).Tensor: _of_two for name in ("add", "sub", "mul")},
+    _aten.mul.Scalar: _of_two,
+    _aten.rsub.Scalar: _of_two,
+    _aten.masked_fill.Scalar: lambda x, mask, value: _empty(_shape_of_two(x, mask), x.dtype),
+    **{
+        getattr(getattr(_aten, name), other): _compared
+        for name in ("eq", "lt", "gt")
+        for other in ("Scalar", "Tensor")
+    },
+    _aten.div.Tensor: _quotient,
+    _aten.log.default: _floating,
+    _aten.cat.default: _joined,
+    _aten.gather.default: lambda x, dim, index, **_: _empty(index.shape, x.dtype),
+    _aten.linalg_vector_norm.default: _norm,
+    _aten.arange.default: _arange,
 }
+
+#: Operations that are made of no others: asked once, because that takes as long as they do.
+_WHOLE: set[Any] = set()
 
 
 class _Flops(TorchDispatchMode):
@@ -60,11 +122,12 @@ class _Flops(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs, formula = kwargs or {}, flop_registry.get(func.overloadpacket)
-        if formula is None:
+        if formula is None and func not in _WHOLE:
             with self:  # what it is made of may have one
                 made_of = func.decompose(*args, **kwargs)
             if made_of is not NotImplemented:
                 return made_of
+            _WHOLE.add(func)
         known = _OUTCOMES.get(func)
         out = func(*args, **kwargs) if known is None else known(*args, **kwargs)
         if formula is not None:
