@@ -46,6 +46,7 @@ def pytest_runtest_setup() -> None:
     work, the end of a child, of which torch's loaders want to hear, did not fit there: the process
     was killed without a word.
     """
+    torch.set_num_threads(1)  # whatever --threads said in the test before
     if sys.platform == "linux":
         set_signal_stack(SignalStack(None, 2, 0))  # SS_DISABLE
 

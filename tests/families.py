@@ -387,11 +387,11 @@ FEW = [BY_NAME[name] for name in ("deit", "registers", "siglip", "eva02_split", 
 
 few_families = pytest.mark.parametrize("family", FEW, ids=lambda family: family.name)
 
-#: Those in every run, all with ``-m every_family``.
+#: Those in every run, all with ``-m extended``.
 few_families_or_all = pytest.mark.parametrize(
     "family",
     [
-        pytest.param(family, marks=() if family in FEW else pytest.mark.every_family)
+        pytest.param(family, marks=() if family in FEW else pytest.mark.extended)
         for family in FAMILIES
     ],
     ids=lambda family: family.name,

@@ -21,7 +21,7 @@ from dynamicvit.training.checkpoint import holds_run
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.utils.distributed import launched_processes
 from families import DEIT
-from memory import Memory, paper, small
+from memory import Memory, paper, shallow, small
 
 PLAIN = ("augment.mixup=0", "augment.cutmix=0")
 STEPS = 4
@@ -42,7 +42,7 @@ def run(name: str, folder: Path, accumulate: int = 1, stop: int = STEPS) -> Dyna
     """One of the runs, in as many processes as were launched; from where it was stopped."""
     _, recipe, batch = next(row for row in RUNS if row[0] == name)
     processes = launched_processes()
-    model = DEIT.sparse(seed=processes.rank)  # the main process's weights are everyone's
+    model = shallow(seed=processes.rank)  # the main process's weights are everyone's
     memory = Memory(2, batch=batch)
 
     def interrupt(progress: Progress) -> None:

@@ -21,7 +21,6 @@ from dynamicvit.training import run as runs
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.log import Progress
 from dynamicvit.utils.files import UNFINISHED
-from families import DEIT
 from memory import Memory, paper, shallow
 from pictures import noise_folders
 
@@ -33,13 +32,13 @@ CODE = str(Path(loop.__file__).parent)
 def run(folder: Path) -> None:
     """Train, saving after each step; go on where there is something to go on from."""
     loop.SAVE_SECONDS = 0.0
-    model = DEIT.sparse(drop_path_rate=RECIPE.drop_path)
+    model = shallow(drop_path_rate=RECIPE.drop_path)
     fit(
         model,
         Memory(),
         RECIPE,
         folder,
-        held_out=HeldOut(Memory(2, batch=7)),
+        held_out=HeldOut(Memory(2, batch=3)),
         resume=checkpoint.holds_run(folder),
     )
 
@@ -182,7 +181,7 @@ def kill_both_parts(folder: Path) -> list[int]:
             if progress.step == 1 and part == ("sparse" if progress.kept else "dense"):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        steps = ("images=16", "dense.images=16", "batch_size=4", "dense.batch_size=4")
+        steps = ("images=12", "dense.images=12", "batch_size=4", "dense.batch_size=4")
         train(
             data,
             output,

@@ -22,6 +22,11 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["accelerate", "dynamicvit.training", "dynamicvit.cli"])
 
 
+def fork_readers() -> None:
+    """Let a process of ``FORKS`` fork those that it starts: else it starts a server of its own."""
+    multiprocessing.set_start_method("fork", force=True)
+
+
 def in_this_process(words: list[str], input: str, **_: Any) -> SimpleNamespace:
     """In place of ``subprocess.run``: Python's code, given last, without a start of Python."""
     said = io.StringIO()

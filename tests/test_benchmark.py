@@ -274,7 +274,7 @@ class TestMemory:
     def test_dropping_before_the_first_block_lowers_the_peak(self):
         """Measured from a far larger process."""
         ballast = b"x" * (1 << 30)  # a child that inherits this peak would show no difference
-        backbone = tiny(img_size=224, embed_dim=48)
+        backbone = tiny(img_size=224, embed_dim=48, depth=1)
         model = sparsify(backbone, 0.3, [0], "removed", method="dynamicvit")
         measured = peak_memory(model, 64, threads=1)
         assert len(ballast) == 1 << 30

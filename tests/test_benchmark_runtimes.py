@@ -18,8 +18,6 @@ from dynamicvit.evaluation.bench import bench, bench_files, measure, memory, pea
 from dynamicvit.layers.onednn import OneDNNLinear
 from dynamicvit.plots.speed import plot_speed
 from dynamicvit.runtimes import FORMATS, RUNTIMES, export, pytorch
-from dynamicvit.runtimes.description import describe
-from dynamicvit.runtimes.graph import trace
 from exports import ignore_deprecations, shallow, small
 from families import DEIT, assert_agree
 from processes import in_this_process
@@ -211,12 +209,10 @@ class TestBenchFiles:
         with pytest.raises(InputError, match=message):
             bench_files(pairs, **arguments)
 
-    def test_files_that_take_different_images(self, pairs: Path, tmp_path: Path) -> None:
-        other = DEIT.sparse(depth=1, stages=(0,), img_size=(32, 48))
-        about = describe(other, batch=2)
-        FORMATS["torch"].write(trace(other, about), about, tmp_path / "other.pt2")
-        with pytest.raises(InputError, match="3x32x48 and 3x64x80"):
-            bench_files(pairs, tmp_path / "other.pt2")
+    def test_files_that_take_different_images(self, exported: Callable[..., Path]) -> None:
+        square = exported("torch", policy="bypassed")
+        with pytest.raises(InputError, match="3x64x64 and 3x64x80"):
+            bench_files(exported("torch"), square, batch_sizes=[2])
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])

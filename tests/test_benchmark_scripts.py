@@ -59,8 +59,9 @@ def test_the_forms_are_timed_at_each_size_and_precision(forms: Any) -> None:
 
 
 @pytest.mark.usefixtures("forms")
-def test_every_kind_of_step_is_timed_and_learns() -> None:
+def test_every_kind_of_step_is_timed_and_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     script = import_module("training_step")
+    monkeypatch.setattr(script, "MODEL", "test_vit")  # timm's, for tests
     assert script.step_table(32, 1, "bf16", rounds=1, device="cpu").row_count == 5
     step = script.Step(32, 2, "fp32", "cpu")
     weights = [

@@ -194,9 +194,8 @@ def test_the_device_is_cuda_if_there_is_one(monkeypatch):
     assert moved == ["cuda"]
 
 
-@pytest.mark.parametrize(("budget", "fraction"), [("60%", 0.6), ("0.02G", 0.02e9 / 37635328)])
-def test_budget(budget, fraction):
-    numbers = measured("--macs", budget)
+def test_budget():
+    numbers, fraction = measured("--macs", "0.02G"), 0.02e9 / 37635328
     assert 0.95 * fraction < numbers["pruned_macs"] / numbers["dense_macs"] <= fraction
 
 

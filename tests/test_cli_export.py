@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from PIL import Image
 
 from dynamicvit.cli import export as module
 from dynamicvit.data import eval_transform, top_classes
-from dynamicvit.runtimes import ExportMismatchError
-from exports import ignore_deprecations, shallow, small
+from dynamicvit.runtimes import FORMATS, ExportMismatchError
+from exports import ignore_deprecations, small
 from families import DEIT
 from pictures import noise_folders
 
@@ -29,16 +30,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def least(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that is exported in little time."""
-    folder = tmp_path_factory.mktemp("least")
-    shallow().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def file(exported: Callable[..., Path]) -> Path:
+def file(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Read once, though a test runs many commands: that takes most of one's time."""
+    monkeypatch.setattr(FORMATS["torch"], "read", cache(FORMATS["torch"].read))
     return exported("torch")
 
 
@@ -60,9 +55,9 @@ def numbers(folder: Path, command: Main, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
-def test_export(least: Path, folder: Path, tmp_path: Path, command: Main, numbers, capsys) -> None:
+def test_export(saved: Path, folder: Path, tmp_path: Path, command: Main, numbers, capsys) -> None:
     file = tmp_path / "small.pt2"
-    words = (least, "-o", file, "--keep-ratio", 0.5, "--batch", 3, "--validation", folder)
+    words = (saved, "-o", file, "--keep-ratio", 0.5, "--batch", 3, "--validation", folder)
     assert command("export", *words) == 0
     assert f"14 images of {folder}" in capsys.readouterr().out
     found = numbers(file)
@@ -71,11 +66,11 @@ def test_export(least: Path, folder: Path, tmp_path: Path, command: Main, number
 
 
 def test_the_backbone_alone(
-    least: Path, folder: Path, tmp_path: Path, command: Main, numbers
+    saved: Path, folder: Path, tmp_path: Path, command: Main, numbers
 ) -> None:
     file = tmp_path / "dense.pt2"
-    assert command("export", least, "-o", file, "--dense", "--validation", folder) == 0
-    found, own = numbers(file), numbers(least, "--dense")
+    assert command("export", saved, "-o", file, "--dense", "--validation", folder) == 0
+    found, own = numbers(file), numbers(saved, "--dense")
     assert found["stages"] == []
     assert found["top1"] == own["top1"]
 
@@ -118,12 +113,12 @@ def test_a_file_that_differs_ends_with_1(
 
 
 def test_int8_the_whole_way(
-    least: Path, folder: Path, tmp_path: Path, command: Main, numbers, capsys
+    saved: Path, folder: Path, tmp_path: Path, command: Main, numbers, capsys
 ) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     file = tmp_path / "small.onnx"
-    words = (least, "-o", file, "--precision", "int8", "--calibrate", folder, "--opset", 20)
+    words = (saved, "-o", file, "--precision", "int8", "--calibrate", folder, "--opset", 20)
     assert command("export", *words, "--validation", folder) == 0
     said = capsys.readouterr().out
     assert f"11 images of {folder}" in said

@@ -32,10 +32,16 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_is_found_is_used_by_other_commands(
-    command: Main, model: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    command: Main,
+    model: Path,
+    photographs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("dynamicvit.plots.style.save", lambda *_: ())
     words = ["tune", model, "--data", photographs, "--macs", "60%", "-o", tmp_path / "tuned"]
-    words += ["--evaluations", 12, "--image-size", "64x80"]
+    words += ["--evaluations", 4, "--image-size", "64x80"]
     assert command(*words, "--json", tmp_path / "found.json") == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text())
@@ -47,7 +53,8 @@ def test_what_is_found_is_used_by_other_commands(
     assert schedule.exists()
     assert command(
         "bench", "--model", model, "--schedule", schedule, "--samples", 2, "--batch-size", 1,
-        "--precision", "fp32", "--image-size", "64x80", "--json", tmp_path / "bench.json",
+        "--precision", "fp32", "--threads", 1, "--image-size", "64x80",
+        "--json", tmp_path / "bench.json",
     ) == 0  # fmt: skip
     timed = json.loads((tmp_path / "bench.json").read_text())
     assert timed["pruned_macs"] == found["measured"]

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from typer.testing import CliRunner
@@ -40,6 +41,12 @@ def model() -> DynamicViT:
 def loaded(model: DynamicViT, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model in place of any other."""
     monkeypatch.setattr(inference, "load", lambda *_, **__: model)
+
+
+@pytest.fixture
+def blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures with nothing on them."""
+    monkeypatch.setattr("dynamicvit.plots.visualization.draw", lambda *_, **__: Figure((1, 1)))
 
 
 @pytest.fixture
@@ -112,7 +119,7 @@ def test_image_size_and_crop_are_what_the_model_sees(
     assert (tmp_path / "out" / "dog_dynamicvit.png").read_bytes() != narrow
 
 
-@pytest.mark.usefixtures("loaded")
+@pytest.mark.usefixtures("loaded", "blank")
 def test_no_input_is_overwritten_and_own_pictures_are_no_input(
     photos: Path, tmp_path: Path, main: Main
 ) -> None:
@@ -131,7 +138,7 @@ def test_no_input_is_overwritten_and_own_pictures_are_no_input(
     assert len(files_in(photos)) == count - 1 + len(["cat_dynamicvit.png", "dog_dynamicvit.png"])
 
 
-@pytest.mark.usefixtures("loaded")
+@pytest.mark.usefixtures("loaded", "blank")
 def test_an_unreadable_image_is_named_and_the_others_go_on(
     photos: Path, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:

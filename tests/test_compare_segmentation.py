@@ -60,6 +60,7 @@ def test_methods_at_the_same_macs(
     assert [str(column.header).split("\n")[0] for column in results_table(lines).columns][1] == (
         "mIoU"
     )
+    monkeypatch.setattr("dynamicvit.plots.style.save", lambda *_: None)
     assert "accuracy_over_gmacs" in save_comparison(lines, out)
     monkeypatch.setattr(measuring, "evaluate_segmentation", None)
     assert compare(dense(), scenes, out, **how) == lines
@@ -102,6 +103,7 @@ def test_what_means_nothing_is_refused(
         (("-m", tmp_path / "dense", "--data", scenes, "--class-map", "imagenet"), "class map"),
     ):
         more = ("--validation", scenes, "-o", out, "--workers", 0)
+        more += () if "--methods" in words else ("--methods", "tome")
         assert command("compare", *words, *more) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(InputError, match="is for classification"):

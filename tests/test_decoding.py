@@ -267,7 +267,8 @@ def test_commands_agree_on_every_kind_of_file(
     by_hand = {name: expected(model, gray(seed)) for seed, name in enumerate(("ant", "bee"))}
     whole = ("--crop-pct", 1)
     file = tmp_path / "model.pt2"
-    assert command("export", saved, "-o", file, *whole, "--validation", kinds) == 0
+    words = (*whole, "--batch", 1, "--validation", kinds)
+    assert command("export", saved, "-o", file, *words) == 0
     for which in (saved, file):
         capsys.readouterr()
         assert command("stream", kinds, "-m", which, *whole, "--json", "-") == 0
@@ -283,11 +284,11 @@ def test_commands_agree_on_every_kind_of_file(
         right = [int(by_hand[name].argmax()) == label for label, name in enumerate(by_hand)]
         assert numbers["top1"] == sum(right) / 2
         assert numbers["images"] == 30
-    some = [kinds / "ant" / name for name in ("16.tif", "side.png", "alpha.webp")]
+    some = [kinds / "ant" / name for name in ("16.tif", "alpha.webp")]
     assert command("visualize", *some, "-m", saved, *whole, "-o", tmp_path / "seen") == 0
     shown = capsys.readouterr().out
-    assert shown.count(f"{100 * float(by_hand['ant'].max()):5.1f} %") >= 3
-    assert len(list((tmp_path / "seen").iterdir())) == 3
+    assert shown.count(f"{100 * float(by_hand['ant'].max()):5.1f} %") >= 2
+    assert len(list((tmp_path / "seen").iterdir())) == 2
 
 
 def test_training_and_timing(

@@ -27,9 +27,9 @@ pytestmark = ignore_deprecations
 def test_the_page(
     exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    model = small("bypassed")  # the square one
+    model = small("merged")  # the square one
     for name in ("onnx", "openvino", "torch"):
-        file = exported(name, policy="bypassed")
+        file = exported(name, policy="merged")
         for part in file.parent.glob(f"{file.stem}.*"):
             shutil.copy(part, tmp_path / f"model{part.suffix}")
     monkeypatch.chdir(tmp_path)

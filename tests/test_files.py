@@ -211,7 +211,7 @@ NAMES = st.one_of(
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(name=NAMES, text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_name_of_a_file(tmp_path: Path, name: str, text: str) -> None:

@@ -183,10 +183,12 @@ def test_torchvisions_image_folder(folder: Path) -> None:
 def test_commands_count_and_name_what_they_leave_out(
     folder: Path, tmp_path: Path, command: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for kind in KINDS[1:]:  # or as many pictures would be drawn
+        (folder / "cat" / f"{kind.lower()}.{kind}").unlink()
     saved = tmp_path / "model"
     DEIT.sparse(num_classes=3).save_pretrained(saved)
     line = "left out 4 files of other types: bee/1.nef, bee/2.nef, cat/notes.txt, ..."
-    steps = ["--set", "epochs=1", "--set", "images=null", "--set", "batch_size=12"]
+    steps = ["--set", "epochs=1", "--set", "images=null", "--set", "batch_size=3"]
     for words in (
         ("eval", folder, "--workers", 0, "--json", tmp_path / "eval.json"),
         ("train", folder, "-o", tmp_path / "run", "--workers", 0, *steps),
@@ -197,5 +199,5 @@ def test_commands_count_and_name_what_they_leave_out(
         assert command(*words, "-m", saved) == 0
         assert capsys.readouterr().out.splitlines().count(line) == 1, words[0]
     numbers = json.loads((tmp_path / "eval.json").read_text())
-    assert numbers["images"] == len(KINDS) + 2
+    assert numbers["images"] == 3
     assert len(numbers["left_out"]) == 4

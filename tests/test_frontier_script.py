@@ -47,7 +47,7 @@ def test_the_frontier_is_made_once_and_goes_on(
     wanted += ["--model", MODEL, "--checkpoint", weights, "--class-map", classes, "-o", out]
     wanted += ["--images", 4, "--set", "batch_size=4", "--set", "augment.mixup_prob=0"]
     # Not from other processes: here the commands run in threads, from which none should be forked.
-    wanted += ["--precision", "fp32", "--workers", 0]
+    wanted += ["--precision", "fp32", "--workers", 0, "--threads", 1]
     words = ["frontier.py", *map(str, wanted), "--keep-ratios", "0.5"]
     monkeypatch.setattr(sys, "argv", words)
     frontier.main()

@@ -156,7 +156,7 @@ def test_impossible_headers(tmp_path: Path, size: bytes, kind: bytes) -> None:
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_any_damage_of_a_tar_is_seen_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
@@ -214,7 +214,7 @@ INFOS = st.one_of(
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(names=INFOS, lengths=INFOS | st.just([10**11]) | st.just([-1]), key=INFOS)
 def test_any_info_of_shards(tmp_path: Path, names: object, lengths: object, key: object) -> None:

@@ -98,9 +98,7 @@ def test_macs_of_large_networks(name: str) -> None:
     assert count_macs(model) < 0.67 * dense
 
 
-@pytest.mark.parametrize(
-    "name", ["deit_base_patch16_224", "vit_large_patch16_224", "vit_huge_patch14_224"]
-)
+@pytest.mark.parametrize("name", ["deit_base_patch16_224", "vit_huge_patch14_224"])
 @torch.no_grad()
 def test_the_law_at_full_width(name: str) -> None:
     """Two blocks as wide as the real ones, and as many patches; depth adds nothing to the law."""
@@ -182,7 +180,7 @@ def test_survivors_lie_where_their_pixels_are() -> None:
     assert (moved.logits - before.logits).abs().max() > 0.1
 
 
-@pytest.mark.parametrize(("side", "rho"), [(384, 0.7), (384, 0.5), (512, 0.7)])
+@pytest.mark.parametrize(("side", "rho"), [(384, 0.7), (512, 0.5)])
 def test_macs_at_another_size(side: int, rho: float) -> None:
     with torch.device("meta"):
         model = sparsify(

@@ -74,6 +74,7 @@ def test_grad_checkpointing_gives_the_same_gradients(family: Family, masking: An
 
 
 # Where a graph breaks, torch looks at gradients of what it hands on.
+@pytest.mark.extended
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_compiled_training() -> None:
     """Where tokens leave at once; tests/test_model.py compiles the other way."""

@@ -49,6 +49,21 @@ from families import (
     randomize,
 )
 
+#: In every run of what hardly depends on the family: one of each kind of adapter.
+KINDS = (
+    *("deit", "siglip", "eva02_split", "beit", "lvvit"),
+    *("hf_vit", "hf_videomae", "inflated_augreg"),
+)
+
+
+def each_of(names: tuple[str, ...]) -> pytest.MarkDecorator:
+    """These families in every run, all with ``-m extended``."""
+    rows = [
+        pytest.param(family, marks=() if family.name in names else pytest.mark.extended)
+        for family in FAMILIES
+    ]
+    return pytest.mark.parametrize("family", rows, ids=lambda family: family.name)
+
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {
@@ -162,10 +177,10 @@ def test_predictors_can_be_replaced() -> None:
 
 
 @pytest.mark.parametrize("name", ["deit", "dinov2", "eva02_fused", "beit"])
-@pytest.mark.parametrize("grid", [(24, 24), (3, 7), (1, 1)])
+@pytest.mark.parametrize("grid", [(3, 7), (1, 1)])
 @torch.no_grad()
 def test_any_size_that_the_backbone_is_built_for(name: str, grid: tuple[int, int]) -> None:
-    """24 × 24 patches of 16 pixels are 384 px."""
+    """Small ones; tests/test_large.py has those of 384 and 512 px."""
     family = Family(name, BY_NAME[name].model, patch=BY_NAME[name].patch, grid=grid)
     model, images = family.sparse(), family.images(1)
     output = model.forward_pruned(images)
@@ -373,10 +388,10 @@ def test_what_is_no_dense_model() -> None:
 @few_families
 def test_dropout_and_drop_path_work_in_training(family: Family) -> None:
     rates = ["drop_path_rate", "drop_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate"]
-    model, images, decisions = None, family.images(3), family.decisions(3)
+    images, decisions = family.images(3), family.decisions(3, stages=2)
     for rate in rates:
         torch.manual_seed(0)
-        model = family.sparse(**{rate: 0.5})
+        model = family.sparse(depth=2, stages=(0, 1), **{rate: 0.5})
         calm = model.forward_masked(images, decisions).logits
         assert_agree(calm, model.forward_pruned(images, decisions).logits)
         model.train()
@@ -612,7 +627,7 @@ def test_bf16_autocast(family: Family) -> None:
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())
 
 
-@each_family
+@each_of(KINDS)
 @torch.no_grad()
 def test_whole_models_in_other_precisions(family: Family) -> None:
     """Not in fp32 by the way: fp64 agrees to fp64's precision."""
@@ -732,38 +747,35 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, marks=() if family.name in COMPILED else pytest.mark.every_family)
-        for family in FAMILIES
-    ],
-    ids=lambda family: family.name,
-)
+@each_of(COMPILED)
 @torch.no_grad()
 def test_one_graph_holds_the_whole_of_inference(family: Family) -> None:
-    """All that compilation is made of but the generated code."""
+    """What becomes of a graph depends on the family no more: see the tests below."""
     model, images = family.sparse(depth=2, stages=[0], policy="merged"), family.images()
-    assert_agree(compiled(model, "aot_eager")(images), model(images))
+    assert_agree(compiled(model, "eager")(images), model(images))
 
 
 @torch.no_grad()
 def test_the_budget_of_a_compiled_model_can_be_changed() -> None:
+    """With all that compilation is made of but the generated code."""
     model, images = DEIT.sparse(depth=1, stages=[0]), DEIT.images()
-    fast = compiled(model, "eager")
+    fast = compiled(model, "aot_eager")
     before = fast(images)
     model.keep_ratio = 0.3
     assert (model(images) - before).abs().max() > 1e-2
     assert_agree(fast(images), model(images))
 
 
-@pytest.mark.parametrize("name", ["lvvit", *(row.name for row in HF_FAMILIES[:1])])
-def test_compiled_training(name: str) -> None:
-    """A second classifier, and another library's modules, are in the backward graph too."""
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [("lvvit", "aot_eager"), *((row.name, "eager") for row in HF_FAMILIES[:1])],
+)
+def test_compiled_training(name: str, backend: str) -> None:
+    """A second classifier, and another library's modules, are in the graph; one has a backward."""
     family = BY_NAME[name]
     model, images = family.sparse(depth=1, stages=[0]).train(), family.images()
     results = []
-    for call in (model, compiled(model, "aot_eager")):
+    for call in (model, compiled(model, backend)):
         torch.manual_seed(0)
         model.zero_grad()
         output = call(images)
@@ -777,6 +789,7 @@ def test_compiled_training(name: str) -> None:
         assert_agree(gradient[name], exact[name], tolerance=1e-4)
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(not has_compiler(), reason="inductor needs a C++ compiler")
 def test_compiled_by_inductor() -> None:
     model, images = DEIT.sparse(depth=1, stages=[0]), DEIT.images()

@@ -13,6 +13,7 @@ import pytest
 TESTS = Path(__file__).parent
 
 
+@pytest.mark.extended
 def test_the_oldest_timm(tmp_path: Path) -> None:
     project = (TESTS.parent / "pyproject.toml").read_text(encoding="utf-8")
     oldest = re.search(r'"timm>=([\d.]+)"', project)

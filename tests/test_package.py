@@ -52,5 +52,5 @@ def test_the_release_needs_no_secret() -> None:
     jobs = workflow["jobs"]
     assert "secrets" not in str(workflow)
     assert [name for name, job in jobs.items() if "permissions" in job] == ["publish"]
-    assert jobs["publish"]["needs"] == ["build", "try"]
+    assert jobs["publish"]["needs"] == ["build", "test", "try"]
     assert all("run" not in step for step in jobs["publish"]["steps"])

@@ -32,7 +32,7 @@ from dynamicvit.runtimes.description import describe
 from dynamicvit.runtimes.graph import Graph, layers_of, prediction_layers, trace
 from dynamicvit.runtimes.images import calibration_of
 from dynamicvit.runtimes.int8 import fewest_in_float, most_sensitive_first
-from exports import changed, ignore_deprecations, small, traced
+from exports import NOWHERE, changed, ignore_deprecations, small, traced
 from families import BY_NAME, DEIT
 from pictures import noise_folders, write_image
 
@@ -65,7 +65,7 @@ def files(
         source,
         target,
         replace(traced("merged")[1], precision="int8"),
-        DEIT.images(6, seed=1),
+        NOWHERE.images(6, seed=1),
         layers,
         prediction_layers(layers.values()) | {"blocks.1.mlp.fc2"},
     )
@@ -129,7 +129,7 @@ def test_an_int8_file_is_near_its_model(model: DynamicViT, files: tuple[Path, Pa
     source, target = files
     exported, plain = load_exported(target), load_exported(source)
     assert (exported.description.precision, plain.description.precision) == ("int8", "fp32")
-    images = DEIT.images(5, seed=4)
+    images = NOWHERE.images(5, seed=4)
     given = exported.forward_pruned(images)
     own = model.forward_pruned(images)
     error = (given.logits - own.logits).square().mean().sqrt() / own.logits.std()
@@ -160,8 +160,8 @@ def test_one_image_is_computed_in_int8_too(
     else:
         options.add_free_dimension_override_by_name("batch", 1)
     session = onnxruntime.InferenceSession(target, options)
-    logits, *_ = session.run(None, {"images": DEIT.images(1).numpy()})
-    expected = load_exported(files[-1])(DEIT.images(1))
+    logits, *_ = session.run(None, {"images": NOWHERE.images(1).numpy()})
+    expected = load_exported(files[-1])(NOWHERE.images(1))
     torch.testing.assert_close(torch.from_numpy(logits), expected, atol=0.05, rtol=0)
     nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
     made = {output: node.op_type for node in nodes for output in node.output}
@@ -244,7 +244,7 @@ def test_the_fewest_layers_stay_in_float(needed: int) -> None:
 
 
 def batches(count: int, labels: list[int]) -> list[Batch]:
-    images = DEIT.images(count, seed=9)
+    images = NOWHERE.images(count, seed=9)
     return [
         Batch(images[:2], torch.tensor(labels[:2])),
         Batch(torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64), skipped=("bad.png",)),
@@ -255,7 +255,7 @@ def batches(count: int, labels: list[int]) -> list[Batch]:
 @torch.no_grad()
 def test_where_tokens_combine_the_answers_alone_agree() -> None:
     """A file may merge the first of two tokens into the second, or the second into the first."""
-    model = core_of(sparsify(DEIT.backbone(), 0.5, method="lookahead"))
+    model = core_of(sparsify(NOWHERE.backbone(), 0.5, method="lookahead"))
     assert isinstance(model, DynamicViT)
     model.eval()
 
@@ -269,7 +269,7 @@ def test_where_tokens_combine_the_answers_alone_agree() -> None:
 
 @torch.no_grad()
 def test_agreement_counts_answers_and_patches(model: DynamicViT) -> None:
-    images = DEIT.images(4, seed=9)
+    images = NOWHERE.images(4, seed=9)
     best = model(images).argmax(1).tolist()
     labels = [best[0], (best[1] + 1) % 7, best[2], UNLABELED]
     reference = Reference(model, batches(4, labels))
@@ -285,7 +285,7 @@ def test_agreement_counts_answers_and_patches(model: DynamicViT) -> None:
         return found
 
     worse = reference.agreement(changed(model, spoil))
-    k = model.schedule.kept(DEIT.num_patches)[-1]
+    k = model.schedule.kept(NOWHERE.num_patches)[-1]
     assert worse.answers == 0.5
     assert worse.kept == (1.0, pytest.approx(1 - 2 / (4 * k)))
     assert (worse.top1, worse.model_top1) == (0.0, 2 / 3)
@@ -321,7 +321,7 @@ def test_calibration_and_comparison_share_no_image(tmp_path: Path) -> None:
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Eight images without labels."""
-    return noise_folders(tmp_path / "pictures", classes=1, each=8, size=DEIT.size) / "0"
+    return noise_folders(tmp_path / "pictures", classes=1, each=8, size=NOWHERE.size) / "0"
 
 
 class Fake(Format):

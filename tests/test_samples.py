@@ -1,8 +1,7 @@
-"""The bundled pictures are read from scikit-learn's files, without importing it."""
+"""The bundled pictures are read from scikit-learn's files, without it (tests/test_start.py)."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import numpy as np
@@ -21,14 +20,6 @@ def test_they_are_what_scikit_learn_loads() -> None:
         datasets.load_sample_images().images, photographs("demo").values(), strict=True
     ):
         np.testing.assert_array_equal(np.asarray(picture), pixels)
-
-
-def test_scikit_learn_is_not_imported() -> None:
-    code = (
-        "import sys; from dynamicvit.data.samples import digits, photographs;"
-        "digits('demo'); photographs('demo'); assert not {'sklearn', 'scipy'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_window_moves_over_a_photograph() -> None:

@@ -104,7 +104,7 @@ def backbone(*_: Any, **__: Any) -> nn.Module:
 MORE = {
     "train": ("--set", "images=2", "--set", "batch_size=2", "--workers", "0"),
     "eval": ("--workers", "0"),
-    "bench": ("--samples", "2", "--precision", "fp32", "--batch-size", "1"),
+    "bench": ("--samples", "2", "--precision", "fp32", "--batch-size", "1", "--threads", "1"),
 }
 
 

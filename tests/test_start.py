@@ -39,7 +39,8 @@ def run(code: str, *options: str) -> str:
 def test_the_import_loads_what_a_model_needs_and_gives_no_warning() -> None:
     """Neither does another, after timm has the models; and no module needs the extras.
 
-    Those of transformers aside, which are imported for its models only.
+    Those of transformers aside, which are imported for its models only. The bundled pictures are
+    read from scikit-learn's files without importing it.
 
     The timer is imported later, and quietly: it looks for a compiler of CUDA's, and logs without
     one.
@@ -52,6 +53,9 @@ def test_the_import_loads_what_a_model_needs_and_gives_no_warning() -> None:
         "small = dict(depth=2, embed_dim=16, num_heads=2, stages=[1])\n"
         "timm.create_model('dynamicvit_deit_tiny_patch16_224', **small)\n"
         f"assert not {late} & sys.modules.keys(), {late} & sys.modules.keys()\n"
+        "from dynamicvit.data.samples import digits, photographs\n"
+        "digits('demo'), photographs('demo')\n"
+        f"assert not {EXTRAS} & sys.modules.keys(), {EXTRAS} & sys.modules.keys()\n"
         "import pkgutil, warnings\n"
         "from importlib import import_module\n"
         "warnings.simplefilter('ignore')\n"

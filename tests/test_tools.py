@@ -16,7 +16,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from dynamicvit import DynamicViT, sparsify
 from dynamicvit.core.schedule import Policy
-from families import BY_NAME, DEIT, Family, assert_agree, each_family, few_families
+from families import BY_NAME, DEIT, FAMILIES, FEW, Family, assert_agree, few_families
+
+#: A family of each library's blocks, and of each way to pool or place tokens.
+HOOKED = [*FEW, *(BY_NAME[name] for name in ("lvvit", "hf_vit", "inflated_augreg"))]
 
 
 def watch(model: DynamicViT) -> list[Tensor]:
@@ -36,7 +39,14 @@ def test_hooks_see_what_each_block_gives_where_tokens_merge(family: Family) -> N
     assert_hooks_see(family, "merged")
 
 
-@each_family
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family in HOOKED else pytest.mark.extended)
+        for family in FAMILIES
+    ],
+    ids=lambda family: family.name,
+)
 @torch.no_grad()
 def test_hooks_see_what_each_block_gives(family: Family) -> None:
     assert_hooks_see(family, "removed")

@@ -224,18 +224,17 @@ def test_training_as_a_model_of_transformers(family: Family) -> None:
 
 
 @needs_transformers
-@pytest.mark.parametrize(("width", "heads", "giga"), [(384, 6, 57.0), (768, 12, 180.0)])
-def test_macs_are_the_published_ones(width: int, heads: int, giga: float) -> None:
-    """VideoMAE-S and -B of one view, 16 frames at 224 px (Tong et al., NeurIPS 2022)."""
+def test_macs_are_the_published_ones() -> None:
+    """VideoMAE-S of one view, 16 frames at 224 px (Tong et al., NeurIPS 2022)."""
     import transformers
 
     config = transformers.VideoMAEConfig(
-        hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width
+        hidden_size=384, num_attention_heads=6, intermediate_size=4 * 384
     )
     with torch.device("meta"):
         dense = transformers.VideoMAEForVideoClassification(config)
         sparse = sparsify(dense, 0.5, method="dynamicvit", policy="removed")
-    assert count_macs(dense) == pytest.approx(giga * 1e9, rel=0.005)
+    assert count_macs(dense) == pytest.approx(57e9, rel=0.005)
     assert count_macs(sparse) == schedule_macs(sparse, sparse.dynamicvit.schedule)
 
 
@@ -385,7 +384,8 @@ def test_info_says_what_a_clip_is(command: Callable[..., int], tmp_path: Path) -
 
 def test_bench_times_clips(command: Callable[..., int], tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
-    options = ["--precision", "fp32", "--batch-size", "1", "--seconds", "0.1", "--json", file]
+    options = ["--precision", "fp32", "--batch-size", "1", "--samples", "2", "--json", file]
+    options += ["--threads", "1"]
     assert command("bench", *SMALL, "--keep-ratio", "0.5", *options) == 0
     report = json.loads(file.read_text())
     assert report["image_size"] == [32, 32]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 pytest.importorskip("av")
@@ -160,8 +161,12 @@ def test_predict_averages_views(command: Command) -> None:
 
 
 def test_compare_tune_and_calibrate(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("dynamicvit.plots.style.save", lambda *_: ())
     how = ("--model", "video", "--data", "CLIPS@train")
     few = ("--set", "batch_size=2", "--images", "2", "--no-timing", "--workers", "0")
     methods = ("--methods", "random,rlt", "--macs", "0.6", "--validation", "CLIPS@test")
@@ -169,7 +174,7 @@ def test_compare_tune_and_calibrate(
     assert command("compare", *how, *few, *methods, "--views", "2x1", "-o", out) == 0
     assert "of 2 × 1 views" in capsys.readouterr().out
     assert ",2 × 1\n" in (out / "comparison.csv").read_text()
-    tuned = ("--macs", "80%", "--images", "32", "--evaluations", "12")
+    tuned = ("--macs", "80%", "--images", "32", "--evaluations", "4")
     assert command("tune", *how, *tuned, "-o", tmp_path / "tuned") == 0
     per_video = ("--model", "video", "--images", "32", "-o", tmp_path / "per-video")
     assert command("calibrate", "CLIPS@train", *per_video) == 0
@@ -191,7 +196,8 @@ def test_visualize_draws_every_frame(command: Command, tmp_path: Path) -> None:
         assert picture.width == 3 * picture.height  # of 32x48, twice
 
 
-def test_a_tubelet_is_drawn_in_all_its_frames() -> None:
+def test_a_tubelet_is_drawn_in_all_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynamicvit.plots.clips.draw", lambda *_, **__: Figure((1, 1)))
     model = CLIP.sparse(num_classes=2)
     found = visualize(model, torch.rand(CLIP.shape))
     by_frame = frame_output(found.output, 4)

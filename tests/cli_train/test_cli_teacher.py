@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import save_file
 
 from dynamicvit import DynamicViT, count_macs
+from dynamicvit.training.pace import Pace
 from families import NUM_CLASSES
 
 Main = Callable[..., int]
@@ -125,8 +126,14 @@ def test_a_teacher_that_no_loss_looks_at_is_not_loaded(
 
 
 def test_a_dry_run_says_who_teaches_what(
-    two_blocks: Path, teacher: Path, command: Main, capsys: pytest.CaptureFixture[str]
+    two_blocks: Path,
+    teacher: Path,
+    command: Main,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("dynamicvit.training.plan.time_steps", lambda *_, **__: Pace(1, None, 3, 2))
+
     def plan(*words: object) -> str:
         assert command("train", "--dry-run", "-m", two_blocks, *words) == 0
         return capsys.readouterr().out

@@ -18,7 +18,7 @@ from dynamicvit import DynamicViT
 from dynamicvit.checkpoints.runs import PREVIOUS
 from dynamicvit.training import loop, run, student
 from memory import TINY
-from processes import FORKS
+from processes import FORKS, fork_readers
 from run_folders import WRITTEN, files_in
 
 Main = Callable[..., int]
@@ -155,6 +155,7 @@ def test_interrupted_before_the_first_step(
 def main_in_a_session(said: Path, words: list[str]) -> None:
     """The command as a terminal runs it."""
     os.setsid()
+    fork_readers()
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
     sys.argv = ["dynamicvit", *words]
     dynamicvit.cli.main()

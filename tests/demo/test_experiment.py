@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +15,16 @@ from dynamicvit.demo import experiment
 from dynamicvit.demo.dense import DENSE_WEIGHTS, load_dense
 from dynamicvit.demo.experiment import Row, SceneLoader, Size
 from dynamicvit.demo.scenes import Scenes
+from dynamicvit.training import Recipe
 
-TINY = Size(train_scenes=64, score_scenes=20, bench_seconds=0.2, random_ratios=(0.5,))
+TINY = Size(train_scenes=64, score_scenes=10, bench_seconds=0.2, random_ratios=(0.5,))
 
 
 def test_the_shipped_weights_are_small_and_read_digits_never_trained_on() -> None:
     assert DENSE_WEIGHTS.stat().st_size < 5e6
     model = load_dense()
     assert sum(parameter.numel() for parameter in model.parameters()) < 2e6
-    scenes = Scenes("score", seed=7).batch(range(150))
+    scenes = Scenes("score", seed=7).batch(range(60))
     with torch.inference_mode():
         right = (model(scenes.images).argmax(dim=1) == scenes.labels).float().mean()
     assert right > 0.85
@@ -82,6 +84,11 @@ def test_the_command_prints_every_row_and_draws_the_picture(
         threads.append(options["threads"])
         return [SimpleNamespace(speedup=SimpleNamespace(median=1.23))]
 
+    def recipe(*how: Any) -> Recipe:
+        return whole(*how).model_copy(update={"images": 8, "batch_size": 8})  # one small step
+
+    whole = experiment.recipe
+    monkeypatch.setattr(experiment, "recipe", recipe)
     monkeypatch.setattr(experiment, "bench", bench)
     monkeypatch.setattr(experiment, "SHORT", TINY)
     assert command("demo", "-o", tmp_path, "--threads", "1") == 0

@@ -3,13 +3,16 @@
 import json
 import logging
 import resource
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dynamicvit import InputError
+from dynamicvit import DynamicViT, InputError
 from dynamicvit.data import ImageData, Loader
 from dynamicvit.training import Progress, checkpoint, checkpoint_file, fit, loop
 from dynamicvit.training.checkpoint import BEST, DAMAGED, NEWEST, PREVIOUS
@@ -18,6 +21,8 @@ from dynamicvit.training.output import check_output
 from families import DEIT
 from memory import BATCH, Memory, shallow, small
 from pictures import write_image
+
+Stopped = Callable[[Path, int], object]
 
 
 @pytest.fixture(autouse=True)
@@ -31,15 +36,30 @@ def steps_of(folder: Path) -> dict[str, int]:
     return {file.name: load_checkpoint(file)["counters"]["step"] for file in files}
 
 
-def stopped_after(folder: Path, step: int) -> None:
-    """A run that was killed after so many steps."""
+@pytest.fixture(scope="module")
+def stopped_after(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    """Puts a run that was killed after so many steps into a folder."""
 
-    def crash(progress: Progress) -> None:
-        if progress.step == step - 1:
-            raise MemoryError
+    @cache
+    def stopped(step: int) -> Path:
+        def crash(progress: Progress) -> None:
+            if progress.step == step - 1:
+                raise MemoryError
 
-    with pytest.raises(MemoryError):
-        fit(shallow(), Memory(), small(), folder, on_step=crash)
+        folder = tmp_path_factory.mktemp("stopped")
+        with pytest.raises(MemoryError):
+            fit(shallow(), Memory(), small(), folder, on_step=crash)
+        return folder
+
+    return lambda folder, step: shutil.copytree(stopped(step), folder, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> DynamicViT:
+    """What a run that nothing stopped gives."""
+    model = shallow()
+    fit(model, Memory(), small(), tmp_path_factory.mktemp("whole"))
+    return model
 
 
 def flip_a_bit(path: Path) -> None:
@@ -66,7 +86,7 @@ def test_the_last_two_and_the_best_stay(tmp_path: Path) -> None:
     assert len({*best}) > 1, best  # or the test could not tell
 
 
-def test_a_crashed_run_goes_on_from_its_last_save(tmp_path: Path) -> None:
+def test_a_crashed_run_goes_on_from_its_last_save(stopped_after: Stopped, tmp_path: Path) -> None:
     stopped_after(tmp_path, 4)
     assert steps_of(tmp_path) | {BEST: 0} == {NEWEST: 4, PREVIOUS: 3, BEST: 0}
     with open(tmp_path / "log.jsonl", "a") as log:  # steps after the last save, one half written
@@ -79,10 +99,12 @@ def test_a_crashed_run_goes_on_from_its_last_save(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
 def test_a_damaged_newest_is_reported_and_the_one_before_used(
-    harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    harm: str,
+    whole: DynamicViT,
+    stopped_after: Stopped,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    whole = shallow()
-    fit(whole, Memory(), small(), tmp_path / "whole")
     folder = tmp_path / "damaged"
     stopped_after(folder, 4)
     newest = folder / NEWEST
@@ -106,7 +128,9 @@ def steps_of_readable(folder: Path) -> dict[str, int]:
     return {name: load_checkpoint(folder / name)["counters"]["step"] for name in (NEWEST, PREVIOUS)}
 
 
-def test_the_one_before_is_safe_until_there_is_another(tmp_path: Path) -> None:
+def test_the_one_before_is_safe_until_there_is_another(
+    stopped_after: Stopped, tmp_path: Path
+) -> None:
     """Or a second crash, right after the damaged one was found, would leave none."""
     stopped_after(tmp_path, 4)
     flip_a_bit(tmp_path / NEWEST)
@@ -120,7 +144,7 @@ def test_the_one_before_is_safe_until_there_is_another(tmp_path: Path) -> None:
     assert steps_of_readable(tmp_path) == {NEWEST: 9, PREVIOUS: 3}
 
 
-def test_two_damaged_ones_are_named(tmp_path: Path) -> None:
+def test_two_damaged_ones_are_named(stopped_after: Stopped, tmp_path: Path) -> None:
     stopped_after(tmp_path, 2)
     flip_a_bit(tmp_path / NEWEST)
     flip_a_bit(tmp_path / PREVIOUS)
@@ -128,9 +152,10 @@ def test_two_damaged_ones_are_named(tmp_path: Path) -> None:
         fit(shallow(), Memory(), small(), tmp_path, resume=True)
 
 
-def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_whole(tmp_path: Path) -> None:
-    whole, model = shallow(), shallow()
-    fit(whole, Memory(), small(), tmp_path / "whole")
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_whole(
+    whole: DynamicViT, tmp_path: Path
+) -> None:
+    model = shallow()
     folder = tmp_path / "full"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -173,7 +198,9 @@ def test_a_disk_that_is_full_at_the_log(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in lines] == list(range(6))
 
 
-def test_going_on_with_another_recipe_is_refused_and_what_differs_is_named(tmp_path: Path) -> None:
+def test_going_on_with_another_recipe_is_refused_and_what_differs_is_named(
+    stopped_after: Stopped, tmp_path: Path
+) -> None:
     stopped_after(tmp_path, 2)
     other = small("weight_decay=0.1", "losses.token=1", "model=deit")
     with pytest.raises(InputError) as error:
@@ -188,7 +215,7 @@ def test_going_on_with_another_recipe_is_refused_and_what_differs_is_named(tmp_p
 
 
 def test_other_images_of_the_same_number_are_told_apart(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    stopped_after: Stopped, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stopped_after(tmp_path / "run", 2)  # of batches without names
     for gray, name in ((3, "one"), (30, "two")):
@@ -210,7 +237,7 @@ def test_other_images_of_the_same_number_are_told_apart(
 
 
 def test_force_goes_on_with_the_new_values(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    stopped_after: Stopped, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stopped_after(tmp_path, 2)
     other = small("weight_decay=0.1", steps=8)
@@ -224,14 +251,14 @@ def test_force_goes_on_with_the_new_values(
     assert "weight_decay: 0.1" in (tmp_path / "recipe.yaml").read_text()
 
 
-def test_going_on_with_another_model_is_refused(tmp_path: Path) -> None:
+def test_going_on_with_another_model_is_refused(stopped_after: Stopped, tmp_path: Path) -> None:
     stopped_after(tmp_path, 1)
     with pytest.raises(InputError, match=r"of another model.*missing|of another shape"):
         fit(shallow(depth=6), Memory(), small(), tmp_path, resume=True)
 
 
 def test_another_version_is_named_and_no_older_one_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stopped_after: Stopped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped_after(tmp_path, 2)
     monkeypatch.setattr(checkpoint_file, "VERSION", 2)
@@ -240,7 +267,7 @@ def test_another_version_is_named_and_no_older_one_taken(
 
 
 def test_another_number_of_processes_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    stopped_after: Stopped, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stopped_after(tmp_path, 2)
     for name in (NEWEST, PREVIOUS):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
@@ -160,8 +161,10 @@ def test_the_picture_is_drawn_and_replaces_the_last(tmp_path: Path) -> None:
 
 def test_a_step_left_out_is_marked(tmp_path: Path) -> None:
     def red(*steps: Progress) -> int:
-        save(curves(read_log(write_log(tmp_path / "log.jsonl", *steps))), tmp_path / "curves.png")
-        r, g, b = np.moveaxis(imread(tmp_path / "curves.png")[..., :3], -1, 0)
+        drawn = curves(read_log(write_log(tmp_path / "log.jsonl", *steps)))
+        canvas = FigureCanvasAgg(drawn)
+        canvas.draw()
+        r, g, b = np.moveaxis(np.asarray(canvas.buffer_rgba())[..., :3] / 255, -1, 0)
         return int(((r > 0.7) & (g < 0.6) & (b < 0.6) & (r > g + 0.3)).sum())
 
     whole = [at(FINE, step) for step in range(5)]
@@ -172,8 +175,7 @@ def test_a_long_run_is_drawn_as_means_and_a_run_of_bad_steps_too(tmp_path: Path)
     steps = list(range(10 * MAX_POINTS))
     assert _means(steps).tolist() == [10 * place + 4.5 for place in range(MAX_POINTS)]
     assert _means([1.0, None]).tolist()[0] == 1.0
-    save(curves(read_log(write_log(tmp_path / "log.jsonl", at(BAD, 0)))), tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").exists()
+    curves(read_log(write_log(tmp_path / "log.jsonl", at(BAD, 0)))).canvas.draw()
 
 
 def test_a_smoothed_line_lies_over_the_values_as_they_are(tmp_path: Path) -> None:
@@ -193,7 +195,7 @@ def test_a_smoothed_line_lies_over_the_values_as_they_are(tmp_path: Path) -> Non
     assert np.abs(smoothed(gaps)[3:-3:3] - 2).max() < 0.5
 
 
-@pytest.mark.parametrize("count", [1, 2, 300])
+@pytest.mark.parametrize("count", [1, 300])
 def test_no_legend_lies_on_a_curve(count: int, tmp_path: Path) -> None:
     parts = {name: 10.0**-place for place, name in enumerate(("total", *"abcdefghijkl"))}
     many = dataclasses.replace(FINE, losses=parts)
