@@ -387,15 +387,24 @@ FEW = [BY_NAME[name] for name in ("deit", "registers", "siglip", "eva02_split", 
 
 few_families = pytest.mark.parametrize("family", FEW, ids=lambda family: family.name)
 
-#: Those in every run, all with ``-m extended``.
-few_families_or_all = pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, marks=() if family in FEW else pytest.mark.extended)
+#: One of each library's blocks and of each way to pool or place tokens.
+KINDS = [*FEW, *(BY_NAME[name] for name in ("lvvit", "inflated_augreg"))]
+KINDS += [*HF_FAMILIES[:1], *HF_VIDEO_FAMILIES[:1]]
+
+
+def or_all(families: Sequence[Family]) -> pytest.MarkDecorator:
+    """These in every run, all with ``-m extended``."""
+    rows = [
+        pytest.param(family, marks=() if family in families else pytest.mark.extended)
         for family in FAMILIES
-    ],
-    ids=lambda family: family.name,
-)
+    ]
+    return pytest.mark.parametrize("family", rows, ids=lambda family: family.name)
+
+
+few_families_or_all = or_all(FEW)
+
+#: For tests of our own code that asks a family for nothing but its blocks, which the law has seen.
+kinds_or_all = or_all(KINDS)
 
 
 @torch.no_grad()

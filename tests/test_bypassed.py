@@ -22,7 +22,7 @@ from dynamicvit.runtimes.description import Description, describe
 from dynamicvit.training.recipes import load_recipe
 from dynamicvit.training.student import student_for
 from dynamicvit.utils.weights import open_weights
-from families import BY_NAME, DEIT, Family, assert_agree, each_family, few_families
+from families import BY_NAME, DEIT, Family, assert_agree, each_family, few_families, kinds_or_all
 from pictures import noise_folders
 
 BACK = 3
@@ -50,7 +50,7 @@ def rows_of_blocks(model: DynamicViT, images: Tensor) -> list[int]:
     return [rows - model.num_prefix_tokens for rows in seen]
 
 
-@each_family
+@kinds_or_all
 @torch.no_grad()
 def test_the_last_block_runs_on_every_patch_again(family: Family) -> None:
     model, images = bypassing(family), family.images()

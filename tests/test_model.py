@@ -39,30 +39,16 @@ from dynamicvit.layers.tokens import Tokens
 from families import (
     BY_NAME,
     DEIT,
-    FAMILIES,
     HF_FAMILIES,
     NUM_CLASSES,
     Family,
     assert_agree,
     each_family,
     few_families,
+    kinds_or_all,
+    or_all,
     randomize,
 )
-
-#: In every run of what hardly depends on the family: one of each kind of adapter.
-KINDS = (
-    *("deit", "siglip", "eva02_split", "beit", "lvvit"),
-    *("hf_vit", "hf_videomae", "inflated_augreg"),
-)
-
-
-def each_of(names: tuple[str, ...]) -> pytest.MarkDecorator:
-    """These families in every run, all with ``-m extended``."""
-    rows = [
-        pytest.param(family, marks=() if family.name in names else pytest.mark.extended)
-        for family in FAMILIES
-    ]
-    return pytest.mark.parametrize("family", rows, ids=lambda family: family.name)
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -481,7 +467,7 @@ def test_leaving_memory_early_gives_the_same_output(family: Family, masking: Any
     assert_agree(model.forward_head(output.features), expected.logits)
 
 
-@each_family
+@kinds_or_all
 def test_leaving_late_gives_the_same_gradients_where_tokens_compete(family: Family) -> None:
     model, images = family.sparse(keep_ratio=0.6).train(), family.images(3)
     results = []
@@ -521,7 +507,7 @@ def test_a_batch_that_loses_everything(family: Family, masking: Any) -> None:
         assert all(gradient.isfinite().all() for gradient in gradients(model).values())
 
 
-@each_family
+@kinds_or_all
 @torch.no_grad()
 def test_training_on_the_best_k_sees_what_inference_sees(family: Family) -> None:
     model, images = family.sparse(keep_ratio=0.6), family.images(3)
@@ -545,7 +531,7 @@ def test_training_on_the_best_k_sees_what_inference_sees(family: Family) -> None
 # ---------------------------------------------------------------- the teacher
 
 
-@each_family
+@kinds_or_all
 @torch.no_grad()
 def test_student_and_teacher_can_share_the_first_blocks(family: Family) -> None:
     model, images, given = family.sparse(), family.images(), family.decisions()
@@ -627,7 +613,7 @@ def test_bf16_autocast(family: Family) -> None:
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())
 
 
-@each_of(KINDS)
+@kinds_or_all
 @torch.no_grad()
 def test_whole_models_in_other_precisions(family: Family) -> None:
     """Not in fp32 by the way: fp64 agrees to fp64's precision."""
@@ -694,7 +680,7 @@ def test_copies_and_pickles_are_independent(family: Family) -> None:
 # ---------------------------------------------------------------- a model as timm's
 
 
-@each_family
+@kinds_or_all
 @torch.no_grad()
 def test_it_answers_as_a_timm_model(family: Family) -> None:
     model = family.sparse()
@@ -747,7 +733,7 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
-@each_of(COMPILED)
+@or_all([BY_NAME[name] for name in COMPILED])
 @torch.no_grad()
 def test_one_graph_holds_the_whole_of_inference(family: Family) -> None:
     """What becomes of a graph depends on the family no more: see the tests below."""

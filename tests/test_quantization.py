@@ -49,7 +49,9 @@ def layers() -> dict[str, str]:
     return layers_of(traced("merged")[0])
 
 
-@pytest.fixture(scope="module", params=["onnx", "openvino"])
+@pytest.fixture(
+    scope="module", params=["onnx", pytest.param("openvino", marks=pytest.mark.extended)]
+)
 def files(
     request: pytest.FixtureRequest,
     layers: dict[str, str],

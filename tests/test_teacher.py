@@ -8,7 +8,7 @@ import torch
 from dynamicvit import InputError
 from dynamicvit.core.losses import LossWeights, dynamicvit_loss, guidance_loss
 from dynamicvit.core.teacher import ask, dense_teacher, weigh_patches, weigh_some
-from families import DEIT, Family, assert_agree, each_family, few_families
+from families import DEIT, Family, assert_agree, few_families, kinds_or_all
 
 
 def test_the_teacher_is_the_backbone_as_it_was() -> None:
@@ -25,7 +25,7 @@ def test_the_teacher_is_the_backbone_as_it_was() -> None:
     assert teacher.schedule.stages == model.schedule.stages
 
 
-@each_family
+@kinds_or_all
 def test_weighing_changes_nothing_of_the_answer(family: Family) -> None:
     model, images = family.sparse(), family.images()
     teacher = dense_teacher(model)
@@ -105,7 +105,7 @@ def test_without_weighing_there_is_no_importance() -> None:
     assert DEIT.sparse().forward_dense(DEIT.images()).importance is None
 
 
-@each_family
+@kinds_or_all
 @torch.no_grad()
 def test_the_answer_moves_most_when_important_patches_leave(family: Family) -> None:
     """Against what really happens when one patch leaves at a stage and the others stay."""

@@ -16,10 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from dynamicvit import DynamicViT, sparsify
 from dynamicvit.core.schedule import Policy
-from families import BY_NAME, DEIT, FAMILIES, FEW, Family, assert_agree, few_families
-
-#: A family of each library's blocks, and of each way to pool or place tokens.
-HOOKED = [*FEW, *(BY_NAME[name] for name in ("lvvit", "hf_vit", "inflated_augreg"))]
+from families import BY_NAME, DEIT, Family, assert_agree, few_families, kinds_or_all
 
 
 def watch(model: DynamicViT) -> list[Tensor]:
@@ -39,14 +36,7 @@ def test_hooks_see_what_each_block_gives_where_tokens_merge(family: Family) -> N
     assert_hooks_see(family, "merged")
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, marks=() if family in HOOKED else pytest.mark.extended)
-        for family in FAMILIES
-    ],
-    ids=lambda family: family.name,
-)
+@kinds_or_all
 @torch.no_grad()
 def test_hooks_see_what_each_block_gives(family: Family) -> None:
     assert_hooks_see(family, "removed")
