@@ -40,13 +40,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """Signals are handled on the thread's own stack, as outside of pytest.
+    """One thread, and signals on its own stack, as outside of pytest.
 
-    Its faulthandler gives the main thread another one. In a process in which runtimes have been at
-    work, the end of a child, of which torch's loaders want to hear, did not fit there: the process
-    was killed without a word.
+    A command's --threads would last into later tests. Pytest's faulthandler gives the main thread
+    another stack: in a process in which runtimes have been at work, the end of a child, of which
+    torch's loaders want to hear, did not fit there, and the process was killed without a word.
     """
-    torch.set_num_threads(1)  # whatever --threads said in the test before
+    torch.set_num_threads(1)
     if sys.platform == "linux":
         set_signal_stack(SignalStack(None, 2, 0))  # SS_DISABLE
 

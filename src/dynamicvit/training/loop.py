@@ -141,7 +141,7 @@ def fit(
     optimizer = create_optimizer(model, recipe)
     steps = total_steps(recipe, loader)
     rate = LearningRate(optimizer, recipe, steps)
-    kept_weights = saved_weights(model, objective.dense_teacher, recipe)
+    weights = saved_weights(model, objective.dense_teacher, recipe)
     if processes.count > 1:
         loader.set_share(processes.rank, processes.count)
 
@@ -152,7 +152,7 @@ def fit(
             recipe,
             objective,
             optimizer=optimizer,
-            saved=kept_weights,
+            saved=weights,
             scaler=step.scaler,
             steps=steps,
             epoch_steps=len(loader),
