@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_METHOD, DEFAULT_KEEP_RATIO = "lookahead", 0.7
-"""What a model gets where nobody says otherwise, here and in every command but ``train``."""
+"""What a model gets where nobody says otherwise, here and in every command."""
 
 KeepRatio = float | Sequence[float]
 Stages = Sequence[int] | None

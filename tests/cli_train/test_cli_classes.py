@@ -253,7 +253,7 @@ def test_a_folder_of_transformers_gives_one(
     )
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "hf")
     out = tmp_path / "out"
-    words = ("--set", "stages=[1]", "--set", "keep_ratio=0.5")
+    words = ("--method", "dynamicvit", "--set", "stages=[1]", "--set", "keep_ratio=0.5")
     assert main("train", own, "-m", tmp_path / "hf", "-o", out, *BOTH, *words) == 0
     # The same command finds its own files: there is nothing left to do.
     assert main("train", own, "-m", tmp_path / "hf", "-o", out, *BOTH, *words, "--resume") == 0

@@ -121,6 +121,13 @@ def test_it_prints_the_recipe_as_it_is_resolved(plan: Callable[..., str], two_bl
     )
 
 
+def test_a_dense_network_learns_to_serve_any_budget(plan: Callable[..., str]) -> None:
+    said = plan("-m", "test_vit", "--keep-ratio", 0.5)
+    for line in ("keep_ratio: 0.5", "budgets:\n- 0.4\n- 0.9", "method: lookahead"):
+        assert line in said, line
+    assert "the dense model, for distillation, token, feature\n" in said  # no ranking to learn
+
+
 def test_a_run_that_never_ends_has_a_time_too(plan: Callable[..., str], two_blocks: Path) -> None:
     assert "days" in plan("-m", two_blocks, "--set", "images=999999999999")
     assert duration(1e300).startswith("925925925 days")
@@ -154,7 +161,10 @@ def test_it_refuses_what_the_run_would_refuse(
         ((folder, "-m", two_blocks, "--set", "batch_size=99"), "more than the 14 images"),
         (("-m", two_blocks, "--set", "epoch=1"), "unknown key 'epoch'"),
         (("-m", two_blocks, "--unlabeled", folder), "Missing argument 'DATA'"),
-        ((), "names no model"),
+        ((), "no model is named"),
+        (("-m", "test_vit", "--compile"), "leave --compile out, or set budgets=null"),
+        (("-m", "test_vit", "--keep-ratio", 0.38), "leave out the model's own, 0.38: widen"),
+        (("-m", "test_vit", "--set", "stages=[3]"), "leave stages (3,) out, or name a method"),
     ):
         assert command("train", "--dry-run", *words) == 2, words
         assert said in capsys.readouterr().err, words

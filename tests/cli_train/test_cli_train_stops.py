@@ -199,7 +199,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     for arguments, said in (
         ((tmp_path / "nowhere", *run_with_model), "nowhere does not exist"),
         ((tmp_path / "empty", *run_with_model), "empty holds no images"),
-        ((flat,), "recipe small_data names no model: give --model, or --released"),
+        ((flat,), "no model is named: give --model, --released, or a recipe of a model"),
         ((flat, "-m", "deit_tinny_patch16_224"), "no model 'deit_tinny_patch16_224'"),
         ((flat, "-m", tmp_path / "nowhere"), "no such file or folder"),
         ((flat, *run_with_model, "--recipe", "smal_data"), "no recipe 'smal_data'"),

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import maps
 from dynamicvit import InputError, Schedule, sparsify
+from dynamicvit.checkpoints.addon import save_addon
 from dynamicvit.core.decisions import best_k_sampler
 from dynamicvit.core.losses import ratio_loss
 from dynamicvit.training import (
@@ -58,6 +60,28 @@ def test_the_recipe_for_any_budget_trains_the_backbone_of_look_ahead_merging() -
     assert len(counts) == 4
     learns = [any(p.grad is not None for p in block.parameters()) for block in model.blocks]
     assert learns == [number >= first for number in range(6)]
+
+
+def test_it_is_the_default_where_a_model_merges_by_look_ahead(tmp_path: Path) -> None:
+    """What a dense network does; other methods, and what only they have, are trained for one."""
+    look_ahead, addon = sparsify(DEIT.backbone(), 0.6), tmp_path / "addon.safetensors"
+    look_ahead.save_pretrained(tmp_path / "looks_ahead")
+    save_addon(DEIT.sparse(), addon)
+    for model, arguments, method, budgets in (
+        (DEIT.backbone(), {}, "lookahead", (0.4, 0.9)),
+        (look_ahead, {}, "lookahead", (0.4, 0.9)),
+        (tmp_path / "looks_ahead", {}, "lookahead", (0.4, 0.9)),
+        (DEIT.backbone(), {"overrides": ["budgets=null"]}, "lookahead", None),
+        (DEIT.backbone(), {"overrides": ["method=dynamicvit"]}, "dynamicvit", None),
+        (DEIT.backbone(), {"overrides": ["freeze_backbone=yes"]}, "dynamicvit", None),
+        (DEIT.backbone(), {"recipe": "small_data"}, "dynamicvit", None),
+        (DEIT.backbone(), {"addon": addon}, "dynamicvit", None),
+        (DEIT.sparse(), {}, "dynamicvit", None),
+        (maps.BY_NAME["swin"].backbone(), {}, "dynamicvit", None),
+    ):
+        run = Training(None, model, plan_only=True, **arguments)
+        found = (run.model.method.name, run.recipe.budgets, run.recipe.interpolate)
+        assert found == (method, budgets, 0.6 if method == "lookahead" else 1.0), arguments
 
 
 @pytest.mark.parametrize("masking", ["full", "lagged", "compact"])
@@ -148,7 +172,7 @@ def test_what_does_not_go_with_budgets(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="best_k_sampler"):
         TrainingObjective(DEIT.sparse(), budgets=(0.4, 0.9))
     for model, said in (
-        (DEIT.sparse(0.3), r"\[0\.4, 0\.9\] leave out the model's own, 0\.3, 0\.09, 0\.027"),
+        (DEIT.sparse(0.3), r"\[0\.4, 0\.9\] leave out the model's own, 0\.3: widen"),
         (DEIT.sparse(0.95), r"own, 0\.95"),
         (DEIT.sparse([0.9, 0.9, 0.9]), "own, 0.9, 0.9, 0.9"),
         (DEIT.sparse((), stages=()), "no stage"),

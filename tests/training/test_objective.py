@@ -153,6 +153,6 @@ def test_a_dense_network_becomes_one_that_learns_what_to_drop(tmp_path: Path) ->
     network = DEIT.backbone()
     train(images, tmp_path / "out", network, overrides=overrides, workers=0, device="cpu")
     loaded = DynamicViT.from_pretrained(tmp_path / "out")
-    assert (loaded.method.name, loaded.keep_ratio) == ("dynamicvit", 0.6)
+    assert (loaded.method.name, loaded.keep_ratio) == ("lookahead", 0.6)
     with pytest.raises(InputError, match="has its own weights: leave"):
         train(images, tmp_path / "new", network, checkpoint="weights.pth")

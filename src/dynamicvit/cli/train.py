@@ -56,7 +56,6 @@ from dynamicvit.core.teacher import has_fresh_classifier
 from dynamicvit.errors import InputError, UntrainedWarning
 from dynamicvit.training import Training, load_recipe
 from dynamicvit.training.output import check_output
-from dynamicvit.training.tasks import default_recipe
 
 _RUN = "The run"
 
@@ -192,20 +191,20 @@ def train(
     said = {"keep_ratio": keep_ratio, "policy": policy, "method": method}
     said |= {} if found is None else schedule_values(found, method)
     said |= {"image_size": parse_image_size(image_size), "freeze_backbone": freeze_backbone or None}
-    recipe = recipe or default_recipe(data, freeze_backbone)
-    values = load_recipe(recipe, with_options(overrides, said))
-    if model_name is None and released is None and values.model is None:
-        raise InputError(f"recipe {recipe} names no model: give --model, or --released")
+    values = with_options(overrides, said)
+    named = model_name is not None or released is not None
+    if not named and (recipe is None or load_recipe(recipe, values).model is None):
+        raise InputError("no model is named: give --model, --released, or a recipe of a model")
     goes_on = False
     if output is not None:
         check_folder(output)
         goes_on = check_output(output, resume)
     use_threads(threads)
-    named = model_name is not None or released is not None
     training = Training(
         data,
         chosen_model(model_name, released) if named else None,
-        recipe=values,
+        recipe=recipe,
+        overrides=values,
         checkpoint=checkpoint,
         addon=addon,
         pretrained=not no_pretrained,

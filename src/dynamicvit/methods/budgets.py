@@ -91,7 +91,10 @@ def own_schedules(method: str, bound: Backbone, stages: Sequence[int] | None) ->
     """
     options = method_named(method).schedules(bound)
     if options and stages is not None:
-        raise InputError(f"{method} has stages of its own: leave stages {tuple(stages)} out")
+        raise InputError(
+            f"{method} has stages of its own: leave stages {tuple(stages)} out, or name a method "
+            "that has none, as dynamicvit"
+        )
     return options
 
 

@@ -51,7 +51,9 @@ class Budgets:
             for schedule in (self.schedule(least), self._own, self.schedule(greatest))
         )
         if not low - 1e-6 <= own <= high + 1e-6:
-            kept = ", ".join(f"{ratio:.3g}" for ratio in self._own.keep_ratios)
+            ratio = model.keep_ratio
+            ratios = self._own.keep_ratios if ratio is None else (ratio,)
+            kept = ", ".join(f"{each:.3g}" for each in ratios)
             raise InputError(
                 f"{said} leave out the model's own, {kept}: widen them, or set budgets=null to "
                 "train for that one alone"

@@ -123,11 +123,7 @@ def fit(
         raise InputError("there is nothing to train on: the loader has no batch of images")
     if accumulate < 1:
         raise InputError(f"accumulate is at least 1 pass, got {accumulate}")
-    if compiled and recipe.budgets is not None:
-        raise InputError(
-            f"budgets {list(recipe.budgets)}: every budget would be compiled anew; leave --compile "
-            "out, or set budgets=null"
-        )
+    check_compiled(compiled, recipe)
     # The model has the say, and the run's recipe tells what was done.
     says = {"policy": model.policy, "method": model.method.name or None}
     recipe = recipe.model_copy(update=says)
@@ -281,6 +277,15 @@ def until_reader_dies(found: Iterator[Batch]) -> Iterator[tuple[Batch, str | Non
             yield batch, None
     except ReaderError as error:
         yield Batch(torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64)), str(error)
+
+
+def check_compiled(compiled: bool, recipe: Recipe) -> None:
+    """Refuse budgets that differ from step to step where steps are compiled."""
+    if compiled and recipe.budgets is not None:
+        raise InputError(
+            f"budgets {list(recipe.budgets)}: every budget would be compiled anew; leave --compile "
+            "out, or set budgets=null"
+        )
 
 
 @contextmanager

@@ -93,8 +93,7 @@ class TrainingObjective(nn.Module):
     ) -> None:
         super().__init__()
         weights = LossWeights() if weights is None else weights
-        learns = any(True for _ in model.predictors.parameters())
-        if not learns or model.method.works_untrained:  # there is no ranking to teach
+        if not learns_ranking(model):
             weights = replace(weights, guidance=0.0)
         self.model = model
         self.weights = weights
@@ -256,6 +255,12 @@ def objective_of(
         label_smoothing=recipe.augment.smoothing,
         budgets=recipe.budgets,
     )
+
+
+def learns_ranking(model: DynamicViT) -> bool:
+    """Whether its method has weights that guidance teaches which tokens matter."""
+    has_weights = any(True for _ in model.predictors.parameters())
+    return has_weights and not model.method.works_untrained
 
 
 def _check_learns(model: DynamicViT) -> None:

@@ -26,13 +26,13 @@ from dynamicvit.training.dense import HOLD_OUT, fit_dense, plan_dense
 from dynamicvit.training.external_teacher import teacher_for
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.log import TENSORBOARD_FOLDER, Progress, TensorBoard
-from dynamicvit.training.loop import fit, total_steps
+from dynamicvit.training.loop import check_compiled, fit, total_steps
 from dynamicvit.training.output import check_output, draw_run, take_back, write_report
 from dynamicvit.training.plan import Plan, measured_plan
 from dynamicvit.training.recipe import Recipe
-from dynamicvit.training.recipes import load_recipe
+from dynamicvit.training.recipes import resolved
 from dynamicvit.training.state import TrainingReport
-from dynamicvit.training.student import student_for
+from dynamicvit.training.student import TRAINED_METHOD, student_for
 from dynamicvit.training.tasks import default_recipe, task_of
 from dynamicvit.utils.distributed import launched_precision, launched_processes
 from dynamicvit.utils.lock import owned
@@ -81,8 +81,10 @@ class Training:
         model: a name or folder as :func:`~dynamicvit.checkpoints.loading.load` takes it, by
             default the recipe's; a dense network; or a model that drops tokens, whose own budget,
             stages and policy then count.
-        recipe: a built-in one, a YAML file, or its values; by default "segmentation" for images
-            with masks, "video_small_data" with clips, else "small_data".
+        recipe: a built-in one, a YAML file, or its values. By default "segmentation" for images
+            with masks, "video_small_data" for clips, "frozen" where the overrides freeze the
+            backbone. Else "any_budget" for a model that merges by look-ahead, as a dense network
+            then does (:func:`~dynamicvit.sparsify`), and "small_data" for other methods.
         overrides: of the recipe's values, as ``key=value``.
         checkpoint: a file of weights for the model.
         addon: prediction modules for the model, of an earlier run with a frozen backbone.
@@ -159,11 +161,8 @@ class Training:
         self.accumulate, self.compiled = accumulate, compiled
         self.data, self.dense_only = data, dense
         self.teacher_checkpoint = teacher_checkpoint
-        recipe = default_recipe(data) if recipe is None else recipe
-        values = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe), overrides)
-        if teacher is not None:
-            asked = values.teacher.model_copy(update={"model": teacher})
-            values = values.model_copy(update={"teacher": asked})
+        usual = default_recipe(data, overrides) if recipe is None else None
+        values = resolved(recipe or usual, overrides, teacher)
         named = values.model if model is None else model
         if named is None:
             raise InputError("the recipe names no model: give one")
@@ -172,7 +171,11 @@ class Training:
         torch.manual_seed(values.seed)
         wanted = pretrained and (not plan_only or addon is not None)
         clip = {"frames": frames, "tubelet": tubelet}
-        model, values = student_for(named, values, checkpoint, addon, wanted, **clip)
+        method = None if usual == "small_data" else TRAINED_METHOD
+        model, said = student_for(named, values, checkpoint, addon, wanted, method, **clip)
+        if usual == "small_data":  # unless its method can do with more budgets than one
+            values = resolved(default_recipe(data, overrides, model), overrides, teacher)
+        values = values.model_copy(update=said)
         self.sources = [self._task.taken_by(model, each, values) for each in self.sources]
         images, given = self.sources[0] if self.sources else None, (num_classes, class_names)
         self.classes = self._task.classes(images, model, values, class_map, *given)
@@ -185,6 +188,7 @@ class Training:
             values = values.model_copy(update={"hold_out": HOLD_OUT})
         if values.budgets is not None:
             Budgets(self.model, *values.budgets)  # refuses those that the model can't have
+        check_compiled(compiled, values)
         self.recipe = values
         # Before its positions are resized: that can be repeated, but not everywhere to the bit.
         self._weights = backbone_fingerprint(self.model.backbone) if values.freeze_backbone else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -14,7 +15,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.sparsification import DEFAULT_KEEP_RATIO, sparsify
 from dynamicvit.training.recipe import Recipe
 
-#: How a dense network chooses tokens where a recipe does not say.
+#: How a dense network chooses tokens where a recipe that was named does not say.
 TRAINED_METHOD = "dynamicvit"
 
 
@@ -24,10 +25,11 @@ def student_for(
     checkpoint: str | Path | None,
     addon: str | Path | None,
     pretrained: bool,
+    default_method: str | None = TRAINED_METHOD,
     frames: int | None = None,
     tubelet: int | None = None,
-) -> tuple[DynamicViT, Recipe]:
-    """The model, and the recipe with what it says of it.
+) -> tuple[DynamicViT, dict[str, Any]]:
+    """The model, and what the recipe then says of it.
 
     Args:
         named: a name or folder; a dense network; or a model, whose own schedule then counts.
@@ -35,7 +37,9 @@ def student_for(
         checkpoint: a file of weights, for a name.
         addon: prediction modules, for a name or a dense network.
         pretrained: as for :func:`~dynamicvit.load`.
-        frames: likewise, for a name.
+        default_method: how a dense network chooses tokens where the recipe does not say;
+            ``None`` for what :func:`~dynamicvit.sparsify` gives it.
+        frames: as for :func:`~dynamicvit.load`, for a name.
         tubelet: likewise.
 
     Raises:
@@ -47,15 +51,15 @@ def student_for(
     if isinstance(given, DynamicViT):
         own = given.schedule
         said = {"keep_ratio": own.keep_ratios, "stages": own.stages}
-        said |= {"restore_before": own.restore_before}
-        return given, recipe.model_copy(update=said)
+        return given, said | {"restore_before": own.restore_before}
+    method = recipe.method or default_method
     if isinstance(named, nn.Module) and addon is None:
         if checkpoint is not None:
             raise InputError(f"a network has its own weights: leave checkpoint {checkpoint} out")
-        ratio, method = recipe.keep_ratio or DEFAULT_KEEP_RATIO, recipe.method or TRAINED_METHOD
+        ratio = recipe.keep_ratio or DEFAULT_KEEP_RATIO
         made = core_of(sparsify(named, ratio, recipe.stages, recipe.policy, method))
         assert isinstance(made, DynamicViT)
-        return _restoring(made, recipe), recipe
+        return _restoring(made, recipe), {}
     name = type(named).__name__ if isinstance(named, nn.Module) else str(named)
     model = load(
         named,
@@ -65,14 +69,14 @@ def student_for(
         stages=recipe.stages,
         policy=recipe.policy,  # also of a model that had another: it learns who should stay now
         method=recipe.method,
-        default_method=TRAINED_METHOD,
+        default_method=default_method,
         pretrained=pretrained,
         frames=frames,
         tubelet=tubelet,
     )
     if not model.schedule.stages and recipe.method is None and not recipe.asks_external_teacher:
         ratio = recipe.keep_ratio or DEFAULT_KEEP_RATIO
-        made = core_of(sparsify(model, ratio, recipe.stages, recipe.policy, TRAINED_METHOD))
+        made = core_of(sparsify(model, ratio, recipe.stages, recipe.policy, method))
         assert isinstance(made, DynamicViT)
         model = made.eval()
     if not model.schedule.stages and not recipe.asks_external_teacher:
@@ -80,7 +84,7 @@ def student_for(
             f"{name} with method {model.method.name} has no stage that drops tokens: give it "
             "another network as --teacher, or compare methods with `dynamicvit compare`"
         )
-    return _restoring(model, recipe), recipe.model_copy(update={"model": name})
+    return _restoring(model, recipe), {"model": name}
 
 
 def _restoring(model: DynamicViT, recipe: Recipe) -> DynamicViT:

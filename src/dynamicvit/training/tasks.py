@@ -10,9 +10,11 @@ from typing import Any
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.data import ImageData, Loader, has_clips, has_masks, taken_by
 from dynamicvit.errors import InputError
+from dynamicvit.sparsification import DEFAULT_METHOD
 from dynamicvit.training.classes import Classes, classes_for, sources_of
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.recipe import Recipe
+from dynamicvit.training.recipes import load_recipe
 
 
 class Task(ABC):
@@ -128,10 +130,21 @@ def task_of(recipe: Recipe, dense: bool = False) -> Task:
     return Classification(dense)
 
 
-def default_recipe(data: str | Path | None, freeze_backbone: bool = False) -> str:
-    """The recipe of a run that names none: by what the data are labeled with."""
+def default_recipe(
+    data: str | Path | None, overrides: Sequence[str] = (), model: DynamicViT | None = None
+) -> str:
+    """The recipe of a run that names none.
+
+    Args:
+        data: its images; what they are labeled with decides first.
+        overrides: of the recipe's values.
+        model: which look-ahead merging trains for any budget, another method for one.
+    """
     if data is not None and has_masks(data):
         return "segmentation"
-    if freeze_backbone:
+    if load_recipe("small_data", overrides).freeze_backbone:
         return "frozen"
-    return "video_small_data" if data is not None and has_clips(data) else "small_data"
+    if data is not None and has_clips(data):
+        return "video_small_data"
+    looks_ahead = model is not None and model.method.name == DEFAULT_METHOD
+    return "any_budget" if looks_ahead else "small_data"

@@ -64,6 +64,17 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise InputError(f"recipe {name_or_path}: {_first_problem(error)}") from None
 
 
+def resolved(
+    recipe: str | Path | Recipe, overrides: Sequence[str] = (), teacher: str | None = None
+) -> Recipe:
+    """A recipe's values, or a recipe as :func:`load_recipe` reads it; with a teacher's name."""
+    values = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe), overrides)
+    if teacher is None:
+        return values
+    asked = values.teacher.model_copy(update={"model": teacher})
+    return values.model_copy(update={"teacher": asked})
+
+
 def recipe_names() -> list[str]:
     """The built-in recipes."""
     folder = resources.files(__name__)
