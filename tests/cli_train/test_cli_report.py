@@ -85,9 +85,21 @@ def test_info_says_how_it_was_trained(
     out = tmp_path / "out"
     capsys.readouterr()
     assert command("info", out) == 0
-    assert "8 images in 2 steps, taught by the dense model" in capsys.readouterr().out
+    said = "8 images in 2 steps, taught by the dense model"
+    assert f"{said}\n" in capsys.readouterr().out
+    any_budget = ("--set", "images=8", "--set", "budgets=[0.4, 0.9]", "--force")
+    assert run(*any_budget) == 0
+    capsys.readouterr()
+    assert command("info", out) == 0
+    assert f"{said}, at keep ratios from 0.4 to 0.9\n" in capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())
-    for odd in ({"training": {"images": "x"}}, {**report, "held_out": [1]}, [], {"teacher": 1}):
+    for odd in (
+        {"training": {"images": "x"}},
+        {**report, "held_out": [1]},
+        [],
+        {"teacher": 1},
+        {**report, "budgets": [1]},
+    ):
         (out / "report.json").write_text(json.dumps(odd))
         assert command("info", out) == 0
         assert "taught by" not in capsys.readouterr().out

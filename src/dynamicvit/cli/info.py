@@ -152,9 +152,11 @@ def _training(folder: Path) -> dict[str, Any] | None:
     try:
         report = json.loads(read_text(folder / "report.json"))
         training, self_taught = report["training"], bool(report["keep_ratios"])
+        least, greatest = report.get("budgets") or (None, None)
         return {
             "images": int(training["images"]),
             "steps": int(training["steps"]),
+            "budgets": None if least is None else [float(least), float(greatest)],
             "held_out_top1": _measured(report.get("held_out"), "top1"),
             "dense_held_out_top1": _measured(report.get("dense_held_out"), "top1"),
             "held_out_miou": _measured(report.get("held_out"), "miou"),
@@ -222,6 +224,8 @@ def _trained(training: dict[str, Any] | None) -> list[str]:
         return []
     lines = [f"{training['images']:,} images in {training['steps']:,} steps, taught by "]
     lines[0] += training["teacher"]
+    if training["budgets"]:
+        lines[0] += ", at keep ratios from {:g} to {:g}".format(*training["budgets"])
     for measure in ("top1", "miou"):
         share, dense = training[f"held_out_{measure}"], training[f"dense_held_out_{measure}"]
         if share is not None:

@@ -184,6 +184,6 @@ def fit_dense(
         set_drop_path(model, recipe.drop_path)
     if processes.is_main:
         save_as_it_came(dense, folder)
-        write_report(report, dense, values.teacher, None, folder)
+        write_report(report, dense, values, None, folder)
         draw_run(folder)
     return report

@@ -18,7 +18,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.errors import InputError
 from dynamicvit.training.checkpoint import BEST, DAMAGED, cannot_write
 from dynamicvit.training.log import TENSORBOARD_FOLDER, read_log
-from dynamicvit.training.recipe_parts import TeacherRecipe
+from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.state import TrainingReport
 from dynamicvit.utils.files import write_text
 from dynamicvit.utils.lock import refuse_owned
@@ -72,11 +72,11 @@ def _check_files(folder: Path, names: Iterable[str]) -> None:
 def write_report(
     report: TrainingReport,
     model: DynamicViT,
-    teacher: TeacherRecipe,
+    recipe: Recipe,
     teacher_checkpoint: str | Path | None,
     folder: Path,
 ) -> None:
-    """Write ``report.json``: what was done, for which budget, and who taught.
+    """Write ``report.json``: what was done, for which budget or budgets, and who taught.
 
     Raises:
         InputError: if the disk is full.
@@ -88,9 +88,10 @@ def write_report(
     numbers: dict[str, Any] = {
         "training": training,
         "keep_ratios": model.keep_ratios,
+        "budgets": recipe.budgets,
         "policy": model.policy,
         **evaluated,
-        "teacher": {**teacher.model_dump(), "checkpoint": checkpoint},
+        "teacher": {**recipe.teacher.model_dump(), "checkpoint": checkpoint},
     }
     path = folder / REPORT_NAME
     try:

@@ -344,6 +344,6 @@ class Training:
             if self.recipe.freeze_backbone:
                 weights = None if self.classes.are_fitted else self._weights
                 save_addon(self.model, output / ADDON_NAME, weights)
-            write_report(report, self.model, self.recipe.teacher, self.teacher_checkpoint, output)
+            write_report(report, self.model, self.recipe, self.teacher_checkpoint, output)
             draw_run(output)
         return report
