@@ -27,7 +27,7 @@ SMALLER = {
     "train_and_export": {
         "range(40)": "range(20)",
         "depth=4": "depth=2",
-        '"images=32"': '"images=16", "stages=[1]"',
+        '"images=32"': '"images=16"',
         '"dense.images=32"': '"dense.images=16"',
     },
     "what_it_drops": {"range(100)": "range(10)"},
