@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +27,12 @@ _trunc_normal = weight_init._trunc_normal_
 # On the meta device there is nothing to draw, and it takes half the time of building a network.
 weight_init._trunc_normal_ = lambda x, *rest: x if x.is_meta else _trunc_normal(x, *rest)
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
+
+if find_spec("openvino_telemetry"):
+    from openvino_telemetry.utils.opt_in_checker import OptInChecker
+
+    # Each conversion would fork this process to tell Intel of it: a second, and no test's business.
+    OptInChecker._run_in_ci = staticmethod(lambda: True)
 
 
 # As from a terminal, whatever the parent ignores: nohup, and shells in the background.

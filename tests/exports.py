@@ -52,15 +52,16 @@ def family_of(policy: Policy) -> Family:
 
 @cache
 def small(policy: Policy = "removed") -> DynamicViT:
-    """Two stages, each before a block, or where tokens are removed one; tests must not change it.
+    """One stage and one block, or where tokens come back two; tests must not change it.
 
     Where tokens come back the second stage drops nothing: its patches are the first one's, under a
     name of their own.
     """
     if policy == "removed":
         return shallow()
-    ratio = (0.5, 0.5) if policy == "bypassed" else 0.7
-    return family_of(policy).sparse(ratio, depth=2, stages=(0, 1), policy=policy)
+    if policy == "merged":
+        return NOWHERE.sparse(depth=1, stages=(0,), policy=policy)
+    return family_of(policy).sparse((0.5, 0.5), depth=2, stages=(0, 1), policy=policy)
 
 
 @cache

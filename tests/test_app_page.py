@@ -1,4 +1,4 @@
-"""`dynamicvit app` as it is used: a server of its own, a browser, bad files, twenty at once."""
+"""`dynamicvit app` as it is used: a server of its own, a browser, bad files, ten at once."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def call(url: str, path: str, name: str, keep_ratio: float) -> str:
         return events.read().decode().strip()
 
 
-def test_twenty_at_once_and_bad_files_between(server: Server, image: Path, tmp_path: Path) -> None:
+def test_ten_at_once_and_bad_files_between(server: Server, image: Path, tmp_path: Path) -> None:
     """Every one is answered, with its own budget, and whatever the others send."""
     bad = tmp_path / "text.png"
     bad.write_text("text")
@@ -103,8 +103,8 @@ def test_twenty_at_once_and_bad_files_between(server: Server, image: Path, tmp_p
     def ask(index: int) -> tuple[str, str]:
         return answer(server.url, bad if index % 5 == 4 else image, 0.3 if index % 2 else 0.9)
 
-    with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(ask, range(20)))
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(ask, range(10)))
     for index, (message, shown) in enumerate(answers):
         if index % 5 == 4:
             assert "text.png can't be read as an image (not an image)" in message.replace(

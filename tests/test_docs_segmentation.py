@@ -24,7 +24,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "segmentation.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 COMMANDS = [line for line in TEXT.splitlines() if line.startswith("dynamicvit ")]
 #: The float file is one that the int8 one begins with, so that a graph is converted once.
-CHANGED = {"--image-size 384": "--image-size 32", "street.onnx": "street.xml"}
+CHANGED = {"--image-size 384": "--image-size 48", "street.onnx": "street.xml"}
 TINY = (
     *("--set", "images=4", "--set", "batch_size=2", "--set", "dense.images=4"),
     *("--set", "dense.batch_size=2", "--set", "dense.drop_path=0", "--set", "stages=[1]"),
@@ -35,6 +35,7 @@ MORE = {
     "train": TINY,
     "bench": ("--samples", "2", "--batch-size", "1", "--precision", "fp32", "--threads", "1"),
     "compare": ("--no-timing", "--methods", "tome", "--workers", "0"),
+    "export": ("--batch", "1"),  # a known size is written twice as fast
 }
 
 
@@ -50,7 +51,7 @@ def street(tmp_path: Path) -> Path:
     write_scenes(tmp_path / "more", 2)
     (tmp_path / "more" / "images").rename(tmp_path / "PHOTOS")
     write_clip(tmp_path / "clip.mp4", 3)
-    DEIT.sparse(depth=2, stages=(1,), img_size=(32, 32)).save_pretrained(
+    DEIT.sparse(depth=2, stages=(1,), img_size=(48, 48)).save_pretrained(
         tmp_path / "vit_tiny_patch16_224"
     )
     return tmp_path

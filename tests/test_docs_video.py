@@ -34,6 +34,7 @@ MORE = {
     "train": (*SET, "--no-pretrained", "--workers", "0"),
     "compare": ("--no-timing", "--methods", "rlt", "--workers", "0"),
     "tune": ("--evaluations", "12", "--images", "32"),
+    "export": ("--batch", "1"),  # a known size is written twice as fast
 }
 
 pytestmark = [ignore_deprecations, pytest.mark.usefixtures("traced_once")]

@@ -38,7 +38,7 @@ from dynamicvit.runtimes.graph import Graph, layers_of, trace
 from dynamicvit.runtimes.images import MAX_IMAGES, own_pictures, sample_pictures
 from dynamicvit.runtimes.pytorch import has_compiler
 from dynamicvit.utils.outputs import is_ours, rules
-from exports import NEEDED, changed, family_of, ignore_deprecations, small, traced
+from exports import NEEDED, NOWHERE, changed, family_of, ignore_deprecations, small, traced
 from families import DEIT, FAMILIES, POLICIES, Family, assert_agree
 from pictures import write_image
 
@@ -124,6 +124,19 @@ def test_a_file_does_what_the_model_does(name: str, policy: Policy, exported: Fi
     policy = "merged" if policy == "removed" else "removed"
     other.schedule = replace(model.schedule, policy=policy, restore_before=None)
     assert (other(images) - own.logits).abs().max() > 1e-2, "else the policy shows nothing"
+
+
+@pytest.mark.extended
+@each_format
+def test_tokens_that_merged_merge_again(name: str, tmp_path: Path) -> None:
+    """A second stage is the same operators once more, and takes as long to convert."""
+    for package in NEEDED.get(name, ()):
+        pytest.importorskip(package)
+    model = NOWHERE.sparse(depth=2, stages=(0, 1), policy="merged")
+    made = export(model, tmp_path / f"model{FORMATS[name].suffix}")
+    file, images = load_exported(made.path), NOWHERE.images(3, seed=4)
+    assert len(file.description.kept) == 2
+    assert check(model, file, images).ties == 0
 
 
 @torch.no_grad()

@@ -142,7 +142,7 @@ def test_pictures_and_files_get_names(
     assert command("visualize", image, *words, "-o", tmp_path / "pictures") == 0
     said = capsys.readouterr().out
     assert all(name in said for name in ("ant", "bee", "cow"))
-    assert command("export", *words, "-o", tmp_path / "model.pt2") == 0
+    assert command("export", *words, "--batch", 1, "-o", tmp_path / "model.pt2") == 0
     capsys.readouterr()
     assert command("info", tmp_path / "model.pt2", "--json", "-") == 0
     assert json.loads(capsys.readouterr().out)["class_names"] == ["ant", "bee", "cow"]

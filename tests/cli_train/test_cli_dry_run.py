@@ -99,7 +99,8 @@ def test_image_size_policy_and_method_are_the_recipes(
     said = plan("-m", two_blocks, "--image-size", "96x64", "--policy", "merged")
     assert "patches of an image of 96x64" in said
     assert "the others merge" in said
-    assert "method: tome" in plan("--model", "test_vit", "--method", "tome", "--policy", "merged")
+    words = ("--method", "tome", "--policy", "merged", "--image-size", "32")
+    assert "method: tome" in plan("--model", "test_vit", *words)
     for words, named in (
         (("--policy", "merged", "--set", "policy=removed"), "--set policy=removed and --policy"),
         (("--set", "seed=1", "--set", "seed=2"), "--set seed=1 and --set seed=2: give one"),
@@ -122,7 +123,7 @@ def test_it_prints_the_recipe_as_it_is_resolved(plan: Callable[..., str], two_bl
 
 
 def test_a_dense_network_learns_to_serve_any_budget(plan: Callable[..., str]) -> None:
-    said = plan("-m", "test_vit", "--keep-ratio", 0.5)
+    said = plan("-m", "test_vit", "--keep-ratio", 0.5, "--image-size", 32)
     for line in ("keep_ratio: 0.5", "budgets:\n- 0.4\n- 0.9", "method: lookahead"):
         assert line in said, line
     assert "the dense model, for distillation, token, feature\n" in said  # no ranking to learn

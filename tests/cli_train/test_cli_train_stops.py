@@ -26,7 +26,7 @@ Line = Callable[[], str]
 
 
 def test_an_unreadable_image_is_named_and_counted_nowhere(
-    saved: Path,
+    two_blocks: Path,
     flat: Path,
     tmp_path: Path,
     main: Main,
@@ -36,7 +36,7 @@ def test_an_unreadable_image_is_named_and_counted_nowhere(
     bad = flat / "3.png"
     bad.write_bytes(bad.read_bytes()[:60])
     out = tmp_path / "out"
-    arguments = ("train", flat, "-m", saved, "-o", out, *TINY)
+    arguments = ("train", flat, "-m", two_blocks, "-o", out, *TINY)
     assert main(*arguments, "--strict") == 2
     assert one_line().startswith(f"{bad} can't be read as an image (")
     assert not out.exists()
@@ -51,7 +51,7 @@ def test_an_unreadable_image_is_named_and_counted_nowhere(
 
 
 def test_an_interrupted_run_goes_on(
-    saved: Path,
+    two_blocks: Path,
     flat: Path,
     tmp_path: Path,
     main: Main,
@@ -60,7 +60,7 @@ def test_an_interrupted_run_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
-    arguments = ("train", flat, "-m", saved, *TINY[2:], "--set", "images=16")
+    arguments = ("train", flat, "-m", two_blocks, *TINY[2:], "--set", "images=16")
     assert main(*arguments, "-o", whole) == 0
 
     def fit(*given, on_step, **options):
@@ -94,7 +94,7 @@ def test_an_interrupted_run_goes_on(
 
 
 def test_a_full_disk_is_one_line(
-    saved: Path,
+    two_blocks: Path,
     flat: Path,
     tmp_path: Path,
     main: Main,
@@ -103,7 +103,7 @@ def test_a_full_disk_is_one_line(
 ) -> None:
     """In the middle of a run, and when all that is left is to write the model."""
     out = tmp_path / "out"
-    arguments = ("train", flat, "-m", saved, "-o", out, *TINY[2:], "--set", "images=16")
+    arguments = ("train", flat, "-m", two_blocks, "-o", out, *TINY[2:], "--set", "images=16")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fit(*given, on_step, **options):
@@ -161,10 +161,10 @@ def main_in_a_session(said: Path, words: list[str]) -> None:
     dynamicvit.cli.main()
 
 
-def test_ctrl_c_in_a_terminal(saved: Path, flat: Path, tmp_path: Path) -> None:
+def test_ctrl_c_in_a_terminal(two_blocks: Path, flat: Path, tmp_path: Path) -> None:
     """A real signal to a real process with a worker that reads images."""
     out, said = tmp_path / "out", tmp_path / "said"
-    words = ["train", flat, "-m", saved, "-o", out, *TINY[2:], "--set", "images=400000"]
+    words = ["train", flat, "-m", two_blocks, "-o", out, *TINY[2:], "--set", "images=400000"]
     words += ["--threads", "1"]
     process = FORKS.Process(target=main_in_a_session, args=(said, [*map(str, words)]))
     process.start()
@@ -231,7 +231,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 
 def test_images_that_cannot_be_read_at_all(
-    saved: Path, flat: Path, tmp_path: Path, main: Main, one_line: Line
+    two_blocks: Path, flat: Path, tmp_path: Path, main: Main, one_line: Line
 ) -> None:
     """Found while reading; a folder that was there before stays, without anything of the run."""
     for path in flat.iterdir():
@@ -239,7 +239,7 @@ def test_images_that_cannot_be_read_at_all(
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    assert main("train", flat, "-m", saved, "-o", out, *TINY) == 2
+    assert main("train", flat, "-m", two_blocks, "-o", out, *TINY) == 2
     assert f"none of the images of {flat} that were drawn can be read" in one_line()
     assert files_in(out) == ["notes.txt"]
 
