@@ -134,7 +134,7 @@ def test_a_compiled_step_follows_the_plain_one(
         return compiler(path, backend="eager")  # needs no C compiler
 
     monkeypatch.setattr(torch, "compile", compile)
-    shallow = {"depth": 1, "stages": (0,)}  # what is traced takes the time
+    shallow = {"depth": 2, "stages": (1,)}  # what is traced takes the time
     model = DEIT.sparse(**shallow)
     fit(model, Memory(), recipe, tmp_path / "compiled", compiled=True)
     assert sorted(paths) == 2 * ["forward_dense"] + 2 * ["forward_masked"]
