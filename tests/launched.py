@@ -66,13 +66,15 @@ def run(name: str, folder: Path, accumulate: int = 1, stop: int = STEPS) -> Dyna
 def count(folder: Path) -> None:
     """Evaluate on batches of 5 and 1, one image of which can't be read."""
     processes = launched_processes()
-    result = evaluate(DEIT.sparse(), Unreadable(), dense=DEIT.backbone(), processes=processes)
+    model = shallow()
+    dense = DEIT.backbone(depth=model.depth)
+    result = evaluate(model, Unreadable(), dense=dense, processes=processes)
     (folder / f"result{processes.rank}.json").write_text(json.dumps(asdict(result)))
 
 
 def shard(folder: Path) -> None:
     """A loop of one's own over an objective that torch shards (docs/scaling.md)."""
-    model = DEIT.sparse()
+    model = shallow()
     objective = TrainingObjective(model, sampler=best_k_sampler).train()
     rank = 0
     if torch.distributed.is_initialized():

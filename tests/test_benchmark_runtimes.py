@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from dynamicvit.evaluation.bench import bench, bench_files, measure, memory, pea
 from dynamicvit.layers.onednn import OneDNNLinear
 from dynamicvit.plots.speed import plot_speed
 from dynamicvit.runtimes import FORMATS, RUNTIMES, export, pytorch
-from exports import ignore_deprecations, shallow, small
+from exports import ignore_deprecations, shallow, small, traced
 from families import DEIT, assert_agree
 from processes import in_this_process
 
@@ -209,8 +210,13 @@ class TestBenchFiles:
         with pytest.raises(InputError, match=message):
             bench_files(pairs, **arguments)
 
-    def test_files_that_take_different_images(self, exported: Callable[..., Path]) -> None:
-        square = exported("torch", policy="bypassed")
+    def test_files_that_take_different_images(
+        self, exported: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        """As they say themselves."""
+        program, about = traced()
+        square = tmp_path / "square.pt2"
+        FORMATS["torch"].write(program, replace(about, input_size=(3, 64, 64)), square)
         with pytest.raises(InputError, match="3x64x64 and 3x64x80"):
             bench_files(exported("torch"), square, batch_sizes=[2])
 

@@ -178,7 +178,7 @@ def test_every_product_with_a_weight_is_of_a_layer() -> None:
     """All layers of the model are found, by names that its modules have; others in test_export."""
     family = BY_NAME["siglip"]
     model = family.sparse(depth=1, stages=(0,))
-    layers = layers_of(trace(model, describe(model, image_size=family.size)))
+    layers = layers_of(trace(model, describe(model, image_size=family.size, batch=2)))
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
     modules = {
         path.removeprefix("backbone.")

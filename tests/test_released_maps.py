@@ -55,6 +55,12 @@ def small(layout: str) -> dict[str, Tensor]:
     return filled(swin_shapes(depths, 8, 1, 1, 5))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks start from whatever is in memory: large ones take seconds to draw."""
+    monkeypatch.setattr("timm.layers.weight_init._trunc_normal_", lambda tensor, *rest: tensor)
+
+
 @each_release
 def test_a_stand_in_is_what_the_table_says(release: Release) -> None:
     state = meta(map_shapes(release.architecture))
@@ -164,6 +170,7 @@ def test_what_is_wrong_with_a_file(layout: str, tmp_path: Path) -> None:
         recognize(dense, keep_ratio=0.7)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_checkpoint_of_another_variant_is_named(tmp_path: Path) -> None:
     names = {"ConvNeXt-T": "convnext_tiny", "Swin-T": "swin_tiny_patch4_window7_224"}
     for release in (RELEASES["convnext-t-0.7"], RELEASES["swin-t-0.7"]):
@@ -175,6 +182,7 @@ def test_a_checkpoint_of_another_variant_is_named(tmp_path: Path) -> None:
             dynamicvit.load(other, checkpoint=file)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_dense_weights_under_their_authors_names(tmp_path: Path) -> None:
     """As ConvNeXt's and Swin's authors name them."""
     for layout, name in (

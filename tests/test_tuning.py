@@ -122,7 +122,8 @@ class TestMacs:
     def test_the_schedule_costs_what_was_asked_and_is_no_worse(self, tmp_path: Path) -> None:
         model = looking_ahead()
         before = model.schedule
-        found = tune(model, IMAGES, macs="60%", image_size=DEIT.size, output=tmp_path)
+        arguments: Any = {"image_size": DEIT.size, "evaluations": 20, "output": tmp_path}
+        found = tune(model, IMAGES, macs="60%", **arguments)
         own = next(each for each in found.compared if each.name == "own")
         assert found.best.verdict.kl <= own.verdict.kl
         assert model.schedule == before, "the model is not changed"

@@ -71,7 +71,7 @@ def flip_a_bit(path: Path) -> None:
 
 def test_the_last_two_and_the_best_stay(tmp_path: Path) -> None:
     best = []
-    for seed in range(4):
+    for seed in (0, 3):
         losses: list[float] = []
         fit(
             shallow(seed=seed),

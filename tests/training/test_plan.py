@@ -85,7 +85,7 @@ def resident(kind: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
-def peak(name: str, batch: int = 12) -> tuple[int, int]:
+def peak(name: str, batch: int = 6) -> tuple[int, int]:
     """What a step by a recipe was estimated to add, and what it added."""
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)  # gives back what is not in use
