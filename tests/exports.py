@@ -33,7 +33,8 @@ if find_spec("onnxscript"):
 
     @cache
     def _last_operator(rule: Any) -> str | None:
-        found = rule._target_pattern.output_nodes[0].op_identifier()
+        pattern = getattr(rule, "_target_pattern", None)
+        found = pattern and pattern.output_nodes[0].op_identifier()
         return found and found[1]
 
     def _try_rewrite(rule: Any, model: Any, graph: Any, node: Any, **rest: Any) -> Any:
