@@ -129,6 +129,15 @@ def test_a_dense_network_learns_to_serve_any_budget(plan: Callable[..., str]) ->
     assert "the dense model, for distillation, token, feature\n" in said  # no ranking to learn
 
 
+def test_a_dense_model_alone_is_compiled(
+    plan: Callable[..., str], folder: Path, two_blocks: Path
+) -> None:
+    """Budgets that change with each step are nothing to it."""
+    words = ("-m", two_blocks, "--set", "batch_size=2", "--set", "dense.batch_size=2")
+    words += ("--set", "budgets=[0.4,0.9]", "--dense", "--compile")
+    assert "fit the dense model" in plan(folder, *words)
+
+
 def test_a_run_that_never_ends_has_a_time_too(plan: Callable[..., str], two_blocks: Path) -> None:
     assert "days" in plan("-m", two_blocks, "--set", "images=999999999999")
     assert duration(1e300).startswith("925925925 days")

@@ -173,7 +173,7 @@ class Training:
         clip = {"frames": frames, "tubelet": tubelet}
         method = None if usual == "small_data" else TRAINED_METHOD
         model, said = student_for(named, values, checkpoint, addon, wanted, method, **clip)
-        if usual == "small_data":  # unless its method can do with more budgets than one
+        if usual == "small_data":  # the method that the model has decides
             values = resolved(default_recipe(data, overrides, model), overrides, teacher)
         values = values.model_copy(update=said)
         self.sources = [self._task.taken_by(model, each, values) for each in self.sources]
@@ -188,7 +188,7 @@ class Training:
             values = values.model_copy(update={"hold_out": HOLD_OUT})
         if values.budgets is not None:
             Budgets(self.model, *values.budgets)  # refuses those that the model can't have
-        check_compiled(compiled, values)
+        check_compiled(compiled and not dense, values)
         self.recipe = values
         # Before its positions are resized: that can be repeated, but not everywhere to the bit.
         self._weights = backbone_fingerprint(self.model.backbone) if values.freeze_backbone else ""

@@ -138,7 +138,8 @@ def default_recipe(
     Args:
         data: its images; what they are labeled with decides first.
         overrides: of the recipe's values.
-        model: which look-ahead merging trains for any budget, another method for one.
+        model: of the run, once it is there. One that merges by look-ahead is trained for any
+            budget, others for one.
     """
     if data is not None and has_masks(data):
         return "segmentation"

@@ -67,7 +67,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 def resolved(
     recipe: str | Path | Recipe, overrides: Sequence[str] = (), teacher: str | None = None
 ) -> Recipe:
-    """A recipe's values, or a recipe as :func:`load_recipe` reads it; with a teacher's name."""
+    """The values of a recipe that is named or read already, with another network as teacher."""
     values = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe), overrides)
     if teacher is None:
         return values
