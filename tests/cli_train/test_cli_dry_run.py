@@ -165,6 +165,9 @@ def test_it_refuses_what_the_run_would_refuse(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    by_labels = ["--set", "losses.classification=1"]
+    for part in ("distillation", "token", "feature"):
+        by_labels += ["--set", f"losses.{part}=0"]
     for words, said in (
         ((tmp_path / "nowhere", "-m", two_blocks), "nowhere does not exist"),
         ((folder, "-m", two_blocks, "-o", two_blocks), "holds a model: choose another folder"),
@@ -173,7 +176,10 @@ def test_it_refuses_what_the_run_would_refuse(
         (("-m", two_blocks, "--unlabeled", folder), "Missing argument 'DATA'"),
         ((), "no model is named"),
         (("-m", "test_vit", "--compile"), "leave --compile out, or set budgets=null"),
-        (("-m", "test_vit", "--keep-ratio", 0.38), "leave out the model's own, 0.38: widen"),
+        (
+            ("-m", "test_vit", *by_labels),
+            "interpolate 0.6 needs the dense model among the teachers",
+        ),
         (("-m", "test_vit", "--set", "stages=[3]"), "leave stages (3,) out, or name a method"),
     ):
         assert command("train", "--dry-run", *words) == 2, words

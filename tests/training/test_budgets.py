@@ -72,6 +72,8 @@ def test_it_is_the_default_where_a_model_merges_by_look_ahead(tmp_path: Path) ->
         (look_ahead, {}, "lookahead", (0.4, 0.9)),
         (tmp_path / "looks_ahead", {}, "lookahead", (0.4, 0.9)),
         (DEIT.backbone(), {"overrides": ["budgets=null"]}, "lookahead", None),
+        (DEIT.backbone(), {"overrides": ["keep_ratio=0.99"]}, "lookahead", "alone"),
+        (sparsify(DEIT.backbone(), 0.99), {}, "lookahead", "alone"),
         (DEIT.backbone(), {"overrides": ["method=dynamicvit"]}, "dynamicvit", None),
         (DEIT.backbone(), {"overrides": ["freeze_backbone=yes"]}, "dynamicvit", None),
         (DEIT.backbone(), {"recipe": "small_data"}, "dynamicvit", None),
@@ -81,7 +83,14 @@ def test_it_is_the_default_where_a_model_merges_by_look_ahead(tmp_path: Path) ->
     ):
         run = Training(None, model, plan_only=True, **arguments)
         found = (run.model.method.name, run.recipe.budgets, run.recipe.interpolate)
-        assert found == (method, budgets, 0.6 if method == "lookahead" else 1.0), arguments
+        any_budget = method == "lookahead" and budgets != "alone"
+        budgets = budgets if any_budget else None
+        assert found == (method, budgets, 0.6 if any_budget else 1.0), arguments
+    clips = Training(None, DEIT.model, plan_only=True, pretrained=False, frames=4)
+    assert (clips.model.method.name, clips.recipe.images) == ("dynamicvit", 4000)
+    outside = ["keep_ratio=0.99", "budgets=[0.4, 0.9]"]
+    with pytest.raises(InputError, match="leave out the model's own"):
+        Training(None, DEIT.backbone(), plan_only=True, overrides=outside)
 
 
 @pytest.mark.parametrize("masking", ["full", "lagged", "compact"])

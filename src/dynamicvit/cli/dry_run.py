@@ -14,7 +14,7 @@ from dynamicvit.costs import count_macs
 from dynamicvit.errors import UntrainedWarning
 from dynamicvit.training import Training
 from dynamicvit.training.memory import Memory, available_memory
-from dynamicvit.training.objective import learns_ranking
+from dynamicvit.training.objective import taught_by_dense_self
 from dynamicvit.training.plan import Group, Plan
 from dynamicvit.training.recipes import dump_recipe
 from dynamicvit.utils.words import duration, percent
@@ -84,10 +84,7 @@ def _teachers(training: Training) -> list[str]:
             f"{recipe.teacher.model}: {_count(parameters)} parameters, {macs / 1e9:.2f} G at "
             f"{height}x{width}, for distillation"
         )
-    taught = recipe.taught_by_dense_self
-    if not learns_ranking(training.model):
-        taught = tuple(part for part in taught if part != "guidance")
-    if taught:
+    if taught := taught_by_dense_self(recipe, training.model):
         lines.append(f"the dense model, for {', '.join(taught)}")
     return lines or ["none is asked"]
 

@@ -111,7 +111,7 @@ Method = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="How a dense model chooses tokens: lookahead (train: dynamicvit), tome, ...",
+        help="How a dense model chooses tokens: lookahead, dynamicvit, tome, ...",
     ),
 ]
 Tile = Annotated[

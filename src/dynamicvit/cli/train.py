@@ -193,7 +193,7 @@ def train(
     said |= {"image_size": parse_image_size(image_size), "freeze_backbone": freeze_backbone or None}
     values = with_options(overrides, said)
     named = model_name is not None or released is not None
-    if not named and (recipe is None or load_recipe(recipe, values).model is None):
+    if not named and load_recipe(recipe or "small_data", values).model is None:
         raise InputError("no model is named: give --model, --released, or a recipe of a model")
     goes_on = False
     if output is not None:

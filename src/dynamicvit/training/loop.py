@@ -18,6 +18,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.costs import resolve_image_size
 from dynamicvit.data import Batch, ReaderError
 from dynamicvit.errors import InputError
+from dynamicvit.training.budgets import Budgets
 from dynamicvit.training.external_teacher import ExternalTeacher
 from dynamicvit.training.finite import (
     MAX_BAD_STEPS,
@@ -31,7 +32,7 @@ from dynamicvit.training.log import Progress
 from dynamicvit.training.objective import TrainingObjective, objective_of
 from dynamicvit.training.optimizer import LearningRate, create_optimizer
 from dynamicvit.training.recipe import Recipe
-from dynamicvit.training.saved_weights import saved_weights
+from dynamicvit.training.saved_weights import check_interpolates, saved_weights
 from dynamicvit.training.state import RunState, TrainingReport
 from dynamicvit.training.step import Split, Step
 from dynamicvit.utils.distributed import Processes, launched_precision
@@ -123,7 +124,7 @@ def fit(
         raise InputError("there is nothing to train on: the loader has no batch of images")
     if accumulate < 1:
         raise InputError(f"accumulate is at least 1 pass, got {accumulate}")
-    check_compiled(compiled, recipe)
+    check_recipe(recipe, model, compiled)
     # The model has the say, and the run's recipe tells what was done.
     says = {"policy": model.policy, "method": model.method.name or None}
     recipe = recipe.model_copy(update=says)
@@ -279,9 +280,18 @@ def until_reader_dies(found: Iterator[Batch]) -> Iterator[tuple[Batch, str | Non
         yield Batch(torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64)), str(error)
 
 
-def check_compiled(compiled: bool, recipe: Recipe) -> None:
-    """Refuse budgets that differ from step to step where steps are compiled."""
-    if compiled and recipe.budgets is not None:
+def check_recipe(recipe: Recipe, model: DynamicViT, compiled: bool) -> None:
+    """Refuse a recipe that the model can't be trained by.
+
+    Raises:
+        InputError: for budgets that it can't have or that would be compiled, and weights between
+            the dense ones and its own without the dense ones.
+    """
+    check_interpolates(recipe, model)
+    if recipe.budgets is None:
+        return
+    Budgets(model, *recipe.budgets)
+    if compiled:
         raise InputError(
             f"budgets {list(recipe.budgets)}: every budget would be compiled anew; leave --compile "
             "out, or set budgets=null"

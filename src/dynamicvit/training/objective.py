@@ -263,6 +263,12 @@ def learns_ranking(model: DynamicViT) -> bool:
     return has_weights and not model.method.works_untrained
 
 
+def taught_by_dense_self(recipe: Recipe, model: DynamicViT) -> tuple[str, ...]:
+    """The parts of a recipe's loss that look at the dense model; guidance, if it has a ranking."""
+    parts = recipe.taught_by_dense_self
+    return parts if learns_ranking(model) else tuple(part for part in parts if part != "guidance")
+
+
 def _check_learns(model: DynamicViT) -> None:
     """Refuse a model of which nothing is left to learn without its backbone."""
     if not any(parameter.requires_grad for parameter in model.predictors.parameters()):

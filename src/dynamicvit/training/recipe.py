@@ -34,7 +34,8 @@ class Recipe(Strict):
             any budget between them; by default every step has keep_ratio.
         stages: block indices; by default at 1/4, 2/4 and 3/4 of the depth.
         method: how a dense model chooses tokens, a name in :data:`~dynamicvit.methods.METHODS`; by
-            default what the model was saved with, and "dynamicvit" for a new one.
+            default what the model was saved with, and "dynamicvit" for a new one, if the recipe is
+            not a run's default.
         policy: what becomes of dropped tokens: "removed", "merged" into the most alike kept one,
             "bypassed", or "cheap" of ConvNeXt and Swin; by default the saved or the method's own.
         restore_before: index of the block before which bypassed tokens come back, and merged ones

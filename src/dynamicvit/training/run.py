@@ -21,19 +21,18 @@ from dynamicvit.checkpoints.saving import save_as_it_came
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.data import Loader, split
 from dynamicvit.errors import InputError
-from dynamicvit.training.budgets import Budgets
 from dynamicvit.training.dense import HOLD_OUT, fit_dense, plan_dense
 from dynamicvit.training.external_teacher import teacher_for
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.log import TENSORBOARD_FOLDER, Progress, TensorBoard
-from dynamicvit.training.loop import check_compiled, fit, total_steps
+from dynamicvit.training.loop import check_recipe, fit, total_steps
 from dynamicvit.training.output import check_output, draw_run, take_back, write_report
 from dynamicvit.training.plan import Plan, measured_plan
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.recipes import resolved
 from dynamicvit.training.state import TrainingReport
 from dynamicvit.training.student import TRAINED_METHOD, student_for
-from dynamicvit.training.tasks import default_recipe, task_of
+from dynamicvit.training.tasks import default_recipe, serves_any_budget, task_of
 from dynamicvit.utils.distributed import launched_precision, launched_processes
 from dynamicvit.utils.lock import owned
 from dynamicvit.utils.precision import autocast_dtype
@@ -84,7 +83,8 @@ class Training:
         recipe: a built-in one, a YAML file, or its values. By default "segmentation" for images
             with masks, "video_small_data" for clips, "frozen" where the overrides freeze the
             backbone. Else "any_budget" for a model that merges by look-ahead, as a dense network
-            then does (:func:`~dynamicvit.sparsify`), and "small_data" for other methods.
+            then does (:func:`~dynamicvit.sparsify`), and "small_data" for other methods, and for
+            a budget outside of that recipe's.
         overrides: of the recipe's values, as ``key=value``.
         checkpoint: a file of weights for the model.
         addon: prediction modules for the model, of an earlier run with a frozen backbone.
@@ -161,8 +161,8 @@ class Training:
         self.accumulate, self.compiled = accumulate, compiled
         self.data, self.dense_only = data, dense
         self.teacher_checkpoint = teacher_checkpoint
-        usual = default_recipe(data, overrides) if recipe is None else None
-        values = resolved(recipe or usual, overrides, teacher)
+        default = default_recipe(data, overrides, frames) if recipe is None else None
+        values = resolved(recipe if default is None else default, overrides, teacher)
         named = values.model if model is None else model
         if named is None:
             raise InputError("the recipe names no model: give one")
@@ -171,10 +171,10 @@ class Training:
         torch.manual_seed(values.seed)
         wanted = pretrained and (not plan_only or addon is not None)
         clip = {"frames": frames, "tubelet": tubelet}
-        method = None if usual == "small_data" else TRAINED_METHOD
+        method = None if default == "small_data" else TRAINED_METHOD
         model, said = student_for(named, values, checkpoint, addon, wanted, method, **clip)
-        if usual == "small_data":  # the method that the model has decides
-            values = resolved(default_recipe(data, overrides, model), overrides, teacher)
+        if default == "small_data" and serves_any_budget(model, overrides):
+            values = resolved("any_budget", overrides, teacher)
         values = values.model_copy(update=said)
         self.sources = [self._task.taken_by(model, each, values) for each in self.sources]
         images, given = self.sources[0] if self.sources else None, (num_classes, class_names)
@@ -186,9 +186,8 @@ class Training:
         fits_dense = self.classes.are_fitted or dense
         if fits_dense and "hold_out" not in values.model_fields_set:
             values = values.model_copy(update={"hold_out": HOLD_OUT})
-        if values.budgets is not None:
-            Budgets(self.model, *values.budgets)  # refuses those that the model can't have
-        check_compiled(compiled and not dense, values)
+        if not dense:
+            check_recipe(values, self.model, compiled)
         self.recipe = values
         # Before its positions are resized: that can be repeated, but not everywhere to the bit.
         self._weights = backbone_fingerprint(self.model.backbone) if values.freeze_backbone else ""

@@ -9,6 +9,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from dynamicvit.core.model import DynamicViT
+from dynamicvit.errors import InputError
+from dynamicvit.training.objective import taught_by_dense_self
 from dynamicvit.training.recipe import Recipe
 
 
@@ -70,6 +72,15 @@ class Between:
         """Nothing: the weights are looked at when they are asked for."""
 
 
+def check_interpolates(recipe: Recipe, model: DynamicViT) -> None:
+    """Refuse weights on the way from the dense ones where no teacher has these."""
+    if recipe.interpolate < 1 and not taught_by_dense_self(recipe, model):
+        raise InputError(
+            f"interpolate {recipe.interpolate:g} needs the dense model among the teachers: weight "
+            "losses.distillation, token or feature, or set interpolate=1"
+        )
+
+
 def saved_weights(
     model: DynamicViT, dense: DynamicViT | None, recipe: Recipe
 ) -> Averages | Between | None:
@@ -77,6 +88,6 @@ def saved_weights(
     if recipe.ema:
         return Averages(model, recipe.ema, freeze_backbone=recipe.freeze_backbone)
     if recipe.interpolate < 1:
-        assert dense is not None  # which the recipe checks
+        assert dense is not None  # as check_interpolates says
         return Between(model, dense.backbone, recipe.interpolate)
     return None

@@ -15,7 +15,7 @@ from dynamicvit.errors import InputError
 from dynamicvit.sparsification import DEFAULT_KEEP_RATIO, sparsify
 from dynamicvit.training.recipe import Recipe
 
-#: How a dense network chooses tokens where a recipe that was named does not say.
+#: How a dense network chooses tokens where a recipe does not say, but for the default of images.
 TRAINED_METHOD = "dynamicvit"
 
 

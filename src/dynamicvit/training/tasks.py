@@ -11,6 +11,7 @@ from dynamicvit.core.model import DynamicViT
 from dynamicvit.data import ImageData, Loader, has_clips, has_masks, taken_by
 from dynamicvit.errors import InputError
 from dynamicvit.sparsification import DEFAULT_METHOD
+from dynamicvit.training.budgets import Budgets
 from dynamicvit.training.classes import Classes, classes_for, sources_of
 from dynamicvit.training.held_out import HeldOut
 from dynamicvit.training.recipe import Recipe
@@ -131,21 +132,35 @@ def task_of(recipe: Recipe, dense: bool = False) -> Task:
 
 
 def default_recipe(
-    data: str | Path | None, overrides: Sequence[str] = (), model: DynamicViT | None = None
+    data: str | Path | None, overrides: Sequence[str] = (), frames: int | None = None
 ) -> str:
-    """The recipe of a run that names none.
+    """The recipe of a run that names none, by its images; :func:`serves_any_budget` may change it.
 
     Args:
-        data: its images; what they are labeled with decides first.
+        data: the images, if there are any.
         overrides: of the recipe's values.
-        model: of the run, once it is there. One that merges by look-ahead is trained for any
-            budget, others for one.
+        frames: of the clips that an image network is inflated for.
     """
     if data is not None and has_masks(data):
         return "segmentation"
     if load_recipe("small_data", overrides).freeze_backbone:
         return "frozen"
-    if data is not None and has_clips(data):
-        return "video_small_data"
-    looks_ahead = model is not None and model.method.name == DEFAULT_METHOD
-    return "any_budget" if looks_ahead else "small_data"
+    clips = frames is not None or (data is not None and has_clips(data))
+    return "video_small_data" if clips else "small_data"
+
+
+def serves_any_budget(model: DynamicViT, overrides: Sequence[str]) -> bool:
+    """Whether ``any_budget`` trains a model where no recipe is named, and not ``small_data``.
+
+    It does if the model merges by look-ahead, unless its own budget is outside of the recipe's.
+    """
+    if model.method.name != DEFAULT_METHOD or not model.schedule.stages:
+        return False
+    budgets = load_recipe("any_budget", overrides).budgets
+    if budgets is None or any(each.startswith("budgets=") for each in overrides):
+        return True
+    try:
+        Budgets(model, *budgets)
+    except InputError:
+        return False
+    return True
