@@ -41,19 +41,9 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@cache
-def _takes_files(path: Path) -> bool:
-    """Whether tests take files of tests/exports.py."""
-    return "\nfrom exports import" in path.read_text(encoding="utf-8")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First what starts Python anew, from a process in which no runtime has threads yet.
-
-    Then what writes and reads files, so that most of it falls to one worker: graphs are traced, and
-    the runtimes imported, once.
-    """
-    items.sort(key=lambda item: (item.path.name != "test_start.py", not _takes_files(item.path)))
+    """First what starts Python anew, from a process in which no runtime has threads yet."""
+    items.sort(key=lambda item: item.path.name != "test_start.py")
 
 
 def pytest_runtest_setup() -> None:
