@@ -38,12 +38,15 @@ _MOST_BUILT = 300
 _LOADED: list[list[Tensor]] = []
 
 
-def _clone(number: int) -> Tensor:
-    tensor = _LOADED[-1][number]
+def _copied(tensor: Tensor) -> Tensor:
     copied = tensor.detach().clone()
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(copied, tensor.requires_grad)
     return copied.requires_grad_(tensor.requires_grad)
+
+
+def _loaded(number: int) -> Tensor:
+    return _copied(_LOADED[-1][number])
 
 
 def stored(network: nn.Module) -> Callable[[], nn.Module]:
@@ -55,10 +58,8 @@ def stored(network: nn.Module) -> Callable[[], nn.Module]:
     file = BytesIO()
 
     def put_aside(tensor: Tensor) -> tuple[Any, ...]:
-        tensors.append(tensor if tensor.is_meta else tensor.detach().clone())
-        if isinstance(tensor, nn.Parameter):
-            tensors[-1] = nn.Parameter(tensors[-1], tensor.requires_grad)
-        return _clone, (len(tensors) - 1,)
+        tensors.append(_copied(tensor))
+        return _loaded, (len(tensors) - 1,)
 
     def load() -> nn.Module:
         _LOADED.append(tensors)
@@ -409,11 +410,11 @@ KINDS = [*FEW, *(BY_NAME[name] for name in ("lvvit", "inflated_augreg"))]
 KINDS += [*HF_FAMILIES[:1], *HF_VIDEO_FAMILIES[:1]]
 
 
-def or_all(families: Sequence[Family]) -> pytest.MarkDecorator:
-    """These in every run, all with ``-m extended``."""
+def or_all(families: Sequence[Any], rows: Sequence[Any] = FAMILIES) -> pytest.MarkDecorator:
+    """These rows of a table in every run, all with ``-m extended``."""
     rows = [
         pytest.param(family, marks=() if family in families else pytest.mark.extended)
-        for family in FAMILIES
+        for family in rows
     ]
     return pytest.mark.parametrize("family", rows, ids=lambda family: family.name)
 

@@ -22,7 +22,7 @@ from dynamicvit.runtimes import FORMATS, load_exported
 from dynamicvit.training import fit, load_recipe
 from dynamicvit.training.student import student_for
 from exports import NEEDED, ignore_deprecations
-from families import DEIT, NUM_CLASSES, assert_agree
+from families import DEIT, NUM_CLASSES, assert_agree, or_all
 from maps import BY_NAME, MAPS, MapFamily, few_maps
 from pictures import noise_folders
 
@@ -49,13 +49,7 @@ class Memory:
 SAVED = ("convnext", "convnext_odd", "swin_any_size", "swinv2", "swin_s3")
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(each, id=each.name, marks=() if each.name in SAVED else pytest.mark.extended)
-        for each in MAPS
-    ],
-)
+@or_all([BY_NAME[name] for name in SAVED], MAPS)
 @torch.no_grad()
 def test_saved_and_loaded(family: MapFamily, tmp_path: Path) -> None:
     model, images = family.sparse([0.8, 0.6], [1, 3]), family.images()

@@ -24,7 +24,7 @@ from dynamicvit import (
 from dynamicvit.core.networks import DenseNetwork
 from dynamicvit.core.teacher import dense_teacher, weigh_patches
 from dynamicvit.costs import DENSE
-from families import DEIT, FAMILIES, KINDS, Family, few_families, randomize
+from families import DEIT, FAMILIES, KINDS, Family, few_families, or_all, randomize
 
 CLASSES = 5
 
@@ -160,14 +160,7 @@ def test_saved_and_loaded_it_is_the_same(head: str, tmp_path: Path) -> None:
     assert "image-segmentation" in card
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(each, id=each.name, marks=() if each in KINDS else pytest.mark.extended)
-        for each in FAMILIES
-        if each.frames is None
-    ],
-)
+@or_all(KINDS, [family for family in FAMILIES if family.frames is None])
 def test_every_family_is_saved_with_a_head(family: Family, tmp_path: Path) -> None:
     model, images = made(family), family.images()
     model.save_pretrained(tmp_path / "model")
