@@ -393,13 +393,6 @@ DEIT = BY_NAME["deit"]
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 
-#: For what is not for clips.
-each_image_family = pytest.mark.parametrize(
-    "family",
-    [family for family in FAMILIES if family.frames is None],
-    ids=lambda family: family.name,
-)
-
 #: One family for each way to pool or place tokens, for tests that are too slow for all rows.
 FEW = [BY_NAME[name] for name in ("deit", "registers", "siglip", "eva02_split", "beit")]
 
