@@ -9,7 +9,7 @@ import torch
 
 from dynamicvit.backbones import backbone_for
 from dynamicvit.core.decisions import best_k_sampler
-from dynamicvit.core.merging import discounted, join, likeness, most_alike
+from dynamicvit.core.merging import discounted, has_better, join, likeness, most_alike
 from dynamicvit.core.method import Masking
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.layers.tokens import Tokens, top_k
@@ -81,6 +81,11 @@ class TestWorth:
         odds = torch.tensor([[3.0, 3.0 + rounding, -2.0]])
         worth = discounted(odds, self.alike({(0, 1): 1.0}))
         assert top_k(worth, 2).tolist() == [[0, 2]]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_of_a_thousand_equals_the_first_is_better(self, dtype: torch.dtype) -> None:
+        better = has_better(torch.zeros(1, 1500, dtype=dtype))
+        assert torch.equal(better[0], torch.ones(1500, 1500).tril(-1).bool())
 
     def test_they_are_finite(self) -> None:
         worth = discounted(torch.tensor([[30.0, 30.0, -30.0]]), torch.ones(1, 3, 3))
