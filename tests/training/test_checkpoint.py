@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dynamicvit import DynamicViT, InputError
+from dynamicvit import DynamicViT, InputError, sparsify
 from dynamicvit.data import ImageData, Loader
 from dynamicvit.training import Progress, checkpoint, checkpoint_file, fit, loop
 from dynamicvit.training.checkpoint import BEST, DAMAGED, NEWEST, PREVIOUS
@@ -205,9 +205,14 @@ def test_going_on_with_another_recipe_is_refused_and_what_differs_is_named(
     other = small("weight_decay=0.1", "losses.token=1", "model=deit")
     with pytest.raises(InputError) as error:
         fit(shallow(), Memory(), other, tmp_path, resume=True)
-    assert "another run: weight_decay 0.05 -> 0.1, losses.token 4.0 -> 1.0; take" in str(
-        error.value
+    assert str(error.value).endswith(
+        "another run: weight_decay 0.05 -> 0.1, losses.token 4.0 -> 1.0; take the old values, "
+        "choose another folder or go on all the same with --force"
     )
+    network = sparsify(shallow().backbone, method="random", stages=(1,))
+    with pytest.raises(InputError) as error:  # no place for the prediction modules' weights
+        fit(network, Memory(), small(), tmp_path, resume=True)
+    assert str(error.value).endswith("; take the old values or choose another folder")
     with pytest.raises(InputError, match=r"steps in an epoch 3 -> 2 \(other data\?\)"):
         fit(shallow(), Memory(2), small(), tmp_path, resume=True)
     with pytest.raises(InputError, match="no checkpoint"):

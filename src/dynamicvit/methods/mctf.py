@@ -16,7 +16,7 @@ from dynamicvit.core.combination import merge, merged_at_once
 from dynamicvit.core.merging import cosines, halves, sizes_of
 from dynamicvit.core.registry import register_method
 from dynamicvit.layers.attention import proportional
-from dynamicvit.layers.tokens import Tokens, top_k
+from dynamicvit.layers.tokens import Tokens, top
 from dynamicvit.methods.tome import TokenMerging
 
 #: Powers of the three criteria (Section 4.1): likeness, informativeness and size.
@@ -94,11 +94,11 @@ def match_both_ways(attraction: Tensor, number: int) -> tuple[Tensor, Tensor]:
         which merge no further.
     """
     nearest, partner = attraction.max(dim=-1)
-    even = top_k(nearest, number // 2)
+    even = top(nearest, number // 2)
     partner = partner.gather(1, even)  # among the odd ones
     left = torch.zeros_like(nearest).scatter(1, even, float("-inf"))
     back, host = (attraction + left[..., None]).max(dim=1)
-    odd = top_k(back, number - number // 2)
+    odd = top(back, number - number // 2)
     # Where each odd one is in the end: itself, or the even one that it became part of.
     here = torch.arange(host.shape[1], device=host.device).expand_as(host)
     end = (2 * here + 1).scatter(1, odd, 2 * host.gather(1, odd))

@@ -144,9 +144,12 @@ def check_same_run(
     elif (before := state.get("images")) and images and before != images:
         found.append(f"names, sizes or labels of the images {before[:8]} -> {images[:8]} (SHA-256)")
     if found and not force:
+        ways = ["take the old values", "choose another folder"]
+        if not any(difference.startswith("method ") for difference in found):  # other modules
+            ways.append("go on all the same with --force")
         raise InputError(
-            f"{path} belongs to another run: {', '.join(found)}; take the old values, choose "
-            "another folder, or go on all the same with --force"
+            f"{path} belongs to another run: {', '.join(found)}; "
+            f"{', '.join(ways[:-1])} or {ways[-1]}"
         )
     if found:
         _log.warning("going on in spite of %s", ", ".join(found))
