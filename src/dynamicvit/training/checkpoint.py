@@ -137,7 +137,8 @@ def check_same_run(
     before = {"method": "dynamicvit", **modern(state["recipe"])}  # older ones name none
     found = differences(before, recipe.model_dump(mode="json"))
     known = state.get("external_teacher", state.get("foreign_teacher"))  # as 0.1.0 called it
-    if known and external_teacher and known != external_teacher and not _names_a_teacher(found):
+    told = _names("teacher.model", found)
+    if not told and known and external_teacher and known != external_teacher:
         found.append(f"weights of the teacher {known[:8]} -> {external_teacher[:8]} (SHA-256)")
     if state["epoch_steps"] != epoch_steps:
         found.append(f"steps in an epoch {state['epoch_steps']} -> {epoch_steps} (other data?)")
@@ -145,7 +146,7 @@ def check_same_run(
         found.append(f"names, sizes or labels of the images {before[:8]} -> {images[:8]} (SHA-256)")
     if found and not force:
         ways = ["take the old values", "choose another folder"]
-        if not any(difference.startswith("method ") for difference in found):  # other modules
+        if not _names("method", found):  # its modules have other weights
             ways.append("go on all the same with --force")
         raise InputError(
             f"{path} belongs to another run: {', '.join(found)}; "
@@ -193,8 +194,8 @@ def _sync_names(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _names_a_teacher(found: Iterable[str]) -> bool:
-    return any(difference.startswith("teacher.model ") for difference in found)
+def _names(key: str, found: Iterable[str]) -> bool:
+    return any(difference.startswith(f"{key} ") for difference in found)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
