@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -26,6 +27,7 @@ from dynamicvit.costs import DENSE
 from dynamicvit.evaluation.bench import Setting
 from dynamicvit.tuning import Target
 from dynamicvit.tuning.block_times import POINTS, WHOLE_POINTS, measure_parts, measure_whole, points
+from dynamicvit.tuning.judge import Gain, Judge, Notebook
 from dynamicvit.tuning.price import Parts, price_in_macs, price_in_seconds
 from dynamicvit.tuning.search import Search
 from dynamicvit.tuning.space import Counts, Space
@@ -118,6 +120,29 @@ def test_a_search_finds_where_tokens_are_missed_least() -> None:
     assert search.ran <= 400
 
 
+def test_a_gain_is_that_of_pairs_of_answers(tmp_path: Path) -> None:
+    """From memory too, of which a file keeps the means."""
+    model = looking_ahead(3)
+    space = Space.of(model, DEIT.size)
+    images = IMAGES[:8]
+    fewer, more = (tuple(n for _ in space.stages) for n in (6, 12))
+
+    def judge() -> Judge:
+        return Judge(model, space, images, Notebook(tmp_path / "tried.json", {}))
+
+    first = judge()
+    verdicts = [first(counts, "held-out") for counts in (fewer, more)]
+    gain = first.less(more, fewer, "held-out")
+    assert gain.mean == pytest.approx(verdicts[0].kl - verdicts[1].kl)
+    assert judge().less(more, fewer, "held-out") == gain
+    back = first.less(fewer, more, "held-out")
+    assert (back.mean, back.error) == (-gain.mean, gain.error)
+    alone = [Judge(model, space, image[None], Notebook(None, {})) for image in images[4:]]
+    each = [one(fewer, "all").kl - one(more, "all").kl for one in alone]
+    assert gain.mean == pytest.approx(np.mean(each), rel=1e-3)
+    assert gain.error == pytest.approx(np.std(each, ddof=1) / 2, rel=1e-3)
+
+
 class TestMacs:
     def test_the_schedule_costs_what_was_asked_and_is_no_worse(self, tmp_path: Path) -> None:
         model = looking_ahead()
@@ -126,6 +151,7 @@ class TestMacs:
         found = tune(model, IMAGES, macs="60%", **arguments)
         own = next(each for each in found.compared if each.name == "own")
         assert found.best.verdict.kl <= own.verdict.kl
+        assert (found.best.name == "tuned") == found.gain.is_certain
         assert model.schedule == before, "the model is not changed"
         dense = schedule_macs(model, DENSE)
         model.schedule = found.schedule
@@ -157,6 +183,24 @@ class TestMacs:
         assert nothing.ran[0] == 0
         with pytest.raises(InputError, match="data"):
             tune(looking_ahead(4), IMAGES[:40], output=tmp_path, **arguments)
+
+    @pytest.mark.usefixtures("no_picture")
+    @pytest.mark.parametrize(
+        ("gain", "chosen", "words"),
+        [
+            (Gain(0.02, 0.009), "tuned", "its KL is 0.0200 ± 0.0090 below"),
+            (Gain(0.02, 0.011), "own", "0.0200 ± 0.0110 below that of the method's own schedule"),
+            (Gain(-0.02, 0.001), "own", "0.0200 ± 0.0010 above"),
+        ],
+    )
+    def test_what_chance_may_have_brought_is_not_taken(
+        self, gain: Gain, chosen: str, words: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Judge, "less", lambda *_: gain)
+        model = looking_ahead(4)
+        found = tune(model, IMAGES, macs=0.7, image_size=DEIT.size, evaluations=12)
+        assert found.best.name == chosen
+        assert words in found.in_words()[-1]
 
     def test_of_prediction_modules_only_the_ratios_change(self) -> None:
         model = DEIT.sparse(stages=(1, 2, 3), keep_ratio=0.7)

@@ -181,7 +181,9 @@ class Hunt:
         compared = [self._tried(name, at(limit)) for name, at in shapes.items()]
         named = {each.name: each for each in compared}
         too_much = named["own"].cost > limit
-        better = too_much or named["tuned"].verdict.kl < named["own"].verdict.kl
+        tuned, own = (self.space.counts_of(named[name].schedule) for name in ("tuned", "own"))
+        gain = self.judge.less(tuned, own, "held-out")
+        better = too_much or gain.is_certain
         best, at = (named["tuned"], shapes["tuned"]) if better else (named["own"], self._own)
         best, measured = self._checked(best, at, limit)
         compared = [best if each.name == best.name else each for each in compared]
@@ -203,6 +205,7 @@ class Hunt:
         return Tuned(
             best,
             tuple(compared),
+            gain,
             self.target,
             self.clock.setting,
             self.batch_size,

@@ -32,6 +32,9 @@ Part = Literal["few", "search", "held-out", "all"]
 #: Fewer images than this say nothing about a schedule; and as many are tried first.
 LEAST_IMAGES, FEW = 32, 64
 
+#: Standard errors by which a found schedule has to be better.
+CERTAIN = 2.0
+
 #: Images in a batch.
 _BATCH = 32
 
@@ -50,6 +53,24 @@ class Verdict:
 
     kl: float
     agreement: float
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how much one schedule's mean KL is below another's, measured on the same images.
+
+    Attributes:
+        mean: in nats.
+        error: one standard error of it: how far it falls by the choice of the images.
+    """
+
+    mean: float
+    error: float
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether it is more than chance brings."""
+        return self.mean > CERTAIN * self.error
 
 
 class Notebook:
@@ -159,6 +180,7 @@ class Judge:
         }
         self.ran = 0
         self._dense: Tensor | None = None
+        self._divergences: dict[str, Tensor] = {}
 
     def network(self, counts: Counts) -> DynamicViT:
         """The model with a schedule, sharing its weights, in ``eval()``."""
@@ -172,25 +194,44 @@ class Judge:
 
     def __call__(self, counts: Counts, part: Part) -> Verdict:
         """The verdict on a schedule, from memory if it is there."""
-        key = f"{part} {','.join(map(str, counts))}"
+        key = _key(counts, part)
         if key not in self.notebook.verdicts:
-            found = self._run(counts, self.parts[part])
-            self.notebook.verdicts[key] = [found.kl, found.agreement]
-            self.notebook.save()
+            self._run(counts, part)
             self.ran += 1
         return Verdict(*self.notebook.verdicts[key])
 
-    def _run(self, counts: Counts, part: slice) -> Verdict:
+    def less(self, counts: Counts, than: Counts, part: Part) -> Gain:
+        """By how much a schedule's answers are nearer than another's, on the same images."""
+        both = [_key(each, part) for each in (than, counts)]
+        for key, each in zip(both, (than, counts), strict=True):
+            if key not in self._divergences:  # a notebook has the mean only
+                self._run(each, part)
+        before, after = (self._divergences[key] for key in both)
+        less = before - after
+        return Gain(float(less.mean()), float(less.std() / len(less) ** 0.5))
+
+    def _run(self, counts: Counts, part: Part) -> None:
+        """Put a schedule's verdict into the notebook."""
+        rows = self.parts[part]
         with eval_mode(self.model), torch.inference_mode():
             if self._dense is None:
                 self._dense = _answers(DenseNetwork(self.model), self.images)
                 check_finite(self._dense, "the dense model")
-            dense = _rows(self._dense[part])
-            given = _rows(_answers(self.network(counts), self.images[part]))
+            dense = _rows(self._dense[rows])
+            given = _rows(_answers(self.network(counts), self.images[rows]))
         check_finite(given, "the model")
-        kl = kl_divergence(given, dense).mean()
+        key = _key(counts, part)
+        # Of a map, whose places are not independent of each other, the mean.
+        images = rows.stop - rows.start
+        self._divergences[key] = kl_divergence(given, dense).double().view(images, -1).mean(dim=1)
         same = (dense.argmax(dim=1) == given.argmax(dim=1)).double().mean()
-        return Verdict(float(kl), float(same))
+        self.notebook.verdicts[key] = [float(self._divergences[key].mean()), float(same)]
+        self.notebook.save()
+
+
+def _key(counts: Counts, part: Part) -> str:
+    """What a notebook calls a schedule on some of the images."""
+    return f"{part} {','.join(map(str, counts))}"
 
 
 def _answers(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from dynamicvit.core.schedule import Schedule
 from dynamicvit.core.schedule_file import ScheduleFile
 from dynamicvit.evaluation.bench import Setting
-from dynamicvit.tuning.judge import Verdict
+from dynamicvit.tuning.judge import CERTAIN, Gain, Verdict
 from dynamicvit.tuning.targets import Target
 from dynamicvit.utils.words import percent
 
@@ -43,8 +43,10 @@ class Tuned:
     """A schedule for a target.
 
     Attributes:
-        best: what was chosen: the tuned schedule, or the method's own if that is no worse.
+        best: what was chosen: the tuned schedule if it is surely better (:attr:`Gain.is_certain`),
+            else the method's own.
         compared: it and what it was compared with, at the same cost.
+        gain: of the tuned schedule over the method's own, on images that had no part in the search.
         target: what it was found for.
         setting: runtime and precision of the times.
         batch_size: images in a batch that is timed.
@@ -61,6 +63,7 @@ class Tuned:
 
     best: Tried
     compared: tuple[Tried, ...]
+    gain: Gain
     target: Target
     setting: Setting
     batch_size: int
@@ -109,6 +112,7 @@ class Tuned:
             "batch_size": self.batch_size if self.target.is_time else None,
             "chosen": self.best.name,
             "compared": [asdict(each) for each in self.compared],
+            "gain": asdict(self.gain),
             "predicted": self.best.cost,
             "measured": self.measured,
             "dense": self.dense_cost,
@@ -131,10 +135,13 @@ class Tuned:
             f"{target.amount(self.measured, size)} {counted}, {target.amount(best.cost, size)} "
             f"predicted{off}; {percent(self.measured / self.dense_cost)} of dense",
         ]
-        own = next(each for each in self.compared if each.name == "own")
+        named = {each.name: each for each in self.compared}
+        if named["tuned"].schedule == named["own"].schedule:
+            return [*lines, "nothing better was found than the method's own schedule"]
+        gain = f"{abs(self.gain.mean):.4f} ± {self.gain.error:.4f}"
+        side = "below" if self.gain.mean >= 0 else "above"
+        than = f"{gain} {side} that of the method's own schedule"
         if best.name == "own":
-            lines.append("nothing better was found than the method's own schedule, so this is it")
-        elif own.verdict.kl > 0:
-            less = 1 - best.verdict.kl / own.verdict.kl
-            lines.append(f"KL {percent(less)} below that of the method's own schedule")
-        return lines
+            why = f"which stays: a gain counts from {CERTAIN:g} standard errors on"
+            return [*lines, f"the KL of what was found is {than}, {why}"]
+        return [*lines, f"its KL is {than}{', which costs more' if side == 'above' else ''}"]

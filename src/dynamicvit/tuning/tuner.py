@@ -59,8 +59,9 @@ def tune(
 
     The search starts from the method's own schedule at that cost, and moves tokens between stages
     while the answers on one half of the images come nearer to the dense network's (KL divergence).
-    The other half decides: the method's own schedule is returned where the found one is no better
-    there. No labels are needed, and the model is not changed: ``model.schedule = found.schedule``.
+    The other half decides: the method's own schedule is returned unless the found one is better
+    there by two standard errors. No labels are needed, and the model is not changed:
+    ``model.schedule = found.schedule``.
 
     Prediction modules stay where they were trained: of these only the ratios are tuned.
 
