@@ -140,7 +140,7 @@ def test_overrides_reach_into_parts_and_replace_the_length() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("learning_rat=1", "unknown key 'learning_rat': .*learning_rate"),
+        ("learning_rat=1", "^override 'learning_rat=1': unknown key 'learning_rat': .*learning_rate"),
         ("losses.tokn=1", "unknown key 'losses.tokn': .*token"),
         ("batch_size=0", "batch_size: .*greater than 0, got 0"),
         ("batch_size=many", "batch_size: .*integer.*got 'many'"),
@@ -156,7 +156,7 @@ def test_overrides_reach_into_parts_and_replace_the_length() -> None:
         ("teacher.temperature=0", "teacher.temperature: .*greater than 0, got 0"),
         ("teacher.temperature=.inf", "teacher.temperature=.inf.*finite.*got inf"),
         ("teacher={hard: true, temperature: 2}", "teacher: hard has no use for temperature 2:"),
-        ("keep_ratio=most", "^recipe deit_small: keep_ratio: "),
+        ("keep_ratio=most", "^override 'keep_ratio=most': keep_ratio: "),
         ("decisions=coin", "decisions: .*independent.*got 'coin'"),
         ("batch_size=yes", "batch_size: .*got True"),
         ("weight_decay=off", "weight_decay: .*got False"),

@@ -61,7 +61,9 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"recipe {name_or_path}: {_first_problem(error)}") from None
+        by = _override_of(error, overrides)
+        where = f"recipe {name_or_path}" if by is None else f"override {shortened(by)}"
+        raise InputError(f"{where}: {_first_problem(error)}") from None
 
 
 def resolved(
@@ -199,6 +201,16 @@ def _apply(values: dict[str, Any], override: str) -> None:
         not parents and last in ("epochs", "images") and values[last] is not None
     ):  # one replaces the other
         values["images" if last == "epochs" else "epochs"] = None
+
+
+def _override_of(error: ValidationError, overrides: Sequence[str]) -> str | None:
+    """The override that gave the value that can't be, if one did."""
+    place = [str(each) for each in error.errors()[0]["loc"]]
+    for override in overrides:
+        key = override.partition("=")[0].split(".")
+        if place[: len(key)] == key:
+            return override
+    return None
 
 
 def _first_problem(error: ValidationError) -> str:
