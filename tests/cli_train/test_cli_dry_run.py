@@ -41,6 +41,7 @@ def test_a_recipe_alone_is_enough(
     monkeypatch.chdir(tmp_path)
     said = plan("--recipe", "deit_tiny")
     for line in (
+        "method     dynamicvit",
         "196 patches of an image of 224x224",
         "137 (69.9 %) kept from block 3 on",
         "67 (34.2 %) kept from block 9 on",

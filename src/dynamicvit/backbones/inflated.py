@@ -275,10 +275,11 @@ class InflatedBackbone(Video, Backbone):
         """The tokens with their places in space, for a family that gathers positions by them."""
         if type(self.inner).placed is Backbone.placed:
             return tokens
-        index, space = tokens.index, tokens.grid[1:]
-        if index is None:  # the same for every clip
-            index = torch.arange(tokens.grid_size, device=tokens.x.device)[None]
-        return replace(tokens, index=index % prod(space), grid=space)
+        times, *space = tokens.grid
+        places = torch.arange(prod(space), device=tokens.x.device).repeat(times)
+        # Looked up, as some runtimes have no remainder of whole numbers.
+        index = places[None] if tokens.index is None else places[tokens.index]
+        return replace(tokens, index=index, grid=tuple(space))
 
 
 def _family_of(vit: nn.Module) -> type[TimmBackbone]:

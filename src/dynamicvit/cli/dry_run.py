@@ -28,6 +28,7 @@ def describe_run(console: Console, training: Training) -> None:
     say(console, dump_recipe(training.recipe))
     for title, lines in (
         ("data", _data(training)),
+        ("method", [training.model.method.name]),
         ("schedule", _schedule(plan, training.model.method.name)),
         ("MACs", _macs(plan)),
         ("teacher", _teachers(training)),
