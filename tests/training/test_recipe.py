@@ -140,7 +140,7 @@ def test_overrides_reach_into_parts_and_replace_the_length() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("learning_rat=1", "^override 'learning_rat=1': unknown key 'learning_rat': .*learning_rate"),
+        ("learning_rat=1", "^override 'learning_rat=1': unknown key .*learning_rate"),
         ("losses.tokn=1", "unknown key 'losses.tokn': .*token"),
         ("batch_size=0", "batch_size: .*greater than 0, got 0"),
         ("batch_size=many", "batch_size: .*integer.*got 'many'"),
