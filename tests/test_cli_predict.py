@@ -229,6 +229,7 @@ def test_bad_input_is_one_line(
         ((folder, "-m", saved, "-o", tmp_path / "no" / "out.csv"), str(tmp_path / "no")),
         ((tmp_path / "nowhere.jpg", "-m", saved, "-o", out), "nowhere.jpg"),
         ((folder, "-m", saved, "-o", out, "--top", 0), "got 0"),
+        ((folder, "-m", saved, "-o", out, "--batch-size", 0), "batch"),
         ((folder, "-m", tmp_path / "gone", "-o", out), "gone"),
         ((folder, "-m", saved, "-o", out, "--strict"), NAMES[1]),
     ):

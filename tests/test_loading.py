@@ -71,6 +71,12 @@ def test_a_timm_name_with_random_weights() -> None:
     assert model.schedule.stages == (0, 2)
 
 
+@pytest.mark.parametrize("keep_ratio", [0, 0.0, -0.5, ()])
+def test_a_ratio_that_keeps_nothing_is_not_the_default(keep_ratio: Any) -> None:
+    with pytest.raises(InputError, match="ratio"):
+        load("deit_tiny_patch16_224", pretrained=False, keep_ratio=keep_ratio)
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_dense_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
     original = dense()

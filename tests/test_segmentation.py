@@ -319,6 +319,7 @@ def test_a_teacher_needs_no_masks(scenes: Path, saved: Path, tmp_path: Path) -> 
         ("scenes", "segmenter", ("--class-map", "imagenet"), "masks name classes by index"),
         ("scenes", "segmenter", ("--freeze-backbone",), "learn as a whole"),
         ("scenes", "segmenter", ("--num-classes", "4"), "4 classes"),
+        ("scenes", "segmenter", ("--num-classes", "0"), "--num-classes 0"),
         ("scenes", "segmenter", ("--set", "augment.mixup=1"), "masks can't be mixed"),
     ],
 )

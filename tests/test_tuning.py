@@ -340,6 +340,8 @@ def test_what_can_not_be_tuned_is_named() -> None:
         tune(looking_ahead(4), images, max_drop=0.5, image_size=size)
     with pytest.raises(InputError, match="GMACs"):
         tune(looking_ahead(4), images, macs=0.01, image_size=size)
+    with pytest.raises(InputError, match="batch size 0"):
+        tune(looking_ahead(4), images, macs=0.5, image_size=size, batch_size=0)
     with pytest.raises(InputError, match="needs no schedule"):
         tune(looking_ahead(4), images, macs=1.0, image_size=size)
     with pytest.raises(InputError, match="untrained"):

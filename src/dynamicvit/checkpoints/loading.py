@@ -174,7 +174,8 @@ def load(
             "(--policy)"
         )
     else:
-        keep_ratio = keep_ratio or said.keep_ratio or DEFAULT_KEEP_RATIO
+        ratios = (keep_ratio, said.keep_ratio, DEFAULT_KEEP_RATIO)
+        keep_ratio = next(each for each in ratios if each is not None)  # 0 is an error
         default_method = "dynamicvit" if name.startswith(PREFIX) else default_method
         made = sparsify(network, keep_ratio, stages, policy, own_method or default_method)
         model = core_of(made)

@@ -135,7 +135,8 @@ def predict(
         answers = Classes(model, top, image_size, crop_pct)
     parts = answers.prepared(data)
     # An image of its own size is alone in a batch.
-    together = processes.count if gives_maps else batch_size or data[0].usual_batch
+    own = data[0].usual_batch if batch_size is None else batch_size
+    together = processes.count if gives_maps else own
     loader = Loader(parts, together, num_workers=workers)
     loader.set_share(processes.rank, processes.count)
     columns = {"image": "string", **answers.columns, "error": "string"}

@@ -57,6 +57,16 @@ class Classes:
         return tuple(name for name, parameter in parameters if id(parameter) not in old)
 
 
+def check_num_classes(num_classes: int | None) -> None:
+    """A number of classes that is given is one that a classifier can have.
+
+    Raises:
+        InputError: for one below 1.
+    """
+    if num_classes is not None and num_classes < 1:
+        raise InputError(f"--num-classes {num_classes}: give at least 1")
+
+
 def classes_for(
     data: ImageData | None,
     model: DynamicViT,
@@ -80,8 +90,7 @@ def classes_for(
     """
     uses_labels = recipe.losses.classification > 0 or recipe.hold_out > 0
     names = None if class_names is None else tuple(read_class_names(class_names))
-    if num_classes is not None and num_classes < 1:
-        raise InputError(f"--num-classes {num_classes}: give at least 1")
+    check_num_classes(num_classes)
     found = None
     if data is not None and data.labeled:
         found = _mapped(data, model, uses_labels, class_map, num_classes, names, class_names)

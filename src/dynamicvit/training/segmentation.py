@@ -16,7 +16,7 @@ from dynamicvit.data import ClassMap, MaskData, has_masks, joint_train_transform
 from dynamicvit.data.class_names import check_class_names
 from dynamicvit.errors import InputError
 from dynamicvit.evaluation.segmentation import SegmentationResult, evaluate_segmentation, prepared
-from dynamicvit.training.classes import Classes
+from dynamicvit.training.classes import Classes, check_num_classes
 from dynamicvit.training.held_out import HeldOut, Measure
 from dynamicvit.training.recipe import Recipe
 from dynamicvit.training.tasks import Task
@@ -85,6 +85,7 @@ class Segmentation(Task):
             raise InputError(f"class map {class_map}: masks name classes by index; leave it out")
         if recipe.freeze_backbone:
             raise InputError("freeze_backbone: segmentation models learn as a whole; leave it out")
+        check_num_classes(num_classes)
         labels = images is not None and images.labeled
         if images is not None and not labels and not _segments(model):
             raise InputError(f"{images.root} has no masks, which a fresh head needs")

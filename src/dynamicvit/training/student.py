@@ -12,7 +12,7 @@ from dynamicvit.checkpoints.loading import load
 from dynamicvit.core.model import DynamicViT
 from dynamicvit.core.networks import core_of
 from dynamicvit.errors import InputError
-from dynamicvit.sparsification import DEFAULT_KEEP_RATIO, sparsify
+from dynamicvit.sparsification import sparsify
 from dynamicvit.training.recipe import Recipe
 
 #: How a dense network chooses tokens where a recipe does not say, but for the default of images.
@@ -56,8 +56,7 @@ def student_for(
     if isinstance(named, nn.Module) and addon is None:
         if checkpoint is not None:
             raise InputError(f"a network has its own weights: leave checkpoint {checkpoint} out")
-        ratio = recipe.keep_ratio or DEFAULT_KEEP_RATIO
-        made = core_of(sparsify(named, ratio, recipe.stages, recipe.policy, method))
+        made = core_of(sparsify(named, recipe.keep_ratio, recipe.stages, recipe.policy, method))
         assert isinstance(made, DynamicViT)
         return _restoring(made, recipe), {}
     name = type(named).__name__ if isinstance(named, nn.Module) else str(named)
@@ -75,8 +74,7 @@ def student_for(
         tubelet=tubelet,
     )
     if not model.schedule.stages and recipe.method is None and not recipe.asks_external_teacher:
-        ratio = recipe.keep_ratio or DEFAULT_KEEP_RATIO
-        made = core_of(sparsify(model, ratio, recipe.stages, recipe.policy, method))
+        made = core_of(sparsify(model, recipe.keep_ratio, recipe.stages, recipe.policy, method))
         assert isinstance(made, DynamicViT)
         model = made.eval()
     if not model.schedule.stages and not recipe.asks_external_teacher:

@@ -102,7 +102,7 @@ def tune(
     core = _sparse(model)
     size = resolve_image_size(core, image_size)
     threads = available_cores() if threads is None else threads
-    batch_size = batch_size or target.default_batch
+    batch_size = target.default_batch if batch_size is None else batch_size
     check_plan([batch_size], threads, seconds)
     if evaluations < 1:
         raise InputError(f"evaluations {evaluations}: give at least 1")
