@@ -178,11 +178,11 @@ class Hunt:
         shapes = {"own": self._own, "tuned": self._at(shape)}
         if three is not None and self.space.movable:
             shapes = {"three stages": self._at(three), **shapes}
-        compared = [self._tried(name, at(limit)) for name, at in shapes.items()]
+        at_limit = {name: at(limit) for name, at in shapes.items()}
+        compared = [self._tried(name, each) for name, each in at_limit.items()]
         named = {each.name: each for each in compared}
         too_much = named["own"].cost > limit
-        tuned, own = (self.space.counts_of(named[name].schedule) for name in ("tuned", "own"))
-        gain = self.judge.less(tuned, own, "held-out")
+        gain = self.judge.less(at_limit["tuned"], at_limit["own"], "held-out")
         better = too_much or gain.is_certain
         best, at = (named["tuned"], shapes["tuned"]) if better else (named["own"], self._own)
         best, measured = self._checked(best, at, limit)
