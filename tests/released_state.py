@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -10,6 +11,15 @@ from dynamicvit.checkpoints.released import Release
 WIDTH, DEPTH, HEADS = 16, 4, 2
 
 Shapes = dict[str, tuple[int, ...]]
+
+
+def these_or_all(releases: dict[str, Release], always: tuple[str, ...]) -> pytest.MarkDecorator:
+    """These in every run, all with ``-m extended``."""
+    rows = [
+        pytest.param(row, id=name, marks=() if name in always else pytest.mark.extended)
+        for name, row in releases.items()
+    ]
+    return pytest.mark.parametrize("release", rows)
 
 
 def _affine(name: str, *shape: int) -> Shapes:

@@ -22,6 +22,9 @@ from pictures import write_image
 if find_spec("gradio") is None:  # its import takes seconds, and only the server needs it
     pytest.skip("the app needs Gradio: pip install '.[app]'", allow_module_level=True)
 
+#: A server in a process of its own; what it answers is in test_app.py.
+pytestmark = pytest.mark.extended
+
 CHROMIUM = Path("/usr/bin/chromium")
 
 #: The command in a Python that tells of every other machine that it turns to.

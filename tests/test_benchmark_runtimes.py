@@ -172,6 +172,7 @@ def test_any_number_of_networks_is_compiled() -> None:
 
 
 class TestBenchFiles:
+    @pytest.mark.extended
     def test_a_file_against_another(self, exported: Callable[..., Path], tmp_path: Path) -> None:
         file = exported("openvino")
         for part in file.parent.glob(f"{file.stem}.*"):

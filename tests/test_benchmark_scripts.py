@@ -76,6 +76,7 @@ def test_every_kind_of_step_is_timed_and_learns(monkeypatch: pytest.MonkeyPatch)
         assert not torch.equal(was, weight)
 
 
+@pytest.mark.extended
 def test_clips_are_timed_at_each_batch_and_budget(forms: Any) -> None:
     del forms
     pytest.importorskip("transformers")

@@ -169,7 +169,7 @@ def test_images_that_keep_different_numbers(family: Family, policy: str) -> None
 
 
 @few_families
-@pytest.mark.parametrize("restore_before", [BACK, None])
+@pytest.mark.parametrize("restore_before", [BACK, pytest.param(None, marks=pytest.mark.extended)])
 def test_macs_count_what_runs(family: Family, restore_before: int | None) -> None:
     model = bypassing(family, restore_before)
     macs = count_macs(model, family.size)

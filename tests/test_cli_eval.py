@@ -259,6 +259,7 @@ def main_printing_to(printed: Path, words: list[str]) -> None:
     dynamicvit.cli.main()
 
 
+@pytest.mark.extended
 def test_two_processes_count_each_image_once_and_one_of_them_prints(
     saved: Path, folder: Path, tmp_path: Path, numbers: Callable[..., dict]
 ) -> None:

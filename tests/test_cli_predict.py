@@ -287,7 +287,7 @@ def test_the_kept_patches_of_a_data_set(
         assert (found["kept"] == kept).all()
     pytest.importorskip("pyarrow")
     out = tmp_path / "kept.parquet"
-    run_two(in_fork, [*map(str, words), "--workers", "0", "--save-kept", str(out)])
+    assert command(*words, "--workers", 0, "--save-kept", out) == 0
     rows = read(out)
     assert [row["image"] for row in rows] == readable
     for row, mask in zip(rows, kept, strict=True):

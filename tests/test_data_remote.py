@@ -110,7 +110,7 @@ def test_a_server_that_is_busy_or_down_is_asked_again(
 
 
 def test_more_failures_than_attempts_where_each_part_comes_at_last(server: FileServer) -> None:
-    server.faults["/b/train-10.tar"] = [503, 503, "break", None] * 9
+    server.faults["/b/train-10.tar"] = [503, 503, "break", None] * 5
     assert grays(Loader(ImageData(f"wds/{server.url}/b/train-10.tar"), 4)) == LEVELS[4:7]
     assert len(fetches(server, "train-10.tar")) > 3 * remote.ATTEMPTS
 

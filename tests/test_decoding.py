@@ -255,6 +255,7 @@ def test_a_model_of_other_channels_is_named() -> None:
 # ---------------------------------------------------------------- commands
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("model", [4], indirect=True)
 def test_commands_agree_on_every_kind_of_file(
     model: DynamicViT,

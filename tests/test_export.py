@@ -39,7 +39,7 @@ from dynamicvit.runtimes.images import MAX_IMAGES, own_pictures, sample_pictures
 from dynamicvit.runtimes.pytorch import has_compiler
 from dynamicvit.utils.outputs import is_ours, rules
 from exports import NEEDED, NOWHERE, changed, family_of, ignore_deprecations, small, traced
-from families import DEIT, FAMILIES, POLICIES, Family, assert_agree
+from families import DEIT, POLICIES, Family, assert_agree, each_family
 from pictures import write_image
 
 pytestmark = ignore_deprecations
@@ -84,10 +84,6 @@ LISTED = """
 #: ONNX's number for the type of truth values.
 BOOL = 9
 
-#: Those in every run, one for each way to pool or place tokens, images' and clips'; ``-m extended``
-#: runs all. What merges or comes back is in the files of ``exports.small``.
-ALWAYS = {(name, "removed") for name in ("beit", "inflated_eva02")}
-
 each_format = pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
 
 
@@ -100,7 +96,7 @@ each_format = pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
         pytest.param(name, policy, marks=pytest.mark.extended if rare else ())
         for name in ("onnx", "openvino", "torch")
         for policy in POLICIES
-        for rare in [(name, policy) == ("openvino", "bypassed")]  # takes long to convert
+        for rare in [policy == "bypassed"]  # takes long to convert
     ],
 )
 @torch.no_grad()
@@ -192,19 +188,9 @@ def test_bfloat16_if_the_runtime_has_it(name: str, exported: Files) -> None:
     assert torch.equal(rounded, exact) != has_bf16
 
 
-@pytest.mark.parametrize(
-    ("family", "policy"),
-    [
-        pytest.param(
-            family,
-            policy,
-            id=f"{family.name}-{policy}",
-            marks=() if (family.name, policy) in ALWAYS else pytest.mark.extended,
-        )
-        for family in FAMILIES
-        for policy in POLICIES
-    ],
-)
+@pytest.mark.extended  # each run has the files of ``exports.small``
+@each_family
+@pytest.mark.parametrize("policy", POLICIES)
 def test_every_family_in_onnx(family: Family, policy: Policy, tmp_path: Path) -> None:
     """One graph of operators that every runtime lists, for any number of images.
 
@@ -242,7 +228,13 @@ def assert_any_runtime_can_read(written: Any, outputs: list[str]) -> None:
             assert types[node.output[0]] != BOOL
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param(policy, marks=pytest.mark.extended if policy == "bypassed" else ())
+        for policy in POLICIES
+    ],
+)
 def test_a_stage_is_no_more_than_it_must_be(policy: Policy, exported: Files) -> None:
     """For one image in int8 the small operations of a stage cost as much as it saves elsewhere.
 

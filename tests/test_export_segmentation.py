@@ -68,10 +68,10 @@ def other() -> Segmenter:
     ("which", "name", "batch"),
     [
         ("model", "torch", 3),
-        ("other", "onnx", None),
         *(
             pytest.param(which, name, None, marks=pytest.mark.extended)
-            for which, name in (("model", "onnx"), ("model", "openvino"), ("other", "openvino"))
+            for which in ("model", "other")
+            for name in ("onnx", "openvino")
         ),
     ],
 )
@@ -137,35 +137,29 @@ def test_an_image_is_seen_as_evaluation_sees_its_center(model: Segmenter) -> Non
     torch.testing.assert_close(eval_transform(model)(image), whole[:, :, 8:40], atol=0.03, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("name", "masks"),
-    [
-        ("onnx", False),
-        ("onnx", True),
-        pytest.param("openvino", True, marks=pytest.mark.extended),
-    ],
-)
+@pytest.mark.extended  # each run has the commands of docs/segmentation.md
+@pytest.mark.parametrize(("name", "masks"), [("onnx", False), ("onnx", True), ("openvino", True)])
 def test_int8_says_what_it_costs(
-    name: str, masks: bool, other: Segmenter, scenes: Path, tmp_path: Path
+    name: str, masks: bool, model: Segmenter, scenes: Path, tmp_path: Path
 ) -> None:
     """Points of mIoU where there are masks, else the share of the pixels."""
     installed(name)
     pytest.importorskip("onnxruntime.quantization" if name == "onnx" else "nncf")
     path = tmp_path / f"model{FORMATS[name].suffix}"
     settings = {"precision": "int8", "calibrate": str(scenes / "images"), "least_agreement": 0}
-    found = export(other, path, validation=str(scenes) if masks else None, **settings)
+    found = export(model, path, validation=str(scenes) if masks else None, **settings)
     agreement, file = found.agreement, load_exported(path)
     assert agreement is not None
     assert 0.5 < agreement.kept[0] <= 1
-    linear = {n for n, part in other.decode_head.named_modules() if isinstance(part, nn.Linear)}
+    linear = {n for n, part in model.decode_head.named_modules() if isinstance(part, nn.Linear)}
     assert {f"decode_head.{name}" for name in linear} <= {*found.layers}, "the head's too"
     assert file.description.precision == "int8"
     if not masks:
         assert (agreement.miou, agreement.labeled) == (None, 0)
         assert agreement.drop == pytest.approx(100 * (1 - agreement.answers))
         return
-    own = evaluate_segmentation(other, scenes, workers=0)
-    theirs = evaluate_segmentation(file, scenes, dense=other, workers=0)
+    own = evaluate_segmentation(model, scenes, workers=0)
+    theirs = evaluate_segmentation(file, scenes, dense=model, workers=0)
     assert agreement.model_miou == pytest.approx(own.miou)
     assert agreement.miou == pytest.approx(theirs.miou)
     assert agreement.answers == pytest.approx(theirs.agreement)

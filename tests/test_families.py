@@ -10,7 +10,7 @@ from dynamicvit import sparsify
 from dynamicvit.core.decisions import gumbel_top_k_sampler
 from dynamicvit.core.networks import DenseNetwork, core_of
 from dynamicvit.core.outputs import MaskedOutput
-from families import BY_NAME, Family, assert_agree, each_family
+from families import BY_NAME, Family, assert_agree, each_family, kinds_or_all
 
 
 def everything(family: Family, batch: int = 2, stages: int = 3) -> list[Tensor]:
@@ -64,7 +64,7 @@ def test_the_last_block_gives_what_the_head_reads(family: Family) -> None:
     assert_agree(merging(images), merging.forward_head(merging.forward_tokens(images)), 1e-12)
 
 
-@each_family
+@kinds_or_all
 @torch.no_grad()
 def test_dropping_changes_the_output(family: Family) -> None:
     """Or the tests above would pass with a network that never drops anything."""
@@ -75,7 +75,7 @@ def test_dropping_changes_the_output(family: Family) -> None:
     assert (masked - dense).abs().max() > 1e-2
 
 
-@each_family
+@kinds_or_all
 @torch.no_grad()
 def test_the_backbone_is_left_as_it_was(family: Family) -> None:
     backbone, images = family.backbone(), family.images()
@@ -148,7 +148,7 @@ def test_backward_through_the_pruned_path(family: Family) -> None:
 # ---------------------------------------------------------------- survivors
 
 
-@each_family
+@kinds_or_all
 @torch.no_grad()
 def test_the_best_k_survive_and_are_reported_in_image_order(family: Family) -> None:
     model, images = family.sparse(keep_ratio=0.6), family.images(3)
@@ -185,7 +185,7 @@ def test_the_pruned_path_computes_what_its_survivors_say(family: Family) -> None
     assert_agree(model.forward_masked(images, decisions).logits, output.logits)
 
 
-@each_family
+@kinds_or_all
 @torch.no_grad()
 def test_the_masked_path_scores_like_the_pruned_path(family: Family) -> None:
     """Given the same survivors, both see the same scores at every stage: no train-test mismatch."""
@@ -202,7 +202,7 @@ def test_the_masked_path_scores_like_the_pruned_path(family: Family) -> None:
         torch.testing.assert_close(masked, pruned, rtol=0, atol=1e-4)
 
 
-@each_family
+@kinds_or_all
 @torch.no_grad()
 def test_blocks_see_fewer_tokens_in_the_pruned_path(family: Family) -> None:
     """The tokens are really gone: each block's MLP gets P + K of them.
@@ -222,7 +222,7 @@ def test_blocks_see_fewer_tokens_in_the_pruned_path(family: Family) -> None:
     assert lengths == [model.num_prefix_tokens + family.num_patches] * 4
 
 
-@each_family
+@kinds_or_all
 def test_training_with_exactly_k_tokens(family: Family) -> None:
     torch.manual_seed(0)
     model = family.sparse(keep_ratio=0.6).train()

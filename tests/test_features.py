@@ -20,6 +20,7 @@ from families import (
     Family,
     assert_agree,
     each_family,
+    kinds_or_all,
 )
 
 
@@ -58,7 +59,7 @@ def test_maps_where_nothing_is_dropped_are_the_backbones(family: Family) -> None
             assert_agree(mine, right)
 
 
-@each_family
+@kinds_or_all
 @pytest.mark.filterwarnings(  # timm's, of BeiT's relative biases
     "ignore:Using a non-tuple sequence:UserWarning", "ignore:.*searchsorted:UserWarning"
 )

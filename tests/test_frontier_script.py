@@ -21,6 +21,7 @@ SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 MODEL = "test_vit"  # timm's, for tests: 64 wide, 160 px
 
 
+@pytest.mark.extended
 def test_the_frontier_is_made_once_and_goes_on(
     command: Callable[..., int],
     tmp_path: Path,

@@ -214,7 +214,7 @@ INFOS = st.one_of(
 
 
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(names=INFOS, lengths=INFOS | st.just([10**11]) | st.just([-1]), key=INFOS)
 def test_any_info_of_shards(tmp_path: Path, names: object, lengths: object, key: object) -> None:

@@ -48,7 +48,11 @@ PLACES = {
 }
 PATCH = 16
 at_other_sizes = pytest.mark.parametrize(
-    ("place", "side"), [*((place, 384) for place in PLACES), ("absolute", 512)]
+    ("place", "side"),
+    [
+        *((place, 384) for place in PLACES),
+        pytest.param("absolute", 512, marks=pytest.mark.extended),
+    ],
 )
 
 
@@ -100,7 +104,10 @@ def test_macs_of_large_networks(name: str) -> None:
     assert count_macs(model) < 0.67 * dense
 
 
-@pytest.mark.parametrize("name", ["deit_base_patch16_224", "vit_huge_patch14_224"])
+@pytest.mark.parametrize(
+    "name",
+    ["deit_base_patch16_224", pytest.param("vit_huge_patch14_224", marks=pytest.mark.extended)],
+)
 @torch.no_grad()
 def test_the_law_at_full_width(name: str) -> None:
     """Two blocks as wide as the real ones, and as many patches; depth adds nothing to the law."""

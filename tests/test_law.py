@@ -52,9 +52,11 @@ def sparse(
 whatever_becomes_of_them = pytest.mark.parametrize("policy", POLICIES)
 
 
-@pytest.fixture(params=["attention by size", "fused attention"])
+@pytest.fixture(
+    params=["fused attention", pytest.param("attention by size", marks=pytest.mark.extended)]
+)
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """These networks are so small that attention would be explicit: run the other form as well."""
+    """The form that real networks run; these are so small that hypothesis sees the explicit one."""
     if request.param == "fused attention":
         monkeypatch.setattr(masked_attention, "KEYS_PER_WIDTH", 0)
 

@@ -19,7 +19,7 @@ from dynamicvit.costs import (
     meta_copy,
     schedule_macs,
 )
-from families import each_family, few_families
+from families import few_families, kinds_or_all
 
 sparsify = partial(dynamicvit.sparsify, policy="removed")  # as published numbers count
 
@@ -173,7 +173,7 @@ class TestByParts:
             schedule_macs(tiny(), Schedule((4,), (0.5,)))
 
 
-@each_family
+@kinds_or_all
 def test_the_parts_add_up_to_what_is_counted(family):
     model = family.sparse(0.5, depth=2, stages=[1])
     assert schedule_macs(model, DENSE) == count_macs(model.backbone)

@@ -133,7 +133,8 @@ def least(name: str) -> DynamicViT:
     return model
 
 
-@pytest.mark.parametrize("of", [pytest.param("convnext", marks=pytest.mark.extended), "swin"])
+@pytest.mark.extended
+@pytest.mark.parametrize("of", ["convnext", "swin"])
 def test_compiled(of: str) -> None:
     model, images = least(of), BY_NAME[of].images()
     with torch.no_grad():
@@ -144,8 +145,8 @@ def test_compiled(of: str) -> None:
 @pytest.mark.parametrize(
     ("of", "name", "size"),
     [
-        ("convnext", "onnx", None),
         ("swin", "torch", 2),
+        pytest.param("convnext", "onnx", None, marks=pytest.mark.extended),
         pytest.param("swin", "openvino", None, marks=pytest.mark.extended),
     ],
 )
@@ -168,6 +169,7 @@ def test_exported(of: str, name: str, size: int | None, tmp_path: Path) -> None:
             assert torch.equal(mine, other)
 
 
+@pytest.mark.extended
 @ignore_deprecations
 @pytest.mark.usefixtures("traced_once")
 def test_int8(tmp_path: Path) -> None:

@@ -86,7 +86,9 @@ def test_compiled_training() -> None:
     assert_same(learned(learner, images, compiled), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.extended)]
+)
 @both_leaves
 @few_families
 def test_half_precision(family: Family, masking: Any, dtype: torch.dtype) -> None:

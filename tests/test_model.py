@@ -46,7 +46,6 @@ from families import (
     each_family,
     few_families,
     kinds_or_all,
-    or_all,
     randomize,
 )
 
@@ -388,7 +387,7 @@ def test_dropout_and_drop_path_work_in_training(family: Family) -> None:
         assert torch.equal(model.eval().forward_masked(images, decisions).logits, calm)
 
 
-@each_family
+@kinds_or_all
 def test_grad_checkpointing_gives_the_same_gradients_by_running_blocks_again(
     family: Family,
 ) -> None:
@@ -597,7 +596,7 @@ def test_training_learns_which_patches_matter() -> None:
 # ---------------------------------------------------------------- precision and memory format
 
 
-@each_family
+@kinds_or_all
 def test_bf16_autocast(family: Family) -> None:
     model, images, decisions = family.sparse(), family.images(), family.decisions()
     exact = model.forward_masked(images, decisions).logits.detach()
@@ -719,10 +718,6 @@ def test_another_pool_for_the_new_classifier() -> None:
 
 # Compilation takes seconds for each block, so these models have one.
 
-#: In every run, beside a plain ViT in the tests below: one for each other way to place tokens or
-#: to pool them.
-COMPILED = ("siglip", "eva02_split", "beit")
-
 
 def compiled(model: nn.Module, backend: str) -> Any:
     torch._dynamo.reset()
@@ -733,7 +728,8 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
-@or_all([BY_NAME[name] for name in COMPILED])
+@pytest.mark.extended
+@each_family
 @torch.no_grad()
 def test_one_graph_holds_the_whole_of_inference(family: Family) -> None:
     """What becomes of a graph depends on the family no more: see the tests below."""
@@ -754,7 +750,10 @@ def test_the_budget_of_a_compiled_model_can_be_changed() -> None:
 
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [("lvvit", "aot_eager"), *((row.name, "eager") for row in HF_FAMILIES[:1])],
+    [
+        pytest.param("lvvit", "aot_eager", marks=pytest.mark.extended),
+        *((row.name, "eager") for row in HF_FAMILIES[:1]),
+    ],
 )
 def test_compiled_training(name: str, backend: str) -> None:
     """A second classifier, and another library's modules, are in the graph; one has a backward."""

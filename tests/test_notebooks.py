@@ -45,7 +45,18 @@ def run_cell(source: str, where: str, names: dict[str, Any]) -> object:
     return eval(compile(ast.Expression(last.value), where, "eval", dont_inherit=True), names)
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+#: In every run; ``-m extended`` runs the other, whose calls are in other tests.
+ALWAYS = "train_and_export"
+
+
+@pytest.mark.parametrize(
+    "notebook",
+    [
+        pytest.param(path, marks=() if path.stem == ALWAYS else pytest.mark.extended)
+        for path in NOTEBOOKS
+    ],
+    ids=lambda path: path.stem,
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_it_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -24,7 +24,7 @@ PREDICTORS = ["predictors.0", "predictors.1", "predictors.2"]
         ("deit", ["qkv"], ["head", *PREDICTORS]),
         ("deit", ["fc1"], ["head", "predictors.0.mlp"]),
         ("deit", "all-linear", ["head"]),
-        ("lvvit", ["qkv"], ["head"]),
+        pytest.param("lvvit", ["qkv"], ["head"], marks=pytest.mark.extended),
         ("hf_vit", ["q_proj", "v_proj"], ["classifier"]),
     ],
 )

@@ -146,7 +146,11 @@ def test_certain_scores_come_first_or_last(infinite: float) -> None:
 
 
 @pytest.mark.parametrize(("method", "policy"), METHODS)
-@pytest.mark.parametrize("family", [NOWHERE, BY_NAME["beit"]], ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    "family",
+    [NOWHERE, pytest.param(BY_NAME["beit"], marks=pytest.mark.extended)],
+    ids=lambda family: family.name,
+)
 def test_alone_in_a_batch_and_in_threads(method: str, policy: Policy, family: Family) -> None:
     model, images = model_of(method, policy, family), plain(family)
     alone = {name: run(model, image) for name, image in images.items()}
@@ -175,7 +179,9 @@ def test_a_model_that_is_watched_takes_several_threads() -> None:
 # ---------------------------------------------------------------- in a file
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
+@pytest.mark.parametrize(
+    "name", ["onnx", "torch", pytest.param("openvino", marks=pytest.mark.extended)]
+)
 def test_in_a_file(name: str, exported: Callable[..., Path]) -> None:
     """Alone, in a batch, and in threads that share the file."""
     model, images = small("merged"), plain(NOWHERE)

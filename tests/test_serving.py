@@ -108,6 +108,7 @@ def server(
         running.process.wait()
 
 
+@pytest.mark.extended  # six processes, each of which imports a runtime or torch
 def test_the_page(server: Server) -> None:
     body = Path("photo.jpg").read_bytes()
     budgets = ["dense", "0.7", "0.5"]

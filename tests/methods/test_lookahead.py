@@ -165,7 +165,7 @@ def test_under_autocast() -> None:
 
 @torch.no_grad()
 def test_real_answers_change_far_less_than_by_merging_the_most_alike() -> None:
-    real = ImageNet("deit", images=24)
+    real = ImageNet("deit", images=8)
 
     def moved(method: str) -> Tensor:
         model = at_macs(method, real.backbone, 0.48).eval()

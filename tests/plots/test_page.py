@@ -199,7 +199,13 @@ def test_equal_scores_and_one_patch_can_be_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "stages"), [((32, 48), 3), ((320, 32), 3), ((32, 320), 3), ((320, 32), 0)]
+    ("shape", "stages"),
+    [
+        ((320, 32), 3),
+        ((32, 320), 3),
+        pytest.param((32, 48), 3, marks=pytest.mark.extended),
+        pytest.param((320, 32), 0, marks=pytest.mark.extended),
+    ],
 )
 def test_all_words_stay_on_the_page_and_apart(
     shape: tuple[int, int], stages: int, output: PrunedOutput

@@ -195,7 +195,7 @@ def test_a_smoothed_line_lies_over_the_values_as_they_are(tmp_path: Path) -> Non
     assert np.abs(smoothed(gaps)[3:-3:3] - 2).max() < 0.5
 
 
-@pytest.mark.parametrize("count", [1, 300])
+@pytest.mark.parametrize("count", [1, pytest.param(300, marks=pytest.mark.extended)])
 def test_no_legend_lies_on_a_curve(count: int, tmp_path: Path) -> None:
     parts = {name: 10.0**-place for place, name in enumerate(("total", *"abcdefghijkl"))}
     many = dataclasses.replace(FINE, losses=parts)

@@ -106,6 +106,7 @@ M_MMAP_THRESHOLD = -3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.extended
 @pytest.mark.parametrize("name", ["deit_small", "small_data"])
 def test_the_process_peaks_where_it_was_said(name: str) -> None:
     expected, measured = in_fork(peak, name)

@@ -123,6 +123,7 @@ def test_accumulating_takes_at_least_one_pass(tmp_path: Path) -> None:
 
 
 # The compiler's own look at tensors between graphs, which it hides unless warnings are errors.
+@pytest.mark.extended
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_a_compiled_step_follows_the_plain_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
