@@ -150,6 +150,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (("export", saved, "-o", out, "--precision", "int8", "--calibrate", folder), "a.pt2"),
         (("export", saved, "-o", out, "--calibrate", folder), f"--calibrate {folder}"),
         (("export", saved, "-o", out, "--max-drop", 0.5), "--max-drop 0.5"),
+        (("export", saved, "-o", out, "--calibration-images", 9), "--calibration-images 9"),
         (("export", file, "-o", out), f"{file}"),
         (("export", "-o", out), "--model"),
         (("export", saved, "--model", saved, "-o", out), f"--model {saved}"),

@@ -436,6 +436,7 @@ def test_what_can_not_be_int8(
         ("a.fake", {}, "calibrate"),
         ("a.pt2", calibrate, "a.pt2"),
         ("a.fake", {**calibrate, "precision": "fp32"}, f"calibrate {pictures}"),
+        ("a.fake", {"calibration_images": 9, "precision": "fp32"}, "calibration_images 9"),
         ("a.fake", {**calibrate, "max_drop": -1.0}, "-1"),
         ("a.fake", {**calibrate, "calibration_images": 0}, "0 images"),
         ("a.fake", {"calibrate": str(one)}, "1 image"),

@@ -106,12 +106,12 @@ def export(
         int | None, typer.Option(help="For ONNX, 18 or later.", rich_help_panel=_FILE)
     ] = None,
     calibration_images: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="Number of images of --calibrate to calibrate on.",
+            help=f"Images of --calibrate to calibrate on; by default {CALIBRATION_IMAGES}.",
             rich_help_panel=_INT8,
         ),
-    ] = CALIBRATION_IMAGES,
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -132,7 +132,12 @@ def export(
     size = parse_image_size(image_size)
     names = None if class_names is None else read_class_names(class_names)
     kind = format_of(output, file_format)
-    _check_int8(precision, calibrate, {"--max-drop": max_drop, "--class-map": class_map})
+    of_int8 = {
+        "--max-drop": max_drop,
+        "--calibration-images": calibration_images,
+        "--class-map": class_map,
+    }
+    _check_int8(precision, calibrate, of_int8)
     check_file("--output", output)
     kind.check_output(output, "--output")
     model_name = one_name(model_argument, model_name)

@@ -113,17 +113,18 @@ def own_pictures(data: ImageData, transform: Transform) -> Pictures:
     return _read(data.with_transform(transform), chosen, "to check the exported file on")
 
 
-def calibration_of(source: ImageData, transform: Transform, count: int) -> Calibration:
+def calibration_of(source: ImageData, transform: Transform, count: int | None) -> Calibration:
     """Images spread over a source, and others between them.
 
     Args:
         source: labeled or not.
         transform: of the model.
-        count: images to calibrate on; fewer if the source is smaller.
+        count: images to calibrate on, fewer if the source is smaller; by default 300.
 
     Raises:
         InputError: for a count below one, a source of one image, or without a readable one.
     """
+    count = CALIBRATION_IMAGES if count is None else count
     if count < 1:
         raise InputError(f"{count} images to calibrate on: give at least 1 image")
     if len(source) < 2:

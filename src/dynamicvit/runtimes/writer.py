@@ -18,7 +18,6 @@ from dynamicvit.runtimes.comparison import Agreement, Check, ExportMismatchError
 from dynamicvit.runtimes.description import Description, describe
 from dynamicvit.runtimes.graph import layers_of, prediction_layers
 from dynamicvit.runtimes.images import (
-    CALIBRATION_IMAGES,
     Calibration,
     calibration_of,
     own_pictures,
@@ -92,7 +91,7 @@ def export(
     validation: str | None = None,
     class_map: str | None = None,
     calibrate: str | None = None,
-    calibration_images: int = CALIBRATION_IMAGES,
+    calibration_images: int | None = None,
     max_drop: float | None = None,
     least_agreement: float = LEAST_AGREEMENT,
     **options: Any,
@@ -118,7 +117,7 @@ def export(
         class_map: for the labels, as for :func:`~dynamicvit.data.class_map_for`.
         calibrate: for int8, a source of images to calibrate on, labeled or not. Only a file that
             is timed and not used (``least_agreement=0``) can do without: two photographs.
-        calibration_images: number of images to calibrate on.
+        calibration_images: number of images to calibrate on, by default 300.
         max_drop: for int8, points of top-1 or mIoU that it may cost; as many layers as needed stay
             in float. Without ``validation`` changed answers count as lost.
         least_agreement: for int8, share of the answers, and of the kept patches of each stage, that
@@ -133,7 +132,10 @@ def export(
     path = Path(path)
     kind = format_of(path, format)
     kind.check_output(path)
-    _check_precision(path, kind, precision, calibrate, max_drop)
+    of_int8 = {"calibrate": calibrate, "calibration_images": calibration_images}
+    _check_precision(path, kind, precision, {**of_int8, "max_drop": max_drop})
+    if max_drop is not None and not 0 <= max_drop <= 100:
+        raise InputError(f"max_drop {max_drop}: give points, 0 to 100")
     if precision == "int8" and calibrate is None and least_agreement > 0:
         raise InputError("int8 needs calibrate, images of the kind that the file will see")
     kind.check_options(options)
@@ -262,17 +264,15 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _check_precision(
-    path: Path, kind: Format, precision: str, calibrate: str | None, max_drop: float | None
+    path: Path, kind: Format, precision: str, of_int8: dict[str, str | float | None]
 ) -> None:
-    """Check the precision, and the arguments that belong to it."""
+    """Check the precision, and the arguments that belong to int8."""
     if precision not in ("fp32", "int8"):
         raise InputError(f"precision {precision!r}: files are written in fp32 or int8")
     if precision not in kind.precisions:
         suffixes = [each.suffix for each in FORMATS.values() if precision in each.precisions]
         raise InputError(f"{path}: {precision} is for {' or '.join(suffixes)} files")
     if precision == "fp32":
-        for name, value in (("calibrate", calibrate), ("max_drop", max_drop)):
+        for name, value in of_int8.items():
             if value is not None:
                 raise InputError(f"{name} {value} goes with precision int8, got {precision}")
-    elif max_drop is not None and not 0 <= max_drop <= 100:
-        raise InputError(f"max_drop {max_drop}: give points, 0 to 100")
