@@ -23,6 +23,9 @@ TINY = "dynamicvit_deit_tiny_patch16_224"
 STAGES = {12: (3, 6, 9), 16: (4, 8, 12), 20: (5, 10, 15), 24: (6, 12, 18), 32: (8, 16, 24)}
 #: Of ConvNeXt and Swin, by the depth of the third stage.
 STAGES_OF_MAPS = {9: (1, 2, 3), 27: (3, 6, 9), 6: (1, 2, 3), 18: (2, 4, 6)}
+#: One of each family and a second size, in every run; ``-m extended`` runs all.
+SHOWN = ["deit_tiny_patch16_224", "deit_small_patch16_384", "lvvit_s", "convnext_tiny"]
+SHOWN += ["swin_tiny_patch4_window7_224"]
 SMALL_ARGS = {"depth": 4, "embed_dim": 16, "num_heads": 2, "img_size": 32}
 
 
@@ -37,7 +40,10 @@ def test_timm_lists_the_models() -> None:
     assert not timm.list_models("dynamicvit*", pretrained=True)  # no weights of ours to download
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    "backbone",
+    [pytest.param(name, marks=() if name in SHOWN else pytest.mark.extended) for name in BACKBONES],
+)
 def test_each_name_builds_its_backbone(backbone: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(f"dynamicvit_{backbone}", pretrained=False)

@@ -146,7 +146,7 @@ def test_captum_explains_layers(policy: Policy) -> None:
 # ---------------------------------------------------------------- offloading
 
 
-@pytest.mark.parametrize("policy", ["removed", "merged"])
+@pytest.mark.parametrize("policy", ["merged", pytest.param("removed", marks=pytest.mark.extended)])
 @pytest.mark.parametrize("name", ["deit", "registers", "map_all", "eva02_split", "lvvit", "beit"])
 @torch.no_grad()
 def test_weights_may_be_elsewhere(name: str, policy: Policy) -> None:

@@ -39,10 +39,12 @@ from families import (
     FAMILIES,
     HF_VIDEO_FAMILIES,
     INFLATED_FAMILIES,
+    KINDS,
     NUM_CLASSES,
     Family,
     HFFamily,
     assert_agree,
+    or_all,
 )
 
 needs_transformers = pytest.mark.skipif(
@@ -58,11 +60,7 @@ SMALL = ["--model", "vit_tiny_patch16_224", "--frames", "4", "--image-size", "32
 # ---------------------------------------------------------------- inflated networks
 
 
-@pytest.mark.parametrize(
-    "family",
-    [f for f in FAMILIES if f.frames is None and not isinstance(f, HFFamily)],
-    ids=lambda family: family.name,
-)
+@or_all(KINDS, [f for f in FAMILIES if f.frames is None and not isinstance(f, HFFamily)])
 @torch.no_grad()
 def test_a_still_clip_is_its_image(family: Family) -> None:
     """One tubelet, averaged, at time zero: the image network's answer, for every family of timm."""

@@ -28,9 +28,8 @@ from memory import Memory, small
 #: Those of clips are in test_run_length.py and test_tubelets.py.
 IMAGES = [name for name, kind in METHODS.items() if not kind.for_clips]
 each_method = pytest.mark.parametrize("name", IMAGES)
-each_candidate = pytest.mark.parametrize(
-    "name", [*(n for n in all_names() if n.removesuffix("-removed") in IMAGES), *ABLATIONS]
-)
+CANDIDATES = [n for n in all_names() if n.removesuffix("-removed") in IMAGES] + [*ABLATIONS]
+each_candidate = pytest.mark.parametrize("name", CANDIDATES)
 
 
 @cache
@@ -179,7 +178,17 @@ def test_tome_reaches_small_budgets() -> None:
     assert macs / dense_macs(depth=8) == pytest.approx(0.4, abs=0.02)
 
 
-@each_candidate
+#: One of each kind of training, with what is left out; ``-m extended`` runs all.
+TRAINED = {"dynamicvit-removed", "lookahead", "evit", "downsample", "narrow", *ABLATIONS}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in TRAINED else pytest.mark.extended)
+        for name in CANDIDATES
+    ],
+)
 def test_two_steps_of_the_same_recipe(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone = DEIT.backbone()
