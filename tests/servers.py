@@ -56,6 +56,7 @@ def serving(root: Path) -> Iterator[FileServer]:
 class _Handler(BaseHTTPRequestHandler):
     server: FileServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for word of its header
 
     def log_message(self, *args: object) -> None:
         pass

@@ -118,7 +118,7 @@ def test_features_and_head_compose_to_forward(family: Family) -> None:
 # ---------------------------------------------------------------- gradients
 
 
-@each_family
+@kinds_or_all
 def test_backward_through_the_masked_path(family: Family) -> None:
     torch.manual_seed(0)
     model, images = family.sparse().train(), family.images(3)
@@ -134,7 +134,7 @@ def test_backward_through_the_masked_path(family: Family) -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
-@each_family
+@kinds_or_all
 def test_backward_through_the_pruned_path(family: Family) -> None:
     """The choice passes no gradient there, so the prediction modules get none."""
     model = family.sparse()

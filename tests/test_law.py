@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dynamicvit import DynamicViT, Schedule
 from dynamicvit.core.schedule import Policy
 from dynamicvit.layers import masked_attention
-from families import BY_NAME, NUM_CLASSES, POLICIES, Family, assert_agree, each_family
+from families import BY_NAME, NUM_CLASSES, POLICIES, Family, assert_agree, each_family, kinds_or_all
 
 SHARES = (0.0, 0.05, 0.3, 0.7, 1.0)
 
@@ -149,7 +149,7 @@ def test_every_image_of_the_batch_keeps_another_number(
         assert_agree(pruned.logits[image : image + 1], alone.logits)
 
 
-@each_family
+@kinds_or_all
 @whatever_becomes_of_them
 @torch.no_grad()
 def test_the_surviving_tokens_agree_and_not_only_the_logits(family: Family, policy: Policy) -> None:

@@ -132,8 +132,12 @@ def export(
     path = Path(path)
     kind = format_of(path, format)
     kind.check_output(path)
-    of_int8 = {"calibrate": calibrate, "calibration_images": calibration_images}
-    _check_precision(path, kind, precision, {**of_int8, "max_drop": max_drop})
+    of_int8 = {
+        "calibrate": calibrate,
+        "calibration_images": calibration_images,
+        "max_drop": max_drop,
+    }
+    _check_precision(path, kind, precision, of_int8)
     if max_drop is not None and not 0 <= max_drop <= 100:
         raise InputError(f"max_drop {max_drop}: give points, 0 to 100")
     if precision == "int8" and calibrate is None and least_agreement > 0:
