@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from dynamicvit import DynamicViT, Schedule, inflate, sparsify
 from dynamicvit.core.networks import core_of
 from dynamicvit.core.schedule import Policy
+from rows import some_or_all
 
 NUM_CLASSES = 7
 
@@ -405,11 +406,7 @@ KINDS += [*HF_FAMILIES[:1], *HF_VIDEO_FAMILIES[:1]]
 
 def or_all(families: Sequence[Any], rows: Sequence[Any] = FAMILIES) -> pytest.MarkDecorator:
     """These rows of a table in every run, all with ``-m extended``."""
-    rows = [
-        pytest.param(family, marks=() if family in families else pytest.mark.extended)
-        for family in rows
-    ]
-    return pytest.mark.parametrize("family", rows, ids=lambda family: family.name)
+    return some_or_all("family", families, rows, ids=lambda family: family.name)
 
 
 few_families_or_all = or_all(FEW)

@@ -48,8 +48,8 @@ if hasattr(signal, "SIGHUP"):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First what starts Python anew, from a process in which no runtime has threads yet.
 
-    Then what forks, then what exports, so that as few of the processes as can be start a server of
-    forks and import what converts: the first one takes most of these, and each takes seconds.
+    Then what forks and what exports: the first process takes most of it, so that the other mostly
+    needs no server of forks and nothing that converts, seconds each.
     """
     sources = {path: path.read_text(encoding="utf-8") for path in {item.path for item in items}}
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dynamicvit.checkpoints.released import Release
+from rows import some_or_all
 
 WIDTH, DEPTH, HEADS = 16, 4, 2
 
@@ -15,11 +16,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 def these_or_all(releases: dict[str, Release], always: tuple[str, ...]) -> pytest.MarkDecorator:
     """These in every run, all with ``-m extended``."""
-    rows = [
-        pytest.param(row, id=name, marks=() if name in always else pytest.mark.extended)
-        for name, row in releases.items()
-    ]
-    return pytest.mark.parametrize("release", rows)
+    some = [releases[name] for name in always]
+    return some_or_all("release", some, releases.values(), ids=list(releases))
 
 
 def _affine(name: str, *shape: int) -> Shapes:

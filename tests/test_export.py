@@ -41,6 +41,7 @@ from dynamicvit.utils.outputs import is_ours, rules
 from exports import NEEDED, NOWHERE, changed, family_of, ignore_deprecations, small, traced
 from families import DEIT, POLICIES, Family, assert_agree, each_family
 from pictures import write_image
+from rows import some_or_all
 
 pytestmark = ignore_deprecations
 
@@ -228,13 +229,7 @@ def assert_any_runtime_can_read(written: Any, outputs: list[str]) -> None:
             assert types[node.output[0]] != BOOL
 
 
-@pytest.mark.parametrize(
-    "policy",
-    [
-        pytest.param(policy, marks=pytest.mark.extended if policy == "bypassed" else ())
-        for policy in POLICIES
-    ],
-)
+@some_or_all("policy", ("removed", "merged"), POLICIES)
 def test_a_stage_is_no_more_than_it_must_be(policy: Policy, exported: Files) -> None:
     """For one image in int8 the small operations of a stage cost as much as it saves elsewhere.
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from rows import some_or_all
+
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
@@ -45,18 +47,11 @@ def run_cell(source: str, where: str, names: dict[str, Any]) -> object:
     return eval(compile(ast.Expression(last.value), where, "eval", dont_inherit=True), names)
 
 
-#: In every run; ``-m extended`` runs the other, whose calls are in other tests.
-ALWAYS = "train_and_export"
+#: In every run; what the other one calls is in other tests.
+ALWAYS = [path for path in NOTEBOOKS if path.stem == "train_and_export"]
 
 
-@pytest.mark.parametrize(
-    "notebook",
-    [
-        pytest.param(path, marks=() if path.stem == ALWAYS else pytest.mark.extended)
-        for path in NOTEBOOKS
-    ],
-    ids=lambda path: path.stem,
-)
+@some_or_all("notebook", ALWAYS, NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_it_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from dynamicvit import DynamicViT, InputError, MaskedOutput
 from dynamicvit.checkpoints.timm_names import BACKBONES
 from families import Family, each_family
+from rows import some_or_all
 
 TINY = "dynamicvit_deit_tiny_patch16_224"
 #: Where each depth puts the stages.
@@ -40,10 +41,7 @@ def test_timm_lists_the_models() -> None:
     assert not timm.list_models("dynamicvit*", pretrained=True)  # no weights of ours to download
 
 
-@pytest.mark.parametrize(
-    "backbone",
-    [pytest.param(name, marks=() if name in SHOWN else pytest.mark.extended) for name in BACKBONES],
-)
+@some_or_all("backbone", SHOWN, BACKBONES)
 def test_each_name_builds_its_backbone(backbone: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(f"dynamicvit_{backbone}", pretrained=False)

@@ -24,7 +24,7 @@ from released_state import (
 )
 
 OF_MAPS = {n: release for n, release in RELEASES.items() if release.architecture in HIERARCHICAL}
-one_of_each_kind_or_all = these_or_all(OF_MAPS, ("convnext-t-0.7", "swin-s-0.9"))
+one_of_each_kind_or_all = these_or_all(OF_MAPS, ("convnext-t-0.7", "swin-s-0.7"))
 
 #: Of each network: depths, widths of the first stage, heads of the first, stages of the modules.
 SIZES = {

@@ -24,6 +24,7 @@ from dynamicvit.methods import METHODS, at_macs, method_named
 from dynamicvit.training import ExternalTeacher, fit
 from families import BY_NAME, DEIT, HF_FAMILIES
 from memory import Memory, small
+from rows import some_or_all
 
 #: Those of clips are in test_run_length.py and test_tubelets.py.
 IMAGES = [name for name, kind in METHODS.items() if not kind.for_clips]
@@ -182,13 +183,7 @@ def test_tome_reaches_small_budgets() -> None:
 TRAINED = {"dynamicvit-removed", "lookahead", "evit", "downsample", "narrow", *ABLATIONS}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in TRAINED else pytest.mark.extended)
-        for name in CANDIDATES
-    ],
-)
+@some_or_all("name", TRAINED, CANDIDATES)
 def test_two_steps_of_the_same_recipe(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone = DEIT.backbone()
