@@ -39,7 +39,7 @@ from dynamicvit.checkpoints.released import (
 from dynamicvit.checkpoints.runs import refuse_unfinished
 from dynamicvit.checkpoints.timm_names import PREFIX
 from dynamicvit.core.model import DynamicViT
-from dynamicvit.core.networks import backbone_of, core_of
+from dynamicvit.core.networks import backbone_of, bound_of, core_of
 from dynamicvit.core.schedule import Policy
 from dynamicvit.core.schedule_file import ScheduleFile, ScheduleSource
 from dynamicvit.costs import resolve_image_size
@@ -245,7 +245,7 @@ def set_image_size(model: nn.Module, size: int | tuple[int, int] | None) -> tupl
     if size is None:
         return resolve_image_size(model)
     height, width = (size, size) if isinstance(size, int) else size
-    backbone_for(backbone_of(model)).set_image_size(height, width)
+    (bound_of(model) or backbone_for(model)).set_image_size(height, width)
     return resolve_image_size(model, (height, width))
 
 
